@@ -1,0 +1,75 @@
+# What a person can do here; `make help` lists it. Two commands matter: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := $(CURDIR)/.cache/venv
+BIN := $(VENV)/bin
+export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)
+export PYTHONDONTWRITEBYTECODE := 1
+PYTEST := $(BIN)/python -m pytest
+PACKAGES := -p modelrollout -p sandbox -p demo
+
+.PHONY: help
+help: ## List what can be done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
+
+.PHONY: venv
+venv: ## The Python environment with all pins (in .cache/venv)
+	@hack/venv.sh $(VENV) requirements/dev.txt
+
+.PHONY: demo
+demo: venv ## The main job, live: seven versions of a model, from optimization to rollback (KUBECONTEXT=name for a cluster of your own)
+ifdef KUBECONTEXT
+	@$(BIN)/python -m demo --context "$(KUBECONTEXT)" $(DEMO_ARGS)
+else
+	@$(BIN)/python -m sandbox up
+	@$(BIN)/python -m demo $(DEMO_ARGS)
+endif
+
+.PHONY: test
+test: lint test-unit ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
+	@$(BIN)/python -m sandbox up
+	$(PYTEST) tests/integration tests/e2e
+
+.PHONY: test-unit
+test-unit: venv ## Unit and property tests, without root, in under a minute
+	$(PYTEST) tests/unit tests/property
+
+.PHONY: test-integration
+test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)
+	@$(BIN)/python -m sandbox up
+	$(PYTEST) tests/integration
+
+.PHONY: test-e2e
+test-e2e: venv ## End to end on the sandbox (root)
+	@$(BIN)/python -m sandbox up
+	$(PYTEST) tests/e2e
+
+.PHONY: lint
+lint: venv ## ruff, mypy --strict, layer contracts, generated files current
+	$(BIN)/ruff check operator sandbox demo tests
+	$(BIN)/ruff format --check operator sandbox demo tests
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/lint-imports
+	$(BIN)/python -m modelrollout.crdgen --check
+
+.PHONY: generate
+generate: venv ## Write crds/ and the chart's copy from the types
+	$(BIN)/python -m modelrollout.crdgen
+
+.PHONY: sandbox-up
+sandbox-up: venv ## A real cluster on this machine (root): control plane, GPU node, gateway, Prometheus, object store, images
+	@$(BIN)/python -m sandbox up
+
+.PHONY: sandbox-down
+sandbox-down: venv ## End it; nothing stays but installed packages and the cache
+	@$(BIN)/python -m sandbox down
+
+.PHONY: sandbox-status
+sandbox-status: venv ## What runs, where, with which versions
+	@$(BIN)/python -m sandbox status
+
+.PHONY: clean
+clean: ## Remove what was built in the checkout
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

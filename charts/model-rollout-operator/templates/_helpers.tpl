@@ -1,0 +1,140 @@
+{{- define "modelrollout.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "modelrollout.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "modelrollout.selector" -}}
+app.kubernetes.io/name: {{ include "modelrollout.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "modelrollout.labels" -}}
+{{ include "modelrollout.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Of a map with repository, tag and digest; the digest wins. */}}
+{{- define "modelrollout.image" -}}
+{{- $tag := default .root.Chart.AppVersion .image.tag -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "modelrollout.serviceAccount" -}}
+{{- default (include "modelrollout.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "modelrollout.feedbackServiceAccount" -}}
+{{- default (printf "%s-feedback" (include "modelrollout.fullname" .)) .Values.feedback.serviceAccount.name -}}
+{{- end -}}
+
+{{/* The operator's own Lease. */}}
+{{- define "modelrollout.lease" -}}modelrollout-operator{{- end -}}
+
+{{- define "modelrollout.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "modelrollout.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Folder of a Prometheus provider's credentials in the operator's pod. */}}
+{{- define "modelrollout.prometheusDir" -}}
+/var/run/modelrollout/prometheus/{{ .name }}
+{{- end -}}
+
+{{/* The operator's configuration; operator/modelrollout/api/config.py reads it and refuses what it does not know. */}}
+{{- define "modelrollout.config" -}}
+{{- if not .Values.stores }}{{ fail "stores: name at least one place that models may come from, for example\n  stores: [{name: models, uri: s3://models/}]" }}{{ end -}}
+{{- if not .Values.artifacts.uri }}{{ fail "artifacts.uri: say where prepared models are kept, for example\n  artifacts: {uri: s3://model-artifacts/, secretName: s3-writer}" }}{{ end -}}
+{{- $artifacts := dict -}}
+{{- range $key, $value := .Values.artifacts }}{{ if $value }}{{ $_ := set $artifacts $key $value }}{{ end }}{{ end -}}
+{{- $providers := list -}}
+{{- range .Values.prometheus }}
+  {{- $dir := include "modelrollout.prometheusDir" . }}
+  {{- $provider := omit . "tokenSecret" "basicAuthSecret" }}
+  {{- with .tokenSecret }}{{ $_ := set $provider "tokenFile" (printf "%s/token" $dir) }}{{ end }}
+  {{- with .basicAuthSecret }}{{ $_ := merge $provider (dict "usernameFile" (printf "%s/username" $dir) "passwordFile" (printf "%s/password" $dir)) }}{{ end }}
+  {{- $providers = append $providers $provider }}
+{{- end }}
+{{- $gateway := dict "profile" .Values.gatewayMetrics.profile "settleSeconds" .Values.gatewayMetrics.settleSeconds }}
+{{- with .Values.gatewayMetrics.provider }}{{ $_ := set $gateway "provider" . }}{{ end }}
+{{- $images := dict
+  "optimizer" (include "modelrollout.image" (dict "root" $ "image" .Values.optimizer.image))
+  "triton" .Values.triton.image
+  "pullPolicy" .Values.workloadPullPolicy }}
+{{- dict
+  "stores" .Values.stores
+  "artifacts" $artifacts
+  "prometheus" $providers
+  "gatewayMetrics" $gateway
+  "images" $images
+  "drain" .Values.drain
+  "namespaces" .Values.namespaces
+  "workers" .Values.workers
+  "resyncSeconds" .Values.resyncSeconds
+  "jobTtlSeconds" .Values.jobTtlSeconds
+  | toYaml }}
+{{- end -}}
+
+{{/* What the operator may do in each namespace that it watches. */}}
+{{- define "modelrollout.rules" -}}
+- apiGroups: [modelrollout.dev]
+  resources: [modeldeployments]
+  verbs: [get, list, watch]
+- apiGroups: [modelrollout.dev]
+  resources: [modeldeployments/status, modelrevisions/status]
+  verbs: [update, patch]
+- apiGroups: [modelrollout.dev]
+  resources: [modelrevisions]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes, grpcroutes]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}

@@ -1,0 +1,1 @@
+"""Roll out machine-learning models on Kubernetes: optimize, verify, serve with Triton, judge on evidence."""

@@ -1,0 +1,69 @@
+"""From raw counters of processes to counts of one step.
+
+``increase()`` extrapolates and misses the first value of a new series, so the raw counters are taken and the baselines are kept here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from modelrollout.api.v1alpha1 import Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). Raises ValueError for what no counter can be."""
+
+    total: float
+    bad: float
+    scraped: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(v) and v >= 0 for v in (self.total, self.bad, self.scraped)):
+            raise ValueError(f"a counter is {self.total!r} with {self.bad!r} bad: neither may be negative, NaN or infinite")
+        if self.bad > self.total:
+            raise ValueError(f"{self.bad!r} bad of {self.total!r}: the counters do not belong together")
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One look at all processes that served a revision. No process is a valid look: nothing has been counted anywhere yet."""
+
+    processes: Mapping[str, Sample] = field(default_factory=dict)
+
+
+def fold(previous: Counter | None, raw: Raw) -> Counter:
+    """Counts after this look; ``previous`` itself when the look brought nothing new.
+
+    The first look only sets the baseline. A process that was not there then has appeared since, and counts from 0. A smaller counter is a
+    restart at 0. A process that vanishes keeps what was counted, and its last counters, should it come back. Every process advances by its
+    own scrape time: behind two Prometheus servers an older scrape of one process can arrive with a newer one of another, and must not look
+    like a restart.
+    """
+    if previous is None:
+        return Counter(last={p: _stored(s) for p, s in raw.processes.items()}, scraped=_newest(raw, None))
+    total, bad, last, advanced = previous.total, previous.bad, dict(previous.last), False
+    for process, sample in raw.processes.items():
+        before_total, before_bad, scraped = last.get(process, [0.0, 0.0, -1.0])
+        if sample.scraped <= scraped:
+            continue
+        if sample.total < before_total or sample.bad < before_bad or sample.total - sample.bad < before_total - before_bad:
+            before_total = before_bad = 0.0
+        total += sample.total - before_total
+        bad += sample.bad - before_bad
+        last[process] = _stored(sample)
+        advanced = True
+    if not advanced:
+        return previous
+    return Counter(total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped))
+
+
+def _stored(sample: Sample) -> list[float]:
+    return [sample.total, sample.bad, sample.scraped]
+
+
+def _newest(raw: Raw, known: float | None) -> float | None:
+    times = [s.scraped for s in raw.processes.values() if s.scraped > 0]
+    return max([*times, known] if known is not None else times, default=None)

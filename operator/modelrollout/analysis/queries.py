@@ -1,0 +1,184 @@
+"""PromQL for raw counters: one instant query for each metric, answering for canary and stable and for the times of the scrapes.
+
+One query is one consistent look. Failed and served requests that come from two queries can lie on two sides of a scrape, and do not belong together.
+Its series carry a label ``reading``: ``count`` (or ``good`` and ``bad``), and ``scraped`` for the time of the newest scrape of a process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from modelrollout.analysis.problem import Problem
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Metric, RevisionRef, seconds
+
+Profile = Literal["traefik", "none"]
+Shape = Literal["codes", "buckets", "outcomes", "labels", "value"]
+
+READING = "reading"
+PLACEHOLDERS = ("revision", "stable", "namespace", "name", "window")
+BASELINE_WINDOW = "10m"  # at the baseline a process is still known for this long after its last scrape
+# What a process itself writes on each counter, without what a scrape adds.
+_OWN_LABELS = {
+    "traefik_service_requests_total": ("service", "code", "method", "protocol"),
+    "traefik_service_request_duration_seconds_bucket": ("service", "code", "method", "protocol", "le"),
+    "modelrollout_feedback_total": ("name", "version", "slice", "result"),
+    "nv_inference_request_success": ("revision", "model", "version"),
+    "nv_inference_request_failure": ("revision", "model", "version", "reason"),
+}
+_PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is compared, and who counts it.
+
+    ``profile`` is ``traefik`` only where a gateway carries the traffic; without one (replica-weighted Service) it is ``none``, and Triton's own counters
+    are asked. ``window_seconds``: how far a custom query may look back, best the time since the step began to be observed.
+    """
+
+    namespace: str
+    name: str
+    canary: RevisionRef
+    stable: RevisionRef | None
+    profile: Profile
+    window_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query for a metric and how its answer is read. ``objective`` in seconds, for ``buckets``."""
+
+    metric: str
+    promql: str
+    shape: Shape
+    objective: float | None = None
+
+
+def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
+    """The query for this metric. ``baseline``: the first look of a step, which has to know every process, also one whose last scrape failed."""
+    if metric.query is not None:
+        return _custom(metric.name, metric.query, target)
+    if metric.name == "accuracy":
+        return Query(metric.name, _feedback(target, baseline), "labels")
+    if metric.name == "errors":
+        if target.profile == "traefik":
+            return Query(metric.name, _counters("traefik_service_requests_total", [_services(target)], "service", "code", baseline), "codes")
+        return Query(metric.name, _triton(target, baseline), "outcomes")
+    if metric.name == "latency":
+        if target.profile != "traefik":
+            return Problem("NoSource", "latency needs a gateway with a request histogram: set spec.traffic.gateway, or leave the metric out")
+        objective = round(seconds(metric.objective or "0s"), 9)
+        bounds = "|".join(_bound_forms(objective))
+        selector = f'{_services(target)},le=~"{bounds}|\\\\+Inf"'
+        return Query(
+            metric.name, _counters("traefik_service_request_duration_seconds_bucket", [selector], "service", "le", baseline), "buckets", objective
+        )
+    return Problem("NoSource", f"nothing measures {metric.name}: built in are accuracy, errors and latency; any other metric needs query: PROMQL")
+
+
+def bounds_query(target: Target) -> str:
+    """The bucket bounds that the gateway's histogram has, asked only when the objective is none of them."""
+    return f"count by (le) (traefik_service_request_duration_seconds_bucket{{{_services(target)}}})"
+
+
+def service_labels(namespace: str, revision: str) -> dict[str, str]:
+    """Traefik's ``service`` labels of a revision's Service, each with its protocol.
+
+    The two kinds of route name it in different ways, and characters other than letters and digits become one dash (Traefik 3.6).
+    """
+
+    def label(*parts: str) -> str:
+        return "-".join(re.findall(r"[^\W_]+", "-".join(parts))) + "@kubernetesgateway"
+
+    return {
+        label(namespace, revision, "http", str(names.PORT_HTTP)): "http",
+        label(namespace, revision, str(names.PORT_GRPC), "grpc"): "grpc",
+    }
+
+
+def unknown_placeholders(query: str) -> list[str]:
+    """Placeholders in a custom query that nothing fills in, as written."""
+    return [p for p in _PLACEHOLDER.findall(query) if p not in PLACEHOLDERS]
+
+
+def _custom(name: str, query: str, target: Target) -> Query | Problem:
+    unknown = unknown_placeholders(query)
+    if unknown:
+        known = ", ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS)
+        return Problem("UnknownPlaceholder", f"metric {name}: {{{{{unknown[0]}}}}} means nothing in a query; known are {known}")
+    values = {
+        "revision": target.canary.revision,
+        "stable": target.stable.revision if target.stable else None,
+        "namespace": target.namespace,
+        "name": target.name,
+        "window": f"{max(1, round(target.window_seconds))}s",
+    }
+    used = _PLACEHOLDER.findall(query)
+    if "stable" in used and target.stable is None:
+        return Problem("NoStableData", f"metric {name}: its query names {{{{stable}}}}, and there is no stable revision yet")
+    return Query(name, _PLACEHOLDER.sub(lambda m: values[m[1]] or "", query), "value")
+
+
+def _services(target: Target) -> str:
+    sides = [r for r in (target.canary, target.stable) if r]
+    return f'service=~"{_any([label for r in sides for label in service_labels(target.namespace, r.revision)])}"'
+
+
+def _feedback(target: Target, baseline: bool) -> str:
+    versions = _any([str(r.number) for r in (target.canary, target.stable) if r])
+    common = f'name="{target.name}",version=~"{versions}"'
+    # A scrape without honor_labels renames our label, because the target has one of the same name.
+    selectors = [
+        f'namespace="{target.namespace}",exported_namespace="",{common}',
+        f'exported_namespace="{target.namespace}",{common}',
+    ]
+    return _counters("modelrollout_feedback_total", selectors, "version", "result", baseline)
+
+
+def _triton(target: Target, baseline: bool) -> str:
+    revisions = _any([r.revision for r in (target.canary, target.stable) if r])
+    selector = f'namespace="{target.namespace}",revision=~"{revisions}"'
+    good = _part("good", "nv_inference_request_success", [selector], ("revision", "instance"), baseline)
+    bad = _part("bad", "nv_inference_request_failure", [f'{selector},reason!="CANCELED"'], ("revision", "instance"), baseline)
+    return f"{good} or {bad} or {_times('nv_inference_request_success', [selector], 'revision')}"
+
+
+def _counters(metric: str, selectors: Sequence[str], side: str, kind: str, baseline: bool) -> str:
+    return f"{_part('count', metric, selectors, (side, 'instance', kind), baseline)} or {_times(metric, selectors, side)}"
+
+
+def _part(reading: str, metric: str, selectors: Sequence[str], by: Sequence[str], baseline: bool) -> str:
+    """Counters by process, which is a scraped instance."""
+
+    def total(vector: str) -> str:
+        # The inner maximum leaves one series where two jobs scrape the same instance, or its requests would count twice.
+        return f"sum by ({', '.join(by)}) (max by (instance, {', '.join(_OWN_LABELS[metric])}) ({vector}))"
+
+    counters = " or ".join(total(f"{metric}{{{s}}}") for s in selectors)
+    if baseline:
+        process = ", ".join(by[:2])
+        gone = [f"({total(f'last_over_time({metric}{{{s}}}[{BASELINE_WINDOW}])')} unless on ({process}) {metric}{{{s}}})" for s in selectors]
+        counters = " or ".join([counters, *gone])
+    return f'label_replace({counters}, "{READING}", "{reading}", "", "")'
+
+
+def _times(metric: str, selectors: Sequence[str], side: str) -> str:
+    # timestamp() gives the time of the scrape only for a bare selector, so each gets its own
+    times = " or ".join(f"max by ({side}, instance) (timestamp({metric}{{{s}}}))" for s in selectors)
+    return f'label_replace({times}, "{READING}", "scraped", "", "")'
+
+
+def _any(values: Sequence[str]) -> str:
+    """A regular expression in a PromQL string for exactly these values (names of Kubernetes objects: of what they may hold only the dot is special)."""
+    return "|".join(v.replace(".", "\\\\.") for v in values)
+
+
+def _bound_forms(objective: float) -> list[str]:
+    """How ``le`` may write a bound: Prometheus 3 writes whole numbers as 1.0, those before as 1."""
+    text = repr(objective)
+    forms = [text, text.removesuffix(".0")] if text.endswith(".0") else [text]
+    return [f.replace(".", "\\\\.") for f in forms]

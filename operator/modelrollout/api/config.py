@@ -1,0 +1,107 @@
+"""The operator's configuration: a YAML file, written by the chart from its values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text names the field and the remedy."""
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Store(_Config):
+    """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is fetched."""
+
+    name: str
+    uri: str = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
+    endpoint: str | None = Field(None, description="S3 endpoint when it is not AWS.")
+    region: str | None = None
+    allow_http: bool = False
+    secret_name: str | None = Field(None, description="Secret in the user's namespace to use when the ModelDeployment names none.")
+
+    def holds(self, uri: str) -> bool:
+        """Whether ``uri`` lies in this store; the prefix ends at a path separator, so s3://models does not hold s3://models-2/x."""
+        prefix = self.uri.rstrip("/") + "/"
+        return uri.startswith(prefix) and "/../" not in uri and not uri.endswith("/..")
+
+
+class PrometheusProvider(_Config):
+    """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the operator's pod."""
+
+    name: str
+    url: str
+    token_file: str | None = None
+    username_file: str | None = None
+    password_file: str | None = None
+    timeout_seconds: float = 5.0
+
+
+class GatewayMetrics(_Config):
+    """How the gateway's metrics name a backend Service. ``traefik`` is built in; more come with more gateways."""
+
+    profile: Literal["traefik", "none"] = "traefik"
+    provider: str | None = Field(None, description="Prometheus that scrapes the gateway, by name; default the first one.")
+    settle_seconds: float = Field(3.0, description="A weight counts as taken up this long after the gateway accepted it.")
+
+
+class Images(_Config):
+    """Images of Jobs and servers, best by digest."""
+
+    optimizer: str
+    triton: str
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+
+
+class Drain(_Config):
+    """How a server goes away without losing a request: grace = pre_stop + exit_timeout + margin, all in seconds."""
+
+    pre_stop_seconds: int = 10
+    exit_timeout_seconds: int = 30
+    margin_seconds: int = 5
+
+
+class OperatorConfig(_Config):
+    """Everything that a platform team decides once for the cluster."""
+
+    stores: Annotated[list[Store], Field(min_length=1)]
+    artifacts: Store
+    prometheus: list[PrometheusProvider] = Field(default_factory=list)
+    gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
+    images: Images
+    drain: Drain = Field(default_factory=Drain)
+    namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
+    workers: int = Field(4, ge=1, le=64)
+    resync_seconds: float = Field(300.0, gt=0)
+    job_ttl_seconds: int = 3600
+
+    def store_for(self, uri: str) -> Store | None:
+        """The store with the longest prefix that holds ``uri``, or None: then it is not allowed."""
+        return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
+
+    def prometheus_for(self, name: str | None) -> PrometheusProvider | None:
+        """The provider with that name; the first one when no name is given; None when there is none."""
+        if name is None:
+            return self.prometheus[0] if self.prometheus else None
+        return next((p for p in self.prometheus if p.name == name), None)
+
+
+def load_config(path: Path) -> OperatorConfig:
+    """Read the file; raises ConfigError with the field and the remedy."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as e:
+        raise ConfigError(f"{path}: {e}") from e
+    try:
+        return OperatorConfig.model_validate(raw)
+    except ValidationError as e:
+        lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
+        raise ConfigError(f"{path}: {lines}") from e

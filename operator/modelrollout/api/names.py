@@ -1,0 +1,68 @@
+"""The words that every part shares: API group, labels, annotations, and the names of children."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+GROUP = "modelrollout.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "modelrollout-operator"
+
+# Labels of children. They are our own: tracking labels of other tools (Argo CD, Helm) are never copied, or those tools
+# would claim the children and prune them.
+LABEL_NAME = f"{GROUP}/name"
+LABEL_REVISION = f"{GROUP}/revision"
+LABEL_NUMBER = f"{GROUP}/number"
+LABEL_COMPONENT = f"{GROUP}/component"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+
+COMPONENT_SERVER = "server"
+COMPONENT_RESOLVE = "resolve"
+COMPONENT_PREPARE = "prepare"
+COMPONENT_EVALUATE = "evaluate"
+
+# Annotations on the object that they speak of.
+ANNOTATION_APPLIED = f"{GROUP}/applied"  # hash of what the operator last applied: an equal one needs no write
+ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
+ANNOTATION_REASON = f"{GROUP}/reason"
+
+# Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
+VERBS = ("promote", "abort", "retry", "rollback")
+
+PORT_HTTP = 8000
+PORT_GRPC = 8001
+PORT_METRICS = 8002
+
+
+def verb_annotation(verb: str) -> str:
+    """Annotation key of a verb, e.g. ``modelrollout.dev/promote``."""
+    return f"{GROUP}/{verb}"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def short_hash(value: Any, length: int = 8) -> str:
+    """First ``length`` hexadecimal digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def revision_name(deployment: str, user_input: Mapping[str, Any], source_sha256: str) -> str:
+    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md, ModelRevision)."""
+    return f"{deployment}-{short_hash({'input': user_input, 'sha256': source_sha256})}"
+
+
+def resolve_job_name(deployment: str, rollout_id: str) -> str:
+    """Name of the Job that pins the digest of the source."""
+    return f"{deployment}-resolve-{rollout_id}"
+
+
+def stage_job_name(revision: str, component: str, rollout_id: str) -> str:
+    """Name of a revision's prepare or evaluate Job; another rollout or attempt gets another name. At most 63 characters."""
+    return f"{revision}-{component}-{rollout_id}"

@@ -1,0 +1,177 @@
+"""What the operator hands to its Jobs, and what they hand back: the one contract between the two.
+
+A Job gets its task as JSON in the environment variable ``MODELROLLOUT_TASK`` and its credentials as files of Secrets
+mounted under ``/var/run/modelrollout/credentials/<name>/`` (keys ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
+optionally ``AWS_SESSION_TOKEN``; for HTTP ``token`` or ``username`` and ``password``). It has no API access. It ends with an exit code
+and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN.md, Artifacts).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TASK_ENV = "MODELROLLOUT_TASK"
+CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
+RESULT_LIMIT_BYTES = 2048
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a Job. ``RETRYABLE`` may be tried again; the others are final for this input."""
+
+    OK = 0
+    RETRYABLE = 1  # store unreachable, server error, out of disk
+    BAD_INPUT = 10  # the user must change something: wrong digest, not ONNX, labels missing
+    DENIED = 11  # credentials missing or refused
+    GATE_FAILED = 12  # the accuracy budget was exceeded, proven
+    GATE_INCONCLUSIVE = 13  # too little held-out data to tell
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Location(_Model):
+    """An object in a named store: where it is and how to get in. Endpoint and region come from the operator's configuration, never from a user."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None
+    allow_http: bool = False
+    credentials: str | None = None  # name of the folder under CREDENTIALS_DIR; None: anonymous
+
+
+class DataSet(_Model):
+    """An ``.npz`` archive: one array for each model input by its name, and the labels (and slices) by theirs.
+
+    Where the model has one input and the archive holds exactly one array that is neither labels nor a slice, the names need not agree.
+    """
+
+    location: Location
+    labels: str = "labels"  # array of shape [n], integer classes
+    slices: tuple[str, ...] = ()
+
+
+class GateMetric(_Model):
+    """A budget for one metric. ``max_drop`` is absolute (0.01 is one point of accuracy) against the original model."""
+
+    name: Literal["accuracy"] = "accuracy"
+    max_drop: float | None = None
+    min: float | None = None
+
+
+class Int8Step(_Model):
+    """Quantization of weights and activations to 8 bit. Static needs calibration data."""
+
+    kind: Literal["int8"] = "int8"
+    method: Literal["Dynamic", "Static"] = "Dynamic"
+    calibration: DataSet | None = None
+
+
+class Gate(_Model):
+    """Held-out data and the budgets on it."""
+
+    data: DataSet
+    metrics: tuple[GateMetric, ...]
+
+
+class Batching(_Model):
+    """Triton's dynamic batching. ``max_queue_delay_us`` in microseconds."""
+
+    max_batch_size: int = 0  # 0: no batching, the model's own shape is the whole shape
+    max_queue_delay_us: int = 0
+
+
+class ResolveTask(_Model):
+    """Find the sha256 and the size of the source."""
+
+    task: Literal["resolve"] = "resolve"
+    source: Location
+    max_bytes: int = 20 << 30
+
+
+class PrepareTask(_Model):
+    """Fetch, verify, optimize, gate, publish. ``target_hardware`` takes part in the key of the artifact."""
+
+    task: Literal["prepare"] = "prepare"
+    source: Location
+    sha256: str
+    format: Literal["ONNX"] = "ONNX"
+    steps: tuple[Int8Step, ...] = ()
+    gate: Gate | None = None
+    batching: Batching = Batching()
+    instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
+    artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
+    target_hardware: str = "any"
+    max_bytes: int = 20 << 30
+
+
+class FetchTask(_Model):
+    """The init container of a server: place a prepared repository under ``<target>/<model>/<number>/`` after checking its digest."""
+
+    task: Literal["fetch"] = "fetch"
+    artifact: Location  # <artifacts>/<key>/
+    digest: str  # sha256 of manifest.json
+    model: str
+    number: int
+    target: str = "/models"
+
+
+class EvaluateTask(_Model):
+    """Golden data once through the served candidate and, where there is one, through stable; over HTTP and gRPC."""
+
+    task: Literal["evaluate"] = "evaluate"
+    data: DataSet
+    model: str
+    candidate_http: str  # host:port
+    candidate_grpc: str
+    candidate_number: int
+    stable_http: str | None = None
+    stable_grpc: str | None = None
+    stable_number: int | None = None
+    parity_samples: int = 64  # asked over both protocols, the answers must agree
+    batch: int = 32
+    timeout_seconds: float = 30.0
+
+
+Task = Annotated[ResolveTask | PrepareTask | FetchTask | EvaluateTask, Field(discriminator="task")]
+
+
+class Paired(_Model):
+    """Counts of a paired comparison on the same ``n`` inputs."""
+
+    n: int
+    both_right: int
+    only_candidate_right: int
+    only_baseline_right: int
+    both_wrong: int
+
+
+class TaskResult(_Model):
+    """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
+
+    reason: str = "Completed"
+    message: str = ""
+    # resolve, prepare
+    sha256: str | None = None
+    size_bytes: int | None = None  # of the source file
+    # prepare
+    artifact_uri: str | None = None
+    artifact_digest: str | None = None  # sha256:<hex> of manifest.json
+    artifact_size_bytes: int | None = None  # of the served model file
+    reused: bool = False  # an earlier run had published the same work
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
+    drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
+    seconds: dict[str, float] = {}
+    # evaluate
+    samples: int | None = None
+    accuracy: float | None = None
+    stable_accuracy: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    protocols_agree: bool | None = None
+    extra: dict[str, Any] = {}

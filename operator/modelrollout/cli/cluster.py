@@ -1,0 +1,254 @@
+"""Reading what the commands need from the API server, with errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from pydantic import ValidationError
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
+from modelrollout.cli.errors import Refused, Unanswered
+from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Forbidden, Kube, KubeError, Listing, NotFound, Object, Resource
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# Which ClusterRole of the chart allows what a command needs.
+_ROLES = {"read": "modelrollout-view", "ask": "modelrollout-operate", "ask on the ModelDeployment": "modelrollout-edit"}
+
+
+class Api(Protocol):
+    """What the commands need of ``Kube``."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object: ...
+    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing: ...
+    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object: ...
+    async def close(self) -> None: ...
+
+
+async def connect(kubeconfig: str | None, context: str | None) -> Api:
+    """The API server that kubectl would talk to."""
+    return await Kube.connect(kubeconfig, context, component="cli")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A ModelRevision as read."""
+
+    name: str
+    created: str
+    spec: ModelRevisionSpec
+    status: ModelRevisionStatus
+    raw: Object
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Pods of one revision."""
+
+    ready: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event about the ModelDeployment or one of its revisions."""
+
+    at: str
+    type: str
+    reason: str
+    about: str
+    message: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One ModelDeployment and what belongs to it, as read at one time."""
+
+    name: str
+    namespace: str
+    generation: int
+    spec: ModelDeploymentSpec | None  # None: another version of the API wrote what this one cannot read
+    status: ModelDeploymentStatus
+    revisions: tuple[Revision, ...] = ()  # newest first
+    replicas: Mapping[str, Replicas] | None = None  # by revision; None: not allowed to look
+    events: tuple[Event, ...] | None = None  # newest last; None: not allowed to look
+    raw: Object | None = None
+
+    def revision(self, name: str | None) -> Revision | None:
+        """The revision of that name, if it is kept."""
+        return next((r for r in self.revisions if r.name == name), None)
+
+
+class Cluster:
+    """The objects of one namespace."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api = api
+        self.namespace = namespace
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def rollout(self, name: str, *, pods: bool = False, events: bool = False) -> Rollout:
+        """The ModelDeployment with its revisions, and on demand with its pods and events."""
+        try:
+            found = await self._api.get(MODEL_DEPLOYMENT, self.namespace, name)
+        except NotFound:
+            raise await self._not_found(name) from None
+        except KubeError as e:
+            raise self._explained(e, "read", "get", "modeldeployments") from e
+        revisions = await self.revisions(name)
+        return Rollout(
+            name=name,
+            namespace=self.namespace,
+            generation=found["metadata"].get("generation", 0),
+            spec=_spec(found),
+            status=_read_status(found),
+            revisions=revisions,
+            replicas=await self._replicas(name) if pods else None,
+            events=await self._events({name, *(r.name for r in revisions)}) if events else None,
+            raw=found,
+        )
+
+    async def revisions(self, name: str) -> tuple[Revision, ...]:
+        """Kept revisions of a ModelDeployment, newest first."""
+        try:
+            found = await self._api.list(MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}")
+        except KubeError as e:
+            raise self._explained(e, "read", "list", "modelrevisions") from e
+        try:
+            read = [
+                Revision(
+                    name=item["metadata"]["name"],
+                    created=item["metadata"].get("creationTimestamp", ""),
+                    spec=ModelRevisionSpec.model_validate(item["spec"]),
+                    status=ModelRevisionStatus.model_validate(item.get("status") or {}),
+                    raw=item,
+                )
+                for item in found.items
+            ]
+        except ValidationError as e:
+            raise _other_version("a ModelRevision", e) from e
+        return tuple(sorted(read, key=lambda r: r.spec.number, reverse=True))
+
+    async def annotate(self, resource: Resource, name: str, key: str, value: str) -> None:
+        """Set one annotation and nothing else."""
+        try:
+            await self._api.merge_patch(resource, self.namespace, name, {"metadata": {"annotations": {key: value}}})
+        except NotFound:
+            raise Refused(f"{resource.kind} {name} is not there (any more); see: modelrollout history") from None
+        except KubeError as e:
+            need = "ask" if resource is MODEL_REVISION else "ask on the ModelDeployment"
+            raise self._explained(e, need, "patch", resource.plural) from e
+
+    async def _replicas(self, name: str) -> dict[str, Replicas] | None:
+        selector = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
+        try:
+            found = await self._api.list(POD, self.namespace, label_selector=selector)
+        except Forbidden:
+            return None
+        except KubeError as e:
+            raise self._explained(e, "read", "list", "pods") from e
+        counts: dict[str, Replicas] = {}
+        for pod in found.items:
+            if pod["metadata"].get("deletionTimestamp"):
+                continue
+            revision = pod["metadata"].get("labels", {}).get(names.LABEL_REVISION, "")
+            conditions = (pod.get("status") or {}).get("conditions") or []
+            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+            before = counts.get(revision, Replicas())
+            counts[revision] = Replicas(before.ready + ready, before.total + 1)
+        return counts
+
+    async def _events(self, about: set[str]) -> tuple[Event, ...] | None:
+        try:
+            found = await self._api.list(EVENT, self.namespace)
+        except Forbidden:
+            return None
+        except KubeError as e:
+            raise self._explained(e, "read", "list", "events") from e
+        kinds = {MODEL_DEPLOYMENT.kind, MODEL_REVISION.kind}
+        ours = [e for e in found.items if e["involvedObject"].get("kind") in kinds and e["involvedObject"].get("name") in about]
+        read = [
+            Event(
+                at=e.get("lastTimestamp") or e.get("eventTime") or e["metadata"].get("creationTimestamp") or "",
+                type=e.get("type") or "Normal",
+                reason=e.get("reason") or "",
+                about=e["involvedObject"].get("name") or "",
+                message=e.get("message") or "",
+                count=e.get("count") or 1,
+            )
+            for e in ours
+        ]
+        return tuple(sorted(read, key=lambda e: e.at))
+
+    async def _not_found(self, name: str) -> Exception:
+        try:
+            found = await self._api.list(MODEL_DEPLOYMENT, self.namespace)
+        except NotFound:
+            return Unanswered(f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first (docs/install.md)")
+        except KubeError as e:
+            return self._explained(e, "read", "list", "modeldeployments")
+        there = sorted(item["metadata"]["name"] for item in found.items)
+        listing = f"there are: {', '.join(there)}" if there else "there is none; another namespace is chosen with -n"
+        return Refused(f"no ModelDeployment {name!r} in namespace {self.namespace}; {listing}")
+
+    def _explained(self, error: KubeError, need: str, verb: str, plural: str) -> Exception:
+        if isinstance(error, Forbidden):
+            group = f".{names.GROUP}" if plural.startswith("model") else ""
+            return Unanswered(
+                f"not allowed to {verb} {plural}{group} in namespace {self.namespace}: bind the ClusterRole {_ROLES[need]}\n"
+                f"  kubectl -n {self.namespace} create rolebinding NAME --clusterrole={_ROLES[need]} --user=YOU\n  ({error.message})"
+            )
+        if error.status == 401:
+            return Unanswered(f"the API server does not accept these credentials ({error.message})")
+        return Unanswered(f"the API server cannot be asked: {error}")
+
+
+def _spec(found: Object) -> ModelDeploymentSpec | None:
+    try:
+        return ModelDeploymentSpec.model_validate(found["spec"])
+    except ValidationError:
+        return None
+
+
+def _read_status(found: Object) -> ModelDeploymentStatus:
+    try:
+        return ModelDeploymentStatus.model_validate(found.get("status") or {})
+    except ValidationError as e:
+        raise _other_version("the status", e) from e
+
+
+def _other_version(what: str, error: ValidationError) -> Unanswered:
+    field = ".".join(map(str, error.errors()[0]["loc"]))
+    return Unanswered(f"{what} was written by another version of the operator ({field}: {error.errors()[0]['msg']}); use the command line of that version")
+
+
+def default_namespace(kubeconfig: str | None, context: str | None) -> str:
+    """The namespace that kubectl would take: of the context, of the pod, or ``default``."""
+    if kubeconfig is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST") and _POD_NAMESPACE.is_file():
+        return _POD_NAMESPACE.read_text().strip()
+    paths = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    contexts: dict[str, str] = {}
+    current = context
+    for path in (Path(p).expanduser() for p in paths.split(os.pathsep) if p):
+        document = _kubeconfig(path)
+        current = current or document.get("current-context")
+        for entry in document.get("contexts") or []:  # the first file that names a context wins, as in kubectl
+            contexts.setdefault(entry["name"], (entry.get("context") or {}).get("namespace") or "default")
+    return contexts.get(current or "", "default")
+
+
+def _kubeconfig(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return {}  # connecting says what is wrong with it
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,168 @@
+"""PURE: which annotation says what a person wants, or why there is nothing to say (docs/verbs.md)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import RolloutStatus, same_version
+from modelrollout.cli.cluster import Revision, Rollout
+from modelrollout.cli.errors import Refused
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+
+SERVED = ("Stable", "Promoted", "Retired")  # outcomes of revisions that can be rolled back to
+_ENDED = ("Failed", "Done")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One annotation to set, and how status will name it once it is handled."""
+
+    verb: str
+    resource: Resource
+    object_name: str
+    value: str
+    handled_key: str
+    meaning: str
+
+    @property
+    def annotation(self) -> str:
+        return names.verb_annotation(self.verb)
+
+
+def nonce() -> str:
+    """What tells one request from the same one made before."""
+    return secrets.token_hex(4)
+
+
+def in_flight(rollout: Rollout) -> RolloutStatus | None:
+    """The rollout that is under way, if any."""
+    found = rollout.status.rollout
+    return found if found is not None and found.stage not in _ENDED else None
+
+
+def promote(rollout: Rollout, revision: str | None, token: str) -> Request:
+    """Let the present canary step go on without waiting for its verdict."""
+    flying = in_flight(rollout)
+    if flying is None:
+        raise Refused(f"nothing to promote: {idle(rollout)}")
+    if revision is not None and revision not in (flying.revision, str(flying.number)):
+        raise Refused(f"nothing to promote: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
+    step = rollout.status.step
+    if flying.stage != "Canary" or flying.revision is None or step is None:
+        raise Refused(f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, and only canary steps are promoted")
+    return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
+
+
+def abort(rollout: Rollout, token: str) -> Request:
+    """End the rollout in flight; stable gets all traffic back."""
+    flying = in_flight(rollout)
+    if flying is None:
+        raise Refused(f"nothing to abort: {idle(rollout)}")
+    if flying.stage == "Revert":
+        raise Refused(f"nothing to abort: {flying.revision} is being taken back already")
+    return _on_either("abort", rollout, flying.revision, token, f"abort the rollout of {flying.revision or rollout.name}")
+
+
+def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
+    """Try a failed version again, or the spec's version after a rollback by hand."""
+    flying = in_flight(rollout)
+    if flying is not None:
+        raise Refused(f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort it first")
+    target = _named(rollout, revision).name if revision is not None else _wanted(rollout)
+    if target is None and (rollout.status.rollout is None or rollout.status.rollout.stage != "Failed"):
+        raise Refused(f"nothing to retry: {idle(rollout)}")
+    if target is not None and rollout.status.stable is not None and target == rollout.status.stable.revision:
+        raise Refused(f"nothing to retry: {target} is stable")
+    return _on_either("retry", rollout, target, token, f"try {target or rollout.name} again")
+
+
+def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
+    """Back to a kept revision; without ``to`` the rollout in flight is aborted, or else the revision before stable comes back."""
+    stable = rollout.status.stable
+    if to is None and in_flight(rollout) is not None:
+        return abort(rollout, token)
+    candidates = [r for r in rollout.revisions if r.status.outcome in SERVED and not (stable and r.name == stable.revision)]
+    if to is not None:
+        target = _named(rollout, to)
+        if stable and target.name == stable.revision:
+            if in_flight(rollout) is not None:
+                return abort(rollout, token)
+            raise Refused(f"nothing to roll back: {target.name} is stable already")
+        if target not in candidates:
+            raise Refused(f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}")
+    else:
+        if stable is None:
+            raise Refused("nothing to roll back: no revision has become stable yet")
+        target = next((r for r in candidates if r.spec.number < stable.number), None)
+        if target is None:
+            raise Refused(f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}")
+    return _on_revision("rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})")
+
+
+def answer(handled: Sequence[str], request: Request) -> tuple[bool, str | None]:
+    """Whether the operator has handled the request, and why it refused if it did."""
+    for entry in handled:
+        if entry == request.handled_key:
+            return True, None
+        if entry.startswith(f"{request.handled_key}:"):
+            return True, entry[len(request.handled_key) + 1 :].removeprefix("refused ")
+    return False, None
+
+
+def idle(rollout: Rollout) -> str:
+    """Why nothing is in flight, in a few words."""
+    last, stable = rollout.status.rollout, rollout.status.stable
+    if last is not None and last.stage == "Failed":
+        return f"the rollout of {last.revision or rollout.name} has ended ({last.reason or last.outcome or 'Failed'})"
+    if stable is not None:
+        return f"{stable.revision} is stable and no rollout is in flight"
+    return "the operator has not begun a rollout yet"
+
+
+def _wanted(rollout: Rollout) -> str | None:
+    """The revision of the version that spec asks for; None when there is none, as after a failure in Resolve."""
+    last = rollout.status.rollout
+    if last is not None and last.stage == "Failed" and last.mode == "Update":
+        return last.revision
+    if rollout.spec is None:
+        return None
+    user_input, sha256 = rollout.spec.user_input(), rollout.spec.model.sha256
+    return next((r.name for r in rollout.revisions if sha256 in (None, r.spec.sha256) and _same(r, user_input)), None)
+
+
+def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
+    try:
+        return same_version(dict(revision.spec.input), user_input)
+    except (ValidationError, KeyError):  # a version of the API that this command line cannot read
+        return False
+
+
+def _named(rollout: Rollout, wanted: str) -> Revision:
+    """By name or by number."""
+    found = next((r for r in rollout.revisions if wanted in (r.name, str(r.spec.number))), None)
+    if found is None:
+        kept = ", ".join(r.name for r in rollout.revisions) or "none"
+        raise Refused(f"no revision {wanted!r} of {rollout.name} is kept; there are: {kept}")
+    return found
+
+
+def _choices(candidates: Sequence[Revision]) -> str:
+    return f"possible: {', '.join(r.name for r in candidates)}" if candidates else "no other revision has served"
+
+
+def _on_revision(verb: str, revision: str, token: str, step: str | None, meaning: str) -> Request:
+    value = f"{step} {token}" if step else token
+    return Request(verb, MODEL_REVISION, revision, value, f"{verb}:{revision}:{token}", meaning)
+
+
+def _on_either(verb: str, rollout: Rollout, revision: str | None, token: str, meaning: str) -> Request:
+    """On the ModelDeployment only where there is no revision yet: Git manages that object, and may take the annotation away."""
+    if revision is not None:
+        return _on_revision(verb, revision, token, None, meaning)
+    return Request(verb, MODEL_DEPLOYMENT, rollout.name, token, f"{verb}::{token}", meaning)

@@ -1,0 +1,214 @@
+"""The operator as a process: watch, queue, leader election, workers, resync, health. ``modelrollout run`` calls ``run``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig, load_config
+from modelrollout.controller import handlers
+from modelrollout.controller.assess import PrometheusAssessor
+from modelrollout.controller.observe import Seen
+from modelrollout.controller.reconciler import Reconciler
+from modelrollout.controller.workqueue import WorkQueue, run_workers
+from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Conflict,
+    Kube,
+    KubeError,
+    Resource,
+)
+from modelrollout.kube.events import Events
+from modelrollout.kube.leases import LeaderElector
+from modelrollout.kube.leases import identity as new_identity
+from modelrollout.rollout.facts import Event
+from modelrollout.telemetry import logs
+from modelrollout.telemetry.health import HealthServer, once, within
+from modelrollout.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+WATCHED = (MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE)
+LEASE_NAME = "modelrollout-operator"
+STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
+SILENT_SECONDS = 60.0
+
+
+class Operator:
+    """The parts of one operator process, wired together."""
+
+    def __init__(self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str) -> None:
+        self._config, self._kube, self._metrics = config, kube, metrics
+        self._store = Store()
+        self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
+        self._queue.pause()  # only the leader works it
+        self._synced = False
+        self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
+        self._events = Events(kube, instance=identity)
+        self._assessor = PrometheusAssessor(config)
+        self._reconciler = Reconciler(kube, self._store, config, self._assessor, self, lambda: datetime.now(UTC), self._elector.is_leader)
+        self._resources: tuple[Resource, ...] = ()
+        metrics.queue_depth(lambda: len(self._queue))
+        metrics.leading(self._elector.is_leader)
+        metrics.rollouts(self._phases)
+
+    async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
+        """Until a signal comes; raises when the watch fails for good."""
+        kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
+        self._resources = tuple(kinds)
+        missing = [r.kind for r in OPTIONAL if r not in kinds]
+        if missing:
+            log.warning("no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway API is installed", missing)
+        health = HealthServer(
+            self._metrics.registry,
+            alive={"workers": within(self._queue.stalled_for, STUCK_SECONDS, "no worker moved")},
+            ready={
+                "watch": once(lambda: self._synced, "the watch has not started"),
+                "api": within(self._kube.silent_for, SILENT_SECONDS, "the API server is silent"),
+            },
+        )
+        port = await health.start("0.0.0.0", health_port)  # noqa: S104 - probes and Prometheus come from outside the pod
+        log.info("health and metrics on port %d", port)
+        registry = handlers.registry(self._store, self._resources, self._queue.add, kubeconfig, context)
+        ready = asyncio.Event()
+        watching = asyncio.create_task(handlers.run(registry, self._config.namespaces, ready))
+        others = [
+            asyncio.create_task(run_workers(self._queue, self._config.workers, self._work)),
+            asyncio.create_task(self._contend(ready)),
+            asyncio.create_task(self._keep_in_sync()),
+        ]
+        try:
+            done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.exception():
+                    log.error("ending: %s", task.exception())
+        finally:
+            self._elector.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(others[1]), 8)
+            self._queue.close()
+            for task in (watching, *others):
+                task.cancel()
+            await asyncio.gather(watching, *others, return_exceptions=True)
+            await health.stop()
+        await watching
+
+    async def post(self, seen: Seen, event: Event) -> None:
+        """An event on the ModelDeployment."""
+        await self._events.post(seen.deployment, event.type, event.reason, event.message)
+
+    async def _contend(self, ready: asyncio.Event) -> None:
+        await ready.wait()
+        self._synced = True
+        await self._elector.run()
+
+    async def _lead(self) -> None:
+        await self._resync()
+        for o in self._store.all(MODEL_DEPLOYMENT):
+            self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
+        self._queue.resume()
+
+    async def _follow(self) -> None:
+        self._queue.pause()
+        await self._queue.drain(4)
+
+    async def _resync(self) -> None:
+        """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
+        for resource in self._resources:
+            selector = "" if resource in (MODEL_DEPLOYMENT, MODEL_REVISION) else handlers.OURS
+            for namespace in self._config.namespaces or [None]:
+                listing = await self._kube.list(resource, namespace, label_selector=selector)
+                for key in self._store.resync(resource, listing.items, listing.resource_version, namespace):
+                    self._queue.add(key)
+
+    async def _keep_in_sync(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.resync_seconds * random.uniform(0.8, 1.2))
+            if not self._elector.is_leader():
+                continue
+            try:
+                await self._resync()
+            except KubeError as e:
+                log.warning("resync failed, the next one will do: %s", e)
+
+    async def _work(self, key: Key) -> None:
+        started = time.monotonic()
+        with logs.about(namespace=key[0], name=key[1]):
+            try:
+                again = await self._reconciler.reconcile(key)
+            except Conflict as e:
+                log.debug("stale read, again: %s", e)
+                self._queue.add_rate_limited(key)
+            except KubeError as e:
+                self._metrics.reconcile_failed(e)
+                delay = self._queue.add_rate_limited(key, e.retry_after or 0)
+                log.warning("pass failed, again in %.1f s: %s", delay, e)
+            except Exception as e:
+                self._metrics.reconcile_failed(e)
+                raise
+            else:
+                self._queue.forget(key)
+                if again == 0:
+                    self._queue.add(key)
+                elif again is not None:
+                    self._queue.add_after(key, again)
+            finally:
+                self._metrics.reconciled(time.monotonic() - started)
+
+    def _phases(self) -> dict[tuple[str, str], int]:
+        return dict(
+            Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT))
+        )
+
+
+def own_namespace() -> str:
+    """Namespace of this pod, else ``default``."""
+    if found := os.environ.get("POD_NAMESPACE"):
+        return found
+    try:
+        return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+    except OSError:
+        return "default"
+
+
+def run(
+    *,
+    config: Path,
+    kubeconfig: str | None,
+    context: str | None,
+    health_port: int,
+    identity: str | None,
+    lease_namespace: str | None,
+    verbose: bool,
+) -> None:
+    """Run until SIGTERM. Raises ConfigError or KubeError with what to do when it cannot start."""
+    logs.setup("DEBUG" if verbose else "INFO")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    loaded = load_config(config)
+
+    async def main() -> None:
+        metrics = Metrics()
+        async with await Kube.connect(kubeconfig, context, component="operator", on_request=metrics.api_request) as kube:
+            holder = identity or os.environ.get("POD_NAME") or new_identity()
+            log.info("%s starts as %s", names.FIELD_MANAGER, holder)
+            await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(kubeconfig, context, health_port)
+
+    asyncio.run(main())

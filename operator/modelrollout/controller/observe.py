@@ -1,0 +1,222 @@
+"""From objects as last seen to a Snapshot. Pure but for its input: reads the store, asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelrollout.analysis.golden import judge_golden
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
+from modelrollout.api.tasks import TaskResult
+from modelrollout.api.v1alpha1 import EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
+from modelrollout.controller.pods import pod_problem, termination
+from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    Object,
+)
+from modelrollout.resources.common import NotAllowedError, allowed
+from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
+from modelrollout.rollout.facts import Problem, Revision, Server, Snapshot, Verb, Work
+from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One ModelDeployment with its objects, as last seen; the raw side of a Snapshot."""
+
+    deployment: Object
+    children: dict[tuple[str, str], Object]  # by kind and name
+    snapshot: Snapshot
+    router: Router | None
+
+
+def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Seen | None:
+    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children)."""
+    deployment = store.get(MODEL_DEPLOYMENT, *key)
+    if deployment is None or deployment["metadata"].get("deletionTimestamp"):
+        return None
+    children = store.children(key)
+    by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
+    pods = [o for o in children if o["kind"] == POD.kind]
+    spec, spec_error = _spec(deployment)
+    revisions = _revisions(children)
+    snapshot = Snapshot(
+        name=key[1],
+        namespace=key[0],
+        generation=deployment["metadata"].get("generation", 1),
+        spec=spec,
+        spec_error=spec_error,
+        status=_status(deployment),
+        revisions=revisions,
+        servers=_servers(by_name, pods),
+        verbs=_verbs(deployment, children),
+        settle_seconds=config.gateway_metrics.settle_seconds,
+        gateway=spec is not None and spec.traffic.gateway is not None,
+    )
+    if spec is None:
+        return Seen(deployment, by_name, snapshot, None)
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
+    snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
+    snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
+    wanted = split(snapshot)
+    router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
+    snapshot = replace(snapshot, traffic=router.taken_up(wanted, by_name, snapshot.servers))
+    return Seen(deployment, by_name, snapshot, router)
+
+
+def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
+    try:
+        return ModelDeploymentSpec.model_validate(deployment["spec"]), None
+    except ValidationError as e:
+        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
+        return None, f"{told}; correct these fields"
+
+
+def _status(deployment: Object) -> ModelDeploymentStatus:
+    try:
+        return ModelDeploymentStatus.model_validate(deployment.get("status") or {})
+    except ValidationError:
+        # Somebody else wrote it: what cannot be read is rebuilt from the revisions and the route.
+        return ModelDeploymentStatus()
+
+
+def _revisions(children: Iterable[Object]) -> tuple[Revision, ...]:
+    found: list[Revision] = []
+    for o in children:
+        if o["kind"] != MODEL_REVISION.kind or o["metadata"].get("deletionTimestamp"):
+            continue
+        try:
+            status = ModelRevisionStatus.model_validate(o.get("status") or {})
+        except ValidationError:
+            status = ModelRevisionStatus()
+        spec = o["spec"]
+        found.append(Revision(o["metadata"]["name"], spec["number"], spec["sha256"], spec["input"], status))
+    return tuple(sorted(found, key=lambda r: r.number))
+
+
+def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> dict[str, Server]:
+    """Replicas and ready ones by revision. A Deployment's counts are believed only for the generation that its controller has seen."""
+    found: dict[str, Server] = {}
+    for (kind, name), o in by_name.items():
+        if kind != DEPLOYMENT.kind:
+            continue
+        status = o.get("status") or {}
+        fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
+        ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
+        own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
+        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own))
+    return found
+
+
+def _label(o: Object, label: str) -> str | None:
+    return (o["metadata"].get("labels") or {}).get(label)
+
+
+def _verbs(deployment: Object, children: Iterable[Object]) -> tuple[Verb, ...]:
+    found: list[Verb] = []
+    for o in (deployment, *(c for c in children if c["kind"] == MODEL_REVISION.kind)):
+        annotations = o["metadata"].get("annotations") or {}
+        revision = "" if o is deployment else o["metadata"]["name"]
+        for verb in names.VERBS if revision else ("retry", "abort"):
+            words = str(annotations.get(names.verb_annotation(verb), "")).split()
+            if words:
+                found.append(Verb(verb, revision, words[-1], words[0] if len(words) > 1 else None))
+    return tuple(found)
+
+
+def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> Work:
+    found = by_name.get((JOB.kind, job[1])) if job else None
+    if found is None:
+        return Work()
+    own = [p for p in pods if _label(p, "batch.kubernetes.io/job-name") == found["metadata"]["name"]]
+    conditions = {c["type"]: c for c in (found.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
+    code, result, problem = termination(own)
+    if "Complete" in conditions:
+        return Work("Succeeded", code, result, problem)
+    if "Failed" in conditions:
+        failed = conditions["Failed"]
+        return Work("Failed", code, result, problem or Problem(failed.get("reason", "JobFailed"), failed.get("message", "")))
+    return Work("Running", problem=pod_problem(own))
+
+
+def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
+    rollout = s.status.rollout
+    if rollout is None or rollout.stage != "Evaluate" or s.spec is None or s.spec.rollout.analysis.golden is None:
+        return None
+    result: TaskResult | None = s.work.result
+    if s.work.state != "Succeeded" or result is None:
+        return None
+    return judge_golden(s.spec.rollout.analysis.golden, result, s.status.stable.revision if s.status.stable else None)
+
+
+def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:
+    """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
+    try:
+        for field, uri in _uris(spec):
+            allowed(field, uri, config)
+    except NotAllowedError as e:
+        return Problem("StoreNotAllowed", str(e))
+    provider = spec.rollout.analysis.prometheus
+    if provider is not None and config.prometheus_for(provider) is None:
+        known = ", ".join(p.name for p in config.prometheus) or "none"
+        return Problem(
+            "PrometheusNotAllowed",
+            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known: {known}); use one of them or leave it out",
+        )
+    for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
+        if part is not None and kind not in gateway_kinds:
+            return Problem(
+                "GatewayAPIMissing",
+                f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave spec.traffic out: "
+                "the weights are then approximated by replica counts",
+            )
+    return _host_conflict(store, deployment, spec)
+
+
+def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
+    found = [("spec.model.uri", spec.model.uri)]
+    for i, step in enumerate(spec.optimization.steps):
+        if step.int8 and step.int8.calibration:
+            found.append((f"spec.optimization.steps[{i}].int8.calibration.uri", step.int8.calibration.uri))
+    if spec.optimization.gate:
+        found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
+    if spec.rollout.analysis.golden:
+        found.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
+    return found
+
+
+def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
+    traffic = spec.get("traffic") or {}
+    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
+
+
+def _age(o: Object) -> tuple[str, str, str]:
+    m = o["metadata"]
+    return (m.get("creationTimestamp", ""), m.get("namespace", ""), m["name"])
+
+
+def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
+    """Two ModelDeployments with one host name: the older one has it."""
+    mine = _hosts(deployment["spec"])
+    if not mine:
+        return None
+    for other in store.all(MODEL_DEPLOYMENT):
+        if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
+            continue
+        for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
+            owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
+            return Problem(
+                "HostnameConflict", f"spec.traffic.{kind}.hostnames: {host} belongs to ModelDeployment {owner}, which is older; choose another"
+            )
+    return None

@@ -1,0 +1,86 @@
+"""What pods tell: why they do not get on, and what a finished one left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelrollout.api.tasks import TaskResult
+from modelrollout.kube.client import Object
+from modelrollout.rollout.facts import Problem
+
+_IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+
+
+def pod_problem(pods: Iterable[Object]) -> Problem | None:
+    """The first thing that stands in the way of these pods, as a person would find it with kubectl describe."""
+    for pod in pods:
+        status = pod.get("status") or {}
+        if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+            continue
+        for condition in status.get("conditions") or []:
+            if condition["type"] == "PodScheduled" and condition["status"] == "False" and condition.get("reason") == "Unschedulable":
+                return Problem("Unschedulable", f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}")
+        for container in _containers(status):
+            problem = _container_problem(pod["metadata"]["name"], container)
+            if problem:
+                return problem
+    return None
+
+
+def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from status.get("initContainerStatuses") or []
+    yield from status.get("containerStatuses") or []
+
+
+def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    where = f"pod {pod}, container {container['name']}"
+    if reason in _IMAGE_REASONS:
+        return Problem("ImagePullFailed", f"{where}: image {container.get('image')} cannot be pulled: {message}; check the name and imagePullSecrets")
+    if reason in _CONFIG_REASONS:
+        return Problem("ContainerConfigError", f"{where}: {message}")
+    last = (container.get("lastState") or {}).get("terminated") or state.get("terminated") or {}
+    if reason == "CrashLoopBackOff" or (container.get("restartCount", 0) > 0 and last.get("exitCode", 0) != 0 and not container.get("ready")):
+        told = _result(last.get("message", ""))
+        if told:
+            return Problem(told.reason, f"{where}: {told.message}")
+        if last.get("reason") == "OOMKilled":
+            return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
+        return Problem("ServerCrashed", f"{where} ended with code {last.get('exitCode')}; see kubectl logs --previous")
+    return None
+
+
+def _result(message: str) -> TaskResult | None:
+    try:
+        return TaskResult.model_validate_json(message)
+    except ValidationError:
+        return None
+
+
+def termination(pods: Iterable[Object]) -> tuple[int | None, TaskResult | None, Problem | None]:
+    """Exit code, result and the pod's own trouble of the newest pod of a Job that has ended.
+
+    The message is lost with the pod, and absent after an out-of-memory kill: then the reason is the pod's.
+    """
+    ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
+    for pod in sorted(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""), reverse=True):
+        for container in (pod["status"].get("containerStatuses")) or []:
+            done = (container.get("state") or {}).get("terminated")
+            if not done:
+                continue
+            problem = None
+            if done.get("reason") == "OOMKilled":
+                problem = Problem(
+                    "OutOfMemory", "the Job was killed for using more memory than its limit; raise spec.optimization.resources.limits.memory"
+                )
+            return done.get("exitCode"), _result(done.get("message") or ""), problem
+        reason = pod["status"].get("reason")
+        if reason:
+            return None, None, Problem(reason, pod["status"].get("message", ""))
+    return None, None, None

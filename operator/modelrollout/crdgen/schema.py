@@ -1,0 +1,165 @@
+"""Pydantic types to structural OpenAPI schemas, as a CustomResourceDefinition wants them."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types as at
+from pydantic import BaseModel, StringConstraints
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, PreserveUnknown, Rule, StatusModel
+
+Schema = dict[str, Any]
+
+_SCALARS: dict[Any, Schema] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer", "format": "int64"},
+    float: {"type": "number", "format": "double"},
+    str: {"type": "string"},
+}
+# What a length bounds depends on what it is the length of.
+_LENGTH_OF = {"string": "Length", "array": "Items", "object": "Properties"}
+
+
+class SchemaError(TypeError):
+    """A type that has no structural schema; the text names the field."""
+
+
+def model_schema(model: type[BaseModel]) -> Schema:
+    """Structural schema of a model: properties, what is required, defaults and rules."""
+    properties: Schema = {}
+    required: list[str] = []
+    for name, field in model.model_fields.items():
+        wire = field.alias or name
+        try:
+            properties[wire] = _field_schema(model, field)
+        except SchemaError as e:
+            raise SchemaError(f"{model.__name__}.{wire}: {e}") from e
+        if field.is_required():
+            required.append(wire)
+    schema: Schema = {"type": "object", "description": docstring(model), "properties": properties}
+    if required:
+        schema["required"] = required
+    if issubclass(model, ApiModel):
+        _add_rules(schema, model.rules)
+    return schema
+
+
+def docstring(model: type[BaseModel]) -> str:
+    """The class's own docstring as paragraphs for ``kubectl explain``."""
+    text = inspect.cleandoc(model.__dict__.get("__doc__") or "")
+    if not text:
+        raise SchemaError(f"{model.__name__} has no docstring, so kubectl explain would show nothing")
+    return _prose(text)
+
+
+def _field_schema(owner: type[BaseModel], field: FieldInfo) -> Schema:
+    # FieldInfo.annotation lacks the outer metadata, which pydantic moved to FieldInfo.metadata.
+    schema = _with_metadata(_type_schema(field.annotation), field.metadata)
+    if field.description:
+        schema["description"] = _prose(field.description)
+    # Status is written whole by the operator: a default there would only invent facts.
+    if not field.is_required() and not issubclass(owner, StatusModel):
+        default = _default(field)
+        if default is not None:
+            schema["default"] = default
+    return schema
+
+
+def _default(field: FieldInfo) -> Any:
+    value = field.get_default(call_default_factory=True)
+    if value is None or value is PydanticUndefined:
+        return None
+    # Written out in full: the API server checks the CEL rules on a default as it stands, before the defaults inside it are filled in.
+    return to_jsonable_python(value, by_alias=True, exclude_none=True)
+
+
+def _type_schema(tp: Any) -> Schema:
+    origin, args = get_origin(tp), get_args(tp)
+    if origin is Annotated:
+        base, *metadata = args
+        return _with_metadata(_type_schema(base), metadata)
+    if origin in (Union, types.UnionType):
+        return _union_schema([a for a in args if a is not types.NoneType])
+    if origin is Literal:
+        return {"type": "string", "enum": list(args)}
+    if origin in (list, tuple):
+        if origin is tuple and (len(args) != 2 or args[1] is not Ellipsis):
+            raise SchemaError(f"{tp} is not a list of one type")
+        return {"type": "array", "items": _type_schema(args[0])}
+    if origin is dict:
+        # dict[str, Any] only makes sense with PreserveUnknown, which replaces this schema.
+        return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": _type_schema(args[1])}
+    if isinstance(tp, type) and issubclass(tp, BaseModel):
+        return model_schema(tp)
+    if tp in _SCALARS:
+        return dict(_SCALARS[tp])
+    raise SchemaError(f"{tp} has no structural schema")
+
+
+def _union_schema(members: list[Any]) -> Schema:
+    schemas = [_type_schema(m) for m in members]
+    if len(schemas) == 1:
+        return schemas[0]
+    if sorted(s["type"] for s in schemas) != ["integer", "string"]:
+        raise SchemaError(f"a structural schema knows no union of {members}, only of int and str")
+    merged: Schema = {"x-kubernetes-int-or-string": True}
+    for schema in schemas:
+        merged |= {k: v for k, v in schema.items() if k not in ("type", "format")}
+    return merged
+
+
+def _with_metadata(schema: Schema, metadata: list[Any] | tuple[Any, ...]) -> Schema:
+    for item in metadata:
+        _apply(schema, item)
+    return schema
+
+
+def _apply(schema: Schema, item: Any) -> None:
+    match item:
+        case Rule():
+            _add_rules(schema, (item,))
+        case ListMapKey(key=key):
+            schema |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+        case PreserveUnknown():
+            schema["x-kubernetes-preserve-unknown-fields"] = True
+        case FieldInfo(metadata=inner, description=description):
+            _with_metadata(schema, inner)
+            if description:
+                schema["description"] = _prose(description)
+        case StringConstraints(pattern=pattern, min_length=low, max_length=high):
+            _put(schema, pattern=pattern, minLength=low, maxLength=high)
+        case at.MinLen(min_length=low):
+            schema["min" + _LENGTH_OF[schema["type"]]] = low
+        case at.MaxLen(max_length=high):
+            schema["max" + _LENGTH_OF[schema["type"]]] = high
+        case at.Ge(ge=bound):
+            schema["minimum"] = bound
+        case at.Gt(gt=bound):
+            schema |= {"minimum": bound, "exclusiveMinimum": True}
+        case at.Le(le=bound):
+            schema["maximum"] = bound
+        case at.Lt(lt=bound):
+            schema |= {"maximum": bound, "exclusiveMaximum": True}
+        case _ if (pattern := getattr(item, "pattern", None)) is not None:  # pydantic's metadata for Field(pattern=...) has no public class
+            schema["pattern"] = pattern
+        case _:
+            raise SchemaError(f"{item!r} has no counterpart in a structural schema")
+
+
+def _put(schema: Schema, **values: Any) -> None:
+    schema |= {k: v for k, v in values.items() if v is not None}
+
+
+def _add_rules(schema: Schema, rules: tuple[Rule, ...]) -> None:
+    if rules:
+        schema.setdefault("x-kubernetes-validations", []).extend({"rule": r.rule, "message": r.message} for r in rules)
+
+
+def _prose(text: str) -> str:
+    """Paragraphs, each on one line, without the marks of a docstring."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.replace("``", "").split("\n\n"))

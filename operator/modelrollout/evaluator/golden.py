@@ -1,0 +1,193 @@
+"""Golden data through the served candidate and, where there is one, through stable: one paired experiment.
+
+Every sample is counted once: it is asked over HTTP in batches, candidate and stable in turn. A part of the samples is then asked again,
+one by one, over HTTP and gRPC, to compare the protocols and to time single requests; those answers are not counted, because the same input
+again is no new information.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelrollout.analysis.gate import accuracies, drop_interval
+from modelrollout.api.tasks import EvaluateTask, ExitCode, TaskResult
+from modelrollout.jobs.errors import JobError, bad_input, retryable
+from modelrollout.jobs.log import Progress, say
+from modelrollout.optimizer.data import Arrays, Data, batch_rows, batches, match, read_archive
+from modelrollout.optimizer.fetch import Store
+from modelrollout.optimizer.predict import check_label_range, scores_or_classes
+from modelrollout.optimizer.prepare import count_pairs
+from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
+
+FIELD = "spec.rollout.analysis.golden"
+DATA_LIMIT_BYTES = 8 << 30
+WARM_UP = 3  # single requests that are not timed: a connection's first ones, and a batch size that the server has not seen
+
+TRIES = 3  # of a request that found no server: one pod less is no reason to begin the whole pass anew
+_PAUSE_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+def _blame(error: TritonError, who: str) -> JobError:
+    """A failed request as a reason. Trouble with stable is never the candidate's: it is tried again."""
+    if who == "stable":
+        return retryable("StableFailed", f"stable did not answer the golden data ({error.kind}: {error}); the candidate is not judged without it")
+    if error.kind == "Unreachable":
+        return retryable("ServerUnreachable", f"{who}: no server answers ({error}); are its pods ready, and does a network policy let this Job in?")
+    if error.kind == "Timeout":
+        return retryable("ServerTimeout", f"{who}: {error}; is the server overloaded? A smaller batch or more replicas help")
+    if error.kind == "NotServed":
+        return retryable("ModelNotServed", f"{who}: the server does not serve the model ({error}); see the log of its pods")
+    return bad_input("InferenceFailed", f"{who}: the server failed on the golden data: {error}; see the log of its pods")
+
+
+def _ask(request: Callable[[], T], who: str) -> T:
+    """A request with a few tries where no server was found; raises JobError."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return request()
+        except TritonError as error:
+            if error.kind != "Unreachable" or attempt == TRIES:
+                raise _blame(error, who) from None
+            time.sleep(_PAUSE_SECONDS * attempt)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+class _Party:
+    """One server in the experiment: its metadata, its data, and its answers."""
+
+    def __init__(self, who: str, task: EvaluateTask, http: HttpServer, number: int | None, arrays: Arrays) -> None:
+        self.who, self.model, self.http, self.number = who, task.model, http, number
+        self.served: Served = _ask(lambda: http.served(task.model), who)
+        if number is not None and str(number) not in self.served.versions:
+            raise self._wrong_version(", ".join(self.served.versions) or "none")
+        try:
+            self.data: Data = match(arrays, task.data, self.served.inputs, FIELD, labelled=True)
+        except JobError as error:
+            if who == "stable" and error.reason.startswith("Data"):
+                raise bad_input("StableNotComparable", f"the golden data fits the candidate, but not stable: {error.message}") from None
+            raise
+        rows, self.fill = batch_rows(self.served.inputs, task.batch, FIELD)
+        self.rows = min(rows, self.served.max_batch) if self.served.max_batch else rows
+        self.classes: int | None = None
+
+    def _wrong_version(self, found: str) -> JobError:
+        code = "StableWrongVersion" if self.who == "stable" else "WrongVersion"
+        return retryable(
+            code,
+            f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong pods, or not yet to the right ones",
+        )
+
+    def answer(self, server: Server, part: Arrays) -> Answer:
+        """One request; the version is checked."""
+        answer = _ask(lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who)
+        if self.number is not None and answer.version != str(self.number):
+            raise self._wrong_version(answer.version or "none")
+        return answer
+
+    def classes_of(self, answer: Answer, count: int) -> NDArray[np.int64]:
+        """[count] classes."""
+        found, self.classes = scores_or_classes(answer.outputs, self.served.outputs, count, f"{FIELD}: {self.who}")
+        return found
+
+
+def paired_pass(parties: Sequence[_Party], progress: Progress) -> list[NDArray[np.int64]]:
+    """[n] classes of each party: every sample once, the parties in turn, so that both meet the same load."""
+    found: list[list[NDArray[np.int64]]] = [[] for _ in parties]
+    todo = [list(batches(party.data.inputs, party.rows, party.fill)) for party in parties]
+    total = parties[0].data.n
+    for turn in range(max(map(len, todo))):
+        for party, parts, classes in zip(parties, todo, found, strict=True):
+            if turn < len(parts):
+                count, part = parts[turn]
+                classes.append(party.classes_of(party.answer(party.http, part), count))
+        progress.update(sum(map(len, found[0])), total)
+    return [np.concatenate(classes) for classes in found]
+
+
+def _same(a: Answer, b: Answer, party: _Party) -> bool:
+    """Whether two answers to one input agree: the same class, or scores that differ by no more than a different batch explains."""
+    if (party.classes_of(a, 1) == party.classes_of(b, 1)).all():
+        return True
+    return all(
+        x.dtype.kind == "f" and x.shape == y.shape and np.allclose(x, y, rtol=1e-3, atol=1e-4) for x, y in zip(a.outputs, b.outputs, strict=True)
+    )
+
+
+def single_requests(party: _Party, grpc: GrpcServer, samples: int, progress: Progress) -> tuple[list[float], int]:
+    """(seconds of each HTTP request with one sample, samples on which the protocols disagree), on samples spread over the data."""
+    n = party.data.n
+    chosen = np.unique(np.linspace(0, n - 1, min(samples, n)).astype(np.int64)) if samples > 0 else np.empty(0, np.int64)
+    seconds: list[float] = []
+    disagreements = 0
+    rows = party.rows if party.fill else 1
+    for turn, row in enumerate([*chosen[:WARM_UP], *chosen]):
+        ((_, part),) = batches({name: array[row : row + 1] for name, array in party.data.inputs.items()}, rows, party.fill)
+        start = time.perf_counter()
+        over_http = party.answer(party.http, part)
+        took = time.perf_counter() - start
+        if turn >= min(WARM_UP, len(chosen)):
+            seconds.append(took)
+            disagreements += not _same(over_http, party.answer(grpc, part), party)
+            progress.update(len(seconds), len(chosen))
+    return seconds, disagreements
+
+
+def percentile_ms(seconds: Sequence[float], share: float) -> float | None:
+    """Nearest-rank percentile in milliseconds; None of nothing."""
+    return round(1000 * sorted(seconds)[max(0, math.ceil(share * len(seconds)) - 1)], 3) if seconds else None
+
+
+def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
+    """The experiment; raises JobError. ``latency_*`` are of single-sample HTTP requests to the candidate, one at a time."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "golden.npz"
+        with progress.stage("data"):
+            Store(task.data.location, f"{FIELD}.uri").download(path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update)
+            arrays = read_archive(path, FIELD)
+        with progress.stage("metadata"):
+            timeout = task.timeout_seconds
+            candidate = _Party("candidate", task, stack.enter_context(HttpServer(task.candidate_http, timeout)), task.candidate_number, arrays)
+            parties = [candidate]
+            if task.stable_http:
+                parties.append(_Party("stable", task, stack.enter_context(HttpServer(task.stable_http, timeout)), task.stable_number, arrays))
+        with progress.stage("paired"):
+            answers = paired_pass(parties, progress)
+        labels = candidate.data.labels
+        assert labels is not None
+        check_label_range(labels, candidate.classes, FIELD)
+        with progress.stage("protocols"):
+            grpc = stack.enter_context(GrpcServer(task.candidate_grpc, timeout))
+            seconds, disagreements = single_requests(candidate, grpc, task.parity_samples, progress)
+    duplicates = candidate.data.duplicates()
+    result = TaskResult(
+        samples=candidate.data.n,
+        accuracy=float((answers[0] == labels).mean()),
+        latency_p50_ms=percentile_ms(seconds, 0.50),
+        latency_p99_ms=percentile_ms(seconds, 0.99),
+        protocols_agree=disagreements == 0 if seconds else None,
+        message=f"{duplicates} of {candidate.data.n} golden samples repeat others: they add no information" if duplicates else "",
+    )
+    if len(answers) > 1:
+        paired = count_pairs(labels, answers[1], answers[0])
+        interval = drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right)
+        result = result.model_copy(update={"paired": paired, "stable_accuracy": accuracies(paired)[0], "drop_interval": interval})
+    say("evaluated", samples=result.samples, accuracy=result.accuracy, stable_accuracy=result.stable_accuracy)
+    if disagreements:
+        raise JobError(
+            ExitCode.BAD_INPUT,
+            "ProtocolsDisagree",
+            f"candidate: HTTP and gRPC differ on {disagreements} of {len(seconds)} samples; do both addresses lead to the same pods?",
+            result,
+        )
+    return result

@@ -1,0 +1,94 @@
+"""JSON log lines on stderr, with the stage that runs, and without secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+LOGGER = logging.getLogger("modelrollout.job")
+
+# Values that must never be seen outside this process. One set for the process: the formatter and the termination message both ask it.
+_SECRETS: set[str] = set()
+
+
+def hide(value: str) -> str:
+    """Remember ``value`` as a secret; returns it."""
+    if value:
+        _SECRETS.add(value)
+    return value
+
+
+def redact(text: str) -> str:
+    """``text`` with every known secret replaced; longest first, so that a secret inside another leaves no rest."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, message, the fields in ``extra={"fields": {...}}`` and a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": redact(record.getMessage()),
+        }
+        line |= {key: redact(value) if isinstance(value, str) else value for key, value in getattr(record, "fields", {}).items()}
+        if record.exc_info:
+            line["traceback"] = redact(self.formatException(record.exc_info))
+        return json.dumps(line, default=lambda value: redact(str(value)))
+
+
+def setup() -> None:
+    """All logging of this process goes to stderr as JSON; libraries from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    LOGGER.setLevel(logging.INFO)
+
+
+def say(message: str, **fields: Any) -> None:
+    """One line at level info."""
+    LOGGER.info(message, extra={"fields": fields})
+
+
+class Progress:
+    """Which stage runs, since when, and how far it is. Written by the task's thread, read by the main thread's heartbeat."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stage = "start"
+        self._since = time.monotonic()
+        self._done = 0
+        self._total: int | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; its seconds add up under its name. Stages do not nest."""
+        self._stage, self._since, self._done, self._total = name, time.monotonic(), 0, None
+        say("begin", stage=name)
+        try:
+            yield
+        finally:
+            took = time.monotonic() - self._since
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
+            say("end", stage=name, seconds=round(took, 3))
+            self._stage = "between"
+
+    def update(self, done: int, total: int | None) -> None:
+        """How far the stage is, in bytes, rows or requests; ``total`` None: not known."""
+        self._done, self._total = done, total
+
+    def beat(self) -> None:
+        """Say where the task is."""
+        fields: dict[str, Any] = {"stage": self._stage, "seconds": round(time.monotonic() - self._since, 1)}
+        if self._done:
+            fields |= {"done": self._done, "total": self._total}
+        say("running", **fields)

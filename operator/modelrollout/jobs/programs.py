@@ -1,0 +1,28 @@
+"""Which function does which task. Imports happen when the task is known: a fetch needs no ONNX Runtime."""
+
+from __future__ import annotations
+
+from modelrollout.api.tasks import EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult
+from modelrollout.jobs.frame import AnyTask
+from modelrollout.jobs.log import Progress
+
+
+def run(task: AnyTask, progress: Progress) -> TaskResult:
+    """Do the task; raises JobError."""
+    match task:
+        case ResolveTask():
+            from modelrollout.optimizer.resolve import resolve
+
+            return resolve(task, progress)
+        case PrepareTask():
+            from modelrollout.optimizer.prepare import prepare
+
+            return prepare(task, progress)
+        case FetchTask():
+            from modelrollout.optimizer.fetch_repository import fetch_repository
+
+            return fetch_repository(task, progress)
+        case EvaluateTask():
+            from modelrollout.evaluator.golden import evaluate
+
+            return evaluate(task, progress)

@@ -1,0 +1,216 @@
+"""What was last seen of the objects that the operator watches: from watch events, lists, and the answers to its own writes.
+
+It can be stale, never wrong about the past: writes that depend on it are guarded by resourceVersion. Stored objects are shared and must
+not be changed. Not thread-safe; one event loop.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.kube.client import MODEL_DEPLOYMENT, Object, Resource
+
+Key = tuple[str, str]  # namespace and name of the ModelDeployment
+_Id = tuple[Resource, str, str]
+
+TOMBSTONES = 20_000  # uids of deleted objects that are remembered, so that a late answer does not bring one back
+_NOISE = frozenset({"resourceVersion", "managedFields", "lastUpdateTime", "lastProbeTime", "lastHeartbeatTime"})
+
+
+@dataclass(slots=True)
+class _Entry:
+    obj: Object
+    key: Key | None
+    # A write without guard brought this version: it may hold others' changes that no pass has looked at, so its event still counts.
+    unseen: bool
+
+
+class Store:
+    """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to."""
+
+    def __init__(self) -> None:
+        self._entries: dict[_Id, _Entry] = {}
+        self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
+        # uid -> version at which it went; None: for good. A version, because an object that loses the watched label is
+        # reported as deleted and may come back under its uid.
+        self._tombstones: OrderedDict[str, int | None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
+        """The object as last seen."""
+        entry = self._entries.get((resource, namespace or "", name))
+        return entry.obj if entry else None
+
+    def children(self, key: Key, resource: Resource | None = None) -> list[Object]:
+        """What belongs to the ModelDeployment, without itself; of one resource or of all. Costs as many steps as it has children."""
+        return [self._entries[i].obj for i in self._children.get(key, ()) if (resource is None or i[0] == resource) and i[0] != MODEL_DEPLOYMENT]
+
+    def all(self, resource: Resource) -> list[Object]:
+        """Every stored object of the resource; costs a pass over the whole store."""
+        return [entry.obj for i, entry in self._entries.items() if i[0] == resource]
+
+    def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
+        """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
+
+        True when a pass is due; False when it is older than what is stored, the echo of our own guarded write, or noise.
+        """
+        obj = event["object"]
+        if event["type"] == "DELETED":
+            return self._remove(_id(resource, obj), obj)
+        return self._take(_id(resource, obj), obj, from_watch=True)
+
+    def written(self, resource: Resource, answer: Object, *, guarded: bool) -> None:
+        """Take in the answer to our own write. ``guarded``: it was a create, or carried the resourceVersion that the pass had seen.
+
+        The echo of a guarded write wakes nobody. That of another write may hold somebody else's change, so it does.
+        """
+        i = _id(resource, answer)
+        if self._take(i, answer, from_watch=False) and not guarded:
+            self._entries[i].unseen = True
+
+    def read(self, resource: Resource, answer: Object) -> bool:
+        """Take in a live read; True when it brought something new (the caller has it then, its event will wake nobody)."""
+        return self._take(_id(resource, answer), answer, from_watch=False)
+
+    def gone(self, resource: Resource, namespace: str | None, name: str, uid: str) -> bool:
+        """A request said that the object with that uid is not there; True when it was stored."""
+        i = (resource, namespace or "", name)
+        entry = self._entries.get(i)
+        self._bury(uid, None)
+        if entry is None or entry.obj["metadata"].get("uid") != uid:
+            return False
+        self._drop(i)
+        return True
+
+    def resync(self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None) -> set[Key]:
+        """Take in a full list (of one namespace, or of all) with the resourceVersion of the list; returns the keys that changed.
+
+        What the list lacks is dropped, unless it was stored at a newer version than the list's. kopf's relist never reports deletions.
+        """
+        listed: set[_Id] = set()
+        changed: set[Key] = set()
+        for obj in items:
+            i = _id(resource, obj)
+            listed.add(i)
+            if self._take(i, obj, from_watch=True) and (key := self._entries[i].key):
+                changed.add(key)
+        limit = _number(resource_version)
+        for i, entry in list(self._entries.items()):
+            if i[0] != resource or i in listed or (namespace is not None and i[1] != namespace):
+                continue
+            version = _version(entry.obj)
+            if limit is not None and version is not None and version > limit:
+                continue
+            if limit is not None:
+                self._bury(entry.obj["metadata"].get("uid", ""), limit)
+            self._drop(i)
+            if entry.key:
+                changed.add(entry.key)
+        return changed
+
+    def _take(self, i: _Id, obj: Object, *, from_watch: bool) -> bool:
+        """Store if it is newer; True when that, or what an unguarded write brought before, is worth a pass."""
+        if self._buried(obj, from_watch):
+            return False
+        entry = self._entries.get(i)
+        if entry is None:
+            self._put(i, obj)
+            return True
+        old, new = _version(entry.obj), _version(obj)
+        if old is None or new is None:  # not comparable: the watch tells the order
+            if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get("resourceVersion"):
+                return False
+        elif new <= old:
+            due = entry.unseen and from_watch and new == old
+            entry.unseen = entry.unseen and not due
+            return due
+        due = entry.unseen or not _same(entry.obj, obj)
+        self._put(i, obj)
+        if not from_watch and entry.unseen:
+            self._entries[i].unseen = True
+        return due
+
+    def _remove(self, i: _Id, obj: Object) -> bool:
+        went = _version(obj)
+        if went is not None:
+            self._bury(obj["metadata"].get("uid", ""), went)
+        entry = self._entries.get(i)
+        if entry is None:
+            return False
+        stored = _version(entry.obj)
+        if went is not None and stored is not None and went < stored:
+            return False  # the object that is stored came after the one that went
+        self._drop(i)
+        return True
+
+    def _put(self, i: _Id, obj: Object) -> None:
+        key = owner(i[0], obj)
+        entry = self._entries.get(i)
+        if entry and entry.key and entry.key != key:
+            self._unlink(entry.key, i)
+        self._entries[i] = _Entry(_stripped(obj), key, unseen=False)
+        if key:
+            self._children[key][i] = None
+
+    def _drop(self, i: _Id) -> None:
+        entry = self._entries.pop(i)
+        if entry.key:
+            self._unlink(entry.key, i)
+
+    def _unlink(self, key: Key, i: _Id) -> None:
+        self._children[key].pop(i, None)
+        if not self._children[key]:
+            del self._children[key]
+
+    def _bury(self, uid: str, version: int | None) -> None:
+        if uid:
+            self._tombstones[uid] = version
+        if len(self._tombstones) > TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+    def _buried(self, obj: Object, from_watch: bool) -> bool:
+        uid = obj["metadata"].get("uid")
+        if uid not in self._tombstones:
+            return False
+        went, version = self._tombstones[uid], _version(obj)
+        if went is None:
+            return True
+        return not from_watch if version is None else version <= went
+
+
+def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
+    """Key of the ModelDeployment that the object is or belongs to (by label); None for strangers."""
+    metadata = obj["metadata"]
+    name = metadata["name"] if resource == MODEL_DEPLOYMENT else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+    return (metadata.get("namespace") or "", name) if name else None
+
+
+def _id(resource: Resource, obj: Mapping[str, Any]) -> _Id:
+    return (resource, obj["metadata"].get("namespace") or "", obj["metadata"]["name"])
+
+
+def _number(version: str | None) -> int | None:
+    return int(version) if version and version.isascii() and version.isdigit() else None
+
+
+def _version(obj: Mapping[str, Any]) -> int | None:
+    return _number(obj["metadata"].get("resourceVersion"))
+
+
+def _stripped(obj: Mapping[str, Any]) -> Object:
+    return {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal but for versions, bookkeeping, and times that move by themselves."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(k in _NOISE or (k in a and k in b and (a[k] == b[k] or _same(a[k], b[k]))) for k in a.keys() | b.keys())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)

@@ -1,0 +1,431 @@
+"""A narrow adapter over ``kubernetes.aio``: plain dicts in and out, time-outs on every request, and errors with names.
+
+Bodies and tokens are never logged; the exceptions of ``kubernetes.aio`` (whose text holds body and headers) do not leave this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import logging
+import os
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote, urlencode, urlsplit
+
+import aiohttp
+from kubernetes.aio import client as aio
+from kubernetes.aio import config as aio_config
+from kubernetes.aio.client.exceptions import OpenApiException
+
+from modelrollout.api import names
+
+Object = dict[str, Any]
+log = logging.getLogger(__name__)
+
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
+CREDENTIALS_RETRY_SECONDS = 10.0  # not every request of a revoked account may run the kubeconfig's exec plugin
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind as the API server's paths name it; ``group`` is empty for the core group."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def root(self) -> str:
+        """Path of the group's version, e.g. ``/apis/apps/v1``."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def path(self, namespace: str | None, name: str | None = None) -> str:
+        """Path of the collection or of one object; without namespace the collection over all namespaces."""
+        inside = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced and namespace else ""
+        return f"{self.root}{inside}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+MODEL_DEPLOYMENT = Resource(names.GROUP, names.VERSION, "modeldeployments", "ModelDeployment")
+MODEL_REVISION = Resource(names.GROUP, names.VERSION, "modelrevisions", "ModelRevision")
+JOB = Resource("batch", "v1", "jobs", "Job")
+POD = Resource("", "v1", "pods", "Pod")
+DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
+SERVICE = Resource("", "v1", "services", "Service")
+POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
+HTTP_ROUTE = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
+LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+EVENT = Resource("", "v1", "events", "Event")
+ENDPOINT_SLICE = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
+
+
+class KubeError(Exception):
+    """A request failed. ``status`` is the HTTP status, 0 when there was no answer; ``retry_after`` is in seconds."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{reason} ({status}): {message}" if status else f"{reason}: {message}")
+        self.status, self.reason, self.message, self.retry_after = status, reason, message, retry_after
+
+
+class NotFound(KubeError):
+    """404: the object or its kind is not there."""
+
+
+class AlreadyExists(KubeError):
+    """409 on create: the name is taken."""
+
+
+class Conflict(KubeError):
+    """409: resourceVersion, uid or a field owner is not the one expected."""
+
+
+class Gone(KubeError):
+    """410: the resourceVersion or the continue token is too old."""
+
+
+class Forbidden(KubeError):
+    """403: RBAC, admission, quota, or the namespace is going away."""
+
+
+class Invalid(KubeError):
+    """422: the API server refuses the object; the message names the field."""
+
+
+class TooManyRequests(KubeError):
+    """429: come back after ``retry_after``."""
+
+
+class Unavailable(KubeError):
+    """5xx, no connection, or no answer in time. A write may have been done nevertheless."""
+
+
+_BY_STATUS: dict[int, type[KubeError]] = {403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid, 429: TooManyRequests}
+
+
+class Listing(NamedTuple):
+    """A complete list and the resourceVersion that it shows."""
+
+    items: list[Object]
+    resource_version: str
+
+
+class Kube:
+    """One API server. Objects are dicts with apiVersion and kind; every method raises KubeError.
+
+    ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status, ``timeout`` or ``error``.
+    """
+
+    def __init__(
+        self,
+        configuration: aio.Configuration,
+        load: Callable[[aio.Configuration], Awaitable[None]],
+        *,
+        user_agent: str,
+        timeout: float,
+        clock: Callable[[], float],
+        on_request: Callable[[str, str, str], None] | None,
+    ) -> None:
+        self._load = load
+        self._client = aio.ApiClient(configuration)
+        self._user_agent = user_agent
+        self._timeout = timeout
+        self._clock = clock
+        self._on_request = on_request
+        self._credentials = asyncio.Lock()
+        self._credentials_loaded = clock()
+        self._answered = clock()
+        self._kinds: dict[str, tuple[float, frozenset[str]]] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        *,
+        component: str = "operator",
+        request_timeout: float = 10.0,
+        max_connections: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+        on_request: Callable[[str, str, str], None] | None = None,
+    ) -> Self:
+        """Connect by ``kubeconfig`` if given, else as a pod, else by $KUBECONFIG or ~/.kube/config.
+
+        ``request_timeout`` (seconds) holds for each request from the wait for a connection to the last byte.
+        Raises KubeError when there are no usable credentials.
+        """
+
+        async def load(configuration: aio.Configuration) -> None:
+            try:
+                if kubeconfig is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+                    aio_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+                    return
+                path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+                if not _any_file(path):
+                    raise KubeError(0, "NoCredentials", f"no kubeconfig at {path}" + ("" if kubeconfig else ", and this is no pod"))
+                await aio_config.load_kube_config(  # type: ignore[no-untyped-call]
+                    config_file=path,
+                    context=context,
+                    client_configuration=configuration,
+                    persist_config=False,  # the default may write the file
+                )
+            except (aio_config.ConfigException, OSError, TypeError, ValueError) as e:
+                raise KubeError(0, "NoCredentials", str(e)) from e
+
+        configuration = aio.Configuration()
+        configuration.connection_pool_maxsize = max_connections
+        # With trust_env, the default here, aiohttp enters a thread twice for each request, for .netrc and for the proxy,
+        # and refuses every request when .netrc knows the host. So the proxy is found once, here.
+        configuration.client_session_kwargs = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
+        await load(configuration)
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        agent = f"modelrollout/{_version()} ({component})"
+        return cls(configuration, load, user_agent=agent, timeout=request_timeout, clock=clock, on_request=on_request)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    def silent_for(self) -> float:
+        """Seconds since the API server last answered anything but 5xx; counted from the start at first."""
+        return self._clock() - self._answered
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
+        """Read one object."""
+        return await self._request("get", resource, resource.path(namespace, name))
+
+    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, in one piece."""
+        try:
+            return await self._list(resource, namespace, label_selector, limit)
+        except Gone:
+            return await self._list(resource, namespace, label_selector, 0)
+
+    async def _list(self, resource: Resource, namespace: str | None, label_selector: str, limit: int) -> Listing:
+        items: list[Object] = []
+        query = {"labelSelector": label_selector, "limit": str(limit) if limit else "", "continue": ""}
+        while True:
+            page = await self._request("list", resource, resource.path(namespace), query=query)
+            # lists of built-in kinds leave these two out of the items
+            items += [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or []]
+            metadata = page.get("metadata") or {}
+            query["continue"] = metadata.get("continue") or ""
+            if not query["continue"]:
+                return Listing(items, metadata.get("resourceVersion") or "")
+
+    async def create(self, resource: Resource, obj: Object) -> Object:
+        """Create; AlreadyExists when the name is taken."""
+        path = resource.path(obj["metadata"].get("namespace"))
+        return await self._request("create", resource, path, body=obj, query={"fieldManager": names.FIELD_MANAGER})
+
+    async def apply(self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None) -> Object:
+        """Server-side apply under our field manager, taking fields over from others; creates what is absent.
+
+        With ``uid`` only that very object is changed, with ``resource_version`` as well only that state of it: otherwise Conflict, and nothing is
+        created. ValueError for ``resource_version`` alone: the API server would create an absent object nevertheless.
+        """
+        if resource_version and not uid:
+            raise ValueError("resource_version guards only together with uid")
+        guards = {k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v}
+        body = {**obj, "metadata": {**obj["metadata"], **guards}} if guards else obj
+        path = resource.path(obj["metadata"].get("namespace"), obj["metadata"]["name"])
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        try:
+            return await self._request("apply", resource, path, body=body, query=query, content_type=APPLY_PATCH)
+        except Invalid as e:
+            if uid and "metadata.uid" in e.message:  # what the API server says to another uid
+                raise Conflict(409, "Conflict", e.message) from e
+            raise
+
+    async def replace_status(self, resource: Resource, obj: Object) -> Object:
+        """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it."""
+        return await self._guarded(resource, obj, "/status")
+
+    async def replace(self, resource: Resource, obj: Object) -> Object:
+        """Write the whole object, if it is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it."""
+        return await self._guarded(resource, obj, "")
+
+    async def _guarded(self, resource: Resource, obj: Object, suffix: str) -> Object:
+        metadata = obj["metadata"]
+        if not metadata.get("resourceVersion"):
+            raise ValueError(f"{resource.kind} {metadata.get('name')}: a replacement without resourceVersion would overwrite what others wrote")
+        path = resource.path(metadata.get("namespace"), metadata["name"]) + suffix
+        verb = "replace_status" if suffix else "replace"
+        return await self._request(verb, resource, path, body=obj, query={"fieldManager": names.FIELD_MANAGER})
+
+    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
+        """JSON merge patch (None removes a field); metadata.resourceVersion or uid in it are guards."""
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("patch", resource, resource.path(namespace, name), body=patch, query=query, content_type=MERGE_PATCH)
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str = "Background",
+    ) -> None:
+        """Delete; only the object with that ``uid`` (or at that state), otherwise Conflict. NotFound when it is gone already."""
+        guards = {k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v}
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if guards:
+            body["preconditions"] = guards
+        await self._request("delete", resource, resource.path(namespace, name), body=body)
+
+    async def has_kind(self, resource: Resource, ttl: float = 60.0) -> bool:
+        """Whether the API server serves the kind; remembered for ``ttl`` seconds, also when it does not."""
+        at, plurals = self._kinds.get(resource.root, (float("-inf"), frozenset[str]()))
+        if self._clock() - at >= ttl:
+            try:
+                found = await self._request("discover", resource, resource.root)
+            except NotFound:
+                found = {}
+            plurals = frozenset(r["name"] for r in found.get("resources") or [])
+            self._kinds[resource.root] = (self._clock(), plurals)
+        return resource.plural in plurals
+
+    async def _request(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        parameters = urlencode({k: v for k, v in (query or {}).items() if v})
+        if parameters:
+            path += f"?{parameters}"
+        try:
+            return await self._send(verb, resource, path, body, content_type)
+        except KubeError as e:
+            if e.status != 401 or not await self._renew_credentials():
+                raise
+        return await self._send(verb, resource, path, body, content_type)  # refused before anything was done, so safe for writes
+
+    async def _send(self, verb: str, resource: Resource, path: str, body: Object | None, content_type: str) -> Object:
+        result = "error"
+        try:
+            headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._user_agent}
+            await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, None)
+            response = await self._client.call_api(
+                _METHODS[verb],
+                self._client.configuration.host + path,
+                header_params=headers,
+                body=body,
+                _request_timeout=aiohttp.ClientTimeout(total=self._timeout),
+            )
+            raw = await response.read()  # type: ignore[no-untyped-call]
+            result = str(response.status)
+        except TimeoutError as e:
+            result = "timeout"
+            raise Unavailable(0, "Timeout", f"no answer within {self._timeout:g} s") from e
+        except (aiohttp.ClientError, OSError) as e:
+            raise Unavailable(0, "ConnectionError", f"{type(e).__name__}: {e}") from e
+        except (aio_config.ConfigException, OpenApiException, ValueError) as e:
+            # the token file is empty for a moment, or holds what is no header; the text of ValueError would show the token
+            raise Unavailable(0, "CredentialsError", type(e).__name__) from e
+        finally:
+            if self._on_request:
+                self._on_request(verb, resource.plural, result)
+        if response.status < 500:
+            self._answered = self._clock()
+        answer = _parse(raw)
+        if 200 <= response.status < 300 and answer is not None:
+            return answer
+        raise _error(response.status, response.headers.get("Retry-After"), answer or {})
+
+    async def _renew_credentials(self) -> bool:
+        """Read the credentials again after a 401 (rotated token file, expired exec credential). False when that was just done."""
+        asked = self._clock()
+        async with self._credentials:
+            if self._credentials_loaded > asked:
+                return True  # another request did it while this one waited
+            if asked - self._credentials_loaded < CREDENTIALS_RETRY_SECONDS:
+                return False
+            self._credentials_loaded = self._clock()
+            fresh = aio.Configuration()
+            await self._load(fresh)
+            self._client.configuration.api_key = fresh.api_key
+            self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+            return True
+
+
+_METHODS = {
+    "get": "GET",
+    "list": "GET",
+    "discover": "GET",
+    "create": "POST",
+    "apply": "PATCH",
+    "patch": "PATCH",
+    "replace": "PUT",
+    "replace_status": "PUT",
+    "delete": "DELETE",
+}
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("model-rollout-operator")
+    except importlib.metadata.PackageNotFoundError:
+        return "dev"  # run from a checkout
+
+
+def _any_file(paths: str) -> bool:
+    """kubernetes.aio only warns when none is there, and then fails with a riddle."""
+    return any(Path(p).expanduser().is_file() for p in paths.split(os.pathsep) if p)
+
+
+def _proxy(host: str) -> str | None:
+    """The proxy of the environment for the API server, as client-go has it: never for this machine itself."""
+    url = urlsplit(host)
+    if url.hostname in (None, "localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(url.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
+
+
+def _parse(raw: bytes) -> Object | None:
+    """The JSON object, or None: a proxy in between may answer with a page."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _error(status: int, retry_after: str | None, answer: Object) -> KubeError:
+    reason = str(answer.get("reason") or f"HTTP{status}")
+    message = str(answer.get("message") or "no explanation given")[:1024]
+    seconds = (answer.get("details") or {}).get("retryAfterSeconds")
+    if retry_after and retry_after.isdigit():
+        seconds = int(retry_after)
+    after = float(seconds) if seconds else None
+    if reason == "AlreadyExists":
+        return AlreadyExists(status, reason, message, after)
+    if status >= 500 or 200 <= status < 300:
+        return Unavailable(status, reason, message, after)  # 2xx comes here when the body was cut off or no JSON
+    return _BY_STATUS.get(status, KubeError)(status, reason, message, after)

@@ -1,0 +1,208 @@
+"""Leader election by a coordination.k8s.io/v1 Lease.
+
+As client-go does it: another candidate's clock is never trusted; its lease counts from when a change of it was last *observed*.
+A leader counts from when its last successful renewal was *sent*, so it stops renew_deadline after that: strictly before anybody may take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from modelrollout.kube.client import LEASE, AlreadyExists, Conflict, KubeError, NotFound, Object, Resource
+
+log = logging.getLogger(__name__)
+JITTER = 1.2
+
+
+class LeaseApi(Protocol):
+    """What the elector needs of ``Kube``."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object: ...
+    async def create(self, resource: Resource, obj: Object) -> Object: ...
+    async def replace(self, resource: Resource, obj: Object) -> Object: ...
+
+
+def identity() -> str:
+    """A name that no other process has, not even this one's next life: it begins with the host (the pod)."""
+    return f"{socket.gethostname()}_{uuid.uuid4()}"
+
+
+class LeaderElector:
+    """One candidate. All times are seconds; ``clock`` must run as the event loop's does, ``wall`` is only shown to people.
+
+    ``started`` runs as a task when the lease is won, and is cancelled when it is lost; if it raises, the lease is given back.
+    ``stopped`` is awaited when leading ends; until it returns, a lease that is still ours is renewed, so nobody takes over while work drains.
+    """
+
+    def __init__(
+        self,
+        kube: LeaseApi,
+        namespace: str,
+        name: str,
+        holder: str,
+        *,
+        started: Callable[[], Awaitable[None]],
+        stopped: Callable[[], Awaitable[None]],
+        lease_duration: float = 15.0,
+        renew_deadline: float = 10.0,
+        retry_period: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        if not retry_period * JITTER < renew_deadline < lease_duration:
+            raise ValueError(f"needs {JITTER} * retry_period < renew_deadline < lease_duration")
+        self._kube, self._namespace, self._name, self._holder = kube, namespace, name, holder
+        self._started, self._stopped = started, stopped
+        self._duration, self._deadline, self._retry = lease_duration, renew_deadline, retry_period
+        self._clock, self._wall, self._uniform = clock, wall, uniform
+        self._lease: Object | None = None  # as last seen
+        self._observed = 0.0  # when its spec was last seen to change
+        self._renewed: float | None = None  # when the last successful renewal was sent; None: not ours
+        self._closing = asyncio.Event()
+
+    def is_leader(self) -> bool:
+        """Whether the lease is surely ours at this moment, whatever else is stuck: ask before each write."""
+        return self._renewed is not None and self._clock() < self._renewed + self._deadline
+
+    @property
+    def leader(self) -> str:
+        """Holder as last seen; empty when nobody leads."""
+        return _spec(self._lease).get("holderIdentity") or ""
+
+    def close(self) -> None:
+        """Ask ``run`` to end: stopped() is awaited, then the lease is released."""
+        self._closing.set()
+
+    async def run(self) -> None:
+        """Contend for the lease, lead, and contend again when it is lost, until ``close``. Cancelling it ends leading too, with release."""
+        try:
+            while not self._closing.is_set():
+                if await self._attempt():
+                    await self._lead()
+                await self._pause(self._retry * (1 + (JITTER - 1) * self._uniform()))
+        finally:
+            await self._release()
+
+    async def _lead(self) -> None:
+        log.info("leading as %s", self._holder)
+        started = asyncio.ensure_future(self._started())
+        renewing = asyncio.create_task(self._renew())
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            waiting: set[asyncio.Future[Any]] = {renewing, closing, started}
+            while waiting >= {renewing, closing}:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if started in done and not started.cancelled() and started.exception():
+                    log.error("could not start leading, giving the lease back", exc_info=started.exception())
+                    break
+        finally:
+            log.info("no longer leading")
+            await _cancel(started)
+            try:
+                await self._stopped()
+            finally:
+                await _cancel(renewing)
+                await _cancel(closing)
+                await self._release()
+
+    async def _renew(self) -> None:
+        """Renew until the lease is lost: taken by another, or not renewed within the deadline."""
+        while self.is_leader():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left()):
+                    await asyncio.sleep(self._retry)
+                    await self._attempt()
+        self._renewed = None
+
+    def _left(self) -> float:
+        return 0.0 if self._renewed is None else self._renewed + self._deadline - self._clock()
+
+    async def _attempt(self) -> bool:
+        """Take or renew the lease if that is allowed; False when it is not or the API server does not answer."""
+        leading = self._renewed is not None
+        try:
+            if leading and await self._write():  # on the state last seen: saves a read, and the guard tells when it was stale
+                return True
+            await self._look()
+            if leading and self._renewed is None:
+                return False  # another may have led meanwhile: stop first, contend later
+            return self._may_take() and await self._write()
+        except KubeError as e:
+            log.warning("lease %s/%s: %s", self._namespace, self._name, e)
+            return False
+
+    async def _look(self) -> None:
+        try:
+            lease: Object | None = await self._kube.get(LEASE, self._namespace, self._name)
+        except NotFound:
+            lease = None
+        if self._lease is None or _spec(lease) != _spec(self._lease):
+            self._observed = self._clock()
+        self._lease = lease
+        if self.leader != self._holder:
+            self._renewed = None  # somebody else has it, or nobody
+
+    def _may_take(self) -> bool:
+        if self.leader in ("", self._holder):
+            return True
+        duration = _spec(self._lease).get("leaseDurationSeconds") or self._duration
+        return bool(self._clock() >= self._observed + duration)
+
+    async def _write(self, holder: str | None = None) -> bool:
+        """Write us (or ``holder``) into the lease as last seen; False when it is not at that state any more."""
+        holder = self._holder if holder is None else holder
+        sent, now = self._clock(), self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        old = _spec(self._lease)
+        taken = bool(holder) and old.get("holderIdentity") != holder
+        spec = {
+            "holderIdentity": holder,
+            "leaseDurationSeconds": round(self._duration) if holder else 1,
+            "acquireTime": now if taken or not holder else old.get("acquireTime", now),
+            "renewTime": now,
+            "leaseTransitions": (old.get("leaseTransitions") or 0) + (1 if taken and self._lease else 0),
+        }
+        metadata = self._lease["metadata"] if self._lease else {"namespace": self._namespace, "name": self._name}
+        body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": {**old, **spec}}
+        try:
+            self._lease = await (self._kube.replace(LEASE, body) if self._lease else self._kube.create(LEASE, body))
+        except (AlreadyExists, Conflict, NotFound):
+            return False
+        self._observed = self._clock()
+        self._renewed = sent if holder else None
+        return True
+
+    async def _release(self) -> None:
+        if not self.is_leader():
+            self._renewed = None
+            return
+        with contextlib.suppress(KubeError, TimeoutError):
+            async with asyncio.timeout(self._left()):
+                if not await self._write(holder=""):
+                    await self._look()  # a renewal that was cut off may have been done
+                    if self.is_leader():
+                        await self._write(holder="")
+        self._renewed = None
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
+
+def _spec(lease: Object | None) -> dict[str, Any]:
+    return (lease or {}).get("spec") or {}
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,101 @@
+"""A prepared repository in the artifact store: ``<artifacts>/<key>/manifest.json`` and the files that it lists.
+
+The manifest maps Triton's file names to SHA-256, size and path below the folder. A path carries the file's digest, and the manifest is created, never
+replaced: two Jobs that prepare the same work at the same time, or one that was killed half-way and its successor, cannot mix their files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from modelrollout.api.names import canonical_json
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.fetch import Store
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+MANIFEST_LIMIT_BYTES = 1 << 20
+REPORT_LIMIT_BYTES = 16 << 20
+
+_PATH = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+class Entry(BaseModel):
+    """One file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    size: int
+    path: str
+
+
+class Manifest(BaseModel):
+    """What a prepared repository consists of. ``key`` is the hash of its inputs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    key: str
+    files: dict[str, Entry]
+
+    def encoded(self) -> bytes:
+        """Canonical bytes; the artifact's digest is their SHA-256."""
+        return canonical_json(self.model_dump()).encode()
+
+
+def digest_of(manifest: bytes) -> str:
+    """Digest of the artifact."""
+    return f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+
+
+def parse_manifest(content: bytes, what: str) -> Manifest:
+    """The manifest; raises JobError (ArtifactCorrupt) for another form or a path that leaves the folder."""
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError:
+        raise bad_input("ArtifactCorrupt", f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again") from None
+    if any(not _PATH.match(text) for name, entry in manifest.files.items() for text in (name, entry.path)):
+        raise bad_input("ArtifactCorrupt", f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared again")
+    return manifest
+
+
+def entry_for(name: str, sha256: str, size: int) -> Entry:
+    """Where a file with these bytes is stored."""
+    suffix = PurePosixPath(name).suffix
+    return Entry(sha256=sha256, size=size, path=f"{name.removesuffix(suffix)}-{sha256[:16]}{suffix}")
+
+
+def find(store: Store) -> tuple[str, Manifest, dict[str, Any]] | None:
+    """(digest, manifest, report) of a whole artifact; None where there is none or a part of it is gone or damaged: then it is made anew.
+
+    The model file is not read again, only its size is looked at; servers check its digest anyway.
+    """
+    content = store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES)
+    if content is None:
+        return None
+    manifest = parse_manifest(content, store.uri)
+    if any(store.size(entry.path) != entry.size for entry in manifest.files.values()):
+        return None
+    report = store.read(manifest.files[REPORT].path, max_bytes=REPORT_LIMIT_BYTES)
+    if report is None or hashlib.sha256(report).hexdigest() != manifest.files[REPORT].sha256:
+        return None
+    found: dict[str, Any] = json.loads(report)
+    return digest_of(content), manifest, found
+
+
+def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]], *, replace: bool) -> bool:
+    """Put the files (content, sha256, size), and last the manifest. False when another Job's manifest was there first.
+
+    ``replace``: the manifest that is there belongs to a damaged artifact.
+    """
+    manifest = Manifest(key=key, files={name: entry_for(name, sha256, size) for name, (_, sha256, size) in sorted(files.items())})
+    for name, entry in manifest.files.items():
+        store.write(entry.path, files[name][0])
+    return store.write(MANIFEST, manifest.encoded(), "overwrite" if replace else "create")

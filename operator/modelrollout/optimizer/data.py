@@ -1,0 +1,171 @@
+"""Data sets: .npz archives whose arrays are matched with a model's inputs. Arrays of objects (pickles) are never loaded."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelrollout.api.tasks import DataSet
+from modelrollout.jobs.errors import bad_input
+from modelrollout.triton.tensors import NUMPY, TensorSpec
+
+Arrays = dict[str, NDArray[Any]]
+
+DATA_LIMIT_BYTES = 8 << 30  # unpacked; a data set is held in memory
+
+_REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
+
+
+@dataclass(frozen=True)
+class Data:
+    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n]."""
+
+    inputs: Arrays
+    labels: NDArray[np.int64] | None
+    slices: Arrays
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def duplicates(self) -> int:
+        """Samples that repeat an earlier one in all inputs: they are no new information."""
+        rows = [np.ascontiguousarray(a).reshape(self.n, -1) for a in self.inputs.values()]
+        if any(a.dtype == np.object_ for a in rows):
+            return self.n - len({tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)})
+        return self.n - len({b"".join(a[i].tobytes() for a in rows) for i in range(self.n)})
+
+
+def read_archive(path: Path, field: str) -> Arrays:
+    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError):
+        raise bad_input("DataNotNpz", f"{field}.uri: the file is no .npz archive, or is cut off; {_REMEDY}") from None
+    if size > DATA_LIMIT_BYTES:
+        raise bad_input("TooLarge", f"{field}.uri: {size} bytes unpacked, more than the limit of {DATA_LIMIT_BYTES}; use fewer samples")
+    arrays: Arrays = {}
+    with np.load(path, allow_pickle=False) as archive:
+        for name in archive.files:
+            try:
+                arrays[name] = archive[name]
+            except ValueError:
+                raise bad_input(
+                    "DataPickleRefused",
+                    f"{field}.uri: array {name!r} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings",
+                ) from None
+            except (zipfile.BadZipFile, EOFError, OSError):
+                raise bad_input("DataNotNpz", f"{field}.uri: array {name!r} is damaged; {_REMEDY} and upload it again") from None
+    # numpy hands out entries that are no .npy files as bytes
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return "[" + ", ".join("n" if d < 0 else str(d) for d in shape) + "]"
+
+
+def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArray[Any]:
+    """The array in the model's type and shape; raises JobError: DataShapeMismatch, DataTypeMismatch, DataNotFinite, DataEmpty."""
+    where = f"{field}.uri: array {name!r}"
+    want = NUMPY[spec.datatype]
+    if array.ndim == 0 or len(array) == 0:
+        raise bad_input("DataEmpty", f"{where} has shape {list(array.shape)}: no samples; the first dimension counts them")
+    if spec.shape[1:] == (1,) and array.ndim == 1:
+        array = array[:, None]  # Triton serves [n] as [n, 1]
+    if array.ndim != len(spec.shape) or any(w >= 0 and w != h for w, h in zip(spec.shape[1:], array.shape[1:], strict=True)):
+        raise bad_input(
+            "DataShapeMismatch",
+            f"{where} has shape {list(array.shape)}, the model's input {spec.name!r} wants {_shape_text((-1, *spec.shape[1:]))}; "
+            "reshape the data as in training",
+        )
+    if want == np.object_:
+        if array.dtype.kind not in "US":
+            raise bad_input("DataTypeMismatch", f"{where} is {array.dtype}, the model's input {spec.name!r} wants strings; store them as such")
+        return array.astype(np.str_).astype(np.object_)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+        raise bad_input("DataNotFinite", f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples")
+    if array.dtype != want:
+        # Floats may change width. Integers may when no value changes; they never become floats: whole numbers where a model wants
+        # floats are mostly pixels that were not scaled, and would be answered with garbage and no error.
+        same = array.dtype.kind == want.kind == "f" or (array.dtype.kind in "iu" and want.kind in "iu" and bool(np.all(array.astype(want) == array)))
+        if not same:
+            raise bad_input(
+                "DataTypeMismatch",
+                f"{where} is {array.dtype}, the model's input {spec.name!r} wants {want}; preprocess it as in training and store {want}",
+            )
+        array = array.astype(want)
+    return array
+
+
+def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str) -> NDArray[np.int64]:
+    """[n] integer classes; raises JobError: LabelsMissing, LabelsNotInteger, LabelsShape, LabelsLength."""
+    labels = arrays.get(dataset.labels)
+    if labels is None:
+        raise bad_input(
+            "LabelsMissing", f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the array of labels or add it"
+        )
+    if labels.dtype.kind not in "iu":
+        raise bad_input("LabelsNotInteger", f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers from 0")
+    if labels.ndim != 1:
+        raise bad_input(
+            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one class number a sample, shape [n]"
+        )
+    if len(labels) != n:
+        raise bad_input("LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one")
+    return labels.astype(np.int64)
+
+
+def match(arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool) -> Data:
+    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input."""
+    aside = {dataset.labels, *dataset.slices}
+    candidates = [name for name in arrays if name not in aside]
+    names = {spec.name: spec.name for spec in inputs}
+    if len(inputs) == 1 and inputs[0].name not in candidates and len(candidates) == 1:
+        names = {inputs[0].name: candidates[0]}
+    missing = [spec.name for spec in inputs if names[spec.name] not in candidates]
+    if missing:
+        raise bad_input(
+            "DataInputMissing",
+            f"{field}.uri: the archive has no array for the model's inputs {missing}, only {sorted(candidates)}; {_REMEDY}, one for each input",
+        )
+    fitted = {spec.name: _fit(arrays[names[spec.name]], names[spec.name], spec, field) for spec in inputs}
+    lengths = {name: len(array) for name, array in fitted.items()}
+    n = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1:
+        raise bad_input("DataLengthMismatch", f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree")
+    labels = _labels(arrays, dataset, n, field) if labelled else None
+    for name in dataset.slices if labelled else ():
+        if name not in arrays or arrays[name].shape != (n,):
+            found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
+            raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
+    return Data(fitted, labels, {name: arrays[name] for name in dataset.slices} if labelled else {})
+
+
+def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[int, bool]:
+    """Rows of a request and whether the last one must be filled up to it: a fixed first dimension leaves no choice."""
+    fixed = {spec.shape[0] for spec in inputs if spec.shape[0] >= 0}
+    if len(fixed) > 1:
+        raise bad_input(
+            "NoBatchDimension", f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it with a batch dimension"
+        )
+    return (fixed.pop(), True) if fixed else (wanted, False)
+
+
+def batches(inputs: Mapping[str, NDArray[Any]], rows: int, fill: bool) -> Iterator[tuple[int, Arrays]]:
+    """(samples, arrays) in order; with ``fill`` a short last batch repeats its last sample, whose answers are to be dropped."""
+    n = len(next(iter(inputs.values())))
+    for start in range(0, n, rows):
+        part = {name: array[start : start + rows] for name, array in inputs.items()}
+        count = min(rows, n - start)
+        if fill and count < rows:
+            part = {name: np.concatenate([array, np.repeat(array[-1:], rows - count, axis=0)]) for name, array in part.items()}
+        yield count, part

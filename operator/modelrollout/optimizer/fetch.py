@@ -1,0 +1,252 @@
+"""Objects in S3 and behind HTTP: streamed, hashed, limited in size, and every failure told apart.
+
+obstore's own texts are never passed on: they are pages long, and a store's error body may echo what was sent to it. What they are
+searched for is stable in object_store 0.13 and held by tests against a real HTTP server.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import HTTPStore, S3Store
+
+from modelrollout.api.tasks import CREDENTIALS_DIR, ExitCode, Location
+from modelrollout.jobs.errors import JobError, bad_input, denied, retryable
+from modelrollout.jobs.log import hide
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+CHUNK_BYTES = 8 << 20
+
+# About 15 s of tries for a store that is away; the Job's own retries come on top. Tests set fewer.
+RETRY: RetryConfig = {"max_retries": 6, "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2}}
+# obstore's own limit of 30 s is for a whole request, body included: too short for gigabytes. A dead connection is seen by read_timeout.
+_TIMEOUTS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "6h"}
+
+Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was read: hexadecimal SHA-256 and bytes."""
+
+    sha256: str
+    size: int
+
+
+def _secret(folder: Path, key: str) -> str | None:
+    """One key of a mounted Secret; surrounding white space is a file's last newline, never part of a key."""
+    path = folder / key
+    return path.read_text().strip() or None if path.is_file() else None
+
+
+def _s3_credentials(folder: Path, field: str) -> dict[str, str]:
+    access, secret, token = (_secret(folder, f"AWS_{key}") for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"))
+    if not access or not secret:
+        missing = " and ".join(key for key, value in (("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", secret)) if not value)
+        raise denied("CredentialsIncomplete", f"{field}: the Secret {folder.name!r} has no {missing}; S3 needs both keys")
+    found = {"access_key_id": access, "secret_access_key": hide(secret)}
+    return found | {"session_token": hide(token)} if token else found
+
+
+def _http_headers(folder: Path, field: str) -> dict[str, str]:
+    token, user, password = (_secret(folder, key) for key in ("token", "username", "password"))
+    if token:
+        return {"authorization": f"Bearer {hide(token)}"}
+    if user and password:
+        return {"authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"}
+    raise denied("CredentialsIncomplete", f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of them")
+
+
+def _credentials_folder(location: Location, root: Path, field: str) -> Path | None:
+    if location.credentials is None:
+        return None
+    folder = root / location.credentials
+    if folder.parent != root or not folder.is_dir():
+        raise denied(
+            "CredentialsMissing", f"{field}: the Secret {location.credentials!r} is not mounted in this Job; does it exist in the namespace?"
+        )
+    return folder
+
+
+class Store:
+    """A place in a store: one object, or a folder of objects below it. ``field`` is what error messages name."""
+
+    def __init__(self, location: Location, field: str, credentials_root: Path = Path(CREDENTIALS_DIR)) -> None:
+        self.field = field
+        self.uri = location.uri
+        self._anonymous = location.credentials is None
+        parts = urlsplit(location.uri)
+        if parts.scheme not in ("s3", "http", "https"):
+            raise bad_input(
+                "UnsupportedScheme", f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write s3://BUCKET/KEY or http(s)://HOST/PATH"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise bad_input(
+                "UriInvalid",
+                f"{field}: a URI must not carry user names, passwords, queries or fragments (they are visible to all); use credentials.secretRef",
+            )
+        self._prefix = unquote(parts.path).strip("/") if parts.scheme != "s3" else parts.path.strip("/")
+        if not parts.netloc or not self._prefix:
+            raise bad_input("UriInvalid", f"{field}: {location.uri!r} names no object; write s3://BUCKET/KEY or http(s)://HOST/PATH")
+        address = (location.endpoint or "https://s3") if parts.scheme == "s3" else location.uri
+        if address.startswith("http://") and not location.allow_http:
+            raise bad_input(
+                "InsecureStore",
+                f"{field}: plain http is not allowed for this store; use https, or set allowHttp for it in the operator's configuration",
+            )
+        folder = _credentials_folder(location, credentials_root, field)
+        self._store: S3Store | HTTPStore
+        if parts.scheme == "s3":
+            # Without keys obstore would ask the cloud's metadata service: anonymous has to be said.
+            keys: dict[str, Any] = _s3_credentials(folder, field) if folder else {"skip_signature": True}
+            self._store = S3Store(
+                parts.netloc,
+                endpoint=location.endpoint,
+                region=location.region or "us-east-1",
+                virtual_hosted_style_request=location.endpoint is None,
+                client_options={**_TIMEOUTS, "allow_http": location.allow_http},
+                retry_config=RETRY,
+                **keys,
+            )
+        else:
+            options: ClientConfig = {**_TIMEOUTS, "allow_http": location.allow_http}
+            if folder:
+                options["default_headers"] = _http_headers(folder, field)
+            self._store = HTTPStore(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=RETRY)
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}" if name else self._prefix
+
+    @contextmanager
+    def _told_apart(self, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            raise self._translate(error, name) from None
+
+    def _translate(self, error: BaseError | FileNotFoundError, name: str) -> JobError:
+        """obstore's exception as a reason."""
+        what = f"{self.field}: {self.uri.rstrip('/')}/{name}" if name else f"{self.field}: {self.uri}"
+        text = str(error)
+        if isinstance(error, FileNotFoundError):
+            if "NoSuchBucket" in text:
+                return bad_input("BucketMissing", f"{what}: the bucket does not exist; correct the URI")
+            return bad_input("ObjectMissing", f"{what} does not exist; correct the URI or upload the file")
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+            if self._anonymous:
+                return denied(
+                    "CredentialsMissing", f"{what}: the store wants credentials and none were given; set credentials: {{secretRef: {{name: ...}}}}"
+                )
+            return denied(
+                "AccessDenied",
+                f"{what}: the store refused the credentials; check the Secret's keys and the right to read (S3 also answers so for a missing object)",
+            )
+        if "dns error" in text:
+            return retryable(
+                "StoreNotResolved", f"{what}: the store's host name does not resolve; check the URI, the store's endpoint and the cluster's DNS"
+            )
+        status = re.search(r"non-2xx status code: (\d{3})", text)
+        if "incorrectly configured region" in text or (status and "AuthorizationHeaderMalformed" in text):
+            return bad_input("WrongRegion", f"{what}: the bucket lies in another region; set the store's region in the operator's configuration")
+        if status and status[1].startswith("4") and status[1] not in ("408", "425", "429"):
+            return bad_input(
+                "StoreRefused", f"{what}: the store refused the request with status {status[1]}; check the URI and the store's configuration"
+            )
+        if status:
+            return retryable("StoreUnavailable", f"{what}: the store answered with status {status[1]}; it will be tried again")
+        if "certificate" in text.lower():
+            return bad_input("CertificateRefused", f"{what}: the store's TLS certificate is not trusted; use one that the image's CA bundle knows")
+        return retryable("StoreUnreachable", f"{what}: the store does not answer or broke the connection; check the endpoint and network policies")
+
+    def _chunks(self, max_bytes: int, advance: Advance | None, name: str) -> Iterator[bytes]:
+        too_large = bad_input("TooLarge", f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes")
+        with self._told_apart(name):
+            answer = obstore.get(self._store, self._path(name))
+            total = answer.meta["size"]
+            if total > max_bytes:
+                raise too_large
+            done = 0
+            for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
+                done += len(chunk)
+                if done > max_bytes:  # the announced size may be a lie
+                    raise too_large
+                if advance:
+                    advance(done, total)
+                yield bytes(chunk)
+
+    def download(self, target: Path, *, max_bytes: int, advance: Advance | None = None, name: str = "") -> Fetched:
+        """Write the object to ``target``; at most ``max_bytes``, else TooLarge."""
+        digest, size = hashlib.sha256(), 0
+        with target.open("wb") as file:
+            for chunk in self._chunks(max_bytes, advance, name):
+                digest.update(chunk)
+                file.write(chunk)
+                size += len(chunk)
+        return Fetched(digest.hexdigest(), size)
+
+    def digest(self, *, max_bytes: int, advance: Advance | None = None) -> Fetched:
+        """Read the whole object and keep nothing."""
+        digest, size = hashlib.sha256(), 0
+        for chunk in self._chunks(max_bytes, advance, ""):
+            digest.update(chunk)
+            size += len(chunk)
+        return Fetched(digest.hexdigest(), size)
+
+    def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """A small object below this place; None when there is none."""
+        try:
+            return b"".join(self._chunks(max_bytes, None, name))
+        except JobError as error:
+            if error.reason == "ObjectMissing":
+                return None
+            raise
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object below this place; None when there is none."""
+        try:
+            with self._told_apart(name):
+                return obstore.head(self._store, self._path(name))["size"]
+        except JobError as error:
+            if error.reason == "ObjectMissing":
+                return None
+            raise
+
+    def write(self, name: str, content: bytes | Path, mode: Literal["create", "overwrite"] = "overwrite") -> bool:
+        """Put an object below this place; False when ``mode`` is create and it was there already.
+
+        A store that cannot create conditionally (status 501, or HTTP altogether) is written unconditionally.
+        """
+        with self._told_apart(name):
+            try:
+                obstore.put(self._store, self._path(name), content, mode=mode)
+            except AlreadyExistsError:
+                return False
+            except BaseError as error:
+                if mode == "overwrite" or not (isinstance(error, NotSupportedError) or "status code: 501" in str(error)):
+                    raise
+                obstore.put(self._store, self._path(name), content)
+        return True
+
+
+def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:
+    """Raise DigestMismatch unless the bytes are the ones that were pinned."""
+    if found.sha256 != wanted.removeprefix("sha256:"):
+        raise JobError(
+            ExitCode.BAD_INPUT,
+            "DigestMismatch",
+            f"{field}: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file was replaced after it was pinned: "
+            "correct spec.model.sha256, or publish each version under a URI of its own",
+        )

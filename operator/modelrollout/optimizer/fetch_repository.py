@@ -1,0 +1,75 @@
+"""The init container of a server: a prepared repository from the artifact store into ``<target>/<model>/``, every byte checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from modelrollout.api.tasks import FetchTask, TaskResult
+from modelrollout.jobs.errors import bad_input
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer import artifact
+from modelrollout.optimizer.fetch import Store
+from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+
+_FIELD = "artifact"
+_SCRATCH = ".fetch-"
+_MODEL_NAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]*)$")
+
+
+def _holds(path: Path, entry: artifact.Entry) -> bool:
+    """Whether the file is there with the right bytes."""
+    if not path.is_file() or path.stat().st_size != entry.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+
+
+def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
+    """Place ``<target>/<model>/config.pbtxt`` and ``<target>/<model>/<number>/model.onnx`` in one rename; a second run finds them and ends.
+
+    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, and those of the store.
+    """
+    if not _MODEL_NAME.match(task.model):
+        raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
+    store = Store(task.artifact, _FIELD)
+    with progress.stage("manifest"):
+        content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
+        if content is None:
+            raise bad_input("ArtifactMissing", f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared again")
+        if artifact.digest_of(content).removeprefix("sha256:") != task.digest.removeprefix("sha256:"):
+            raise bad_input(
+                "ArtifactDigestMismatch",
+                f"{store.uri}: manifest.json is not the one that the revision was proven with: it was replaced; retry the revision to prove it anew",
+            )
+        manifest = artifact.parse_manifest(content, store.uri)
+    model, config = (manifest.files.get(name) for name in (MODEL_FILE, CONFIG_FILE))
+    if model is None or config is None:
+        raise bad_input(
+            "ArtifactCorrupt", f"{store.uri}: manifest.json lists no {MODEL_FILE} or no {CONFIG_FILE}; delete the folder and retry the revision"
+        )
+    root = Path(task.target)
+    final = root / task.model
+    wanted = {final / CONFIG_FILE: config, final / str(task.number) / MODEL_FILE: model}
+    with progress.stage("verify"):
+        if all(_holds(path, entry) for path, entry in wanted.items()):
+            return TaskResult(message="already in place", artifact_digest=task.digest, artifact_size_bytes=model.size, reused=True)
+    for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
+        shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+    (scratch / str(task.number)).mkdir()
+    with progress.stage("fetch"):
+        for path, entry in ((scratch / CONFIG_FILE, config), (scratch / str(task.number) / MODEL_FILE, model)):
+            fetched = store.download(path, max_bytes=entry.size, advance=progress.update, name=entry.path)
+            if fetched.sha256 != entry.sha256:
+                raise bad_input(
+                    "ArtifactCorrupt", f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the revision"
+                )
+    for folder in (scratch, scratch / str(task.number)):
+        folder.chmod(0o755)  # mkdtemp's 0700 would lock out the server, whose user may be another
+    shutil.rmtree(final, ignore_errors=True)
+    scratch.rename(final)
+    return TaskResult(artifact_digest=task.digest, artifact_size_bytes=model.size)

@@ -1,0 +1,228 @@
+"""Is it an ONNX model that can be served, and what does it take and give?
+
+Nothing in a file is ever executed to find out what it is: formats are told apart by their first bytes, pickles are refused unread.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.triton.tensors import TensorSpec
+
+PROTOBUF_LIMIT = (2 << 30) - 1  # a protobuf message cannot be larger; ONNX goes beyond it only with external data
+
+_EXPORT = "export it to ONNX: torch.onnx.export for PyTorch, skl2onnx for scikit-learn, tf2onnx for TensorFlow and Keras, jax2onnx for JAX"
+
+# (offset, bytes, what it is)
+_FORMATS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"GGUF", "a GGUF file"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (8, b'{"', "a safetensors file"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file that it points to"),
+    (0, b"<", "an HTML or XML page: the store answered with a page instead of the file"),
+    (0, b"{", "a JSON file"),
+    (0, b"\x93NUMPY", "a numpy array"),
+)
+
+_ONNX_TYPES: dict[int, str] = {
+    TensorProto.BOOL: "BOOL",
+    TensorProto.UINT8: "UINT8",
+    TensorProto.UINT16: "UINT16",
+    TensorProto.UINT32: "UINT32",
+    TensorProto.UINT64: "UINT64",
+    TensorProto.INT8: "INT8",
+    TensorProto.INT16: "INT16",
+    TensorProto.INT32: "INT32",
+    TensorProto.INT64: "INT64",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.FLOAT: "FP32",
+    TensorProto.DOUBLE: "FP64",
+    TensorProto.STRING: "BYTES",
+}
+
+# Field numbers of ModelProto with their wire types (onnx.proto): 0 varint, 2 length-delimited.
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+_QUANTIZED_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a checked model takes and gives, its default opset, and whether it is quantized already."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    quantized: bool
+
+
+def _pickle(head: bytes) -> bool:
+    """Protocols 2 to 5 begin with PROTO and their number; joblib and torch's old format are such pickles."""
+    return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def sniff(path: Path) -> JobError | None:
+    """The reason why this is no ONNX file, if its first bytes tell; None when they do not."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    refused = f"loading it could run any code, so it is never opened here; {_EXPORT}"
+    if not head:
+        return bad_input("ModelTruncated", "spec.model.uri: the file is empty; upload it again")
+    if _pickle(head):
+        return bad_input("PickleRefused", f"spec.model.uri: the file is a Python pickle; {refused}")
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, OSError):
+            names = []
+        if any(name.endswith(".pkl") for name in names):
+            return bad_input("PickleRefused", f"spec.model.uri: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}")
+        inside = next((name for name in names if name.endswith(".onnx")), None)
+        remedy = f"it holds {inside!r}: upload that file itself" if inside else _EXPORT
+        return bad_input("NotOnnx", f"spec.model.uri: the file is a zip archive (Keras, or a packed model), not an ONNX file; {remedy}")
+    for offset, magic, what in _FORMATS:
+        if head[offset : offset + len(magic)] == magic:
+            return bad_input("NotOnnx", f"spec.model.uri: the file is {what}, not an ONNX file; {_EXPORT}")
+    return None
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int] | None:
+    """(value, next offset) of a protobuf varint; None when the data ends inside it."""
+    value = 0
+    for shift in range(10):
+        if at + shift >= len(data):
+            return None
+        byte = data[at + shift]
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, at + shift + 1
+    return value, at + 10
+
+
+def ending(data: bytes) -> Literal["whole", "cut", "foreign"]:
+    """How a serialized ModelProto ends: at the end of a field, inside one, or it is no such message at all."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        tag = _varint(view, at)
+        if tag is None:
+            return "cut"
+        number, wire = tag[0] >> 3, tag[0] & 7
+        if _MODEL_FIELDS.get(number) != wire:
+            return "foreign"
+        value = _varint(view, tag[1])
+        if value is None:
+            return "cut"
+        at = value[1] + (value[0] if wire == 2 else 0)
+    return "whole" if at == len(view) else "cut"
+
+
+def _parse(path: Path) -> ModelProto:
+    size = path.stat().st_size
+    if size > PROTOBUF_LIMIT:
+        raise bad_input(
+            "ModelTooLarge",
+            f"spec.model.uri: {size} bytes; an ONNX file ends at 2 GiB, and external data is not supported: use a smaller model or FP16",
+        )
+    data = path.read_bytes()
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        if ending(data) == "cut":
+            raise bad_input("ModelTruncated", f"spec.model.uri: the file ends in the middle (after {size} bytes); upload it again") from None
+        raise bad_input("NotOnnx", f"spec.model.uri: the file is not an ONNX file; {_EXPORT}") from None
+    if not model.HasField("graph"):
+        # A SavedModel is a protobuf too: schema version 1, then graphs in the field that ONNX uses for the producer's name.
+        what = "a TensorFlow SavedModel" if data.startswith(b"\x08\x01\x12") else "not an ONNX file (it holds no graph)"
+        raise bad_input("NotOnnx", f"spec.model.uri: the file is {what}; {_EXPORT}")
+    return model
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(a for node in graph.node for a in node.attribute)
+
+
+def _node_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
+        yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _graph_tensors(graph)
+
+
+def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(a for node in function.node for a in node.attribute)
+
+
+def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise bad_input(
+            "TypeUnsupported",
+            f"spec.model.uri: {what} {value.name!r} is a {kind or 'thing of no type'}, not a tensor; "
+            "export without it (skl2onnx: options={'zipmap': False})",
+        )
+    tensor = value.type.tensor_type
+    datatype = _ONNX_TYPES.get(tensor.elem_type)
+    if datatype is None:
+        raise bad_input(
+            "TypeUnsupported",
+            f"spec.model.uri: {what} {value.name!r} has type {TensorProto.DataType.Name(tensor.elem_type)}, which cannot be served; "
+            "cast it, for example to FLOAT",
+        )
+    if not tensor.HasField("shape"):
+        raise bad_input("ShapeUnknown", f"spec.model.uri: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are fine)")
+    return TensorSpec(value.name, datatype, tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim))
+
+
+def check(path: Path) -> ModelInfo:
+    """Check the file.
+
+    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ModelInvalid, TypeUnsupported, ShapeUnknown.
+    """
+    refusal = sniff(path)
+    if refusal:
+        raise refusal
+    model = _parse(path)
+    external = next((t.name for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL or t.external_data), None)
+    if external is not None:
+        raise bad_input(
+            "ExternalData",
+            f"spec.model.uri: tensor {external!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False)",
+        )
+    try:
+        onnx.checker.check_model(model)
+        if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
+            model = onnx.shape_inference.infer_shapes(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        line = str(error).strip().splitlines()[0][:300]
+        raise bad_input("ModelInvalid", f"spec.model.uri: the ONNX checker says: {line}; export the model again, with a released opset") from None
+    initializers = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    return ModelInfo(
+        # Up to IR version 3 initializers were listed as inputs too.
+        inputs=tuple(_spec(value, "input") for value in model.graph.input if value.name not in initializers),
+        outputs=tuple(_spec(value, "output") for value in model.graph.output),
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
+    )

@@ -1,0 +1,112 @@
+"""Class predictions of a model, by ONNX Runtime on the CPU.
+
+Convention for classifiers, the same for files and for served models: if the first output is of integers and has shape [n] or [n, 1],
+those are the classes (scikit-learn's ``label``). Otherwise the first output of floats with shape [n, k], k at least 2, holds the scores
+of the k classes, and the largest wins; dimensions of size 1 after the first do not count. A row with a score that is NaN has no class (-1):
+it is never right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer.data import Arrays, batch_rows, batches
+from modelrollout.triton.tensors import TensorSpec
+
+ort: Any = onnxruntime  # it has no types
+
+BATCH_ROWS = 32
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+Advance = Callable[[int, int | None], None]
+
+
+def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
+    """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
+    shaped = [(a[:n].reshape(a[:n].shape[:1] + tuple(d for d in a.shape[1:] if d != 1)) if a.ndim else a) for a in outputs]
+    first = shaped[0]
+    if first.dtype.kind in "iu" and first.shape == (n,):
+        return first.astype(np.int64), None
+    for array in shaped:
+        if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
+            classes = array.argmax(axis=1).astype(np.int64)
+            classes[np.isnan(array).any(axis=1)] = -1
+            return classes, array.shape[1]
+    found = ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
+    raise bad_input(
+        "OutputNotClasses",
+        f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a first output of integer classes [n]; "
+        f"the model gives {found}",
+    )
+
+
+def check_label_range(labels: NDArray[np.int64], classes: int | None, field: str) -> None:
+    """Raise LabelsOutOfRange for labels that the model cannot predict."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        known = "from 0" if classes is None else f"from 0 to {classes - 1}"
+        raise bad_input("LabelsOutOfRange", f"{field}.labels: labels run from {low} to {high}, the model's classes {known}; renumber them")
+
+
+def cpu_limit() -> int:
+    """CPUs that this process may use: those of its affinity, and no more than the container's quota (cgroup v2, then v1)."""
+    cpus = len(os.sched_getaffinity(0))
+    for quota, period in (("/sys/fs/cgroup/cpu.max", None), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")):
+        try:
+            numbers = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
+        except OSError:
+            continue
+        if numbers[0].isdigit():
+            return max(1, min(cpus, -(-int(numbers[0]) // int(numbers[1]))))
+    return cpus
+
+
+def open_session(path: Path, what: str) -> Any:
+    """A session on the CPU; raises JobError (ModelRefused): valid ONNX that ONNX Runtime does not run."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cpu_limit()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
+
+
+def refused(reason: str, what: str, error: Exception, remedy: str) -> JobError:
+    """ONNX Runtime's refusal as a reason: the first line of its text."""
+    return bad_input(reason, f"{what}: ONNX Runtime says: {str(error).strip().splitlines()[0][:300]}; {remedy}")
+
+
+def predict(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field: str, advance: Advance) -> tuple[NDArray[np.int64], int | None]:
+    """([n] classes, number of classes or None) for all samples; raises JobError: OutputNotClasses, InferenceFailed, NoBatchDimension."""
+    rows, fill = batch_rows(specs, BATCH_ROWS, field)
+    n = len(next(iter(inputs.values())))
+    names = [output.name for output in session.get_outputs()]
+    found: list[NDArray[np.int64]] = []
+    classes: int | None = None
+    for count, part in batches(inputs, rows, fill):
+        try:
+            outputs = session.run(None, part)
+        except ORT_ERRORS as error:
+            raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
+        part_classes, classes = scores_or_classes(outputs, names, count, field)
+        found.append(part_classes)
+        advance(sum(map(len, found)), n)
+    return np.concatenate(found), classes

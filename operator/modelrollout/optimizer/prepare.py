@@ -1,0 +1,287 @@
+"""Prepare: data and source are fetched and verified, the model is checked, optimized, gated on held-out data, and published.
+
+The result lies under the key of everything that it depends on, so that the same work is never done twice: a Job whose pod was lost, a rollback,
+a second ModelDeployment of the same model all find it. The report holds no times and no names of places, so that equal work gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from modelrollout.analysis.gate import GateDecision, accuracies, decide
+from modelrollout.api.names import canonical_json
+from modelrollout.api.tasks import DataSet, ExitCode, Gate, Paired, PrepareTask, TaskResult
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer import artifact
+from modelrollout.optimizer.data import Arrays, Data, match, read_archive
+from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
+from modelrollout.optimizer.model import ModelInfo, check
+from modelrollout.optimizer.predict import check_label_range, open_session, predict
+from modelrollout.optimizer.quantize import quantize
+from modelrollout.triton.config import BatchingImpossible, render
+from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+
+# Part of every artifact's key: raise it when this program makes something else of the same inputs.
+RECIPE_VERSION = 1
+
+MAX_SLICE_VALUES = 64
+
+FIELD_SOURCE = "spec.model.uri"
+FIELD_GATE = "spec.optimization.gate.data"
+
+
+def field_step(index: int) -> str:
+    """What messages call a step."""
+    return f"spec.optimization.steps[{index}].int8"
+
+
+@dataclass(frozen=True)
+class _DataFile:
+    path: Path
+    fetched: Fetched
+    field: str
+
+
+def _data_sets(task: PrepareTask) -> dict[str, DataSet]:
+    """Every data set of the task by the field that names it. Raises JobError (CalibrationMissing)."""
+    found: dict[str, DataSet] = {}
+    for index, step in enumerate(task.steps):
+        if step.method == "Static":
+            if step.calibration is None:
+                raise bad_input("CalibrationMissing", f"{field_step(index)}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
+            found[f"{field_step(index)}.calibration"] = step.calibration
+    if task.gate:
+        found[FIELD_GATE] = task.gate.data
+    return found
+
+
+def tools() -> dict[str, str]:
+    """What shapes the result besides its inputs."""
+    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
+
+
+def inputs_of(task: PrepareTask, data: dict[str, str]) -> dict[str, Any]:
+    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie."""
+
+    def told(dataset: DataSet | None, field: str) -> dict[str, Any] | None:
+        return {"sha256": data[field], "labels": dataset.labels, "slices": list(dataset.slices)} if dataset else None
+
+    return {
+        "recipeVersion": RECIPE_VERSION,
+        "source": task.sha256,
+        "format": task.format,
+        "steps": [
+            {
+                "kind": step.kind,
+                "method": step.method,
+                "calibration": told(step.calibration, f"{field_step(i)}.calibration") if step.method == "Static" else None,
+            }
+            for i, step in enumerate(task.steps)
+        ],
+        "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
+        "batching": task.batching.model_dump(),
+        "instanceKind": task.instance_kind,
+        "tools": tools(),
+        "targetHardware": task.target_hardware,
+    }
+
+
+def key_of(inputs: dict[str, Any]) -> str:
+    """Name of the artifact's folder."""
+    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
+
+
+def count_pairs(labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> Paired:
+    """Paired counts; all three are [n] classes of the same samples."""
+    right_b, right_c = baseline == labels, candidate == labels
+    return Paired(
+        n=len(labels),
+        both_right=int((right_b & right_c).sum()),
+        only_candidate_right=int((~right_b & right_c).sum()),
+        only_baseline_right=int((right_b & ~right_c).sum()),
+        both_wrong=int((~right_b & ~right_c).sum()),
+    )
+
+
+def by_slice(data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very many."""
+    report: dict[str, dict[str, Any]] = {}
+    for name, values in data.slices.items():
+        kinds, counts = np.unique(values, return_counts=True)
+        kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
+        report[name] = {str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump() for v in sorted(kept) for m in (values == v,)}
+    return report
+
+
+@dataclass(frozen=True)
+class _Measured:
+    paired: Paired
+    decision: GateDecision
+    slices: dict[str, dict[str, Any]]
+    duplicates: int
+
+
+def _gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress) -> _Measured:
+    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only ``min`` counts for it."""
+    labels = held_out.labels
+    assert labels is not None
+    with progress.stage("gate"):
+        before, classes = predict(open_session(original, FIELD_SOURCE), info.inputs, held_out.inputs, FIELD_GATE, progress.update)
+        check_label_range(labels, classes, FIELD_GATE)
+        same = optimized == original
+        after = (
+            before if same else predict(open_session(optimized, "the optimized model"), info.inputs, held_out.inputs, FIELD_GATE, progress.update)[0]
+        )
+    paired = count_pairs(labels, before, after)
+    decisions = [decide(paired, max_drop=None if same else metric.max_drop, minimum=metric.min) for metric in gate.metrics]
+    worst = max(decisions, key=lambda d: ("Successful", "Inconclusive", "Failed").index(d.verdict))
+    return _Measured(paired, worst, by_slice(held_out, labels, before, after), held_out.duplicates())
+
+
+def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | None, reused: bool) -> TaskResult:
+    """The summary, from the report alone: a reused one says the same as the first."""
+    gate = report["gate"]
+    return TaskResult(
+        message="; ".join(report["warnings"]),
+        sha256=task.sha256,
+        size_bytes=report["sizeBefore"],
+        artifact_uri=f"{task.artifacts.uri.rstrip('/')}/{key}",
+        artifact_digest=digest,
+        artifact_size_bytes=report["sizeAfter"],
+        reused=reused,
+        accuracy_before=gate["accuracyBefore"] if gate else None,
+        accuracy_after=gate["accuracyAfter"] if gate else None,
+        paired=Paired.model_validate(gate["paired"]) if gate else None,
+        drop_interval=tuple(gate["interval"]) if gate else None,
+        samples=gate["paired"]["n"] if gate else None,
+    )
+
+
+def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:
+    if isinstance(content, bytes):
+        return content, hashlib.sha256(content).hexdigest(), len(content)
+    with content.open("rb") as file:
+        return content, hashlib.file_digest(file, "sha256").hexdigest(), content.stat().st_size
+
+
+def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
+    """Do all of it; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _prepare(task, progress, Path(folder))
+
+
+def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
+    files: dict[str, _DataFile] = {}
+    with progress.stage("data"):
+        for number, (field, dataset) in enumerate(_data_sets(task).items()):
+            path = folder / f"data-{number}.npz"
+            files[field] = _DataFile(
+                path, Store(dataset.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update), field
+            )
+    inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()})
+    key = key_of(inputs)
+    location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
+    store = Store(location, "artifacts")
+    with progress.stage("look-up"):
+        found = artifact.find(store)
+    if found:
+        return _result(task, found[2], key, found[0], reused=True)
+
+    source = folder / "source.onnx"
+    with progress.stage("fetch"):
+        fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
+    expect_digest(fetched, task.sha256, FIELD_SOURCE, task.source.uri)
+    with progress.stage("check"):
+        info = check(source)
+        open_session(source, FIELD_SOURCE)
+        try:
+            config = render(info.inputs, info.outputs, task.batching, task.instance_kind)
+        except BatchingImpossible as error:
+            raise bad_input(
+                "BatchingImpossible",
+                f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
+                "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
+            ) from None
+        data = {
+            field: match(read_archive(file.path, field), dataset, info.inputs, field, labelled=field == FIELD_GATE)
+            for (field, dataset), file in zip(_data_sets(task).items(), files.values(), strict=True)
+        }
+    warnings: list[str] = []
+    optimized, done = source, []
+    for index, step in enumerate(task.steps):
+        target = folder / f"step-{index}.onnx"
+        calibration: Arrays | None = data[f"{field_step(index)}.calibration"].inputs if step.method == "Static" else None
+        with progress.stage("optimize"):
+            done.append(
+                quantize(optimized, target, check(optimized), calibration, symmetric=task.instance_kind == "KIND_GPU", field=field_step(index))
+            )
+        optimized = target
+    size_after = optimized.stat().st_size
+    if task.steps:
+        open_session(optimized, "the optimized model")
+        if not task.gate:
+            warnings.append("optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate")
+        if size_after >= fetched.size:
+            warnings.append(f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights are few")
+        if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
+            warnings.append("calibration and held-out data are the same file: the accuracy after is too optimistic; use different samples")
+
+    gate: dict[str, Any] | None = None
+    decision: GateDecision | None = None
+    if task.gate:
+        measured = _gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
+        decision = measured.decision
+        before, after = accuracies(measured.paired)
+        if measured.duplicates:
+            warnings.append(f"{measured.duplicates} of {measured.paired.n} held-out samples repeat others: they add no information")
+        gate = {
+            "accuracyBefore": before,
+            "accuracyAfter": after,
+            "paired": measured.paired.model_dump(),
+            "interval": list(decision.interval),
+            "verdict": decision.verdict,
+            "reason": decision.reason,
+            "slices": measured.slices,
+            "duplicates": measured.duplicates,
+        }
+    report: dict[str, Any] = {
+        "format": 1,
+        "key": key,
+        "inputs": inputs,
+        "model": {"inputs": [str(t) for t in info.inputs], "outputs": [str(t) for t in info.outputs], "opset": info.opset},
+        "sizeBefore": fetched.size,
+        "sizeAfter": size_after,
+        "steps": done,
+        "gate": gate,
+        "warnings": warnings,
+    }
+    if decision and decision.verdict != "Successful":
+        code = ExitCode.GATE_FAILED if decision.verdict == "Failed" else ExitCode.GATE_INCONCLUSIVE
+        evidence = _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None})
+        raise JobError(code, decision.reason, f"spec.optimization.gate: {decision.message}", evidence)
+    with progress.stage("publish"):
+        entries = {
+            MODEL_FILE: _file_entry(optimized),
+            CONFIG_FILE: _file_entry(config.encode()),
+            artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
+        }
+        replace = store.size(artifact.MANIFEST) is not None
+        artifact.publish(store, key, entries, replace=replace)
+        published = artifact.find(store)  # what is there now, ours or that of a Job that was faster
+    if not published:
+        raise JobError(
+            ExitCode.RETRYABLE, "ArtifactLost", f"{location.uri}: what was written is not there; does another program delete from the artifact store?"
+        )
+    return _result(task, published[2], key, published[0], reused=False)

@@ -1,0 +1,118 @@
+"""What all children share: metadata, owners, security context, and how a URI becomes a location with its credentials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig, Store
+from modelrollout.api.tasks import CREDENTIALS_DIR, Location
+from modelrollout.api.v1alpha1 import Credentials
+
+Object = dict[str, Any]
+NON_ROOT = 65532
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The object that a child belongs to; the garbage collector removes the child with it."""
+
+    kind: str
+    name: str
+    namespace: str
+    uid: str
+
+    def reference(self) -> Object:
+        """The ownerReference; blockOwnerDeletion stays out, so that no permission on finalizers is needed."""
+        return {"apiVersion": names.API_VERSION, "kind": self.kind, "name": self.name, "uid": self.uid, "controller": True}
+
+
+def metadata(owner: Owner, name: str, labels: dict[str, str]) -> Object:
+    """Metadata of a child. Labels are ours alone: a foreign tracking label would make another tool claim and prune the child."""
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": labels | {names.LABEL_MANAGED_BY: names.FIELD_MANAGER},
+        "ownerReferences": [owner.reference()],
+    }
+
+
+def labels(deployment: str, component: str, revision: str | None = None, number: int | None = None) -> dict[str, str]:
+    """Labels by which the operator and Prometheus find a child."""
+    found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
+    if revision:
+        found[names.LABEL_REVISION] = revision
+    if number:
+        found[names.LABEL_NUMBER] = str(number)
+    return found
+
+
+def pod_security() -> Object:
+    """Pod security context of the restricted Pod Security Standard."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": NON_ROOT,
+        "runAsGroup": NON_ROOT,
+        "fsGroup": NON_ROOT,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> Object:
+    """Container security context of the restricted Pod Security Standard, with a read-only root."""
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A location for a task, and the Secret (if any) to mount for it."""
+
+    location: Location
+    secret: str | None
+
+    def volumes(self) -> list[Object]:
+        """Secret volume; optional, so that a missing Secret is told by the program with a reason and not by a pod that hangs."""
+        if self.secret is None or self.location.credentials is None:
+            return []
+        return [{"name": f"credentials-{self.location.credentials}", "secret": {"secretName": self.secret, "optional": True, "defaultMode": 0o440}}]
+
+    def mounts(self) -> list[Object]:
+        """Where the program looks for it."""
+        if self.secret is None or self.location.credentials is None:
+            return []
+        folder = self.location.credentials
+        return [{"name": f"credentials-{folder}", "mountPath": f"{CREDENTIALS_DIR}/{folder}", "readOnly": True}]
+
+
+def locate(uri: str, store: Store, credentials: Credentials | None, folder: str) -> Located:
+    """Join a URI with its store; endpoint and region come from the store, never from a user."""
+    secret = credentials.secret_ref.name if credentials else store.secret_name
+    location = Location(uri=uri, endpoint=store.endpoint, region=store.region, allow_http=store.allow_http, credentials=folder if secret else None)
+    return Located(location, secret)
+
+
+class NotAllowedError(ValueError):
+    """A URI that lies in no store of the operator's configuration."""
+
+    def __init__(self, field: str, uri: str, config: OperatorConfig) -> None:
+        allowed = ", ".join(sorted(s.uri for s in config.stores))
+        super().__init__(f"{field}: {uri} is in none of the allowed stores ({allowed}); use one of them or ask the platform team to add it")
+
+
+def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
+    """The store of a URI; raises NotAllowedError with the field's path."""
+    store = config.store_for(uri)
+    if store is None:
+        raise NotAllowedError(field, uri, config)
+    return store
+
+
+def artifact_location(config: OperatorConfig, uri: str) -> Located:
+    """A place in the artifact store."""
+    return locate(uri, config.artifacts, None, "artifacts")
+
+
+def tenant_uri(config: OperatorConfig, namespace: str) -> str:
+    """The folder of a namespace in the artifact store: caches are per tenant."""
+    return f"{config.artifacts.uri.rstrip('/')}/{namespace}"

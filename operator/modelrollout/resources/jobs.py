@@ -1,0 +1,222 @@
+"""Jobs: resolve, prepare, evaluate. They have no API access; their task is in the environment, their answer in the termination message."""
+
+from __future__ import annotations
+
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
+from modelrollout.api.tasks import (
+    TASK_ENV,
+    Batching,
+    DataSet,
+    EvaluateTask,
+    ExitCode,
+    Gate,
+    GateMetric,
+    Int8Step,
+    PrepareTask,
+    ResolveTask,
+)
+from modelrollout.api.v1alpha1 import Credentials, Data, Golden, Model, Optimization, Resources, Serving, seconds
+from modelrollout.resources.common import (
+    Located,
+    Object,
+    Owner,
+    allowed,
+    artifact_location,
+    container_security,
+    labels,
+    locate,
+    metadata,
+    pod_security,
+    tenant_uri,
+)
+from modelrollout.resources.server import GPU
+
+_FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
+_DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
+_SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
+
+
+def _data(field: str, data: Data, fallback: Credentials | None, config: OperatorConfig, folder: str) -> tuple[DataSet, Located]:
+    located = locate(data.uri, allowed(f"{field}.uri", data.uri, config), data.credentials or fallback, folder)
+    return DataSet(location=located.location, labels=data.labels, slices=tuple(data.slices or ())), located
+
+
+def _job(
+    owner: Owner,
+    name: str,
+    own_labels: dict[str, str],
+    module: str,
+    task: str,
+    located: list[Located],
+    resources: Resources,
+    timeout: float,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    spec: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 5,
+        "securityContext": pod_security(),
+        "containers": [
+            {
+                "name": "job",
+                "image": config.images.optimizer,
+                "imagePullPolicy": config.images.pull_policy,
+                "command": ["python", "-m", module],
+                "env": [
+                    {"name": TASK_ENV, "value": task},
+                    # Libraries size their pools by the node's cores, not by the container's limit.
+                    {"name": "OMP_NUM_THREADS", "value": "1"},
+                ],
+                "resources": resources.wire(),
+                "securityContext": container_security(),
+                "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *(m for x in located for m in x.mounts())],
+            }
+        ],
+        "volumes": [{"name": "tmp", "emptyDir": {}}, *(v for x in located for v in x.volumes())],
+    }
+    if serving.service_account_name:  # workload identity
+        spec["serviceAccountName"] = serving.service_account_name
+    if serving.image_pull_secrets:
+        spec["imagePullSecrets"] = [s.wire() for s in serving.image_pull_secrets]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(owner, name, own_labels),
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": int(timeout),
+            "ttlSecondsAfterFinished": config.job_ttl_seconds,
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": {"containerName": "job", "operator": "In", "values": _FINAL}},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
+            "template": {"metadata": {"labels": own_labels}, "spec": spec},
+        },
+    }
+
+
+def _task(task: ResolveTask | PrepareTask | EvaluateTask) -> str:
+    return names.canonical_json(task.model_dump(mode="json", exclude_none=True))
+
+
+def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config: OperatorConfig) -> Object:
+    """Pins the digest of the source; belongs to the ModelDeployment, since there is no revision yet."""
+    source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
+    return _job(
+        owner,
+        name,
+        labels(owner.name, names.COMPONENT_RESOLVE),
+        "modelrollout.optimizer",
+        _task(ResolveTask(source=source.location)),
+        [source],
+        _SMALL_RESOURCES,
+        3600,
+        serving,
+        config,
+    )
+
+
+def prepare_job(
+    owner: Owner,
+    deployment: str,
+    number: int,
+    name: str,
+    model: Model,
+    sha256: str,
+    optimization: Optimization,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    """Fetch, verify, optimize, gate, publish; belongs to the revision."""
+    source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
+    artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
+    located = [source, artifacts]
+    steps: list[Int8Step] = []
+    for i, step in enumerate(optimization.steps):
+        assert step.int8 is not None  # the API server's rule: exactly one field is set
+        calibration = None
+        if step.int8.calibration:
+            calibration, where = _data(
+                f"spec.optimization.steps[{i}].int8.calibration", step.int8.calibration, model.credentials, config, f"calibration-{i}"
+            )
+            located.append(where)
+        steps.append(Int8Step(method=step.int8.method, calibration=calibration))
+    gate = None
+    if optimization.gate:
+        data, where = _data("spec.optimization.gate.data", optimization.gate.data, model.credentials, config, "gate")
+        located.append(where)
+        gate = Gate(data=data, metrics=tuple(GateMetric(name=m.name, max_drop=m.max_drop, min=m.min) for m in optimization.gate.metrics))
+    task = PrepareTask(
+        source=source.location,
+        sha256=sha256,
+        format=model.format or "ONNX",
+        steps=tuple(steps),
+        gate=gate,
+        batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
+        instance_kind="KIND_AUTO",
+        artifacts=artifacts.location,
+        target_hardware=_hardware(serving),
+    )
+    return _job(
+        owner,
+        name,
+        labels(deployment, names.COMPONENT_PREPARE, owner.name, number),
+        "modelrollout.optimizer",
+        _task(task),
+        located,
+        optimization.resources or _DEFAULT_RESOURCES,
+        seconds(optimization.timeout),
+        serving,
+        config,
+    )
+
+
+def _hardware(serving: Serving) -> str:
+    """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
+    product = (serving.node_selector or {}).get(f"{GPU}.product")
+    return product or ("gpu" if GPU in (serving.resources.limits or {}) else "any")
+
+
+def evaluate_job(
+    owner: Owner,
+    deployment: str,
+    number: int,
+    name: str,
+    golden: Golden,
+    stable: tuple[str, int] | None,
+    model: Model,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    """Golden data once through the served candidate, paired with stable ((revision, number)) where there is one; belongs to the revision."""
+    data, where = _data("spec.rollout.analysis.golden", golden, model.credentials, config, "golden")
+    host = f"{owner.name}.{owner.namespace}.svc"
+    stable_host = f"{stable[0]}.{owner.namespace}.svc" if stable else None
+    task = EvaluateTask(
+        data=data,
+        model=deployment,
+        candidate_http=f"{host}:{names.PORT_HTTP}",
+        candidate_grpc=f"{host}:{names.PORT_GRPC}",
+        candidate_number=number,
+        stable_http=f"{stable_host}:{names.PORT_HTTP}" if stable_host else None,
+        stable_grpc=f"{stable_host}:{names.PORT_GRPC}" if stable_host else None,
+        stable_number=stable[1] if stable else None,
+    )
+    return _job(
+        owner,
+        name,
+        labels(deployment, names.COMPONENT_EVALUATE, owner.name, number),
+        "modelrollout.evaluator",
+        _task(task),
+        [where],
+        _SMALL_RESOURCES,
+        3600,
+        serving,
+        config,
+    )

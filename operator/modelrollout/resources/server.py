@@ -1,0 +1,200 @@
+"""Triton servers: the pod template that a revision freezes, and the Deployment, Services and budget around it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
+from modelrollout.api.tasks import TASK_ENV, FetchTask
+from modelrollout.api.v1alpha1 import Serving, seconds
+from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
+
+# Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
+BUILDER = "1"
+GPU = "nvidia.com/gpu"
+_MODELS = "/models"
+_FETCH = "fetch"
+
+
+def template(deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig) -> Object:
+    """Pod template of a revision, complete but for the artifact, which is not made yet (``server_deployment`` adds it).
+
+    The grace period is preStop + exit timeout + margin: endpoints forget the pod while preStop sleeps, then Triton finishes what it holds
+    (docs of Triton, "Graceful shutdown").
+    """
+    drain = config.drain
+    model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
+    artifacts = artifact_location(config, tenant_uri(config, namespace))
+    models = {"name": "models", "mountPath": _MODELS}
+    tmp = {"name": "tmp", "mountPath": "/tmp"}
+    pull = {"imagePullPolicy": config.images.pull_policy}
+    spec: Object = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": drain.pre_stop_seconds + drain.exit_timeout_seconds + drain.margin_seconds,
+        "securityContext": pod_security(),
+        "initContainers": [
+            {
+                "name": _FETCH,
+                "image": config.images.optimizer,
+                **pull,
+                "command": ["python", "-m", "modelrollout.optimizer"],
+                "env": [],
+                "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+                "securityContext": container_security(),
+                "volumeMounts": [models, tmp, *artifacts.mounts()],
+            }
+        ],
+        "containers": [
+            {
+                "name": "triton",
+                "image": serving.triton.image or config.images.triton,
+                **pull,
+                "command": ["tritonserver"],
+                "args": [
+                    f"--model-repository={_MODELS}",
+                    # Explicit, one model: readiness of the server says nothing about models, so the probes ask for the model.
+                    "--model-control-mode=explicit",
+                    f"--load-model={deployment}",
+                    # Auto-completion gives ONNX a silent maximum batch of 4; the config is written out in full.
+                    "--disable-auto-complete-config",
+                    f"--exit-timeout-secs={drain.exit_timeout_seconds}",
+                ],
+                "env": [{"name": "HOME", "value": "/tmp"}],
+                "ports": [
+                    {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"},
+                    {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},
+                    {"name": "metrics", "containerPort": names.PORT_METRICS, "protocol": "TCP"},
+                ],
+                "resources": serving.resources.wire(),
+                "securityContext": container_security(),
+                "startupProbe": model_ready
+                | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": math.ceil(seconds(serving.startup_timeout))},
+                "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+                "livenessProbe": {
+                    "httpGet": {"path": "/v2/health/live", "port": "http"},
+                    "periodSeconds": 10,
+                    "timeoutSeconds": 10,
+                    "failureThreshold": 6,
+                },
+                "lifecycle": {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}},
+                "volumeMounts": [models, tmp, {"name": "shm", "mountPath": "/dev/shm"}],
+            }
+        ],
+        "volumes": [
+            {"name": "models", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            *artifacts.volumes(),
+        ],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {names.LABEL_REVISION: revision, names.LABEL_COMPONENT: names.COMPONENT_SERVER}},
+            }
+        ],
+    }
+    spec.update(_placement(serving))
+    return {
+        "metadata": {
+            "labels": labels(deployment, names.COMPONENT_SERVER, revision, number),
+            "annotations": {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": str(names.PORT_METRICS),
+                "prometheus.io/path": "/metrics",
+            },
+        },
+        "spec": spec,
+    }
+
+
+def _placement(serving: Serving) -> Object:
+    found: Object = {}
+    tolerations: list[Any] = list(serving.tolerations or [])
+    if GPU in (serving.resources.limits or {}):
+        usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+        if usual not in tolerations:
+            tolerations.append(usual)
+    if tolerations:
+        found["tolerations"] = tolerations
+    if serving.node_selector:
+        found["nodeSelector"] = dict(serving.node_selector)
+    if serving.affinity:
+        found["affinity"] = serving.affinity
+    if serving.service_account_name:
+        found["serviceAccountName"] = serving.service_account_name
+    if serving.image_pull_secrets:
+        found["imagePullSecrets"] = [s.wire() for s in serving.image_pull_secrets]
+    return found
+
+
+def server_selector(deployment: str, revision: str | None) -> dict[str, str]:
+    """Selector of the pods of one revision, or of all revisions of a ModelDeployment."""
+    found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
+    if revision:
+        found[names.LABEL_REVISION] = revision
+    return found
+
+
+def server_deployment(
+    owner: Owner, deployment: str, number: int, frozen: Object, artifact_uri: str, artifact_digest: str, replicas: int, config: OperatorConfig
+) -> Object:
+    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check."""
+    fetch = FetchTask(
+        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=_MODELS
+    )
+    env = [{"name": TASK_ENV, "value": names.canonical_json(fetch.model_dump(mode="json", exclude_none=True))}]
+    spec = frozen["spec"]
+    inits = [c | {"env": [*c.get("env", []), *env]} if c["name"] == _FETCH else c for c in spec["initContainers"]]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": server_selector(deployment, owner.name)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {"metadata": frozen["metadata"], "spec": spec | {"initContainers": inits}},
+        },
+    }
+
+
+def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict[str, str]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(owner, name, own_labels),
+        "spec": {
+            "selector": selector,
+            "ports": [
+                {"name": "http", "port": names.PORT_HTTP, "targetPort": "http", "protocol": "TCP"},
+                # Gateways speak HTTP/1.1 to a backend unless told: gRPC needs HTTP/2 without TLS.
+                {"name": "grpc", "port": names.PORT_GRPC, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "kubernetes.io/h2c"},
+            ],
+        },
+    }
+
+
+def revision_service(owner: Owner, deployment: str, number: int) -> Object:
+    """Service of one revision, a backend of the routes."""
+    return _service(owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number), server_selector(deployment, owner.name))
+
+
+def stable_service(owner: Owner, selector_revision: str | None) -> Object:
+    """The one address inside the cluster; ``selector_revision`` None sends to every ready pod (replica-weighted canary)."""
+    return _service(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, selector_revision))
+
+
+def disruption_budget(owner: Owner, revision: str) -> Object:
+    """Budget for stable's pods only: a drain may take one at a time. A budget for a canary would block drains for nothing."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER)),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": server_selector(owner.name, revision)}},
+    }

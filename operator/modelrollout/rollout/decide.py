@@ -1,0 +1,119 @@
+"""``decide``: an ordered list of named checks; the first that has something to say decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from modelrollout.rollout import verbs
+from modelrollout.rollout.desired import desired, revision_status
+from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, since
+from modelrollout.rollout.present import present
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
+from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, known_version, revert
+
+Check = Callable[[Snapshot, datetime], Move | None]
+
+
+def decide(s: Snapshot, now: datetime) -> Plan:
+    """One step: a transition to write, or the children that the written state asks for.
+
+    A spec that cannot be read changes nothing that runs: it is said in status, and that is all.
+    """
+    if s.spec is None:
+        return Plan(present(s, s.status, now))
+    move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
+    if _replaces_unrecorded(s, move):
+        return Plan(s.status, desired(s), requeue_after=0.0)
+    status = present(s, move.status, now)
+    if status != s.status:
+        return Plan(status, None, move.events)
+    waits = [seconds for seconds in (move.requeue_after, _until_retired(s, now)) if seconds is not None]
+    return Plan(status, desired(s), requeue_after=min(waits, default=None))
+
+
+def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
+    """A new rollout takes the place of the old one in status only after the old one's evidence stands in its revision."""
+    old, new = s.status.rollout, move.status.rollout
+    return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
+
+
+def retiring(s: Snapshot, now: datetime) -> Move | None:
+    """Let go of a revision that lost its traffic, after the data plane has had time to take that up."""
+    left = _until_retired(s, now)
+    return Move(s.status.model_copy(update={"retiring": None})) if left is not None and left <= 0 else None
+
+
+def _until_retired(s: Snapshot, now: datetime) -> float | None:
+    gone = s.status.retiring
+    return s.settle_seconds - since(gone.since, now) if gone and gone.since else None
+
+
+def asked(s: Snapshot, now: datetime) -> Move | None:
+    """A verb that was not handled yet."""
+    verb = verbs.unhandled(s)
+    return verbs.carry_out(s, verb, now) if verb else None
+
+
+def superseded(s: Snapshot, now: datetime) -> Move | None:
+    """The spec asks for another version than the one in flight: end it, stable first."""
+    rollout = s.status.rollout
+    assert s.spec is not None
+    if rollout is None or not in_flight(rollout) or rollout.stage in ("Promote", "Revert"):
+        return None
+    revision = s.revision(rollout.revision)
+    if rollout.mode == "Rollback":
+        same = rollout.generation == s.generation
+    elif revision is not None:
+        same = revision.is_version(s.spec)
+    else:
+        same = rollout.input_hash == input_hash(s)
+    if same:
+        return None
+    message = f"spec (generation {s.generation}) asks for another version"
+    end = revert if rollout.stage == "Canary" else fail
+    return Move(end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),))
+
+
+def stage(s: Snapshot, now: datetime) -> Move | None:
+    """The stage of the rollout in flight."""
+    rollout = s.status.rollout
+    if rollout is None or not in_flight(rollout):
+        return None
+    return STAGES[rollout.stage](s, now)
+
+
+def start(s: Snapshot, now: datetime) -> Move | None:
+    """Begin a rollout when spec asks for a version that is neither stable nor known to be bad."""
+    assert s.spec is not None
+    status = s.status
+    stable = s.revision(status.stable.revision) if status.stable else None
+    if stable is not None and stable.is_version(s.spec):
+        return None
+    if status.pinned and status.pinned.generation == s.generation:
+        return None
+    known = known_version(s)
+    rollout = status.rollout
+    if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
+        same = known is not None and rollout.revision == known.name if rollout.revision else rollout.input_hash == input_hash(s)
+        if same:
+            return None
+    if s.refusal:
+        # No rollout begins, so that it begins by itself once the reason is gone.
+        return Move(status, (Event(s.refusal.reason, s.refusal.message, "Warning"),), CHECK_SECONDS)
+    if known is not None and known.status.outcome in QUARANTINED:
+        message = (
+            f"revision {known.name} is this very version and ended as {known.status.outcome} ({known.status.reason}); "
+            f"say retry on it to try it again, or change the model"
+        )
+        held = fail(
+            begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256), now, known.status.outcome, "Quarantined", message
+        )
+        return Move(held, (Event("Quarantined", message, "Warning"),))
+    sha256 = known.sha256 if known is not None else s.spec.model.sha256
+    begun = begin(s, now, "Resolve")
+    return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
+
+
+CHECKS: tuple[Check, ...] = (retiring, asked, superseded, stage, start)

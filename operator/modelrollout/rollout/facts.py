@@ -1,0 +1,193 @@
+"""What a decision is made from, and what it consists of. Plain immutable values; the controller fills and carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from modelrollout.api import names
+from modelrollout.api.tasks import TaskResult
+from modelrollout.api.v1alpha1 import (
+    EvaluationEvidence,
+    MetricStatus,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    RolloutStatus,
+    VerdictName,
+    same_version,
+)
+
+Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
+QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
+SERVED = frozenset({"Stable", "Promoted", "Retired"})
+
+
+def stamp(now: datetime) -> str:
+    """Timestamp as it stands in status: UTC, milliseconds."""
+    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def since(text: str, now: datetime) -> float:
+    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between replicas."""
+    return max(0.0, (now - datetime.fromisoformat(text)).total_seconds())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something does not get on: a CamelCase reason and what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """The Job of the present stage."""
+
+    state: Literal["Absent", "Running", "Succeeded", "Failed"] = "Absent"
+    exit_code: int | None = None
+    result: TaskResult | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """The Triton pods of a revision."""
+
+    replicas: int = 0
+    ready: int = 0
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a person asked of a revision: an annotation on it. ``revision`` is empty when it stands on the ModelDeployment."""
+
+    verb: str
+    revision: str
+    nonce: str
+    step: str | None = None
+
+    @property
+    def key(self) -> str:
+        """How status remembers that it was handled."""
+        return f"{self.verb}:{self.revision}:{self.nonce}"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A ModelRevision."""
+
+    name: str
+    number: int
+    sha256: str
+    input: Mapping[str, Any]
+    status: ModelRevisionStatus
+
+    def is_version(self, spec: ModelDeploymentSpec) -> bool:
+        """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""
+        return (spec.model.sha256 in (None, self.sha256)) and same_version(dict(self.input), spec.user_input())
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Whether the data plane has what the state asks for."""
+
+    taken_up: bool = False
+    message: str = ""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The verdict on the present canary step with the metrics behind it."""
+
+    verdict: VerdictName
+    reason: str
+    message: str
+    metrics: tuple[MetricStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One ModelDeployment and all that belongs to it, at one time."""
+
+    name: str
+    namespace: str
+    generation: int
+    spec: ModelDeploymentSpec | None
+    status: ModelDeploymentStatus
+    revisions: tuple[Revision, ...] = ()
+    work: Work = Work()
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    traffic: Traffic = Traffic()
+    evaluation: EvaluationEvidence | None = None
+    assessment: Assessment | None = None
+    verbs: tuple[Verb, ...] = ()
+    refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
+    spec_error: str | None = None  # why spec could not even be read
+    settle_seconds: float = 3.0
+    gateway: bool = False
+
+    def revision(self, name: str | None) -> Revision | None:
+        """The revision of that name, if it exists."""
+        return next((r for r in self.revisions if r.name == name), None)
+
+    def server(self, name: str | None) -> Server:
+        """The pods of a revision; zero of zero if there are none."""
+        return self.servers.get(name or "", Server())
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event to post once a transition is written."""
+
+    reason: str
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+
+
+@dataclass(frozen=True)
+class NewRevision:
+    """A revision to create; the operator renders its template."""
+
+    name: str
+    number: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The children that the written state asks for, in the words of this project; ``resources`` makes objects of them."""
+
+    new_revision: NewRevision | None = None
+    work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
+    servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
+    split: Split = ()
+    selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
+    budget: str | None = None
+    revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()  # revisions beyond the history limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Either a transition (``status`` differs from the observed one) or children to be made to match; never both (DESIGN.md, The loop)."""
+
+    status: ModelDeploymentStatus
+    desired: Desired | None = None
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+
+def in_flight(rollout: RolloutStatus | None) -> bool:
+    """Whether a rollout is under way."""
+    return rollout is not None and rollout.stage not in ("Failed", "Done")
+
+
+def rollout_id(rollout: RolloutStatus) -> str:
+    """Short id of a rollout's attempt, part of the names of its Jobs."""
+    return names.short_hash([rollout.started, rollout.attempt], 4)

@@ -1,0 +1,185 @@
+"""What people and tools read in status: phase, conditions (kstatus), columns. Derived from the state, never the state itself."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage
+from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.facts import Problem, Snapshot, in_flight, stamp
+
+_PHASES: dict[Stage, Phase] = {
+    "Resolve": "Resolving",
+    "Prepare": "Preparing",
+    "Provision": "Provisioning",
+    "Evaluate": "Evaluating",
+    "Canary": "Canary",
+    "Promote": "Promoting",
+    "Revert": "RollingBack",
+    "Failed": "Failed",
+    "Done": "Stable",
+}
+_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Done")
+_CONDITION_OF: dict[Stage, str] = {
+    "Resolve": "Resolved",
+    "Prepare": "Prepared",
+    "Provision": "Provisioned",
+    "Evaluate": "Evaluated",
+    "Canary": "CanaryPassed",
+    "Promote": "Promoted",
+}
+_WAITING: dict[Stage, str] = {
+    "Resolve": "the digest of the source is being pinned",
+    "Prepare": "the model is being fetched, verified and optimized",
+    "Provision": "the model servers are starting",
+    "Evaluate": "golden data is being sent through the served model",
+    "Canary": "the revision is being judged on live traffic",
+    "Promote": "the data plane is taking the revision up as stable",
+    "Revert": "stable is getting all traffic back",
+}
+_Truth = Literal["True", "False", "Unknown"]
+_Row = tuple[str, _Truth, str, str]
+
+
+def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """The status with everything that is derived filled in; equal to the observed one when there is no news."""
+    rollout = status.rollout
+    stable = s.server(status.stable.revision) if status.stable else None
+    flying = in_flight(rollout)
+    step = rollout.step if rollout else None
+    verdict: str | None = None
+    label: str | None = None
+    weight: int | None = None
+    if rollout and rollout.stage == "Canary" and step and s.spec:
+        label = stepping.label(s.spec.rollout.canary.steps, stepping.locate(s.spec.rollout.canary.steps, step))
+        weight = step.weight
+        verdict = rollout.reason or "in progress"
+    elif rollout and rollout.stage in ("Failed", "Revert"):
+        verdict = rollout.reason
+    return status.model_copy(
+        update={
+            "observed_generation": s.generation,
+            "phase": _phase(s, status),
+            "conditions": _conditions(s, status, now),
+            "address": Address(url=f"http://{s.name}.{s.namespace}.svc:{names.PORT_HTTP}", grpc=f"{s.name}.{s.namespace}.svc:{names.PORT_GRPC}")
+            if status.stable
+            else None,
+            "replicas": stable.replicas if stable else 0,
+            "ready_replicas": stable.ready if stable else 0,
+            "selector": f"{names.LABEL_NAME}={s.name},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER},{names.LABEL_REVISION}={status.stable.revision}"
+            if status.stable
+            else "",
+            "canary": rollout.revision if rollout and flying else None,
+            "weight": weight,
+            "step": label,
+            "verdict": verdict,
+        }
+    )
+
+
+def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
+    rollout = status.rollout
+    if rollout is None:
+        return "Failed" if s.spec_error or s.refusal else "Stable" if status.stable else "Pending"
+    if rollout.stage == "Canary" and rollout.step and rollout.step.phase == "Paused":
+        return "Paused"
+    if rollout.stage == "Failed" and _is_current(s, status):
+        return "Stable"
+    return _PHASES[rollout.stage]
+
+
+def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
+    stable = s.revision(status.stable.revision) if status.stable else None
+    return s.spec is not None and stable is not None and stable.is_version(s.spec)
+
+
+def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
+    rows = [*_summary(s, status), *_stages(status)]
+    old = {c.type: c for c in s.status.conditions}
+    made: list[Condition] = []
+    for kind, truth, reason, message in rows:
+        before = old.get(kind)
+        since = before.last_transition_time if before and before.status == truth else stamp(now)
+        made.append(
+            Condition(type=kind, status=truth, reason=reason, message=message[:1024], last_transition_time=since, observed_generation=s.generation)
+        )
+    return made
+
+
+def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
+    """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable may serve while a new revision fails."""
+    rollout, stable = status.rollout, status.stable
+    server = s.server(stable.revision) if stable else None
+    zero = s.spec is not None and s.spec.serving.replicas == 0
+    serving = server is not None and (server.ready > 0 or zero)
+    problem = _problem(s, status)
+    flying = in_flight(rollout)
+    rows: list[_Row] = []
+    if stable is None:
+        rows.append(("Available", "False", "NoStable", "no revision has become stable yet"))
+    elif serving:
+        rows.append(("Available", "True", "Serving", f"revision {stable.revision} serves"))
+    else:
+        rows.append(("Available", "False", "NoReadyPods", f"no pod of stable revision {stable.revision} is ready"))
+    if flying and rollout:
+        text = rollout.message or _WAITING.get(rollout.stage, "")
+        rows.append(("Ready", "False", rollout.stage, text))
+        rows.append(("Reconciling", "True", rollout.reason or rollout.stage, text))
+    elif problem:
+        rows.append(("Ready", "False", problem.reason, problem.message))
+        rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+    elif _is_current(s, status) and serving and stable:
+        rows.append(("Ready", "True", "Stable", f"revision {stable.revision} is the present spec and serves all traffic"))
+        rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+    else:
+        rows.append(("Ready", "False", "Pending", "waiting for pods of the stable revision" if stable else "the rollout has not begun"))
+        rows.append(("Reconciling", "True", "Pending", "waiting"))
+    paused = flying and rollout is not None and rollout.step is not None and rollout.step.phase == "Paused" and rollout.reason != "PauseStep"
+    if problem and not flying:
+        rows.append(("Stalled", "True", problem.reason, problem.message))
+    elif paused and rollout:
+        rows.append(("Stalled", "True", rollout.reason or "Paused", rollout.message or "waiting for promote or abort"))
+    else:
+        rows.append(("Stalled", "False", "Progressing" if flying else "Idle", ""))
+    return rows
+
+
+def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
+    rollout = status.rollout
+    if s.spec_error:
+        return Problem("InvalidSpec", s.spec_error)
+    if s.refusal and not _is_current(s, status) and not in_flight(rollout):
+        return s.refusal
+    if status.pinned and status.pinned.generation == s.generation and not _is_current(s, status):
+        return Problem("RolledBackByUser", f"held at revision {status.pinned.revision}; change spec, or say retry on the revision that spec asks for")
+    if rollout and rollout.stage == "Failed" and not _is_current(s, status):
+        return Problem(rollout.reason or "Failed", rollout.message or "")
+    return None
+
+
+def _stages(status: ModelDeploymentStatus) -> list[_Row]:
+    """One condition for each stage of the latest rollout."""
+    rollout = status.rollout
+    if rollout is None:
+        return []
+    rows: list[_Row] = []
+    reached = rollout.stage if rollout.stage in _ORDER else _last_stage(rollout.stages)
+    at = _ORDER.index(reached)
+    ended_badly = rollout.stage in ("Failed", "Revert")
+    for i, stage in enumerate(_ORDER[:-1]):
+        kind = _CONDITION_OF[stage]
+        if i < at:
+            skipped = stage not in rollout.stages
+            rows.append((kind, "True", "Skipped" if skipped else "Passed", "not needed or proven before" if skipped else ""))
+        elif i == at:
+            rows.append((kind, "False", rollout.reason or ("Failed" if ended_badly else "InProgress"), rollout.message or _WAITING.get(stage, "")))
+        else:
+            rows.append((kind, "Unknown", "NotReached", ""))
+    return rows
+
+
+def _last_stage(spent: dict[str, float]) -> Stage:
+    passed = [stage for stage in _ORDER if stage in spent]
+    return passed[-1] if passed else "Resolve"

@@ -1,0 +1,26 @@
+"""One file for each stage: a function from a snapshot to the next state, or to waiting for something named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import Stage
+from modelrollout.rollout.facts import Snapshot
+from modelrollout.rollout.stages.canary import canary
+from modelrollout.rollout.stages.evaluate import evaluate
+from modelrollout.rollout.stages.move import Move
+from modelrollout.rollout.stages.prepare import prepare
+from modelrollout.rollout.stages.promote import promote, revert
+from modelrollout.rollout.stages.provision import provision
+from modelrollout.rollout.stages.resolve import resolve
+
+STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
+    "Resolve": resolve,
+    "Prepare": prepare,
+    "Provision": provision,
+    "Evaluate": evaluate,
+    "Canary": canary,
+    "Promote": promote,
+    "Revert": revert,
+}

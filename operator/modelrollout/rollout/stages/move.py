@@ -1,0 +1,59 @@
+"""What a stage answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
+from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since
+from modelrollout.rollout.transitions import change, fail
+
+CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
+
+
+@dataclass(frozen=True)
+class Move:
+    """A new state, or the old one and when to look again."""
+
+    status: ModelDeploymentStatus
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+
+def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS) -> Move:
+    """Stay, and say in status why, as long as there is a reason that is worth a word."""
+    rollout = s.status.rollout
+    assert rollout is not None
+    reason, message = (problem.reason, problem.message) if problem else (None, None)
+    if (rollout.reason, rollout.message) == (reason, message):
+        return Move(s.status, requeue_after=requeue_after)
+    events = (Event(problem.reason, problem.message, "Warning"),) if problem and problem.reason != rollout.reason else ()
+    return Move(change(s.status, reason=reason, message=message), events, requeue_after)
+
+
+def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
+    """A Job that ended badly for good: the program's own reason, or the pod's."""
+    result, problem = work.result, work.problem
+    reason = result.reason if result else problem.reason if problem else "JobFailed"
+    message = result.message if result else problem.message if problem else "the Job failed and left no message; see its pod's log"
+    return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))
+
+
+def remaining(s: Snapshot, now: datetime) -> float:
+    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed."""
+    assert s.spec is not None and s.status.rollout is not None
+    start = s.status.rollout.step.since if s.status.rollout.step and s.status.rollout.stage == "Canary" else s.status.rollout.since
+    return seconds(s.spec.rollout.progress_deadline) - since(start, now)
+
+
+def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str) -> Move:
+    """Wait until the progress deadline, then fail with what stood in the way."""
+    left = remaining(s, now)
+    if left > 0:
+        return wait(s, problem, min(CHECK_SECONDS, left))
+    assert s.spec is not None
+    reason = problem.reason if problem else "ProgressDeadlineExceeded"
+    detail = problem.message if problem else f"still waiting for {waiting_for}"
+    message = f"not done within progressDeadline {s.spec.rollout.progress_deadline}: {detail}"
+    return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))

@@ -1,0 +1,61 @@
+"""prepare: the optimization Job with the first accuracy gate."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.api.tasks import ExitCode, TaskResult
+from modelrollout.api.v1alpha1 import ArtifactEvidence
+from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
+from modelrollout.rollout.stages.resolve import lost
+from modelrollout.rollout.transitions import enter, fail
+
+
+def prepare(s: Snapshot, now: datetime) -> Move:
+    """Go on with the artifact that the Job published, or that this revision has already."""
+    rollout = s.status.rollout
+    assert rollout is not None
+    revision = s.revision(rollout.revision)
+    if revision is None:
+        return wait_or_fail(s, now, None, "the ModelRevision")
+    if revision.status.artifact is not None and revision.status.artifact.digest:
+        return Move(enter(s.status, "Provision", now, artifact=revision.status.artifact))
+    work = s.work
+    if work.state == "Running" or work.state == "Absent":
+        # The Job has a deadline of its own (spec.optimization.timeout); only what keeps it from starting is ours to time.
+        return wait_or_fail(s, now, work.problem, "the prepare Job") if work.problem else wait(s, None, CHECK_SECONDS)
+    evidence = _evidence(work.result) if work.result else None
+    if work.state == "Failed":
+        if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:
+            rejected = fail(s.status, now, "Rejected", work.result.reason, work.result.message)
+            assert rejected.rollout is not None
+            # The evidence stays readable; the artifact itself was not published, so there is no digest to serve.
+            if evidence:
+                rejected = rejected.model_copy(update={"rollout": rejected.rollout.model_copy(update={"artifact": evidence})})
+            return Move(rejected, (Event(work.result.reason, work.result.message, "Warning"),))
+        return failed_job(s, work, now)
+    if evidence is None or not evidence.digest:
+        return lost(s, now)
+    return Move(enter(s.status, "Provision", now, artifact=evidence), (_gate_event(evidence),))
+
+
+def _evidence(result: TaskResult) -> ArtifactEvidence:
+    return ArtifactEvidence(
+        uri=result.artifact_uri or "",
+        digest=result.artifact_digest or "",
+        size_before=result.size_bytes or 0,
+        size_after=result.artifact_size_bytes or 0,
+        accuracy_before=result.accuracy_before,
+        accuracy_after=result.accuracy_after,
+        samples=result.paired.n if result.paired else None,
+        drop_interval=list(result.drop_interval) if result.drop_interval else None,
+        reused=result.reused,
+    )
+
+
+def _gate_event(evidence: ArtifactEvidence) -> Event:
+    size = f"{evidence.size_before} -> {evidence.size_after} bytes"
+    if evidence.accuracy_after is None or evidence.accuracy_before is None:
+        return Event("Prepared", f"{size}, no accuracy gate")
+    return Event("Prepared", f"{size}, accuracy {evidence.accuracy_before:.4f} -> {evidence.accuracy_after:.4f} on {evidence.samples} samples")

@@ -1,0 +1,129 @@
+"""The moves of the state machine, each a function from state to state. Only these write ``status.rollout``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentStatus,
+    Outcome,
+    RevisionRef,
+    RolloutStatus,
+    Stage,
+    StepEvidence,
+    StepStatus,
+    VerdictName,
+)
+from modelrollout.rollout.facts import Revision, Snapshot, since, stamp
+
+MAX_HISTORY = 32
+
+
+def input_hash(s: Snapshot) -> str:
+    """Names what the spec asks for before a revision exists."""
+    assert s.spec is not None
+    return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
+
+
+def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any) -> ModelDeploymentStatus:
+    """Go to a stage and book the time that the one before took."""
+    rollout = status.rollout
+    assert rollout is not None
+    spent = dict(rollout.stages)
+    spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
+    moved = rollout.model_copy(update={"stage": stage, "since": stamp(now), "stages": spent, "reason": None, "message": None, **changes})
+    return status.model_copy(update={"rollout": moved})
+
+
+def change(status: ModelDeploymentStatus, **changes: Any) -> ModelDeploymentStatus:
+    """Change the rollout within its stage."""
+    assert status.rollout is not None
+    return status.model_copy(update={"rollout": status.rollout.model_copy(update=changes)})
+
+
+def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
+    """A new rollout."""
+    rollout = RolloutStatus(stage=stage, since=stamp(now), started=stamp(now), generation=s.generation, input_hash=input_hash(s), **changes)
+    return s.status.model_copy(update={"rollout": rollout, "pinned": None})
+
+
+def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datetime) -> ModelDeploymentStatus:
+    """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
+    assert s.spec is not None
+    name = names.revision_name(s.name, s.spec.user_input(), sha256)
+    known = s.revision(name) or next((r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None)
+    if known is not None:
+        return enter(status, "Prepare", now, sha256=sha256, revision=known.name, number=known.number)
+    number = max([status.last_number, *(r.number for r in s.revisions)]) + 1
+    return enter(status.model_copy(update={"last_number": number}), "Prepare", now, sha256=sha256, revision=name, number=number)
+
+
+def fail(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
+    """End the rollout; stable was never touched. Only for stages without traffic (else ``revert``)."""
+    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None)
+
+
+def revert(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
+    """Give all traffic back to stable first; the rollout ends as Failed once the data plane has taken that up."""
+    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message)
+
+
+def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime) -> ModelDeploymentStatus:
+    """Keep the pods of a revision that has just lost its traffic for a while: connections and configuration drain."""
+    if revision is None or number is None:
+        return status
+    return status.model_copy(update={"retiring": RevisionRef(revision=revision, number=number, since=stamp(now))})
+
+
+def succeed(status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
+    """The revision is stable; the former stable one retires."""
+    rollout = status.rollout
+    assert rollout is not None and rollout.revision is not None and rollout.number is not None
+    former = status.stable
+    done = enter(status, "Done", now, outcome=outcome, step=None)
+    done = done.model_copy(update={"stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now))})
+    if former is None or former.revision == rollout.revision:
+        return done
+    return retire(done, former.revision, former.number, now)
+
+
+def at_step(
+    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, pause: bool, override: str | None = None
+) -> ModelDeploymentStatus:
+    """Go to a step of the canary."""
+    step = StepStatus(index=index, weight=weight, phase="Paused" if pause else "Shifting", since=stamp(now), override=override)
+    return change(status, step=step, reason="PauseStep" if pause else None, message=None)
+
+
+def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime) -> ModelDeploymentStatus:
+    """Add the verdict on the present step to the rollout's history, without the raw counters."""
+    rollout = status.rollout
+    assert rollout is not None and rollout.step is not None
+    bare: dict[str, Any] = {"last": {}, "scraped": None}
+    metrics = [
+        m.model_copy(
+            update={
+                "canary": m.canary.model_copy(update=bare) if m.canary else None,
+                "stable": m.stable.model_copy(update=bare) if m.stable else None,
+            }
+        )
+        for m in rollout.step.metrics
+    ]
+    evidence = StepEvidence(
+        index=rollout.step.index,
+        weight=rollout.step.weight,
+        verdict=verdict,
+        reason=reason,
+        seconds=round(since(rollout.step.since, now), 3),
+        metrics=metrics,
+    )
+    return change(status, history=[*rollout.history, evidence][-MAX_HISTORY:])
+
+
+def known_version(s: Snapshot) -> Revision | None:
+    """The newest kept revision that is what the spec asks for."""
+    assert s.spec is not None
+    found = [r for r in s.revisions if r.is_version(s.spec)]
+    return max(found, key=lambda r: r.number, default=None)

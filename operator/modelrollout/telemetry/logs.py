@@ -1,0 +1,95 @@
+"""Logs: JSON lines for machines, a short form on a terminal. What looks like a secret is blotted out of either."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Literal, TextIO
+
+from pythonjsonlogger.json import JsonFormatter
+
+_context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
+
+# Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
+_VALUE = r"[^\s\"'\\,;&<>]"
+_SECRETS = [
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.S), "***"),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"), "***"),  # JSON web token
+    (re.compile(rf"(?i)\b(bearer)\s+{_VALUE}{{8,}}"), r"\1 ***"),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"), "***"),
+    (re.compile(r"(\w+://)[^/\s:@\"'\\]+:[^/\s@\"'\\]+@"), r"\1***@"),  # user and password in a URI
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|pwd|token|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|credential|signature|authorization)"
+            rf"\\?[\"']?\s*[:=]\s*\\?[\"']?)(?:bearer |basic )?{_VALUE}{{4,}}"
+        ),
+        r"\1***",
+    ),
+]
+
+
+def redact(text: str) -> str:
+    """``text`` without what looks like a token, key or password."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@contextlib.contextmanager
+def about(*, namespace: str, name: str, revision: str | None = None) -> Iterator[None]:
+    """Everything logged inside, also by tasks started there, carries these fields. (``extra={"name": ...}`` is refused by logging.)"""
+    fields = {"namespace": namespace, "name": name} | ({"revision": revision} if revision else {})
+    token = _context.set({**_context.get(), **fields})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def _time(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+class _Json(JsonFormatter):
+    """One JSON object a line: ts, level, logger, message, then what is known."""
+
+    def __init__(self) -> None:
+        super().__init__(["message"])
+
+    def add_fields(self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]) -> None:
+        log_data["ts"] = _time(record).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        log_data["level"] = record.levelname.lower()
+        log_data["logger"] = record.name
+        super().add_fields(log_data, record, message_dict)
+        log_data.update(_context.get())
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _Text(logging.Formatter):
+    """For people: time, level, object, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _context.get()
+        about_ = f"{fields['namespace']}/{fields.get('revision') or fields['name']}: " if fields else ""
+        text = f"{_time(record):%H:%M:%S} {record.levelname:7} {about_}{record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return redact(text)
+
+
+def setup(level: str = "INFO", form: Literal["auto", "json", "text"] = "auto", stream: TextIO = sys.stderr) -> None:
+    """Send all logs to ``stream``; ``auto`` is text on a terminal and JSON elsewhere. Replaces the root logger's handlers."""
+    text = form == "text" or (form == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Text() if text else _Json())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

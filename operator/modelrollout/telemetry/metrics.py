@@ -1,0 +1,76 @@
+"""The operator's own metrics. Labels name namespaces at most, never objects: their number would grow with the fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class _Rollouts(Collector):
+    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays behind."""
+
+    def __init__(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily("modelrollout_rollouts", "ModelDeployments by namespace and phase.", labels=["namespace", "phase"])
+        for labels, number in self._count().items():
+            family.add_metric(labels, number)
+        yield family
+
+
+class Metrics:
+    """One registry with everything; made once and handed to those who count."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._queue_depth = Gauge("modelrollout_queue_depth", "Keys that wait for a worker.", registry=self.registry)
+        self._queue_adds = Counter("modelrollout_queue_adds", "Keys added to the queue.", registry=self.registry)
+        self._queue_retries = Counter("modelrollout_queue_retries", "Keys added again after a failure.", registry=self.registry)
+        self._passes = Histogram("modelrollout_reconcile_seconds", "Duration of a pass.", buckets=PASS_BUCKETS, registry=self.registry)
+        self._errors = Counter("modelrollout_reconcile_errors", "Passes that failed, by kind of error.", ["kind"], registry=self.registry)
+        self._requests = Counter(
+            "modelrollout_api_requests",
+            "Requests to the API server; code is the HTTP status, timeout or error.",
+            ["verb", "resource", "code"],
+            registry=self.registry,
+        )
+        self._leader = Gauge("modelrollout_leader", "1 while this process leads.", registry=self.registry)
+
+    def queue_added(self) -> None:
+        """For ``WorkQueue(on_add=...)``."""
+        self._queue_adds.inc()
+
+    def queue_retried(self) -> None:
+        """For ``WorkQueue(on_retry=...)``."""
+        self._queue_retries.inc()
+
+    def queue_depth(self, depth: Callable[[], int]) -> None:
+        """Ask ``depth`` at each scrape."""
+        self._queue_depth.set_function(depth)
+
+    def reconciled(self, seconds: float) -> None:
+        """A pass ended, well or not."""
+        self._passes.observe(seconds)
+
+    def reconcile_failed(self, error: BaseException) -> None:
+        """A pass failed; the kind is the exception's class."""
+        self._errors.labels(type(error).__name__).inc()
+
+    def api_request(self, verb: str, resource: str, result: str) -> None:
+        """For ``Kube.connect(on_request=...)``."""
+        self._requests.labels(verb, resource, result).inc()
+
+    def leading(self, is_leader: Callable[[], bool]) -> None:
+        """Ask ``is_leader`` at each scrape."""
+        self._leader.set_function(lambda: float(is_leader()))
+
+    def rollouts(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Ask ``count`` at each scrape: (namespace, phase) -> ModelDeployments."""
+        self.registry.register(_Rollouts(count))

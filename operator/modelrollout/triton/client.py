@@ -1,0 +1,140 @@
+# mypy: disallow_untyped_calls=False
+"""A served model, over HTTP and over gRPC: what it takes, what it answers, and which version answered.
+
+The version is never asked for but read from the answer: that is what a client of the address would get.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from geventhttpclient.response import HTTPConnectionClosed, HTTPProtocolViolationError
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from modelrollout.triton.tensors import TensorSpec
+
+Kind = Literal["Unreachable", "Timeout", "NotServed", "Failed"]
+_AWAY = ("502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
+_NOT_SERVED = ("unknown model", "is not found", "is not ready", "is not available")
+
+
+class TritonError(Exception):
+    """A request without an answer. ``kind``: no server there, too slow, the model is not loaded, or the server refused or failed it."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model's metadata. ``max_batch`` 0: the first dimension of the shapes is the only limit."""
+
+    versions: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Outputs in the order that was asked for, and the version that computed them."""
+
+    version: str
+    outputs: tuple[NDArray[Any], ...]
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    try:
+        yield
+    except InferenceServerException as error:
+        status, text = str(error.status()), str(error.message())[:300]
+        if status == "StatusCode.DEADLINE_EXCEEDED":
+            raise TritonError("Timeout", text) from None
+        if status in _AWAY:
+            raise TritonError("Unreachable", text) from None
+        raise TritonError("NotServed" if any(words in text for words in _NOT_SERVED) else "Failed", text) from None
+    except socket.gaierror:
+        raise TritonError("Unreachable", "the host name does not resolve") from None
+    except TimeoutError:
+        raise TritonError("Timeout", "no answer in time") from None
+    except (OSError, HTTPConnectionClosed, HTTPProtocolViolationError) as error:
+        raise TritonError("Unreachable", f"{type(error).__name__}") from None
+
+
+class Server(Protocol):
+    """What both protocols offer."""
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+        """One request; raises TritonError."""
+        ...
+
+
+class HttpServer:
+    """Triton at ``host:port`` over HTTP. Used by one thread only (gevent)."""
+
+    def __init__(self, address: str, timeout_seconds: float) -> None:
+        self._client = triton_http.InferenceServerClient(address, connection_timeout=min(5.0, timeout_seconds), network_timeout=timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.close()
+
+    def served(self, model: str) -> Served:
+        """The model's metadata; raises TritonError."""
+        with _told_apart():
+            metadata = self._client.get_model_metadata(model)
+            config = self._client.get_model_config(model)
+        return Served(
+            versions=tuple(metadata.get("versions", ())),
+            inputs=tuple(TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"])) for i in metadata["inputs"]),
+            outputs=tuple(o["name"] for o in metadata["outputs"]),
+            max_batch=int(config.get("max_batch_size", 0)),
+        )
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+        """One request; raises TritonError."""
+        tensors = [_fill(triton_http.InferInput, spec, inputs[spec.name]) for spec in specs]
+        with _told_apart():
+            result = self._client.infer(model, tensors, outputs=[triton_http.InferRequestedOutput(name) for name in outputs])
+            return Answer(str(result.get_response().get("model_version", "")), tuple(result.as_numpy(name) for name in outputs))
+
+
+class GrpcServer:
+    """Triton at ``host:port`` over gRPC."""
+
+    def __init__(self, address: str, timeout_seconds: float) -> None:
+        self._client = triton_grpc.InferenceServerClient(address)
+        self._timeout = timeout_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.close()
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+        """One request; raises TritonError."""
+        tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
+        wanted = [triton_grpc.InferRequestedOutput(name) for name in outputs]
+        with _told_apart():
+            result = self._client.infer(model, tensors, outputs=wanted, client_timeout=self._timeout)
+            return Answer(result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs))
+
+
+def _fill(kind: Any, spec: TensorSpec, array: NDArray[Any]) -> Any:
+    tensor = kind(spec.name, list(array.shape), spec.datatype)
+    tensor.set_data_from_numpy(np.ascontiguousarray(array))
+    return tensor

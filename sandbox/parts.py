@@ -1,0 +1,90 @@
+"""Binaries built from the Go modules under parts/, kept in the cache under a key of everything they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from sandbox import pins
+from sandbox.packages import go
+from sandbox.paths import SOURCE, cache_root, locked
+from sandbox.shell import capture, run
+
+_FLAGS = ("-trimpath", "-buildvcs=false")
+
+
+def key(part: pins.Part, folder: Path) -> str:
+    """Pins, flags and the module's files; two checkouts with the same of these share one binary."""
+    h = hashlib.sha256(json.dumps([part.name, part.package, part.ldflags, part.static, *_FLAGS]).encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".go", ".mod", ".sum"}:
+            h.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    return h.hexdigest()[:12]
+
+
+def module(part: pins.Part) -> Path:
+    return SOURCE / "parts" / part.module
+
+
+def home(part: pins.Part) -> Path:
+    return cache_root() / f"{part.name}-{key(part, module(part))}"
+
+
+def binary(name: str) -> Path:
+    part = next(p for p in pins.PARTS if p.name == name)
+    return home(part) / name
+
+
+def cached(part: pins.Part) -> bool:
+    return (home(part) / part.name).exists()
+
+
+def build(part: pins.Part, log: Path) -> None:
+    """Built in a folder of its own and renamed: a kill half way leaves nothing that looks finished."""
+    target = home(part)
+    with locked(target.name):
+        if cached(part):
+            return
+        temporary = cache_root() / f".building-{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        env = {"GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", **({"CGO_ENABLED": "0"} if part.static else {})}
+        run([go(log), "build", *_FLAGS, "-ldflags", part.ldflags, "-o", temporary / part.name, part.package], log=log, env=env, cwd=module(part))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+
+
+def gateway_crds(log: Path) -> Path:
+    """The Gateway API's standard channel, as one file, out of its Go module."""
+    target = cache_root() / f"gateway-api-{pins.GATEWAY_API}.yaml"
+    if not target.exists():
+        found = json.loads(
+            capture([go(log), "mod", "download", "-json", f"sigs.k8s.io/gateway-api@v{pins.GATEWAY_API}"], cwd=SOURCE / "parts" / "pause")
+        )
+        files = sorted((Path(found["Dir"]) / "config" / "crd" / "standard").glob("gateway.networking*.yaml"))
+        temporary = target.with_suffix(f".{os.getpid()}")
+        temporary.write_text("\n---\n".join(f.read_text() for f in files))
+        temporary.rename(target)
+    return target
+
+
+def prune() -> None:
+    """Remove what builds that were killed left behind; a running build holds its lock."""
+    for left in cache_root().glob(".building-*"):
+        try:
+            with locked(left.name.removeprefix(".building-"), wait=False):
+                shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            continue
+
+
+def versions() -> dict[str, str]:
+    found = {p.name: p.version for p in pins.PARTS if p.version}
+    for line in (SOURCE / "parts" / "objectstore" / "go.mod").read_text().splitlines():
+        words = line.replace("require", "").split()
+        if words and words[0] == "github.com/versity/versitygw":
+            found["versitygw"] = words[1].lstrip("v")
+    return found

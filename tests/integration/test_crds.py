@@ -1,0 +1,231 @@
+"""A real API server takes the CRDs and the examples, and refuses each mistake in words that a person understands."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.sandbox
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENT_CRD = "modeldeployments.modelrollout.dev"
+
+
+class Kubectl:
+    """kubectl in one namespace of the cluster under test."""
+
+    def __init__(self, kubeconfig: str, namespace: str) -> None:
+        self.kubeconfig = kubeconfig
+        self.namespace = namespace
+
+    def __call__(self, *args: str, body: Any = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *args],
+            input=None if body is None else json.dumps(body),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def ok(self, *args: str, body: Any = None) -> str:
+        done = self(*args, body=body)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refused(self, body: Any) -> str:
+        """The API server's words for refusing this object."""
+        done = self("create", "--dry-run=server", "--validate=strict", "-f", "-", body=body)
+        assert done.returncode != 0, f"accepted: {yaml.safe_dump(body)}"
+        return done.stderr
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Iterator[Kubectl]:
+    kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
+    if not kubeconfig:
+        pytest.fail("MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m 'not sandbox'")
+    if shutil.which("kubectl") is None:
+        pytest.fail("kubectl is not on PATH")
+    run = Kubectl(kubeconfig, f"crds-{uuid.uuid4().hex[:8]}")
+    run.ok("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
+    run.ok("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds"))
+    run.ok("create", "namespace", run.namespace)
+    yield run
+    run("delete", "namespace", run.namespace, "--wait=false")
+
+
+def deployment(change: Callable[[dict[str, Any]], None] | None = None, example: str = "canary-with-golden.yaml") -> dict[str, Any]:
+    """An example, changed."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / example).read_text())
+    found["metadata"].pop("namespace", None)
+    if change is not None:
+        change(found)
+    return found
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change that sets what is at a dotted path; ``DELETE`` takes it away."""
+
+    def change(target: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        node: Any = target
+        for key in parents:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        if value is DELETE:
+            del node[last]
+        elif isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+
+    return change
+
+
+DELETE = object()
+METRICS = "spec.rollout.analysis.metrics"
+STEPS = "spec.rollout.canary.steps"
+
+
+def metric(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return put(METRICS, [fields])
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
+    "unknown field deep inside": (put(f"{STEPS}.0.wieght", 3), "wieght"),
+    "no model": (put("spec.model", DELETE), "spec.model: Required value"),
+    "no resources": (put("spec.serving.resources", DELETE), "spec.serving.resources: Required value"),
+    "scheme": (put("spec.model.uri", "gs://models/digits/model.onnx"), "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH"),
+    "scheme of golden data": (put("spec.rollout.analysis.golden.uri", "file:///etc/passwd"), "unsupported URI"),
+    "scheme of held-out data": (put("spec.optimization.gate.data.uri", "/data/x.npz"), "unsupported URI"),
+    "digest": (put("spec.model.sha256", "sha256:abc"), "spec.model.sha256"),
+    "static without calibration": (put("spec.optimization.steps.0.int8", {"method": "Static"}), "int8 with method Static needs calibration"),
+    "empty optimization step": (put("spec.optimization.steps.0", {}), "name one step"),
+    "gate metric without a budget": (put("spec.optimization.gate.metrics", [{"name": "accuracy"}]), "a gate metric needs maxDrop or min"),
+    "gate without metrics": (put("spec.optimization.gate.metrics", []), "should have at least 1 items"),
+    "negative replicas": (put("spec.serving.replicas", -1), "spec.serving.replicas in body should be greater than or equal to 0"),
+    "quantity": (put("spec.serving.resources.limits", {"memory": "lots"}), "spec.serving.resources.limits.memory"),
+    "negative quantity": (put("spec.serving.resources.limits", {"cpu": -1}), "spec.serving.resources.limits.cpu"),
+    "duration": (put("spec.rollout.progressDeadline", "one hour"), "spec.rollout.progressDeadline"),
+    "weights out of order": (put(STEPS, [{"weight": 25}, {"weight": 5}]), "weights must grow from step to step"),
+    "weights repeated": (put(STEPS, [{"weight": 25}, {"pause": {}}, {"weight": 25}]), "weights must grow from step to step"),
+    "weight over 100": (put(STEPS, [{"weight": 101}]), "should be less than or equal to 100"),
+    "weight 0": (put(STEPS, [{"weight": 0}]), "should be greater than or equal to 1"),
+    "no weight at all": (put(STEPS, [{"pause": {}}]), "a canary needs at least one weight"),
+    "no steps": (put(STEPS, []), "should have at least 1 items"),
+    "weight and pause in one step": (put(STEPS, [{"weight": 5, "pause": {}}]), "a step is either weight: N or pause: {}"),
+    "neither weight nor pause": (put(STEPS, [{"weight": 5}, {}]), "a step is either weight: N or pause: {}"),
+    "for beside a pause": (put(STEPS, [{"weight": 5}, {"pause": {}, "for": "1m"}]), "for: belongs to a weight"),
+    "latency without objective": (metric(name="latency", maxIncrease=0.005), "latency needs objective, for example 50ms"),
+    "latency without a margin": (metric(name="latency", objective="50ms"), "latency needs maxIncrease or share"),
+    "objective of another metric": (metric(name="errors", objective="50ms", maxIncrease=0.1), "objective and share belong to latency"),
+    "built in, with a query": (metric(name="errors", query="up", max=1, maxIncrease=0.1), "accuracy, errors and latency are built in"),
+    "unknown without a query": (metric(name="f1", min=0.9), "needs query: PROMQL"),
+    "query without a limit": (metric(name="gpu", query="up"), "a query needs min or max"),
+    "maxDrop of errors": (metric(name="errors", maxDrop=0.1, maxIncrease=0.1), "maxDrop belongs to accuracy"),
+    "maxIncrease of accuracy": (metric(name="accuracy", maxDrop=0.1, maxIncrease=0.1), "maxIncrease belongs to errors and latency"),
+    "accuracy without a margin": (metric(name="accuracy"), "accuracy needs maxDrop or min"),
+    "errors without a margin": (metric(name="errors"), "errors needs maxIncrease or max"),
+    "one metric twice": (put(METRICS, [{"name": "errors", "max": 0.1}, {"name": "errors", "max": 0.2}]), "Duplicate value"),
+    "margin of nothing": (metric(name="errors", maxIncrease=0), "should be greater than 0"),
+    "same host for HTTP and gRPC": (
+        put("spec.traffic.grpc", {"hostnames": ["other.example.com", "digits.models.example.com"]}),
+        "HTTP and gRPC need different host names",
+    ),
+    "gateway without hosts": (put("spec.traffic.http", DELETE), "a gateway needs http: {hostnames: [...]} or grpc: {hostnames: [...]}"),
+    "hosts without a gateway": (put("spec.traffic.gateway", DELETE), "host names need gateway"),
+    "host name": (put("spec.traffic.http.hostnames", ["https://digits.example.com"]), "spec.traffic.http.hostnames[0]"),
+    "name too long": (put("metadata.name", "d" * 41), "metadata.name must be at most 40 characters"),
+    "name with a dot": (put("metadata.name", "digits.v2"), "metadata.name must be at most 40 characters: a lower-case letter first"),
+    "name that begins with a digit": (put("metadata.name", "2digits"), "a lower-case letter first"),
+    "no history": (put("spec.revisionHistoryLimit", 0), "spec.revisionHistoryLimit"),
+    "on failure": (put("spec.rollout.onFailure", "Explode"), 'supported values: "Rollback", "Pause"'),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_mistake_is_refused_with_its_message(kubectl: Kubectl, mistake: str) -> None:
+    change, message = BAD[mistake]
+    assert message in kubectl.refused(deployment(change))
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_example_is_accepted(kubectl: Kubectl, example: Path) -> None:
+    kubectl.ok("create", "--dry-run=server", "--validate=strict", "-f", "-", body=deployment(example=example.name))
+
+
+def test_the_longest_name_is_accepted(kubectl: Kubectl) -> None:
+    kubectl.ok("create", "--dry-run=server", "--validate=strict", "-f", "-", body=deployment(put("metadata.name", "d" * 40)))
+
+
+def test_what_kubernetes_defines_is_carried_through(kubectl: Kubectl) -> None:
+    full = deployment(example="full.yaml")
+    stored = json.loads(kubectl.ok("create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json", body=full))
+    assert stored["spec"]["serving"]["affinity"] == full["spec"]["serving"]["affinity"]
+    assert stored["spec"]["serving"]["tolerations"] == full["spec"]["serving"]["tolerations"]
+
+
+def test_scale_get_and_status(kubectl: Kubectl) -> None:
+    kubectl.ok("create", "-f", "-", body=deployment(example="smallest.yaml"))
+    kubectl.ok("scale", "mdep/digits", "--replicas=3")
+    assert json.loads(kubectl.ok("get", "mdep", "digits", "-o", "json"))["spec"]["serving"]["replicas"] == 3
+
+    status = {
+        "phase": "Canary", "canary": "digits-8d1b", "weight": 25, "step": "2/4", "verdict": "in progress", "replicas": 3, "selector": "a=b",
+        "stable": {"revision": "digits-6c9f", "number": 1},
+        "conditions": [{"type": "Ready", "status": "False", "reason": "Canary", "message": "at 25 %", "lastTransitionTime": "2026-11-22T08:00:00Z"}],
+    }  # fmt: skip
+    kubectl.ok("patch", "mdep", "digits", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    header, row = kubectl.ok("get", "mdep", "digits").splitlines()
+    assert header.split() == ["NAME", "READY", "PHASE", "STABLE", "CANARY", "WEIGHT", "STEP", "VERDICT", "AGE"]
+    assert row.split()[:9] == ["digits", "False", "Canary", "digits-6c9f", "digits-8d1b", "25", "2/4", "in", "progress"]
+    scale = json.loads(kubectl.ok("get", "--raw", f"/apis/modelrollout.dev/v1alpha1/namespaces/{kubectl.namespace}/modeldeployments/digits/scale"))
+    assert scale["status"] == {"replicas": 3, "selector": "a=b"}
+    assert "digits" in kubectl.ok("get", "modelrollout"), "the category lists both kinds"
+
+
+def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
+    revision = {
+        "apiVersion": "modelrollout.dev/v1alpha1",
+        "kind": "ModelRevision",
+        "metadata": {"name": "digits-8d1b"},
+        "spec": {
+            "number": 1, "deployment": "digits", "sha256": "a" * 64, "builder": "0.1.0",
+            "input": {"model": {"uri": "s3://models/a"}}, "template": {"pod": {"containers": [{"name": "server"}]}},
+        },
+    }  # fmt: skip
+    kubectl.ok("create", "-f", "-", body=revision)
+    kubectl.ok("annotate", "mrev", "digits-8d1b", "modelrollout.dev/promote=2/4 7f3a")
+    shallow, deep = copy.deepcopy(revision), copy.deepcopy(revision)
+    put("spec.number", 2)(shallow)
+    put("spec.template.pod.containers.0.name", "other")(deep)
+    for changed in (shallow, deep):
+        done = kubectl("replace", "-f", "-", body=changed)
+        assert done.returncode != 0
+        assert "a ModelRevision is immutable; change the ModelDeployment instead" in done.stderr
+    header, row = kubectl.ok("get", "mrev").splitlines()
+    assert header.split() == ["NAME", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
+    assert row.split()[0] == "digits-8d1b"
+
+
+@pytest.mark.parametrize(
+    "path", ["modeldeployment.spec.rollout.canary.steps", "modeldeployment.spec.serving", "modelrevision.spec", "modelrevision.status"]
+)
+def test_explain_has_words(kubectl: Kubectl, path: str) -> None:
+    text = kubectl.ok("explain", path, "--api-version=modelrollout.dev/v1alpha1")
+    assert "<empty>" not in text.split("FIELDS:")[0]
+
+
+def test_definitions_are_structural(kubectl: Kubectl) -> None:
+    conditions = json.loads(kubectl.ok("get", "crd", DEPLOYMENT_CRD, "-o", "json"))["status"]["conditions"]
+    assert not [c for c in conditions if c["type"] == "NonStructuralSchema"]

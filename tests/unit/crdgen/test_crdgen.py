@@ -1,0 +1,235 @@
+"""What the generator writes: structural schemas that say what the types say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+import yaml
+from pydantic import Field
+
+from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, ModelDeploymentSpec, ModelRevisionSpec, PreserveUnknown, Quantity, Rule, StatusModel
+from modelrollout.crdgen.__main__ import main
+from modelrollout.crdgen.kinds import KINDS, MODEL_DEPLOYMENT, MODEL_REVISION, crd
+from modelrollout.crdgen.schema import SchemaError, model_schema
+
+ROOT = Path(__file__).parents[3]
+
+
+def version(kind: Any) -> dict[str, Any]:
+    found: dict[str, Any] = crd(kind)["spec"]["versions"][0]
+    return found
+
+
+def root(kind: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = version(kind)["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """The schema and all schemas inside it, each with its path."""
+    found = [(path, schema)]
+    for name, child in schema.get("properties", {}).items():
+        found += nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            found += nodes(schema[key], f"{path}[]")
+    return found
+
+
+def fill(schema: dict[str, Any], value: Any) -> Any:
+    """Defaults as the API server fills them in."""
+    if isinstance(value, dict) and "properties" in schema:
+        filled = dict(value)
+        for name, child in schema["properties"].items():
+            if name not in filled and "default" in child:
+                filled[name] = child["default"]
+            if name in filled:
+                filled[name] = fill(child, filled[name])
+        return filled
+    if isinstance(value, list) and "items" in schema:
+        return [fill(schema["items"], v) for v in value]
+    return value
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
+class TestEveryKind:
+    def test_schema_is_structural(self, kind: Any) -> None:
+        for path, schema in nodes(root(kind)):
+            assert not {"$ref", "$defs", "anyOf", "oneOf", "allOf", "title", "const", "nullable"} & set(schema), path
+            assert ("type" in schema) != ("x-kubernetes-int-or-string" in schema), path
+            if schema.get("type") == "array":
+                assert "items" in schema, path
+            assert not ("properties" in schema and "additionalProperties" in schema), path
+
+    def test_open_objects_are_marked_so_that_nothing_is_pruned(self, kind: Any) -> None:
+        for path, schema in nodes(root(kind)):
+            closed = "properties" in schema or "additionalProperties" in schema
+            if schema.get("type") == "object" and not closed and path != ".metadata":
+                assert schema.get("x-kubernetes-preserve-unknown-fields") is True, path
+
+    def test_every_field_of_the_spec_is_explained(self, kind: Any) -> None:
+        for path, schema in nodes(root(kind)["properties"]["spec"], "spec"):
+            if not path.endswith("[]"):
+                assert schema.get("description"), path
+
+    def test_status_has_no_defaults(self, kind: Any) -> None:
+        assert [path for path, schema in nodes(root(kind)["properties"]["status"]) if "default" in schema] == []
+
+    def test_map_keys_are_required(self, kind: Any) -> None:
+        """Or the API server refuses the definition."""
+        for path, schema in nodes(root(kind)):
+            for key in schema.get("x-kubernetes-list-map-keys", []):
+                assert key in schema["items"]["required"], path
+
+    def test_committed_files_have_not_drifted(self, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        assert main(["--check"]) == 0, "run: python -m modelrollout.crdgen"
+
+    def test_uninstalling_the_chart_keeps_it(self, kind: Any) -> None:
+        assert crd(kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_names_and_columns_are_those_of_the_api_document() -> None:
+    names = {k.kind: crd(k)["spec"]["names"] for k in KINDS}
+    assert names["ModelDeployment"]["shortNames"] == ["mdep"]
+    assert names["ModelRevision"]["shortNames"] == ["mrev"]
+    assert all(n["categories"] == ["modelrollout"] for n in names.values())
+
+    def shown(kind: Any) -> list[str]:
+        return [c["name"].upper() for c in version(kind)["additionalPrinterColumns"] if not c.get("priority")]
+
+    assert shown(MODEL_DEPLOYMENT) == ["READY", "PHASE", "STABLE", "CANARY", "WEIGHT", "STEP", "VERDICT", "AGE"]
+    assert shown(MODEL_REVISION) == ["OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
+def test_columns_and_scale_read_fields_that_exist(kind: Any) -> None:
+    spec = version(kind)
+    paths = [c["jsonPath"] for c in spec["additionalPrinterColumns"]] + list(spec["subresources"].get("scale", {}).values())
+    known = {path for path, _ in nodes(root(kind))}
+    for path in paths:
+        if not path.startswith(".metadata"):
+            assert path.split("[")[0] in known, path
+
+
+def test_the_defaults_in_the_schema_are_those_of_the_types() -> None:
+    """What the API server fills in is what the operator would have read anyway."""
+    smallest = yaml.safe_load((ROOT / "examples/smallest.yaml").read_text())["spec"]
+    filled = fill(root(MODEL_DEPLOYMENT)["properties"]["spec"], smallest)
+    assert filled == ModelDeploymentSpec.model_validate(smallest).wire()
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_examples_are_what_the_types_read(example: Path) -> None:
+    for document in yaml.safe_load_all(example.read_text()):
+        if document["kind"] == "ModelDeployment":
+            ModelDeploymentSpec.model_validate(document["spec"])
+
+
+def test_full_example_names_every_field_of_the_spec() -> None:
+    full = yaml.safe_load((ROOT / "examples/full.yaml").read_text())["spec"]
+
+    def used(value: Any, path: str) -> set[str]:
+        found = {path}
+        if isinstance(value, dict):
+            found |= {p for k, v in value.items() for p in used(v, f"{path}.{k}")}
+        elif isinstance(value, list):
+            found |= {p for v in value for p in used(v, f"{path}[]")}
+        return found
+
+    schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
+    wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and ".calibration." not in path}
+    assert wanted - used(full, "spec") == set()
+
+
+def test_a_revision_is_immutable() -> None:
+    assert ModelRevisionSpec.rules[0].rule == "self == oldSelf"
+    assert root(MODEL_REVISION)["properties"]["spec"]["x-kubernetes-validations"][0]["rule"] == "self == oldSelf"
+
+
+class Inner(ApiModel):
+    """Inner words."""
+
+    key: str
+    count: int = 3
+
+
+class Outer(ApiModel):
+    """Outer words
+    on two lines, with ``code``."""
+
+    items: Annotated[list[Inner], Field(max_length=4), ListMapKey("key")] = Field(default_factory=list, description="Field words.")
+    inner: Inner | None = None
+    whole: Inner = Field(default_factory=lambda: Inner(key="a"))
+    amount: Quantity
+    open: Annotated[dict[str, Any], PreserveUnknown()] | None = None
+    labels: dict[str, str] | None = None
+    share: float = Field(0.5, gt=0, lt=1)
+    weight: int | None = Field(None, ge=1, le=100, alias="w")
+    checked: Annotated[str, Field(max_length=9), Rule("self != ''", "say something")] = "x"
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.inner)", "needs inner"),)
+
+
+def test_each_kind_of_field() -> None:
+    schema = model_schema(Outer)
+    properties = schema["properties"]
+    assert schema["required"] == ["amount"]
+    assert schema["description"] == "Outer words on two lines, with code."
+    assert schema["x-kubernetes-validations"] == [{"rule": "has(self.inner)", "message": "needs inner"}]
+    assert properties["items"]["description"] == "Field words."
+    assert properties["items"]["maxItems"] == 4
+    assert (properties["items"]["x-kubernetes-list-type"], properties["items"]["x-kubernetes-list-map-keys"]) == ("map", ["key"])
+    assert properties["items"]["default"] == []
+    assert properties["inner"]["description"] == "Inner words."
+    assert "default" not in properties["inner"]
+    assert properties["whole"]["default"] == {"key": "a", "count": 3}, "written out: CEL reads a default before the defaults inside it exist"
+    assert properties["amount"]["x-kubernetes-int-or-string"] is True
+    assert properties["amount"]["pattern"]
+    assert properties["open"] == {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    assert properties["labels"]["additionalProperties"] == {"type": "string"}
+    assert properties["share"] == {
+        "type": "number", "format": "double", "minimum": 0, "exclusiveMinimum": True, "maximum": 1, "exclusiveMaximum": True, "default": 0.5,
+    }  # fmt: skip
+    assert properties["w"] == {"type": "integer", "format": "int64", "minimum": 1, "maximum": 100}
+    assert properties["checked"]["maxLength"] == 9
+    assert properties["checked"]["x-kubernetes-validations"] == [{"rule": "self != ''", "message": "say something"}]
+
+
+def test_status_types_get_no_defaults() -> None:
+    class Status(StatusModel):
+        """Status words."""
+
+        count: int = 0
+
+    assert "default" not in model_schema(Status)["properties"]["count"]
+
+
+def test_a_type_without_a_structural_schema_is_refused_by_name() -> None:
+    class Wrong(ApiModel):
+        """Words."""
+
+        either: Inner | str
+
+    with pytest.raises(SchemaError, match=r"Wrong\.either"):
+        model_schema(Wrong)
+
+
+def test_a_type_without_words_is_refused() -> None:
+    class Silent(ApiModel):
+        key: str
+
+    with pytest.raises(SchemaError, match="Silent has no docstring"):
+        model_schema(Silent)
+
+
+def test_check_finds_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path), "--check"]) == 1
+    assert main(["--out", str(tmp_path)]) == 0
+    assert main(["--out", str(tmp_path), "--check"]) == 0
+    path = tmp_path / MODEL_DEPLOYMENT.file_name
+    path.write_text(path.read_text().replace("mdep", "md"))
+    capsys.readouterr()
+    assert main(["--out", str(tmp_path), "--check"]) == 1
+    assert MODEL_DEPLOYMENT.file_name in capsys.readouterr().err
