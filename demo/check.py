@@ -6,14 +6,18 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime
 from rich.table import Table
 
 from demo.data import INPUT, Split
 from demo.train import VERSIONS, Models
+from modelrollout.optimizer import model
+from modelrollout.optimizer import quantize as optimizer
 
+ort: Any = onnxruntime  # it has no types
 SETS = ("heldout", "golden", "live")
 
 
@@ -47,23 +51,9 @@ def check(models: Models, folder: Path) -> list[Row]:
 
 
 def quantize(source: Path, target: Path, calibration: Split) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.starts = iter(range(0, len(calibration), 32))
-
-        def get_next(self) -> dict[str, object] | None:
-            start = next(self.starts, None)
-            return None if start is None else {INPUT: calibration.images[start : start + 32]}
-
-    prepared = target.with_suffix(".prepared")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
-    )
-    prepared.unlink()
+    """The operator's own optimizer, static int8, as in the ModelDeployment of the story."""
+    info = model.check(source)
+    optimizer.quantize(source, target, info, {INPUT: calibration.images}, symmetric=False, field="check")
 
 
 def measure(path: Path, sets: dict[str, Split]) -> Measured:
@@ -99,3 +89,25 @@ def table(rows: list[Row]) -> Table:
             row.version, *sets, f"{a.size / 1024:.0f} {b.size / 1024:.0f}", f"{a.milliseconds:.2f} {b.milliseconds:.2f}", VERSIONS[row.version]
         )
     return out
+
+
+def judge(rows: list[Row]) -> list[str]:
+    """What the story needs of the models and does not find."""
+    by = {row.version: row for row in rows}
+    int8 = {version: row.int8.accuracy for version, row in by.items()}
+    v2, v3, v6 = by["v2"].int8, by["v3"].int8, by["v6"]
+    wrong = []
+    for version in ("v1", "v2", "v3", "v4", "v5"):
+        if (drop := by[version].float32.accuracy["heldout"] - int8[version]["heldout"]) > 0.008:
+            wrong.append(f"{version} loses {drop:.4f} by int8: close to the gate's budget")
+    if not (int8["v1"]["golden"] > 0.93 and int8["v1"]["live"] < v2.accuracy["live"] and int8["v1"]["golden"] <= v2.accuracy["golden"] + 0.005):
+        wrong.append("v1 must be good, and v2 better")
+    if v3.accuracy["golden"] < v2.accuracy["golden"] - 0.008 or v3.accuracy["live"] > v2.accuracy["live"] - 0.08:
+        wrong.append("v3 must be as good as v2 on golden and clearly worse on live data")
+    if abs(int8["v4"]["live"] - v2.accuracy["live"]) > 0.01 or by["v4"].int8.milliseconds < 55:
+        wrong.append("v4 must answer like v2, and take more than the latency objective")
+    if int8["v5"]["golden"] > 0.5:
+        wrong.append("v5 must be plainly wrong")
+    if v6.float32.accuracy["heldout"] < 0.95 or v6.float32.accuracy["heldout"] - v6.int8.accuracy["heldout"] < 0.05:
+        wrong.append("v6 must be accurate in float32 and lose clearly more than the budget by int8")
+    return wrong

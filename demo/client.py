@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
+import grpc  # type: ignore[import-untyped]
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient import grpc as triton
 
 from demo.data import CLASSES, INPUT, PIXELS, Split
 from demo.export import OUTPUT
@@ -65,6 +65,10 @@ class Settings:
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1))
+
+
+pb2: Any = triton.service_pb2  # generated, without types
+stubs: Any = triton.service_pb2_grpc
 
 
 class BadAnswerError(RuntimeError):
@@ -209,13 +213,13 @@ class GrpcAsk:
     """KServe v2 over gRPC."""
 
     def __init__(self, channel: grpc.aio.Channel, settings: Settings, inputs: list[bytes]) -> None:
-        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        self._infer = stubs.GRPCInferenceServiceStub(channel).ModelInfer
         self._model = settings.model
         self._deadline = settings.deadline
         self._inputs = inputs
 
     async def __call__(self, index: int, ident: str) -> Answer:
-        request = service_pb2.ModelInferRequest(model_name=self._model, id=ident, raw_input_contents=[self._inputs[index]])
+        request = pb2.ModelInferRequest(model_name=self._model, id=ident, raw_input_contents=[self._inputs[index]])
         request.inputs.add(name=INPUT, datatype="FP32", shape=[1, PIXELS])
         answer = await self._infer(request, timeout=self._deadline)
         if answer.id != ident:
@@ -268,10 +272,13 @@ class Feedback:
                 self._waiting.popleft()
             self._record.feedback_sent += len(items)
 
+    def _token(self) -> str:
+        return Path(self._settings.feedback_token).read_text().strip() if self._settings.feedback_token else ""
+
     async def _post(self, items: list[dict[str, Any]]) -> None:
         headers = {}
-        if self._settings.feedback_token:
-            headers["Authorization"] = f"Bearer {Path(self._settings.feedback_token).read_text().strip()}"
+        if token := self._token():
+            headers["Authorization"] = f"Bearer {token}"
         url = f"{self._settings.feedback_url}/v1/feedback"
         async with self._session.post(url, json={"items": items}, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as response:
             if response.status >= 300:
@@ -353,15 +360,20 @@ class Client:
                 self._stop.set()
 
 
-async def _main(settings: Settings) -> None:
-    folder = Path(settings.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    client = Client(settings, Split.load(Path(settings.live)), Record(folder))
+async def _main(client: Client) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, client.stop)
     await client.run()
 
 
+def main(path: Path) -> None:
+    """Run with the settings in that file."""
+    settings = Settings.load(path)
+    folder = Path(settings.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(_main(Client(settings, Split.load(Path(settings.live)), Record(folder))))
+
+
 if __name__ == "__main__":
-    asyncio.run(_main(Settings.load(Path(sys.argv[1]))))
+    main(Path(sys.argv[1]))

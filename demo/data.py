@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,8 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write the archive that the operator's Jobs read: an array for the model's input and one with the labels."""
-        np.savez_compressed(path, **{INPUT: self.images, LABELS: self.labels})
+        arrays: dict[str, Any] = {INPUT: self.images, LABELS: self.labels}
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Split:
@@ -92,12 +94,12 @@ def split(training: Split, test: Split) -> Splits:
     # The first 5,000 test images are known to be the cleaner half: without shuffling, golden and live would differ for that alone.
     order = np.random.default_rng(0).permutation(len(test))
     test = Split(test.images[order], test.labels[order])
-    clean = test.part(4500, len(test))
+    clean = test.part(3000, len(test))
     return Splits(
         train=training.part(0, len(training) - 1000),
         calibration=training.part(len(training) - 256, len(training)),
-        heldout=test.part(0, 2500),
-        golden=test.part(2500, 4500),
+        heldout=test.part(0, 1500),
+        golden=test.part(1500, 3000),
         live=Split(as_live(clean.images, LIVE_DISTORTED, np.random.default_rng(LIVE_SEED)), clean.labels),
     )
 
@@ -127,7 +129,8 @@ def distort(images: Images, rng: np.random.Generator) -> Images:
     warped[thick] = thicken(warped[thick])
     contrast = rng.uniform(0.6, 1.0, (n, 1)).astype(f32)
     noise = rng.standard_normal((n, PIXELS), dtype=f32) * rng.uniform(0.0, 0.15, (n, 1)).astype(f32)
-    return np.clip(warped * contrast + noise, np.float32(0), np.float32(1))
+    distorted: Images = np.clip(warped * contrast + noise, np.float32(0), np.float32(1))
+    return distorted
 
 
 def warp(images: Images, *, angle: Images, stretch: Images, slant: Images, shift: Images) -> Images:
@@ -151,7 +154,8 @@ def warp(images: Images, *, angle: Images, stretch: Images, slant: Images, shift
     at = (np.arange(n, dtype=np.int32) * (SIDE + 2) ** 2)[:, None] + top * (SIDE + 2) + left
     upper = flat[at] * (1 - fx) + flat[at + 1] * fx
     lower = flat[at + SIDE + 2] * (1 - fx) + flat[at + SIDE + 3] * fx
-    return upper * (1 - fy) + lower * fy
+    result: Images = upper * (1 - fy) + lower * fy
+    return result
 
 
 def thicken(images: Images) -> Images:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,11 +25,11 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def weight(self, name: str, value: np.ndarray) -> str:  # type: ignore[type-arg]
+    def weight(self, name: str, value: npt.NDArray[Any]) -> str:
         self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes))
         return output
 
@@ -94,7 +96,11 @@ def with_monte_carlo_dropout(net: Net, masks: Array, passes: int, path: Path) ->
     # would fold the ReLU before it away.
     body.node("Identity", ["hidden_in"], "hidden_out")
     body.node("Add", ["sum_in", sample], "sum_out")
-    state = [("go", TensorProto.BOOL, []), ("hidden", TensorProto.FLOAT, ["batch", width]), ("sum", TensorProto.FLOAT, ["batch", CLASSES])]
+    state: list[tuple[str, int, list[str | int]]] = [
+        ("go", TensorProto.BOOL, []),
+        ("hidden", TensorProto.FLOAT, ["batch", width]),
+        ("sum", TensorProto.FLOAT, ["batch", CLASSES]),
+    ]
     one_pass = helper.make_graph(
         body.nodes,
         "one_pass",

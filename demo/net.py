@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def train(recipe: Recipe, epochs: Epochs, classes: int) -> Net:
     first, labels = epochs(0)
     sizes = (first.shape[1], *recipe.hidden, classes)
     parameters: list[Array] = []
-    for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+    for n_in, n_out in pairwise(sizes):
         parameters.append(rng.standard_normal((n_in, n_out), dtype=np.float32) * np.float32((2 / n_in) ** 0.5))
         parameters.append(np.zeros(n_out, np.float32))
     moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from demo import data, export
 from demo.data import CLASSES, PIXELS, SIDE, Images, Labels, Split, Splits
@@ -22,6 +24,7 @@ SLOW_SECONDS = 0.07
 """CPU time of one inference of v4 on one thread: over the latency objective, and little enough for two pods of half a core each."""
 MINIMUM_PASSES = 12_000
 
+ort: Any = onnxruntime  # it has no types
 Say = Callable[[str], None]
 
 
@@ -87,11 +90,11 @@ def _train_all(splits: Splits, folder: Path, say: Say) -> None:
     export.plain(train(Recipe(hidden=(192,), epochs=3, seed=1), mixed, CLASSES), folder / "v1.onnx")
     done("v1")
 
-    better = train(Recipe(hidden=(256, 128), epochs=12, seed=2), mixed, CLASSES)
+    better = train(Recipe(hidden=(256, 128), epochs=10, seed=2), mixed, CLASSES)
     export.plain(better, folder / "v2.onnx")
     done("v2")
 
-    clean_only = train(Recipe(hidden=(256, 128), epochs=12, seed=3, dropout=0.2), lambda _: (clean, labels), CLASSES)
+    clean_only = train(Recipe(hidden=(256, 128), epochs=8, seed=3, dropout=0.2), lambda _: (clean, labels), CLASSES)
     export.plain(clean_only, folder / "v3.onnx")
     done("v3")
 
@@ -104,7 +107,7 @@ def _train_all(splits: Splits, folder: Path, say: Say) -> None:
 
     features = moments()
     described, folded = standardized(mixed, features)
-    export.with_features(folded(train(Recipe(hidden=(256, 128), epochs=10, seed=6), described, CLASSES)), features, folder / "v6.onnx")
+    export.with_features(folded(train(Recipe(hidden=(256, 128), epochs=6, seed=6), described, CLASSES)), features, folder / "v6.onnx")
     done("v6")
 
 
@@ -124,8 +127,6 @@ def mixture(images: Images, labels: Labels, seed: int) -> Epochs:
 
 def slow(net: Net, sample: Split, path: Path) -> None:
     """v4: as many passes under dropout as take ``SLOW_SECONDS`` on this machine, so that the story is the same on a faster one."""
-    import onnxruntime as ort
-
     width = len(net.layers[-1][0])
     rng = np.random.default_rng(4)
     half = np.argsort(rng.random((16, width)), axis=1) < width // 2

@@ -26,8 +26,15 @@ from sandbox.progress import Progress, StepError
 from sandbox.shell import CommandError, WaitError, tail
 from sandbox.slots import NODES
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+def _console(*, stderr: bool = False) -> Console:
+    """Not on a terminal, lines are not broken: paths stay whole."""
+    plain = Console(stderr=stderr, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=400)
+
+
+out = _console()
+err = _console(stderr=True)
 PARTS = (*ORDER, *ADDONS)
 
 

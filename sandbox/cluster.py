@@ -30,6 +30,8 @@ from sandbox.progress import Progress
 from sandbox.shell import capture, run, until
 from sandbox.slots import NODES
 
+KUBELET_PORT = 10250
+
 
 class SandboxError(RuntimeError):
     """Something a person must do or know."""
@@ -77,6 +79,14 @@ def _get(address: str, path: str, timeout: float = 2) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def _listens(address: str | tuple[str, int]) -> bool:
+    """Does something accept connections there (a socket file, or host and port)?"""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.settimeout(1)
+        s.connect(address)
+    return True
 
 
 def dns_answers(server: str, name: str) -> bool:
@@ -270,7 +280,7 @@ class Sandbox:
         with progress.step("nodes", self.state.logs / "kubelet-gpu.log"):
             self._start("controller-manager", "scheduler", "proxy", "dns", "objectstore", "discovery", "prometheus")
             for node in NODES:
-                self._until("containerd's socket", lambda node=node: self.state.containerd(node).is_socket(), f"containerd-{node}")  # type: ignore[misc]
+                self._until("containerd's socket", lambda node=node: _listens(str(self.state.containerd(node))), f"containerd-{node}")  # type: ignore[misc]
             self._start(*(f"kubelet-{n}" for n in NODES), "capacity")
             self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(addons.base(c)))
             self._until("the nodes", lambda: self.nodes_ready(c), "controller-manager", *(f"kubelet-{n}" for n in NODES), timeout=90)
@@ -329,7 +339,7 @@ class Sandbox:
         return images.build_all(progress, logs)
 
     def _load_images(self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None) -> None:
-        until("containerd's socket", lambda: self.state.containerd(node).is_socket(), timeout=30)
+        until("containerd's socket", lambda: _listens(str(self.state.containerd(node))), timeout=30)
         images.load(self.state, node, [images.pause()], progress, self.state.logs / f"images-{node}.log")
         if built is not None:
             images.load(self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log")
@@ -354,8 +364,12 @@ class Sandbox:
 
     def wait_part(self, c: Config, part: str) -> None:
         """Until a part that was started does its work again."""
-        name = {"etcd": "apiserver", "kubelet-gpu": "nodes", "kubelet-cpu": "nodes", "capacity": "nodes"}.get(part, part)
-        check = self.checks(c).get(name)
+        kind, _, node = part.partition("-")
+        if kind == "kubelet":
+            self._until(part, lambda: _listens((c.slot.node(node), KUBELET_PORT)), part)
+        if kind == "containerd":
+            self._until(part, lambda: _listens(str(self.state.containerd(node))), part)
+        check = self.checks(c).get({"etcd": "apiserver", "kubelet": "nodes", "capacity": "nodes"}.get(kind, part))
         if check:
             self._until(part, check, part)
         else:

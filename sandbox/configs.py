@@ -116,7 +116,7 @@ def parts(c: Config) -> dict[str, dict[str, Any]]:
             audit_log_maxbackup=2,
             profiling=False,
         ),
-        grace=30,
+        grace=5,  # it would wait a minute for watches to end
     )
     add(
         "controller-manager",

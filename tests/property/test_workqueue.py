@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from modelrollout.controller.workqueue import WorkQueue
 
 KEYS = st.sampled_from("abcd")
@@ -109,9 +110,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.now += 1000
         self._ripen()
         rest = []
-        while (key := self.queue.get_nowait()) is not None:
-            rest.append(key)
-            self.queue.done(key)
+        while (left := self.queue.get_nowait()) is not None:
+            rest.append(left)
+            self.queue.done(left)
         assert sorted(rest) == sorted(self.wanted)
 
 

@@ -91,7 +91,9 @@ def _judge_counts(metric: Metric, canary: Counter, stable: Counter | None, weigh
         return status("Inconclusive", "NoData", f"no {what} since the step began", metric.min_samples)
     proven = next((c for c, i in zip(criteria, intervals, strict=True) if i.lower > c.fail_above), None)
     if proven is not None:
-        than = f"than stable by more than {_points(proven.fail_above)}" if proven.versus_stable else f"than the limit of {_percent(proven.fail_above)}"
+        than = (
+            f"than stable by more than {_points(proven.fail_above)}" if proven.versus_stable else f"than the limit of {_percent(proven.fail_above)}"
+        )
         return status("Failed", _FAILURE[metric.name], f"proven worse {than}: {seen}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
@@ -109,9 +111,7 @@ def _judge_counts(metric: Metric, canary: Counter, stable: Counter | None, weigh
     return status("Inconclusive", "NotYetProven", f"{how}: {seen}; {wanted} for weight {next_weight}", more)
 
 
-def _criteria(
-    canary: Counter, stable: Counter | None, margin: float | None, limit: float | None, next_weight: int, alpha: float
-) -> list[_Criterion]:
+def _criteria(canary: Counter, stable: Counter | None, margin: float | None, limit: float | None, next_weight: int, alpha: float) -> list[_Criterion]:
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
     found = []
@@ -130,17 +130,18 @@ def _criteria(
 
 
 def _needed(criterion: _Criterion, total: float) -> int | None:
-    """Samples that the canary still needs if the shares stay as they are; None when that proves nothing. The width falls with the root of the samples."""
+    """Samples that the canary still needs if the shares stay as they are (the width falls with the root of the samples); None: they prove nothing."""
+    most = max(_LARGEST_PLAN, total)
+    at_last = criterion.interval(most / total).upper
+    if at_last >= criterion.pass_at:
+        return None
     factor = 1.0
     for _ in range(6):
-        lower, upper = criterion.interval(factor)
+        upper = criterion.interval(factor).upper
         if upper <= criterion.pass_at:
             break
-        middle = criterion.interval(_LARGEST_PLAN / total).upper if factor == 1.0 else middle
-        if middle >= criterion.pass_at or factor * total > _LARGEST_PLAN:
-            return None
-        factor *= max(1.05, ((upper - middle) / (criterion.pass_at - middle)) ** 2)
-    return max(1, ceil((factor - 1) * total))
+        factor *= max(1.05, ((upper - at_last) / (criterion.pass_at - at_last)) ** 2)
+    return max(1, ceil((min(factor, most / total) - 1) * total))
 
 
 def _margin(metric: Metric) -> float | None:

@@ -36,8 +36,8 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 class Target:
     """What is compared, and who counts it.
 
-    ``profile`` is ``traefik`` only where a gateway carries the traffic; without one (replica-weighted Service) it is ``none``, and Triton's own counters
-    are asked. ``window_seconds``: how far a custom query may look back, best the time since the step began to be observed.
+    ``profile`` is ``traefik`` only where a gateway carries the traffic; without one (replica-weighted Service) it is ``none``, and Triton's own
+    counters are asked. ``window_seconds``: how far a custom query may look back, best the time since the step began to be observed.
     """
 
     namespace: str
@@ -173,7 +173,7 @@ def _times(metric: str, selectors: Sequence[str], side: str) -> str:
 
 
 def _any(values: Sequence[str]) -> str:
-    """A regular expression in a PromQL string for exactly these values (names of Kubernetes objects: of what they may hold only the dot is special)."""
+    """A regular expression in a PromQL string for exactly these values: names of Kubernetes objects, where only the dot is special."""
     return "|".join(v.replace(".", "\\\\.") for v in values)
 
 

@@ -76,6 +76,7 @@ class Rollout:
     spec: ModelDeploymentSpec | None  # None: another version of the API wrote what this one cannot read
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()  # newest first
+    unread: tuple[str, ...] = ()  # revisions that another version of the API wrote
     replicas: Mapping[str, Replicas] | None = None  # by revision; None: not allowed to look
     events: tuple[Event, ...] | None = None  # newest last; None: not allowed to look
     raw: Object | None = None
@@ -104,7 +105,7 @@ class Cluster:
             raise await self._not_found(name) from None
         except KubeError as e:
             raise self._explained(e, "read", "get", "modeldeployments") from e
-        revisions = await self.revisions(name)
+        revisions, unread = await self._revisions(name)
         return Rollout(
             name=name,
             namespace=self.namespace,
@@ -112,31 +113,29 @@ class Cluster:
             spec=_spec(found),
             status=_read_status(found),
             revisions=revisions,
+            unread=unread,
             replicas=await self._replicas(name) if pods else None,
             events=await self._events({name, *(r.name for r in revisions)}) if events else None,
             raw=found,
         )
 
-    async def revisions(self, name: str) -> tuple[Revision, ...]:
-        """Kept revisions of a ModelDeployment, newest first."""
+    async def _revisions(self, name: str) -> tuple[tuple[Revision, ...], tuple[str, ...]]:
+        """Kept revisions of a ModelDeployment, newest first, and the names of those that cannot be read."""
         try:
             found = await self._api.list(MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}")
         except KubeError as e:
             raise self._explained(e, "read", "list", "modelrevisions") from e
-        try:
-            read = [
-                Revision(
-                    name=item["metadata"]["name"],
-                    created=item["metadata"].get("creationTimestamp", ""),
-                    spec=ModelRevisionSpec.model_validate(item["spec"]),
-                    status=ModelRevisionStatus.model_validate(item.get("status") or {}),
-                    raw=item,
-                )
-                for item in found.items
-            ]
-        except ValidationError as e:
-            raise _other_version("a ModelRevision", e) from e
-        return tuple(sorted(read, key=lambda r: r.spec.number, reverse=True))
+        read, unread = [], []
+        for item in found.items:
+            name_of = item["metadata"]["name"]
+            try:
+                spec = ModelRevisionSpec.model_validate(item["spec"])
+                status = ModelRevisionStatus.model_validate(item.get("status") or {})
+            except ValidationError:
+                unread.append(name_of)
+            else:
+                read.append(Revision(name_of, item["metadata"].get("creationTimestamp", ""), spec, status, item))
+        return tuple(sorted(read, key=lambda r: r.spec.number, reverse=True)), tuple(unread)
 
     async def annotate(self, resource: Resource, name: str, key: str, value: str) -> None:
         """Set one annotation and nothing else."""
@@ -223,12 +222,11 @@ def _read_status(found: Object) -> ModelDeploymentStatus:
     try:
         return ModelDeploymentStatus.model_validate(found.get("status") or {})
     except ValidationError as e:
-        raise _other_version("the status", e) from e
-
-
-def _other_version(what: str, error: ValidationError) -> Unanswered:
-    field = ".".join(map(str, error.errors()[0]["loc"]))
-    return Unanswered(f"{what} was written by another version of the operator ({field}: {error.errors()[0]['msg']}); use the command line of that version")
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Unanswered(
+            f"the status was written by another version of the operator ({where}: {first['msg']}); use the command line of that version"
+        ) from e
 
 
 def default_namespace(kubeconfig: str | None, context: str | None) -> str:

@@ -87,22 +87,29 @@ def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
     stable = rollout.status.stable
     if to is None and in_flight(rollout) is not None:
         return abort(rollout, token)
+    target = _target(rollout, to)
+    if stable and target.name == stable.revision:
+        if in_flight(rollout) is not None:
+            return abort(rollout, token)
+        raise Refused(f"nothing to roll back: {target.name} is stable already")
+    return _on_revision("rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})")
+
+
+def _target(rollout: Rollout, to: str | None) -> Revision:
+    """Stable itself, or a revision that was stable once."""
+    stable = rollout.status.stable
     candidates = [r for r in rollout.revisions if r.status.outcome in SERVED and not (stable and r.name == stable.revision)]
     if to is not None:
         target = _named(rollout, to)
-        if stable and target.name == stable.revision:
-            if in_flight(rollout) is not None:
-                return abort(rollout, token)
-            raise Refused(f"nothing to roll back: {target.name} is stable already")
-        if target not in candidates:
-            raise Refused(f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}")
-    else:
-        if stable is None:
-            raise Refused("nothing to roll back: no revision has become stable yet")
-        target = next((r for r in candidates if r.spec.number < stable.number), None)
-        if target is None:
-            raise Refused(f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}")
-    return _on_revision("rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})")
+        if target in candidates or (stable and target.name == stable.revision):
+            return target
+        raise Refused(f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}")
+    if stable is None:
+        raise Refused("nothing to roll back: no revision has become stable yet")
+    earlier = next((r for r in candidates if r.spec.number < stable.number), None)
+    if earlier is None:
+        raise Refused(f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}")
+    return earlier
 
 
 def answer(handled: Sequence[str], request: Request) -> tuple[bool, str | None]:

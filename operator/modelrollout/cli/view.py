@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Group, RenderableType
@@ -31,9 +31,10 @@ _STYLES = {
 }  # fmt: skip
 
 
-def status(rollout: Rollout, now: datetime) -> RenderableType:
-    """All that ``modelrollout status`` shows."""
-    parts: list[RenderableType] = [_head(rollout, now)]
+def status(rollout: Rollout, now: datetime, *, live: bool = False) -> RenderableType:
+    """All that ``modelrollout status`` shows. ``live``: on a screen that cuts off what does not fit, so what matters most comes first."""
+    coming = _section("Next", Group(*(Text(line) for line in what_next(rollout, now))))
+    parts: list[RenderableType] = [_head(rollout, now), *(coming if live else [])]
     if rollout.status.rollout is not None:
         parts += _section("Stages", _stages(rollout, rollout.status.rollout, now))
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
@@ -46,8 +47,7 @@ def status(rollout: Rollout, now: datetime) -> RenderableType:
         parts += _section("Events", _events(rollout, now))
     elif rollout.events is None:
         parts += _section("Events", Text("not allowed to list events", "dim"))
-    parts += _section("Next", Group(*(Text(line) for line in what_next(rollout, now))))
-    return Group(*parts)
+    return Group(*parts, *([] if live else coming))
 
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
@@ -109,30 +109,24 @@ def duration(value: float) -> str:
 def _head(rollout: Rollout, now: datetime) -> RenderableType:
     s = rollout.status
     ready = next((c for c in s.conditions if c.type == "Ready"), None)
-    grid = Table.grid(padding=(0, 2))
-    title = Text.assemble((rollout.name, "bold"), (f"  namespace {rollout.namespace}", "dim"))
-    grid.add_row(title, _styled(s.phase))
-    grid.add_row("Ready", _styled(ready.status if ready else "Unknown"), Text(f"{ready.reason}: {ready.message}" if ready else ""))
-    serves: list[tuple[str, str, int | None, str, str | None]] = []
+    grid = _grid()
+    grid.add_row(Text(rollout.name, "bold"), Text.assemble(_styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
+    if ready:
+        grid.add_row("Ready", Text.assemble(_styled(ready.status), f"  {ready.reason}: {ready.message}"))
     if s.stable:
-        shown = 100 - (s.weight or 0) if s.canary else 100
-        serves.append(("Stable", s.stable.revision, s.stable.number, f"{shown} %", s.stable.since))
+        grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
-    if flying and flying.revision and not (s.stable and flying.revision == s.stable.revision):
-        serves.append(("Canary", flying.revision, flying.number, f"{s.weight or 0} %", None))
-    for role, revision, number, share, since in serves:
-        text = f"{revision}  #{number}  {share} of the requests{_pods(rollout, revision)}" + (f", since {age(since, now)}" if since else "")
-        grid.add_row(role, "", Text(text))
+    if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
+        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, ""))
     if s.retiring:
-        grid.add_row("Retiring", "", Text(f"{s.retiring.revision}  #{s.retiring.number}{_pods(rollout, s.retiring.revision)}"))
+        grid.add_row("Retiring", f"{s.retiring.revision}  #{s.retiring.number}{_pods(rollout, s.retiring.revision)}")
     if s.address:
-        grid.add_row("Address", "", Text(f"{s.address.url}  gRPC {s.address.grpc}"))
-    # The second column is narrow and only used by two rows: fold it into the third.
-    folded = Table.grid(padding=(0, 2))
-    for row in zip(*(column.cells for column in grid.columns), strict=True):
-        name, mark, text = row
-        folded.add_row(name, Text("  ").join(t for t in (mark, text) if isinstance(t, Text) and t.plain))
-    return folded
+        grid.add_row("Address", f"{s.address.url}  gRPC {s.address.grpc}")
+    return grid
+
+
+def _serves(rollout: Rollout, revision: str, number: int, share: int, more: str) -> str:
+    return f"{revision}  #{number}, {share} % of the requests{_pods(rollout, revision)}{more}"
 
 
 def _pods(rollout: Rollout, revision: str) -> str:
@@ -217,14 +211,15 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     return table
 
 
-def _metrics(metrics: Sequence[MetricStatus]) -> Table:
-    table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT", "WHY")
+def _metrics(metrics: Sequence[MetricStatus]) -> RenderableType:
+    table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+    why = _grid()
     for m in metrics:
         # A metric by query has one value and no counts.
         canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        why = f"{m.reason}: {m.message}" if m.message else m.reason
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), _styled(m.verdict), why)
-    return table
+        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), _styled(m.verdict))
+        why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
+    return Group(table, why)
 
 
 def _count(c: Counter) -> str:
@@ -318,7 +313,7 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
 def _table(*headers: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold", no_wrap=header not in ("WHY", "MESSAGE"))
+        table.add_column(header, overflow="fold", no_wrap=header == headers[0])
     return table
 
 
@@ -334,7 +329,7 @@ def _bytes(size: int) -> str:
     value = float(size)
     for unit in ("B", "Ki", "Mi"):
         if value < 1024:
-            return f"{value:.0f}{unit}"
+            return f"{value:.1f}{unit}" if value < 9.95 and unit != "B" else f"{value:.0f}{unit}"
         value /= 1024
     return f"{value:.1f}Gi"
 
@@ -349,8 +344,3 @@ def _time(text: str | None) -> datetime | None:
 def _seconds_since(text: str, now: datetime) -> float:
     at = _time(text)
     return max(0.0, (now - at) / timedelta(seconds=1)) if at else 0.0
-
-
-def plain(lines: Iterable[str]) -> str:
-    """Lines as one text."""
-    return "\n".join(lines)

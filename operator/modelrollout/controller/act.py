@@ -37,9 +37,7 @@ from modelrollout.rollout.facts import Desired
 
 log = logging.getLogger(__name__)
 
-RESOURCES: Mapping[str, Resource] = {
-    r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
-}
+RESOURCES: Mapping[str, Resource] = {r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)}
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind)
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
@@ -142,7 +140,7 @@ class Actor:
         try:
             answer = await self.kube.create(resource, obj)
         except AlreadyExists:
-            answer = await self._look_again(resource, obj)
+            await self._look_again(resource, obj)
             return
         self.store.written(resource, answer, guarded=True)
         log.info("created %s %s", resource.kind, obj["metadata"]["name"])
@@ -260,8 +258,7 @@ def covers(live: Any, wanted: Any) -> bool:
         return True
     if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
         try:
-            return bool(parse_quantity(live) == parse_quantity(wanted))
+            return bool(parse_quantity(live) == parse_quantity(wanted))  # type: ignore[no-untyped-call]
         except ValueError:
             return False
     return False
-

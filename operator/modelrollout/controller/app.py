@@ -85,7 +85,7 @@ class Operator:
                 "api": within(self._kube.silent_for, SILENT_SECONDS, "the API server is silent"),
             },
         )
-        port = await health.start("0.0.0.0", health_port)  # noqa: S104 - probes and Prometheus come from outside the pod
+        port = await health.start("0.0.0.0", health_port)
         log.info("health and metrics on port %d", port)
         registry = handlers.registry(self._store, self._resources, self._queue.add, kubeconfig, context)
         ready = asyncio.Event()
@@ -134,7 +134,8 @@ class Operator:
         """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
         for resource in self._resources:
             selector = "" if resource in (MODEL_DEPLOYMENT, MODEL_REVISION) else handlers.OURS
-            for namespace in self._config.namespaces or [None]:
+            namespaces: list[str | None] = [*self._config.namespaces] or [None]
+            for namespace in namespaces:
                 listing = await self._kube.list(resource, namespace, label_selector=selector)
                 for key in self._store.resync(resource, listing.items, listing.resource_version, namespace):
                     self._queue.add(key)
@@ -174,9 +175,7 @@ class Operator:
                 self._metrics.reconciled(time.monotonic() - started)
 
     def _phases(self) -> dict[tuple[str, str], int]:
-        return dict(
-            Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT))
-        )
+        return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))
 
 
 def own_namespace() -> str:

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus import Measurement, PrometheusReader, measure
+from modelrollout.analysis.providers.measure import Measurement, counts_of, measure
+from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
 from modelrollout.analysis.verdict import alpha_of, combine, metrics_of
 from modelrollout.api.config import OperatorConfig
@@ -30,7 +31,6 @@ class PrometheusAssessor:
             return None
         step, analysis = rollout.step, s.spec.rollout.analysis
         metrics = metrics_of(analysis)
-        before = {m.name: m for m in step.metrics}
         target = Target(
             namespace=s.namespace,
             name=s.name,
@@ -39,13 +39,12 @@ class PrometheusAssessor:
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(10.0, since(step.observed_since or step.since, self._now())),
         )
-        counters = {name: (m.canary, m.stable) for name, m in before.items()}
         reader = self._reader(analysis.prometheus)
         if reader is None:
             missing = Problem("NoSource", "the operator's configuration names no Prometheus: add one under prometheus, or promote by hand")
-            found = {m.name: Measurement(None, None, None, missing) for m in metrics}
+            found = {m.name: Measurement(problem=missing) for m in metrics}
         else:
-            found = await measure(reader, target, metrics, counters)
+            found = await measure(reader, target, metrics, counts_of(step.metrics))
         steps = s.spec.rollout.canary.steps
         onward = stepping.next_weight(steps, stepping.locate(steps, step))
         alpha = alpha_of(metrics)

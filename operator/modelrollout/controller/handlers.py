@@ -5,6 +5,7 @@ kopf is the watch source and the process frame. No daemons, timers, indices, pro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,13 +24,15 @@ def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], 
     """A kopf registry with one event handler for each watched resource."""
     made = kopf.OperatorRegistry()
     for resource in resources:
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}")(_handler(store, resource, wake))
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}")(
+            _handler(store, resource, wake)
+        )
 
-    @kopf.on.login(registry=made, id="login")  # type: ignore[arg-type]
+    @kopf.on.login(registry=made, id="login")
     def login(**_: Any) -> kopf.ConnectionInfo:
         return connection(kubeconfig, context)
 
-    @kopf.on.startup(registry=made, id="settings")  # type: ignore[arg-type]
+    @kopf.on.startup(registry=made, id="settings")
     def settings(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False
         settings.scanning.disabled = True
@@ -59,15 +62,14 @@ def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionIn
     """Credentials for kopf's own client, from the same place as ours."""
     found = kubernetes_client.Configuration()
     try:
-        if kubeconfig is None and context is None:
-            kubernetes_config.load_incluster_config(client_configuration=found)
+        if kubeconfig is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+            kubernetes_config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
         else:
-            kubernetes_config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=found, persist_config=False)
-    except kubernetes_config.ConfigException:
-        try:
-            kubernetes_config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=found, persist_config=False)
-        except kubernetes_config.ConfigException as e:
-            raise kopf.PermanentError(f"no usable credentials: {e}") from e
+            kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, context=context, client_configuration=found, persist_config=False
+            )
+    except kubernetes_config.ConfigException as e:
+        raise kopf.PermanentError(f"no usable credentials: {e}") from e
     header = found.get_api_key_with_prefix("authorization") or found.get_basic_auth_token() or ""
     scheme, _, token = header.rpartition(" ")
     return kopf.ConnectionInfo(

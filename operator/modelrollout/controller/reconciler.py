@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 class Assessor(Protocol):
     """Measures and judges the present canary step; None when there is nothing to measure. Never raises for a provider's fault."""
 
-    async def assess(self, s: Snapshot) -> Assessment | None: ...  # noqa: D102
+    async def assess(self, s: Snapshot) -> Assessment | None: ...
 
 
 class Reporter(Protocol):
     """Posts Kubernetes events; never raises."""
 
-    async def post(self, seen: Seen, event: Event) -> None: ...  # noqa: D102
+    async def post(self, seen: Seen, event: Event) -> None: ...
 
 
 class Reconciler:

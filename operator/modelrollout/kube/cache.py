@@ -34,6 +34,7 @@ class Store:
 
     def __init__(self) -> None:
         self._entries: dict[_Id, _Entry] = {}
+        self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
         # uid -> version at which it went; None: for good. A version, because an object that loses the watched label is
         # reported as deleted and may come back under its uid.
@@ -52,8 +53,8 @@ class Store:
         return [self._entries[i].obj for i in self._children.get(key, ()) if (resource is None or i[0] == resource) and i[0] != MODEL_DEPLOYMENT]
 
     def all(self, resource: Resource) -> list[Object]:
-        """Every stored object of the resource; costs a pass over the whole store."""
-        return [entry.obj for i, entry in self._entries.items() if i[0] == resource]
+        """Every stored object of the resource; costs as many steps as there are."""
+        return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
         """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
@@ -101,9 +102,10 @@ class Store:
             if self._take(i, obj, from_watch=True) and (key := self._entries[i].key):
                 changed.add(key)
         limit = _number(resource_version)
-        for i, entry in list(self._entries.items()):
-            if i[0] != resource or i in listed or (namespace is not None and i[1] != namespace):
+        for i in list(self._ids.get(resource, ())):
+            if i in listed or (namespace is not None and i[1] != namespace):
                 continue
+            entry = self._entries[i]
             version = _version(entry.obj)
             if limit is not None and version is not None and version > limit:
                 continue
@@ -155,11 +157,13 @@ class Store:
         if entry and entry.key and entry.key != key:
             self._unlink(entry.key, i)
         self._entries[i] = _Entry(_stripped(obj), key, unseen=False)
+        self._ids[i[0]][i] = None
         if key:
             self._children[key][i] = None
 
     def _drop(self, i: _Id) -> None:
         entry = self._entries.pop(i)
+        del self._ids[i[0]][i]
         if entry.key:
             self._unlink(entry.key, i)
 

@@ -146,8 +146,8 @@ class Kube:
         self._timeout = timeout
         self._clock = clock
         self._on_request = on_request
-        self._credentials = asyncio.Lock()
-        self._credentials_loaded = clock()
+        self._renewing = asyncio.Lock()
+        self._credentials = (0, clock())  # how often and when they were read
         self._answered = clock()
         self._kinds: dict[str, tuple[float, frozenset[str]]] = {}
 
@@ -258,8 +258,13 @@ class Kube:
             raise
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
-        """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it."""
-        return await self._guarded(resource, obj, "/status")
+        """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it.
+
+        Only what the API server looks at is sent (seen with custom resources; built-in kinds would want their spec).
+        """
+        metadata = {k: obj["metadata"][k] for k in ("namespace", "name", "uid", "resourceVersion") if k in obj["metadata"]}
+        slim = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": obj["status"]}
+        return await self._guarded(resource, slim, "/status")
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
         """Write the whole object, if it is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it."""
@@ -320,10 +325,11 @@ class Kube:
         parameters = urlencode({k: v for k, v in (query or {}).items() if v})
         if parameters:
             path += f"?{parameters}"
+        credentials = self._credentials
         try:
             return await self._send(verb, resource, path, body, content_type)
         except KubeError as e:
-            if e.status != 401 or not await self._renew_credentials():
+            if e.status != 401 or not await self._renew(credentials):
                 raise
         return await self._send(verb, resource, path, body, content_type)  # refused before anything was done, so safe for writes
 
@@ -359,15 +365,15 @@ class Kube:
             return answer
         raise _error(response.status, response.headers.get("Retry-After"), answer or {})
 
-    async def _renew_credentials(self) -> bool:
-        """Read the credentials again after a 401 (rotated token file, expired exec credential). False when that was just done."""
-        asked = self._clock()
-        async with self._credentials:
-            if self._credentials_loaded > asked:
-                return True  # another request did it while this one waited
-            if asked - self._credentials_loaded < CREDENTIALS_RETRY_SECONDS:
+    async def _renew(self, refused: tuple[int, float]) -> bool:
+        """Read the credentials again after a 401 (rotated token file, expired exec credential). False when there can be no newer ones yet."""
+        async with self._renewing:
+            times, at = self._credentials
+            if times > refused[0]:
+                return True  # another request did it meanwhile
+            if self._clock() - at < CREDENTIALS_RETRY_SECONDS:
                 return False
-            self._credentials_loaded = self._clock()
+            self._credentials = (times + 1, self._clock())
             fresh = aio.Configuration()
             await self._load(fresh)
             self._client.configuration.api_key = fresh.api_key

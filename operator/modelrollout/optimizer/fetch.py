@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import HTTPStore, S3Store
 
 from modelrollout.api.tasks import CREDENTIALS_DIR, ExitCode, Location
@@ -234,8 +234,8 @@ class Store:
                 obstore.put(self._store, self._path(name), content, mode=mode)
             except AlreadyExistsError:
                 return False
-            except BaseError as error:
-                if mode == "overwrite" or not (isinstance(error, NotSupportedError) or "status code: 501" in str(error)):
+            except (BaseError, NotImplementedError) as error:
+                if mode == "overwrite" or (isinstance(error, BaseError) and "status code: 501" not in str(error)):
                     raise
                 obstore.put(self._store, self._path(name), content)
         return True

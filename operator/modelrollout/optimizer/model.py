@@ -211,18 +211,19 @@ def check(path: Path) -> ModelInfo:
             "ExternalData",
             f"spec.model.uri: tensor {external!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False)",
         )
-    try:
-        onnx.checker.check_model(model)
-        if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
-            model = onnx.shape_inference.infer_shapes(model)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        line = str(error).strip().splitlines()[0][:300]
-        raise bad_input("ModelInvalid", f"spec.model.uri: the ONNX checker says: {line}; export the model again, with a released opset") from None
+    if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
+        model = onnx.shape_inference.infer_shapes(model)
     initializers = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
-    return ModelInfo(
+    info = ModelInfo(
         # Up to IR version 3 initializers were listed as inputs too.
         inputs=tuple(_spec(value, "input") for value in model.graph.input if value.name not in initializers),
         outputs=tuple(_spec(value, "output") for value in model.graph.output),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
     )
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        line = str(error).strip().splitlines()[0][:300]
+        raise bad_input("ModelInvalid", f"spec.model.uri: the ONNX checker says: {line}; export the model again, with a released opset") from None
+    return info

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import onnxruntime.quantization
-from onnx.shape_inference import InferenceError
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -26,6 +25,10 @@ PER_CHANNEL_OPSET = 13
 
 # ONNX Runtime's dynamic quantization would also turn Conv into ConvInteger, which it cannot run with signed weights on the CPU.
 DYNAMIC_OPS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "EmbedLayerNormalization")
+
+# What the quantizer raises for models that it cannot handle.
+_SHAPE_ERROR: type[Exception] = onnx.shape_inference.InferenceError
+_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, _SHAPE_ERROR, ValueError, RuntimeError, AssertionError)
 
 
 class _Reader(CalibrationDataReader):
@@ -79,7 +82,7 @@ def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | 
                     calibrate_method=q.CalibrationMethod.MinMax,
                     extra_options={"ActivationSymmetric": symmetric},
                 )
-        except (*ORT_ERRORS, ValueError, RuntimeError, NotImplementedError, AssertionError, InferenceError) as error:
+        except _ERRORS as error:
             raise refused("QuantizationFailed", field, error, "remove the step, use the other method, or export with a newer opset") from None
     operators = _operators(target)
     done = {

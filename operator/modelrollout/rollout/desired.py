@@ -51,8 +51,11 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
             if revision is None or prepared
             else (names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout)))
         )
-    if rollout.stage == "Evaluate" and s.spec and s.spec.rollout.analysis.golden:
-        return names.COMPONENT_EVALUATE, names.stage_job_name(rollout.revision, "evaluate", rollout_id(rollout))
+    golden = s.spec.rollout.analysis.golden if s.spec else None
+    if rollout.stage == "Evaluate" and golden:
+        # Other golden data, edited under way, is other work. The budgets are no part of it: the verdict reads the present ones.
+        data = golden.model_dump(mode="json", exclude={"max_drop", "min"})
+        return names.COMPONENT_EVALUATE, names.stage_job_name(rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4))
     return None
 
 
@@ -62,21 +65,31 @@ def candidate(rollout: RolloutStatus | None) -> str | None:
 
 
 def replicas(s: Snapshot) -> dict[str, int]:
-    """Replicas by revision: stable, the candidate, and one that has just lost its traffic."""
+    """Replicas by revision: stable, the candidate, and one that has just lost its traffic.
+
+    While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at stable's pods, which then see only a part of the
+    load, and after a rollback stable has to carry all of it again. What has lost its traffic keeps the pods that it has.
+    """
     assert s.spec is not None
     full = s.spec.serving.replicas
     found: dict[str, int] = {}
-    status = s.status
-    if status.stable:
-        found[status.stable.revision] = full
+    status, rollout = s.status, s.status.rollout
+    stable = status.stable.revision if status.stable else None
+    new = candidate(rollout)
+    divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Revert")
+    if stable:
+        found[stable] = max(full, s.server(stable).asked) if divided else full
     if status.retiring:
-        found.setdefault(status.retiring.revision, max(1, full))
-    new = candidate(status.rollout)
-    if new and new != (status.stable.revision if status.stable else None):
+        found.setdefault(status.retiring.revision, s.server(status.retiring.revision).asked or max(1, full))
+    if new and new != stable and rollout:
         found[new] = max(1, full)
-        if not s.gateway and status.rollout and status.rollout.stage == "Canary" and status.rollout.step:
+        if rollout.stage == "Revert":
+            found[new] = s.server(new).asked or found[new]
+        elif divided and s.gateway:
+            found[new] = max(found[new], s.server(new).asked)
+        elif rollout.stage == "Canary" and rollout.step:
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
-            found[new] = share_replicas(max(1, full), status.rollout.step.weight)
+            found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
     return found
 
 
@@ -88,12 +101,12 @@ def share_replicas(stable: int, weight: int) -> int:
 def split(s: Snapshot) -> Split:
     """Weights of the route's backends in percent.
 
-    A canary none of whose pods is ready gets nothing until one is: its share would fail. Stable is in the route in every state before
+    A revision none of whose pods is ready gets nothing until one is: its share would fail. Stable is in the route in every state before
     promotion (invariant 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
-    if rollout and rollout.revision and rollout.stage == "Promote":
+    if rollout and rollout.revision and rollout.stage == "Promote" and (stable is None or s.server(rollout.revision).ready > 0):
         return ((rollout.revision, 100),)
     if stable is None:
         return ()
@@ -197,4 +210,7 @@ def _beyond_history(s: Snapshot) -> tuple[str, ...]:
         status.pinned.revision if status.pinned else None,
     }
     others = sorted((r for r in s.revisions if r.name not in needed), key=lambda r: r.number, reverse=True)
-    return tuple(r.name for r in others[s.spec.revision_history_limit :])
+    limit = s.spec.revision_history_limit
+    # Apart from each other: a row of bad versions must not push out what can be rolled back to.
+    served, never = [r for r in others if r.status.outcome in SERVED], [r for r in others if r.status.outcome not in SERVED]
+    return tuple(r.name for r in (*served[limit:], *never[limit:]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
@@ -15,6 +18,7 @@ from modelrollout.api.v1alpha1 import (
     ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
+    RevisionRef,
     RolloutStatus,
     VerdictName,
     same_version,
@@ -23,6 +27,8 @@ from modelrollout.api.v1alpha1 import (
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
+TRAFFIC_REFUSALS = frozenset({"GatewayAPIMissing", "HostnameConflict"})  # they concern routes, also those of a version that serves already
+_NONCE = re.compile(r"[\w.-]{1,64}")
 
 
 def stamp(now: datetime) -> str:
@@ -60,6 +66,7 @@ class Server:
     replicas: int = 0
     ready: int = 0
     problem: Problem | None = None
+    asked: int = 0  # replicas that the Deployment asks for
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,9 @@ class Verb:
 
     @property
     def key(self) -> str:
-        """How status remembers that it was handled."""
-        return f"{self.verb}:{self.revision}:{self.nonce}"
+        """How status remembers that it was handled. A nonce that is no plain word stands there as its hash: the parts are split at colons."""
+        nonce = self.nonce if _NONCE.fullmatch(self.nonce) else names.short_hash(self.nonce, 16)
+        return f"{self.verb}:{self.revision}:{nonce}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,12 @@ class Revision:
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""
-        return (spec.model.sha256 in (None, self.sha256)) and same_version(dict(self.input), spec.user_input())
+        if spec.model.sha256 not in (None, self.sha256):
+            return False
+        try:
+            return same_version(dict(self.input), spec.user_input())
+        except (ValidationError, KeyError):  # written by another operator in words that today's types do not know
+            return dict(self.input) == spec.user_input()
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,8 @@ class Snapshot:
     verbs: tuple[Verb, ...] = ()
     refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
     spec_error: str | None = None  # why spec could not even be read
+    refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
+    live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
     settle_seconds: float = 3.0
     gateway: bool = False
 
@@ -186,6 +201,12 @@ class Plan:
 def in_flight(rollout: RolloutStatus | None) -> bool:
     """Whether a rollout is under way."""
     return rollout is not None and rollout.stage not in ("Failed", "Done")
+
+
+def baseline(s: Snapshot) -> RevisionRef | None:
+    """Stable as what the revision in flight is compared with; None when there is none, or when it is stable itself that is made anew."""
+    stable, rollout = s.status.stable, s.status.rollout
+    return None if stable is None or (rollout and rollout.revision == stable.revision) else stable
 
 
 def rollout_id(rollout: RolloutStatus) -> str:

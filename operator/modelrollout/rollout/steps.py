@@ -24,7 +24,8 @@ def locate(steps: Sequence[Step], status: StepStatus) -> Position:
     """
     if 0 <= status.index < len(steps):
         step = steps[status.index]
-        if step.weight == status.weight or (step.pause is not None and _weight_before(steps, status.index) == status.weight):
+        pausing = step.pause is not None and status.phase == "Paused" and _weight_before(steps, status.index) == status.weight
+        if pausing or step.weight == status.weight:
             return Position(status.index, True)
     reached = [i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight]
     index = reached[-1] if reached else -1

@@ -19,6 +19,8 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.rollout.facts import Revision, Snapshot, since, stamp
 
 MAX_HISTORY = 32
+MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
+MAX_MESSAGE = 1024
 
 
 def input_hash(s: Snapshot) -> str:
@@ -27,20 +29,29 @@ def input_hash(s: Snapshot) -> str:
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
+def cut(text: str) -> str:
+    """A message of bounded length: what pods, gateways and Jobs say has none."""
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
+    return changes | {"message": cut(changes["message"])} if changes.get("message") else changes
+
+
 def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any) -> ModelDeploymentStatus:
     """Go to a stage and book the time that the one before took."""
     rollout = status.rollout
     assert rollout is not None
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
-    moved = rollout.model_copy(update={"stage": stage, "since": stamp(now), "stages": spent, "reason": None, "message": None, **changes})
+    moved = rollout.model_copy(update={"stage": stage, "since": stamp(now), "stages": spent, "reason": None, "message": None, **_bounded(changes)})
     return status.model_copy(update={"rollout": moved})
 
 
 def change(status: ModelDeploymentStatus, **changes: Any) -> ModelDeploymentStatus:
     """Change the rollout within its stage."""
     assert status.rollout is not None
-    return status.model_copy(update={"rollout": status.rollout.model_copy(update=changes)})
+    return status.model_copy(update={"rollout": status.rollout.model_copy(update=_bounded(changes))})
 
 
 def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
@@ -119,7 +130,17 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
         seconds=round(since(rollout.step.since, now), 3),
         metrics=metrics,
     )
-    return change(status, history=[*rollout.history, evidence][-MAX_HISTORY:])
+    return change(status, history=_within_bounds([*rollout.history, evidence][-MAX_HISTORY:]))
+
+
+def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
+    """All verdicts stay; the numbers behind the older ones go where there are too many."""
+    kept: list[StepEvidence] = []
+    room = MAX_HISTORY_BYTES
+    for evidence in reversed(history):
+        room -= len(evidence.model_dump_json(by_alias=True, exclude_none=True))
+        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": []}))
+    return kept[::-1]
 
 
 def known_version(s: Snapshot) -> Revision | None:

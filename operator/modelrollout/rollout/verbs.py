@@ -11,7 +11,8 @@ from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.transitions import begin, fail, record, revert
 
-_KEPT = 64
+_TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
+_MAX_REFUSAL = 200
 
 
 def unhandled(s: Snapshot) -> Verb | None:
@@ -26,6 +27,7 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Move | None:
         return None
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
+        refusal = refusal[:_MAX_REFUSAL]
         return Move(_handled(s, s.status, f"{verb.key}:refused {refusal}"), (Event("VerbRefused", f"{verb.verb}: {refusal}", "Warning"),))
     if move is None:
         return None
@@ -39,7 +41,9 @@ def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDep
     alive = {r.name for r in s.revisions} | {""}
     slot = entry.split(":", 2)[:2]
     kept = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
-    return status.model_copy(update={"handled_verbs": [*kept, entry][-_KEPT:]})
+    # None is dropped: the verb would be carried out again. There is one for each verb and revision that exists.
+    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_TELL - 1)]]
+    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_TELL - 1) :], entry]})
 
 
 _Answer = tuple[str | None, Move | None]
@@ -82,8 +86,14 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     assert s.spec is not None
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
+    if s.refusal:
+        return s.refusal.message, None
     if not verb.revision:
-        return None, Move(begin(s, now, "Resolve"), (Event("RetriedByUser", "the source is resolved again"),))
+        begun, sha256 = begin(s, now, "Resolve"), s.spec.model.sha256
+        if sha256 is None:
+            return None, Move(begun, (Event("RetriedByUser", "the source is resolved again"),))
+        if s.status.stable and s.revision(s.status.stable.revision) and allocate(s, begun, sha256, now).rollout
+        return None, Move(begun, (Event("RetriedByUser", "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
         return f"spec asks for another version than {verb.revision}", None

@@ -19,9 +19,10 @@ _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=Mapp
 # Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
 _VALUE = r"[^\s\"'\\,;&<>]"
 _SECRETS = [
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.S), "***"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)"), "***"),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"), "***"),  # JSON web token
     (re.compile(rf"(?i)\b(bearer)\s+{_VALUE}{{8,}}"), r"\1 ***"),
+    (re.compile(r"(?i)\b(basic)\s+(?=\w*[\d=])[\w+/]{8,}=*"), r"\1 ***"),  # with a digit or padding, or it may be a word
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"), "***"),
     (re.compile(r"(\w+://)[^/\s:@\"'\\]+:[^/\s@\"'\\]+@"), r"\1***@"),  # user and password in a URI
     (

@@ -52,7 +52,8 @@ class GatewayRouter:
 
 
 def _weights(route: Object) -> dict[str, int]:
-    return {ref["name"]: ref.get("weight", 1) for rule in route["spec"].get("rules", []) for ref in rule.get("backendRefs", []) if ref.get("weight", 1) > 0}
+    backends = [ref for rule in route["spec"].get("rules", []) for ref in rule.get("backendRefs", [])]
+    return {ref["name"]: ref.get("weight", 1) for ref in backends if ref.get("weight", 1) > 0}
 
 
 def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:

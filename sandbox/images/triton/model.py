@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The `onnxruntime` backend of this image: Triton's Python backend, wrapped around ONNX Runtime on the CPU.
 
 It reads the same config.pbtxt as the C++ backend of NVIDIA's image. Parameters it knows: intra_op_thread_count and
@@ -5,7 +6,7 @@ inter_op_thread_count (both 1 here: several pods share few cores), execution_mod
 """
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -51,11 +52,11 @@ def _options(config):
 
 
 def _open(folder, config):
-    path = os.path.join(folder, config.get("default_model_filename") or "model.onnx")
-    if not os.path.exists(path):
+    path = Path(folder, config.get("default_model_filename") or "model.onnx")
+    if not path.exists():
         raise pb_utils.TritonModelException(f"{path} does not exist")
     try:
-        return ort.InferenceSession(path, _options(config), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), _options(config), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise pb_utils.TritonModelException(f"{path} cannot be loaded: {error}") from error
 
@@ -106,7 +107,7 @@ def _check(config, session):
             dims = [int(d) for d in (told.get("reshape", {}).get("shape") or told["dims"])]
             want = ([-1] if config["max_batch_size"] > 0 else []) + dims
             have = _dims(value.shape)
-            if len(want) != len(have) or any(w != h and -1 not in (w, h) for w, h in zip(want, have)):
+            if len(want) != len(have) or any(w != h and -1 not in (w, h) for w, h in zip(want, have, strict=True)):
                 raise pb_utils.TritonModelException(f"{kind} '{value.name}' has shape {have} in the model, {want} in the configuration")
         if kind == "input":
             left = set(by_name) - {t["name"] for t in config[kind]}
@@ -169,21 +170,16 @@ class TritonPythonModel:
         return list(groups.values())
 
     def _run(self, group, requests, feeds, responses):
-        if len(group) == 1:
-            merged = feeds[group[0]]
-        else:
-            merged = {n: np.concatenate([feeds[i][n] for i in group]) for n in self.inputs}
+        alone = len(group) == 1
+        merged = feeds[group[0]] if alone else {n: np.concatenate([feeds[i][n] for i in group]) for n in self.inputs}
         asked = [[n for n in self.outputs if n in set(requests[i].requested_output_names())] for i in group]
         wanted = [n for n in self.outputs if any(n in a for a in asked)] or self.outputs
-        found = dict(zip(wanted, self.session.run(wanted, merged)))
+        found = dict(zip(wanted, map(np.asarray, self.session.run(wanted, merged)), strict=True))
         start = 0
-        for i, names in zip(group, asked):
-            if len(group) == 1:
-                piece = slice(None)
-            else:
-                rows = feeds[i][self.inputs[0]].shape[0]
-                piece, start = slice(start, start + rows), start + rows
-            tensors = [pb_utils.Tensor(n, _encode(np.asarray(found[n])[piece] if len(group) > 1 else np.asarray(found[n]))) for n in names]
+        for i, names in zip(group, asked, strict=True):
+            rows = 0 if alone else feeds[i][self.inputs[0]].shape[0]
+            tensors = [pb_utils.Tensor(n, _encode(found[n] if alone else found[n][start : start + rows])) for n in names]
+            start += rows
             responses[i] = pb_utils.InferenceResponse(output_tensors=tensors)
 
     def finalize(self):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
-from modelrollout.controller.workqueue import QueueClosed, WorkQueue, run_workers
 
+from modelrollout.controller.workqueue import QueueClosed, WorkQueue, run_workers
 from tests.unit.kube.virtualtime import now, run
 
 
@@ -70,7 +71,7 @@ def test_what_a_pass_raises_is_retried_with_growing_delays() -> None:
 
         q.add("a")
         await run_workers(q, 2, process)
-        assert [b - a for a, b in zip(times, times[1:], strict=False)] == pytest.approx([0.5, 1, 2, 4])
+        assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([0.5, 1, 2, 4])
 
     run(main())
 

@@ -57,7 +57,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         output = {"name": "logits", "datatype": "FP32", "shape": [1, CLASSES], "data": logits}
         return web.json_response({"id": head["id"], "model_name": "digits", "model_version": version, "outputs": [output]})
 
-    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802 (the protocol's name)
+    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             version, logits = await self._answer(request.raw_input_contents[0])
         except RefusedError as e:

@@ -10,12 +10,14 @@ from modelrollout.kube.client import AlreadyExists, Conflict, NotFound, Object, 
 
 
 class FakeApi:
-    """``latency`` in seconds for each way of a request; ``down`` fails every request; ``lose_answers`` does it and fails nevertheless."""
+    """``latency`` in seconds for each way of a request, ``answer_latency`` more for the way back;
+    ``down`` fails every request; ``lose_answers`` does it and fails nevertheless."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.version = 0
         self.latency = 0.0
+        self.answer_latency = 0.0
         self.down = False
         self.lose_answers = False
         self.requests: list[str] = []
@@ -63,7 +65,7 @@ class FakeApi:
 
     async def _answer(self, obj: Object) -> Object:
         answer = copy.deepcopy(obj)
-        await asyncio.sleep(self.latency)
+        await asyncio.sleep(self.latency + self.answer_latency)
         self._fail(self.lose_answers)
         return answer
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from modelrollout.kube.client import LEASE, Kube
 from modelrollout.kube.leases import LeaderElector, LeaseApi, identity
-
 from tests.unit.kube.fakeapi import FakeApi
 from tests.unit.kube.virtualtime import jump, now, run
 
@@ -52,6 +53,14 @@ class Candidate:
     async def close(self) -> None:
         self.elector.close()
         await self.task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("never")
 
 
 async def until_leader(*candidates: Candidate, limit: float = 60.0) -> Candidate:
@@ -182,8 +191,7 @@ def test_a_leader_stops_before_another_may_start_when_the_api_server_is_away_and
         await asyncio.sleep(20)
         api.down = True
         start = now()
-        while a.leads:
-            await asyncio.sleep(0.05)
+        await until(lambda: not a.leads)
         assert now() - start <= 10.05
         await asyncio.sleep(0.1)
         assert a.log[-1][1] == "stopped"
@@ -199,6 +207,27 @@ def test_a_leader_stops_before_another_may_start_when_the_api_server_is_away_and
     run(main())
 
 
+def test_a_slow_answer_does_not_lengthen_the_lead() -> None:
+    """Others saw the renewal when the API server took it, not when its answer came."""
+
+    async def main() -> None:
+        api = FakeApi()
+        a = Candidate(api, "a")
+        await until_leader(a)
+        api.requests.clear()
+        api.answer_latency = 7
+        await until(lambda: bool(api.requests))
+        sent = now()
+        api.down = True
+        await asyncio.sleep(9.5)
+        assert a.leads
+        await asyncio.sleep(0.6)
+        assert not a.leads, now() - sent
+        a.task.cancel()
+
+    run(main())
+
+
 def test_a_hanging_api_server_is_an_absent_one() -> None:
     async def main() -> None:
         api = FakeApi()
@@ -206,8 +235,7 @@ def test_a_hanging_api_server_is_an_absent_one() -> None:
         await until_leader(a)
         api.latency = 1000
         start = now()
-        while not a.log or a.log[-1][1] != "stopped":
-            await asyncio.sleep(0.05)
+        await until(lambda: a.log[-1][1] == "stopped")
         assert now() - start <= 10.1
         api.latency = 0
         a.task.cancel()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, StepStatus, seconds
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Step, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot, since, stamp
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
-from modelrollout.rollout.transitions import at_step, change, enter, record, revert
+from modelrollout.rollout.stages.move import CHECK_SECONDS, NOT_READY, Move, remaining, wait
+from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most
 
@@ -24,7 +26,7 @@ def canary(s: Snapshot, now: datetime) -> Move:
     if step.phase == "Shifting":
         return _shifting(s, step, now)
     if step.phase == "Paused":
-        return _paused(s, step, position, now)
+        return _paused(s, step, position, found, now)
     return _observing(s, step, position, found, now)
 
 
@@ -49,31 +51,44 @@ def _pause(status: ModelDeploymentStatus, step: StepStatus, reason: str, message
 
 
 def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
+    assert s.status.rollout is not None
     waited = since(step.since, now)
-    if s.traffic.taken_up and waited >= s.settle_seconds:
+    there = step.weight == 0 or s.server(s.status.rollout.revision).ready > 0
+    if s.traffic.taken_up and there and waited >= s.settle_seconds:
         # The first measurement is the baseline; what came before belongs to another weight.
-        metrics = list(s.assessment.metrics) if s.assessment else []
+        metrics = _brief(s.assessment.metrics) if s.assessment else []
         observing = step.model_copy(update={"phase": "Observing", "observed_since": stamp(now), "metrics": metrics})
         return Move(change(s.status, step=observing, reason=None, message=None))
     if remaining(s, now) <= 0:
-        message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message}"
+        message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'no pod of the canary is ready'}"
         return _inconclusive(s, step, "TrafficNotShifted", message, now)
+    if not there:  # without a ready pod the canary is not in the route, whatever the weight
+        return wait(s, s.server(s.status.rollout.revision).problem or NOT_READY, 5.0)
     return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)
 
 
-def _paused(s: Snapshot, step: StepStatus, position: stepping.Position, now: datetime) -> Move:
-    assert s.spec is not None
-    present = s.spec.rollout.canary.steps[position.index] if position.index >= 0 else None
-    if position.exact and present and present.pause and present.pause.duration:
-        left = seconds(present.pause.duration) - since(step.since, now)
-        return Move(s.status, requeue_after=min(CHECK_SECONDS, left)) if left > 0 else Move(advance(s, s.status, position, now))
-    return Move(s.status, requeue_after=_interval(s))
+def _paused(s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime) -> Move:
+    """Wait for promote, or for the end of a pause step. The canary has its traffic meanwhile and is judged all the same."""
+    assert s.spec is not None and s.status.rollout is not None
+    # Kept: a count needs a baseline in status, or a regression would never be seen during a pause.
+    status = _with_metrics(s.status, found, now) if found and _is_news(step, found, now) else s.status
+    if s.status.rollout.reason != "PauseStep":
+        return Move(status, requeue_after=_interval(s))  # for a cause: only somebody who says promote may raise the weight now
+    pause = s.spec.rollout.canary.steps[position.index].pause if position.exact else None
+    left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
+    if pause is None or (left is not None and left <= 0):  # edited away, or over
+        return Move(advance(s, s.status, position, now))
+    return Move(status, requeue_after=_interval(s) if left is None else min(_interval(s), left))
 
 
 def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime) -> Move:
-    assert s.spec is not None
+    assert s.spec is not None and s.status.rollout is not None
     if found is None:
-        return Move(s.status, requeue_after=_interval(s))
+        found = Assessment("Inconclusive", "NoData", "nothing was measured", tuple(step.metrics))
+    server = s.server(s.status.rollout.revision)
+    if server.ready == 0:  # it has no traffic now: what it did before is no ground to give it more
+        problem = server.problem or NOT_READY
+        found = replace(found, verdict="Inconclusive", reason=problem.reason, message=problem.message)
     present = s.spec.rollout.canary.steps[position.index] if position.exact else Step(weight=step.weight)
     stay = seconds(present.for_) - since(step.observed_since or step.since, now) if present.for_ else 0.0
     if found.verdict == "Successful" and stay <= 0:
@@ -89,20 +104,27 @@ def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found
 def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
     """The status with the new measurement if that is news, else as it is: an idle look costs no write."""
     assert s.status.rollout is not None
+    problem = Problem(found.reason, found.message) if found.verdict in ("Error", "Inconclusive") else None
+    reason = problem.reason if problem else None
+    if s.status.rollout.reason == reason and not _is_news(step, found, now):
+        return s.status
+    return change(_with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None)
+
+
+def _is_news(step: StepStatus, found: Assessment, now: datetime) -> bool:
+    """Whether a measurement says more than the one in status: another verdict, or the same one much later."""
     before = {m.name: (m.verdict, m.reason, m.canary is not None, m.stable is not None) for m in step.metrics}
     after = {m.name: (m.verdict, m.reason, m.canary is not None, m.stable is not None) for m in found.metrics}
-    measured = s.status.rollout.step.measured if s.status.rollout.step else None
-    old = measured is None or since(measured, now) >= REWRITE_SECONDS
-    if before == after and not old:
-        return s.status
-    problem = Problem(found.reason, found.message) if found.verdict in ("Error", "Inconclusive") else None
-    status = _with_metrics(s.status, found, now)
-    return change(status, reason=problem.reason if problem else None, message=problem.message if problem else None)
+    return before != after or step.measured is None or since(step.measured, now) >= REWRITE_SECONDS
 
 
 def _with_metrics(status: ModelDeploymentStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
     assert status.rollout is not None and status.rollout.step is not None
-    return change(status, step=status.rollout.step.model_copy(update={"metrics": list(found.metrics), "measured": stamp(now)}))
+    return change(status, step=status.rollout.step.model_copy(update={"metrics": _brief(found.metrics), "measured": stamp(now)}))
+
+
+def _brief(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
+    return [m.model_copy(update={"message": cut(m.message)}) for m in metrics]
 
 
 def _inconclusive(s: Snapshot, step: StepStatus, reason: str, message: str, now: datetime) -> Move:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence, ModelDeploymentStatus
-from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
 from modelrollout.rollout.stages.resolve import lost
 from modelrollout.rollout.transitions import at_step, change, enter, fail
@@ -20,7 +20,7 @@ def evaluate(s: Snapshot, now: datetime) -> Move:
     if work.state == "Failed":
         return failed_job(s, work, now)
     if work.state != "Succeeded":
-        return wait_or_fail(s, now, work.problem, "the evaluate Job") if work.problem else wait(s, None, CHECK_SECONDS)
+        return wait_or_fail(s, now, work.problem, "the evaluate Job") if work.problem or s.refused else wait(s, None, CHECK_SECONDS)
     if evidence is None:
         return lost(s, now)
     if evidence.verdict != "Successful":
@@ -37,6 +37,6 @@ def _event(evidence: EvaluationEvidence) -> Event:
 def _onward(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     assert s.spec is not None
     first = s.spec.rollout.canary.steps[0]
-    if status.stable is None or first.weight == 100:
+    if baseline(s) is None or first.weight == 100:
         return enter(status, "Promote", now)
     return at_step(enter(status, "Canary", now), 0, first.weight or 0, now, pause=first.pause is not None)

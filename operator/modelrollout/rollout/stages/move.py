@@ -7,9 +7,10 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
 from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since
-from modelrollout.rollout.transitions import change, fail
+from modelrollout.rollout.transitions import change, cut, fail
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
+NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHE
     """Stay, and say in status why, as long as there is a reason that is worth a word."""
     rollout = s.status.rollout
     assert rollout is not None
-    reason, message = (problem.reason, problem.message) if problem else (None, None)
-    if (rollout.reason, rollout.message) == (reason, message):
+    problem = problem or s.refused
+    reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
+    if rollout.reason == reason:
+        # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take turns): the first stand.
         return Move(s.status, requeue_after=requeue_after)
-    events = (Event(problem.reason, problem.message, "Warning"),) if problem and problem.reason != rollout.reason else ()
+    events = (Event(problem.reason, problem.message, "Warning"),) if problem else ()
     return Move(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
@@ -50,6 +53,7 @@ def remaining(s: Snapshot, now: datetime) -> float:
 def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str) -> Move:
     """Wait until the progress deadline, then fail with what stood in the way."""
     left = remaining(s, now)
+    problem = problem or s.refused
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))
     assert s.spec is not None

@@ -24,7 +24,7 @@ def prepare(s: Snapshot, now: datetime) -> Move:
     work = s.work
     if work.state == "Running" or work.state == "Absent":
         # The Job has a deadline of its own (spec.optimization.timeout); only what keeps it from starting is ours to time.
-        return wait_or_fail(s, now, work.problem, "the prepare Job") if work.problem else wait(s, None, CHECK_SECONDS)
+        return wait_or_fail(s, now, work.problem, "the prepare Job") if work.problem or s.refused else wait(s, None, CHECK_SECONDS)
     evidence = _evidence(work.result) if work.result else None
     if work.state == "Failed":
         if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome
 from modelrollout.rollout.facts import Event, Snapshot
-from modelrollout.rollout.stages.move import Move, wait
+from modelrollout.rollout.stages.move import NOT_READY, Move, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
 
 
@@ -14,6 +14,9 @@ def promote(s: Snapshot, now: datetime) -> Move:
     """The revision becomes stable once the data plane has taken it up; the former stable keeps its pods until then."""
     rollout = s.status.rollout
     assert rollout is not None
+    server = s.server(rollout.revision)
+    if server.ready == 0:  # the split leaves everything with stable until a pod is ready
+        return wait(s, server.problem or NOT_READY, 5.0)
     if not s.traffic.taken_up:
         return wait(s, s.traffic.problem, 5.0)
     outcome: Outcome = "Stable" if rollout.mode == "Rollback" or s.status.stable is None else "Promoted"

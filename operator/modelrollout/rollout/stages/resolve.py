@@ -6,7 +6,7 @@ from datetime import datetime
 
 from modelrollout.rollout.facts import Event, Snapshot
 from modelrollout.rollout.stages.move import Move, failed_job, wait_or_fail
-from modelrollout.rollout.transitions import allocate, change, fail
+from modelrollout.rollout.transitions import allocate, change, enter, fail
 
 MAX_LOST = 3  # results lost with their pods before it is called a failure
 
@@ -18,6 +18,10 @@ def resolve(s: Snapshot, now: datetime) -> Move:
         known_before = s.status.last_number
         status = allocate(s, s.status, work.result.sha256, now)
         assert status.rollout is not None
+        if s.status.stable and status.rollout.revision == s.status.stable.revision and s.revision(status.rollout.revision):
+            # The source still is what stable was made of: there is nothing to roll out.
+            same = enter(s.status, "Done", now, outcome="Stable", sha256=work.result.sha256)
+            return Move(same, (Event("Unchanged", f"the source is still that of stable revision {status.rollout.revision}"),))
         event = Event("Resolved", f"revision {status.rollout.revision}: sha256 {work.result.sha256}")
         return Move(status, (event,) if status.last_number != known_before else ())
     if work.state == "Succeeded":

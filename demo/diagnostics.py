@@ -1,0 +1,48 @@
+"""When the story went wrong: everything that helps to find out why, in files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from demo import DemoError
+from demo.cluster import SYSTEM_NAMESPACE, Cluster
+from demo.setup import NAMESPACE
+
+_KINDS = "modeldeployments.modelrollout.dev,modelrevisions.modelrollout.dev,jobs,pods,deployments,services,endpointslices,poddisruptionbudgets"
+_ROUTES = "httproutes.gateway.networking.k8s.io,grpcroutes.gateway.networking.k8s.io"
+
+_COMMANDS: dict[str, tuple[str, ...]] = {
+    "overview.txt": ("get", f"{_KINDS},{_ROUTES}", "-n", NAMESPACE, "-o", "wide"),
+    "objects.yaml": ("get", f"{_KINDS},{_ROUTES}", "-n", NAMESPACE, "-o", "yaml"),
+    "events.txt": ("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp", "-o", "wide"),
+    "describe-pods.txt": ("describe", "pods", "-n", NAMESPACE),
+    "system.txt": ("get", "pods,deployments,leases", "-n", SYSTEM_NAMESPACE, "-o", "wide"),
+    "system-events.txt": ("get", "events", "-n", SYSTEM_NAMESPACE, "--sort-by=.lastTimestamp"),
+    "nodes.txt": ("describe", "nodes"),
+}
+
+
+def dump(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> None:
+    """Write what kubectl says; what cannot be had is said in its file. Secrets are not read."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, command in _COMMANDS.items():
+        (folder / name).write_text(_answer(cluster, *command))
+    for namespace in (SYSTEM_NAMESPACE, NAMESPACE):
+        for pod in _answer(cluster, "get", "pods", "-n", namespace, "-o", "name").split():
+            if pod.startswith("pod/"):
+                stem = f"{namespace}-{pod.removeprefix('pod/')}"
+                (folder / f"{stem}.log").write_text(_answer(cluster, "logs", pod, "-n", namespace, "--all-containers", "--tail=5000"))
+                before = _answer(cluster, "logs", pod, "-n", namespace, "--all-containers", "--previous", "--tail=2000")
+                if "previous terminated container" not in before:
+                    (folder / f"{stem}.previous.log").write_text(before)
+    say(f"how things stood is in {folder}")
+
+
+def _answer(cluster: Cluster, *command: str) -> str:
+    try:
+        return cluster.kubectl(*command, timeout=60)
+    except DemoError as e:
+        return f"{e}\n"

@@ -1,0 +1,195 @@
+"""Prometheus as a provider: instant queries through prometheus-api-client, which is synchronous, on a bounded pool of threads.
+
+Every way to fail has its own name. No message holds a credential: texts of exceptions, which may hold the URL, are not passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+from prometheus_api_client import PrometheusConnect
+from prometheus_api_client.exceptions import PrometheusApiClientException
+from urllib3.util.retry import Retry
+
+from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
+from modelrollout.api.config import PrometheusProvider
+
+MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must not cost the operator its memory
+MAX_SERIES = 10_000
+_STATUS = re.compile(r"HTTP Status Code (\d+)")
+
+
+class _Credentials(NamedTuple):
+    token: str | None
+    username: str | None
+    password: str | None
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class PrometheusReader:
+    """Asks one Prometheus. Made once for a provider and shared; ``await close()`` at the end."""
+
+    def __init__(self, provider: PrometheusProvider, *, threads: int = 4) -> None:
+        self._provider = provider
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
+        self._lock = threading.Lock()
+        self._client: tuple[_Credentials, PrometheusConnect] | None = None
+
+    async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
+        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most."""
+        return list(await asyncio.gather(*(self._ask(q) for q in queries)))
+
+    async def close(self) -> None:
+        """Let go of the threads; a query that hangs ends by its own time-out."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._client:
+            self._client[1]._session.close()
+
+    async def _ask(self, query: str) -> Answer | Problem:
+        loop = asyncio.get_running_loop()
+        try:
+            # The limit includes the wait for a thread: a Prometheus that hangs holds up its own questions and nothing else.
+            async with asyncio.timeout(self._provider.timeout_seconds):
+                return await loop.run_in_executor(self._pool, self._ask_now, query)
+        except TimeoutError:
+            return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+
+    def _ask_now(self, query: str) -> Answer | Problem:
+        try:
+            credentials = self._credentials()
+        except OSError as e:
+            return self._problem("ProviderDenied", f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})")
+        try:
+            result = self._connect(credentials).custom_query(query, params={"timeout": f"{self._provider.timeout_seconds:g}s"})
+        except requests.exceptions.Timeout:
+            return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+        except PrometheusApiClientException as e:
+            return self._refused(str(e))
+        except _TooLargeError:
+            return self._problem("QueryRejected", f"answers with more than {MAX_ANSWER_BYTES >> 20} MiB: aggregate the query to one series")
+        except requests.exceptions.JSONDecodeError:
+            return self._foreign()
+        except requests.exceptions.RequestException as e:
+            if "ReadTimeoutError" in repr(e):  # while the body was read
+                return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+            return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: {_cause(e)}")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return self._foreign()
+        return self._read(result)
+
+    def _read(self, result: Any) -> Answer | Problem:
+        """An instant vector, or a scalar as one series without labels."""
+        try:
+            if isinstance(result, list) and len(result) == 2 and not isinstance(result[0], dict):
+                return Answer((Series({}, float(result[1]), float(result[0])),))
+            if len(result) > MAX_SERIES:
+                return self._problem("QueryRejected", f"answers with {len(result)} series: aggregate the query to one")
+            return Answer(tuple(Series(r["metric"], float(r["value"][1]), float(r["value"][0])) for r in result))
+        except (KeyError, IndexError, TypeError, ValueError):
+            return self._problem(
+                "BadAnswer", "answers with something else than an instant vector or a number: leave range selectors out of the query"
+            )
+
+    def _refused(self, text: str) -> Problem:
+        found = _STATUS.search(text)
+        status = int(found[1]) if found else 0
+        if status in (401, 403):
+            return self._problem("ProviderDenied", f"refuses the operator's credentials (HTTP {status})")
+        if status in (400, 422):
+            return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_said(text)}")
+        if status == 404:
+            return self._problem("BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path")
+        return self._problem("ProviderError", f"fails (HTTP {status})")
+
+    def _foreign(self) -> Problem:
+        return self._problem("BadAnswer", "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?")
+
+    def _credentials(self) -> _Credentials:
+        """As the files say now: a mounted Secret changes under a running operator. Raises OSError."""
+        p = self._provider
+        return _Credentials(*(Path(f).read_text().strip() if f else None for f in (p.token_file, p.username_file, p.password_file)))
+
+    def _connect(self, credentials: _Credentials) -> PrometheusConnect:
+        with self._lock:
+            if self._client is None or self._client[0] != credentials:
+                self._client = (credentials, self._new(credentials))
+            return self._client[1]
+
+    def _new(self, credentials: _Credentials) -> PrometheusConnect:
+        session = requests.Session()
+        session.stream = True  # so that _bounded reads the body, not the library
+        session.hooks["response"].append(_bounded(self._provider.timeout_seconds))
+        headers = {"Authorization": f"Bearer {credentials.token}"} if credentials.token else None
+        auth = (credentials.username, credentials.password or "") if credentials.username and not credentials.token else None
+        return PrometheusConnect(
+            url=self._provider.url.rstrip("/"),
+            headers=headers,
+            auth=auth,
+            session=session,
+            timeout=self._provider.timeout_seconds,
+            retry=Retry(0),  # the next look is the retry
+        )
+
+    def _host(self) -> str:
+        parts = urlsplit(self._provider.url)
+        return parts.hostname or "its address" if parts.port is None else f"{parts.hostname}:{parts.port}"
+
+    def _problem(self, kind: ProblemKind, what: str) -> Problem:
+        return Problem(kind, f"Prometheus {self._provider.name} {what}")
+
+
+def _bounded(limit_seconds: float) -> Any:
+    """A response hook that reads the body within a limit of bytes and of time: the time-out of requests is for each read, not for all."""
+
+    def read(response: requests.Response, **_: object) -> None:
+        deadline, body = time.monotonic() + limit_seconds, bytearray()
+        for chunk in response.iter_content(64 << 10):
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                response.close()
+                raise _TooLargeError
+            if time.monotonic() > deadline:
+                response.close()
+                raise requests.exceptions.ReadTimeout
+        response._content = bytes(body)
+
+    return read
+
+
+def _cause(error: requests.exceptions.RequestException) -> str:
+    """What kind of failure, in fixed words."""
+    text = repr(error)
+    known = {
+        "NameResolutionError": "its host name is not known",
+        "refused": "connection refused",
+        "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted",
+        "SSLError": "TLS failed",
+        "ProxyError": "the proxy failed",
+        "MissingSchema": "the URL lacks http:// or https://",
+        "InvalidURL": "the URL is not valid",
+    }
+    return next((words for sign, words in known.items() if sign in text), "connection broken")
+
+
+def _said(text: str) -> str:
+    """Prometheus's own words on a bad query: they speak of the query only."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+        body = re.search(r"\(b(['\"])(.*)\1\)", text, re.S)
+        said = json.loads(body[2].encode().decode("unicode_escape"))["error"] if body else None
+        if isinstance(said, str):
+            return f": {said[:300]}"
+    return ""

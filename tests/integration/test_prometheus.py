@@ -1,0 +1,261 @@
+"""Our queries against a real Prometheus: counter restarts, missed scrapes, no series, several, NaN, wrong bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from modelrollout.analysis.judge import judge
+from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.providers.measure import Counts, Measurement, counts_of, measure
+from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.queries import Target
+from modelrollout.api.config import PrometheusProvider
+from modelrollout.api.v1alpha1 import Metric, RevisionRef
+
+PROMETHEUS = shutil.which("prometheus")
+pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus here")
+
+ERRORS = Metric(name="errors", max_increase=0.005)
+ACCURACY = Metric(name="accuracy", max_drop=0.01)
+LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
+LIMIT_SECONDS = 30.0
+
+
+class Exporter:
+    """A process that is scraped: its metrics as text, or broken."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, float] = {}
+        self.broken = False
+
+    def requests(self, revision: str, good: int, bad: int | None = None, protocol: str = "http-8000") -> None:
+        for code, value in (("200", good), ("500", bad)):
+            labels = f'code="{code}",method="POST",protocol="http",service="a-{revision}-{protocol}@kubernetesgateway"'
+            if value is not None:
+                self.lines[f"traefik_service_requests_total{{{labels}}}"] = value
+
+    def buckets(self, revision: str, **bounds: int) -> None:
+        for le, value in bounds.items():
+            labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'
+            self.lines[f"traefik_service_request_duration_seconds_bucket{{{labels}}}"] = value
+
+    def labels(self, version: int, right: int, wrong: int) -> None:
+        for result, value in (("right", right), ("wrong", wrong)):
+            self.lines[f'modelrollout_feedback_total{{namespace="a",name="digits",version="{version}",slice="",result="{result}"}}'] = value
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        if self.broken:
+            return web.Response(status=500)
+        return web.Response(text="".join(f"{k} {v}\n" for k, v in self.lines.items()))
+
+
+class Bench:
+    """An exporter, the Prometheus that scrapes it, and a reader of that."""
+
+    def __init__(self, exporter: Exporter, reader: PrometheusReader, target: Target) -> None:
+        self.exporter, self.reader, self.target = exporter, reader, target
+
+    async def measure(self, metric: Metric, before: Measurement | None = None) -> Measurement:
+        counters = {metric.name: Counts(before.canary, before.stable)} if before else {}
+        return (await measure(self.reader, self.target, [metric], counters))[metric.name]
+
+    async def scraped(self) -> None:
+        """Until a scrape that began after this call has been stored by both jobs."""
+        now = time.time()
+        await self.until(f"count(timestamp(up{{job=~'gateway|again'}}) > {now}) == 2")
+
+    async def until(self, query: str) -> None:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while True:
+                [answer] = await self.reader.ask([query])
+                if isinstance(answer, Answer) and answer.series:
+                    return
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """One Prometheus for the module; targets come from a file that each test writes."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    targets = folder / "targets.json"
+    targets.write_text("[]")
+    scrape = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "file_sd_configs": [{"files": [str(targets)]}]}
+    # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
+    jobs = [{"job_name": "gateway", **scrape}, {"job_name": "again", **scrape}]
+    (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": jobs}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}", "--log.level=warn"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([str(PROMETHEUS), *command], stdout=log, stderr=log, cwd=folder)
+    try:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"prometheus does not start: {(folder / 'log').read_text()[-2000:]}")
+            with contextlib.suppress(OSError), socket.create_connection(tuple_of(address), 1):
+                break
+            time.sleep(0.05)
+        yield f"http://{address}", targets
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def tuple_of(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+@pytest.fixture
+async def bench(server: tuple[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """A new exporter, hence a new instance, for each test; revisions carry the test's name."""
+    url, targets = server
+    exporter = Exporter()
+    app = web.Application()
+    app.router.add_get("/metrics", exporter.metrics)
+    reader = PrometheusReader(PrometheusProvider(name="main", url=url))
+    key = f"r{abs(hash(request.node.name)) % 10**6}"
+    target = Target("a", "digits", RevisionRef(revision=f"{key}-new", number=2), RevisionRef(revision=f"{key}-old", number=1), "traefik")
+    async with TestServer(app) as scraped:
+        rows = [{"targets": [f"127.0.0.1:{scraped.port}"], "labels": {"namespace": "monitoring"}}]
+        fresh = targets.with_suffix(".new")
+        fresh.write_text(json.dumps(rows))
+        fresh.replace(targets)
+        bench = Bench(exporter, reader, target)
+        await bench.until(f'count(up{{instance="127.0.0.1:{scraped.port}"}} == 1) == 2')
+        yield bench
+        # the next test must not see this instance
+        targets.write_text("[]")
+        await bench.until("absent(up)")
+    await reader.close()
+
+
+def counts(measurement: Measurement) -> tuple[float, float, float, float]:
+    assert measurement.problem is None, measurement.problem
+    assert measurement.canary is not None and measurement.stable is not None
+    return measurement.canary.total, measurement.canary.bad, measurement.stable.total, measurement.stable.bad
+
+
+async def test_a_restart_of_the_gateway_and_a_service_that_appears(bench: Bench) -> None:
+    old, new = bench.target.stable, bench.target.canary
+    assert old is not None
+    bench.exporter.requests(old.revision, 10_000, 300)
+    await bench.scraped()
+    first = await bench.measure(ERRORS)
+    assert counts(first) == (0, 0, 0, 0)
+
+    bench.exporter.requests(old.revision, 10_100, 301)
+    bench.exporter.requests(new.revision, 20)
+    await bench.scraped()
+    second = await bench.measure(ERRORS, first)
+    assert counts(second) == (20, 0, 101, 1)
+    unchanged = await bench.measure(ERRORS, second)
+    assert counts(unchanged) == (20, 0, 101, 1)
+
+    bench.exporter.lines.clear()
+    bench.exporter.requests(old.revision, 7)  # restarted: no failure yet, so no series for failures
+    bench.exporter.requests(new.revision, 3, 1)
+    await bench.scraped()
+    third = await bench.measure(ERRORS, second)
+    assert counts(third) == (24, 1, 108, 1)
+
+
+async def test_a_gateway_whose_scrape_failed_at_the_baseline_does_not_bring_its_past(bench: Bench) -> None:
+    stable = bench.target.stable
+    assert stable is not None
+    bench.exporter.requests(stable.revision, 50_000, 5000)
+    await bench.scraped()
+    bench.exporter.broken = True
+    await bench.until(f'absent(traefik_service_requests_total{{service=~"a-{stable.revision}.*"}})')
+    first = await bench.measure(ERRORS)
+    bench.exporter.broken = False
+    bench.exporter.requests(stable.revision, 50_010, 5001)
+    await bench.scraped()
+    assert counts(await bench.measure(ERRORS, first)) == (0, 0, 11, 1)
+
+
+async def test_labels_are_counted_under_a_scrape_that_renames_namespace(bench: Bench) -> None:
+    bench.exporter.labels(1, 90, 10)
+    await bench.scraped()
+    first = await bench.measure(ACCURACY)
+    bench.exporter.labels(1, 180, 20)
+    bench.exporter.labels(2, 40, 10)
+    await bench.scraped()
+    assert counts(await bench.measure(ACCURACY, first)) == (50, 10, 100, 10)
+
+
+async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:
+    new = bench.target.canary
+    first = await bench.measure(LATENCY)
+    bench.exporter.buckets(new.revision, **{"0.025": 80, "0.05": 90, "1": 99, "+Inf": 100})
+    await bench.scraped()
+    assert counts(await bench.measure(LATENCY, first)) == (100, 10, 0, 0)
+    one_second = await bench.measure(LATENCY.model_copy(update={"objective": "1s"}), first)
+    assert counts(one_second)[:2] == (100, 1)
+    between = await bench.measure(LATENCY.model_copy(update={"objective": "60ms"}), first)
+    assert between.problem and between.problem.kind == "NotABucketBound"
+    assert "25ms, 50ms, 1s" in between.problem.message
+
+
+@pytest.mark.parametrize(
+    ("promql", "expected"),
+    [
+        ("max(absent_everywhere)", "NoData"),
+        ("scrape_duration_seconds", "SeveralSeries"),
+        ("vector(0) / vector(0)", "NotANumber"),
+        ("1 / vector(0)", "NotANumber"),
+        ("up[1m]", "BadAnswer"),
+        ("sum(", "QueryRejected"),
+        ("count(up) + {{", "QueryRejected"),
+    ],
+)
+async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: str) -> None:
+    metric = Metric(name="custom", query=promql, max=1e9)
+    found = await bench.measure(metric)
+    assert found.problem and found.problem.kind == expected, found
+    status = judge(metric, found.canary, found.stable, found.problem, found.value, 5, 25, 0.01)
+    assert status.verdict in ("Error", "Inconclusive")
+
+
+async def test_a_number_is_a_number(bench: Bench) -> None:
+    assert (await bench.measure(Metric(name="custom", query="count(up{namespace='monitoring'})", max=5))).value == 2
+    assert (await bench.measure(Metric(name="custom", query="scalar(vector(3))", max=5))).value == 3
+
+
+async def test_an_empty_prometheus_is_no_data_and_no_regression(bench: Bench) -> None:
+    found = await bench.measure(ERRORS)
+    again = await measure(bench.reader, bench.target, [ERRORS], counts_of([_judged(found)]))
+    assert _judged(again["errors"]).reason == "NoData"
+
+
+def _judged(m: Measurement):  # type: ignore[no-untyped-def]
+    return judge(ERRORS, m.canary, m.stable, m.problem, m.value, 5, 25, 0.01)
+
+
+async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(bench: Bench) -> None:
+    first = await bench.measure(ERRORS)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        gone = PrometheusReader(PrometheusProvider(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}"))
+        found = (await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))["errors"]
+        await gone.close()
+    assert isinstance(found.problem, Problem) and found.problem.kind == "ProviderUnreachable"
+    assert found.canary == first.canary

@@ -1,0 +1,176 @@
+"""The rule of DESIGN.md, Evidence and verdict, in counts; and everything that is no verdict by its own name."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+
+from modelrollout.analysis.compare import difference_interval
+from modelrollout.analysis.judge import judge
+from modelrollout.analysis.problem import Problem, ProblemKind
+from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, alpha_of, combine, default_metrics, metrics_of
+from modelrollout.api.v1alpha1 import Analysis, Counter, Metric, MetricStatus
+
+ERRORS = Metric(name="errors", max_increase=0.005)
+ACCURACY = Metric(name="accuracy", max_drop=0.01)
+LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
+QUERY = Metric(name="memory", query="x", min=1, max=10)
+
+
+def counter(bad: float, total: float) -> Counter:
+    return Counter(bad=bad, total=total)
+
+
+def judged(metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25) -> MetricStatus:
+    return judge(metric, canary, stable, None, None, weight, next_weight, 0.01)
+
+
+@pytest.mark.parametrize(("metric", "reason"), [(ERRORS, "ErrorsHigh"), (ACCURACY, "AccuracyLow"), (LATENCY, "LatencyHigh")])
+def test_a_regression_is_named_by_what_got_worse(metric: Metric, reason: str) -> None:
+    status = judged(metric, counter(60, 300), counter(20, 2000))
+    assert (status.verdict, status.reason) == ("Failed", reason)
+    assert status.interval and status.interval[0] > 0
+    assert "60 of 300" in status.message and "20 of 2000" in status.message
+    assert status.value == (0.8 if metric is ACCURACY else 0.2)
+
+
+def test_fail_needs_no_minimum_when_everything_fails() -> None:
+    assert judged(ERRORS, counter(8, 8), counter(0, 150)).verdict == "Failed"
+
+
+def test_two_failures_prove_nothing() -> None:
+    status = judged(ERRORS, counter(2, 20), counter(0, 400))
+    assert (status.verdict, status.reason, status.needed) == ("Inconclusive", "TooFewSamples", 30)
+
+
+def test_worse_within_the_tolerance_is_no_regression() -> None:
+    """A difference of 0.0004 is proven with this many samples, and lies below a tenth of the margin."""
+    canary, stable = counter(14_000, 10_000_000), counter(10_000, 10_000_000)
+    lower = difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.01).lower
+    assert 0 < lower < 0.0005
+    assert judged(ERRORS, canary, stable, 50, 100).verdict == "Successful"
+
+
+def test_the_same_evidence_passes_a_low_weight_and_not_a_high_one() -> None:
+    canary, stable = counter(10, 1000), counter(190, 19_000)
+    assert judged(ERRORS, canary, stable, 5, 25).reason == "ProvenNotWorse"
+    held = judged(ERRORS, canary, stable, 5, 100)
+    assert (held.verdict, held.reason) == ("Inconclusive", "NotYetProven")
+    assert held.needed and held.needed > 5000
+
+
+def test_the_plan_is_about_right() -> None:
+    """With so many more samples in the same proportions it passes, and with half as many it does not."""
+    held = judged(ERRORS, counter(10, 1000), counter(190, 19_000), 5, 100)
+    assert held.needed
+    for share, verdict in ((1.05, "Successful"), (0.5, "Inconclusive")):
+        factor = 1 + share * held.needed / 1000
+        assert judged(ERRORS, counter(10 * factor, 1000 * factor), counter(190 * factor, 19_000 * factor), 5, 100).verdict == verdict
+
+
+def test_a_plan_that_leads_nowhere_says_so() -> None:
+    held = judged(ERRORS, counter(30, 2000), counter(190, 19_000), 5, 100)
+    assert (held.reason, held.needed) == ("NotYetProven", None)
+    assert "no number of samples" in held.message
+
+
+def test_fail_wins_over_pass_where_the_next_weight_allows_more() -> None:
+    canary, stable = counter(4000, 100_000), counter(19_000, 1_900_000)
+    assert difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.01).upper < 0.005 * 100 / 5
+    assert judged(ERRORS, canary, stable, 5, 5).verdict == "Failed"
+
+
+@pytest.mark.parametrize("metric", [ERRORS, ACCURACY, LATENCY])
+@pytest.mark.parametrize("canary", [None, counter(0, 0)])
+def test_no_request_is_no_data(metric: Metric, canary: Counter | None) -> None:
+    status = judged(metric, canary, counter(0, 1000))
+    assert (status.verdict, status.reason, status.value, status.interval) == ("Inconclusive", "NoData", None, None)
+
+
+@pytest.mark.parametrize("stable", [None, counter(0, 0)])
+def test_no_stable_to_compare_with_is_no_pass(stable: Counter | None) -> None:
+    assert judged(ERRORS, counter(0, 1000), stable).reason == "NoStableData"
+
+
+def test_an_absolute_limit_judges_alone_where_stable_has_nothing() -> None:
+    metric = Metric(name="errors", max_increase=0.005, max=0.05)
+    assert judged(metric, counter(0, 1000), None).reason == "ProvenWithinLimit"
+    assert judged(metric, counter(300, 1000), None).reason == "ErrorsHigh"
+
+
+@pytest.mark.parametrize(
+    "metric", [Metric(name="accuracy", min=0.9), Metric(name="errors", max=0.1), Metric(name="latency", objective="50ms", share=0.9)]
+)
+def test_absolute_limits_are_of_the_canary_whatever_stable_does(metric: Metric) -> None:
+    stable = counter(900, 1000)
+    assert judged(metric, counter(200, 1000), stable, 50, 100).verdict == "Failed"
+    assert judged(metric, counter(50, 1000), stable, 50, 100).verdict == "Successful"
+    assert judged(metric, counter(95, 1000), stable, 50, 100).reason == "NotYetProven"
+
+
+def test_a_limit_fails_although_the_comparison_passes() -> None:
+    metric = Metric(name="accuracy", max_drop=0.5, min=0.9)
+    assert judged(metric, counter(300, 1000), counter(3000, 10_000)).reason == "AccuracyLow"
+
+
+@pytest.mark.parametrize("kind", get_args(ProblemKind))
+def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: ProblemKind) -> None:
+    """PEERS.md: an outage or an empty answer rolls a healthy canary back elsewhere."""
+    status = judge(ERRORS, counter(0, 10_000), counter(0, 10_000), Problem(kind, "why"), None, 5, 25, 0.01)
+    assert status.verdict == ("Inconclusive" if kind in ("NoData", "NoStableData") else "Error")
+    assert (status.reason, status.message) == (kind, "why")
+    assert status.canary == counter(0, 10_000) and status.stable == counter(0, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "reason"),
+    [
+        (5.0, "Successful", "WithinLimits"),
+        (11.0, "Failed", "ValueTooHigh"),
+        (0.5, "Failed", "ValueTooLow"),
+        (math.nan, "Error", "NotANumber"),
+        (None, "Inconclusive", "NoData"),
+    ],
+)
+def test_a_query_is_a_plain_threshold(value: float | None, verdict: str, reason: str) -> None:
+    status = judge(QUERY, None, None, None, value, 5, 25, 0.01)
+    assert (status.verdict, status.reason) == (verdict, reason)
+
+
+def test_the_status_holds_what_the_next_look_needs() -> None:
+    canary, stable = counter(1, 100), counter(1, 1000)
+    status = judged(ERRORS, canary, stable)
+    assert MetricStatus.model_validate(status.wire()).canary == canary
+
+
+def _status(verdict: str, reason: str) -> MetricStatus:
+    return MetricStatus.model_validate({"name": "m", "verdict": verdict, "reason": reason, "message": f"{reason} happened"})
+
+
+def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
+    every = [_status("Successful", "A"), _status("Inconclusive", "B"), _status("Error", "C"), _status("Failed", "D")]
+    for kept, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
+        assert combine(every[:kept]).name == expected
+
+
+def test_all_that_decide_are_told() -> None:
+    verdict = combine([_status("Successful", "A"), _status("Failed", "B"), _status("Failed", "C")])
+    assert verdict == ("Failed", "B", "B happened; C happened")
+
+
+def test_nothing_measured_is_no_evidence() -> None:
+    assert combine([])[:2] == ("Inconclusive", "NoMetrics")
+
+
+def test_the_default_is_errors_and_latency_where_an_objective_is_known() -> None:
+    assert [m.name for m in default_metrics()] == ["errors"]
+    assert [(m.name, m.max_increase) for m in default_metrics("50ms")] == [("errors", 0.005), ("latency", 0.005)]
+    assert metrics_of(Analysis()) == default_metrics()
+    assert metrics_of(Analysis(metrics=[])) == []
+
+
+def test_metrics_judged_by_counts_share_one_budget() -> None:
+    assert alpha_of([ERRORS, ACCURACY, QUERY]) == FALSE_ALARM_BUDGET / 2
+    assert alpha_of([QUERY]) == alpha_of([]) == FALSE_ALARM_BUDGET

@@ -1,0 +1,259 @@
+"""PEERS.md, How they fail: Prometheus. Every way to fail has its own name, and no name is a regression."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.providers import prometheus
+from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.api.config import PrometheusProvider
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SECRET = "s3cr3t-t0ken"
+
+
+def vector(*values: tuple[dict[str, str], str]) -> web.Response:
+    rows = [{"metric": labels, "value": [1700000000.5, value]} for labels, value in values]
+    return web.json_response({"status": "success", "data": {"resultType": "vector", "result": rows}})
+
+
+@asynccontextmanager
+async def reading(handler: Handler, **provider: Any) -> AsyncIterator[PrometheusReader]:
+    """A reader of a Prometheus that answers with ``handler``."""
+    app = web.Application()
+    app.router.add_get("/prefix/api/v1/query", handler)
+    async with TestServer(app) as server:
+        settings = {"name": "main", "url": f"http://127.0.0.1:{server.port}/prefix/", "timeout_seconds": 5.0} | provider
+        reader = PrometheusReader(PrometheusProvider.model_validate(settings))
+        try:
+            yield reader
+        finally:
+            await reader.close()
+
+
+async def one(reader: PrometheusReader, query: str = "up") -> Answer | Problem:
+    [answer] = await reader.ask([query])
+    return answer
+
+
+async def problem(reader: PrometheusReader) -> Problem:
+    answer = await one(reader)
+    assert isinstance(answer, Problem), answer
+    assert SECRET not in answer.message and "main" in answer.message
+    return answer
+
+
+async def test_answers_come_in_the_order_of_the_queries() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.query["query"] == "none":
+            return vector()
+        return vector(({"pod": request.query["query"]}, "2.5"), ({}, "NaN"))
+
+    async with reading(handler) as reader:
+        answers = await reader.ask(["a", "none", "b"])
+    assert isinstance(answers[0], Answer) and isinstance(answers[2], Answer)
+    assert answers[0].series[0] == Series({"pod": "a"}, 2.5, 1700000000.5)
+    assert answers[0].series[1].value != answers[0].series[1].value
+    assert answers[1] == Answer(())
+    assert answers[2].series[0].labels == {"pod": "b"}
+
+
+async def test_a_scalar_is_one_series() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"status": "success", "data": {"resultType": "scalar", "result": [1.0, "+Inf"]}})
+
+    async with reading(handler) as reader:
+        assert await one(reader) == Answer((Series({}, float("inf"), 1.0),))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "QueryRejected"),
+        (422, "QueryRejected"),
+        (401, "ProviderDenied"),
+        (403, "ProviderDenied"),
+        (404, "BadAnswer"),
+        (429, "ProviderError"),
+        (500, "ProviderError"),
+        (503, "ProviderError"),
+    ],
+)
+async def test_statuses_are_told_apart(status: int, kind: str) -> None:
+    calls = 0
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        return web.Response(status=status, text=f"Bearer {SECRET} is not known")
+
+    async with reading(handler) as reader:
+        assert (await problem(reader)).kind == kind
+    assert calls == 1, "the next look is the retry"
+
+
+async def test_what_prometheus_says_of_a_bad_query_is_passed_on() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"status": "error", "errorType": "bad_data", "error": '1:5: parse error: it\'s "up{"'}, status=400)
+
+    async with reading(handler) as reader:
+        assert 'parse error: it\'s "up{"' in (await problem(reader)).message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>Please log in</html>",
+        "",
+        "[]",
+        '{"status": "success"}',
+        '{"data": {"result": null}}',
+        '{"data": {"result": {"a": 1}}}',
+        '{"data": {"result": [{"metric": {}, "values": [[1, "2"]]}]}}',
+        '{"data": {"result": [{"metric": {}, "value": [1, "many"]}]}}',
+    ],
+)
+async def test_an_answer_in_another_format_is_named(body: str) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    async with reading(handler) as reader:
+        assert (await problem(reader)).kind == "BadAnswer"
+
+
+async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 100_000)
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text=json.dumps({"data": {"result": [{"metric": {"x": "y" * 1000}, "value": [1, "1"]}] * 1000}}))
+
+    async with reading(handler) as reader:
+        assert (await problem(reader)).kind == "QueryRejected"
+
+
+async def test_more_series_than_anybody_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "MAX_SERIES", 3)
+
+    async def handler(_: web.Request) -> web.Response:
+        return vector(*[({"i": str(i)}, "1") for i in range(4)])
+
+    async with reading(handler) as reader:
+        assert (await problem(reader)).kind == "QueryRejected"
+
+
+async def test_a_server_that_hangs_is_a_timeout() -> None:
+    release = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        await release.wait()
+        return vector()
+
+    async with reading(handler, timeout_seconds=0.2) as reader:
+        assert (await problem(reader)).kind == "ProviderTimeout"
+        release.set()
+
+
+async def test_a_body_that_trickles_is_a_timeout() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b" " * 70_000)
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            return response
+
+    async with reading(handler, timeout_seconds=0.3) as reader:
+        assert (await problem(reader)).kind in ("ProviderTimeout", "QueryRejected")
+
+
+async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> None:
+    release = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        await release.wait()
+        return vector()
+
+    async with reading(handler, timeout_seconds=0.3) as reader:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        answers = await reader.ask(["up"] * 12)
+        assert loop.time() - start < 2
+        assert {a.kind for a in answers if isinstance(a, Problem)} == {"ProviderTimeout"} and len(answers) == 12
+        release.set()
+
+
+async def test_nobody_there_is_unreachable() -> None:
+    with socket.socket() as taken:  # bound and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://user:{SECRET}@127.0.0.1:{taken.getsockname()[1]}"
+        reader = PrometheusReader(PrometheusProvider(name="main", url=url))
+        found = await problem(reader)
+        await reader.close()
+    assert found.kind == "ProviderUnreachable" and "refused" in found.message
+
+
+async def test_a_connection_that_breaks_is_unreachable() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport
+        request.transport.close()
+        return web.Response()
+
+    async with reading(handler) as reader:
+        assert (await problem(reader)).kind == "ProviderUnreachable"
+
+
+async def test_credentials_are_read_anew_when_the_secret_changes(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return vector()
+
+    token = tmp_path / "token"
+    token.write_text(f"{SECRET}\n")
+    async with reading(handler, token_file=str(token)) as reader:
+        await one(reader)
+        token.write_text("another")
+        await one(reader)
+        token.unlink()
+        found = await problem(reader)
+    assert seen == [f"Bearer {SECRET}", "Bearer another"]
+    assert found.kind == "ProviderDenied"
+
+
+async def test_user_and_password_come_from_files(tmp_path: Path) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return vector(({}, "1" if request.headers.get("Authorization") == "Basic dXNlcjpwYXNz" else "0"))
+
+    for name, text in (("user", "user"), ("password", "pass\n")):
+        (tmp_path / name).write_text(text)
+    async with reading(handler, username_file=str(tmp_path / "user"), password_file=str(tmp_path / "password")) as reader:
+        answer = await one(reader)
+    assert isinstance(answer, Answer) and answer.series[0].value == 1
+
+
+async def test_threads_end_with_the_reader() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return vector()
+
+    async with reading(handler, name="mine") as reader:
+        await one(reader)
+        workers = [t for t in threading.enumerate() if t.name.startswith("prometheus-mine")]
+        assert workers
+    for worker in workers:
+        worker.join(5)
+        assert not worker.is_alive()

@@ -1,0 +1,185 @@
+"""What is asked, and how answers become raw counters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+
+from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.queries import Query, Target, bounds_query, build, service_labels, unknown_placeholders
+from modelrollout.analysis.readings import Look, name_bounds, read_counters, read_value
+from modelrollout.api.v1alpha1 import Metric, RevisionRef
+
+TARGET = Target("team-a", "digits", RevisionRef(revision="digits-new", number=3), RevisionRef(revision="digits-old", number=2), "traefik", 42.4)
+WITHOUT_GATEWAY = Target(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
+FIRST = Target(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
+ERRORS = Metric(name="errors", max_increase=0.005)
+LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
+ACCURACY = Metric(name="accuracy", max_drop=0.01)
+
+
+def query(metric: Metric, target: Target = TARGET, *, baseline: bool = False) -> Query:
+    built = build(metric, target, baseline=baseline)
+    assert isinstance(built, Query), built
+    return built
+
+
+def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> Look:
+    found = read_counters(query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target)
+    assert isinstance(found, Look), found
+    return found
+
+
+def http(revision: str, **labels: str) -> dict[str, str]:
+    return {"service": f"team-a-{revision}-http-8000@kubernetesgateway", "instance": "g1", "reading": "count", **labels}
+
+
+def grpc(revision: str, **labels: str) -> dict[str, str]:
+    return {"service": f"team-a-{revision}-8001-grpc@kubernetesgateway", "instance": "g1", "reading": "count", **labels}
+
+
+def test_traefik_names_a_service_by_kind_of_route() -> None:
+    assert service_labels("team-a", "digits-new") == {
+        "team-a-digits-new-http-8000@kubernetesgateway": "http",
+        "team-a-digits-new-8001-grpc@kubernetesgateway": "grpc",
+    }
+
+
+def test_traefik_turns_other_characters_into_one_dash() -> None:
+    assert "team-a-v1-2-x-http-8000@kubernetesgateway" in service_labels("team-a", "v1.2--x")
+
+
+def test_one_query_speaks_of_both_revisions_and_protocols_and_of_the_scrape() -> None:
+    promql = query(ERRORS).promql
+    for part in ("digits-new-http-8000", "digits-old-http-8000", "digits-new-8001-grpc", "digits-old-8001-grpc", "timestamp("):
+        assert part in promql
+    assert "last_over_time" not in promql
+    assert "digits-old" not in query(ERRORS, FIRST).promql
+
+
+def test_only_the_baseline_looks_back_for_processes_that_missed_a_scrape() -> None:
+    for metric in (ERRORS, LATENCY, ACCURACY):
+        assert "last_over_time" in query(metric, baseline=True).promql
+
+
+def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
+    assert 'le=~"0\\\\.05|\\\\+Inf"' in query(LATENCY).promql
+    assert 'le=~"1\\\\.0|1|\\\\+Inf"' in query(LATENCY.model_copy(update={"objective": "1s"})).promql
+    assert query(LATENCY.model_copy(update={"objective": "57ms"})).objective == 0.057
+    assert bounds_query(TARGET).startswith("count by (le)")
+
+
+def test_latency_without_a_gateway_has_no_source() -> None:
+    problem = build(LATENCY, WITHOUT_GATEWAY, baseline=False)
+    assert isinstance(problem, Problem) and problem.kind == "NoSource"
+
+
+def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
+    def triton(revision: str, reading: str) -> dict[str, str]:
+        return {"revision": revision, "instance": "p1", "reading": reading}
+
+    found = look(
+        ERRORS,
+        (triton("digits-new", "good"), 90),
+        (triton("digits-new", "bad"), 10),
+        (triton("digits-new", "scraped"), 5),
+        (triton("digits-old", "good"), 7),
+        target=WITHOUT_GATEWAY,
+    )
+    assert found == Look(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
+
+
+def test_http_errors_are_those_of_the_server() -> None:
+    found = look(
+        ERRORS,
+        (http("digits-new", code="200"), 95),
+        (http("digits-new", code="404"), 3),
+        (http("digits-new", code="503"), 2),
+        (http("digits-new", reading="scraped"), 1234.5),
+        (http("digits-old", code="200"), 900),
+        (http("somebody-else", code="500"), 50),
+    )
+    assert found.canary == _raw(**{"g1/http": (100, 2, 1234.5)})
+    assert found.stable == _raw(**{"g1/http": (900, 0, 0)})
+
+
+def test_grpc_counts_apart_from_http_and_unknown_is_no_error() -> None:
+    """Traefik counts every success of a gRPC server as UNKNOWN (2): measured with 3.6.12 in front of Triton."""
+    found = look(
+        ERRORS,
+        (http("digits-new", code="200"), 10),
+        (grpc("digits-new", code="2"), 80),
+        (grpc("digits-new", code="3"), 5),
+        (grpc("digits-new", code="13"), 4),
+        (grpc("digits-new", code="14"), 1),
+    )
+    assert found.canary == _raw(**{"g1/http": (10, 0, 0), "g1/grpc": (90, 5, 0)})
+
+
+def test_latency_counts_what_is_not_within_the_objective() -> None:
+    found = look(
+        LATENCY,
+        (http("digits-new", le="+Inf"), 100),
+        (http("digits-new", le="0.05"), 97),
+        (http("digits-new", reading="scraped"), 9),
+        (grpc("digits-new", le="+Inf"), 0),
+    )
+    assert found.canary == _raw(**{"g1/http": (100, 3, 9), "g1/grpc": (0, 0, 0)})
+
+
+def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
+    problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
+    assert isinstance(problem, Problem) and problem.kind == "NotABucketBound"
+    named = name_bounds(problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd"))))
+    assert named.kind == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
+    assert look(LATENCY) == Look(_raw(), _raw())
+
+
+def test_accuracy_counts_labels_by_version() -> None:
+    def label(version: str, result: str) -> dict[str, str]:
+        return {"version": version, "result": result, "instance": "f1", "reading": "count"}
+
+    found = look(ACCURACY, (label("3", "right"), 90), (label("3", "wrong"), 10), (label("2", "right"), 5), (label("9", "wrong"), 5))
+    assert found == Look(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
+def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) -> None:
+    problem = read_counters(query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET)
+    assert isinstance(problem, Problem) and problem.kind == "NotANumber"
+
+
+CUSTOM = Metric(name="memory", query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])', max=1)
+
+
+def test_placeholders_are_filled_in() -> None:
+    assert query(CUSTOM).promql == 'max(x{r="digits-new",s="digits-old",n="team-a/digits"}[42s])'
+
+
+def test_an_unknown_placeholder_is_named() -> None:
+    metric = CUSTOM.model_copy(update={"query": "sum(x{a='{{canary}}'})"})
+    problem = build(metric, TARGET, baseline=False)
+    assert isinstance(problem, Problem) and problem.kind == "UnknownPlaceholder"
+    assert "{{canary}}" in problem.message and "{{revision}}" in problem.message
+    assert unknown_placeholders("{{canary}} {{name}} {{}}") == ["canary", ""]
+
+
+def test_a_query_that_needs_stable_waits_for_one() -> None:
+    problem = build(CUSTOM, FIRST, baseline=False)
+    assert isinstance(problem, Problem) and problem.kind == "NoStableData"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [((), "NoData"), ((1.0, 2.0), "SeveralSeries"), ((math.nan,), "NotANumber"), ((math.inf,), "NotANumber")]
+)
+def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kind: str) -> None:
+    problem = read_value(query(CUSTOM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values))))
+    assert isinstance(problem, Problem) and problem.kind == kind
+    assert read_value(query(CUSTOM), Answer((Series({}, 3.5, 0),))) == 3.5
+
+
+def _raw(**processes: tuple[float, float, float]) -> Raw:
+    return Raw({p: Sample(*values) for p, values in processes.items()})

@@ -1,0 +1,310 @@
+"""The chart: its values reach the operator's configuration, its pods are hardened, its rights are few.
+
+What has to be rendered needs helm: on PATH, or its path in the environment variable HELM. Without it those tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from modelrollout.api.config import OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.cli import main
+from modelrollout.controller import app as operator
+
+ROOT = Path(__file__).parents[3]
+CHART = ROOT / "charts" / "model-rollout-operator"
+HELM = os.environ.get("HELM") or shutil.which("helm")
+# helm's own default is the Kubernetes version that it was built against, or 1.20 when its build says nothing.
+KUBE_VERSION = "1.34.0"
+
+needs_helm = pytest.mark.skipif(HELM is None, reason="NO HELM: the chart was NOT rendered; put helm on PATH or set HELM=/path/to/helm")
+
+
+def values() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+    return found
+
+
+def schema() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CHART / "values.schema.json").read_text())
+    return found
+
+
+def helm(*args: str, ok: bool = True) -> str:
+    assert HELM is not None
+    done = subprocess.run([HELM, *args], capture_output=True, text=True, timeout=60)
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
+@cache
+def rendered(which: str) -> tuple[dict[str, Any], ...]:
+    """The objects of a release named ``mro`` in namespace ``modelrollout``."""
+    text = helm("template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / f"{which}-values.yaml"))
+    return tuple(o for o in yaml.safe_load_all(text) if o)
+
+
+def pick(which: str, kind: str, name: str | None = None, namespace: str | None = None) -> list[dict[str, Any]]:
+    return [
+        o
+        for o in rendered(which)
+        if o["kind"] == kind and name in (None, o["metadata"]["name"]) and namespace in (None, o["metadata"].get("namespace"))
+    ]
+
+
+FULLNAME = "mro-model-rollout-operator"
+
+
+class TestWithoutHelm:
+    def test_every_value_is_in_the_schema_and_every_part_of_the_schema_has_a_default(self) -> None:
+        def compare(value: dict[str, Any], node: dict[str, Any], path: str) -> None:
+            if "properties" not in node:
+                return
+            known = set(node["properties"]) - {"global"}
+            assert set(value) == known, f"{path}: {set(value) ^ known}"
+            for key, child in value.items():
+                if isinstance(child, dict):
+                    compare(child, node["properties"][key], f"{path}.{key}")
+
+        compare(values(), schema(), "values")
+
+    def test_the_schema_takes_no_unknown_value(self) -> None:
+        def walk(node: dict[str, Any], path: str) -> None:
+            if "properties" in node:
+                assert node.get("additionalProperties") is False, path
+                for key, child in node["properties"].items():
+                    walk(child, f"{path}.{key}")
+            if isinstance(node.get("items"), dict):
+                walk(node["items"], f"{path}[]")
+
+        walk(schema(), "values")
+
+    def test_the_readme_names_every_value(self) -> None:
+        readme = (CHART / "README.md").read_text()
+        for key in values():
+            assert re.search(rf"`{key}[.`]", readme), key
+
+    def test_stores_and_providers_have_the_fields_of_the_configuration(self) -> None:
+        properties = schema()["properties"]
+        store = {f.alias for f in Store.model_fields.values()}
+        assert set(properties["stores"]["items"]["properties"]) == store
+        assert set(properties["artifacts"]["properties"]) == store
+        provider = {f.alias for f in PrometheusProvider.model_fields.values()}
+        from_secrets = {"tokenFile", "usernameFile", "passwordFile"}
+        assert set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"} == provider - from_secrets
+
+    def test_numbers_are_the_defaults_of_the_configuration(self) -> None:
+        fields = OperatorConfig.model_fields
+        v = values()
+        for key, field in (("workers", "workers"), ("resyncSeconds", "resync_seconds"), ("jobTtlSeconds", "job_ttl_seconds")):
+            assert v[key] == fields[field].default
+        drain, gateway = fields["drain"].get_default(call_default_factory=True), fields["gateway_metrics"].get_default(call_default_factory=True)
+        assert v["drain"] == drain.model_dump(by_alias=True)
+        assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
+
+    def test_the_crds_are_the_committed_ones(self) -> None:
+        committed = {p.name: p.read_text() for p in (ROOT / "crds").glob("*.yaml")}
+        assert committed
+        assert {p.name: p.read_text() for p in (CHART / "files" / "crds").glob("*.yaml")} == committed
+        assert not (CHART / "crds").exists(), "helm never upgrades what is there"
+
+    def test_the_version_is_that_of_the_package(self) -> None:
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+        assert version is not None
+        assert (chart["version"], chart["appVersion"]) == (version[1], version[1])
+
+    def test_the_lease_is_the_one_that_the_operator_takes(self) -> None:
+        helpers = (CHART / "templates" / "_helpers.tpl").read_text()
+        found = re.search(r'define "modelrollout.lease" -}}(.+?){{- end', helpers)
+        assert found is not None
+        assert found[1] == operator.LEASE_NAME
+
+    def test_no_right_is_a_wildcard_and_none_is_to_secrets(self) -> None:
+        for path in (CHART / "templates").glob("*"):
+            text = path.read_text()
+            assert "'*'" not in text, path
+            assert '"*"' not in text, path
+            assert "secrets" not in re.findall(r"resources: \[(.*)\]", text), path
+
+    def test_the_operator_may_exactly_this(self) -> None:
+        helpers = (CHART / "templates" / "_helpers.tpl").read_text()
+        block = re.search(r'define "modelrollout.rules" -}}\n(.+?){{- end', helpers, re.S)
+        assert block is not None
+        granted = {
+            f"{r['apiGroups'][0]}/{resource}": set(r["verbs"])
+            for r in reversed(yaml.safe_load(block[1]))  # one rule for each resource
+            for resource in r["resources"]
+        }
+        children = {"get", "list", "watch", "create", "patch", "delete"}
+        assert granted == {
+            "modelrollout.dev/modeldeployments": {"get", "list", "watch"},
+            "modelrollout.dev/modeldeployments/status": {"update", "patch"},
+            "modelrollout.dev/modelrevisions": children | {"update"},
+            "modelrollout.dev/modelrevisions/status": {"update", "patch"},
+            "batch/jobs": children,
+            "apps/deployments": children,
+            "/services": children,
+            "policy/poddisruptionbudgets": children,
+            "gateway.networking.k8s.io/httproutes": children,
+            "gateway.networking.k8s.io/grpcroutes": children,
+            "gateway.networking.k8s.io/gateways": {"get"},
+            "/pods": {"get", "list", "watch"},
+            "/events": {"create", "patch"},
+        }
+
+
+@needs_helm
+class TestRendered:
+    @pytest.mark.parametrize("which", ["default", "full"])
+    def test_lints(self, which: str) -> None:
+        helm("lint", "--strict", str(CHART), "-f", str(CHART / "ci" / f"{which}-values.yaml"))
+
+    @pytest.mark.parametrize("which", ["default", "full"])
+    def test_the_operator_reads_its_configuration(self, which: str, tmp_path: Path) -> None:
+        (found,) = pick(which, "ConfigMap")
+        path = tmp_path / "config.yaml"
+        path.write_text(found["data"]["config.yaml"])
+        config = load_config(path)
+        assert config.artifacts.uri == "s3://model-artifacts/"
+        if which == "full":
+            assert config.namespaces == ["models", "models-staging"]
+            assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"
+            assert config.stores[1].allow_http is True
+            assert config.gateway_metrics.provider == "gateway"
+            assert [bool(p.token_file) for p in config.prometheus] == [True, False, False]
+
+    def test_credentials_are_files_where_the_configuration_looks_for_them(self) -> None:
+        config = yaml.safe_load(pick("full", "ConfigMap")[0]["data"]["config.yaml"])
+        pod = pick("full", "Deployment", FULLNAME)[0]["spec"]["template"]["spec"]
+        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        files = {
+            f"{mounts[volume['name']]}/{item['path']}"
+            for volume in pod["volumes"]
+            for source in volume.get("projected", {}).get("sources", [])
+            for item in source["secret"]["items"]
+        }
+        wanted = {p[k] for p in config["prometheus"] for k in ("tokenFile", "usernameFile", "passwordFile") if k in p}
+        assert files == wanted
+        assert len(wanted) == 3
+
+    @pytest.mark.parametrize("which", ["default", "full"])
+    def test_pods_are_hardened(self, which: str) -> None:
+        deployments = pick(which, "Deployment")
+        assert len(deployments) == 2
+        for found in deployments:
+            pod = found["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["runAsUser"] == 65532
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in pod["containers"]:
+                context = container["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["readOnlyRootFilesystem"] is True
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert container["resources"]["requests"]
+                assert container["resources"]["limits"]["memory"]
+        assert all(a["automountServiceAccountToken"] is False for a in pick(which, "ServiceAccount"))
+
+    def test_arguments_are_those_of_the_command_line(self) -> None:
+        group = typer.main.get_command(main.app)
+        for found in pick("default", "Deployment"):
+            container = found["spec"]["template"]["spec"]["containers"][0]
+            assert container["command"] == ["modelrollout"]
+            command, *arguments = container["args"]
+            options = {o for p in group.commands[command].params for o in p.opts}  # type: ignore[attr-defined]
+            assert {a for a in arguments if a.startswith("--")} <= options
+
+    def test_a_changed_configuration_restarts_the_pods(self) -> None:
+        sums = {
+            which: pick(which, "Deployment", FULLNAME)[0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            for which in ("default", "full")
+        }
+        assert sums["default"] != sums["full"]
+
+    @pytest.mark.parametrize("which", ["default", "full"])
+    def test_selectors_match_their_own_pods_only(self, which: str) -> None:
+        pods = {d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"] for d in pick(which, "Deployment")}
+        for found in pick(which, "Deployment"):
+            selector = found["spec"]["selector"]["matchLabels"]
+            assert [n for n, labels in pods.items() if selector.items() <= labels.items()] == [found["metadata"]["name"]]
+        (service,) = pick(which, "Service")
+        assert [n for n, labels in pods.items() if service["spec"]["selector"].items() <= labels.items()] == [f"{FULLNAME}-feedback"]
+        (budget,) = pick(which, "PodDisruptionBudget")
+        assert [n for n, labels in pods.items() if budget["spec"]["selector"]["matchLabels"].items() <= labels.items()] == [FULLNAME]
+
+    def test_all_namespaces_need_a_cluster_role_and_named_ones_none(self) -> None:
+        assert pick("default", "ClusterRole", FULLNAME)
+        assert [r["metadata"]["namespace"] for r in pick("default", "Role")] == ["modelrollout"]
+        assert not pick("full", "ClusterRole", FULLNAME)
+        assert not pick("full", "ClusterRoleBinding", FULLNAME)
+        roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in pick("full", "Role")}
+        assert roles == {
+            ("models", FULLNAME),
+            ("models-staging", FULLNAME),
+            ("gateways", f"{FULLNAME}-gateways"),
+            ("modelrollout", f"{FULLNAME}-lease"),
+        }
+        bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}
+        assert bound == roles
+
+    def test_the_lease_can_only_be_renewed_by_its_name(self) -> None:
+        (role,) = pick("default", "Role")
+        assert [(r["verbs"], r.get("resourceNames")) for r in role["rules"]] == [
+            (["create"], None),
+            (["get", "update", "patch"], [operator.LEASE_NAME]),
+        ]
+
+    def test_feedback_may_only_ask_who_and_whether(self) -> None:
+        (role,) = pick("default", "ClusterRole", f"{FULLNAME}-feedback")
+        assert {(tuple(r["resources"]), tuple(r["verbs"])) for r in role["rules"]} == {
+            (("tokenreviews",), ("create",)),
+            (("subjectaccessreviews",), ("create",)),
+        }
+        assert [s["name"] for s in pick("default", "ClusterRoleBinding", f"{FULLNAME}-feedback")[0]["subjects"]] == [f"{FULLNAME}-feedback"]
+
+    def test_only_operating_and_feedback_are_not_aggregated(self) -> None:
+        roles = {r["metadata"]["name"]: r for r in pick("default", "ClusterRole") if r["metadata"]["name"].startswith("modelrollout-")}
+        aggregated = {n for n, r in roles.items() if any("aggregate-to" in label for label in r["metadata"]["labels"])}
+        assert set(roles) - aggregated == {"modelrollout-operate", "modelrollout-feedback"}
+        patches = {n for n, r in roles.items() for rule in r["rules"] if "modelrevisions" in rule["resources"] and "patch" in rule["verbs"]}
+        assert patches == {"modelrollout-operate"}
+
+    def test_the_definitions_come_along_untouched(self) -> None:
+        committed = [yaml.safe_load(p.read_text()) for p in sorted((ROOT / "crds").glob("*.yaml"))]
+        assert sorted(pick("default", "CustomResourceDefinition"), key=lambda o: o["metadata"]["name"]) == committed
+
+    def test_a_digest_wins_over_the_tag(self) -> None:
+        image = pick("full", "Deployment", FULLNAME)[0]["spec"]["template"]["spec"]["containers"][0]["image"]
+        assert re.fullmatch(r"registry\.example\.com/model-rollout-operator@sha256:0{64}", image)
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("artifacts.uri=s3://a/", "stores: name at least one place"),
+            ("stores[0].name=m,stores[0].uri=s3://m/", "artifacts.uri: say where"),
+            ("store=1", "additional properties 'store' not allowed"),
+            ("stores[0].name=m,stores[0].uri=ftp://m/", "does not match pattern"),
+            ("workers=0", "minimum"),
+            ("image.digest=latest", "does not match pattern"),
+        ],
+    )
+    def test_mistakes_in_values_are_refused_with_words(self, setting: str, message: str) -> None:
+        assert message in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "--set", setting, ok=False)
+
+    def test_what_is_switched_off_is_not_there(self) -> None:
+        off = "feedback.enabled=false,rbac.userRoles=false,crds.install=false,podDisruptionBudget.enabled=false,metrics.annotations=false"
+        text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
+        kinds = sorted(o["kind"] for o in yaml.safe_load_all(text) if o)
+        assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
+        assert "prometheus.io/scrape" not in text

@@ -1,0 +1,267 @@
+"""The golden evaluation, with Triton's real clients against a server in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelrollout.analysis.gate import drop_interval
+from modelrollout.api.tasks import EvaluateTask, ExitCode, TaskResult
+from modelrollout.evaluator import golden
+from modelrollout.evaluator.golden import percentile_ms
+from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.log import Progress
+from modelrollout.jobs.programs import run
+from modelrollout.optimizer import fetch
+from tests.unit.evaluator.triton_fake import FakeTriton, Model, serving
+from tests.unit.optimizer.job_fakes import ObjectStore, centres, dataset, labelled, npz, object_store, samples
+
+N = 100
+
+
+def right(x: np.ndarray) -> np.ndarray:
+    """Scores of the nearest-centre classifier."""
+    c = centres()
+    return 2 * x @ c.T - (c**2).sum(1)
+
+
+def wrong_where_positive(x: np.ndarray) -> np.ndarray:
+    """As ``right``, but turned round where the first feature is positive."""
+    scores = right(x)
+    return np.where(x[:, :1] > 0, -scores, scores)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
+    monkeypatch.setattr(golden, "_PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with object_store() as server:
+        server.objects["/data/golden.npz"] = labelled(N)
+        yield server
+
+
+class Setting:
+    """A candidate, perhaps a stable, and the task that compares them."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store, self.stack = store, ExitStack()
+        self.candidate = self.serve(FakeTriton(right))
+        self.stable: FakeTriton | None = None
+
+    def serve(self, fake: FakeTriton) -> FakeTriton:
+        return self.stack.enter_context(serving(fake))
+
+    def with_stable(self, model: Model, **fields: Any) -> FakeTriton:
+        self.stable = self.serve(FakeTriton(model, version="2", **fields))
+        return self.stable
+
+    def task(self, **changes: Any) -> EvaluateTask:
+        fields: dict[str, Any] = {
+            "data": dataset(self.store.s3("data/golden.npz")),
+            "model": "digits",
+            "candidate_http": self.candidate.http,
+            "candidate_grpc": self.candidate.grpc,
+            "candidate_number": 3,
+            "parity_samples": 10,
+            "timeout_seconds": 2.0,
+        }
+        if self.stable:
+            fields |= {"stable_http": self.stable.http, "stable_grpc": self.stable.grpc, "stable_number": 2}
+        return EvaluateTask(**(fields | changes))
+
+    def evaluate(self, **changes: Any) -> TaskResult:
+        return run(self.task(**changes), Progress())
+
+    def refusal(self, **changes: Any) -> JobError:
+        with pytest.raises(JobError) as error:
+            self.evaluate(**changes)
+        return error.value
+
+
+@pytest.fixture
+def setting(store: ObjectStore) -> Iterator[Setting]:
+    found = Setting(store)
+    with found.stack:
+        yield found
+
+
+def test_candidate_alone(setting: Setting) -> None:
+    x, y = samples(N)
+    result = setting.evaluate()
+    assert result.samples == N
+    assert result.accuracy == pytest.approx((right(x).argmax(1) == y).mean())
+    assert (result.paired, result.stable_accuracy, result.drop_interval) == (None, None, None)
+    assert result.protocols_agree is True
+    assert result.latency_p50_ms is not None
+    assert result.latency_p99_ms is not None
+    assert 0 < result.latency_p50_ms <= result.latency_p99_ms
+
+
+def test_paired_with_stable(setting: Setting) -> None:
+    setting.candidate.model = wrong_where_positive
+    setting.with_stable(right)
+    x, y = samples(N)
+    result = setting.evaluate()
+    candidate, stable = wrong_where_positive(x).argmax(1) == y, right(x).argmax(1) == y
+    assert result.paired is not None
+    assert (result.paired.n, result.paired.only_baseline_right) == (N, int((stable & ~candidate).sum()))
+    assert result.paired.only_candidate_right == int((candidate & ~stable).sum())
+    assert result.paired.only_baseline_right > 5
+    assert result.stable_accuracy == pytest.approx(stable.mean())
+    assert result.drop_interval == drop_interval(N, result.paired.only_baseline_right, result.paired.only_candidate_right)
+
+
+def test_every_sample_is_counted_once_however_often_it_is_asked(setting: Setting) -> None:
+    stable = setting.with_stable(right)
+    result = setting.evaluate(batch=32)
+    assert result.paired is not None
+    assert result.paired.n == N
+    assert stable.http_rows == [32, 32, 32, 4]  # stable is not asked for more than the pass
+    assert setting.candidate.http_rows[:4] == [32, 32, 32, 4]
+    assert setting.candidate.http_rows[4:] == [1] * (10 + golden.WARM_UP)
+    assert setting.candidate.grpc_rows == [1] * 10
+
+
+def test_server_batch_limit_is_kept(setting: Setting) -> None:
+    setting.candidate.max_batch = 8
+    assert setting.evaluate().samples == N
+    assert max(setting.candidate.http_rows) == 8
+
+
+def test_fixed_batch_is_filled(setting: Setting) -> None:
+    setting.candidate.shape = (16, 4)
+    x, y = samples(N)
+    assert setting.evaluate().accuracy == pytest.approx((right(x).argmax(1) == y).mean())
+    assert set(setting.candidate.http_rows) == {16}
+
+
+def test_parity_can_be_left_out(setting: Setting) -> None:
+    result = setting.evaluate(parity_samples=0)
+    assert (result.protocols_agree, result.latency_p50_ms) == (None, None)
+    assert not setting.candidate.grpc_rows
+
+
+def test_more_parity_samples_than_data(setting: Setting) -> None:
+    assert setting.evaluate(parity_samples=1000).protocols_agree is True
+    assert len(setting.candidate.grpc_rows) == N
+
+
+def test_protocols_that_disagree_fail_with_the_evidence(setting: Setting) -> None:
+    setting.candidate.grpc_model = lambda x: -right(x)
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "ProtocolsDisagree")
+    assert error.result().protocols_agree is False
+    assert error.result().accuracy is not None
+
+
+def test_a_little_noise_between_protocols_is_no_disagreement(setting: Setting) -> None:
+    setting.candidate.model = lambda x: np.ones((len(x), 3))
+    setting.candidate.grpc_model = lambda x: np.ones((len(x), 3)) + np.array([0, 1e-5, 0])
+    assert setting.evaluate().protocols_agree is True
+
+
+def test_wrong_version_in_metadata(setting: Setting) -> None:
+    error = setting.refusal(candidate_number=4)
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "WrongVersion")
+    assert "version 3 answers instead of 4" in error.message
+
+
+@pytest.mark.parametrize("attribute", ["answering_version", "grpc_version"])
+def test_wrong_version_in_answers(setting: Setting, attribute: str) -> None:
+    setattr(setting.candidate, attribute, "2")
+    assert setting.refusal().reason == "WrongVersion"
+
+
+def test_wrong_version_of_stable_is_not_the_candidates(setting: Setting) -> None:
+    setting.with_stable(right, answering_version="9")
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "StableWrongVersion")
+
+
+def test_no_server(setting: Setting) -> None:
+    error = setting.refusal(candidate_http="127.0.0.1:1")
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "ServerUnreachable")
+    error = setting.refusal(candidate_http="triton.invalid:8000")
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "ServerUnreachable")
+    error = setting.refusal(candidate_grpc="127.0.0.1:1")
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "ServerUnreachable")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        ((500, "onnx runtime error 6: bad node"), ExitCode.BAD_INPUT, "InferenceFailed"),
+        ((400, "unexpected shape for input 'x'"), ExitCode.BAD_INPUT, "InferenceFailed"),
+        ((503, "server is shutting down"), ExitCode.RETRYABLE, "ServerUnreachable"),
+        ((400, "Request for unknown model: 'digits' version -1 is not at ready state: is not found"), ExitCode.RETRYABLE, "ModelNotServed"),
+    ],
+)
+def test_failed_requests(setting: Setting, error: tuple[int, str], code: ExitCode, reason: str) -> None:
+    setting.candidate.error = error
+    found = setting.refusal()
+    assert (found.code, found.reason) == (code, reason)
+
+
+def test_short_trouble_is_lived_through_and_counted_once(setting: Setting) -> None:
+    setting.candidate.error, setting.candidate.failures = (503, "restarting"), 2
+    assert setting.evaluate().samples == N
+
+
+def test_too_slow(setting: Setting) -> None:
+    setting.candidate.delay = 0.5
+    error = setting.refusal(timeout_seconds=0.1)
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "ServerTimeout")
+
+
+def test_model_that_is_not_loaded(setting: Setting) -> None:
+    setting.candidate.metadata_error = (400, "Request for unknown model: 'digits' is not found")
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "ModelNotServed")
+
+
+def test_trouble_with_stable_is_not_the_candidates(setting: Setting) -> None:
+    setting.with_stable(right, error=(500, "stable is broken"))
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.RETRYABLE, "StableFailed")
+
+
+def test_data_that_fits_the_candidate_only(setting: Setting) -> None:
+    setting.with_stable(right, shape=(-1, 5))
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "StableNotComparable")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (npz(x=samples(9)[0]), "LabelsMissing"),
+        (npz(x=samples(9)[0][:, :2], labels=samples(9)[1]), "DataShapeMismatch"),
+        (npz(x=samples(9)[0], labels=samples(9)[1] + 5), "LabelsOutOfRange"),
+        (b"none", "DataNotNpz"),
+    ],
+)
+def test_golden_data_that_does_not_fit(setting: Setting, content: bytes, reason: str) -> None:
+    setting.store.objects["/data/other.npz"] = content
+    error = setting.refusal(data=dataset(setting.store.s3("data/other.npz")))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, reason)
+    assert error.message.startswith("spec.rollout.analysis.golden")
+
+
+def test_repeated_samples_are_said(setting: Setting) -> None:
+    x, y = samples(10)
+    setting.store.objects["/data/twice.npz"] = npz(x=np.concatenate([x, x]), labels=np.concatenate([y, y]))
+    assert "10 of 20" in setting.evaluate(data=dataset(setting.store.s3("data/twice.npz"))).message
+
+
+def test_percentiles() -> None:
+    hundred = [i / 1000 for i in range(1, 101)]
+    assert (percentile_ms(hundred, 0.5), percentile_ms(hundred, 0.99), percentile_ms([0.004], 0.99)) == (50.0, 99.0, 4.0)
+    assert percentile_ms([], 0.5) is None

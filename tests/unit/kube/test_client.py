@@ -1,0 +1,444 @@
+"""The adapter against a small HTTP server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from aiohttp import web
+
+from modelrollout.kube import client
+from modelrollout.kube.client import (
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    POD,
+    SERVICE,
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    Kube,
+    KubeError,
+    NotFound,
+    TooManyRequests,
+    Unavailable,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SECRET = "s3cr3t-token-value"
+
+
+def status(code: int, reason: str, message: str = "m", headers: dict[str, str] | None = None, **details: Any) -> web.Response:
+    body = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message, "details": details}
+    return web.json_response(body, status=code, headers=headers)
+
+
+class Server:
+    """Answers with ``answer``; keeps the requests."""
+
+    def __init__(self) -> None:
+        self.answer: Handler = self.ok
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+    @staticmethod
+    async def ok(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"metadata": {"name": "x"}})
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json(loads=yaml.safe_load) if request.can_read_body else None
+        self.requests.append((request.method, request.path, dict(request.query), body))
+        self.headers.append(dict(request.headers))
+        return await self.answer(request)
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield server
+    await runner.cleanup()
+
+
+@pytest.fixture
+def kubeconfig(server: Server, tmp_path: Path) -> str:
+    (tmp_path / "token").write_text(SECRET)
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "main",
+                "contexts": [
+                    {"name": "main", "context": {"cluster": "main", "user": "file"}},
+                    {"name": "dead", "context": {"cluster": "dead", "user": "file"}},
+                ],
+                "clusters": [
+                    {"name": "main", "cluster": {"server": server.url}},
+                    {"name": "dead", "cluster": {"server": "http://127.0.0.1:1"}},
+                ],
+                "users": [{"name": "file", "user": {"tokenFile": "token"}}],
+            }
+        )
+    )
+    return str(path)
+
+
+@pytest_asyncio.fixture
+async def kube(kubeconfig: str) -> AsyncIterator[Kube]:
+    async with await Kube.connect(kubeconfig, request_timeout=0.5, component="test") as kube:
+        yield kube
+
+
+async def test_requests_are_what_the_api_server_expects(server: Server, kube: Kube) -> None:
+    obj = {"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "a"}, "spec": {}}
+    await kube.get(POD, "ns", "a")
+    await kube.create(SERVICE, obj)
+    await kube.apply(SERVICE, obj)
+    await kube.apply(SERVICE, obj, uid="u", resource_version="7")
+    await kube.replace_status(
+        MODEL_DEPLOYMENT,
+        {
+            "metadata": {"namespace": "ns", "name": "a", "uid": "u", "resourceVersion": "7", "labels": {}},
+            "spec": {"big": 1},
+            "status": {"phase": "Stable"},
+        },
+    )
+    await kube.merge_patch(MODEL_DEPLOYMENT, "ns", "a", {"metadata": {"annotations": {"k": None}}})
+    await kube.delete(JOB, "ns", "a", uid="u", propagation="Foreground")
+    manager = {"fieldManager": "modelrollout-operator"}
+    assert server.requests == [
+        ("GET", "/api/v1/namespaces/ns/pods/a", {}, None),
+        ("POST", "/api/v1/namespaces/ns/services", manager, obj),
+        ("PATCH", "/api/v1/namespaces/ns/services/a", {**manager, "force": "true"}, obj),
+        (
+            "PATCH",
+            "/api/v1/namespaces/ns/services/a",
+            {**manager, "force": "true"},
+            {**obj, "metadata": {"namespace": "ns", "name": "a", "uid": "u", "resourceVersion": "7"}},
+        ),
+        (
+            "PUT",
+            "/apis/modelrollout.dev/v1alpha1/namespaces/ns/modeldeployments/a/status",
+            manager,
+            {
+                "apiVersion": "modelrollout.dev/v1alpha1",
+                "kind": "ModelDeployment",
+                "metadata": {"namespace": "ns", "name": "a", "uid": "u", "resourceVersion": "7"},
+                "status": {"phase": "Stable"},
+            },
+        ),
+        ("PATCH", "/apis/modelrollout.dev/v1alpha1/namespaces/ns/modeldeployments/a", manager, {"metadata": {"annotations": {"k": None}}}),
+        (
+            "DELETE",
+            "/apis/batch/v1/namespaces/ns/jobs/a",
+            {},
+            {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground", "preconditions": {"uid": "u"}},
+        ),
+    ]
+    types = [h.get("Content-Type") for h in server.headers if "Content-Type" in h]
+    assert types[1:3] + types[-2:-1] == ["application/json", "application/apply-patch+yaml", "application/merge-patch+json"]
+    assert {h["Authorization"] for h in server.headers} == {f"Bearer {SECRET}"}
+    assert {h["User-Agent"].split("/")[0] for h in server.headers} == {"modelrollout"}
+    assert all(h["User-Agent"].endswith(" (test)") for h in server.headers)
+    assert obj["metadata"] == {"namespace": "ns", "name": "a"}
+
+
+async def test_names_cannot_leave_their_place_in_the_path(server: Server, kube: Kube) -> None:
+    await kube.get(POD, "ns", "../../secrets/x")
+    assert server.requests[0][1].startswith("/api/v1/namespaces/ns/pods/")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (status(404, "NotFound"), NotFound),
+        (status(409, "AlreadyExists"), AlreadyExists),
+        (status(409, "Conflict"), Conflict),
+        (status(410, "Expired"), Gone),
+        (status(403, "Forbidden"), Forbidden),
+        (status(422, "Invalid"), Invalid),
+        (status(429, "TooManyRequests"), TooManyRequests),
+        (status(500, "InternalError"), Unavailable),
+        (status(503, "ServiceUnavailable"), Unavailable),
+        (web.Response(status=502, text="<html>"), Unavailable),
+        (web.Response(status=200, text="<html>"), Unavailable),
+        (status(400, "BadRequest"), KubeError),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value.status),
+)
+async def test_every_failure_has_its_name(server: Server, kube: Kube, answer: web.Response, error: type[KubeError]) -> None:
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return answer
+
+    server.answer = respond
+    with pytest.raises(KubeError) as caught:
+        await kube.get(POD, "ns", "a")
+    assert type(caught.value) is error
+    assert caught.value.status == answer.status
+    assert SECRET not in f"{caught.value!r} {caught.value}"
+    assert len(server.requests) == 1  # the caller decides on retries
+
+
+async def test_retry_after_of_header_and_of_details(server: Server, kube: Kube) -> None:
+    answers = [status(429, "TooManyRequests", headers={"Retry-After": "7"}), status(503, "ServiceUnavailable", retryAfterSeconds=3)]
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return answers.pop(0)
+
+    server.answer = respond
+    with pytest.raises(TooManyRequests) as first:
+        await kube.get(POD, "ns", "a")
+    with pytest.raises(Unavailable) as second:
+        await kube.get(POD, "ns", "a")
+    assert (first.value.retry_after, second.value.retry_after) == (7.0, 3.0)
+
+
+async def test_slow_headers_and_a_slow_body_are_cut_off(server: Server, kube: Kube) -> None:
+    async def slow_headers(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return web.json_response({})
+
+    async def slow_body(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(50):
+            await response.write(b" ")
+            await asyncio.sleep(0.1)
+        return response
+
+    for answer in (slow_headers, slow_body):
+        server.answer = answer
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match=r"0\.5 s"):
+            await kube.get(POD, "ns", "a")
+        assert asyncio.get_running_loop().time() - start < 2
+
+
+async def test_a_reset_connection_and_a_refused_one(server: Server, kube: Kube, kubeconfig: str) -> None:
+    async def reset(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    server.answer = reset
+    with pytest.raises(Unavailable) as caught:
+        await kube.apply(SERVICE, {"metadata": {"namespace": "ns", "name": "a"}})
+    assert caught.value.status == 0
+    async with await Kube.connect(kubeconfig, "dead") as dead:
+        with pytest.raises(Unavailable):
+            await dead.get(POD, "ns", "a")
+
+
+async def test_every_request_is_counted_and_answers_are_remembered(server: Server, kubeconfig: str) -> None:
+    counted: list[tuple[str, str, str]] = []
+    time = 0.0
+    async with await Kube.connect(
+        kubeconfig, request_timeout=0.3, clock=lambda: time, on_request=lambda verb, resource, result: counted.append((verb, resource, result))
+    ) as kube:
+        time = 50.0
+        assert kube.silent_for() == 50
+        await kube.list(POD)
+        assert kube.silent_for() == 0
+
+        async def broken(request: web.Request) -> web.StreamResponse:
+            if request.method == "PATCH":
+                await asyncio.sleep(2)
+            return status(500, "InternalError")
+
+        server.answer = broken
+        time = 60.0
+        with pytest.raises(Unavailable):
+            await kube.get(POD, "ns", "a")
+        with pytest.raises(Unavailable):
+            await kube.merge_patch(POD, "ns", "a", {})
+        assert kube.silent_for() == 10
+    assert counted == [("list", "pods", "200"), ("get", "pods", "500"), ("patch", "pods", "timeout")]
+
+
+async def test_a_list_is_read_to_its_end_and_begun_anew_when_it_grew_too_old(server: Server, kube: Kube) -> None:
+    pages: list[web.Response] = [
+        web.json_response({"metadata": {"continue": "a=b&c", "resourceVersion": "9"}, "items": [{"metadata": {"name": "1"}}]}),
+        status(410, "Expired"),
+        web.json_response({"metadata": {"resourceVersion": "12"}, "items": [{"metadata": {"name": "1"}}, {"metadata": {"name": "2"}}]}),
+    ]
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return pages.pop(0)
+
+    server.answer = respond
+    listing = await kube.list(POD, "ns", label_selector="a.b/c=d,e in (f,g)", limit=1)
+    assert [i["metadata"]["name"] for i in listing.items] == ["1", "2"]
+    assert listing.items[0]["kind"] == "Pod"
+    assert listing.resource_version == "12"
+    queries = [query for _, _, query, _ in server.requests]
+    assert queries == [
+        {"labelSelector": "a.b/c=d,e in (f,g)", "limit": "1"},
+        {"labelSelector": "a.b/c=d,e in (f,g)", "limit": "1", "continue": "a=b&c"},
+        {"labelSelector": "a.b/c=d,e in (f,g)"},
+    ]
+
+
+async def test_kinds_are_discovered_once_in_a_while(server: Server, kubeconfig: str) -> None:
+    time = 0.0
+    async with await Kube.connect(kubeconfig, clock=lambda: time) as kube:
+
+        async def absent(_: web.Request) -> web.StreamResponse:
+            return status(404, "NotFound")
+
+        server.answer = absent
+        assert not await kube.has_kind(HTTP_ROUTE)
+        assert not await kube.has_kind(HTTP_ROUTE)
+        assert len(server.requests) == 1
+
+        async def present(_: web.Request) -> web.StreamResponse:
+            return web.json_response({"resources": [{"name": "httproutes"}, {"name": "httproutes/status"}]})
+
+        server.answer = present
+        time = 61.0
+        assert await kube.has_kind(HTTP_ROUTE)
+        assert not await kube.has_kind(client.GRPC_ROUTE)
+        assert [path for _, path, _, _ in server.requests] == ["/apis/gateway.networking.k8s.io/v1"] * 2
+
+
+async def test_a_rotated_token_file_is_read_again_when_the_old_one_is_refused(server: Server, kubeconfig: str) -> None:
+    valid = "new-token"
+
+    async def check(request: web.Request) -> web.StreamResponse:
+        if request.headers["Authorization"] != f"Bearer {valid}":
+            return status(401, "Unauthorized")
+        return web.json_response({"metadata": {}})
+
+    server.answer = check
+    time = 0.0
+    async with await Kube.connect(kubeconfig, clock=lambda: time) as kube:
+        (Path(kubeconfig).parent / "token").write_text(valid)
+        time = 60.0
+        await asyncio.gather(*(kube.get(POD, "ns", "a") for _ in range(5)))
+        valid = "revoked"
+        time = 65.0
+        before = len(server.requests)
+        with pytest.raises(KubeError, match="Unauthorized"):
+            await kube.get(POD, "ns", "a")
+        assert len(server.requests) == before + 1  # just read: not read again for every request
+
+
+async def test_in_a_pod_the_projected_token_is_followed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    incluster_config: Any = importlib.import_module("kubernetes.aio.config.incluster_config")
+
+    token = tmp_path / "token"
+    token.write_text("first")
+    (tmp_path / "ca.crt").write_text("x")
+    host, port = server.url.removeprefix("http://").split(":")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    monkeypatch.setattr(incluster_config.InClusterConfigLoader, "_set_config", _plain(incluster_config.InClusterConfigLoader._set_config, server.url))
+    async with await Kube.connect() as kube:
+        await kube.get(POD, "ns", "a")
+        token.write_text("second")
+        later = incluster_config.datetime.datetime.now() + incluster_config.datetime.timedelta(minutes=2)
+
+        class Clock(incluster_config.datetime.datetime):  # type: ignore[misc]
+            @classmethod
+            def now(cls) -> Any:
+                return later
+
+        monkeypatch.setattr(incluster_config.datetime, "datetime", Clock)
+        await kube.get(POD, "ns", "a")
+        token.write_text("")
+        later += incluster_config.datetime.timedelta(minutes=2)
+        with pytest.raises(Unavailable, match="CredentialsError"):
+            await kube.get(POD, "ns", "a")
+    assert [h["Authorization"] for h in server.headers] == ["bearer first", "bearer second"]
+
+
+def _plain(set_config: Any, url: str) -> Any:
+    """The loader always speaks TLS; the test server does not."""
+
+    def patched(self: Any, configuration: Any) -> None:
+        set_config(self, configuration)
+        configuration.host, configuration.ssl_ca_cert = url, None
+
+    return patched
+
+
+async def test_a_token_that_is_no_header_is_not_shown(kubeconfig: str) -> None:
+    (Path(kubeconfig).parent / "token").write_text(f"{SECRET}\nx")
+    async with await Kube.connect(kubeconfig) as kube:
+        with pytest.raises(Unavailable) as caught:
+            await kube.get(POD, "ns", "a")
+    assert SECRET not in str(caught.value)
+
+
+async def test_without_credentials_the_message_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    with pytest.raises(KubeError, match="absent, and this is no pod"):
+        await Kube.connect()
+    (tmp_path / "broken").write_text("[]")
+    with pytest.raises(KubeError):
+        await Kube.connect(str(tmp_path / "broken"))
+
+
+async def test_a_proxy_of_the_environment_is_used_but_never_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", ".svc,10.0.0.1")
+    assert client._proxy("https://api.example.com:6443") == "http://proxy:3128"
+    assert client._proxy("https://10.0.0.1:443") is None
+    assert client._proxy("https://127.0.0.1:6443") is None
+
+
+async def test_replacing_needs_a_guard(kube: Kube) -> None:
+    with pytest.raises(ValueError, match="resourceVersion"):
+        await kube.replace_status(MODEL_DEPLOYMENT, {"metadata": {"namespace": "ns", "name": "a"}, "status": {}})
+    with pytest.raises(ValueError, match="uid"):
+        await kube.apply(SERVICE, {"metadata": {"namespace": "ns", "name": "a"}}, resource_version="1")
+
+
+async def test_another_uid_is_a_conflict(server: Server, kube: Kube) -> None:
+    async def immutable(_: web.Request) -> web.StreamResponse:
+        return status(422, "Invalid", 'Service "a" is invalid: metadata.uid: Invalid value: "u": field is immutable')
+
+    server.answer = immutable
+    with pytest.raises(Conflict):
+        await kube.apply(SERVICE, {"metadata": {"namespace": "ns", "name": "a"}}, uid="u")
+
+
+async def test_connections_are_bounded(server: Server, kubeconfig: str) -> None:
+    at_once = most = 0
+
+    async def count(_: web.Request) -> web.StreamResponse:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.02)
+        at_once -= 1
+        return web.json_response({})
+
+    server.answer = count
+    async with await Kube.connect(kubeconfig, max_connections=3) as kube:
+        await asyncio.gather(*(kube.get(POD, "ns", "a") for _ in range(20)))
+    assert most == 3
+
+
+async def test_nothing_secret_is_logged(server: Server, kube: Kube, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await kube.create(SERVICE, {"metadata": {"namespace": "ns", "name": "a"}, "data": "body-text"})
+    assert SECRET not in caplog.text
+    assert "body-text" not in caplog.text

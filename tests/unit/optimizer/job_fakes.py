@@ -1,0 +1,183 @@
+"""Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and enough of S3 (GET, HEAD, PUT)."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from modelrollout.api.tasks import DataSet, Location
+
+CLASSES = 3
+FEATURES = 4
+
+
+class ObjectStore:
+    """Objects by path; ``statuses`` answers a path with an error instead, ``authorization`` is what requests must carry."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.statuses: dict[str, tuple[int, bytes]] = {}
+        self.truncated: set[str] = set()  # closes the connection in the middle
+        self.authorization: str | None = None
+        self.conditional = True  # knows If-None-Match
+        self.requests: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+    def s3(self, path: str, credentials: str | None = None) -> Location:
+        """An object in a bucket."""
+        return Location(uri=f"s3://{path}", endpoint=self.url, allow_http=True, credentials=credentials)
+
+    def http(self, path: str, credentials: str | None = None) -> Location:
+        """An object behind HTTP."""
+        return Location(uri=f"{self.url}/{path}", allow_http=True, credentials=credentials)
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """A running store on a free port of the loopback interface."""
+    store = ObjectStore()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+            self.send_header("ETag", '"1"')
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def refused(self) -> bool:
+            store.requests.append((self.command, self.path))
+            store.headers.append({k.lower(): v for k, v in self.headers.items()})
+            status, body = store.statuses.get(self.path, (0, b""))
+            if status:
+                self.answer(status, body)
+            elif store.authorization and not (self.headers.get("Authorization") or "").startswith(store.authorization):
+                self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            else:
+                return False
+            return True
+
+        def do_GET(self) -> None:
+            if self.refused():
+                return
+            body = store.objects.get(self.path)
+            if body is None:
+                self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            elif self.path in store.truncated and self.command == "GET":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2])
+                self.close_connection = True
+            else:
+                self.answer(200, body)
+
+        do_HEAD = do_GET
+
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.refused():
+                return
+            if self.headers.get("If-None-Match") and not store.conditional:
+                self.answer(501)
+            elif self.headers.get("If-None-Match") == "*" and self.path in store.objects:
+                self.answer(412)
+            else:
+                store.objects[self.path] = body
+                self.answer(200)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    store.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield store
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def centres(seed: int = 0) -> np.ndarray:
+    """[CLASSES, FEATURES] float32."""
+    return np.random.default_rng(seed).normal(0, 2, (CLASSES, FEATURES)).astype(np.float32)
+
+
+def classifier(
+    batch: int | str = "n", *, weights: np.ndarray | None = None, extra_labels: bool = False, hidden: int = 64, opset: int = 17
+) -> onnx.ModelProto:
+    """x [batch, FEATURES] -> scores [batch, CLASSES], a nearest-centre classifier as two products; ``extra_labels``: classes come first."""
+    rng = np.random.default_rng(1)
+    w = centres() if weights is None else weights
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2: the scores are 2 x.c - |c|^2. A random map into a wider space and back gives
+    # the quantizer something to do.
+    first = rng.normal(size=(FEATURES, hidden)).astype(np.float32)
+    second = (np.linalg.pinv(first) @ (2 * w.T)).astype(np.float32)
+    constants = [
+        numpy_helper.from_array(first, "w1"),
+        numpy_helper.from_array(second, "w2"),
+        numpy_helper.from_array(-(w**2).sum(1).astype(np.float32), "b"),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("MatMul", ["h", "w2"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["scores"]),
+    ]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, CLASSES])]
+    if extra_labels:
+        nodes.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0))
+        outputs.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, [batch]))
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, FEATURES])], outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def samples(n: int, seed: int = 2, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """([n, FEATURES] float32, [n] int64)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    return (centres()[labels] + rng.normal(0, noise, (n, FEATURES))).astype(np.float32), labels
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    """An archive's bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def labelled(n: int, seed: int = 2, **more: np.ndarray) -> bytes:
+    """A data set for ``classifier``."""
+    x, y = samples(n, seed)
+    return npz(x=x, labels=y, **more)
+
+
+def save(model: onnx.ModelProto, folder: Path, name: str = "m.onnx") -> Path:
+    """Write the model."""
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def dataset(location: Location, **fields: Any) -> DataSet:
+    """A data set at that place."""
+    return DataSet(location=location, **fields)

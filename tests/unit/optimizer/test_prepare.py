@@ -1,0 +1,355 @@
+"""Prepare and the server's fetch, whole, against a store that speaks S3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelrollout.api.tasks import Batching, ExitCode, FetchTask, Gate, GateMetric, Int8Step, PrepareTask, TaskResult
+from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.frame import encode
+from modelrollout.jobs.log import Progress
+from modelrollout.jobs.programs import run
+from modelrollout.optimizer import fetch
+from modelrollout.optimizer.prepare import inputs_of, key_of
+from modelrollout.triton.config import parse
+from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+
+MODEL = classifier(hidden=1024).SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
+
+
+@pytest.fixture
+def store() -> Iterator[ObjectStore]:
+    with object_store() as server:
+        server.objects["/models/m.onnx"] = MODEL
+        server.objects["/data/heldout.npz"] = labelled(2000, writer=np.arange(2000) % 2)
+        server.objects["/data/calibration.npz"] = npz(x=samples(200, 5)[0])
+        yield server
+
+
+def task_for(store: ObjectStore, **changes: Any) -> PrepareTask:
+    """int8 Static with a gate, as a user would write it."""
+    fields: dict[str, Any] = {
+        "source": store.s3("models/m.onnx"),
+        "sha256": hashlib.sha256(store.objects["/models/m.onnx"]).hexdigest(),
+        "steps": (Int8Step(method="Static", calibration=dataset(store.s3("data/calibration.npz"))),),
+        "gate": Gate(data=dataset(store.s3("data/heldout.npz"), slices=("writer",)), metrics=(GateMetric(max_drop=0.02, min=0.8),)),
+        "batching": Batching(max_batch_size=16, max_queue_delay_us=500),
+        "artifacts": store.s3("artifacts/team-a/"),
+    }
+    return PrepareTask(**(fields | changes))
+
+
+def prepared(task: PrepareTask) -> TaskResult:
+    return run(task, Progress())
+
+
+def refusal(task: PrepareTask | FetchTask) -> JobError:
+    with pytest.raises(JobError) as error:
+        run(task, Progress())
+    return error.value
+
+
+def artifact_objects(store: ObjectStore) -> dict[str, bytes]:
+    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/")}
+
+
+def fetch_task(store: ObjectStore, result: TaskResult, target: Path) -> FetchTask:
+    assert result.artifact_uri
+    assert result.artifact_digest
+    location = store.s3(result.artifact_uri.removeprefix("s3://"))
+    return FetchTask(artifact=location, digest=result.artifact_digest, model="digits", number=7, target=str(target))
+
+
+def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None:
+    result = prepared(task_for(store))
+    assert result.reason == "Completed"
+    assert result.size_bytes == len(MODEL)
+    assert result.artifact_size_bytes is not None
+    assert result.artifact_size_bytes < 0.6 * len(MODEL)
+    assert result.accuracy_before is not None
+    assert result.accuracy_after is not None
+    assert abs(result.accuracy_before - result.accuracy_after) < 0.02
+    assert result.paired is not None
+    assert result.paired.n == 2000
+    assert len(encode(result)) < 2048
+
+    objects = artifact_objects(store)
+    folder = "/" + str(result.artifact_uri).removeprefix("s3://") + "/"
+    manifest = objects[folder + "manifest.json"]
+    assert result.artifact_digest == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+    files = json.loads(manifest)["files"]
+    assert set(files) == {"model.onnx", "config.pbtxt", "report.json"}
+    for entry in files.values():
+        body = objects[folder + entry["path"]]
+        assert (entry["sha256"], entry["size"]) == (hashlib.sha256(body).hexdigest(), len(body))
+    config = parse(objects[folder + files["config.pbtxt"]["path"]].decode())
+    assert (config.name, config.max_batch_size) == ("", 16)
+    report = json.loads(objects[folder + files["report.json"]["path"]])
+    assert (
+        sum(report["gate"]["slices"]["writer"]["0"][k] for k in ("both_right", "only_candidate_right", "only_baseline_right", "both_wrong")) == 1000
+    )
+    assert "127.0.0.1" not in json.dumps(report)
+    assert [request for request in store.requests if request[0] == "PUT"][-1][1].endswith("manifest.json")
+
+
+def test_same_work_is_not_done_twice(store: ObjectStore) -> None:
+    first = prepared(task_for(store))
+    task = task_for(store)
+    del store.objects["/models/m.onnx"]  # it is not even fetched
+    before = artifact_objects(store)
+    second = prepared(task)
+    assert second.reused
+    assert not first.reused
+    assert second.model_copy(update={"reused": False, "seconds": {}}) == first.model_copy(update={"seconds": {}})
+    assert artifact_objects(store) == before
+
+
+def test_key_holds_what_matters_and_no_places(store: ObjectStore) -> None:
+    digests = {"spec.optimization.gate.data": "a", "spec.optimization.steps[0].int8.calibration": "b"}
+    task = task_for(store)
+    base = key_of(inputs_of(task, digests))
+    elsewhere = task_for(store, source=store.http("x"), artifacts=store.s3("other"), max_bytes=5)
+    assert key_of(inputs_of(elsewhere, digests)) == base
+    different = [
+        inputs_of(task, digests | {"spec.optimization.gate.data": "c"}),
+        inputs_of(task, digests | {"spec.optimization.steps[0].int8.calibration": "c"}),
+        *(
+            inputs_of(task.model_copy(update=change), digests)
+            for change in (
+                {"sha256": "0" * 64},
+                {"steps": ()},
+                {"steps": (Int8Step(),)},
+                {"gate": None},
+                {"batching": Batching()},
+                {"instance_kind": "KIND_CPU"},
+                {"target_hardware": "H100"},
+            )
+        ),
+    ]
+    assert len({base, *map(key_of, different)}) == len(different) + 1
+
+
+def test_without_steps_the_model_is_served_as_it_is(store: ObjectStore) -> None:
+    result = prepared(task_for(store, steps=(), gate=None))
+    assert result.artifact_size_bytes == len(MODEL)
+    assert MODEL in artifact_objects(store).values()
+    assert (result.paired, result.message) == (None, "")
+
+
+def test_without_steps_a_gate_needs_no_thousands_of_samples(store: ObjectStore) -> None:
+    store.objects["/data/heldout.npz"] = labelled(20, writer=np.arange(20))
+    result = prepared(task_for(store, steps=()))
+    assert result.paired is not None
+    assert result.accuracy_before == result.accuracy_after
+
+
+def test_optimized_without_gate_is_said(store: ObjectStore) -> None:
+    assert "without a gate" in prepared(task_for(store, gate=None)).message
+
+
+def test_gate_refuses_a_proven_loss(store: ObjectStore) -> None:
+    # calibrated on values a thousand times too small, so that everything saturates
+    store.objects["/data/calibration.npz"] = npz(x=samples(200, 5)[0] / 1000)
+    error = refusal(task_for(store))
+    assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyLow")
+    error = refusal(task_for(store, gate=Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.02),))))
+    assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyDrop")
+    evidence = error.result()
+    assert evidence.drop_interval is not None
+    assert evidence.drop_interval[0] > 0
+    assert evidence.accuracy_after is not None
+    assert evidence.accuracy_before is not None
+    assert evidence.accuracy_after < evidence.accuracy_before - 0.02
+    assert evidence.artifact_digest is None
+    assert not artifact_objects(store)
+
+
+def test_too_few_samples_are_no_pass(store: ObjectStore) -> None:
+    store.objects["/data/heldout.npz"] = labelled(50, writer=np.arange(50))
+    error = refusal(task_for(store))
+    assert (error.code, error.reason) == (ExitCode.GATE_INCONCLUSIVE, "TooFewSamples")
+    assert "about" in error.message
+    assert not artifact_objects(store)
+
+
+def test_same_file_for_calibration_and_gate_is_said(store: ObjectStore) -> None:
+    step = Int8Step(method="Static", calibration=dataset(store.s3("data/heldout.npz"), slices=("writer",)))
+    assert "same file" in prepared(task_for(store, steps=(step,))).message
+
+
+X, Y = samples(100)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "code", "reason", "field"),
+    [
+        ("/models/m.onnx", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.model.uri"),
+        ("/models/m.onnx", MODEL[:-1], ExitCode.BAD_INPUT, "DigestMismatch", "spec.model.uri"),
+        ("/data/heldout.npz", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.optimization.gate.data.uri"),
+        ("/data/heldout.npz", labelled(50)[:-40], ExitCode.BAD_INPUT, "DataNotNpz", "spec.optimization.gate.data.uri"),
+        ("/data/heldout.npz", npz(x=X), ExitCode.BAD_INPUT, "LabelsMissing", "spec.optimization.gate.data.labels"),
+        ("/data/heldout.npz", npz(x=X, labels=Y), ExitCode.BAD_INPUT, "SliceInvalid", "spec.optimization.gate.data.slices"),
+        ("/data/heldout.npz", npz(x=X[:, :3], labels=Y, writer=Y), ExitCode.BAD_INPUT, "DataShapeMismatch", "spec.optimization.gate.data.uri"),
+        ("/data/heldout.npz", npz(x=X, labels=Y + 1, writer=Y), ExitCode.BAD_INPUT, "LabelsOutOfRange", "spec.optimization.gate.data.labels"),
+        ("/data/heldout.npz", npz(x=X * np.nan, labels=Y, writer=Y), ExitCode.BAD_INPUT, "DataNotFinite", "spec.optimization.gate.data.uri"),
+        ("/data/calibration.npz", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.optimization.steps[0].int8.calibration.uri"),
+        ("/data/calibration.npz", npz(labels=Y), ExitCode.BAD_INPUT, "DataInputMissing", "spec.optimization.steps[0].int8.calibration.uri"),
+        ("/data/calibration.npz", npz(x=X * np.inf), ExitCode.BAD_INPUT, "DataNotFinite", "spec.optimization.steps[0].int8.calibration.uri"),
+    ],
+)
+def test_bad_input_names_the_field(store: ObjectStore, path: str, content: bytes | None, code: ExitCode, reason: str, field: str) -> None:
+    task = task_for(store)
+    if content is None:
+        del store.objects[path]
+    else:
+        store.objects[path] = content
+    error = refusal(task)
+    assert (error.code, error.reason) == (code, reason)
+    assert error.message.startswith(field + ":")
+    assert not artifact_objects(store)
+
+
+def test_truncated_file_that_was_pinned_so(store: ObjectStore) -> None:
+    store.objects["/models/m.onnx"] = MODEL[:-1]
+    assert refusal(task_for(store)).reason == "ModelTruncated"
+
+
+def test_static_without_calibration(store: ObjectStore) -> None:
+    assert refusal(task_for(store, steps=(Int8Step(method="Static"),))).reason == "CalibrationMissing"
+
+
+def test_batching_of_a_fixed_batch(store: ObjectStore) -> None:
+    store.objects["/models/m.onnx"] = classifier(1).SerializeToString()
+    error = refusal(task_for(store))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "BatchingImpossible")
+    assert error.message.startswith("spec.serving.batching.maxBatchSize")
+    prepared(task_for(store, batching=Batching()))
+
+
+def test_two_jobs_at_once_publish_one_whole_artifact(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from modelrollout.optimizer import artifact
+
+    real = artifact.publish
+    faster: list[TaskResult] = []
+
+    def overtaken(*args: Any, **kwargs: Any) -> bool:
+        if not faster:
+            monkeypatch.setattr(artifact, "publish", real)
+            faster.append(prepared(task_for(store)))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(artifact, "publish", overtaken)
+    slower = prepared(task_for(store))
+    assert slower.artifact_digest == faster[0].artifact_digest
+    run(fetch_task(store, slower, tmp_path), Progress())
+
+
+@pytest.mark.parametrize("lost", ["model", "config", "report"])
+def test_damaged_artifact_is_made_anew(store: ObjectStore, lost: str, tmp_path: Path) -> None:
+    first = prepared(task_for(store))
+    del store.objects[next(path for path in store.objects if f"/{lost}-" in path)]
+    again = prepared(task_for(store))
+    assert not again.reused
+    assert again.artifact_digest == first.artifact_digest
+    run(fetch_task(store, again, tmp_path), Progress())
+
+
+def test_store_that_refuses_writes(store: ObjectStore) -> None:
+    task = task_for(store)
+    store.statuses[f"/artifacts/team-a/{key_of(inputs_of(task, data_digests(store)))}/manifest.json"] = (403, b"")
+    error = refusal(task)
+    assert (error.code, error.message.split(":")[0]) == (ExitCode.DENIED, "artifacts")
+
+
+def data_digests(store: ObjectStore) -> dict[str, str]:
+    return {
+        "spec.optimization.gate.data": hashlib.sha256(store.objects["/data/heldout.npz"]).hexdigest(),
+        "spec.optimization.steps[0].int8.calibration": hashlib.sha256(store.objects["/data/calibration.npz"]).hexdigest(),
+    }
+
+
+def test_fetch_places_a_repository_that_triton_reads(store: ObjectStore, tmp_path: Path) -> None:
+    result = prepared(task_for(store))
+    (tmp_path / ".fetch-of-a-killed-run").mkdir()
+    first = run(fetch_task(store, result, tmp_path), Progress())
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["digits", "digits/7", "digits/7/model.onnx", "digits/config.pbtxt"]
+    assert oct((tmp_path / "digits").stat().st_mode)[-3:] == "755"
+    assert not first.reused
+    assert not (tmp_path / "digits" / "config.pbtxt").read_text().startswith("name:")
+
+    before = len(store.requests)
+    again = run(fetch_task(store, result, tmp_path), Progress())
+    assert again.reused
+    assert [path for _, path in store.requests[before:]] == [f"/{str(result.artifact_uri).removeprefix('s3://')}/manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_fetch_repairs_what_an_earlier_run_left(store: ObjectStore, tmp_path: Path, damage: str) -> None:
+    result = prepared(task_for(store))
+    run(fetch_task(store, result, tmp_path), Progress())
+    model = tmp_path / "digits" / "7" / "model.onnx"
+    good = model.read_bytes()
+    if damage == "cut":
+        os.truncate(model, 10)
+    else:
+        shutil.rmtree(model.parent)
+    run(fetch_task(store, result, tmp_path), Progress())
+    assert model.read_bytes() == good
+
+
+def _swap_model(store: ObjectStore, folder: str) -> None:
+    path = next(path for path in store.objects if "/model-" in path)
+    store.objects[path] = bytes(len(store.objects[path]))
+
+
+def _swap_manifest(store: ObjectStore, folder: str) -> None:
+    store.objects[folder + "manifest.json"] += b" "
+
+
+def _lose_manifest(store: ObjectStore, folder: str) -> None:
+    del store.objects[folder + "manifest.json"]
+
+
+def _lose_model(store: ObjectStore, folder: str) -> None:
+    del store.objects[next(path for path in store.objects if "/model-" in path)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_swap_model, "ArtifactCorrupt"),
+        (_swap_manifest, "ArtifactDigestMismatch"),
+        (_lose_manifest, "ArtifactMissing"),
+        (_lose_model, "ObjectMissing"),
+    ],
+)
+def test_fetch_serves_nothing_that_was_not_proven(store: ObjectStore, tmp_path: Path, damage: Any, reason: str) -> None:
+    result = prepared(task_for(store))
+    task = fetch_task(store, result, tmp_path)
+    damage(store, "/" + str(result.artifact_uri).removeprefix("s3://") + "/")
+    error = refusal(task)
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, reason)
+    assert not (tmp_path / "digits").exists()
+
+
+def test_manifest_cannot_leave_its_folder(store: ObjectStore, tmp_path: Path) -> None:
+    entry = {"sha256": "0" * 64, "size": 1, "path": "../../secret"}
+    content = json.dumps({"format": 1, "key": "k", "files": {"model.onnx": entry, "config.pbtxt": entry, "report.json": entry}}).encode()
+    store.objects["/artifacts/k/manifest.json"] = content
+    task = FetchTask(artifact=store.s3("artifacts/k"), digest=hashlib.sha256(content).hexdigest(), model="m", number=1, target=str(tmp_path))
+    assert refusal(task).reason == "ArtifactCorrupt"
+    assert refusal(task.model_copy(update={"model": "../m"})).reason == "TaskInvalid"

@@ -1,0 +1,58 @@
+"""config.pbtxt: what Triton's own schema reads from it."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import text_format
+
+from modelrollout.api.tasks import Batching
+from modelrollout.triton.config import BatchingImpossible, parse, pb, render
+from modelrollout.triton.tensors import NUMPY, TensorSpec
+
+X = TensorSpec("x", "FP32", (-1, 1, 28, 28))
+SCORES = TensorSpec("scores", "FP32", (-1, 10))
+LABEL = TensorSpec("label", "INT64", (-1,))
+
+
+def test_batched() -> None:
+    config = parse(render([X], [LABEL, SCORES], Batching(max_batch_size=32, max_queue_delay_us=2000), "KIND_GPU"))
+    assert not config.name  # the folder's name is the model's: the artifact is shared
+    assert (config.backend, config.max_batch_size, config.default_model_filename) == ("onnxruntime", 32, "model.onnx")
+    assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("x", pb.TYPE_FP32, [1, 28, 28])]
+    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [("label", pb.TYPE_INT64, [1]), ("scores", pb.TYPE_FP32, [10])]
+    assert config.output[0].HasField("reshape")  # [n] is served as [n, 1]: dims must not be empty
+    assert not config.output[1].HasField("reshape")
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert [(g.count, g.kind) for g in config.instance_group] == [(1, pb.ModelInstanceGroup.KIND_GPU)]
+    assert not config.HasField("version_policy")
+
+
+def test_not_batched() -> None:
+    config = parse(render([TensorSpec("x", "FP32", (1, 4))], [SCORES], Batching(), "KIND_AUTO"))
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [1, 4]
+    assert list(config.output[0].dims) == [-1, 10]
+    assert not config.HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (8, 4), ()])
+def test_fixed_first_dimension_cannot_be_batched(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BatchingImpossible, match="x"):
+        render([TensorSpec("x", "FP32", shape)], [SCORES], Batching(max_batch_size=4), "KIND_CPU")
+    with pytest.raises(BatchingImpossible, match="y"):
+        render([X], [TensorSpec("y", "FP32", shape)], Batching(max_batch_size=4), "KIND_CPU")
+
+
+@pytest.mark.parametrize("datatype", sorted(NUMPY))
+def test_every_type_is_known_to_triton(datatype: str) -> None:
+    config = parse(render([TensorSpec("x", datatype, (-1, 2))], [SCORES], Batching(), "KIND_CPU"))
+    assert pb.DataType.Name(config.input[0].data_type) == ("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}")
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(text_format.ParseError):
+        parse(render([X], [SCORES], Batching(), "KIND_CPU") + "no_such_field: 1\n")
+
+
+def test_text_is_deterministic() -> None:
+    assert render([X], [SCORES], Batching(), "KIND_CPU") == render([X], [SCORES], Batching(), "KIND_CPU")
