@@ -5,12 +5,12 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS operator-dependencies
 COPY requirements/operator.txt /tmp/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools; rm -rf /tmp/*
+    && /opt/venv/bin/pip uninstall -qy pip setuptools && rm -rf /tmp/*
 
 FROM ${BASE} AS job-dependencies
 COPY requirements/job.txt /tmp/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools; rm -rf /tmp/*
+    && /opt/venv/bin/pip uninstall -qy pip setuptools && rm -rf /tmp/*
 
 FROM ${BASE} AS optimizer
 COPY --from=job-dependencies /opt/venv /opt/venv

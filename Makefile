@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)
 export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
+# What the tests on the sandbox need to know of it.
+WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
 PACKAGES := -p modelrollout -p sandbox -p demo
 
 .PHONY: help
@@ -21,7 +23,7 @@ venv: ## The Python environment with all pins (in .cache/venv)
 .PHONY: demo
 demo: venv ## The main job, live: seven versions of a model, from optimization to rollback (KUBECONTEXT=name for a cluster of your own)
 ifdef KUBECONTEXT
-	@$(BIN)/python -m demo --context "$(KUBECONTEXT)" $(DEMO_ARGS)
+	@$(BIN)/python -m demo --context "$(KUBECONTEXT)" $(if $(TARGET),--target "$(TARGET)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(DEMO_ARGS)
 else
 	@$(BIN)/python -m sandbox up
 	@$(BIN)/python -m demo $(DEMO_ARGS)
@@ -30,7 +32,7 @@ endif
 .PHONY: test
 test: lint test-unit ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
 	@$(BIN)/python -m sandbox up
-	$(PYTEST) tests/integration tests/e2e
+	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
 
 .PHONY: test-unit
 test-unit: venv ## Unit and property tests, without root, in under a minute
@@ -39,12 +41,16 @@ test-unit: venv ## Unit and property tests, without root, in under a minute
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)
 	@$(BIN)/python -m sandbox up
-	$(PYTEST) tests/integration
+	$(WITH_SANDBOX) $(PYTEST) tests/integration
 
 .PHONY: test-e2e
-test-e2e: venv ## End to end on the sandbox (root)
+test-e2e: venv ## End to end on the sandbox (root), or on a cluster of your own: KUBECONTEXT=name TARGET=file.yaml [REGISTRY=r]
+ifdef KUBECONTEXT
+	KUBECONTEXT="$(KUBECONTEXT)" TARGET="$(TARGET)" $(if $(REGISTRY),REGISTRY="$(REGISTRY)") $(PYTEST) tests/e2e
+else
 	@$(BIN)/python -m sandbox up
-	$(PYTEST) tests/e2e
+	$(WITH_SANDBOX) $(PYTEST) tests/e2e
+endif
 
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, layer contracts, generated files current

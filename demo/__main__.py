@@ -11,7 +11,7 @@ from rich.console import Console
 
 from demo import DemoError, chapters, report, target, train
 from demo.cluster import Cluster
-from demo.story import Options, Story
+from demo.story import DETAILS, REPORT, Options, Story
 from demo.view import View
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def play(
         for ending in story.endings:
             if (seconds := report.seconds_to_rollback(ending, counts)) is not None:
                 view.say(f"{ending.name}: {seconds:.0f} s from its first answer until stable had all traffic again")
-        view.say(f"{out / 'report.json'}, {out / 'details.json'}")
+        view.say(f"{out / REPORT}, {out / DETAILS}")
     view.say(f"the story took {time.monotonic() - started:.0f} s")
     if story.wrong or counts is None:
         raise _fail(DemoError("\n".join(["the story went differently:", *story.wrong])))

@@ -9,6 +9,8 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
+STAGES = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert")
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -92,6 +94,7 @@ def ending(name: str, deployment: Object, revision: Object | None) -> Ending:
     """Read the end of a rollout. The revision's own evidence stands in where a rollout skipped what was proven before."""
     rollout = deployment["status"]["rollout"]
     own: Object = (revision or {}).get("status", {})
+    seconds: Object = rollout.get("stages", {})  # in the order of the alphabet, as the API server sends it
     artifact: Object = rollout.get("artifact") or own.get("artifact") or {}
     evaluation: Object = rollout.get("evaluation") or own.get("evaluation") or {}
     return Ending(
@@ -101,7 +104,7 @@ def ending(name: str, deployment: Object, revision: Object | None) -> Ending:
         outcome=rollout.get("outcome") or "Failed",
         reason=rollout.get("reason") or "-",
         message=rollout.get("message") or evaluation.get("message") or "",
-        stages={stage: float(seconds) for stage, seconds in rollout.get("stages", {}).items()},
+        stages={stage: float(seconds[stage]) for stage in (*STAGES, *sorted(set(seconds) - set(STAGES))) if stage in seconds},
         size=(artifact.get("sizeBefore"), artifact.get("sizeAfter")),
         accuracy=(artifact.get("accuracyBefore"), artifact.get("accuracyAfter")),
         golden=evaluation.get("accuracy"),

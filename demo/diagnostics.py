@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +25,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 
 def dump(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> None:
     """Write what kubectl says; what cannot be had is said in its file. Secrets are not read."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, command in _COMMANDS.items():
         (folder / name).write_text(_answer(cluster, *command))
     for namespace in (SYSTEM_NAMESPACE, NAMESPACE):

@@ -17,6 +17,10 @@ TOKEN_SECONDS = 3600
 RENEW_SECONDS = 1200.0
 
 
+class ClientEndedError(DemoError):
+    """The client is gone, and with it the proof that no request fails."""
+
+
 class Load:
     """Starts the client, keeps its token fresh, reads its counts, stops it."""
 
@@ -45,13 +49,13 @@ class Load:
         deadline = time.monotonic() + 30
         while self.counts() is None:
             if time.monotonic() > deadline:
-                raise DemoError(f"the client has not begun within 30 s; see {self._folder / 'client.log'}")
+                raise ClientEndedError(f"the client has not begun within 30 s; see {self._folder / 'client.log'}")
             time.sleep(0.1)
 
     def counts(self) -> dict[str, Any] | None:
         """The latest counts; None before the first. Raises DemoError when the client has died."""
         if self._process and self._process.poll() is not None:
-            raise DemoError(f"the client has ended with exit code {self._process.returncode}; see {self._folder / 'client.log'}")
+            raise ClientEndedError(f"the client has ended with exit code {self._process.returncode}; see {self._folder / 'client.log'}")
         self._renew()
         return self._read()
 
@@ -63,11 +67,13 @@ class Load:
                 self._process.wait(self._settings.deadline + 20)
             except subprocess.TimeoutExpired as e:
                 self._process.kill()
-                raise DemoError("the client did not stop") from e
+                raise ClientEndedError("the client did not stop") from e
         self._process = None
+        if self._settings.feedback_token:
+            Path(self._settings.feedback_token).unlink(missing_ok=True)
         found = self._read()
         if found is None or not found["done"]:
-            raise DemoError(f"the client ended without its last counts; see {self._folder / 'client.log'}")
+            raise ClientEndedError(f"the client ended without its last counts; see {self._folder / 'client.log'}")
         return found
 
     def _read(self) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,18 +15,20 @@ from demo import DemoError, audit, chapters, diagnostics, report, setup
 from demo.chapters import Chapter, Ending
 from demo.client import Settings
 from demo.cluster import FEEDBACK_AUDIENCE, RELEASE, SYSTEM_NAMESPACE, Cluster, Object
-from demo.load import TOKEN_SECONDS, Load
+from demo.load import TOKEN_SECONDS, ClientEndedError, Load
 from demo.setup import CLIENT_ACCOUNT, NAME, NAMESPACE
 from demo.train import Models
 from demo.view import View
 from modelrollout.api import names
 
+REPORT = "report.json"
+DETAILS = "details.json"
 FEEDBACK_PORT = 8080
-POLL_SECONDS = 1.0
 UNREACHABLE_SECONDS = 60.0
 DRAIN_SECONDS = 120.0
 
 T = TypeVar("T")
+MakeLoad = Callable[[Settings, Callable[[], str]], Load]
 
 
 class StoryDiffersError(DemoError):
@@ -41,13 +44,23 @@ class Options:
     http_rate: float = 60.0
     grpc_rate: float = 20.0
     install: bool = True
+    poll_seconds: float = 1.0
 
 
 class Story:
     """One telling. ``tell`` does everything; what went wrong is in ``wrong`` afterwards."""
 
-    def __init__(self, cluster: Cluster, models: Models, options: Options, view: View, played: Sequence[Chapter] = chapters.CHAPTERS) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        models: Models,
+        options: Options,
+        view: View,
+        played: Sequence[Chapter] = chapters.CHAPTERS,
+        make_load: MakeLoad = Load,
+    ) -> None:
         self._cluster = cluster
+        self._make_load = make_load
         self._models = models
         self._options = options
         self._view = view
@@ -61,9 +74,15 @@ class Story:
     def endings(self) -> list[Ending]:
         return list(self._endings.values())
 
+    @property
+    def _diagnostics(self) -> Path:
+        return self._options.folder / "diagnostics"
+
     def tell(self) -> dict[str, Any] | None:
         """Play all chapters; returns the client's final counts, None when it never began."""
-        counts = None
+        for old in (REPORT, DETAILS):  # what an earlier telling wrote must not pass for this one's
+            (self._options.folder / old).unlink(missing_ok=True)
+        shutil.rmtree(self._diagnostics, ignore_errors=True)
         try:
             self._set_the_stage()
             for chapter in self._played:
@@ -71,14 +90,22 @@ class Story:
             self._wait_for_drain()
         except DemoError as e:
             self._note(str(e))
-            diagnostics.dump(self._cluster, self._options.folder / "diagnostics", self._view.say)
+            diagnostics.dump(self._cluster, self._diagnostics, self._view.say)
         finally:
-            if self._load and self._load.runs:
-                counts = self._load.stop()
+            counts = self._stop_client()
         if counts:
             self._judge_client(counts)
             self._write(counts)
         return counts
+
+    def _stop_client(self) -> dict[str, Any] | None:
+        if self._load is None or not self._load.runs:
+            return None
+        try:
+            return self._load.stop()
+        except DemoError as e:
+            self._note(str(e))
+            return None
 
     def _note(self, wrong: str) -> None:
         self.wrong.append(wrong)
@@ -111,8 +138,6 @@ class Story:
         found = self._ending(chapter, deployment)
         self._endings[chapter.name] = found
         self._windows[chapter.name] = (began, datetime.now(UTC))
-        if self._load is None:
-            self._start_client(chapter)
         counts = self._counts() or {"versions": {}}
         wrong = chapters.differences(chapter, found, before, counts["versions"])
         if before and (more := self._prepare_jobs() - prepared):
@@ -122,9 +147,11 @@ class Story:
         self._view.end(chapter, found, wrong)
         if wrong:
             raise StoryDiffersError(f"{chapter.name}: {'; '.join(wrong)}")
+        if self._load is None:
+            self._start_client(chapter)
 
     def _wait_for_end(self, chapter: Chapter, back_to: str | None) -> Object:
-        generation = int(self._deployment()["metadata"]["generation"])
+        generation = self._until(lambda: int(self._deployment()["metadata"]["generation"]), UNREACHABLE_SECONDS, "the object")
 
         def look() -> Object | None:
             deployment = self._deployment()
@@ -165,7 +192,7 @@ class Story:
             feedback_token=str(options.folder / "feedback-token"),
             run=f"demo-{int(time.time())}",
         )
-        self._load = Load(settings, lambda: self._cluster.token(NAMESPACE, CLIENT_ACCOUNT, FEEDBACK_AUDIENCE, TOKEN_SECONDS))
+        self._load = self._make_load(settings, lambda: self._cluster.token(NAMESPACE, CLIENT_ACCOUNT, FEEDBACK_AUDIENCE, TOKEN_SECONDS))
         self._load.start()
         self._view.say(
             f"the client sends {options.http_rate:g} requests/s over HTTP and {options.grpc_rate:g} over gRPC from here on ({chapter.name})"
@@ -173,10 +200,10 @@ class Story:
 
     def _wait_for_drain(self) -> None:
         """The client stays until the pods of the versions that have left are gone: their end must not cost a request either."""
-        stable = self._deployment()["status"]["stable"]["revision"]
 
         def drained() -> bool | None:
             self._counts()
+            stable = self._deployment()["status"]["stable"]["revision"]
             others = [p for p in self._server_pods() if p["metadata"]["labels"].get(names.LABEL_REVISION) != stable]
             return True if not others else None
 
@@ -191,7 +218,7 @@ class Story:
                 if (found := look()) is not None:
                     return found
                 silent = None
-            except StoryDiffersError:
+            except (StoryDiffersError, ClientEndedError):
                 raise
             except DemoError:
                 silent = silent or time.monotonic()
@@ -199,7 +226,7 @@ class Story:
                     raise
             if time.monotonic() > deadline:
                 raise StoryDiffersError(f"{what} has not come within {limit:.0f} s; it is at: {chapters.progress(self._deployment())}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(self._options.poll_seconds)
 
     def _deployment(self) -> Object:
         return self._cluster.deployment(NAMESPACE, NAME)
@@ -229,7 +256,7 @@ class Story:
 
     def _write(self, counts: dict[str, Any]) -> None:
         folder = self._options.folder
-        (folder / "report.json").write_text(json.dumps(report.report(self.endings, counts), indent=1) + "\n")
+        (folder / REPORT).write_text(json.dumps(report.report(self.endings, counts), indent=1) + "\n")
         details = {
             "wrong": self.wrong,
             "training_seconds": self._models.trained_seconds,
@@ -239,7 +266,7 @@ class Story:
             "versions": [asdict(e) for e in self.endings],
             "client": counts,
         }
-        (folder / "details.json").write_text(json.dumps(details, indent=1, default=str) + "\n")
+        (folder / DETAILS).write_text(json.dumps(details, indent=1, default=str) + "\n")
 
     def _operator_requests(self) -> dict[str, Any]:
         log = self._cluster.target.audit_log

@@ -20,8 +20,8 @@ from demo import data, export
 from demo.data import CLASSES, PIXELS, SIDE, Images, Labels, Split, Splits
 from demo.net import Array, Epochs, Net, Recipe, train
 
-SLOW_SECONDS = 0.07
-"""CPU time of one inference of v4 on one thread: over the latency objective, and little enough for two pods of half a core each."""
+SLOW_SECONDS = 0.1
+"""CPU time of one inference of v4 on one thread: twice the latency objective, and little enough for a small share of the traffic."""
 MINIMUM_PASSES = 12_000
 
 ort: Any = onnxruntime  # it has no types

@@ -48,7 +48,8 @@ class View:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(f"[{time.monotonic() - self._started:6.1f}] {line}", markup=False, soft_wrap=True)
+        # A Text, because markup=False would reach the live table as well.
+        self.console.print(Text(f"[{time.monotonic() - self._started:6.1f}] {line}"), soft_wrap=not self.console.is_terminal)
 
     def begin(self, chapter: Chapter) -> None:
         self._states[chapter.name] = "running"

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sandbox import configs, control, packages, parts
-from sandbox.cluster import Sandbox, SandboxError
+from sandbox import configs, control, packages, parts, slots
+from sandbox.cluster import Record, Sandbox, SandboxError
 from sandbox.configs import ADDONS, ORDER, Options
-from sandbox.paths import cache_root
+from sandbox.paths import State, cache_root, state_root
 from sandbox.progress import Progress, StepError
 from sandbox.shell import CommandError, WaitError, tail
 from sandbox.slots import NODES
@@ -52,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m sandbox", description=__import__("sandbox").__doc__)
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_up(sub)
-    sub.add_parser("down", help="end it and remove all it made, except packages and the cache").set_defaults(run=down)
+    s = sub.add_parser("down", help="end it and remove all it made, except packages and the cache")
+    s.add_argument("--id", help="another checkout's sandbox, as `list` names it (for a checkout that is gone)")
+    s.set_defaults(run=down)
+    sub.add_parser("list", help="every sandbox of this machine").set_defaults(run=list_all)
     s = sub.add_parser("status", help="what runs, where, how it is")
     s.add_argument("--json", action="store_true", help="everything a program needs")
     s.set_defaults(run=status)
@@ -94,10 +97,19 @@ def up(a: argparse.Namespace) -> int:
     return 0
 
 
-def down(_: argparse.Namespace) -> int:
+def down(a: argparse.Namespace) -> int:
     began = time.monotonic()
-    Sandbox().down()
+    if a.id and a.id not in slots.all_held():
+        raise SandboxError(f"no sandbox {a.id}: see `python -m sandbox list`")
+    Sandbox(State(state_root() / a.id) if a.id else None).down()
     err.print(f"down in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def list_all(_: argparse.Namespace) -> int:
+    for name, number in sorted(slots.all_held().items()):
+        record = Record.read(State(state_root() / name))
+        out.print(f"{name}  slot {number}  {'running' if record and record.alive else 'not running'}  {record.checkout if record else '?'}")
     return 0
 
 

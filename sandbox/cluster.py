@@ -47,6 +47,7 @@ class Record:
     complete: bool
     created: float
     options: Options
+    checkout: str = ""
 
     @classmethod
     def read(cls, state: State) -> Record | None:
@@ -241,7 +242,7 @@ class Sandbox:
         born = namespaces.start_time(pid)
         if born is None:
             raise SandboxError("the supervisor ended at once: see its log")
-        Record(pid, born, c.slot.number, False, time.time(), c.options).write(self.state)
+        Record(pid, born, c.slot.number, False, time.time(), c.options, str(CHECKOUT)).write(self.state)
         inside = [c.slot.infra, *map(c.slot.node, NODES)]
         namespaces.connect(pid, c.slot.veth, c.slot.host, inside, [c.slot.pods, c.slot.services])
         # Local senders need a route before the packet filter sees them; there is no default route.

@@ -1,24 +1,28 @@
-"""Images: made with buildah from real Dockerfiles, kept as archives under a key, imported into this sandbox's containerds."""
+"""Images: made with buildah from real Dockerfiles, kept in an OCI layout, imported into this sandbox's containerds."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
 import tarfile
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sandbox import parts, pins
-from sandbox.paths import CHECKOUT, SOURCE, State, cache_root, locked
+from sandbox.paths import CHECKOUT, SOURCE, State, cache_root, locked, sandbox_id
 from sandbox.progress import Progress
-from sandbox.shell import CommandError, capture, run
+from sandbox.shell import CommandError, capture, run, tail
 
 PAUSE = "localhost/pause:1"
 BASE = "localhost/modelrollout-base:1"
@@ -27,14 +31,17 @@ PROJECT = {"operator": "localhost/modelrollout-operator:dev", "optimizer": "loca
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
 _CA = "/etc/ssl/certs/ca-certificates.crt"
+_LOCK = "images"  # buildah's store and the layout belong to all checkouts of this machine
 _state_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Built:
+    """An image that lies in the layout: `key` names what it was made from, `manifest` is its digest there."""
+
     ref: str
     key: str
-    archive: Path
+    manifest: str
 
 
 def digest(values: Iterable[str | bytes]) -> str:
@@ -50,54 +57,128 @@ def folder_key(folder: Path, *more: str) -> str:
     return digest([*more, *(x for f in files for x in (str(f.relative_to(folder)), f.read_bytes()))])
 
 
-def archive(ref: str, key: str) -> Path:
-    name = re.sub(r"[^a-z0-9.]+", "-", ref.removeprefix("localhost/"))
-    return cache_root() / "images" / f"{name}-{key}.tar"
+# -- the layout: one OCI folder for all images, so that a layer which images share is written once
 
 
-def _finish(built: Built) -> Built:
-    """Older archives of the same image go."""
-    stem = built.archive.name.removesuffix(f"-{built.key}.tar")
-    for old in built.archive.parent.glob(f"{stem}-*.tar"):
-        if old != built.archive and len(old.name) == len(built.archive.name):
-            old.unlink(missing_ok=True)
-    return built
+def layout() -> Path:
+    return cache_root() / "images"
+
+
+def blob(name: str) -> Path:
+    return layout() / "blobs" / name.replace(":", "/")
+
+
+def slug(ref: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", ref.removeprefix("localhost/"))
+
+
+def _note(ref: str, key: str) -> Path:
+    return layout() / "built" / f"{slug(ref)}-{key}"
+
+
+def blobs(manifest: str) -> list[str]:
+    """Digests of the manifest, the configuration and the layers."""
+    described = json.loads(blob(manifest).read_text())
+    return [manifest, described["config"]["digest"], *(layer["digest"] for layer in described["layers"])]
+
+
+def find(ref: str, key: str) -> Built | None:
+    """An image that was built before, if all of it is still there."""
+    try:
+        manifest = _note(ref, key).read_text()
+        whole = all(blob(name).exists() for name in blobs(manifest))
+    except (OSError, ValueError, KeyError):
+        return None
+    return Built(ref, key, manifest) if whole else None
+
+
+def keep(ref: str, key: str, manifest: str) -> Built:
+    note = _note(ref, key)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_name(f".{note.name}")
+    temporary.write_text(manifest)
+    temporary.rename(note)
+    return Built(ref, key, manifest)
+
+
+def prune(newest: int = 4) -> None:
+    """Of each image the newest few stay; layers that none of them needs go."""
+    by_image: dict[str, list[Path]] = {}
+    for note in sorted((layout() / "built").iterdir(), key=lambda p: -p.stat().st_mtime_ns):
+        by_image.setdefault(note.name.rpartition("-")[0], []).append(note)
+    used: set[str] = set()
+    for notes in by_image.values():
+        for note in notes[:newest]:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                used.update(blobs(note.read_text()))
+        for note in notes[newest:]:
+            note.unlink()
+    for file in (layout() / "blobs" / "sha256").iterdir():
+        if f"sha256:{file.name}" not in used:
+            file.unlink()
+
+
+def sparse(built: Built, have: Callable[[str], bool], out: IO[bytes]) -> list[str]:
+    """The image as an OCI archive without the layers that are there already; returns the layers it carries."""
+    manifest, config, *layers = blobs(built.manifest)
+    carried = list(dict.fromkeys(name for name in layers if not have(name)))
+    described = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": manifest,
+        "size": blob(manifest).stat().st_size,
+        "annotations": {"io.containerd.image.name": built.ref},
+    }
+    index = {"schemaVersion": 2, "manifests": [described]}
+    with tarfile.open(fileobj=out, mode="w|") as tar:
+        for name, value in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
+            data = json.dumps(value).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name in (manifest, config, *carried):
+            tar.add(blob(name), f"blobs/{name.replace(':', '/')}")
+    return carried
 
 
 # -- the pause image, without any tool
 
 
-def single_layer(ref: str, files: dict[str, bytes], config: dict[str, Any]) -> bytes:
-    """A docker-archive of one layer of executables."""
+def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """An image of one layer of executables: its manifest's digest, and all blobs by digest."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755
+            tar.addfile(info, io.BytesIO(data))
+    found: dict[str, bytes] = {}
 
-    def pack(entries: dict[str, bytes], mode: int) -> bytes:
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as tar:
-            for name, data in entries.items():
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = len(data), mode
-                tar.addfile(info, io.BytesIO(data))
-        return out.getvalue()
+    def put(data: bytes, kind: str) -> dict[str, Any]:
+        name = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        found[name] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": name, "size": len(data)}
 
-    layer = pack(files, 0o755)
-    layer_digest = hashlib.sha256(layer).hexdigest()
-    described = json.dumps(
-        {"architecture": "amd64", "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]}}
-    ).encode()
-    name = f"{hashlib.sha256(described).hexdigest()}.json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [ref], "Layers": [f"{layer_digest}.tar"]}]).encode()
-    return pack({name: described, f"{layer_digest}.tar": layer, "manifest.json": manifest}, 0o644)
+    layer = put(out.getvalue(), "layer.v1.tar")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    described = {"architecture": machine, "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}
+    manifest = {"schemaVersion": 2, "config": put(json.dumps(described).encode(), "config.v1+json"), "layers": [layer]}
+    return put(json.dumps(manifest).encode(), "manifest.v1+json")["digest"], found
 
 
 def pause() -> Built:
     binary = parts.binary("pause")
-    built = Built(PAUSE, (key := digest([binary.parent.name])), archive(PAUSE, key))
-    if not built.archive.exists():
-        built.archive.parent.mkdir(parents=True, exist_ok=True)
-        temporary = built.archive.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(single_layer(PAUSE, {"pause": binary.read_bytes()}, {"Entrypoint": ["/pause"]}))
-        temporary.rename(built.archive)
-    return _finish(built)
+    key = digest([binary.parent.name])
+    with locked(_LOCK):
+        found = find(PAUSE, key)
+        if found:
+            return found
+        manifest, contents = single_layer({"pause": binary.read_bytes()}, {"Entrypoint": ["/pause"]})
+        for name, data in contents.items():
+            blob(name).parent.mkdir(parents=True, exist_ok=True)
+            temporary = blob(name).with_suffix(".tmp")
+            temporary.write_bytes(data)
+            temporary.rename(blob(name))
+        return keep(PAUSE, key, manifest)
 
 
 # -- buildah
@@ -143,38 +224,41 @@ def _mounts() -> list[str]:
     return ["-v", f"{certificate}:{_CA}:ro", "-v", f"{settings}:/etc/pip.conf:ro"]
 
 
-def _bud(ref: str, context: Path, log: Path, *, target: str | None = None, layers: bool = False, **arguments: str) -> None:
-    argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", f"--layers={str(layers).lower()}", *_mounts()]
-    argv += ["--tag", ref, "--format", "docker", *(["--target", target] if target else [])]
-    for name, value in arguments.items():
-        argv += ["--build-arg", f"{name}={value}"]
-    run(_buildah(*argv, "-f", context / "Dockerfile", context), log=log)
+def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, **arguments: str) -> str:
+    """Build with layer caching; returns the image's id."""
+    with tempfile.NamedTemporaryFile("r") as id_file:
+        argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", "--layers", *_mounts()]
+        argv += ["--tag", tag, "--format", "oci", "--iidfile", id_file.name, *(["--target", target] if target else [])]
+        for name, value in arguments.items():
+            argv += ["--build-arg", f"{name}={value}"]
+        run(_buildah(*argv, "-f", context / "Dockerfile", context), log=log)
+        return Path(id_file.name).read_text().strip().removeprefix("sha256:")
 
 
-def _push(ref: str, target: Path, log: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    run(_buildah("push", "--quiet", ref, f"docker-archive:{temporary}:{ref}"), log=log)
-    temporary.rename(target)
+def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
+    """Into the layout, uncompressed: only layers that are not there yet are written."""
+    name = f"{slug(ref)}-{key}"
+    layout().mkdir(parents=True, exist_ok=True)
+    run(_buildah("push", "--quiet", "--disable-compression", image_id, f"oci:{layout()}:{name}"), log=log)
+    index = layout() / "index.json"
+    listed = json.loads(index.read_text())["manifests"]
+    manifest = next(m["digest"] for m in listed if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == name)
+    index.unlink()  # the notes are the index; a list that only grows would slow every push
+    built = keep(ref, key, manifest)
+    prune()
+    run(_buildah("rmi", "--prune"), log=log)
+    return built
 
 
-def _image_id(ref: str) -> str | None:
-    try:
-        return capture(_buildah_text("images", "--quiet", "--no-trunc", ref)).strip().removeprefix("sha256:") or None
-    except CommandError:
-        return None
-
-
-def _buildah_text(*argv: str) -> list[str | Path]:
-    return _buildah(*argv)
+def _image_exists(tag: str) -> bool:
+    return bool(capture(_buildah("images", "--quiet", "--filter", f"reference={tag}")).strip())
 
 
 # -- each image
 
 
 def base_key() -> str:
-    return digest([pins.DEBIAN_SUITE, *BASE_PACKAGES, "1"])
+    return digest([pins.DEBIAN_SUITE, *BASE_PACKAGES, "2"])
 
 
 def triton_key() -> str:
@@ -184,8 +268,8 @@ def triton_key() -> str:
 def ensure_base(log: Path) -> None:
     """A minimal Debian with Python, in buildah's store only: other images stand on it."""
     mark = cache_root() / "buildah" / f"base-{base_key()}"
-    with locked("base-image"):
-        if mark.exists() and _image_id(BASE):
+    with locked(_LOCK):
+        if mark.exists() and _image_exists(BASE):
             return
         root = cache_root() / ".debootstrap"
         shutil.rmtree(root, ignore_errors=True)
@@ -197,45 +281,42 @@ def ensure_base(log: Path) -> None:
         (root / "etc/apt/sources.list").write_text("")
         (root / "etc/resolv.conf").unlink(missing_ok=True)
         (root / "etc/hostname").unlink(missing_ok=True)
-        name = capture(_buildah_text("from", "scratch")).strip()
+        name = capture(_buildah("from", "scratch")).strip()
         run(_buildah("add", "--quiet", name, root, "/"), log=log)
         run(_buildah("config", "--cmd", "/bin/bash", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", name), log=log)
-        run(_buildah("commit", "--quiet", "--rm", "--format", "docker", name, BASE), log=log)
+        run(_buildah("commit", "--quiet", "--rm", "--format", "oci", name, BASE), log=log)
         shutil.rmtree(root, ignore_errors=True)
         mark.touch()
 
 
 def build_triton(log: Path) -> Built:
     key = triton_key()
-    built = Built(TRITON, key, archive(TRITON, key))
-    if not built.archive.exists():
-        _bud(TRITON, SOURCE / "images" / "triton", log, layers=True, BASE=BASE, PYTRITON=pins.PYTRITON)
-        _push(TRITON, built.archive, log)
-    return _finish(built)
+    with locked(_LOCK):
+        found = find(TRITON, key)
+        if found:
+            return found
+        image_id = _bud(TRITON, SOURCE / "images" / "triton", log, BASE=BASE, PYTRITON=pins.PYTRITON)
+        return _push(image_id, TRITON, key, log)
 
 
 def build_project(target: str, log: Path) -> Built:
     """Always asked of buildah, whose layer cache knows what changed; the image's id is the key."""
     ref = PROJECT[target]
-    _bud(ref, CHECKOUT, log, target=target, layers=True, BASE=BASE)
-    found = _image_id(ref)
-    if not found:
-        raise RuntimeError(f"buildah built {ref} but does not list it")
-    built = Built(ref, found[:16], archive(ref, found[:16]))
-    if not built.archive.exists():
-        _push(ref, built.archive, log)
-    return _finish(built)
+    with locked(_LOCK):
+        image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, BASE=BASE)
+        return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
 def build_all(progress: Progress, logs: Path) -> list[Built]:
     found: list[Built] = []
     project = (CHECKOUT / "Dockerfile").exists()
-    if project or not archive(TRITON, triton_key()).exists():
-        with progress.step("base image (debootstrap)", logs / "image-base.log"):
+    triton = find(TRITON, triton_key())
+    if project or triton is None:
+        with progress.step("base image", logs / "image-base.log"):
             ensure_base(logs / "image-base.log")
     with progress.step("Triton image", logs / "image-triton.log") as step:
-        step.note = "cached" if archive(TRITON, triton_key()).exists() else ""
-        found.append(build_triton(logs / "image-triton.log"))
+        step.note = "cached" if triton else ""
+        found.append(triton or build_triton(logs / "image-triton.log"))
     if project:
         for target in PROJECT:
             with progress.step(f"{target} image", logs / f"image-{target}.log"):
@@ -256,14 +337,27 @@ def loaded(state: State) -> dict[str, dict[str, str]]:
 
 
 def load(state: State, node: str, built: list[Built], progress: Progress, log: Path) -> None:
+    content = state.node(node) / "containerd" / "io.containerd.content.v1.content" / "blobs"
     for image in built:
         if loaded(state).get(node, {}).get(image.ref) == image.key:
             continue
         with progress.step(f"import {image.ref.removeprefix('localhost/')} on {node}", log):
-            run(["ctr", "--address", state.containerd(node), "--namespace", "k8s.io", "images", "import", image.archive], log=log)
+            _import(state, node, image, lambda name: (content / name.replace(":", "/")).exists(), log)
             with _state_lock:
                 table = loaded(state)
                 table.setdefault(node, {})[image.ref] = image.key
                 temporary = state.images.with_suffix(".tmp")
                 temporary.write_text(json.dumps(table, indent=1))
                 temporary.rename(state.images)
+
+
+def _import(state: State, node: str, image: Built, have: Callable[[str], bool], log: Path) -> None:
+    argv = ["ctr", "--address", str(state.containerd(node)), "--namespace", "k8s.io", "images", "import", "-"]
+    with log.open("a") as out, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            carried = sparse(image, have, process.stdin)
+            out.write(f"{image.ref}: {len(carried)} layers\n")
+            process.stdin.close()
+    if process.returncode:
+        raise CommandError(argv, process.returncode, tail(log), log)

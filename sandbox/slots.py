@@ -118,11 +118,14 @@ def acquire(name: str, routes: Iterable[str]) -> Slot:
         return slot
 
 
-def held(name: str) -> Slot | None:
+def all_held() -> dict[str, int]:
     table = state_root() / "slots.json"
-    if not table.exists():
-        return None
-    number = json.loads(table.read_text()).get(name)
+    found: dict[str, int] = json.loads(table.read_text()) if table.exists() else {}
+    return found
+
+
+def held(name: str) -> Slot | None:
+    number = all_held().get(name)
     return None if number is None else Slot(number)
 
 

@@ -1,4 +1,8 @@
-"""A real API server takes the CRDs and the examples, and refuses each mistake in words that a person understands."""
+"""A real API server takes the CRDs and the examples, and refuses each mistake in words that a person understands.
+
+The committed definitions are installed under a group of this test's own: an operator that runs in the cluster neither sees nor changes these objects,
+and what is installed there stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,21 @@ import yaml
 pytestmark = pytest.mark.sandbox
 
 ROOT = Path(__file__).parents[2]
-DEPLOYMENT_CRD = "modeldeployments.modelrollout.dev"
 
 
 class Kubectl:
-    """kubectl in one namespace of the cluster under test."""
+    """kubectl in one namespace of the cluster under test; objects are put into the test's own group."""
 
-    def __init__(self, kubeconfig: str, namespace: str) -> None:
+    def __init__(self, kubeconfig: str, mark: str) -> None:
         self.kubeconfig = kubeconfig
-        self.namespace = namespace
+        self.namespace = f"crds-{mark}"
+        self.group = f"crds-{mark}.example.com"
+        self.mdep = f"modeldeployments.{self.group}"
+        self.mrev = f"modelrevisions.{self.group}"
 
     def __call__(self, *args: str, body: Any = None) -> subprocess.CompletedProcess[str]:
+        if body is not None and body["kind"] in ("ModelDeployment", "ModelRevision"):
+            body = {**body, "apiVersion": f"{self.group}/v1alpha1"}
         return subprocess.run(
             ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *args],
             input=None if body is None else json.dumps(body),
@@ -56,12 +64,19 @@ def kubectl() -> Iterator[Kubectl]:
         pytest.fail("MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m 'not sandbox'")
     if shutil.which("kubectl") is None:
         pytest.fail("kubectl is not on PATH")
-    run = Kubectl(kubeconfig, f"crds-{uuid.uuid4().hex[:8]}")
-    run.ok("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-    run.ok("wait", "--for=condition=Established", "--timeout=30s", "-f", str(ROOT / "crds"))
-    run.ok("create", "namespace", run.namespace)
-    yield run
-    run("delete", "namespace", run.namespace, "--wait=false")
+    run = Kubectl(kubeconfig, uuid.uuid4().hex[:8])
+    try:
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            definition = yaml.safe_load(path.read_text())
+            definition["spec"]["group"] = run.group
+            definition["metadata"]["name"] = f"{definition['spec']['names']['plural']}.{run.group}"
+            run.ok("create", "-f", "-", body=definition)
+        run.ok("wait", "--for=condition=Established", "--timeout=30s", f"crd/{run.mdep}", f"crd/{run.mrev}")
+        run.ok("create", "namespace", run.namespace)
+        yield run
+    finally:
+        run("delete", "crd", run.mdep, run.mrev, "--wait=false")
+        run("delete", "namespace", run.namespace, "--wait=false")
 
 
 def deployment(change: Callable[[dict[str, Any]], None] | None = None, example: str = "canary-with-golden.yaml") -> dict[str, Any]:
@@ -177,19 +192,19 @@ def test_what_kubernetes_defines_is_carried_through(kubectl: Kubectl) -> None:
 
 def test_scale_get_and_status(kubectl: Kubectl) -> None:
     kubectl.ok("create", "-f", "-", body=deployment(example="smallest.yaml"))
-    kubectl.ok("scale", "mdep/digits", "--replicas=3")
-    assert json.loads(kubectl.ok("get", "mdep", "digits", "-o", "json"))["spec"]["serving"]["replicas"] == 3
+    kubectl.ok("scale", f"{kubectl.mdep}/digits", "--replicas=3")
+    assert json.loads(kubectl.ok("get", kubectl.mdep, "digits", "-o", "json"))["spec"]["serving"]["replicas"] == 3
 
     status = {
         "phase": "Canary", "canary": "digits-8d1b", "weight": 25, "step": "2/4", "verdict": "in progress", "replicas": 3, "selector": "a=b",
         "stable": {"revision": "digits-6c9f", "number": 1},
         "conditions": [{"type": "Ready", "status": "False", "reason": "Canary", "message": "at 25 %", "lastTransitionTime": "2026-11-22T08:00:00Z"}],
     }  # fmt: skip
-    kubectl.ok("patch", "mdep", "digits", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
-    header, row = kubectl.ok("get", "mdep", "digits").splitlines()
+    kubectl.ok("patch", kubectl.mdep, "digits", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    header, row = kubectl.ok("get", kubectl.mdep, "digits").splitlines()
     assert header.split() == ["NAME", "READY", "PHASE", "STABLE", "CANARY", "WEIGHT", "STEP", "VERDICT", "AGE"]
     assert row.split()[:9] == ["digits", "False", "Canary", "digits-6c9f", "digits-8d1b", "25", "2/4", "in", "progress"]
-    scale = json.loads(kubectl.ok("get", "--raw", f"/apis/modelrollout.dev/v1alpha1/namespaces/{kubectl.namespace}/modeldeployments/digits/scale"))
+    scale = json.loads(kubectl.ok("get", "--raw", f"/apis/{kubectl.group}/v1alpha1/namespaces/{kubectl.namespace}/modeldeployments/digits/scale"))
     assert scale["status"] == {"replicas": 3, "selector": "a=b"}
     assert "digits" in kubectl.ok("get", "modelrollout"), "the category lists both kinds"
 
@@ -205,7 +220,7 @@ def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
         },
     }  # fmt: skip
     kubectl.ok("create", "-f", "-", body=revision)
-    kubectl.ok("annotate", "mrev", "digits-8d1b", "modelrollout.dev/promote=2/4 7f3a")
+    kubectl.ok("annotate", kubectl.mrev, "digits-8d1b", "modelrollout.dev/promote=2/4 7f3a")
     shallow, deep = copy.deepcopy(revision), copy.deepcopy(revision)
     put("spec.number", 2)(shallow)
     put("spec.template.pod.containers.0.name", "other")(deep)
@@ -213,7 +228,7 @@ def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
         done = kubectl("replace", "-f", "-", body=changed)
         assert done.returncode != 0
         assert "a ModelRevision is immutable; change the ModelDeployment instead" in done.stderr
-    header, row = kubectl.ok("get", "mrev").splitlines()
+    header, row = kubectl.ok("get", kubectl.mrev).splitlines()
     assert header.split() == ["NAME", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
     assert row.split()[0] == "digits-8d1b"
 
@@ -222,10 +237,11 @@ def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
     "path", ["modeldeployment.spec.rollout.canary.steps", "modeldeployment.spec.serving", "modelrevision.spec", "modelrevision.status"]
 )
 def test_explain_has_words(kubectl: Kubectl, path: str) -> None:
-    text = kubectl.ok("explain", path, "--api-version=modelrollout.dev/v1alpha1")
+    text = kubectl.ok("explain", path, f"--api-version={kubectl.group}/v1alpha1")
     assert "<empty>" not in text.split("FIELDS:")[0]
 
 
 def test_definitions_are_structural(kubectl: Kubectl) -> None:
-    conditions = json.loads(kubectl.ok("get", "crd", DEPLOYMENT_CRD, "-o", "json"))["status"]["conditions"]
-    assert not [c for c in conditions if c["type"] == "NonStructuralSchema"]
+    for name in (kubectl.mdep, kubectl.mrev):
+        conditions = json.loads(kubectl.ok("get", "crd", name, "-o", "json"))["status"]["conditions"]
+        assert not [c for c in conditions if c["type"] == "NonStructuralSchema"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Answer, Problem
@@ -22,15 +23,15 @@ from modelrollout.analysis.providers.measure import Counts, Measurement, counts_
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
 from modelrollout.api.config import PrometheusProvider
-from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef
 
 PROMETHEUS = shutil.which("prometheus")
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus here")
 
 ERRORS = Metric(name="errors", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 LIMIT_SECONDS = 30.0
+_NUMBERS = itertools.count()
 
 
 class Exporter:
@@ -51,14 +52,28 @@ class Exporter:
             labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'
             self.lines[f"traefik_service_request_duration_seconds_bucket{{{labels}}}"] = value
 
-    def labels(self, version: int, right: int, wrong: int) -> None:
+    def labels(self, name: str, version: int, right: int, wrong: int) -> None:
         for result, value in (("right", right), ("wrong", wrong)):
-            self.lines[f'modelrollout_feedback_total{{namespace="a",name="digits",version="{version}",slice="",result="{result}"}}'] = value
+            self.lines[f'modelrollout_feedback_total{{namespace="a",name="{name}",version="{version}",slice="",result="{result}"}}'] = value
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        if self.broken:
-            return web.Response(status=500)
-        return web.Response(text="".join(f"{k} {v}\n" for k, v in self.lines.items()))
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[str]:
+        """The address where it is scraped."""
+        exporter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(500 if exporter.broken else 200)
+                self.end_headers()
+                self.wfile.write("".join(f"{k} {v}\n" for k, v in list(exporter.lines.items())).encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            yield f"127.0.0.1:{server.server_port}"
+            server.shutdown()
 
 
 class Bench:
@@ -86,65 +101,56 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """One Prometheus for the module; targets come from a file that each test writes."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    targets = folder / "targets.json"
-    targets.write_text("[]")
-    scrape = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "file_sd_configs": [{"files": [str(targets)]}]}
-    # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
-    jobs = [{"job_name": "gateway", **scrape}, {"job_name": "again", **scrape}]
-    (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": jobs}))
-    with socket.socket() as free:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter, str]]:
+    """One exporter and one Prometheus for the module."""
+    folder, exporter = tmp_path_factory.mktemp("prometheus"), Exporter()
+    with exporter.listening() as scraped, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}", "--log.level=warn"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([str(PROMETHEUS), *command], stdout=log, stderr=log, cwd=folder)
-    try:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"prometheus does not start: {(folder / 'log').read_text()[-2000:]}")
-            with contextlib.suppress(OSError), socket.create_connection(tuple_of(address), 1):
-                break
-            time.sleep(0.05)
-        yield f"http://{address}", targets
-    finally:
-        process.terminate()
+        host, port = free.getsockname()
+        free.close()
+        # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
+        scrape = {
+            "scrape_interval": "200ms",
+            "scrape_timeout": "200ms",
+            "static_configs": [{"targets": [scraped], "labels": {"namespace": "monitoring"}}],
+        }
+        jobs = [{"job_name": "gateway", **scrape}, {"job_name": "again", **scrape}]
+        (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": jobs}))
+        options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={host}:{port}"]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([str(PROMETHEUS), *options], stdout=log, stderr=log, cwd=folder)
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _wait_for_port(process, host, port, folder / "log")
+            yield exporter, f"http://{host}:{port}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def tuple_of(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host, int(port)
+def _wait_for_port(process: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"prometheus does not start: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture
-async def bench(server: tuple[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    """A new exporter, hence a new instance, for each test; revisions carry the test's name."""
-    url, targets = server
-    exporter = Exporter()
-    app = web.Application()
-    app.router.add_get("/metrics", exporter.metrics)
+async def bench(served: tuple[Exporter, str]) -> AsyncIterator[Bench]:
+    """Names of its own for each test, and an exporter that exports nothing yet."""
+    exporter, url = served
+    exporter.lines.clear()
     reader = PrometheusReader(PrometheusProvider(name="main", url=url))
-    key = f"r{abs(hash(request.node.name)) % 10**6}"
-    target = Target("a", "digits", RevisionRef(revision=f"{key}-new", number=2), RevisionRef(revision=f"{key}-old", number=1), "traefik")
-    async with TestServer(app) as scraped:
-        rows = [{"targets": [f"127.0.0.1:{scraped.port}"], "labels": {"namespace": "monitoring"}}]
-        fresh = targets.with_suffix(".new")
-        fresh.write_text(json.dumps(rows))
-        fresh.replace(targets)
-        bench = Bench(exporter, reader, target)
-        await bench.until(f'count(up{{instance="127.0.0.1:{scraped.port}"}} == 1) == 2')
-        yield bench
-        # the next test must not see this instance
-        targets.write_text("[]")
-        await bench.until("absent(up)")
+    name = f"digits{next(_NUMBERS)}"
+    target = Target("a", name, RevisionRef(revision=f"{name}-new", number=2), RevisionRef(revision=f"{name}-old", number=1), "traefik")
+    bench = Bench(exporter, reader, target)
+    await bench.until("count(up == 1) == 2")
+    yield bench
     await reader.close()
 
 
@@ -193,11 +199,11 @@ async def test_a_gateway_whose_scrape_failed_at_the_baseline_does_not_bring_its_
 
 
 async def test_labels_are_counted_under_a_scrape_that_renames_namespace(bench: Bench) -> None:
-    bench.exporter.labels(1, 90, 10)
+    bench.exporter.labels(bench.target.name, 1, 90, 10)
     await bench.scraped()
     first = await bench.measure(ACCURACY)
-    bench.exporter.labels(1, 180, 20)
-    bench.exporter.labels(2, 40, 10)
+    bench.exporter.labels(bench.target.name, 1, 180, 20)
+    bench.exporter.labels(bench.target.name, 2, 40, 10)
     await bench.scraped()
     assert counts(await bench.measure(ACCURACY, first)) == (50, 10, 100, 10)
 
@@ -246,7 +252,7 @@ async def test_an_empty_prometheus_is_no_data_and_no_regression(bench: Bench) ->
     assert _judged(again["errors"]).reason == "NoData"
 
 
-def _judged(m: Measurement):  # type: ignore[no-untyped-def]
+def _judged(m: Measurement) -> MetricStatus:
     return judge(ERRORS, m.canary, m.stable, m.problem, m.value, 5, 25, 0.01)
 
 

@@ -130,18 +130,19 @@ def _criteria(canary: Counter, stable: Counter | None, margin: float | None, lim
 
 
 def _needed(criterion: _Criterion, total: float) -> int | None:
-    """Samples that the canary still needs if the shares stay as they are (the width falls with the root of the samples); None: they prove nothing."""
-    most = max(_LARGEST_PLAN, total)
-    at_last = criterion.interval(most / total).upper
-    if at_last >= criterion.pass_at:
-        return None
-    factor = 1.0
-    for _ in range(6):
-        upper = criterion.interval(factor).upper
-        if upper <= criterion.pass_at:
-            break
-        factor *= max(1.05, ((upper - at_last) / (criterion.pass_at - at_last)) ** 2)
-    return max(1, ceil((min(factor, most / total) - 1) * total))
+    """Samples that the canary still needs if the shares stay as they are, to about 5 %; None: no number of them proves it."""
+    low, high, most = 1.0, 2.0, max(_LARGEST_PLAN / total, 2.0)
+    while criterion.interval(high).upper > criterion.pass_at:
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 0.05 * high:
+        middle = (low + high) / 2
+        if criterion.interval(middle).upper > criterion.pass_at:
+            low = middle
+        else:
+            high = middle
+    return max(1, ceil((high - 1) * total))
 
 
 def _margin(metric: Metric) -> float | None:

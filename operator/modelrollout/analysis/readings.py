@@ -18,6 +18,7 @@ Side = Literal["canary", "stable"]
 # and so is a refused connection. Errors of Triton come without a message, hence in the headers, and are counted right
 # (docs/reasons-analysis.md, Blind spots).
 GRPC_BAD = frozenset({"4", "8", "12", "13", "14", "15"})
+_SHOWN = 300  # characters of a user's query or labels in a message: it lives in status
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ def read_counters(query: Query, answer: Answer, target: Target) -> Look | Proble
 def read_value(query: Query, answer: Answer) -> float | Problem:
     """The one number of a custom query."""
     if not answer.series:
-        return Problem("NoData", f"the query of {query.metric} found nothing: {query.promql}")
+        return Problem("NoData", f"the query of {query.metric} found nothing: {query.promql[:_SHOWN]}")
     if len(answer.series) > 1:
-        shown = ", ".join(str(dict(s.labels)) for s in answer.series[:3])
+        shown = ", ".join(str(dict(s.labels)) for s in answer.series[:3])[:_SHOWN]
         return Problem(
             "SeveralSeries", f"the query of {query.metric} gives {len(answer.series)} series ({shown}): aggregate it to one, e.g. with sum or max"
         )
@@ -102,7 +103,7 @@ def _sample(query: Query, series: list[Series]) -> Sample:
     counts = [s for s in series if s.labels.get(READING) != "scraped"]
     for s in counts:
         if not (math.isfinite(s.value) and s.value >= 0):
-            raise ValueError(f"the counter {dict(s.labels)} is {s.value}")
+            raise ValueError(f"the counter {str(dict(s.labels))[:_SHOWN]} is {s.value}")
     if query.shape == "buckets":
         return _buckets(query, counts, scraped)
     bad = sum(s.value for s in counts if _is_bad(query, s))

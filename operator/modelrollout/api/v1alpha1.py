@@ -432,7 +432,8 @@ class MetricStatus(StatusModel):
     stable: Counter | None = None
     value: float | None = None
     interval: list[float] | None = Field(
-        None, description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited."
+        None,
+        description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
 

@@ -25,23 +25,31 @@ from modelrollout.kube.client import (
     SERVICE,
     AlreadyExists,
     Conflict,
+    Forbidden,
+    Invalid,
     Kube,
+    KubeError,
     NotFound,
     Object,
     Resource,
 )
 from modelrollout.resources import jobs, server
-from modelrollout.resources.common import Owner
+from modelrollout.resources.common import NotAllowedError, Owner
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.facts import Desired
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
 
 log = logging.getLogger(__name__)
 
 RESOURCES: Mapping[str, Resource] = {r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)}
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind)
+_EXACT = frozenset({"selector", "matchLabels"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind)
+
+
+class ChildRefused(KubeError):
+    """A child that cannot be written as the spec is: quota, admission, a store that is not allowed, a name that is taken. It is told in status."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,20 @@ class Actor:
         wanted = self._render(seen, desired)
         for obj in wanted:
             wrote |= await self._match(seen, obj)
-        # Removal comes last: a backend goes only after the route that named it was written anew.
-        wrote |= await self._prune(seen, {(o["kind"], o["metadata"]["name"]) for o in wanted})
+        # Removal comes after: a backend goes only once the route that named it was written anew. What is to serve is kept even if its
+        # revision's evidence was lost, so that it cannot be rendered.
+        keep = {(o["kind"], o["metadata"]["name"]) for o in wanted}
+        keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
+        if desired.work is not None:
+            keep.add((JOB.kind, desired.work[1]))
+        wrote |= await self._prune(seen, keep)
         for name, status in desired.revision_status.items():
             wrote |= await self._record(seen, name, status)
         for name in desired.forget:
             wrote |= await self._delete(MODEL_REVISION, seen.children[(MODEL_REVISION.kind, name)])
+        if desired.work is not None:  # last: a Job that cannot be made holds up nothing else
+            for obj in self._job(seen, *desired.work):
+                wrote |= await self._match(seen, obj)
         return wrote
 
     def _render(self, seen: Seen, desired: Desired) -> list[Object]:
@@ -75,8 +91,6 @@ class Actor:
         assert spec is not None and seen.router is not None
         owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
         found: list[Object] = []
-        if desired.work is not None:
-            found += self._job(seen, *desired.work)
         for name, replicas in desired.servers.items():
             revision, live = s.revision(name), seen.children.get((MODEL_REVISION.kind, name))
             artifact = revision.status.artifact if revision else None
@@ -92,9 +106,18 @@ class Actor:
             found.append(server.stable_service(owner, None if desired.selector == ALL_REVISIONS else desired.selector))
         if desired.budget is not None:
             found.append(server.disruption_budget(owner, desired.budget))
-        return found + seen.router.children(owner, desired.split)
+        routes = seen.router.children(owner, desired.split)
+        if s.refusal is not None and s.refusal.reason in TRAFFIC_REFUSALS:
+            routes = [kept for route in routes if (kept := _as_before(route, seen.children.get((route["kind"], route["metadata"]["name"]))))]
+        return found + routes
 
     def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
+        try:
+            return self._rendered_job(seen, component, name)
+        except NotAllowedError as e:
+            raise ChildRefused(0, "StoreNotAllowed", str(e)) from e
+
+    def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec
         assert spec is not None and s.status.rollout is not None
         if component == names.COMPONENT_RESOLVE:
@@ -110,10 +133,10 @@ class Actor:
                 update={"resources": spec.optimization.resources, "timeout": spec.optimization.timeout}
             )
             return [jobs.prepare_job(owner, s.name, number, name, model, live["spec"]["sha256"], optimization, serving, self.config)]
-        golden = spec.rollout.analysis.golden
+        golden, stable = spec.rollout.analysis.golden, baseline(s)
         assert golden is not None
-        stable = (s.status.stable.revision, s.status.stable.number) if s.status.stable else None
-        return [jobs.evaluate_job(owner, s.name, number, name, golden, stable, model, serving, self.config)]
+        against = (stable.revision, stable.number) if stable else None
+        return [jobs.evaluate_job(owner, s.name, number, name, golden, against, model, serving, self.config)]
 
     async def _match(self, seen: Seen, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
@@ -121,29 +144,43 @@ class Actor:
         live = seen.children.get((kind, name))
         if live is not None and (kind == JOB.kind or covers(live, obj)):
             return False  # a Job is immutable, its name says what it is for
-        if kind == JOB.kind:
+        if live is None:
             await self._create(resource, obj)
-            return True
-        guarded = kind in _GUARDED and live is not None
-        version = live["metadata"]["resourceVersion"] if guarded and live else None
-        uid = live["metadata"]["uid"] if live else None
+        else:
+            await self._apply(resource, obj, live, guarded=kind in _GUARDED)
+        return True
+
+    async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
+        uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
         try:
             answer = await self.kube.apply(resource, obj, uid=uid, resource_version=version)
         except Conflict:
             await self._look_again(resource, obj)
             raise
+        except (Forbidden, Invalid) as e:
+            raise _refused(resource, obj, e) from e
         self.store.written(resource, answer, guarded=guarded)
-        log.info("applied %s %s", kind, name)
-        return True
+        log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
     async def _create(self, resource: Resource, obj: Object) -> None:
+        """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
+        name = obj["metadata"]["name"]
         try:
             answer = await self.kube.create(resource, obj)
-        except AlreadyExists:
-            await self._look_again(resource, obj)
-            return
+        except AlreadyExists as e:
+            live = await self._look_again(resource, obj)
+            if live is not None and not live["metadata"].get("deletionTimestamp"):
+                if _controller(live) != _controller(obj):
+                    text = f"{resource.kind} {name} exists and belongs to somebody else; remove it, or choose another name for the ModelDeployment"
+                    raise ChildRefused(e.status, "NameTaken", text) from e
+                if resource not in (JOB, MODEL_REVISION) and not covers(live, obj):  # it lost our label, so the watch lost it
+                    await self._apply(resource, obj, live, guarded=True)
+                    return
+            raise Conflict(e.status, "StaleRead", f"{resource.kind} {name} was not in the store") from e
+        except (Forbidden, Invalid) as e:
+            raise _refused(resource, obj, e) from e
         self.store.written(resource, answer, guarded=True)
-        log.info("created %s %s", resource.kind, obj["metadata"]["name"])
+        log.info("created %s %s", resource.kind, name)
 
     async def _look_again(self, resource: Resource, obj: Object) -> Object | None:
         """The store was behind: read the object itself."""
@@ -182,23 +219,43 @@ class Actor:
         return True
 
     async def _record(self, seen: Seen, name: str, status: ModelRevisionStatus) -> bool:
-        """Write a revision's status, and mirror an outcome that is final in its annotations: a backup brings no status."""
-        live = seen.children.get((MODEL_REVISION.kind, name))
-        if live is None:
+        """Write a revision's status, and mirror an outcome that is final in its annotations: a backup brings no status.
+
+        The mirror comes first: if only one of the two gets written, the status still differs, and the next pass does both.
+        """
+        seen_live = live = seen.children.get((MODEL_REVISION.kind, name))
+        if live is None or seen_live is None:
             return False
         try:
+            mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
+            if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
+                annotations = {names.ANNOTATION_OUTCOME: status.outcome, names.ANNOTATION_REASON: status.reason}
+                guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+                patch = {"metadata": {"annotations": annotations, **guards}}
+                live = await self.kube.merge_patch(MODEL_REVISION, live["metadata"]["namespace"], name, patch)
+                self.store.written(MODEL_REVISION, live, guarded=True)
             answer = await self.kube.replace_status(MODEL_REVISION, {**live, "status": status.wire()})
         except (Conflict, NotFound):
-            await self._look_again(MODEL_REVISION, live)
+            await self._look_again(MODEL_REVISION, seen_live)
             raise
         self.store.written(MODEL_REVISION, answer, guarded=True)
-        mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
-        if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
-            annotations = {names.ANNOTATION_OUTCOME: status.outcome, names.ANNOTATION_REASON: status.reason}
-            patch = {"metadata": {"annotations": annotations, "uid": live["metadata"]["uid"]}}
-            answer = await self.kube.merge_patch(MODEL_REVISION, live["metadata"]["namespace"], name, patch)
-            self.store.written(MODEL_REVISION, answer, guarded=False)
         return True
+
+
+def _controller(o: Object) -> str | None:
+    return next((r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
+
+
+def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
+    return ChildRefused(e.status, "ChildRefused", f"{resource.kind} {obj['metadata']['name']}: {e.message}")
+
+
+def _as_before(route: Object, live: Object | None) -> Object | None:
+    """A route whose host names or gateway are refused: it stays where it was, and only its weights follow."""
+    if live is None:
+        return None
+    kept = {key: live["spec"].get(key) for key in ("parentRefs", "hostnames")}
+    return {**route, "spec": {**route["spec"], **kept}}
 
 
 def _owner(o: Object, kind: str) -> Owner:
@@ -244,12 +301,13 @@ def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
 def covers(live: Any, wanted: Any) -> bool:
     """Whether the live object has everything that is wanted; what the API server added by default does not count.
 
-    An empty map or list is covered by its absence, quantities compare by value.
+    An empty map or list is covered by its absence, quantities compare by value. A selector is covered by its equal only: one label more selects
+    less.
     """
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None
-        return all(covers(live.get(k), v) for k, v in wanted.items())
+        return all(live.get(k) == v if k in _EXACT else covers(live.get(k), v) for k, v in wanted.items())
     if isinstance(wanted, list):
         if not isinstance(live, list):
             return not wanted and live is None

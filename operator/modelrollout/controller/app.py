@@ -56,7 +56,7 @@ class Operator:
     """The parts of one operator process, wired together."""
 
     def __init__(self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str) -> None:
-        self._config, self._kube, self._metrics = config, kube, metrics
+        self._config, self._kube, self._metrics, self._identity = config, kube, metrics, identity
         self._store = Store()
         self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
         self._queue.pause()  # only the leader works it
@@ -89,7 +89,7 @@ class Operator:
         log.info("health and metrics on port %d", port)
         registry = handlers.registry(self._store, self._resources, self._queue.add, kubeconfig, context)
         ready = asyncio.Event()
-        watching = asyncio.create_task(handlers.run(registry, self._config.namespaces, ready))
+        watching = asyncio.create_task(handlers.run(registry, self._config.namespaces, ready, self._identity))
         others = [
             asyncio.create_task(run_workers(self._queue, self._config.workers, self._work)),
             asyncio.create_task(self._contend(ready)),
@@ -109,6 +109,7 @@ class Operator:
                 task.cancel()
             await asyncio.gather(watching, *others, return_exceptions=True)
             await health.stop()
+            await self._assessor.close()
         await watching
 
     async def post(self, seen: Seen, event: Event) -> None:
@@ -206,7 +207,8 @@ def run(
     async def main() -> None:
         metrics = Metrics()
         async with await Kube.connect(kubeconfig, context, component="operator", on_request=metrics.api_request) as kube:
-            holder = identity or os.environ.get("POD_NAME") or new_identity()
+            # Not the pod's name alone: a container that is started anew in its pod is another candidate.
+            holder = identity or new_identity()
             log.info("%s starts as %s", names.FIELD_MANAGER, holder)
             await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(kubeconfig, context, health_port)
 

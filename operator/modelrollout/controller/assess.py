@@ -39,12 +39,14 @@ class PrometheusAssessor:
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(10.0, since(step.observed_since or step.since, self._now())),
         )
-        reader = self._reader(analysis.prometheus)
-        if reader is None:
-            missing = Problem("NoSource", "the operator's configuration names no Prometheus: add one under prometheus, or promote by hand")
-            found = {m.name: Measurement(problem=missing) for m in metrics}
-        else:
-            found = await measure(reader, target, metrics, counts_of(step.metrics))
+        found: dict[str, Measurement] = {}
+        for provider, asked in self._by_provider(metrics, analysis.prometheus, target).items():
+            reader = self._reader(provider)
+            if reader is None:
+                missing = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
+                found |= {m.name: Measurement(problem=missing) for m in asked}
+            else:
+                found |= await measure(reader, target, asked, counts_of(step.metrics))
         steps = s.spec.rollout.canary.steps
         onward = stepping.next_weight(steps, stepping.locate(steps, step))
         alpha = alpha_of(metrics)
@@ -55,6 +57,19 @@ class PrometheusAssessor:
     @staticmethod
     def _judge(metric: Metric, found: Measurement, weight: int, onward: int, alpha: float) -> MetricStatus:
         return judge(metric, found.canary, found.stable, found.problem, found.value, weight, onward, alpha)
+
+    def _by_provider(self, metrics: list[Metric], analysis: str | None, target: Target) -> dict[str | None, list[Metric]]:
+        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another."""
+        gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
+        found: dict[str | None, list[Metric]] = {}
+        for metric in metrics:
+            found.setdefault(analysis or (gateway if metric.name in ("errors", "latency") else None), []).append(metric)
+        return found
+
+    async def close(self) -> None:
+        """End the readers' threads."""
+        for reader in self._readers.values():
+            await reader.close()
 
     def _reader(self, name: str | None) -> PrometheusReader | None:
         provider = self._config.prometheus_for(name)

@@ -70,24 +70,27 @@ def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionIn
             )
     except kubernetes_config.ConfigException as e:
         raise kopf.PermanentError(f"no usable credentials: {e}") from e
-    header = found.get_api_key_with_prefix("authorization") or found.get_basic_auth_token() or ""
-    scheme, _, token = header.rpartition(" ")
+    scheme, _, token = (found.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
     return kopf.ConnectionInfo(
         server=found.host,
         ca_path=found.ssl_ca_cert,
         insecure=not found.verify_ssl,
-        scheme=scheme or ("Bearer" if token else None),
+        scheme=scheme or None,
         token=token or None,
+        username=found.username or None,
+        password=found.password or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
         priority=100,
     )
 
 
-async def run(made: Any, namespaces: list[str], ready: Any) -> None:
+async def run(made: Any, namespaces: list[str], ready: Any, identity: str) -> None:
     """Watch until a signal comes or a watch fails for good; then the process ends and is started anew, which is cheap."""
+    # Without an identity kopf asks the system for a user name, which a container with a bare uid has not.
     await kopf.operator(
         registry=made,
+        identity=identity,  # type: ignore[arg-type]
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,

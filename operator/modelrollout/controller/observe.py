@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
+from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
@@ -23,12 +24,15 @@ from modelrollout.kube.client import (
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
+    SERVICE,
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
+from modelrollout.resources.server import fetched_artifact
 from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
-from modelrollout.rollout.facts import Problem, Revision, Server, Snapshot, Verb, Work
-from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.rebuild import sound
+from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         return None
     children = store.children(key)
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
+    by_name = _own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
     spec, spec_error = _spec(deployment)
-    revisions = _revisions(children)
+    revisions = _revisions(by_name)
     snapshot = Snapshot(
         name=key[1],
         namespace=key[0],
@@ -60,49 +65,97 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         status=_status(deployment),
         revisions=revisions,
         servers=_servers(by_name, pods),
-        verbs=_verbs(deployment, children),
+        verbs=_verbs(deployment, by_name),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
     )
     if spec is None:
         return Seen(deployment, by_name, snapshot, None)
+    snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
     router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
-    snapshot = replace(snapshot, traffic=router.taken_up(wanted, by_name, snapshot.servers))
+    traffic = router.taken_up(wanted, by_name, snapshot.servers)
+    if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
+        traffic = replace(traffic, problem=snapshot.refusal)
+    snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router)
+
+
+def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
+    """Without what belongs to an earlier ModelDeployment of this name: the garbage collector is about to take it away."""
+
+    def controller(o: Object) -> str | None:
+        return next((r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
+
+    uid = deployment["metadata"]["uid"]
+    revisions = {o["metadata"]["uid"] for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and controller(o) in (None, uid)}
+    return {
+        (kind, name): o
+        for (kind, name), o in by_name.items()
+        if kind == POD.kind or controller(o) in ((None, uid) if kind == MODEL_REVISION.kind else (None, uid, *revisions))
+    }
 
 
 def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
     try:
-        return ModelDeploymentSpec.model_validate(deployment["spec"]), None
+        return ModelDeploymentSpec.model_validate(deployment.get("spec") or {}), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"
 
 
 def _status(deployment: Object) -> ModelDeploymentStatus:
+    """The status as far as it can be believed; what somebody else damaged is rebuilt from the revisions and the route (``rollout.rebuild``)."""
+    raw = deployment.get("status") or {}
     try:
-        return ModelDeploymentStatus.model_validate(deployment.get("status") or {})
+        return sound(ModelDeploymentStatus.model_validate(raw))
     except ValidationError:
-        # Somebody else wrote it: what cannot be read is rebuilt from the revisions and the route.
-        return ModelDeploymentStatus()
+        pass
+    kept: dict[str, Any] = {}
+    for field, value in raw.items():
+        with contextlib.suppress(ValidationError):
+            ModelDeploymentStatus.model_validate({field: value})
+            kept[field] = value
+    return sound(ModelDeploymentStatus.model_validate(kept))
 
 
-def _revisions(children: Iterable[Object]) -> tuple[Revision, ...]:
+def _revisions(by_name: Mapping[tuple[str, str], Object]) -> tuple[Revision, ...]:
     found: list[Revision] = []
-    for o in children:
-        if o["kind"] != MODEL_REVISION.kind or o["metadata"].get("deletionTimestamp"):
+    for (kind, name), o in by_name.items():
+        if kind != MODEL_REVISION.kind:
             continue
-        try:
-            status = ModelRevisionStatus.model_validate(o.get("status") or {})
-        except ValidationError:
-            status = ModelRevisionStatus()
         spec = o["spec"]
-        found.append(Revision(o["metadata"]["name"], spec["number"], spec["sha256"], spec["input"], status))
+        found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], _revision_status(o, by_name.get((DEPLOYMENT.kind, name)))))
     return tuple(sorted(found, key=lambda r: r.number))
+
+
+def _revision_status(revision: Object, server: Object | None) -> ModelRevisionStatus:
+    """The revision's status. Where it is empty, the outcome is that of its annotations, and the artifact the one that its pods run."""
+    try:
+        status = ModelRevisionStatus.model_validate(revision.get("status") or {})
+    except ValidationError:
+        status = ModelRevisionStatus()
+    if not revision.get("status"):
+        annotations = revision["metadata"].get("annotations") or {}
+        with contextlib.suppress(ValidationError):
+            status = ModelRevisionStatus.model_validate(
+                {"outcome": annotations.get(names.ANNOTATION_OUTCOME, "Pending"), "reason": annotations.get(names.ANNOTATION_REASON, "-")}
+            )
+    if status.artifact is None and server is not None and (fetched := fetched_artifact(server)):
+        status = status.model_copy(update={"artifact": ArtifactEvidence(uri=fetched[0], digest=fetched[1], size_before=0, size_after=0)})
+    return status
+
+
+def _live_split(by_name: Mapping[tuple[str, str], Object], name: str) -> Split:
+    for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
+        if route := by_name.get((kind, name)):
+            return tuple(weights(route).items())
+    selector = ((by_name.get((SERVICE.kind, name)) or {}).get("spec") or {}).get("selector") or {}
+    revision = selector.get(names.LABEL_REVISION)
+    return ((revision, 100),) if revision else ()
 
 
 def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> dict[str, Server]:
@@ -115,7 +168,7 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
         own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
-        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own))
+        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
     return found
 
 
@@ -123,9 +176,9 @@ def _label(o: Object, label: str) -> str | None:
     return (o["metadata"].get("labels") or {}).get(label)
 
 
-def _verbs(deployment: Object, children: Iterable[Object]) -> tuple[Verb, ...]:
+def _verbs(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> tuple[Verb, ...]:
     found: list[Verb] = []
-    for o in (deployment, *(c for c in children if c["kind"] == MODEL_REVISION.kind)):
+    for o in (deployment, *(o for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind)):
         annotations = o["metadata"].get("annotations") or {}
         revision = "" if o is deployment else o["metadata"]["name"]
         for verb in names.VERBS if revision else ("retry", "abort"):
@@ -143,7 +196,8 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
     conditions = {c["type"]: c for c in (found.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
     code, result, problem = termination(own)
     if "Complete" in conditions:
-        return Work("Succeeded", code, result, problem)
+        # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
+        return Work("Succeeded", code, result if code == 0 else None, problem)
     if "Failed" in conditions:
         failed = conditions["Failed"]
         return Work("Failed", code, result, problem or Problem(failed.get("reason", "JobFailed"), failed.get("message", "")))
@@ -157,7 +211,8 @@ def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
     result: TaskResult | None = s.work.result
     if s.work.state != "Succeeded" or result is None:
         return None
-    return judge_golden(s.spec.rollout.analysis.golden, result, s.status.stable.revision if s.status.stable else None)
+    stable = baseline(s)
+    return judge_golden(s.spec.rollout.analysis.golden, result, stable.revision if stable else None)
 
 
 def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,12 @@ from typing import Protocol
 
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.controller.act import Actor
+from modelrollout.controller.act import Actor, ChildRefused
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Assessment, Event, Snapshot
+from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,17 @@ class Reconciler:
         self._assessor, self._reporter = assessor, reporter
         self._now, self._may_write = now, may_write
         self._actor = Actor(kube, store, config)
+        # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
+        self._refused: dict[Key, Problem] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment; answers in how many seconds to look again (0 at once), None to wait for an event."""
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         seen = observe(self._store, key, self._config, kinds)
         if seen is None:
+            self._refused.pop(key, None)
             return None
-        s = await self._measured(seen.snapshot)
+        s = await self._measured(replace(seen.snapshot, refused=self._refused.get(key)))
         seen = Seen(seen.deployment, seen.children, s, seen.router)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -66,9 +70,15 @@ class Reconciler:
             for event in plan.events:
                 await self._reporter.post(seen, event)
             return 0.0
-        if plan.desired is not None and await self._actor.act(seen, plan.desired):
-            return 0.0
-        return plan.requeue_after
+        if plan.desired is None:
+            return plan.requeue_after
+        try:
+            wrote = await self._actor.act(seen, plan.desired)
+        except ChildRefused as e:
+            self._refused[key] = Problem(e.reason, e.message)
+            raise
+        told = self._refused.pop(key, None) is not None
+        return 0.0 if wrote or told else plan.requeue_after
 
     async def _measured(self, s: Snapshot) -> Snapshot:
         rollout = s.status.rollout
@@ -84,7 +94,8 @@ class Reconciler:
         try:
             answer = await self._kube.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()})
         except Conflict:
-            self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
+            with contextlib.suppress(NotFound):  # deleted and made anew: the watch tells of both
+                self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
             raise
         except NotFound:
             self._store.gone(MODEL_DEPLOYMENT, *key, seen.deployment["metadata"]["uid"])

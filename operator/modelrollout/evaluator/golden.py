@@ -82,9 +82,8 @@ class _Party:
         self.classes: int | None = None
 
     def _wrong_version(self, found: str) -> JobError:
-        code = "StableWrongVersion" if self.who == "stable" else "WrongVersion"
         return retryable(
-            code,
+            "StableWrongVersion" if self.who == "stable" else "WrongVersion",
             f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong pods, or not yet to the right ones",
         )
 

@@ -205,7 +205,7 @@ def check(path: Path) -> ModelInfo:
     if refusal:
         raise refusal
     model = _parse(path)
-    external = next((t.name for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL or t.external_data), None)
+    external = next((t.name for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL), None)
     if external is not None:
         raise bad_input(
             "ExternalData",

@@ -86,6 +86,8 @@ def open_session(path: Path, what: str) -> Any:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
+        if "bad alloc" in str(error) or "Failed to allocate" in str(error):
+            raise MemoryError from None
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
 
 

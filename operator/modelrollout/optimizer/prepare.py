@@ -225,7 +225,14 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         calibration: Arrays | None = data[f"{field_step(index)}.calibration"].inputs if step.method == "Static" else None
         with progress.stage("optimize"):
             done.append(
-                quantize(optimized, target, check(optimized), calibration, symmetric=task.instance_kind == "KIND_GPU", field=field_step(index))
+                quantize(
+                    optimized,
+                    target,
+                    check(optimized) if index else info,
+                    calibration,
+                    symmetric=task.instance_kind == "KIND_GPU",
+                    field=field_step(index),
+                )
             )
         optimized = target
     size_after = optimized.stat().st_size

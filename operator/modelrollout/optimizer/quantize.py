@@ -41,8 +41,20 @@ class _Reader(CalibrationDataReader):
         return next(self._parts, (0, None))[1]
 
 
-def _operators(path: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+def _tidy(path: Path) -> Counter[str]:
+    """Drop the imports of operator sets that no node uses (ONNX Runtime adds its own, which other runtimes need not know); returns the operators."""
+    model = onnx.load(path)
+    used = {node.domain for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes} | {f.domain for f in model.functions}
+    kept = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    onnx.save(model, path)
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def _has_subgraph(model: onnx.ModelProto) -> bool:
+    """Whether nodes may hide in an If, Loop or Scan: then no import is dropped."""
+    return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
 
 
 def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | None, *, symmetric: bool, field: str) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | 
                 )
         except _ERRORS as error:
             raise refused("QuantizationFailed", field, error, "remove the step, use the other method, or export with a newer opset") from None
-    operators = _operators(target)
+    operators = _tidy(target)
     done = {
         name: count
         for name, count in sorted(operators.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
@@ -30,7 +32,7 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU
+from modelrollout.resources.server import GPU, wants_gpu
 
 _FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
@@ -88,7 +90,7 @@ def _job(
         "metadata": metadata(owner, name, own_labels),
         "spec": {
             "backoffLimit": 3,
-            "activeDeadlineSeconds": int(timeout),
+            "activeDeadlineSeconds": max(1, math.ceil(timeout)),
             "ttlSecondsAfterFinished": config.job_ttl_seconds,
             "podFailurePolicy": {
                 "rules": [
@@ -180,7 +182,7 @@ def prepare_job(
 def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
-    return product or ("gpu" if GPU in (serving.resources.limits or {}) else "any")
+    return product or ("gpu" if wants_gpu(serving) else "any")
 
 
 def evaluate_job(

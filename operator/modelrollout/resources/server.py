@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
+
+from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
@@ -71,7 +74,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "resources": serving.resources.wire(),
                 "securityContext": container_security(),
                 "startupProbe": model_ready
-                | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": math.ceil(seconds(serving.startup_timeout))},
+                | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout)))},
                 "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
                 "livenessProbe": {
                     "httpGet": {"path": "/v2/health/live", "port": "http"},
@@ -112,10 +115,15 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     }
 
 
+def wants_gpu(serving: Serving) -> bool:
+    """Whether the pods ask for a GPU."""
+    return str((serving.resources.limits or {}).get(GPU, 0)) != "0"
+
+
 def _placement(serving: Serving) -> Object:
     found: Object = {}
     tolerations: list[Any] = list(serving.tolerations or [])
-    if GPU in (serving.resources.limits or {}):
+    if wants_gpu(serving):
         usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
         if usual not in tolerations:
             tolerations.append(usual)
@@ -147,7 +155,9 @@ def server_deployment(
     fetch = FetchTask(
         artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=_MODELS
     )
-    env = [{"name": TASK_ENV, "value": names.canonical_json(fetch.model_dump(mode="json", exclude_none=True))}]
+    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
+    task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
+    env = [{"name": TASK_ENV, "value": task}]
     spec = frozen["spec"]
     inits = [c | {"env": [*c.get("env", []), *env]} if c["name"] == _FETCH else c for c in spec["initContainers"]]
     return {
@@ -162,6 +172,17 @@ def server_deployment(
             "template": {"metadata": frozen["metadata"], "spec": spec | {"initContainers": inits}},
         },
     }
+
+
+def fetched_artifact(server: Object) -> tuple[str, str] | None:
+    """URI and digest of what the pods of a Deployment fetch; the evidence of last resort where a revision's status was lost."""
+    for container in server["spec"]["template"]["spec"].get("initContainers") or []:
+        for variable in container.get("env") or []:
+            if container["name"] == _FETCH and variable["name"] == TASK_ENV:
+                with contextlib.suppress(ValidationError):
+                    fetch = FetchTask.model_validate_json(variable.get("value") or "")
+                    return fetch.artifact.uri, fetch.digest
+    return None
 
 
 def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict[str, str]) -> Object:

@@ -9,6 +9,7 @@ from modelrollout.rollout import verbs
 from modelrollout.rollout.desired import desired, revision_status
 from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, since
 from modelrollout.rollout.present import present
+from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
 from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, known_version, revert
@@ -30,6 +31,8 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if status != s.status:
         return Plan(status, None, move.events)
     waits = [seconds for seconds in (move.requeue_after, _until_retired(s, now)) if seconds is not None]
+    if not waits and s.refusal:
+        waits = [CHECK_SECONDS]  # what stands in the way of it may be another object, whose events wake somebody else
     return Plan(status, desired(s), requeue_after=min(waits, default=None))
 
 
@@ -48,6 +51,16 @@ def retiring(s: Snapshot, now: datetime) -> Move | None:
 def _until_retired(s: Snapshot, now: datetime) -> float | None:
     gone = s.status.retiring
     return s.settle_seconds - since(gone.since, now) if gone and gone.since else None
+
+
+def lost(s: Snapshot, now: datetime) -> Move | None:
+    """Status is empty although there are revisions: somebody emptied it, or a backup brought none."""
+    status = rebuilt(s, now)
+    if status is None:
+        return None
+    stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
+    found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
+    return Move(status, (Event("StateRebuilt", f"status was empty, it was made anew from revisions and route: {found}", "Warning"),))
 
 
 def asked(s: Snapshot, now: datetime) -> Move | None:
@@ -116,4 +129,4 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
 
 
-CHECKS: tuple[Check, ...] = (retiring, asked, superseded, stage, start)
+CHECKS: tuple[Check, ...] = (lost, retiring, asked, superseded, stage, start)

@@ -130,6 +130,10 @@ def service_selector(s: Snapshot) -> str | None:
     return weights[0][0]
 
 
+# Stages that bring nothing new about the revision, or end at once: the next one's write says it all.
+_PASSING = ("Prepare", "Promote", "Revert")
+
+
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     """Status of the revisions whose written one differs: the evidence of the rollout, and what became of former ones."""
     found: dict[str, ModelRevisionStatus] = {}
@@ -137,6 +141,8 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     rollout = s.status.rollout
     for revision in s.revisions:
         wanted = revision.status
+        if rollout and rollout.revision == revision.name and rollout.stage in _PASSING:
+            continue
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):

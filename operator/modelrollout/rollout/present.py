@@ -8,7 +8,7 @@ from typing import Literal
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage
 from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Problem, Snapshot, in_flight, stamp
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, in_flight, stamp
 
 _PHASES: dict[Stage, Phase] = {
     "Resolve": "Resolving",
@@ -48,6 +48,8 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
     rollout = status.rollout
     stable = s.server(status.stable.revision) if status.stable else None
     flying = in_flight(rollout)
+    address = f"{s.name}.{s.namespace}.svc"
+    selector = {names.LABEL_NAME: s.name, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
     step = rollout.step if rollout else None
     verdict: str | None = None
     label: str | None = None
@@ -63,14 +65,10 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "observed_generation": s.generation,
             "phase": _phase(s, status),
             "conditions": _conditions(s, status, now),
-            "address": Address(url=f"http://{s.name}.{s.namespace}.svc:{names.PORT_HTTP}", grpc=f"{s.name}.{s.namespace}.svc:{names.PORT_GRPC}")
-            if status.stable
-            else None,
+            "address": Address(url=f"http://{address}:{names.PORT_HTTP}", grpc=f"{address}:{names.PORT_GRPC}") if status.stable else None,
             "replicas": stable.replicas if stable else 0,
             "ready_replicas": stable.ready if stable else 0,
-            "selector": f"{names.LABEL_NAME}={s.name},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER},{names.LABEL_REVISION}={status.stable.revision}"
-            if status.stable
-            else "",
+            "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: status.stable.revision}).items()) if status.stable else "",
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
             "step": label,
@@ -115,7 +113,7 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
     problem = _problem(s, status)
-    flying = in_flight(rollout)
+    flying = in_flight(rollout) and s.spec is not None  # a spec that cannot be read stops everything
     rows: list[_Row] = []
     if stable is None:
         rows.append(("Available", "False", "NoStable", "no revision has become stable yet"))
@@ -150,10 +148,13 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     rollout = status.rollout
     if s.spec_error:
         return Problem("InvalidSpec", s.spec_error)
-    if s.refusal and not _is_current(s, status) and not in_flight(rollout):
+    if s.refusal and not in_flight(rollout) and (s.refusal.reason in TRAFFIC_REFUSALS or not _is_current(s, status)):
         return s.refusal
+    if s.refused and not in_flight(rollout):
+        return s.refused
     if status.pinned and status.pinned.generation == s.generation and not _is_current(s, status):
-        return Problem("RolledBackByUser", f"held at revision {status.pinned.revision}; change spec, or say retry on the revision that spec asks for")
+        held = status.stable.revision if status.stable else "none"
+        return Problem("RolledBackByUser", f"held at revision {held}; change spec, or say retry on the revision that spec asks for")
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
     return None

@@ -9,7 +9,7 @@ from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
-from modelrollout.rollout.transitions import begin, fail, record, revert
+from modelrollout.rollout.transitions import allocate, begin, fail, record, revert
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
@@ -59,7 +59,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     present = stepping.label(steps, position)
     if verb.step != present:
         return f"it means step {verb.step or '(none)'}, the rollout is at step {present}", None
-    override = f"promote {verb.nonce} at {present}"
+    override = f"promote {verb.nonce[:64]} at {present}"
     status = record(s.status, "Inconclusive", "PromotedByUser", now)
     return None, Move(
         advance(s, status, position, now, override), (Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand"),)
@@ -89,11 +89,12 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if s.refusal:
         return s.refusal.message, None
     if not verb.revision:
-        begun, sha256 = begin(s, now, "Resolve"), s.spec.model.sha256
-        if sha256 is None:
-            return None, Move(begun, (Event("RetriedByUser", "the source is resolved again"),))
-        if s.status.stable and s.revision(s.status.stable.revision) and allocate(s, begun, sha256, now).rollout
-        return None, Move(begun, (Event("RetriedByUser", "the source is resolved again"),))
+        stable, sha256 = s.revision(s.status.stable.revision if s.status.stable else None), s.spec.model.sha256
+        if sha256 and stable is not None and stable.is_version(s.spec):
+            return f"{stable.name} is stable", None
+        begun = begin(s, now, "Resolve")
+        again = allocate(s, begun, sha256, now) if sha256 else begun
+        return None, Move(again, (Event("RetriedByUser", "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
         return f"spec asks for another version than {verb.revision}", None
@@ -118,6 +119,8 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         assert rollout is not None
         if rollout.stage == "Revert":
             return None, None
+        if rollout.mode == "Rollback" and rollout.revision == verb.revision:
+            return f"a rollback to {verb.revision} is in flight already", None
         return None, _end(s, now, "RolledBackByUser", f"ended in favour of a rollback to {verb.revision}")
     status = begin(
         s,

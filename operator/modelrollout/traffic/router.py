@@ -41,7 +41,7 @@ class GatewayRouter:
         kinds = [kind for kind, part in (("HTTPRoute", self._spec.http), ("GRPCRoute", self._spec.grpc)) if part]
         for kind in kinds:
             route = next((o for (k, _), o in seen.items() if k == kind), None)
-            if route is None or _weights(route) != dict(split):
+            if route is None or weights(route) != dict(split):
                 return Traffic(False, f"{kind} is not written yet")
             problem = _refused(kind, route)
             if problem is not None:
@@ -51,7 +51,8 @@ class GatewayRouter:
         return Traffic(True)
 
 
-def _weights(route: Object) -> dict[str, int]:
+def weights(route: Object) -> dict[str, int]:
+    """Weights above 0 by Service, as the route says."""
     backends = [ref for rule in route["spec"].get("rules", []) for ref in rule.get("backendRefs", [])]
     return {ref["name"]: ref.get("weight", 1) for ref in backends if ref.get("weight", 1) > 0}
 

@@ -174,3 +174,10 @@ def test_the_default_is_errors_and_latency_where_an_objective_is_known() -> None
 def test_metrics_judged_by_counts_share_one_budget() -> None:
     assert alpha_of([ERRORS, ACCURACY, QUERY]) == FALSE_ALARM_BUDGET / 2
     assert alpha_of([QUERY]) == alpha_of([]) == FALSE_ALARM_BUDGET
+
+
+def test_two_criteria_of_one_metric_share_its_budget() -> None:
+    canary, stable = counter(20, 500), counter(100, 5000)
+    both = judged(Metric(name="errors", max_increase=0.005, max=0.2), canary, stable)
+    expected = difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.005)
+    assert both.interval == [round(v, 6) for v in expected]

@@ -30,13 +30,13 @@ def vector(*values: tuple[dict[str, str], str]) -> web.Response:
 
 
 @asynccontextmanager
-async def reading(handler: Handler, **provider: Any) -> AsyncIterator[PrometheusReader]:
+async def reading(handler: Handler, *, threads: int = 4, **provider: Any) -> AsyncIterator[PrometheusReader]:
     """A reader of a Prometheus that answers with ``handler``."""
     app = web.Application()
     app.router.add_get("/prefix/api/v1/query", handler)
     async with TestServer(app) as server:
         settings = {"name": "main", "url": f"http://127.0.0.1:{server.port}/prefix/", "timeout_seconds": 5.0} | provider
-        reader = PrometheusReader(PrometheusProvider.model_validate(settings))
+        reader = PrometheusReader(PrometheusProvider.model_validate(settings), threads=threads)
         try:
             yield reader
         finally:
@@ -165,19 +165,22 @@ async def test_a_server_that_hangs_is_a_timeout() -> None:
         release.set()
 
 
-async def test_a_body_that_trickles_is_a_timeout() -> None:
+async def test_a_body_that_trickles_is_a_timeout_and_gives_its_thread_back() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
+        if request.query["query"] == "fast":
+            return vector(({}, "1"))
         response = web.StreamResponse()
         await response.prepare(request)
-        try:
-            while True:
-                await response.write(b" " * 70_000)
-                await asyncio.sleep(0.02)
-        except ConnectionError:
-            return response
+        while request.transport and not request.transport.is_closing():
+            await response.write(b" " * 1000)
+            await asyncio.sleep(0.01)
+        return response
 
-    async with reading(handler, timeout_seconds=0.3) as reader:
-        assert (await problem(reader)).kind in ("ProviderTimeout", "QueryRejected")
+    async with reading(handler, threads=1, timeout_seconds=0.3) as reader:
+        assert (await problem(reader)).kind == "ProviderTimeout"
+        async with asyncio.timeout(10):
+            while not isinstance(await one(reader, "fast"), Answer):
+                pass
 
 
 async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> None:

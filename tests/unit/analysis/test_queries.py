@@ -138,6 +138,12 @@ def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     assert look(LATENCY) == Look(_raw(), _raw())
 
 
+def test_labels_of_another_namespace_are_not_ours_because_the_service_runs_in_ours() -> None:
+    promql = query(ACCURACY).promql
+    assert '{namespace="team-a",exported_namespace="",name="digits"' in promql
+    assert '{exported_namespace="team-a",name="digits"' in promql
+
+
 def test_accuracy_counts_labels_by_version() -> None:
     def label(version: str, result: str) -> dict[str, str]:
         return {"version": version, "result": result, "instance": "f1", "reading": "count"}

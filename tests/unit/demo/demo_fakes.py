@@ -32,7 +32,6 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     delay: float = 0.0
     seen: int = 0
     hosts: set[str] = field(default_factory=set)
-    authorities: set[str] = field(default_factory=set)
     feedback: list[dict[str, Any]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     feedback_refusals: int = 0

@@ -180,7 +180,8 @@ def test_connection_that_breaks(server: ObjectStore, tmp_path: Path) -> None:
     assert (error.code, error.reason) == (ExitCode.RETRYABLE, "StoreUnreachable")
 
 
-def test_too_large_is_not_read(server: ObjectStore, tmp_path: Path) -> None:
+def test_too_large_is_not_read(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", 1)
     error = error_of(server.s3("models/a/m.onnx"), tmp_path, max_bytes=len(CONTENT) - 1)
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "TooLarge")
     assert (tmp_path / "out").stat().st_size == 0

@@ -101,6 +101,7 @@ def test_static_is_smaller_and_says_the_same(tmp_path: Path, symmetric: bool) ->
     assert (classes(target, x) == classes(source, x)).mean() > 0.95
     assert (classes(target, x) == y).mean() > 0.85
     assert done["method"] == "Static"
+    assert [o.domain for o in onnx.load(target).opset_import] == [""]
     info = check(target)
     assert (info.inputs, info.outputs, info.quantized) == (check(source).inputs, check(source).outputs, True)
     zero_points = [numpy_helper.to_array(t) for t in onnx.load(target).graph.initializer if t.name.endswith("zero_point")]

@@ -268,6 +268,16 @@ def test_damaged_artifact_is_made_anew(store: ObjectStore, lost: str, tmp_path: 
     run(fetch_task(store, again, tmp_path), Progress())
 
 
+def test_manifest_of_lost_files_is_replaced(store: ObjectStore, tmp_path: Path) -> None:
+    first = prepared(task_for(store))
+    path = f"/{str(first.artifact_uri).removeprefix('s3://')}/manifest.json"
+    store.objects[path] = store.objects[path].replace(b"report-", b"report-of-another-try-")
+    again = prepared(task_for(store))
+    assert not again.reused
+    assert again.artifact_digest == first.artifact_digest
+    run(fetch_task(store, again, tmp_path), Progress())
+
+
 def test_store_that_refuses_writes(store: ObjectStore) -> None:
     task = task_for(store)
     store.statuses[f"/artifacts/team-a/{key_of(inputs_of(task, data_digests(store)))}/manifest.json"] = (403, b"")

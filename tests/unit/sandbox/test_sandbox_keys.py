@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -94,22 +96,63 @@ def test_a_digest_does_not_run_values_together() -> None:
     assert images.digest(["ab", "c"]) != images.digest(["a", "bc"])
 
 
-def test_an_archive_is_named_after_image_and_key() -> None:
-    assert images.archive("localhost/modelrollout-operator:dev", "k1").name == "modelrollout-operator-dev-k1.tar"
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return images.layout()
 
 
-def test_the_pause_archive_is_one_that_containerd_reads() -> None:
-    data = images.single_layer("localhost/x:1", {"pause": b"binary"}, {"Entrypoint": ["/pause"]})
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        (entry,) = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
-        config = json.load(tar.extractfile(entry["Config"]))  # type: ignore[arg-type]
-        layer = tar.extractfile(entry["Layers"][0])
-        assert layer is not None
-        with tarfile.open(fileobj=layer) as inner:
-            member = inner.getmember("pause")
-            assert member.mode == 0o755
-    assert entry["RepoTags"] == ["localhost/x:1"]
-    assert config["rootfs"]["diff_ids"] == [f"sha256:{entry['Layers'][0].removesuffix('.tar')}"]
+def stored(ref: str, key: str, content: bytes) -> images.Built:
+    manifest, contents = images.single_layer({"program": content}, {"Entrypoint": ["/program"]})
+    for name, data in contents.items():
+        images.blob(name).parent.mkdir(parents=True, exist_ok=True)
+        images.blob(name).write_bytes(data)
+    return images.keep(ref, key, manifest)
+
+
+def test_an_image_is_found_only_whole(layout: Path) -> None:
+    built = stored("localhost/x:1", "k1", b"one")
+    assert images.find("localhost/x:1", "k1") == built
+    assert images.find("localhost/x:1", "k2") is None
+    images.blob(images.blobs(built.manifest)[-1]).unlink()
+    assert images.find("localhost/x:1", "k1") is None
+
+
+def test_an_import_carries_only_layers_that_are_not_there(layout: Path) -> None:
+    built = stored("localhost/x:1", "k1", b"one")
+    manifest, config, layer = images.blobs(built.manifest)
+    full, slim = io.BytesIO(), io.BytesIO()
+    assert images.sparse(built, lambda _: False, full) == [layer]
+    assert images.sparse(built, lambda _: True, slim) == []
+    for data, want in ((full, {manifest, config, layer}), (slim, {manifest, config})):
+        data.seek(0)
+        with tarfile.open(fileobj=data) as tar:
+            members = {m.name: m for m in tar}
+            index = json.load(tar.extractfile(members["index.json"]))  # type: ignore[arg-type]
+        assert {n.removeprefix("blobs/").replace("/", ":") for n in members if n.startswith("blobs/")} == want
+        assert index["manifests"][0]["digest"] == manifest
+        assert index["manifests"][0]["annotations"] == {"io.containerd.image.name": "localhost/x:1"}
+
+
+def test_the_newest_of_each_image_stay_and_lost_layers_go(layout: Path) -> None:
+    built = [stored("localhost/x:1", f"k{i}", f"{i}".encode()) for i in range(4)]
+    for age, b in enumerate(reversed(built)):
+        os.utime(layout / "built" / f"x-1-{b.key}", (1000 - age, 1000 - age))
+    other = stored("localhost/y:1", "k", b"y")
+    images.prune(newest=2)
+    assert [images.find("localhost/x:1", b.key) is not None for b in built] == [False, False, True, True]
+    assert images.find("localhost/y:1", "k") == other
+    assert len(list((layout / "blobs" / "sha256").iterdir())) == 9
+
+
+def test_a_layer_is_executable_and_named_by_what_it_holds() -> None:
+    manifest, contents = images.single_layer({"pause": b"binary"}, {"Entrypoint": ["/pause"]})
+    assert all(name == f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in contents.items())
+    described = json.loads(contents[manifest])
+    layer = described["layers"][0]["digest"]
+    assert json.loads(contents[described["config"]["digest"]])["rootfs"]["diff_ids"] == [layer]
+    with tarfile.open(fileobj=io.BytesIO(contents[layer])) as tar:
+        assert tar.getmember("pause").mode == 0o755
 
 
 def test_pip_settings_keep_the_index_and_drop_local_folders() -> None:

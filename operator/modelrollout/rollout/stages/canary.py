@@ -104,7 +104,8 @@ def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found
 def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
     """The status with the new measurement if that is news, else as it is: an idle look costs no write."""
     assert s.status.rollout is not None
-    problem = Problem(found.reason, found.message) if found.verdict in ("Error", "Inconclusive") else None
+    # Still too little evidence is how every step begins and no trouble; what keeps evidence from coming is.
+    problem = Problem(found.reason, found.message) if found.verdict == "Error" else None
     reason = problem.reason if problem else None
     if s.status.rollout.reason == reason and not _is_news(step, found, now):
         return s.status
@@ -112,10 +113,15 @@ def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) 
 
 
 def _is_news(step: StepStatus, found: Assessment, now: datetime) -> bool:
-    """Whether a measurement says more than the one in status: another verdict, or the same one much later."""
-    before = {m.name: (m.verdict, m.reason, m.canary is not None, m.stable is not None) for m in step.metrics}
-    after = {m.name: (m.verdict, m.reason, m.canary is not None, m.stable is not None) for m in found.metrics}
-    return before != after or step.measured is None or since(step.measured, now) >= REWRITE_SECONDS
+    """Whether a measurement is worth a write: a baseline, trouble that came or went, or much later.
+
+    That one metric of several has enough is no news: the step's verdict is written when it moves the rollout.
+    """
+
+    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool]]:
+        return {m.name: (m.reason if m.verdict == "Error" else None, m.canary is not None, m.stable is not None) for m in metrics}
+
+    return gist(step.metrics) != gist(found.metrics) or step.measured is None or since(step.measured, now) >= REWRITE_SECONDS
 
 
 def _with_metrics(status: ModelDeploymentStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:

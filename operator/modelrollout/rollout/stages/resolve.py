@@ -15,15 +15,13 @@ def resolve(s: Snapshot, now: datetime) -> Move:
     """Take the digest that the Job found."""
     work = s.work
     if work.state == "Succeeded" and work.result and work.result.sha256:
-        known_before = s.status.last_number
         status = allocate(s, s.status, work.result.sha256, now)
         assert status.rollout is not None
         if s.status.stable and status.rollout.revision == s.status.stable.revision and s.revision(status.rollout.revision):
             # The source still is what stable was made of: there is nothing to roll out.
             same = enter(s.status, "Done", now, outcome="Stable", sha256=work.result.sha256)
             return Move(same, (Event("Unchanged", f"the source is still that of stable revision {status.rollout.revision}"),))
-        event = Event("Resolved", f"revision {status.rollout.revision}: sha256 {work.result.sha256}")
-        return Move(status, (event,) if status.last_number != known_before else ())
+        return Move(status)
     if work.state == "Succeeded":
         return lost(s, now)
     if work.state == "Failed":

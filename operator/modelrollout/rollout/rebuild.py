@@ -1,0 +1,90 @@
+"""A status that was lost or damaged: what of it can be believed, and what revisions and the live route say instead.
+
+A restore from Git or a backup brings no status, and somebody may edit it. Starting at nothing would roll the present version out once more,
+take a version that was refused for a new one, and remove the pods of stable.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Pinned, RevisionRef, RolloutStatus
+from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
+from modelrollout.rollout.transitions import begin
+
+_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
+
+
+def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+    """The status without the parts that contradict themselves, so that every later step may rely on the rest."""
+    changes: dict[str, object] = {}
+    for field in ("stable", "retiring"):
+        ref: RevisionRef | None = getattr(status, field)
+        if ref is not None and not _is_time(ref.since):
+            changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
+    if status.rollout is not None and not _holds(status, status.rollout):
+        changes["rollout"] = None
+    verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
+    if verbs != status.handled_verbs:
+        changes["handled_verbs"] = verbs
+    return status.model_copy(update=changes) if changes else status
+
+
+def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
+    step = rollout.step
+    times = [rollout.since, rollout.started]
+    if step is not None:
+        times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if not all(map(_is_time, times)):
+        return False
+    named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
+    if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
+        return False
+    if rollout.stage in ("Canary", "Revert") and status.stable is None:
+        return False
+    if rollout.stage == "Canary" and step is None:
+        return False
+    return rollout.stage != "Failed" or rollout.outcome is not None
+
+
+def _is_time(text: str | None) -> bool:
+    try:
+        return text is not None and datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
+    """The state as revisions and the live route show it, if status has none; None when there is nothing to rebuild or to gain.
+
+    Stable is what the route sends the most to, before all a revision that is known to have served; without a route the newest one whose outcome
+    says so (read from its annotations where its own status is gone as well). Verbs that stand on the objects were carried out long ago.
+    """
+    if s.status.stable is not None or s.status.rollout is not None or not s.revisions:
+        return None
+    found = s.status.model_copy(
+        update={
+            "last_number": max(s.status.last_number, *(r.number for r in s.revisions)),
+            "handled_verbs": list(dict.fromkeys([*s.status.handled_verbs, *(v.key for v in s.verbs)])),
+        }
+    )
+    stable = _serving(s) or _recorded(s)
+    if stable is None:
+        return found if found != s.status else None
+    if stable.status.artifact is None or not stable.status.artifact.digest:
+        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work in the store, and takes all traffic.
+        made = begin(s, now, "Prepare", mode="Rollback", sha256=stable.sha256, revision=stable.name, number=stable.number)
+        return found.model_copy(update={"rollout": made.rollout})
+    update: dict[str, object] = {"stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))}
+    if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
+        update["pinned"] = Pinned(revision=stable.name, generation=s.generation)  # somebody went back to it: nothing climbs by itself
+    return found.model_copy(update=update)
+
+
+def _serving(s: Snapshot) -> Revision | None:
+    shares = [(revision, weight) for name, weight in s.live_split if weight > 0 and (revision := s.revision(name))]
+    return max(shares, key=lambda share: (share[0].status.outcome in SERVED, share[1], -share[0].number), default=(None, 0))[0]
+
+
+def _recorded(s: Snapshot) -> Revision | None:
+    return max((r for r in s.revisions if r.status.outcome in ("Stable", "Promoted")), key=lambda r: r.number, default=None)

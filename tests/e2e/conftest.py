@@ -1,0 +1,139 @@
+"""The operator in a real cluster, by its chart, with two replicas; shared by all end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from demo import target as targets
+from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, NotThereError, secret
+from demo.setup import CHART, SECRET, chart_values
+from tests.e2e import models
+
+T = TypeVar("T")
+UNREACHABLE = "unreachable"
+
+
+class Stage:
+    """A namespace with the store's Secret, models and data in the store, and words for what the tests do."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.cluster.target.store.models}/e2e/{key}"
+
+    def data(self, key: str) -> str:
+        return f"s3://{self.cluster.target.store.data}/e2e/{key}"
+
+    def deployment(self, name: str, model: str = "good.onnx", **spec: Any) -> dict[str, Any]:
+        """A ModelDeployment of one small pod; ``spec`` replaces whole sections."""
+        return {
+            "apiVersion": "modelrollout.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "model": {"uri": self.uri(model)},
+                "serving": {
+                    "replicas": 1,
+                    "resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}},
+                },
+                "rollout": {"progressDeadline": "2m"},
+                **spec,
+            },
+        }
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.cluster.apply(*objects)
+
+    def get(self, name: str) -> dict[str, Any]:
+        return self.cluster.deployment(self.namespace, name)
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        found = {c["type"]: c for c in (self.get(name).get("status") or {}).get("conditions", [])}
+        return found.get(kind, {"status": "Unknown", "reason": "", "message": ""})
+
+    def until(self, what: str, look: Callable[[], T | None], limit: float = 120) -> T:
+        """What ``look`` finds, or a failure that says what was waited for and how things stand."""
+        end = time.monotonic() + limit
+        while True:
+            found = look()
+            if found:
+                return found
+            if time.monotonic() > end:
+                state = self.cluster.kubectl("get", "mdep,mrev,pods,jobs", "-n", self.namespace)
+                raise AssertionError(f"not seen within {limit:.0f} s: {what}\n{state}")
+            time.sleep(0.5)
+
+    def until_ready(self, name: str, limit: float = 150) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            now = self.get(name)
+            current = (now.get("status") or {}).get("observedGeneration") == now["metadata"]["generation"]
+            return now if current and self.condition(name, "Ready")["status"] == "True" else None
+
+        return self.until(f"{name} is Ready", look, limit)
+
+    def until_stalled(self, name: str, reason: str, limit: float = 150) -> str:
+        """The message of Stalled once it is True for that reason; another reason is a failure at once."""
+
+        def look() -> dict[str, Any] | None:
+            stalled = self.condition(name, "Stalled")
+            if stalled["status"] == "True":
+                assert stalled["reason"] == reason, f"{name}: {stalled['reason']}: {stalled['message']}"
+                return stalled
+            return None
+
+        return str(self.until(f"{name} is Stalled for {reason}", look, limit)["message"])
+
+    def events(self, name: str) -> list[str]:
+        found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
+        return [e["reason"] for e in found if e["involvedObject"]["name"] == name]
+
+    def gone(self, name: str) -> bool:
+        try:
+            self.get(name)
+        except NotThereError:
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The sandbox, or with KUBECONTEXT a cluster of one's own that TARGET describes (docs/demo.md); REGISTRY says where its images are."""
+    context, registry = os.environ.get("KUBECONTEXT"), os.environ.get("REGISTRY")
+    if context is None:
+        return Cluster(targets.sandbox(None, registry))
+    return Cluster(targets.from_file(Path(os.environ["TARGET"]), None, context, registry))
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The release, with a second Prometheus that nobody answers at."""
+    values = chart_values(cluster.target)
+    values["prometheus"].append({"name": UNREACHABLE, "url": "http://127.0.0.1:9"})
+    path = tmp_path_factory.mktemp("chart") / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
+    cluster.helm("upgrade", "--install", RELEASE, str(CHART), *where, "--values", str(path), "--wait", "--timeout", "5m")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def stage(operator: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A fresh namespace for each module of tests."""
+    namespace = "e2e-" + Path(str(request.path)).stem.removeprefix("test_").replace("_", "-")
+    operator.fresh_namespace(namespace)
+    store = operator.target.store
+    keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
+    operator.apply(secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", {name: "nothing-valid" for name in keys}))
+    folder = tmp_path_factory.mktemp("files")
+    operator.upload(store.models, {f"e2e/{p.name}": p for p in models.write_models(folder)})
+    operator.upload(store.data, {f"e2e/{p.name}": p for p in models.write_data(folder)})
+    yield Stage(operator, namespace)
+    operator.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -1,0 +1,65 @@
+"""Tiny real models and data sets, good and broken ones."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+FEATURES, CLASSES = 16, 4
+_WEIGHTS = np.random.default_rng(3).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+
+
+def classifier(weights: NDArray[np.float32], name: str) -> bytes:
+    """``logits = x @ weights`` as ONNX; ``name`` makes the bytes differ."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def inputs(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """``n`` inputs with the classes that the good model gives them."""
+    x = np.random.default_rng(seed).normal(size=(n, FEATURES)).astype(np.float32)
+    return x, np.argmax(x @ _WEIGHTS, axis=1).astype(np.int64)
+
+
+def write_models(folder: Path) -> list[Path]:
+    good = classifier(_WEIGHTS, "good")
+    files = {
+        "good.onnx": good,
+        "better.onnx": classifier(_WEIGHTS, "better"),
+        "third.onnx": classifier(_WEIGHTS, "third"),
+        "wrong.onnx": classifier(-_WEIGHTS, "wrong"),
+        "truncated.onnx": good[: len(good) // 2],
+        "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
+        "pickle.onnx": pickle.dumps({"weights": _WEIGHTS}),
+    }
+    return [_write(folder / name, content) for name, content in files.items()]
+
+
+def write_data(folder: Path) -> list[Path]:
+    x, labels = inputs(600, 5)
+    sets: dict[str, dict[str, NDArray[np.generic]]] = {
+        "good.npz": {"x": x, "labels": labels},
+        "misfit.npz": {"x": x[:, :7], "labels": labels},
+        "unlabelled.npz": {"x": x},
+    }
+    for name, arrays in sets.items():
+        np.savez(folder / name, **arrays)  # type: ignore[arg-type]
+    return [folder / name for name in sets]
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

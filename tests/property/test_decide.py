@@ -1,0 +1,267 @@
+"""The state machine against every order of events that hypothesis can think of.
+
+The cluster is tests/unit/rollout/world.py: it is driven by ``decide`` as the reconciler does it, and holds the invariants of DESIGN.md after every
+single write (1 weights, 2 stable, numbers, kstatus, size and round trip of status) and after every pass (5 waits, livelock, leftovers).
+In the end the world turns kind, and every rollout has to come to an end with stable at 100 % (3).
+``HYPOTHESIS_PROFILE=deep`` runs many times as long.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.facts import Problem, in_flight
+from tests.unit.rollout import builders as b
+from tests.unit.rollout.world import Refused, World
+
+settings.register_profile("deep", max_examples=600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("quick", max_examples=70, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+PROFILE = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
+
+STEPS: list[list[dict[str, Any]]] = [
+    [{"weight": 5}, {"weight": 25}, {"weight": 50}],
+    [{"weight": 25}],
+    [{"pause": {}}, {"weight": 10}, {"pause": {"duration": "30s"}}, {"weight": 60, "for": "20s"}],
+    [{"weight": 5}, {"pause": {}}, {"weight": 50}],
+    [{"weight": 5}, {"weight": 25}, {"pause": {"duration": "1m"}}, {"weight": 100}],
+    [{"weight": 100}],
+]
+POLICIES: list[dict[str, Any]] = [
+    {"progressDeadline": "5m"},
+    {"progressDeadline": "5m", "onInconclusive": "Rollback"},
+    {"progressDeadline": "5m", "onFailure": "Pause"},
+]
+PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    """Users, Jobs, pods, gateways, crashes and other leaders in any order."""
+
+    @initialize(
+        gateway=st.sampled_from([True, True, False]),
+        golden=st.booleans(),
+        serves=st.sampled_from([True, True, True, False]),
+        steps=st.sampled_from(STEPS),
+        policy=st.sampled_from(POLICIES),
+        rounds=st.integers(0, 8),
+    )
+    def begin(self, gateway: bool, golden: bool, serves: bool, steps: list[dict[str, Any]], policy: dict[str, Any], rounds: int) -> None:
+        """Most runs begin with a version that serves, and with the next one under way."""
+        self.wanted: dict[str, Any] = {
+            "version": 1,
+            "gateway": gateway,
+            "golden": golden,
+            "steps": STEPS[0],
+            "replicas": 2,
+            "rollout": POLICIES[0],
+            "revisionHistoryLimit": 2,
+        }
+        self.nonce = 0
+        self.world = World(self.spec())
+        self.former: World | None = None
+        if serves:
+            self.world.serve()
+            self.edit(version=2, steps=steps, rollout=policy)
+            self.all_goes_well_for_a_while(rounds)
+
+    def spec(self) -> Any:
+        made = {**self.wanted}
+        rollout = {**made.pop("rollout"), "canary": {"steps": made.pop("steps")}}
+        return b.spec(made.pop("version"), rollout=rollout, **made)
+
+    def edit(self, **changes: Any) -> None:
+        self.wanted |= changes
+        self.world.edit(self.spec())
+
+    # --- the operator
+
+    @rule()
+    def reconcile(self) -> None:
+        self.world.reconcile()
+
+    @rule(passes=st.integers(1, 3))
+    def a_few_passes(self, passes: int) -> None:
+        for _ in range(passes):
+            self.world.one_pass()
+
+    @rule(after=st.integers(0, 3))
+    def crash_between_two_writes(self, after: int) -> None:
+        self.world.one_pass(crash_after=after)
+
+    @rule()
+    def a_leader_is_paused(self) -> None:
+        """It has read everything, and goes on some time later (``goes_on``)."""
+        self.former = copy.deepcopy(self.world)
+
+    @precondition(lambda self: self.former is not None)
+    @rule()
+    def the_paused_leader_goes_on(self) -> None:
+        """Whatever it decides on what it has read, its guarded writes are refused if anything has changed since."""
+        former, self.former = self.former, None
+        assert former is not None
+        s = former.snapshot()
+        plan = decide(s, self.world.now)
+        if plan.status != s.status:
+            try:
+                self.world.deciding = s
+                self.world.write_status(plan.status, former.version)
+            except Refused:
+                assert former.version != self.world.version
+        elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
+            # the write of the route carries its resourceVersion: it gets through only if nobody has written it since
+            if former.version == self.world.version and self.world.status == former.status and self.world.route != plan.desired.split:
+                self.world._apply_route(plan.desired.split)
+
+    # --- the world
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 5.0, 20.0, 61.0, 301.0, 4000.0, -5.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.tick(seconds)
+
+    @rule(how=st.sampled_from(["ok", "ok", "ok", "lost", "bad", "gate", "oom"]))
+    def a_job_ends(self, how: str) -> None:
+        self.world.end_job(how)
+        self.world.reconcile()
+
+    @rule(which=st.integers(0, 2), ready=st.sampled_from([0, 1, 2, 3, 3]), problem=st.sampled_from(PROBLEMS))
+    def pods_change(self, which: int, ready: int, problem: Problem | None) -> None:
+        names = sorted(self.world.servers)
+        if which < len(names):
+            self.world.pods(names[which], ready, problem if ready == 0 else None)
+
+    @rule()
+    def pods_start(self) -> None:
+        for name, pods in self.world.servers.items():
+            self.world.pods(name, pods.asked)
+
+    @rule()
+    def the_gateway_accepts(self) -> None:
+        self.world.accept()
+
+    @rule(verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error", None]))
+    def analysis_says(self, verdict: Any) -> None:
+        self.world.verdict = verdict
+        self.world.reconcile()
+
+    @rule(verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error"]))
+    def golden_data_says(self, verdict: Any) -> None:
+        self.world.golden_verdict = verdict
+
+    @rule(rounds=st.integers(1, 6))
+    def all_goes_well_for_a_while(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.kindly()
+            self.world.reconcile()
+
+    @rule(verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error"]), rounds=st.integers(1, 3))
+    def traffic_flows(self, verdict: Any, rounds: int) -> None:
+        """Pods start, the gateway accepts, and the analysis gets that far."""
+        self.world.verdict = verdict
+        self.all_goes_well_for_a_while(rounds)
+
+    # --- users
+
+    @rule(version=st.integers(1, 4), pinned=st.booleans())
+    def another_version(self, version: int, pinned: bool) -> None:
+        self.edit(version=version, pinned=pinned)
+
+    @rule(steps=st.sampled_from(STEPS), policy=st.sampled_from(POLICIES))
+    def other_steps(self, steps: list[dict[str, Any]], policy: dict[str, Any]) -> None:
+        self.edit(steps=steps, rollout=policy)
+
+    @rule(replicas=st.integers(0, 4))
+    def scale(self, replicas: int) -> None:
+        self.edit(replicas=replicas)
+
+    @rule(golden=st.booleans(), limit=st.integers(1, 3))
+    def golden_on_or_off(self, golden: bool, limit: int) -> None:
+        self.edit(golden=golden, revisionHistoryLimit=limit)
+
+    @rule()
+    def a_spec_that_cannot_be_read(self) -> None:
+        self.world.edit(None)
+        self.world.reconcile()
+
+    @rule(refusal=st.sampled_from([None, None, Problem("StoreNotAllowed", "use another store")]))
+    def what_is_allowed(self, refusal: Problem | None) -> None:
+        self.world.refusal = refusal
+
+    @rule(verb=st.sampled_from(["promote", "abort", "retry", "rollback"]), which=st.integers(0, 3), stale=st.booleans())
+    def a_verb(self, verb: str, which: int, stale: bool) -> None:
+        names = sorted(self.world.revisions)
+        name = names[which] if which < len(names) else ""
+        if not name and verb in ("promote", "rollback"):
+            return
+        self.nonce += 1
+        self.world.say(verb, name, f"n{self.nonce}", "9/9" if stale else self.world.status.step)
+
+    @precondition(lambda self: in_flight(self.world.status.rollout))
+    @rule(verb=st.sampled_from(["promote", "promote", "abort"]))
+    def a_verb_that_fits(self, verb: str) -> None:
+        rollout = self.world.status.rollout
+        assert rollout is not None
+        self.nonce += 1
+        self.world.say(verb, rollout.revision or "", f"n{self.nonce}", self.world.status.step)
+        self.world.reconcile()
+
+    # --- accidents
+
+    @rule(which=st.integers(0, 2))
+    def somebody_deletes_a_deployment(self, which: int) -> None:
+        names = sorted(self.world.servers)
+        if which < len(names):
+            self.world.damaged = True
+            del self.world.servers[names[which]]
+            self.world.reconcile()
+
+    @rule()
+    def somebody_changes_the_route(self) -> None:
+        if self.world.route:
+            self.world.route = tuple((name, 100 // len(self.world.route)) for name, _ in self.world.route)
+            self.world.route_version += 1
+            self.world.accepted = False
+
+    @rule()
+    def somebody_deletes_a_job(self) -> None:
+        if self.world.jobs:
+            self.world.jobs.popitem()
+
+    @rule()
+    def status_is_lost(self) -> None:
+        self.world.lose_status()
+        self.world.reconcile()
+
+    def teardown(self) -> None:
+        """The world turns kind: every rollout ends, and stable (if there is one) has everything."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.refusal = None
+        if world.spec is None:
+            world.edit(self.spec())
+        for _ in range(3):
+            world.serve()
+            if not in_flight(world.status.rollout):
+                break
+            rollout = world.status.rollout
+            assert rollout is not None and rollout.stage == "Canary" and rollout.step and rollout.step.phase == "Paused", f"{rollout} does not end"
+            self.nonce += 1
+            world.say("abort", rollout.revision or "", f"n{self.nonce}")
+        assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"
+        plan = world.reconcile()
+        assert plan.requeue_after is None, "at rest nothing is waited for"
+        stable = world.status.stable
+        if stable is not None and world.route is not None:
+            assert world.route == ((stable.revision, 100),) == world.plane
+            assert set(world.servers) == {stable.revision}
+
+
+TestRollouts = RolloutMachine.TestCase
+TestRollouts.settings = PROFILE

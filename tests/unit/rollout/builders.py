@@ -1,0 +1,175 @@
+"""Specs, snapshots and a clock for tests of the state machine. Everything has a default; a test names only what it is about."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
+    Condition,
+    EvaluationEvidence,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    RevisionRef,
+    RolloutStatus,
+    StepStatus,
+    VerdictName,
+)
+from modelrollout.rollout.facts import Assessment, Plan, Revision, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.transitions import input_hash
+
+START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+NAME, NAMESPACE = "digits", "ml"
+TAKEN = Traffic(True)
+
+
+def at(seconds: float) -> datetime:
+    """So many seconds after the start of the test."""
+    return START + timedelta(seconds=seconds)
+
+
+def ago(seconds: float) -> str:
+    """A timestamp of status, so many seconds before ``START``."""
+    return stamp(START - timedelta(seconds=seconds))
+
+
+def uri(version: int) -> str:
+    return f"s3://models/digits/v{version}/model.onnx"
+
+
+def sha(version: int) -> str:
+    """Digest of the model file of a version."""
+    return hashlib.sha256(uri(version).encode()).hexdigest()
+
+
+def spec(
+    version: int = 1,
+    *,
+    steps: list[dict[str, Any]] | None = None,
+    golden: bool = False,
+    pinned: bool = False,
+    gateway: bool = True,
+    replicas: int = 2,
+    rollout: Mapping[str, Any] | None = None,
+    **other: Any,
+) -> ModelDeploymentSpec:
+    """Spec that asks for ``version``; ``pinned``: with its sha256."""
+    canary = {} if steps is None else {"canary": {"steps": steps}}
+    analysis = {"analysis": {"golden": {"uri": "s3://models/golden.npz"}}} if golden else {}
+    return ModelDeploymentSpec.model_validate(
+        {
+            "model": {"uri": uri(version)} | ({"sha256": sha(version)} if pinned else {}),
+            "serving": {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": 1}}},
+            "traffic": {"gateway": {"name": "public"}, "http": {"hostnames": ["digits.example.com"]}} if gateway else {},
+            "rollout": canary | analysis | dict(rollout or {}),
+        }
+        | other
+    )
+
+
+STEPS = [{"weight": 5}, {"weight": 25}, {"weight": 50}]
+
+
+def artifact(version: int = 1) -> ArtifactEvidence:
+    return ArtifactEvidence(uri=f"s3://artifacts/ml/v{version}", digest=f"sha256:{sha(version)}", size_before=1000, size_after=260)
+
+
+def revision(version: int, outcome: str = "Pending", *, number: int | None = None, prepared: bool = True, reason: str = "-") -> Revision:
+    """The kept revision of a version."""
+    user_input = spec(version).user_input()
+    status = ModelRevisionStatus.model_validate({"outcome": outcome, "reason": reason}).model_copy(
+        update={"artifact": artifact(version) if prepared else None}
+    )
+    return Revision(revision_name(version), number or version, sha(version), user_input, status)
+
+
+def revision_name(version: int) -> str:
+    return names.revision_name(NAME, spec(version).user_input(), sha(version))
+
+
+def ref(version: int) -> RevisionRef:
+    return RevisionRef(revision=revision_name(version), number=version, since=ago(1000))
+
+
+def ready(count: int = 2, asked: int = 2) -> Server:
+    return Server(count, count, None, asked)
+
+
+def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
+    """A rollout of ``version`` that came to ``stage`` ten seconds ago."""
+    before = {"input_hash": input_hash(snapshot(spec(version))), "generation": 1, "since": ago(10), "started": ago(60)}
+    named = {} if stage == "Resolve" else {"sha256": sha(version), "revision": revision_name(version), "number": version}
+    made = RolloutStatus.model_validate({"stage": stage, **before, **named})
+    if stage in ("Provision", "Evaluate", "Canary", "Promote", "Revert"):
+        made = made.model_copy(update={"artifact": artifact(version)})
+    return made.model_copy(update=changes)
+
+
+def step(index: int = 0, weight: int = 5, phase: str = "Observing", **changes: Any) -> StepStatus:
+    """A step that began ten seconds ago and is observed since five."""
+    made = StepStatus.model_validate({"index": index, "weight": weight, "phase": phase, "since": ago(10), "observedSince": ago(5)})
+    return made.model_copy(update=changes)
+
+
+def status(stable: int | None = 1, *, last_number: int = 2, **changes: Any) -> ModelDeploymentStatus:
+    return ModelDeploymentStatus(stable=ref(stable) if stable else None, last_number=last_number).model_copy(update=changes)
+
+
+def snapshot(wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | None = None, **changes: Any) -> Snapshot:
+    """Generation 1 of the ModelDeployment ``ml/digits``."""
+    fields: dict[str, Any] = {"gateway": wanted is not None and wanted.traffic.gateway is not None} | changes
+    return Snapshot(name=NAME, namespace=NAMESPACE, generation=fields.pop("generation", 1), spec=wanted, status=state or status(None), **fields)
+
+
+def second(stage: str, *, wanted: ModelDeploymentSpec | None = None, changes: Mapping[str, Any] | None = None, **facts: Any) -> Snapshot:
+    """The usual case: version 1 is stable, a rollout of version 2 is in ``stage``, all pods are ready, the route is taken up."""
+    state = status(1, rollout=rollout(stage, 2, **(changes or {})))
+    revisions = (revision(1, "Stable"), revision(2, "Canary" if stage == "Canary" else "Pending", prepared=stage not in ("Resolve", "Prepare")))
+    usual = {
+        "revisions": revisions if stage != "Resolve" else revisions[:1],
+        "servers": {revision_name(1): ready(), revision_name(2): ready()},
+        "traffic": TAKEN,
+    }
+    return snapshot(wanted or spec(2), state, **(usual | facts))
+
+
+def in_canary(
+    *,
+    wanted: ModelDeploymentSpec | None = None,
+    at_step: StepStatus | None = None,
+    reason: str | None = None,
+    message: str | None = None,
+    **facts: Any,
+) -> Snapshot:
+    """``second`` in the canary."""
+    return second("Canary", wanted=wanted or spec(2, steps=STEPS), changes={"step": at_step or step(), "reason": reason, "message": message}, **facts)
+
+
+def judged(verdict: VerdictName, reason: str = "", message: str = "as it was measured") -> Assessment:
+    return Assessment(verdict, reason or {"Successful": "ProvenNotWorse", "Failed": "AccuracyLow"}.get(verdict, "ProviderUnreachable"), message)
+
+
+def evaluation(verdict: VerdictName, reason: str = "AccuracyLow") -> EvaluationEvidence:
+    return EvaluationEvidence(verdict=verdict, reason=reason, message="on golden data", samples=1000, accuracy=0.97, stable_accuracy=0.96)
+
+
+def condition(plan: Plan, kind: str) -> Condition:
+    """A condition of the status that the plan writes (or leaves as it is)."""
+    return next(c for c in plan.status.conditions if c.type == kind)
+
+
+def moved(plan: Plan) -> RolloutStatus:
+    """The rollout that the plan writes."""
+    assert plan.status.rollout is not None
+    assert plan.desired is None, "a pass either writes a transition or makes the children match"
+    return plan.status.rollout
+
+
+def rests(plan: Plan) -> bool:
+    """Nothing is written but children, and nothing is waited for by time."""
+    return plan.desired is not None and plan.requeue_after is None
