@@ -1,33 +1,28 @@
 # Two images from one source: `operator` (the operator, the feedback service, the command line) and `optimizer` (what the Jobs run).
 # They share no dependencies to speak of, so neither carries the other's weight. BASE is any image with Python 3.11 or later as python3.
+# Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
 
-FROM ${BASE} AS operator-dependencies
-COPY requirements/operator.txt /tmp/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools && rm -rf /tmp/*
-
-FROM ${BASE} AS job-dependencies
-COPY requirements/job.txt /tmp/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools && rm -rf /tmp/*
-
 FROM ${BASE} AS optimizer
-COPY --from=job-dependencies /opt/venv /opt/venv
-COPY operator/modelrollout /opt/modelrollout/modelrollout
+COPY requirements/job.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
+    && /opt/venv/bin/pip uninstall -qy pip setuptools
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+COPY operator/modelrollout /opt/modelrollout/modelrollout
 RUN python -m compileall -q /opt/modelrollout
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
 FROM ${BASE} AS operator
-COPY --from=operator-dependencies /opt/venv /opt/venv
-COPY operator/modelrollout /opt/modelrollout/modelrollout
+COPY requirements/operator.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
+    && /opt/venv/bin/pip uninstall -qy pip setuptools
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
-# The source is not installed as a distribution, so that a change of it rebuilds one small layer; the command is this line.
-RUN python -m compileall -q /opt/modelrollout \
-    && printf '#!/opt/venv/bin/python\nfrom modelrollout.cli.main import main\nmain()\n' > /opt/venv/bin/modelrollout && chmod 755 /opt/venv/bin/modelrollout
+# The source is not installed as a distribution; the command is this line.
+RUN printf '#!/opt/venv/bin/python\nfrom modelrollout.cli.main import main\nmain()\n' > /opt/venv/bin/modelrollout && chmod 755 /opt/venv/bin/modelrollout
+COPY operator/modelrollout /opt/modelrollout/modelrollout
+RUN python -m compileall -q /opt/modelrollout
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["modelrollout"]

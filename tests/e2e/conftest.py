@@ -32,14 +32,14 @@ class Stage:
     def data(self, key: str) -> str:
         return f"s3://{self.cluster.target.store.data}/e2e/{key}"
 
-    def deployment(self, name: str, model: str = "good.onnx", **spec: Any) -> dict[str, Any]:
-        """A ModelDeployment of one small pod; ``spec`` replaces whole sections."""
+    def deployment(self, name: str, file: str = "good.onnx", **spec: Any) -> dict[str, Any]:
+        """A ModelDeployment of one small pod of that model file; ``spec`` replaces whole sections."""
         return {
             "apiVersion": "modelrollout.dev/v1alpha1",
             "kind": "ModelDeployment",
             "metadata": {"name": name, "namespace": self.namespace},
             "spec": {
-                "model": {"uri": self.uri(model)},
+                "model": {"uri": self.uri(file)},
                 "serving": {
                     "replicas": 1,
                     "resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}},

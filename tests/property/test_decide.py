@@ -22,12 +22,15 @@ from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
 settings.register_profile("deep", max_examples=600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("quick", max_examples=70, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "quick", max_examples=120, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
 PROFILE = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
 
 STEPS: list[list[dict[str, Any]]] = [
     [{"weight": 5}, {"weight": 25}, {"weight": 50}],
     [{"weight": 25}],
+    [{"weight": 10}, {"weight": 20}, {"weight": 40}, {"weight": 80}],
     [{"pause": {}}, {"weight": 10}, {"pause": {"duration": "30s"}}, {"weight": 60, "for": "20s"}],
     [{"weight": 5}, {"pause": {}}, {"weight": 50}],
     [{"weight": 5}, {"weight": 25}, {"pause": {"duration": "1m"}}, {"weight": 100}],
@@ -47,12 +50,12 @@ class RolloutMachine(RuleBasedStateMachine):
     @initialize(
         gateway=st.sampled_from([True, True, False]),
         golden=st.booleans(),
-        serves=st.sampled_from([True, True, True, False]),
+        serves=st.sampled_from([0, 1, 1, 2, 2]),
         steps=st.sampled_from(STEPS),
         policy=st.sampled_from(POLICIES),
         rounds=st.integers(0, 8),
     )
-    def begin(self, gateway: bool, golden: bool, serves: bool, steps: list[dict[str, Any]], policy: dict[str, Any], rounds: int) -> None:
+    def begin(self, gateway: bool, golden: bool, serves: int, steps: list[dict[str, Any]], policy: dict[str, Any], rounds: int) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
             "version": 1,
@@ -66,9 +69,10 @@ class RolloutMachine(RuleBasedStateMachine):
         self.nonce = 0
         self.world = World(self.spec())
         self.former: World | None = None
-        if serves:
+        for version in range(1, serves + 1):
             self.world.serve()
-            self.edit(version=2, steps=steps, rollout=policy)
+            self.edit(version=version + 1, steps=steps, rollout=policy)
+        if serves:
             self.all_goes_well_for_a_while(rounds)
 
     def spec(self) -> Any:
@@ -209,6 +213,21 @@ class RolloutMachine(RuleBasedStateMachine):
         assert rollout is not None
         self.nonce += 1
         self.world.say(verb, rollout.revision or "", f"n{self.nonce}", self.world.status.step)
+        self.world.reconcile()
+
+    @rule(which=st.integers(0, 2))
+    def somebody_rolls_back(self, which: int) -> None:
+        served = sorted(name for name, r in self.world.revisions.items() if r.status.outcome == "Retired")
+        if which < len(served):
+            self.nonce += 1
+            self.world.say("rollback", served[which], f"n{self.nonce}")
+            self.world.reconcile()
+
+    @rule(verdict=st.sampled_from(["Inconclusive", "Error", None]))
+    def there_is_no_verdict_for_long(self, verdict: Any) -> None:
+        self.world.verdict = verdict
+        self.world.reconcile()
+        self.world.tick(301)
         self.world.reconcile()
 
     # --- accidents

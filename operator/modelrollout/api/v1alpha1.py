@@ -52,7 +52,7 @@ class StatusModel(ApiModel):
 
 
 URI_SCHEMES = ("s3", "http", "https")
-_URI_RE = r"^(s3|https?)://.+$"
+_URI_RE = r"^(s3|https?)://[^\\s]+$"
 _URI_PATTERN = Rule(
     f"self.matches('{_URI_RE}')",
     "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",

@@ -101,6 +101,8 @@ class Store:
         self._prefix = unquote(parts.path).strip("/") if parts.scheme != "s3" else parts.path.strip("/")
         if not parts.netloc or not self._prefix:
             raise bad_input("UriInvalid", f"{field}: {location.uri!r} names no object; write s3://BUCKET/KEY or http(s)://HOST/PATH")
+        if any(part in ("", ".", "..") for part in self._prefix.split("/")):
+            raise bad_input("UriInvalid", f"{field}: {location.uri!r} has an empty, '.' or '..' segment in its path; write the key without them")
         address = (location.endpoint or "https://s3") if parts.scheme == "s3" else location.uri
         if address.startswith("http://") and not location.allow_http:
             raise bad_input(

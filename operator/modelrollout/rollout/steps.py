@@ -22,18 +22,15 @@ def locate(steps: Sequence[Step], status: StepStatus) -> Position:
     If the list was edited, the weight that has been reached is kept and judged, and the next step is the first beyond it: an edit never
     raises the weight past a step that was not judged (invariant 1).
     """
+    reached = max((i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight), default=-1)
     if 0 <= status.index < len(steps):
         step = steps[status.index]
-        pausing = step.pause is not None and status.phase == "Paused" and _weight_before(steps, status.index) == status.weight
+        # A pause is the one that is being waited in only if nothing but pauses lies between it and the weight that was reached.
+        between = steps[reached + 1 : status.index] if reached < status.index else steps
+        pausing = step.pause is not None and status.phase == "Paused" and all(s.weight is None for s in between)
         if pausing or step.weight == status.weight:
             return Position(status.index, True)
-    reached = [i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight]
-    index = reached[-1] if reached else -1
-    return Position(index, index >= 0 and steps[index].weight == status.weight)
-
-
-def _weight_before(steps: Sequence[Step], index: int) -> int:
-    return next((s.weight for s in reversed(steps[:index]) if s.weight is not None), 0)
+    return Position(reached, reached >= 0 and steps[reached].weight == status.weight)
 
 
 def next_index(steps: Sequence[Step], position: Position) -> int | None:

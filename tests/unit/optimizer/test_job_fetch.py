@@ -66,7 +66,7 @@ def test_unsupported_scheme(uri: str, tmp_path: Path) -> None:
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UnsupportedScheme")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket", "s3:///key", "https://host", "https://user:hunter2@host/m", "https://host/m?sig=hunter2"])
+@pytest.mark.parametrize("uri", ["s3://bucket", "s3:///key", "s3://bucket/a//b", "s3://bucket/../b", "https://host", "https://user:hunter2@host/m", "https://host/m?sig=hunter2"])
 def test_uri_that_names_no_object_or_carries_a_secret(uri: str, tmp_path: Path) -> None:
     error = error_of(Location(uri=uri), tmp_path)
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid")

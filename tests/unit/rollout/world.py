@@ -80,6 +80,7 @@ class World:
     outcomes: dict[str, str] = field(default_factory=dict)
     quarantined: set[str] = field(default_factory=set)
     damaged: bool = False  # somebody took children or status away: invariant 2 holds again once they are back
+    known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
 
     # --- the operator -------------------------------------------------------------------------------------------------
@@ -283,6 +284,9 @@ class World:
 
     def lose_status(self) -> None:
         """Somebody empties status, or a backup brings none; the mirrors stay."""
+        carries = dict(self.route or ())
+        stable = self.status.stable.revision if self.status.stable else ""
+        self.known_stable = stable if carries.get(stable) == 100 and stable in self.servers else None
         self.status, self.damaged = ModelDeploymentStatus(), True
         self.version += 1
 
@@ -329,7 +333,8 @@ class World:
         assert self.revisions[name].status == status
         if self.outcomes.get(name) != status.outcome:
             self.outcomes[name] = status.outcome
-            (self.quarantined.add if status.outcome in QUARANTINED else self.quarantined.discard)(name)
+            if status.outcome in QUARANTINED:
+                self.quarantined.add(name)  # until somebody says retry
 
     # --- invariants ---------------------------------------------------------------------------------------------------
 
@@ -347,6 +352,10 @@ class World:
             verb, revision, _ = done.split(":", 2)
             if verb == "retry" and ":refused" not in done:
                 self.quarantined -= {revision} if revision else set(self.quarantined)
+            if verb == "promote" and ":refused" not in done and not self.damaged:
+                assert self.verbs[verb, revision].step == before.step, "it was meant for another step"
+        if new is not None and (old is None or new.started != old.started) and not self.damaged:
+            self._check_begin(before, after)
         if new is not None and (old is None or new.started != old.started or new.stage != old.stage):
             self.history.append(new)
         same = old is not None and new is not None and old.started == new.started
@@ -361,6 +370,15 @@ class World:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
 
+    def _check_begin(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
+        """A new rollout: the old one's evidence is kept, and nothing climbs against a rollback by hand."""
+        old, asked = before.rollout, set(after.handled_verbs) - set(before.handled_verbs)
+        kept = self.revisions.get(old.revision or "") if old else None
+        if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
+            assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+        if before.pinned is not None and before.pinned.generation == self.generation:
+            assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
+
     def _check_raise(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus, old: RolloutStatus | None, new: RolloutStatus) -> None:
         """Invariant 1: a Successful verdict for the step before, or an override that is recorded."""
         s = self.deciding
@@ -374,6 +392,10 @@ class World:
             assert waited or proven or (override and told == "PromotedByUser"), f"{old.step} -> {new.step}: nobody proved it"
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
+            assert self.spec is not None
+            asked = [step.weight for step in self.spec.rollout.canary.steps if step.weight is not None]
+            nearest = min((w for w in asked if w > old.step.weight), default=100)
+            assert self.weight(after) == nearest, "a step was left out"
         elif new.mode == "Update":
             assert old.stage == "Evaluate"
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
@@ -410,6 +432,9 @@ class World:
         assert plan.status == self.status
         if self.spec is None:
             return
+        if self.known_stable in self.revisions:
+            assert self.status.stable is not None and self.status.stable.revision == self.known_stable, "what serves is stable, whatever status says"
+        self.known_stable = None
         if in_flight(rollout):
             assert plan.requeue_after is not None and plan.requeue_after <= 60, f"{rollout} waits for nothing"
         if self.status.retiring is not None:
