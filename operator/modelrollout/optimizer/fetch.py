@@ -74,11 +74,17 @@ def _credentials_folder(location: Location, root: Path, field: str) -> Path | No
     if location.credentials is None:
         return None
     folder = root / location.credentials
-    if folder.parent != root or not folder.is_dir():
+    # The mount is optional: of a Secret that does not exist an empty folder is what is seen.
+    if folder.parent != root or not folder.is_dir() or not any(folder.iterdir()):
         raise denied(
-            "CredentialsMissing", f"{field}: the Secret {location.credentials!r} is not mounted in this Job; does it exist in the namespace?"
+            "CredentialsMissing",
+            f"{field}: the Secret with its credentials is empty or not there; create it in this namespace, or correct secretRef.name",
         )
     return folder
+
+
+# Codes with which S3 stores say, some of them as a 404, that nobody has this access key.
+_UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
 
 
 class Store:
@@ -146,6 +152,8 @@ class Store:
         if isinstance(error, FileNotFoundError):
             if "NoSuchBucket" in text:
                 return bad_input("BucketMissing", f"{what}: the bucket does not exist; correct the URI")
+            if any(code in text for code in _UNKNOWN_KEY):
+                return denied("AccessDenied", f"{what}: the store does not know the access key; check the Secret's keys")
             return bad_input("ObjectMissing", f"{what} does not exist; correct the URI or upload the file")
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
             if self._anonymous:

@@ -66,7 +66,10 @@ def test_unsupported_scheme(uri: str, tmp_path: Path) -> None:
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UnsupportedScheme")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket", "s3:///key", "s3://bucket/a//b", "s3://bucket/../b", "https://host", "https://user:hunter2@host/m", "https://host/m?sig=hunter2"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket", "s3:///key", "s3://bucket/a//b", "s3://bucket/../b", "https://host", "https://user:hunter2@host/m", "https://host/m?sig=hunter2"],
+)
 def test_uri_that_names_no_object_or_carries_a_secret(uri: str, tmp_path: Path) -> None:
     error = error_of(Location(uri=uri), tmp_path)
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid")
@@ -86,6 +89,8 @@ def test_plain_http_needs_leave(server: ObjectStore, tmp_path: Path) -> None:
     [
         (404, b"", ExitCode.BAD_INPUT, "ObjectMissing"),
         (404, b"<Error><Code>NoSuchBucket</Code></Error>", ExitCode.BAD_INPUT, "BucketMissing"),
+        (404, b"<Error><Code>XAdminUserNotFound</Code></Error>", ExitCode.DENIED, "AccessDenied"),
+        (404, b"<Error><Code>InvalidAccessKeyId</Code></Error>", ExitCode.DENIED, "AccessDenied"),
         (400, b"", ExitCode.BAD_INPUT, "StoreRefused"),
         (400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>", ExitCode.BAD_INPUT, "WrongRegion"),
         (401, b"", ExitCode.DENIED, "CredentialsMissing"),
@@ -152,9 +157,11 @@ def test_incomplete_secret(server: ObjectStore, tmp_path: Path, kind: str, keys:
     assert missing in error.message
 
 
-@pytest.mark.parametrize("name", ["absent", "../escape", "a/b"])
+@pytest.mark.parametrize("name", ["absent", "empty", "../escape", "a/b"])
 def test_secret_that_is_not_mounted(server: ObjectStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "escape").mkdir()
+    (tmp_path / "escape" / "token").write_text("x")
+    (tmp_path / "credentials" / "empty").mkdir(parents=True)
     root = tmp_path / "credentials"
     (root / "a" / "b").mkdir(parents=True)
     error = error_of(server.s3("models/a/m.onnx", name), tmp_path, credentials=root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +21,8 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
     VerdictName,
 )
-from modelrollout.rollout.facts import Assessment, Plan, Revision, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.facts import Assessment, Desired, Plan, Revision, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.transitions import input_hash
 
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -173,3 +175,14 @@ def moved(plan: Plan) -> RolloutStatus:
 def rests(plan: Plan) -> bool:
     """Nothing is written but children, and nothing is waited for by time."""
     return plan.desired is not None and plan.requeue_after is None
+
+
+def children(s: Snapshot, now: datetime = START) -> Desired:
+    """The children of the state, once what people read in status is written."""
+    for _ in range(5):
+        plan = decide(s, now)
+        if plan.desired is not None:
+            return plan.desired
+        assert (plan.status.rollout is None) == (s.status.rollout is None), f"a rollout begins or ends: {plan.status.rollout}"
+        s = replace(s, status=plan.status)
+    raise AssertionError("status does not settle")

@@ -68,7 +68,7 @@ class World:
     route: Split | None = None
     route_version: int = 0
     accepted: bool = False
-    accepted_at: datetime | None = None
+    arriving: tuple[datetime, Split] | None = None  # accepted by the gateway, not yet in all its processes
     plane: Split = ()  # what the gateway's processes do now
     service: str | None = None
     verbs: dict[tuple[str, str], Verb] = field(default_factory=dict)
@@ -206,13 +206,15 @@ class World:
     def tick(self, seconds: float) -> None:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
-        if self.accepted and self.accepted_at and (self.now - self.accepted_at).total_seconds() >= SETTLE * 0.9:
-            self.plane = self.route or ()
+        if self.arriving and (self.now - self.arriving[0]).total_seconds() >= SETTLE * 0.9:
+            self.plane, self.arriving = self.arriving[1], None
 
     def accept(self) -> None:
         """The gateway accepts the route; its processes may lag."""
         if self.route is not None and not self.accepted:
-            self.accepted, self.accepted_at = True, self.now
+            if self.arriving and self.arriving[1] != self.route:
+                self.plane = self.arriving[1]  # in order
+            self.accepted, self.arriving = True, (self.now, self.route)
 
     def pods(self, name: str, ready: int, problem: Problem | None = None) -> None:
         """The state of a revision's pods."""
@@ -321,11 +323,11 @@ class World:
 
     def _apply_route(self, wanted: Split) -> None:
         self._check_route(wanted)
-        self.route, self.accepted, self.accepted_at = wanted, False, None
+        self.route, self.accepted = wanted, False
         self.route_version += 1
 
     def _delete_route(self) -> None:
-        self.route, self.accepted, self.accepted_at, self.plane = None, False, None, ()
+        self.route, self.accepted, self.arriving, self.plane = None, False, None, ()
 
     def _record(self, name: str, status: ModelRevisionStatus) -> None:
         assert len(json.dumps(status.wire())) < STATUS_LIMIT

@@ -84,11 +84,11 @@ def _paused(s: Snapshot, step: StepStatus, position: stepping.Position, found: A
 def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime) -> Move:
     assert s.spec is not None and s.status.rollout is not None
     if found is None:
-        found = Assessment("Inconclusive", "NoData", "nothing was measured", tuple(step.metrics))
+        found = Assessment("Error", "NoData", "nothing was measured", tuple(step.metrics))
     server = s.server(s.status.rollout.revision)
     if server.ready == 0:  # it has no traffic now: what it did before is no ground to give it more
         problem = server.problem or NOT_READY
-        found = replace(found, verdict="Inconclusive", reason=problem.reason, message=problem.message)
+        found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
     present = s.spec.rollout.canary.steps[position.index] if position.exact else Step(weight=step.weight)
     stay = seconds(present.for_) - since(step.observed_since or step.since, now) if present.for_ else 0.0
     if found.verdict == "Successful" and stay <= 0:

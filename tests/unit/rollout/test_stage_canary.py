@@ -1,0 +1,239 @@
+"""canary: traffic in steps, each judged before the next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import split
+from modelrollout.rollout.facts import Assessment, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.present import present
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+NOT_READY = {V1: b.ready(), V2: Server(2, 0, Problem("ServerCrashed", "ended with code 1"), 2)}
+
+
+def policy(**rollout: Any) -> Any:
+    return b.spec(2, rollout={"canary": {"steps": b.STEPS}, "progressDeadline": "10m", **rollout})
+
+
+# --- Shifting: the data plane has to take the weight up before anything is counted
+
+
+def shifting(**facts: Any) -> Snapshot:
+    return b.in_canary(wanted=policy(), at_step=b.step(phase="Shifting"), **facts)
+
+
+def test_a_weight_is_observed_once_the_route_is_taken_up_and_settled() -> None:
+    to = b.moved(decide(shifting(assessment=b.judged("Inconclusive")), b.START)).step
+    assert to and (to.phase, to.observed_since, to.weight) == ("Observing", stamp(b.START), 5)
+
+
+def test_the_first_measurement_is_only_the_baseline() -> None:
+    """A verdict on what came before this weight is no verdict on it."""
+    assert b.moved(decide(shifting(assessment=b.judged("Failed")), b.START)).stage == "Canary"
+
+
+@pytest.mark.parametrize(
+    "facts", [{"traffic": Traffic(False, "not accepted yet")}, {"settle_seconds": 60.0}, {"servers": NOT_READY}], ids=["route", "delay", "pods"]
+)
+def test_until_then_nothing_is_counted(facts: dict[str, Any]) -> None:
+    s = shifting(assessment=b.judged("Successful"), **facts)
+    to = b.moved(decide(s, b.START))
+    assert to.step and to.step.phase == "Shifting"
+
+
+def test_a_gateway_that_refuses_the_route_is_told() -> None:
+    s = shifting(traffic=Traffic(False, "refused", Problem("RouteNotAccepted", "no such listener")))
+    assert b.condition(decide(s, b.START), "CanaryPassed").reason == "RouteNotAccepted"
+
+
+def test_a_canary_without_ready_pods_is_told_and_has_no_traffic() -> None:
+    s = shifting(servers=NOT_READY)
+    assert split(s) == ((V1, 100),)
+    assert b.condition(decide(s, b.START), "CanaryPassed").reason == "ServerCrashed"
+
+
+def test_a_weight_that_is_never_taken_up_ends_without_a_verdict_at_the_deadline() -> None:
+    s = shifting(traffic=Traffic(False, "not accepted yet"))
+    to = b.moved(decide(s, b.at(591)))
+    assert to.step and (to.stage, to.step.phase, to.history[-1].reason) == ("Canary", "Paused", "TrafficNotShifted")
+    strict = b.in_canary(wanted=policy(onInconclusive="Rollback"), at_step=b.step(phase="Shifting"), traffic=Traffic(False))
+    assert b.moved(decide(strict, b.at(591))).stage == "Revert"
+
+
+# --- Observing
+
+
+def test_a_successful_verdict_leads_to_the_next_weight_and_is_recorded() -> None:
+    plan = decide(b.in_canary(assessment=b.judged("Successful")), b.START)
+    to = b.moved(plan)
+    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.step.metrics) == (1, 25, "Shifting", [])
+    assert [(e.index, e.weight, e.verdict, e.reason) for e in to.history] == [(0, 5, "Successful", "ProvenNotWorse")]
+    assert to.history[0].seconds == 10.0
+
+
+def test_the_last_step_leads_to_promotion() -> None:
+    to = b.moved(decide(b.in_canary(at_step=b.step(2, 50), assessment=b.judged("Successful")), b.START))
+    assert to.stage == "Promote"
+
+
+def test_a_step_of_weight_100_is_promotion() -> None:
+    wanted = b.spec(2, steps=[{"weight": 50}, {"weight": 100}])
+    assert b.moved(decide(b.in_canary(wanted=wanted, at_step=b.step(0, 50), assessment=b.judged("Successful")), b.START)).stage == "Promote"
+
+
+def test_a_weight_with_for_stays_that_long_however_good_it_is() -> None:
+    wanted = b.spec(2, steps=[{"weight": 5, "for": "10m"}, {"weight": 50}])
+    s = b.in_canary(wanted=wanted, assessment=b.judged("Successful"))
+    assert b.moved(decide(s, b.at(594))).step == s.status.rollout.step.model_copy(update={"measured": stamp(b.at(594))})  # type: ignore[union-attr]
+    after = b.moved(decide(s, b.at(595))).step
+    assert after and after.weight == 50
+
+
+def test_proven_worse_gives_traffic_back_before_the_rollout_ends() -> None:
+    plan = decide(b.in_canary(assessment=b.judged("Failed")), b.START)
+    to = b.moved(plan)
+    assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "AccuracyLow")
+    assert to.history[-1].verdict == "Failed"
+    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "AccuracyLow")]
+
+
+def test_fail_wins_at_any_time_also_in_a_pause() -> None:
+    s = b.in_canary(at_step=b.step(phase="Paused"), reason="PauseStep", assessment=b.judged("Failed"))
+    assert b.moved(decide(s, b.START)).stage == "Revert"
+
+
+def test_on_failure_pause_holds_for_a_person() -> None:
+    s = b.in_canary(wanted=policy(onFailure="Pause"), assessment=b.judged("Failed"))
+    plan = decide(s, b.START)
+    to = b.moved(plan)
+    assert to.step and (to.step.phase, to.step.weight, to.reason) == ("Paused", 5, "AccuracyLow")
+    assert b.condition(plan, "Stalled").status == "True" and "promote or abort" in b.condition(plan, "Stalled").message
+
+
+@pytest.mark.parametrize("verdict", ["Failed", "Successful", "Inconclusive", "Error"])
+def test_a_pause_for_a_cause_never_ends_by_itself(verdict: VerdictName) -> None:
+    """Not even in a pause step whose time is over."""
+    wanted = b.spec(2, rollout={"canary": {"steps": [{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}]}, "onFailure": "Pause"})
+    s = b.in_canary(wanted=wanted, at_step=b.step(1, 5, "Paused"), reason="AccuracyLow", assessment=b.judged(verdict))
+    assert b.moved(decide(s, b.at(7200))).step == b.step(1, 5, "Paused", metrics=[], measured=_measured(s, b.at(7200)))
+
+
+def _measured(s: Snapshot, now: Any) -> str | None:
+    rollout = decide(s, now).status.rollout
+    return rollout.step.measured if rollout and rollout.step else None
+
+
+@pytest.mark.parametrize(("verdict", "said"), [("Error", "ProviderUnreachable"), ("Inconclusive", "in progress")])
+def test_no_verdict_neither_promotes_nor_rolls_back(verdict: VerdictName, said: str) -> None:
+    """What keeps evidence from coming is told; that there is too little of it yet is how every step begins."""
+    s = b.in_canary(wanted=policy(), assessment=b.judged(verdict))
+    plan = decide(s, b.at(500))
+    to = b.moved(plan)
+    assert to.step and (to.stage, to.step.weight, to.step.phase) == ("Canary", 5, "Observing")
+    assert plan.status.verdict == said
+
+
+def test_after_the_deadline_no_verdict_pauses() -> None:
+    plan = decide(b.in_canary(wanted=policy(), assessment=b.judged("Error")), b.at(591))
+    to = b.moved(plan)
+    assert to.step and (to.step.phase, to.reason) == ("Paused", "Inconclusive") and "progressDeadline 10m" in (to.message or "")
+    assert to.history[-1].verdict == "Inconclusive" and plan.status.phase == "Paused"
+
+
+def test_after_the_deadline_no_verdict_rolls_back_if_spec_says_so() -> None:
+    to = b.moved(decide(b.in_canary(wanted=policy(onInconclusive="Rollback"), assessment=b.judged("Error")), b.at(591)))
+    assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "ProviderUnreachable")
+
+
+def test_nothing_measured_at_all_is_no_verdict_either() -> None:
+    s = b.in_canary(wanted=policy(), assessment=None)
+    assert b.moved(decide(s, b.START)).reason == "NoData"
+    assert b.moved(decide(s, b.at(591))).reason == "Inconclusive"
+
+
+def test_a_canary_whose_pods_are_gone_gets_no_more_on_old_evidence() -> None:
+    s = b.in_canary(wanted=policy(), servers=NOT_READY, assessment=b.judged("Successful"))
+    to = b.moved(decide(s, b.START))
+    assert to.step and (to.step.weight, to.reason) == (5, "ServerCrashed")
+    assert b.moved(decide(s, b.at(591))).history[-1].reason == "ServerCrashed"
+
+
+def test_but_what_is_proven_worse_still_goes_back() -> None:
+    assert b.moved(decide(b.in_canary(servers=NOT_READY, assessment=b.judged("Failed")), b.START)).stage == "Revert"
+
+
+# --- measurements in status
+
+
+def metric(verdict: VerdictName, total: float) -> MetricStatus:
+    return MetricStatus(name="accuracy", verdict=verdict, reason="TooFewSamples", canary=Counter(total=total))
+
+
+def measured(seconds_ago: float, *metrics: MetricStatus) -> Snapshot:
+    """A step that was last written so long ago, and what is measured now."""
+    at_step = b.step(metrics=[metric("Inconclusive", 10)], measured=b.ago(seconds_ago))
+    s = b.in_canary(at_step=at_step, assessment=Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 10),)))
+    written = present(s, s.status, b.START)
+    return replace(s, status=written, assessment=Assessment("Inconclusive", "TooFewSamples", "", metrics))
+
+
+def test_a_look_without_news_writes_nothing() -> None:
+    plan = decide(measured(59, metric("Inconclusive", 20)), b.at(0.5))
+    assert plan.desired is not None and plan.requeue_after == 5.0
+
+
+def test_a_measurement_is_written_once_a_minute() -> None:
+    to = b.moved(decide(measured(61, metric("Inconclusive", 20)), b.at(0.5)))
+    assert to.step and to.step.metrics[0].canary and to.step.metrics[0].canary.total == 20
+
+
+def test_trouble_with_a_metric_is_news() -> None:
+    to = b.moved(decide(measured(1, metric("Error", 20)), b.at(0.5)))
+    assert to.step and to.step.metrics[0].verdict == "Error"
+
+
+def test_raw_counters_are_not_kept_in_the_history() -> None:
+    canary = Counter(total=100, bad=1, last={"pod-a": [100.0, 1.0, 5.0]}, scraped=5.0)
+    found = Assessment("Successful", "", "", (MetricStatus(name="errors", verdict="Successful", reason="x", canary=canary),))
+    kept = b.moved(decide(b.in_canary(assessment=found), b.START)).history[0].metrics[0].canary
+    assert kept == Counter(total=100, bad=1)
+
+
+# --- pause steps
+
+PAUSED = [{"weight": 5}, {"pause": {}}, {"weight": 50}]
+TIMED = [{"weight": 5}, {"pause": {"duration": "10m"}}, {"weight": 50}]
+
+
+def test_a_pause_keeps_the_weight() -> None:
+    to = b.moved(decide(b.in_canary(wanted=b.spec(2, steps=PAUSED), assessment=b.judged("Successful")), b.START))
+    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.reason) == (1, 5, "Paused", "PauseStep")
+
+
+def test_a_pause_without_a_duration_waits_for_promote_and_says_so_quietly() -> None:
+    s = b.in_canary(wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=b.judged("Successful"))
+    plan = decide(s, b.at(100_000))
+    assert b.moved(plan).step and plan.status.weight == 5 and plan.status.phase == "Paused"
+    assert b.condition(plan, "Stalled").status == "False", "a pause that spec asks for is no stall"
+
+
+def test_a_pause_with_a_duration_ends_by_itself() -> None:
+    s = b.in_canary(wanted=b.spec(2, steps=TIMED), at_step=b.step(1, 5, "Paused"), reason="PauseStep")
+    assert decide(s, b.at(589)).status.weight == 5
+    to = b.moved(decide(s, b.at(591))).step
+    assert to and (to.index, to.weight, to.phase) == (2, 50, "Shifting")
+
+
+def test_a_canary_is_judged_during_a_pause_too() -> None:
+    """Counts need a baseline in status, or a regression in a long pause would never be seen."""
+    found = Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 0),))
+    s = b.in_canary(wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=found)
+    to = b.moved(decide(s, b.START))
+    assert to.step and to.step.metrics == [metric("Inconclusive", 0)] and to.reason == "PauseStep"

@@ -1,0 +1,100 @@
+"""prepare: the optimization Job with the first gate."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelrollout.api.tasks import ExitCode, Paired, TaskResult
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.facts import Problem, Work
+from tests.unit.rollout import builders as b
+
+MADE = TaskResult(
+    sha256=b.sha(2),
+    size_bytes=1000,
+    artifact_uri="s3://artifacts/ml/key",
+    artifact_digest="sha256:aa",
+    artifact_size_bytes=260,
+    accuracy_before=0.98,
+    accuracy_after=0.975,
+    paired=Paired(n=2000, both_right=1950, only_candidate_right=0, only_baseline_right=10, both_wrong=40),
+    drop_interval=(0.002, 0.009),
+)
+LOST_TOO_MUCH = MADE.model_copy(
+    update={"artifact_uri": None, "artifact_digest": None, "reason": "AccuracyDrop", "message": "the loss exceeds the budget"}
+)
+
+
+def test_the_revision_is_made_before_its_job() -> None:
+    s = b.second("Prepare", revisions=(b.revision(1, "Stable"),))
+    children = b.children(s)
+    assert children.new_revision and (children.new_revision.name, children.new_revision.number) == (b.revision_name(2), 2)
+    assert children.work is None
+
+
+def test_the_job_of_the_revision_follows() -> None:
+    children = b.children(b.second("Prepare"))
+    assert children.work and children.work[0] == "prepare" and children.work[1].startswith(f"{b.revision_name(2)}-prepare-")
+    assert children.new_revision is None and set(children.servers) == {b.revision_name(1)}
+
+
+def test_what_was_made_is_kept_as_evidence() -> None:
+    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", 0, MADE)), b.START))
+    assert to.stage == "Provision" and to.artifact is not None
+    assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == ("sha256:aa", 1000, 260, 2000)
+    assert (to.artifact.accuracy_before, to.artifact.accuracy_after, to.artifact.drop_interval) == (0.98, 0.975, [0.002, 0.009])
+
+
+def test_a_revision_that_was_prepared_before_is_not_prepared_again() -> None:
+    plan = decide(b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "RolledBack"))), b.START)
+    assert b.moved(plan).stage == "Provision" and b.moved(plan).artifact == b.artifact(2)
+
+
+@pytest.mark.parametrize("code", [ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE])
+def test_a_gate_that_is_not_kept_rejects_with_its_numbers_and_nothing_to_serve(code: ExitCode) -> None:
+    plan = decide(b.second("Prepare", work=Work("Failed", int(code), LOST_TOO_MUCH)), b.START)
+    to = b.moved(plan)
+    assert (to.stage, to.outcome, to.reason) == ("Failed", "Rejected", "AccuracyDrop")
+    assert to.artifact is not None and to.artifact.accuracy_after == 0.975 and not to.artifact.digest
+    assert [e.type for e in plan.events] == ["Warning"]
+
+
+def test_bad_input_fails_with_the_programs_words() -> None:
+    work = Work("Failed", int(ExitCode.BAD_INPUT), TaskResult(reason="NotOnnx", message="the file is a pickle"))
+    to = b.moved(decide(b.second("Prepare", work=work), b.START))
+    assert (to.outcome, to.reason, to.message) == ("Failed", "NotOnnx", "the file is a pickle")
+
+
+def test_a_job_that_ended_well_without_an_artifact_runs_again() -> None:
+    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", None, None)), b.START))
+    assert (to.stage, to.attempt) == ("Prepare", 1)
+    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded"), changes={"attempt": 3}), b.START))
+    assert (to.stage, to.outcome, to.reason) == ("Failed", "Failed", "ResultLost")
+
+
+def test_a_job_that_runs_has_its_own_deadline_and_not_ours() -> None:
+    s = b.second("Prepare", work=Work("Running"), wanted=b.spec(2, rollout={"progressDeadline": "10m"}))
+    assert b.moved(decide(s, b.at(100_000))).stage == "Prepare"
+
+
+def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
+    wanted = b.spec(2, rollout={"progressDeadline": "10m"})
+    s = b.second("Prepare", wanted=wanted, work=Work("Running", problem=Problem("ImagePullFailed", "no such image")))
+    waiting = decide(s, b.START)
+    assert b.condition(waiting, "Prepared").reason == "ImagePullFailed"
+    assert [e.reason for e in waiting.events] == ["ImagePullFailed"]
+    assert b.moved(decide(s, b.at(700))).reason == "ImagePullFailed"
+
+
+def test_a_job_that_the_api_server_refuses_is_told_and_ends_at_the_deadline() -> None:
+    wanted = b.spec(2, rollout={"progressDeadline": "10m"})
+    s = b.second("Prepare", wanted=wanted, refused=Problem("ChildRefused", "Job x: exceeded quota"))
+    waiting = decide(s, b.START)
+    assert b.condition(waiting, "Prepared").message == "Job x: exceeded quota" and b.moved(waiting).stage == "Prepare"
+    assert b.moved(decide(s, b.at(700))).reason == "ChildRefused"
+
+
+def test_a_message_without_end_is_cut() -> None:
+    work = Work("Failed", 1, TaskResult(reason="StoreUnreachable", message="x" * 100_000))
+    message = b.moved(decide(b.second("Prepare", work=work), b.START)).message
+    assert message is not None and len(message) <= 1024

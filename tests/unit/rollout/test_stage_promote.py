@@ -1,0 +1,85 @@
+"""promote, revert, retiring: all traffic to one side, and only then the end of the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import split
+from modelrollout.rollout.facts import Problem, Server, Traffic
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+NOT_YET = Traffic(False, "not accepted yet")
+UNREADY = {V1: b.ready(), V2: Server(2, 0, Problem("ServerCrashed", "ended with code 1"), 2)}
+
+
+def test_the_new_revision_is_stable_once_the_data_plane_has_it() -> None:
+    assert b.moved(decide(b.second("Promote", traffic=NOT_YET), b.START)).stage == "Promote"
+    plan = decide(b.second("Promote"), b.START)
+    assert (b.moved(plan).stage, b.moved(plan).outcome) == ("Done", "Promoted")
+    assert plan.status.stable and plan.status.stable.revision == V2
+
+
+def test_the_former_stable_keeps_its_pods_until_its_traffic_has_surely_gone() -> None:
+    after = decide(b.second("Promote"), b.START).status
+    assert after.retiring and after.retiring.revision == V1
+    s = b.second("Promote")
+    kept = b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN)
+    early = b.children(kept, b.at(2.9))
+    assert early.servers == {V2: 2, V1: 2} and early.split == ((V2, 100),)
+    gone = decide(kept, b.at(3.1)).status
+    assert gone.retiring is None
+
+
+def test_the_wait_for_retiring_has_a_time() -> None:
+    after = decide(b.second("Promote"), b.START).status
+    s = b.second("Promote")
+    plan = decide(b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN), b.at(1))
+    assert plan.requeue_after == pytest.approx(2.0)
+
+
+def test_all_traffic_never_goes_to_a_revision_without_a_ready_pod() -> None:
+    s = b.second("Promote", servers=UNREADY)
+    assert split(s) == ((V1, 100),)
+    plan = decide(s, b.START)
+    assert b.moved(plan).stage == "Promote" and b.moved(plan).reason == "ServerCrashed"
+
+
+def test_the_first_version_becomes_stable() -> None:
+    state = b.status(None, rollout=b.rollout("Promote", 1))
+    s = b.snapshot(b.spec(1), state, revisions=(b.revision(1),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    assert split(s) == ((V1, 100),)
+    plan = decide(s, b.START)
+    assert b.moved(plan).outcome == "Stable" and plan.status.retiring is None
+
+
+def test_a_rollback_by_hand_ends_stable() -> None:
+    assert b.moved(decide(b.second("Promote", changes={"mode": "Rollback"}), b.START)).outcome == "Stable"
+
+
+def test_a_gateway_that_refuses_is_told() -> None:
+    s = b.second("Promote", traffic=Traffic(False, "refused", Problem("RouteNotAccepted", "no such listener")))
+    assert b.condition(decide(s, b.START), "Promoted").reason == "RouteNotAccepted"
+
+
+REVERTED = {"outcome": "RolledBack", "reason": "AccuracyLow", "message": "proven worse", "step": b.step()}
+
+
+def test_a_rollback_ends_only_when_stable_has_all_traffic() -> None:
+    s = b.second("Revert", changes=REVERTED, traffic=NOT_YET)
+    assert split(s) == ((V1, 100),)
+    assert b.moved(decide(s, b.START)).stage == "Revert"
+    plan = decide(b.second("Revert", changes=REVERTED), b.START)
+    to = b.moved(plan)
+    assert (to.stage, to.outcome, to.reason, to.message, to.step) == ("Failed", "RolledBack", "AccuracyLow", "proven worse", None)
+    assert plan.status.retiring and plan.status.retiring.revision == V2
+
+
+def test_a_rollback_waits_as_long_as_it_takes() -> None:
+    s = b.second("Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(2, rollout={"progressDeadline": "10m"}))
+    assert b.moved(decide(s, b.at(100_000))).stage == "Revert"
+
+
+def test_a_newer_spec_does_not_interrupt_a_rollback() -> None:
+    assert b.moved(decide(b.second("Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(3)), b.START)).stage == "Revert"
