@@ -131,7 +131,7 @@ def stage(operator: Cluster, request: pytest.FixtureRequest, tmp_path_factory: p
     operator.fresh_namespace(namespace)
     store = operator.target.store
     keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
-    operator.apply(secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", {name: "nothing-valid" for name in keys}))
+    operator.apply(secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", dict.fromkeys(keys, "nothing-valid")))
     folder = tmp_path_factory.mktemp("files")
     operator.upload(store.models, {f"e2e/{p.name}": p for p in models.write_models(folder)})
     operator.upload(store.data, {f"e2e/{p.name}": p for p in models.write_data(folder)})

@@ -36,7 +36,7 @@ def cases(stage: Stage) -> dict[str, tuple[dict[str, Any], str, str]]:
         "wrong-keys": (
             d("wrong-keys", model={"uri": stage.uri("good.onnx"), "credentials": {"secretRef": {"name": "wrong-keys"}}}),
             "AccessDenied",
-            "credentials",
+            "access key",
         ),
         "no-keys": (
             d("no-keys", model={"uri": stage.uri("good.onnx"), "credentials": {"secretRef": {"name": "never-made"}}}),

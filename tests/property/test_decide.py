@@ -107,7 +107,9 @@ class RolloutMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.former is not None)
     @rule()
     def the_paused_leader_goes_on(self) -> None:
-        """Whatever it decides on what it has read, its guarded writes are refused if anything has changed since."""
+        """Whatever it decides on what it has read: its transition is refused if anything has changed since, and its route if somebody has written
+        that. A route that nobody has written meanwhile it may set once more; the leader puts that right with its next pass.
+        """
         former, self.former = self.former, None
         assert former is not None
         s = former.snapshot()
@@ -119,9 +121,7 @@ class RolloutMachine(RuleBasedStateMachine):
             except Refused:
                 assert former.version != self.world.version
         elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
-            # the write of the route carries its resourceVersion: it gets through only if nobody has written it since
-            if former.version == self.world.version and self.world.status == former.status and self.world.route != plan.desired.split:
-                self.world._apply_route(plan.desired.split)
+            self.world.change_route(plan.desired.split)
 
     # --- the world
 
@@ -243,9 +243,7 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule()
     def somebody_changes_the_route(self) -> None:
         if self.world.route:
-            self.world.route = tuple((name, 100 // len(self.world.route)) for name, _ in self.world.route)
-            self.world.route_version += 1
-            self.world.accepted = False
+            self.world.change_route(tuple((name, 100 // len(self.world.route)) for name, _ in self.world.route))
 
     @rule()
     def somebody_deletes_a_job(self) -> None:

@@ -74,8 +74,8 @@ def _credentials_folder(location: Location, root: Path, field: str) -> Path | No
     if location.credentials is None:
         return None
     folder = root / location.credentials
-    # The mount is optional: of a Secret that does not exist an empty folder is what is seen.
-    if folder.parent != root or not folder.is_dir() or not any(folder.iterdir()):
+    # The mount is optional: a Secret that does not exist is seen as a folder with nothing but the kubelet's own "..data".
+    if folder.parent != root or not folder.is_dir() or all(entry.name.startswith("..") for entry in folder.iterdir()):
         raise denied(
             "CredentialsMissing",
             f"{field}: the Secret with its credentials is empty or not there; create it in this namespace, or correct secretRef.name",

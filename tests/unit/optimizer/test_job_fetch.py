@@ -161,7 +161,7 @@ def test_incomplete_secret(server: ObjectStore, tmp_path: Path, kind: str, keys:
 def test_secret_that_is_not_mounted(server: ObjectStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "escape").mkdir()
     (tmp_path / "escape" / "token").write_text("x")
-    (tmp_path / "credentials" / "empty").mkdir(parents=True)
+    (tmp_path / "credentials" / "empty" / "..data").mkdir(parents=True)  # what the kubelet leaves for a Secret that is not there
     root = tmp_path / "credentials"
     (root / "a" / "b").mkdir(parents=True)
     error = error_of(server.s3("models/a/m.onnx", name), tmp_path, credentials=root)

@@ -284,6 +284,11 @@ class World:
         for job in [j for j in self.jobs if j.startswith(name)]:
             del self.jobs[job]
 
+    def change_route(self, split: Split) -> None:
+        """Somebody else than the leader writes the route."""
+        self.route, self.accepted, self.damaged = split, False, True
+        self.route_version += 1
+
     def lose_status(self) -> None:
         """Somebody empties status, or a backup brings none; the mirrors stay."""
         carries = dict(self.route or ())
