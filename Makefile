@@ -36,7 +36,7 @@ test: lint test-unit ## All tests: static checks, unit and property, integration
 
 .PHONY: test-unit
 test-unit: venv ## Unit and property tests, without root, in under a minute
-	$(PYTEST) tests/unit tests/property
+	$(PYTEST) -q -n 2 tests/unit tests/property
 
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)
@@ -63,6 +63,10 @@ lint: venv ## ruff, mypy --strict, layer contracts, generated files current
 .PHONY: generate
 generate: venv ## Write crds/ and the chart's copy from the types
 	$(BIN)/python -m modelrollout.crdgen
+
+.PHONY: pins
+pins: ## Resolve pyproject.toml into requirements/*.txt anew
+	python3 hack/pins.py
 
 .PHONY: sandbox-up
 sandbox-up: venv ## A real cluster on this machine (root): control plane, GPU node, gateway, Prometheus, object store, images

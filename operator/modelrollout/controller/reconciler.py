@@ -77,6 +77,10 @@ class Reconciler:
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise
+        except Conflict:
+            # A child is not as it was seen, so the state may not be either: what follows must not be done with a fresh resourceVersion in an old state.
+            await self._look_again(key)
+            raise
         told = self._refused.pop(key, None) is not None
         return 0.0 if wrote or told else plan.requeue_after
 
@@ -94,14 +98,18 @@ class Reconciler:
         try:
             answer = await self._kube.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()})
         except Conflict:
-            with contextlib.suppress(NotFound):  # deleted and made anew: the watch tells of both
-                self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
+            await self._look_again(key)
             raise
         except NotFound:
             self._store.gone(MODEL_DEPLOYMENT, *key, seen.deployment["metadata"]["uid"])
             return
         self._store.written(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
+
+
+    async def _look_again(self, key: Key) -> None:
+        with contextlib.suppress(NotFound):  # the watch tells of its end
+            self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
 
 
 def _describe(status: ModelDeploymentStatus) -> str:

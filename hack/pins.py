@@ -1,0 +1,46 @@
+"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the two images and for development.
+
+Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not kept: it takes the newest that fit.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The Jobs import these of the operator's dependencies, and no others.
+SHARED = ("pydantic", "python-json-logger", "pyyaml")
+
+
+def resolve(name: str, *asked: str, constraints: Path | None = None) -> Path:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *asked]
+    if constraints:
+        command += ["--constraint", str(constraints)]
+    report = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    found = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
+    found.pop("model-rollout-operator", None)
+    target = ROOT / "requirements" / f"{name}.txt"
+    target.write_text("".join(f"{package}=={version}\n" for package, version in sorted(found.items())))
+    sys.stdout.write(f"{target.relative_to(ROOT)}: {len(found)} packages\n")
+    return target
+
+
+def main() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shared = [d for d in project["project"]["dependencies"] if d.startswith(SHARED)]
+    operator = resolve("operator", ".")
+    job = resolve("job", *shared, *project["project"]["optional-dependencies"]["job"])
+    both = ROOT / "requirements" / ".both.txt"
+    both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *job.read_text().splitlines(keepends=True)})))
+    try:
+        resolve("dev", ".[job]", *project["dependency-groups"]["dev"], constraints=both)
+    finally:
+        both.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,634 @@
+"""Passes against a cluster in memory: real observe, decide, act and store; what fails in between must change nothing of the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelRevisionStatus
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Conflict,
+    Forbidden,
+    Resource,
+)
+from tests.unit.controller.fakecluster import KEY, Cluster, Crash, Operator
+from tests.unit.rollout import builders as b
+
+T = TypeVar("T")
+V1, V2 = b.revision_name(1), b.revision_name(2)
+BOTH = {"http": {"hostnames": ["digits.example.com"]}, "grpc": {"hostnames": ["digits-grpc.example.com"]}, "gateway": {"name": "public"}}
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(main)
+
+
+def conditions(cluster: Cluster) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in cluster.status.conditions}
+
+
+async def serving(spec: Any = None) -> tuple[Cluster, Operator]:
+    """Version 1 is stable, and nothing is left to do."""
+    cluster = Cluster()
+    cluster.user(spec or b.spec(1, traffic=BOTH))
+    operator = Operator(cluster)
+    await operator.live()
+    assert cluster.status.phase == "Stable"
+    cluster.requests.clear()
+    operator.events.clear()
+    return cluster, operator
+
+
+async def until(operator: Operator, stage: str) -> None:
+    """Until the rollout in flight comes to a stage, and the children match."""
+    cluster = operator.cluster
+    for _ in range(40):
+        await operator.settle()
+        if cluster.status.rollout and cluster.status.rollout.stage == stage:
+            return
+        cluster.end_jobs()
+        cluster.start_pods()
+        cluster.accept_routes()
+        cluster.now += timedelta(seconds=4)
+    raise AssertionError(f"never came to {stage}: {cluster.status.rollout}")
+
+
+# --- the normal path
+
+
+def test_the_first_version_serves() -> None:
+    async def main() -> None:
+        cluster, _ = await serving()
+        assert set(cluster.all(DEPLOYMENT)) == {V1} and set(cluster.all(SERVICE)) == {V1, "digits"}
+        assert cluster.weights() == cluster.weights(GRPC_ROUTE) == {V1: 100}
+        service, budget, revision = cluster.find(SERVICE), cluster.find(POD_DISRUPTION_BUDGET), cluster.find(MODEL_REVISION, V1)
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V1
+        assert budget and budget["spec"]["selector"]["matchLabels"][names.LABEL_REVISION] == V1
+        assert revision and revision["metadata"]["annotations"][names.ANNOTATION_OUTCOME] == "Stable" == revision["status"]["outcome"]
+        assert revision["spec"]["number"] == 1 and revision["spec"]["sha256"] == b.sha(1)
+
+    run(main())
+
+
+def test_at_rest_a_pass_makes_no_request() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        for _ in range(3):
+            assert await operator.once() is None
+        assert cluster.requests == []
+
+    run(main())
+
+
+def test_an_observing_canary_makes_no_request_without_news() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        operator.assessment = b.judged("Inconclusive")
+        cluster.user(b.spec(2, traffic=BOTH))
+        await until(operator, "Canary")
+        await operator.live(rounds=3)
+        assert cluster.status.rollout and cluster.status.rollout.step and cluster.status.rollout.step.phase == "Observing"
+        cluster.requests.clear()
+        for _ in range(5):
+            assert await operator.once()
+        assert cluster.requests == []
+
+    run(main())
+
+
+def test_a_canary_from_job_to_promotion_costs_few_requests() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH, golden=True))
+        operator.assessment = b.judged("Successful")
+        cluster.requests.clear()
+        await operator.live(rounds=20)
+        assert cluster.status.stable and cluster.status.stable.revision == V2
+        assert len(cluster.requests) <= 40, cluster.requests
+
+    run(main())
+
+
+# --- what somebody else does to children
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"),
+    [(DEPLOYMENT, V1), (SERVICE, V1), (SERVICE, "digits"), (POD_DISRUPTION_BUDGET, "digits"), (HTTP_ROUTE, "digits"), (GRPC_ROUTE, "digits")],
+)
+def test_a_child_that_is_deleted_by_hand_comes_back(resource: Resource, name: str) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.remove(resource, name)
+        await operator.settle()
+        assert cluster.find(resource, name) is not None
+        assert cluster.status.stable and cluster.status.stable.revision == V1 and len(cluster.all(MODEL_REVISION)) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("resource", "name", "edit", "back"),
+    [
+        (
+            HTTP_ROUTE,
+            "digits",
+            lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=3),
+            lambda o: o["spec"]["rules"][0]["backendRefs"][0]["weight"] == 100,
+        ),
+        (HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"].append({}), lambda o: len(o["spec"]["rules"]) == 1),
+        (
+            SERVICE,
+            "digits",
+            lambda o: o["spec"]["selector"].update({names.LABEL_REVISION: "x"}),
+            lambda o: o["spec"]["selector"][names.LABEL_REVISION] == V1,
+        ),
+        (SERVICE, "digits", lambda o: o["spec"]["selector"].update({"one": "more"}), lambda o: "one" not in o["spec"]["selector"]),
+        (DEPLOYMENT, V1, lambda o: o["spec"].update(replicas=0), lambda o: o["spec"]["replicas"] == 2),
+        (
+            DEPLOYMENT,
+            V1,
+            lambda o: o["spec"]["template"]["spec"]["containers"][0].update(image="evil"),
+            lambda o: o["spec"]["template"]["spec"]["containers"][0]["image"] == "example/triton:1",
+        ),
+        (DEPLOYMENT, V1, lambda o: o["metadata"]["labels"].pop(names.LABEL_NAME), lambda o: names.LABEL_NAME in o["metadata"]["labels"]),
+    ],
+    ids=["weight", "rule", "selector", "narrower selector", "replicas", "image", "our label"],
+)
+def test_drift_is_put_back(resource: Resource, name: str, edit: Any, back: Any) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        uid = cluster.change(resource, name, edit)["metadata"]["uid"]
+        await operator.settle()
+        live = cluster.find(resource, name)
+        assert live is not None and back(live) and live["metadata"]["uid"] == uid
+
+    run(main())
+
+
+@pytest.mark.parametrize("resource", [DEPLOYMENT, SERVICE, HTTP_ROUTE])
+def test_what_others_add_to_metadata_is_left_alone(resource: Resource) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        name = V1 if resource == DEPLOYMENT else "digits"
+        cluster.change(resource, name, lambda o: o["metadata"]["labels"].update({"team": "vision"}))
+        assert await operator.once() is None and cluster.requests == []
+
+    run(main())
+
+
+def test_a_strangers_service_of_that_name_is_not_taken_over() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        stranger = cluster.put(SERVICE, {"metadata": {"name": "digits", "labels": {"app": "other"}}, "spec": {"selector": {"app": "other"}}})
+        cluster.user(b.spec(1))
+        operator = Operator(cluster)
+        await operator.live()
+        live = cluster.find(SERVICE)
+        assert live == stranger
+        assert conditions(cluster)["Reconciling"][1] == "NameTaken" or conditions(cluster)["Stalled"][1] == "NameTaken"
+        cluster.remove(SERVICE, "digits")
+        await operator.live()
+        assert cluster.status.phase == "Stable" and conditions(cluster)["Ready"] == ("True", "Stable")
+
+    run(main())
+
+
+def test_children_of_an_earlier_object_of_the_name_are_not_taken_for_our_own() -> None:
+    """Deleted and made anew within seconds: the garbage collector has not come by yet."""
+
+    async def main() -> None:
+        cluster, _ = await serving()
+        old = {i: o for i, o in cluster.objects.items() if i[0] != MODEL_DEPLOYMENT}
+        cluster.remove(MODEL_DEPLOYMENT, "digits")
+        cluster.objects.update(copy.deepcopy(old))
+        cluster.user(b.spec(1, traffic=BOTH))
+        operator = Operator(cluster)
+        await operator.settle()
+        assert cluster.status.stable is None and cluster.status.rollout and cluster.status.rollout.stage == "Resolve"
+        for (resource, _, name), o in list(cluster.objects.items()):
+            if o["metadata"]["uid"] in {x["metadata"]["uid"] for x in old.values()} and cluster.find(resource, name) is not None:
+                cluster.remove(resource, name)
+        await operator.live()
+        assert cluster.status.phase == "Stable" and set(cluster.all(DEPLOYMENT)) == {V1}
+
+    run(main())
+
+
+# --- the order of writes
+
+
+def test_a_backend_goes_only_after_the_route_that_named_it_was_written_and_taken_up() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator.assessment = b.judged("Successful")
+        cluster.requests.clear()
+        await operator.live(rounds=20)
+        order = [r for r in cluster.requests if r.split()[1] in ("HTTPRoute", "GRPCRoute") or r.startswith("delete")]
+        assert order.index(f"delete Deployment {V1}") > max(i for i, r in enumerate(order) if r.startswith("apply"))
+        assert order.index(f"delete Service {V1}") > max(i for i, r in enumerate(order) if r.startswith("apply"))
+
+    run(main())
+
+
+def test_what_carries_traffic_is_written_before_what_sends_it_there() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1))
+        operator = Operator(cluster)
+        await operator.live()
+        creates = [r for r in cluster.requests if r.startswith("create")]
+        assert creates.index(f"create Service {V1}") < creates.index("create HTTPRoute digits")
+        assert creates.index(f"create Deployment {V1}") < creates.index("create HTTPRoute digits")
+
+    run(main())
+
+
+def test_a_transition_is_written_before_any_of_its_effects() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        while not any(r.startswith("create Job") for r in cluster.requests):
+            before = len(cluster.requests)
+            await operator.once()
+            new = cluster.requests[before:]
+            assert not (any(r.startswith("status ModelDeployment") for r in new) and len(new) > 1), "one or the other"
+
+    run(main())
+
+
+# --- stale reads, conflicts, two leaders
+
+
+def test_a_conflict_leads_to_a_live_read_and_the_next_pass_gets_on() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        operator.deaf = True
+        cluster.user(b.spec(1, replicas=3, traffic=BOTH))
+        cluster.annotate(V1, "retry", "n1")
+        operator.hear()
+        operator.deaf = True
+        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].setdefault("labels", {}).update(team="vision"))
+        with pytest.raises(Conflict):
+            await operator.once()
+        assert cluster.requests[-1] == "get ModelDeployment digits"
+        await operator.settle()
+        deployment = cluster.find(DEPLOYMENT, V1)
+        assert deployment and deployment["spec"]["replicas"] == 3
+
+    run(main())
+
+
+def test_a_route_that_somebody_else_wrote_meanwhile_is_read_before_it_is_written() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        operator.deaf = True
+        cluster.change(HTTP_ROUTE, "digits", lambda o: o["metadata"]["labels"].update(team="vision"))
+        operator.store.observe(HTTP_ROUTE, {"type": "DELETED", "object": copy.deepcopy(cluster.find(HTTP_ROUTE))})
+        with pytest.raises(Conflict):
+            await operator.once()  # it seemed to be gone: created, and it was there
+        await operator.settle()
+        assert cluster.weights() == {V1: 100}
+        live = cluster.find(HTTP_ROUTE)
+        assert live and live["metadata"]["labels"]["team"] == "vision"
+
+    run(main())
+
+
+def test_a_former_leader_cannot_write_the_route_back() -> None:
+    async def main() -> None:
+        cluster, leader = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        leader.assessment = b.judged("Successful")
+        await until(leader, "Provision")
+        cluster.start_pods()
+        while cluster.status.rollout and cluster.status.rollout.stage != "Canary":
+            await leader.once()
+        former = Operator(cluster)
+        former.assessment = leader.assessment
+        former.deaf = True  # paused with what it knows: it is about to write the first weight
+        await leader.live(rounds=20)
+        assert cluster.weights() == {V2: 100} and set(cluster.all(DEPLOYMENT)) == {V2}
+        before, status = copy.deepcopy(cluster.find(HTTP_ROUTE)), cluster.status
+        with pytest.raises(Conflict):
+            await former.once()
+        assert cluster.find(HTTP_ROUTE) == before
+        await former.settle(limit=5)  # and the next pass does not do with a fresh resourceVersion what it could not do with an old one
+        assert cluster.weights() == {V2: 100} and cluster.status.stable == status.stable and set(cluster.all(DEPLOYMENT)) == {V2}
+
+    run(main())
+
+
+def test_two_leaders_at_once_do_no_harm() -> None:
+    async def main() -> None:
+        cluster, one = await serving()
+        other = Operator(cluster)
+        cluster.user(b.spec(2, traffic=BOTH))
+        for operator in (one, other):
+            operator.assessment = b.judged("Successful")
+        for _ in range(20):
+            await asyncio.gather(one.live(rounds=1), other.live(rounds=1))
+        assert cluster.status.stable and cluster.status.stable.revision == V2 and cluster.status.last_number == 2
+        assert cluster.weights() == {V2: 100} and set(cluster.all(DEPLOYMENT)) == {V2}
+
+    run(main())
+
+
+def test_a_pass_that_lost_the_lease_writes_nothing() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator.leads = False
+        assert await operator.once() is None and cluster.requests == []
+
+    run(main())
+
+
+# --- crashes
+
+
+STORY = ((1, None, 6), (2, "Successful", 11), (3, "Failed", 9))
+
+
+async def _play(cluster: Cluster, begin: int = 0) -> None:
+    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. An operator that dies is followed by a new one, which lists everything."""
+    operator = Operator(cluster)
+    for i, (version, verdict) in enumerate((version, verdict) for version, verdict, rounds in STORY for _ in range(rounds)):
+        if i < begin:
+            continue
+        cluster.round = i
+        cluster.user(b.spec(version, traffic=BOTH, golden=True))
+        operator.assessment = b.judged(verdict) if verdict else None  # type: ignore[arg-type]
+        try:
+            await operator.live(rounds=1)
+        except Crash:
+            operator = Operator(cluster)
+            operator.assessment = b.judged(verdict) if verdict else None  # type: ignore[arg-type]
+            await operator.live(rounds=1)
+
+
+def _told(cluster: Cluster) -> dict[str, Any]:
+    revisions = {
+        name: (o["spec"]["number"], ModelRevisionStatus.model_validate(o["status"]).outcome, o["metadata"]["annotations"][names.ANNOTATION_OUTCOME])
+        for name, o in cluster.all(MODEL_REVISION).items()
+    }
+    left = {kind.kind: sorted(cluster.all(kind)) for kind in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET)}
+    stable = cluster.status.stable
+    return {
+        "revisions": revisions,
+        "left": left,
+        "weights": cluster.weights(),
+        "stable": stable.revision if stable else None,
+        "phase": cluster.status.phase,
+    }
+
+
+def test_killing_the_operator_between_any_two_requests_changes_nothing_of_the_outcome() -> None:
+    """For each request of the story: everything as it was before it, an operator that dies at it, and another that goes on."""
+
+    async def main() -> None:
+        undisturbed = Cluster()
+        moments: list[Cluster] = []
+        undisturbed.before = lambda verb, resource, name: moments.append(undisturbed.copy())
+        await _play(undisturbed)
+        expected = _told(undisturbed)
+        assert expected["stable"] == V2 and expected["revisions"][b.revision_name(3)][1:] == ("RolledBack", "RolledBack")
+        for cluster in moments:
+            await _play(cluster, cluster.round)
+            assert _told(cluster) == expected, f"died before {cluster.died_at}"
+
+    run(main())
+
+
+# --- what the API server refuses
+
+
+def test_a_refused_job_is_told_ends_at_the_deadline_and_gets_on_when_it_is_allowed() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+
+        def quota(verb: str, resource: Resource, name: str) -> None:
+            if verb == "create" and resource == JOB:
+                raise Forbidden(403, "Forbidden", "exceeded quota: pods")
+
+        cluster.before = quota
+        cluster.user(b.spec(2, traffic=BOTH))
+        await operator.settle(limit=6)
+        assert cluster.status.rollout and cluster.status.rollout.reason == "ChildRefused"
+        assert "exceeded quota" in (cluster.status.rollout.message or "")
+        writes = len([r for r in cluster.requests if r.startswith("status")])
+        await operator.settle(limit=6)
+        assert len([r for r in cluster.requests if r.startswith("status")]) == writes, "it is told once"
+        cluster.before = lambda verb, resource, name: None
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=20)
+        assert cluster.status.stable and cluster.status.stable.revision == V2
+
+    run(main())
+
+
+def test_a_child_that_is_refused_holds_up_no_rollback() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator.assessment = b.judged("Inconclusive")
+        await until(operator, "Canary")
+        await operator.live(rounds=2)
+
+        def denied(verb: str, resource: Resource, name: str) -> None:
+            if resource == POD_DISRUPTION_BUDGET or (resource == DEPLOYMENT and name == V2 and verb != "delete"):
+                raise Forbidden(403, "Forbidden", "denied by admission")
+
+        cluster.before = denied
+        operator.assessment = b.judged("Failed")
+        await operator.live(rounds=5)
+        assert cluster.weights() == {V1: 100}
+        assert cluster.status.rollout and cluster.status.rollout.outcome == "RolledBack"
+
+    run(main())
+
+
+def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        await until(operator, "Prepare")
+        elsewhere = {"analysis": {"golden": {"uri": "https://elsewhere.example.com/golden.npz"}}}
+        cluster.user(b.spec(2, traffic=BOTH, rollout=elsewhere))
+        await operator.live(rounds=4)
+        rollout = cluster.status.rollout
+        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "s3://models" in (rollout.message or "")
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=20)
+        assert cluster.status.stable and cluster.status.stable.revision == V2
+
+    run(main())
+
+
+# --- traffic settings that are refused after the version serves
+
+
+def test_without_the_gateway_api_an_edit_of_traffic_is_answered_and_breaks_nothing() -> None:
+    async def main() -> None:
+        cluster, operator = await serving(b.spec(1, gateway=False))
+        cluster.kinds.clear()
+        cluster.user(b.spec(1, traffic=BOTH))
+        assert await operator.settle() == 30
+        assert conditions(cluster)["Stalled"] == ("True", "GatewayAPIMissing") and conditions(cluster)["Available"][0] == "True"
+        assert not any("Route" in r for r in cluster.requests)
+        service = cluster.find(SERVICE)
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V1
+
+    run(main())
+
+
+def test_a_host_name_that_belongs_to_another_leaves_the_route_where_it_was() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        older = {"uid": "u-0", "creationTimestamp": "2020-01-01T00:00:00Z", "name": "other", "namespace": KEY[0], "resourceVersion": "1"}
+        taken = {
+            "apiVersion": names.API_VERSION,
+            "kind": "ModelDeployment",
+            "metadata": older,
+            "spec": {"traffic": {"http": {"hostnames": ["taken.example.com"]}}},
+        }
+        operator.store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": taken})
+        cluster.user(b.spec(2, traffic=BOTH | {"http": {"hostnames": ["taken.example.com"]}}))
+        await operator.live(rounds=2)
+        assert conditions(cluster)["Stalled"] == ("True", "HostnameConflict") and cluster.status.rollout and cluster.status.rollout.stage == "Done"
+        route = cluster.find(HTTP_ROUTE)
+        assert route and route["spec"]["hostnames"] == ["digits.example.com"]
+        cluster.change(HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=1))
+        await operator.settle()
+        route = cluster.find(HTTP_ROUTE)
+        assert route and route["spec"]["hostnames"] == ["digits.example.com"] and cluster.weights() == {V1: 100}, "its weights are still ours"
+
+    run(main())
+
+
+# --- a status that was lost or damaged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda o: o.pop("status"),
+        lambda o: o.update(status={}),
+        lambda o: o.update(status={"stable": "v1", "rollout": 7, "lastNumber": "many"}),
+        lambda o: o["status"]["rollout"].update(stage="Dreaming"),
+        lambda o: o["status"]["rollout"].update(since="yesterday"),
+        lambda o: o["status"].update(conditions=[{"type": 3}], handledVerbs=[1]),
+        lambda o: o["status"].pop("stable"),
+    ],
+    ids=["none", "empty", "nonsense", "stage", "time", "lists", "no stable"],
+)
+def test_a_damaged_status_restarts_no_pod_and_begins_no_rollout(damage: Any) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=20)
+        deployment, route = copy.deepcopy(cluster.find(DEPLOYMENT, V2)), copy.deepcopy(cluster.find(HTTP_ROUTE))
+        cluster.change(MODEL_DEPLOYMENT, "digits", damage)
+        cluster.requests.clear()
+        await operator.settle()
+        assert cluster.status.stable and (cluster.status.stable.revision, cluster.status.stable.number) == (V2, 2)
+        assert conditions(cluster)["Ready"] == ("True", "Stable") and cluster.status.last_number == 2
+        assert cluster.find(DEPLOYMENT, V2) == deployment and cluster.find(HTTP_ROUTE) == route
+        assert {r.split()[0] for r in cluster.requests} <= {"status", "patch"}, cluster.requests
+
+    run(main())
+
+
+def test_a_backup_without_any_status_brings_the_same_state_back() -> None:
+    """Revisions with their annotations, pods that run; no status on anything of ours."""
+
+    async def main() -> None:
+        cluster, _ = await serving()
+        cluster.user(b.spec(2, traffic=BOTH, golden=True))
+        first = Operator(cluster)
+        first.assessment = b.judged("Failed")
+        await first.live(rounds=16)
+        assert cluster.find(MODEL_REVISION, V2)["metadata"]["annotations"][names.ANNOTATION_OUTCOME] == "RolledBack"  # type: ignore[index]
+        for resource, name in ((MODEL_DEPLOYMENT, "digits"), (MODEL_REVISION, V1), (MODEL_REVISION, V2)):
+            cluster.change(resource, name, lambda o: o.pop("status"))
+        deployment = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
+        operator = Operator(cluster)
+        await operator.live(rounds=4)
+        assert cluster.status.stable and cluster.status.stable.revision == V1
+        assert conditions(cluster)["Stalled"] == ("True", "Quarantined"), "the bad version in spec is still known to be bad"
+        assert cluster.find(DEPLOYMENT, V1)["spec"] == deployment["spec"]  # type: ignore[index]
+        assert not [r for r in cluster.requests if r.startswith("create Job")][4:], "nothing is prepared again"
+
+    run(main())
+
+
+def test_an_outcome_is_mirrored_before_status_says_it() -> None:
+    """Whatever dies in between, status still differs, and the next pass does both."""
+
+    async def main() -> None:
+        cluster, _ = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        operator = Operator(cluster)
+        operator.assessment = b.judged("Successful")
+        cluster.requests.clear()
+        await operator.live(rounds=20)
+        about = [r for r in cluster.requests if r.endswith(f"ModelRevision {V2}")]
+        assert about.index(f"patch ModelRevision {V2}") < len(about) - 1 and about[-1] == f"status ModelRevision {V2}"
+
+    run(main())
+
+
+def test_evidence_that_was_lost_removes_no_pods_of_stable() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.change(MODEL_REVISION, V1, lambda o: o.update(status={"outcome": "Stable"}))
+        await operator.settle()
+        assert cluster.find(DEPLOYMENT, V1) is not None and cluster.find(SERVICE, V1) is not None
+        cluster.change(DEPLOYMENT, V1, lambda o: o["spec"]["template"]["spec"].pop("initContainers"))
+        await operator.settle()
+        assert cluster.find(DEPLOYMENT, V1) is not None, "nor where it cannot even be told what they run"
+
+    run(main())
+
+
+def test_an_object_that_is_gone_or_going_is_left_to_the_garbage_collector() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].update(deletionTimestamp="2026-11-22T13:00:00Z"))
+        assert await operator.once() is None
+        cluster.remove(MODEL_DEPLOYMENT, "digits")
+        assert await operator.once() is None and cluster.requests == []
+
+    run(main())
+
+
+def test_pods_of_a_job_are_kept_in_view_for_their_message() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        await operator.settle()
+        cluster.end_jobs(lambda job: (10, '{"reason": "ObjectMissing", "message": "no such key"}'))
+        await operator.settle()
+        assert cluster.all(POD)
+        rollout = cluster.status.rollout
+        assert rollout and (rollout.stage, rollout.reason, rollout.message) == ("Failed", "ObjectMissing", "no such key")
+
+    run(main())

@@ -1,0 +1,199 @@
+"""The children that a written state asks for: pods, split, selector, evidence, history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import RevisionRef, StepEvidence
+from modelrollout.rollout.desired import desired, human_bytes, replicas, revision_status, service_selector, share_replicas, split
+from modelrollout.rollout.facts import Server, Snapshot
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+PLAIN = b.spec(2, gateway=False, replicas=4, steps=[{"weight": 20}, {"weight": 50}])
+
+
+def pods(v1: tuple[int, int] = (2, 2), v2: tuple[int, int] = (2, 2)) -> dict[str, Server]:
+    """(asked, ready) of both revisions."""
+    return {V1: Server(v1[0], v1[1], None, v1[0]), V2: Server(v2[0], v2[1], None, v2[0])}
+
+
+# --- split
+
+
+@pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Revert"])
+def test_only_the_canary_and_promotion_have_traffic_beside_stable(stage: str) -> None:
+    assert split(b.second(stage)) == ((V1, 100),)
+
+
+@pytest.mark.parametrize("phase", ["Shifting", "Observing", "Paused"])
+def test_the_canary_has_its_weight_and_stable_the_rest(phase: str) -> None:
+    assert split(b.in_canary(at_step=b.step(1, 25, phase))) == ((V1, 75), (V2, 25))
+
+
+def test_a_canary_without_a_ready_pod_is_left_out() -> None:
+    assert split(b.in_canary(servers=pods(v2=(2, 0)))) == ((V1, 100),)
+
+
+def test_a_first_pause_is_without_traffic() -> None:
+    assert split(b.in_canary(at_step=b.step(0, 0, "Paused"))) == ((V1, 100),)
+
+
+def test_nothing_serves_nothing_is_split() -> None:
+    s = b.snapshot(b.spec(1), b.status(None, rollout=b.rollout("Prepare", 1)), revisions=(b.revision(1, prepared=False),))
+    children = desired(s)
+    assert (children.split, children.selector, children.budget, dict(children.servers)) == ((), None, None, {})
+
+
+# --- replicas
+
+
+def test_a_candidate_gets_pods_when_it_is_prepared_and_loses_them_when_it_failed() -> None:
+    assert replicas(b.second("Prepare")) == {V1: 2}
+    assert replicas(b.second("Provision")) == {V1: 2, V2: 2}
+    assert replicas(b.second("Failed", changes={"outcome": "Rejected", "reason": "x"})) == {V1: 2}
+
+
+def test_a_candidate_is_never_scaled_to_zero() -> None:
+    assert replicas(b.second("Provision", wanted=b.spec(2, replicas=0))) == {V1: 0, V2: 1}
+
+
+def test_stable_is_not_scaled_down_while_traffic_is_divided() -> None:
+    """An autoscaler looks at stable's pods, which see only a part of the load; after a rollback they have to carry all of it again."""
+    down = b.spec(2, replicas=1, steps=b.STEPS)
+    assert replicas(b.in_canary(wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 4, V2: 4}
+    assert replicas(b.second("Revert", wanted=down, servers=pods((4, 4), (4, 4)), changes={"outcome": "RolledBack", "reason": "x"}))[V1] == 4
+    assert replicas(b.second("Provision", wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 1, V2: 1}
+    up = b.spec(2, replicas=6, steps=b.STEPS)
+    assert replicas(b.in_canary(wanted=up, servers=pods((4, 4), (4, 4)))) == {V1: 6, V2: 6}
+
+
+def test_what_has_just_lost_its_traffic_keeps_the_pods_it_has() -> None:
+    s = b.second("Failed", changes={"outcome": "RolledBack", "reason": "x"}, servers=pods((4, 4), (1, 1)), wanted=b.spec(2, replicas=4))
+    retiring = replace(s, status=s.status.model_copy(update={"retiring": RevisionRef(revision=V2, number=2, since=b.ago(1))}))
+    assert replicas(retiring) == {V1: 4, V2: 1}
+
+
+@pytest.mark.parametrize(
+    ("stable", "weight", "canary"), [(4, 20, 1), (4, 50, 4), (10, 5, 1), (10, 25, 3), (2, 5, 1), (1, 50, 1), (3, 75, 9), (4, 0, 1), (4, 100, 4)]
+)
+def test_replicas_as_near_to_a_weight_as_whole_pods_allow(stable: int, weight: int, canary: int) -> None:
+    assert share_replicas(stable, weight) == canary
+
+
+# --- without a gateway one Service and replica counts stand for the route
+
+
+def plain(stage: str = "Canary", **facts: Any) -> Snapshot:
+    changes = {"step": b.step(0, 20)} if stage == "Canary" else {"outcome": "RolledBack", "reason": "x"} if stage == "Revert" else {}
+    return b.second(stage, wanted=PLAIN, changes=changes, **({"servers": pods((4, 4), (1, 1))} | facts))
+
+
+def test_replica_weighted_canary() -> None:
+    assert replicas(plain()) == {V1: 4, V2: 1}
+    assert service_selector(plain()) == "*"
+
+
+def test_without_a_ready_canary_pod_the_service_is_stables() -> None:
+    assert service_selector(plain(servers=pods((4, 4), (1, 0)))) == V1
+
+
+def test_before_and_after_the_canary_the_service_is_stables() -> None:
+    assert service_selector(plain("Evaluate")) == service_selector(plain("Revert")) == V1
+    assert replicas(plain("Revert")) == {V1: 4, V2: 1}, "a canary that goes back is not scaled up first"
+
+
+def test_at_promotion_stable_helps_until_the_new_pods_can_carry_everything() -> None:
+    assert service_selector(plain("Promote", servers=pods((4, 4), (4, 2)))) == "*"
+    assert service_selector(plain("Promote", servers=pods((4, 4), (4, 4)))) == V2
+    assert replicas(plain("Promote", servers=pods((4, 4), (4, 2)))) == {V1: 4, V2: 4}
+
+
+def test_with_a_gateway_the_service_is_always_one_revision() -> None:
+    assert service_selector(b.in_canary()) == V1
+    assert service_selector(b.second("Promote")) == V2
+
+
+# --- budget
+
+
+def test_the_disruption_budget_is_stables() -> None:
+    assert desired(b.in_canary()).budget == V1 == desired(b.second("Promote")).budget
+
+
+# --- what stands in revisions
+
+
+def test_a_revision_in_flight_is_pending_then_canary() -> None:
+    assert revision_status(b.second("Provision"))[V2].outcome == "Pending"
+    assert revision_status(b.in_canary())[V2].outcome == "Canary"
+
+
+def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
+    evidence = StepEvidence(index=0, weight=5, verdict="Failed", reason="LatencyHigh", seconds=30)
+    changes = {
+        "outcome": "RolledBack",
+        "reason": "LatencyHigh",
+        "message": "proven slower",
+        "evaluation": b.evaluation("Successful").model_copy(update={"latency_p99_ms": 3.14}),
+        "artifact": b.artifact(2).model_copy(update={"accuracy_before": 0.98, "accuracy_after": 0.975}),
+        "history": [evidence],
+        "stages": {"Canary": 31.0},
+    }
+    kept = revision_status(b.second("Failed", changes=changes))[V2]
+    assert (kept.outcome, kept.reason, kept.message) == ("RolledBack", "LatencyHigh", "proven slower")
+    assert (kept.steps, kept.stages, kept.started, kept.finished) == ([evidence], {"Canary": 31.0}, b.ago(60), b.ago(10))
+    assert (kept.accuracy, kept.size, kept.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
+
+
+def test_the_former_stable_is_retired() -> None:
+    s = b.snapshot(
+        b.spec(2), b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted")), revisions=(b.revision(1, "Stable"), b.revision(2, "Canary"))
+    )
+    kept = revision_status(s)
+    assert (kept[V1].outcome, kept[V1].reason, kept[V2].outcome) == ("Retired", "Replaced", "Promoted")
+
+
+def test_a_rollback_under_way_says_nothing_about_its_target() -> None:
+    s = b.second("Provision", changes={"mode": "Rollback"}, revisions=(b.revision(1, "Stable"), b.revision(2, "Retired")))
+    assert revision_status(s)[V2].outcome == "Retired"
+
+
+def test_what_is_recorded_is_not_written_again() -> None:
+    s = b.in_canary()
+    again = replace(s, revisions=tuple(replace(r, status=revision_status(s).get(r.name, r.status)) for r in s.revisions))
+    assert revision_status(again) == {}
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1.0Ki"), (421_888, "412Ki"), (5 << 20, "5.0Mi"), (3 << 40, "3072Gi")])
+def test_sizes_as_kubernetes_writes_them(count: int, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+# --- history
+
+
+def history(limit: int, *outcomes: str) -> tuple[str, ...]:
+    """Names of what is forgotten of revisions 2, 3, ... with these outcomes; 1 is stable."""
+    others = tuple(replace(b.revision(1, outcome), name=f"r{i}", number=i) for i, outcome in enumerate(outcomes, start=2))
+    s = b.snapshot(b.spec(1, revisionHistoryLimit=limit), b.status(1), revisions=(b.revision(1, "Stable"), *others))
+    return desired(s).forget
+
+
+def test_the_oldest_go_beyond_the_limit() -> None:
+    assert history(2, "Retired", "Retired", "Retired") == ("r2",)
+    assert history(3, "Retired", "Retired", "Retired") == ()
+
+
+def test_bad_versions_do_not_push_out_what_can_be_rolled_back_to() -> None:
+    assert history(1, "Retired", "Rejected", "RolledBack", "Failed") == ("r4", "r3")
+
+
+def test_what_is_needed_is_never_forgotten() -> None:
+    state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step()), retiring=RevisionRef(revision="r3", number=3, since=b.ago(1)))
+    revisions = (b.revision(1, "Stable"), b.revision(2), replace(b.revision(3, "Aborted"), name="r3"), replace(b.revision(4, "Aborted"), name="r4"))
+    s = b.snapshot(b.spec(2, revisionHistoryLimit=1), state, revisions=(*revisions, replace(b.revision(5, "Aborted"), name="r5")))
+    assert desired(s).forget == ("r4",)

@@ -1,0 +1,139 @@
+"""A status that was emptied or damaged: what of it is believed, and what revisions and the live route say instead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.facts import Revision, Snapshot, Split, Verb
+from modelrollout.rollout.rebuild import sound
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+
+
+def emptied(*revisions: Revision, route: Split = (), **facts: Any) -> Snapshot:
+    return b.snapshot(b.spec(2), ModelDeploymentStatus(), revisions=revisions, live_split=route, **facts)
+
+
+def test_a_new_model_deployment_has_nothing_to_rebuild() -> None:
+    plan = decide(emptied(), b.START)
+    assert b.moved(plan).stage == "Resolve" and [e.reason for e in plan.events] == ["RolloutStarted"]
+
+
+def test_what_the_route_sends_everything_to_is_stable() -> None:
+    plan = decide(emptied(b.revision(1, "Retired"), b.revision(2, "Promoted"), route=((V2, 100),)), b.START)
+    assert plan.status.stable and (plan.status.stable.revision, plan.status.stable.number) == (V2, 2)
+    assert plan.status.rollout is None and plan.status.last_number == 2
+    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "StateRebuilt")]
+
+
+def test_the_route_is_believed_before_the_mirrors() -> None:
+    plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Promoted"), route=((V1, 100),)), b.START)
+    assert plan.status.stable and plan.status.stable.revision == V1
+
+
+@pytest.mark.parametrize("share", [5, 50, 95])
+def test_in_mid_canary_stable_is_the_one_that_is_known_to_have_served(share: int) -> None:
+    plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Canary"), route=((V1, 100 - share), (V2, share))), b.START)
+    assert plan.status.stable and plan.status.stable.revision == V1
+
+
+def test_without_a_route_the_newest_outcome_decides() -> None:
+    plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Promoted"), b.revision(3, "RolledBack")), b.START)
+    assert plan.status.stable and plan.status.stable.revision == V2 and plan.status.last_number == 3
+
+
+def test_a_route_to_a_revision_that_is_gone_is_no_evidence() -> None:
+    plan = decide(emptied(b.revision(1, "Stable"), route=(("digits-gone", 100),)), b.START)
+    assert plan.status.stable and plan.status.stable.revision == V1
+
+
+def test_where_nothing_ever_served_a_rollout_begins_with_the_next_number() -> None:
+    s = emptied(replace(b.revision(1, "Rejected"), number=4))
+    first = decide(s, b.START)
+    assert first.status.last_number == 4 and first.status.rollout is None
+    assert b.moved(decide(replace(s, status=first.status), b.START)).stage == "Resolve"
+
+
+def test_after_it_the_bad_version_in_spec_is_not_taken_for_a_new_one() -> None:
+    s = emptied(b.revision(1, "Stable"), b.revision(2, "RolledBack"), route=((V1, 100),))
+    rebuilt = decide(s, b.START).status
+    plan = decide(replace(s, status=rebuilt), b.START)
+    assert (b.moved(plan).stage, b.moved(plan).reason) == ("Failed", "Quarantined")
+
+
+def test_what_has_lost_its_artifact_too_is_made_ready_again_before_anything_else() -> None:
+    """A backup brought revisions with their annotations, and neither status nor pods."""
+    plan = decide(emptied(b.revision(1, "Stable", prepared=False), b.revision(2, "RolledBack", prepared=False)), b.START)
+    to = b.moved(plan)
+    assert (to.stage, to.mode, to.revision, to.number) == ("Prepare", "Rollback", V1, 1)
+
+
+def test_old_verbs_are_not_carried_out_again() -> None:
+    verbs = (Verb("retry", V2, "old"), Verb("abort", V1, "old"))
+    s = emptied(b.revision(1, "Stable"), b.revision(2, "RolledBack"), route=((V1, 100),), verbs=verbs)
+    rebuilt = decide(s, b.START).status
+    assert set(rebuilt.handled_verbs) == {v.key for v in verbs}
+    assert b.moved(decide(replace(s, status=rebuilt), b.START)).reason == "Quarantined"
+
+
+def test_a_rollback_by_hand_is_not_undone() -> None:
+    s = emptied(b.revision(1, "Stable"), b.revision(2, "Retired"), route=((V1, 100),), verbs=(Verb("rollback", V1, "old"),))
+    rebuilt = decide(s, b.START).status
+    assert rebuilt.pinned and rebuilt.pinned.revision == V1
+    again = decide(replace(s, status=rebuilt), b.START).status
+    assert again.rollout is None, "spec still names version 2"
+
+
+# --- damage
+
+
+def damaged(stage: str = "Canary", **changes: Any) -> ModelDeploymentStatus:
+    step = {"step": b.step()} if stage == "Canary" else {}
+    return b.status(1, rollout=b.rollout(stage, 2, **(step | changes)))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        damaged(step=None),
+        damaged(since="yesterday"),
+        damaged(since="2026-11-22T12:00:00"),
+        damaged(started=""),
+        damaged(step=b.step(since="?")),
+        damaged(step=b.step(observed_since="?")),
+        damaged(step=b.step(measured="?")),
+        damaged("Provision", revision=None),
+        damaged("Prepare", sha256=None),
+        damaged("Promote", number=None),
+        damaged("Failed", outcome=None),
+        damaged().model_copy(update={"stable": None}),
+        damaged("Revert").model_copy(update={"stable": None}),
+    ],
+)
+def test_a_rollout_that_contradicts_itself_is_dropped_and_stable_kept(status: ModelDeploymentStatus) -> None:
+    kept = sound(status)
+    assert kept.rollout is None and kept.stable == status.stable
+    s = replace(b.in_canary(), status=kept)
+    decide(s, b.START)
+
+
+def test_times_of_references_are_not_worth_losing_them() -> None:
+    bad = b.ref(1).model_copy(update={"since": "?"})
+    kept = sound(b.status(1, retiring=bad).model_copy(update={"stable": bad}))
+    assert kept.stable == b.ref(1).model_copy(update={"since": None}) and kept.retiring is None
+
+
+def test_handled_verbs_of_another_form_are_dropped() -> None:
+    assert sound(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [f"promote:{V2}:n1"]
+
+
+@pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"])
+def test_a_sound_status_is_left_alone(stage: str) -> None:
+    status = damaged(stage)
+    assert sound(status) is status

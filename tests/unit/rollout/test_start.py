@@ -1,0 +1,196 @@
+"""When a rollout begins, when another takes its place, and when none does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Pinned
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.facts import Problem, Snapshot
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+
+
+def at_rest(version: int = 1, **facts: Any) -> Snapshot:
+    """Version 1 is stable, and its rollout is over and recorded."""
+    state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"), last_number=1)
+    usual: dict[str, Any] = {"revisions": (b.revision(1, "Stable"),), "servers": {V1: b.ready()}, "traffic": b.TAKEN}
+    s = b.snapshot(b.spec(version), state, **(usual | facts))
+    recorded = b.children(replace(s, spec=b.spec(1), refusal=None)).revision_status
+    return replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions))
+
+
+def begins(s: Snapshot) -> bool:
+    plan = decide(s, b.START)
+    before = s.status.rollout.started if s.status.rollout else None
+    return plan.status.rollout is not None and plan.status.rollout.started != before
+
+
+def test_a_new_model_deployment_begins_at_once() -> None:
+    assert begins(b.snapshot(b.spec(1), ModelDeploymentStatus()))
+
+
+def test_another_version_begins() -> None:
+    plan = decide(at_rest(2), b.START)
+    assert b.moved(plan).stage == "Resolve" and b.moved(plan).generation == 1
+    assert [e.reason for e in plan.events] == ["RolloutStarted"]
+    assert plan.status.stable == b.ref(1)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        b.spec(1, replicas=7),
+        b.spec(1, steps=b.STEPS, golden=True),
+        b.spec(1, gateway=False),
+        b.spec(1, pinned=True),
+        b.spec(1, revisionHistoryLimit=9),
+        b.spec(1, model={"uri": b.uri(1), "lineage": {"commit": "4f2a9c1"}}),
+        b.spec(1, optimization={"timeout": "2h", "resources": {"limits": {"cpu": 8}}}),
+    ],
+    ids=["replicas", "rollout", "traffic", "the digest itself", "history", "lineage", "the job's resources"],
+)
+def test_what_changes_no_answer_is_no_other_version(wanted: Any) -> None:
+    assert not begins(replace(at_rest(), spec=wanted, generation=2, gateway=wanted.traffic.gateway is not None))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"uri": b.uri(1), "sha256": b.sha(9)}},
+        {"serving": {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}}},
+        {"serving": {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 8}}},
+        {"optimization": {"steps": [{"int8": {}}]}},
+    ],
+    ids=["digest", "gpu", "batching", "optimization"],
+)
+def test_what_changes_answers_or_speed_is_another_version(changes: dict[str, Any]) -> None:
+    assert begins(replace(at_rest(), spec=b.spec(1, **changes), generation=2))
+
+
+def test_an_upgrade_that_adds_a_default_begins_nothing() -> None:
+    """Inputs are compared as today's types read them: an older one lacks the new field."""
+    old = b.revision(1, "Stable")
+    older = replace(old, input={part: {k: v for k, v in fields.items() if k != "batching"} for part, fields in old.input.items()})
+    assert older.input != old.input
+    assert not begins(at_rest(revisions=(older,)))
+
+
+def test_an_input_of_a_newer_operator_hurts_nobody() -> None:
+    old = b.revision(1, "Retired")
+    newer = replace(old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}})
+    assert not begins(at_rest(revisions=(b.revision(1, "Stable"), newer)))
+
+
+# --- the evidence of the old rollout stands in its revision before a new one takes its place
+
+
+def test_a_new_rollout_waits_until_the_old_ones_evidence_is_recorded() -> None:
+    s = at_rest(2)
+    unrecorded = replace(s, revisions=(b.revision(1, "Canary"),))
+    plan = decide(unrecorded, b.START)
+    assert plan.desired and plan.desired.revision_status[V1].outcome == "Stable" and plan.requeue_after == 0
+    assert begins(s)
+
+
+# --- failures are remembered
+
+
+@pytest.mark.parametrize("outcome", ["RolledBack", "Rejected", "Failed", "Aborted"])
+def test_a_version_that_ended_badly_is_not_tried_again(outcome: str) -> None:
+    state = b.status(1, rollout=b.rollout("Failed", 2, outcome=outcome, reason="AccuracyLow"))
+    s = at_rest(2, revisions=(b.revision(1, "Stable"), b.revision(2, outcome, reason="AccuracyLow")))
+    assert not begins(replace(s, status=state))
+    plan = decide(s, b.START)
+    to = b.moved(plan)
+    assert (to.stage, to.outcome, to.reason, to.revision) == ("Failed", outcome, "Quarantined", V2)
+    assert b.condition(plan, "Stalled").reason == "Quarantined" and "retry" in b.condition(plan, "Ready").message
+    children = b.children(replace(s, status=plan.status))
+    assert V2 not in children.revision_status, "its own evidence stays as it is"
+    assert set(children.servers) == {V1} and children.work is None
+
+
+def test_the_same_bytes_under_another_uri_are_another_version_only_if_spec_says_so() -> None:
+    """The URI is part of the user's input: moving the file is a new version, to be proven again."""
+    assert begins(at_rest(revisions=(b.revision(1, "Stable"),), version=2))
+
+
+def test_a_failure_before_there_was_a_revision_is_remembered_too() -> None:
+    failed = b.rollout("Failed", 2, revision=None, number=None, sha256=None, outcome="Failed", reason="ObjectMissing")
+    s = replace(at_rest(2), status=b.status(1, rollout=failed))
+    assert not begins(s)
+    assert not begins(replace(s, generation=5)), "the next sync of Git changes nothing"
+    assert begins(replace(s, spec=b.spec(3)))
+
+
+def test_a_version_that_was_only_superseded_is_tried_again() -> None:
+    state = b.status(1, rollout=b.rollout("Failed", 2, outcome="Superseded", reason="Superseded"))
+    s = replace(at_rest(2, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))), status=state)
+    recorded = b.children(replace(s, spec=b.spec(1))).revision_status
+    assert begins(replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions)))
+
+
+def test_after_a_rollback_by_hand_only_another_generation_or_a_retry_climbs() -> None:
+    state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable", mode="Rollback"), pinned=Pinned(revision=V1, generation=4))
+    s = replace(at_rest(2), status=state, generation=4)
+    plan = decide(s, b.START)
+    assert not begins(s)
+    assert b.condition(plan, "Ready").reason == "RolledBackByUser" and b.condition(plan, "Stalled").status == "True"
+    assert begins(replace(s, generation=5))
+
+
+# --- what stands in the way
+
+
+def test_a_refused_spec_begins_nothing_says_why_and_looks_again() -> None:
+    s = replace(at_rest(2), refusal=Problem("StoreNotAllowed", "use s3://models"))
+    plan = decide(s, b.START)
+    assert not begins(s)
+    assert b.condition(plan, "Stalled").message == "use s3://models" and [e.reason for e in plan.events] == ["StoreNotAllowed"]
+    settled = decide(replace(s, status=plan.status), b.START)
+    assert settled.desired and settled.requeue_after == 30 and set(settled.desired.servers) == {V1}
+    assert begins(replace(s, refusal=None))
+
+
+def test_a_spec_that_cannot_be_read_changes_nothing_that_runs() -> None:
+    for s in (at_rest(), b.in_canary(assessment=b.judged("Failed")), b.second("Provision")):
+        broken = replace(s, spec=None, spec_error="spec.rollout.canary.steps.0.weight: not an integer")
+        plan = decide(broken, b.START)
+        assert plan.desired is None and plan.status.rollout == s.status.rollout
+        assert b.condition(plan, "Stalled").reason == "InvalidSpec" and b.condition(plan, "Reconciling").status == "False"
+        assert b.condition(plan, "Available").status == "True"
+        again = decide(replace(broken, status=plan.status), b.at(9))
+        assert again.status == plan.status and again.desired is None
+
+
+# --- a newer spec takes the place of a rollout in flight
+
+
+@pytest.mark.parametrize(
+    ("stage", "to"), [("Resolve", "Failed"), ("Prepare", "Failed"), ("Provision", "Failed"), ("Evaluate", "Failed"), ("Canary", "Revert")]
+)
+def test_a_newer_spec_ends_a_rollout_stable_first(stage: str, to: str) -> None:
+    s = b.in_canary(wanted=b.spec(3)) if stage == "Canary" else b.second(stage, wanted=b.spec(3))
+    after = b.moved(decide(s, b.START))
+    assert (after.stage, after.outcome, after.reason) == (to, "Superseded", "Superseded")
+
+
+@pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary"])
+def test_another_generation_of_the_same_version_does_not(stage: str) -> None:
+    s = b.in_canary() if stage == "Canary" else b.second(stage)
+    edited = replace(s, generation=2, spec=b.spec(2, replicas=3, steps=b.STEPS))
+    assert b.moved(decide(edited, b.START)).outcome is None
+
+
+def test_what_has_all_traffic_already_is_finished_first() -> None:
+    assert b.moved(decide(b.second("Promote", wanted=b.spec(3)), b.START)).stage == "Done"
+
+
+def test_a_rollback_by_hand_gives_way_to_another_generation() -> None:
+    s = b.second("Provision", changes={"mode": "Rollback"})
+    assert b.moved(decide(replace(s, spec=b.spec(3)), b.START)).outcome is None, "spec names another version all the time"
+    assert b.moved(decide(replace(s, spec=b.spec(3), generation=2), b.START)).outcome == "Superseded"
