@@ -160,7 +160,7 @@ def rollback(
 def run(
     config: Annotated[Path, typer.Option("--config", help="Configuration file of the operator (docs/install.md).", exists=True, dir_okay=False)],
     health_port: Annotated[int, typer.Option("--health-port", help="Port of /healthz, /readyz and /metrics.", min=1, max=65535)] = 8081,
-    identity: Annotated[str | None, typer.Option("--identity", help="Name of this replica in the leader election; default: host name and a random part.")] = None,
+    identity: Annotated[str | None, typer.Option("--identity", help="Name in the Lease; default: host name and a random part.")] = None,
     lease_namespace: Annotated[
         str | None, typer.Option("--lease-namespace", envvar="POD_NAMESPACE", help="Namespace of the Lease of the leader election.")
     ] = None,

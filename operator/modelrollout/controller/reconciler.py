@@ -78,7 +78,7 @@ class Reconciler:
             self._refused[key] = Problem(e.reason, e.message)
             raise
         except Conflict:
-            # A child is not as it was seen, so the state may not be either: what follows must not be done with a fresh resourceVersion in an old state.
+            # A child is not as it was seen, so the state may not be either: nothing may follow with a fresh resourceVersion in an old state.
             await self._look_again(key)
             raise
         told = self._refused.pop(key, None) is not None

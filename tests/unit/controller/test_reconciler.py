@@ -367,7 +367,7 @@ STORY = ((1, None, 6), (2, "Successful", 11), (3, "Failed", 9))
 
 
 async def _play(cluster: Cluster, begin: int = 0) -> None:
-    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. An operator that dies is followed by a new one, which lists everything."""
+    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. After one that dies a new operator lists everything."""
     operator = Operator(cluster)
     for i, (version, verdict) in enumerate((version, verdict) for version, verdict, rounds in STORY for _ in range(rounds)):
         if i < begin:
