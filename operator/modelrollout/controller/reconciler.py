@@ -106,7 +106,6 @@ class Reconciler:
         self._store.written(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
 
-
     async def _look_again(self, key: Key) -> None:
         with contextlib.suppress(NotFound):  # the watch tells of its end
             self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))

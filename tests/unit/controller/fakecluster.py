@@ -46,10 +46,6 @@ CONFIG = OperatorConfig(
 _Id = tuple[Resource, str, str]
 
 
-class Crash(BaseException):
-    """The operator's process dies here."""
-
-
 class Cluster:
     """Objects by resource, namespace and name. ``requests`` names every request in order, ``before`` may fail them."""
 

@@ -1,0 +1,332 @@
+"""From objects as last seen to a Snapshot."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.config import Images, OperatorConfig, PrometheusProvider, Store
+from modelrollout.api.tasks import TASK_ENV
+from modelrollout.controller.observe import Seen, observe
+from modelrollout.kube import cache
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    SERVICE,
+    Object,
+    Resource,
+)
+from modelrollout.rollout.facts import Server, Work
+from tests.unit.rollout import builders as b
+
+KEY = (b.NAMESPACE, b.NAME)
+V1, V2 = b.revision_name(1), b.revision_name(2)
+CONFIG = OperatorConfig(
+    stores=[Store(name="models", uri="s3://models")],
+    artifacts=Store(name="artifacts", uri="s3://artifacts"),
+    images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
+    prometheus=[PrometheusProvider(name="main", url="http://prometheus:9090")],
+)
+ROUTES = frozenset({"HTTPRoute", "GRPCRoute"})
+
+
+def obj(resource: Resource, name: str, *, owner: str | None = "md", labels: dict[str, str] | None = None, **body: Any) -> tuple[Resource, Object]:
+    metadata: Object = {"name": name, "namespace": KEY[0], "uid": f"uid-{resource.kind}-{name}", "resourceVersion": "1", "generation": 1}
+    metadata["labels"] = {names.LABEL_NAME: KEY[1]} | (labels or {})
+    if owner:
+        metadata["ownerReferences"] = [{"uid": owner, "controller": True, "kind": "x", "name": "x"}]
+    return resource, {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata | body.pop("metadata", {}), **body}
+
+
+def deployment(spec: Any = None, **body: Any) -> tuple[Resource, Object]:
+    wire = (spec or b.spec(2)).wire() if not isinstance(spec, dict) else spec
+    return obj(MODEL_DEPLOYMENT, KEY[1], owner=None, spec=wire, metadata={"uid": "md"} | body.pop("metadata", {}), **body)
+
+
+def revision(version: int, *, owner: str | None = "md", annotations: dict[str, str] | None = None, **body: Any) -> tuple[Resource, Object]:
+    spec = {"number": version, "sha256": b.sha(version), "input": b.spec(version).user_input(), "template": {}, "builder": "1", "deployment": KEY[1]}
+    return obj(MODEL_REVISION, b.revision_name(version), owner=owner, spec=spec, metadata={"annotations": annotations or {}}, **body)
+
+
+def server(version: int, fetch: str = "", **status: Any) -> tuple[Resource, Object]:
+    name = b.revision_name(version)
+    init = [{"name": "fetch", "env": [{"name": TASK_ENV, "value": fetch}]}]
+    template = {"spec": {"initContainers": init, "containers": []}}
+    return obj(DEPLOYMENT, name, owner=f"uid-ModelRevision-{name}", spec={"replicas": 2, "template": template}, status=status)
+
+
+def seen(*objects: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES) -> Seen:
+    store = cache.Store()
+    for resource, o in objects:
+        store.observe(resource, {"type": "ADDED", "object": copy.deepcopy(o)})
+    found = observe(store, KEY, config, kinds)
+    assert found is not None
+    return found
+
+
+# --- spec and status
+
+
+def test_a_spec_that_cannot_be_read_is_told_by_field() -> None:
+    wire = b.spec(1).wire() | {"surprise": 1, "rollout": {"canary": {"steps": [{"weight": "many"}]}}}
+    s = seen(deployment(wire)).snapshot
+    assert s.spec is None and "spec.surprise" in (s.spec_error or "") and "spec.rollout.canary.steps.0.weight" in (s.spec_error or "")
+
+
+@pytest.mark.parametrize("body", [{}, {"spec": None}])
+def test_no_spec_at_all(body: Object) -> None:
+    resource, o = deployment()
+    del o["spec"]
+    assert seen((resource, o | body)).snapshot.spec is None
+
+
+def test_status_as_far_as_it_can_be_read() -> None:
+    stable = {"revision": V1, "number": 1, "since": "2026-11-22T12:00:00Z"}
+    s = seen(
+        deployment(status={"stable": stable, "lastNumber": 7, "rollout": {"stage": "Dreaming"}, "phase": "Confused", "handledVerbs": [1]})
+    ).snapshot
+    assert s.status.stable and s.status.stable.revision == V1 and s.status.last_number == 7
+    assert s.status.rollout is None and s.status.phase == "Pending"
+
+
+def test_fields_of_a_newer_operator_are_no_damage() -> None:
+    assert seen(deployment(status={"lastNumber": 7, "quantum": {"spin": 1}})).snapshot.status.last_number == 7
+
+
+# --- whose children
+
+
+def test_children_of_an_earlier_object_of_the_name_are_not_ours() -> None:
+    found = seen(deployment(), revision(1, owner="md-of-yesterday"), server(1))
+    assert found.snapshot.revisions == () and found.snapshot.servers == {} and found.children == {}
+
+
+def test_a_revision_that_lost_its_owner_in_a_backup_is_ours() -> None:
+    assert [r.name for r in seen(deployment(), revision(1, owner=None)).snapshot.revisions] == [V1]
+
+
+def test_what_is_being_deleted_is_gone() -> None:
+    gone = revision(1, annotations={"modelrollout.dev/rollback": "n1"})
+    gone[1]["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    s = seen(deployment(), gone, revision(2)).snapshot
+    assert [r.name for r in s.revisions] == [V2] and s.verbs == ()
+
+
+def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
+    store = cache.Store()
+    assert observe(store, KEY, CONFIG, ROUTES) is None
+    store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": deployment(metadata={"deletionTimestamp": "2026-11-22T12:00:00Z"})[1]})
+    assert observe(store, KEY, CONFIG, ROUTES) is None
+
+
+# --- revisions
+
+
+def test_the_mirror_is_believed_only_where_status_is_empty() -> None:
+    mirrored = {names.ANNOTATION_OUTCOME: "RolledBack", names.ANNOTATION_REASON: "AccuracyLow"}
+    s = seen(deployment(), revision(1, annotations=mirrored), revision(2, annotations=mirrored, status={"outcome": "Stable"})).snapshot
+    assert [(r.status.outcome, r.status.reason) for r in s.revisions] == [("RolledBack", "AccuracyLow"), ("Stable", "-")]
+
+
+def test_a_mirror_that_says_nonsense_is_no_outcome() -> None:
+    s = seen(deployment(), revision(1, annotations={names.ANNOTATION_OUTCOME: "Excellent"})).snapshot
+    assert s.revisions[0].status.outcome == "Pending"
+
+
+def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
+    fetch = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/k"},"digest":"sha256:aa","model":"digits","number":1}'
+    s = seen(deployment(), revision(1), server(1, fetch)).snapshot
+    artifact = s.revisions[0].status.artifact
+    assert artifact and (artifact.uri, artifact.digest) == ("s3://artifacts/ml/k", "sha256:aa")
+    assert seen(deployment(), revision(1), server(1, "not a task")).snapshot.revisions[0].status.artifact is None
+
+
+# --- servers
+
+
+def test_ready_replicas_are_those_of_the_generation_that_was_asked_for() -> None:
+    fresh = server(1, replicas=3, availableReplicas=3, observedGeneration=1)
+    assert seen(deployment(), revision(1), fresh).snapshot.servers == {V1: Server(3, 3, None, 2)}
+    stale = server(1, replicas=3, availableReplicas=3, observedGeneration=0)
+    assert seen(deployment(), revision(1), stale).snapshot.servers == {V1: Server(3, 2, None, 2)}
+    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {V1: Server(0, 0, None, 2)}
+
+
+def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
+    waiting = {
+        "containerStatuses": [{"name": "triton", "image": "x", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
+    }
+    labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server"}
+    s = seen(deployment(), revision(1), revision(2), server(1), server(2), obj(POD, "p", labels=labels, status=waiting)).snapshot
+    problem = s.server(V2).problem
+    assert problem and problem.reason == "ImagePullFailed" and s.server(V1).problem is None
+
+
+# --- the Job of the stage
+
+
+def at_stage(stage: str, **changes: Any) -> tuple[Resource, Object]:
+    return deployment(status=b.status(1, rollout=b.rollout(stage, 2, **changes)).wire())
+
+
+def job(*conditions: str, code: int | None = None, message: str = "") -> list[tuple[Resource, Object]]:
+    """The resolve Job with these conditions, and its pod if it has ended with a code."""
+    children = b.children(b.second("Resolve"))
+    assert children.work
+    name = children.work[1]
+    status = {"conditions": [{"type": c, "status": "True", "reason": f"{c}Reason", "message": "as the controller says"} for c in conditions]}
+    found = [obj(JOB, name, status=status)]
+    if code is not None:
+        ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
+        labels = {"batch.kubernetes.io/job-name": name}
+        found.append(obj(POD, f"{name}-x", labels=labels, status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]}))
+    return found
+
+
+def work(*objects: tuple[Resource, Object]) -> Work:
+    return seen(at_stage("Resolve"), *objects).snapshot.work
+
+
+def test_no_job_yet() -> None:
+    assert work() == Work("Absent")
+
+
+def test_a_job_that_runs() -> None:
+    assert work(*job()) == Work("Running")
+
+
+def test_a_job_that_ended_well_with_its_result() -> None:
+    found = work(*job("Complete", code=0, message=f'{{"sha256": "{b.sha(2)}", "size_bytes": 5}}'))
+    assert found.state == "Succeeded" and found.result and found.result.sha256 == b.sha(2)
+
+
+def test_a_result_that_went_with_its_pod() -> None:
+    found = work(*job("Complete"))
+    assert (found.state, found.result) == ("Succeeded", None)
+
+
+def test_the_answer_of_a_pod_that_failed_before_is_not_the_jobs() -> None:
+    found = work(*job("Complete", code=1, message='{"reason": "StoreUnreachable", "message": "try again"}'))
+    assert (found.state, found.result) == ("Succeeded", None)
+
+
+def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> None:
+    told = work(*job("Failed", code=10, message='{"reason": "NotOnnx", "message": "a pickle"}'))
+    assert told.state == "Failed" and told.exit_code == 10 and told.result and told.result.reason == "NotOnnx"
+    silent = work(*job("Failed"))
+    assert silent.result is None and silent.problem and (silent.problem.reason, silent.problem.message) == ("FailedReason", "as the controller says")
+
+
+@pytest.mark.parametrize("message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"'])
+def test_a_message_that_is_no_result(message: str) -> None:
+    assert work(*job("Complete", code=0, message=message)).result is None
+
+
+# --- verbs
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "nonce"),
+    [("2/4 7f3a", "2/4", "7f3a"), ("7f3a", None, "7f3a"), (" 2/4   7f3a ", "2/4", "7f3a"), ("2/4 by me 7f3a", "2/4", "7f3a")],
+)
+def test_a_verb_is_an_annotation_with_step_and_nonce(value: str, step: str | None, nonce: str) -> None:
+    s = seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": value})).snapshot
+    assert [(v.verb, v.revision, v.step, v.nonce) for v in s.verbs] == [("promote", V2, step, nonce)]
+
+
+def test_an_empty_verb_is_none() -> None:
+    assert seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": " "})).snapshot.verbs == ()
+
+
+def test_the_model_deployment_takes_what_needs_no_revision() -> None:
+    said = {f"modelrollout.dev/{verb}": "n1" for verb in names.VERBS}
+    assert {v.verb for v in seen(deployment(metadata={"annotations": said})).snapshot.verbs} == {"retry", "abort"}
+
+
+# --- what is not allowed
+
+
+def refusal(spec: Any, *others: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES) -> tuple[str, str] | None:
+    problem = seen(deployment(spec), *others, config=config, kinds=kinds).snapshot.refusal
+    return (problem.reason, problem.message) if problem else None
+
+
+GOLDEN = {"analysis": {"golden": {"uri": "s3://elsewhere/golden.npz"}}}
+GATE = {"gate": {"data": {"uri": "s3://elsewhere/gate.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.1}]}}
+STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://elsewhere/c.npz"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (b.spec(1, model={"uri": "s3://elsewhere/m.onnx"}), "spec.model.uri"),
+        (b.spec(1, model={"uri": "s3://models-2/m.onnx"}), "spec.model.uri"),
+        (b.spec(1, model={"uri": "s3://models/../artifacts/m.onnx"}), "spec.model.uri"),
+        (b.spec(1, rollout=GOLDEN), "spec.rollout.analysis.golden.uri"),
+        (b.spec(1, optimization=GATE), "spec.optimization.gate.data.uri"),
+        (b.spec(1, optimization=STATIC), "spec.optimization.steps[0].int8.calibration.uri"),
+    ],
+)
+def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec: Any, field: str) -> None:
+    found = refusal(spec)
+    assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "s3://models" in found[1]
+
+
+def test_a_prometheus_that_is_not_allowed_is_named() -> None:
+    found = refusal(b.spec(1, rollout={"analysis": {"prometheus": "mine"}}))
+    assert found and found[0] == "PrometheusNotAllowed" and "main" in found[1]
+    assert refusal(b.spec(1, rollout={"analysis": {"prometheus": "main"}})) is None
+
+
+def test_no_gateway_api_on_the_cluster() -> None:
+    found = refusal(b.spec(1), kinds=frozenset())
+    assert found and found[0] == "GatewayAPIMissing" and "HTTPRoute" in found[1]
+    assert refusal(b.spec(1, gateway=False), kinds=frozenset()) is None
+
+
+def other(created: str, *hosts: str, kind: str = "http", name: str = "other") -> tuple[Resource, Object]:
+    made = {"uid": name, "creationTimestamp": created, "labels": {}}
+    return obj(MODEL_DEPLOYMENT, name, owner=None, metadata=made, spec={"traffic": {kind: {"hostnames": list(hosts)}}})
+
+
+def mine(created: str = "2026-01-01T00:00:00Z") -> tuple[Resource, Object]:
+    return deployment(b.spec(1), metadata={"creationTimestamp": created})
+
+
+def test_a_host_name_belongs_to_the_older_one() -> None:
+    younger = seen(mine(), other("2025-01-01T00:00:00Z", "digits.example.com")).snapshot.refusal
+    assert younger and younger.reason == "HostnameConflict" and "ml/other" in younger.message and "digits.example.com" in younger.message
+    assert seen(mine(), other("2027-01-01T00:00:00Z", "digits.example.com")).snapshot.refusal is None
+    assert seen(mine(), other("2025-01-01T00:00:00Z", "letters.example.com")).snapshot.refusal is None
+
+
+def test_of_two_that_are_equally_old_exactly_one_has_it() -> None:
+    same = "2026-01-01T00:00:00Z"
+    assert seen(mine(same), other(same, "digits.example.com", name="zzz")).snapshot.refusal is None
+    assert seen(mine(same), other(same, "digits.example.com", name="aaa")).snapshot.refusal is not None
+
+
+def test_a_broken_neighbour_hurts_nobody() -> None:
+    for spec in ({}, None, {"traffic": None}, {"traffic": {"http": None}}):
+        neighbour = other("2025-01-01T00:00:00Z")
+        neighbour[1]["spec"] = spec
+        assert seen(mine(), neighbour).snapshot.refusal is None
+
+
+# --- the live route
+
+
+def test_what_the_cluster_does_now_for_a_status_that_was_lost() -> None:
+    refs = [{"name": V1, "weight": 95}, {"name": V2, "weight": 5}, {"name": "old", "weight": 0}]
+    route = obj(HTTP_ROUTE, KEY[1], spec={"rules": [{"backendRefs": refs}]})
+    service = obj(SERVICE, KEY[1], spec={"selector": {names.LABEL_REVISION: V2}})
+    assert seen(deployment(), revision(1), route, service).snapshot.live_split == ((V1, 95), (V2, 5))
+    assert seen(deployment(), revision(1), service).snapshot.live_split == ((V2, 100),)
+    assert seen(deployment()).snapshot.live_split == ()
