@@ -516,10 +516,12 @@ class RolloutStatus(StatusModel):
 
 
 class Pinned(StatusModel):
-    """Somebody rolled back: the spec's version is not tried again until the generation changes or somebody says retry."""
+    """Somebody rolled back: the version that spec asked for then is not tried again until spec asks for another or somebody says retry."""
 
-    revision: str
+    revision: str = Field(description="Revision that was gone back to.")
     generation: int
+    against: str | None = Field(None, description="Revision of the version that spec asked for, if it had one.")
+    input_hash: str = ""
 
 
 class Address(StatusModel):

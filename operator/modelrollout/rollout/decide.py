@@ -12,7 +12,7 @@ from modelrollout.rollout.present import present
 from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
-from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, known_version, revert
+from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, is_held, known_version, revert
 
 Check = Callable[[Snapshot, datetime], Move | None]
 
@@ -77,7 +77,7 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
-        same = rollout.generation == s.generation
+        same = is_held(s) if s.status.pinned else rollout.generation == s.generation
     elif revision is not None:
         same = revision.is_version(s.spec)
     else:
@@ -104,7 +104,7 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     stable = s.revision(status.stable.revision) if status.stable else None
     if stable is not None and stable.is_version(s.spec):
         return None
-    if status.pinned and status.pinned.generation == s.generation:
+    if is_held(s):
         return None
     known = known_version(s)
     rollout = status.rollout

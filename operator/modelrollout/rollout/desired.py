@@ -214,6 +214,7 @@ def _beyond_history(s: Snapshot) -> tuple[str, ...]:
         status.retiring.revision if status.retiring else None,
         status.rollout.revision if status.rollout else None,
         status.pinned.revision if status.pinned else None,
+        status.pinned.against if status.pinned else None,
     }
     others = sorted((r for r in s.revisions if r.name not in needed), key=lambda r: r.number, reverse=True)
     limit = s.spec.revision_history_limit

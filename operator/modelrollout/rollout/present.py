@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
@@ -9,6 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, in_flight, stamp
+from modelrollout.rollout.transitions import is_held
 
 _PHASES: dict[Stage, Phase] = {
     "Resolve": "Resolving",
@@ -152,9 +154,9 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return s.refusal
     if s.refused and not in_flight(rollout):
         return s.refused
-    if status.pinned and status.pinned.generation == s.generation and not _is_current(s, status):
+    if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
         held = status.stable.revision if status.stable else "none"
-        return Problem("RolledBackByUser", f"held at revision {held}; change spec, or say retry on the revision that spec asks for")
+        return Problem("RolledBackByUser", f"held at revision {held}; change the version in spec, or say retry on the revision that spec asks for")
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
     return None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Pinned, RevisionRef, RolloutStatus
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
-from modelrollout.rollout.transitions import begin
+from modelrollout.rollout.transitions import begin, pin
 
 _NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
 
@@ -77,7 +77,7 @@ def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
         return found.model_copy(update={"rollout": made.rollout})
     update: dict[str, object] = {"stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))}
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
-        update["pinned"] = Pinned(revision=stable.name, generation=s.generation)  # somebody went back to it: nothing climbs by itself
+        update["pinned"] = pin(s, stable.name)  # somebody went back to it: nothing climbs by itself
     return found.model_copy(update=update)
 
 

@@ -9,6 +9,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     ModelDeploymentStatus,
     Outcome,
+    Pinned,
     RevisionRef,
     RolloutStatus,
     Stage,
@@ -36,6 +37,21 @@ def cut(text: str) -> str:
 
 def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"message": cut(changes["message"])} if changes.get("message") else changes
+
+
+def pin(s: Snapshot, revision: str) -> Pinned:
+    """Hold at ``revision``, against the version that spec asks for now."""
+    against = known_version(s)
+    return Pinned(revision=revision, generation=s.generation, against=against.name if against else None, input_hash=input_hash(s))
+
+
+def is_held(s: Snapshot) -> bool:
+    """Whether a pin is in force: spec still asks for the version that somebody rolled back from. An autoscaler's replicas do not let go of it."""
+    pinned = s.status.pinned
+    if pinned is None or s.spec is None:
+        return False
+    against = s.revision(pinned.against)
+    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(s)
 
 
 def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any) -> ModelDeploymentStatus:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Pinned
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
-from modelrollout.rollout.transitions import allocate, begin, fail, record, revert
+from modelrollout.rollout.transitions import allocate, begin, fail, pin, record, revert
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
@@ -133,7 +133,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         artifact=target.status.artifact,
         evaluation=target.status.evaluation,
     )
-    status = status.model_copy(update={"pinned": Pinned(revision=target.name, generation=s.generation)})
+    status = status.model_copy(update={"pinned": pin(s, target.name)})
     return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}"),))
 
 

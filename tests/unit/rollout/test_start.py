@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Pinned
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, Snapshot
+from modelrollout.rollout.transitions import pin
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -134,13 +135,22 @@ def test_a_version_that_was_only_superseded_is_tried_again() -> None:
     assert begins(replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions)))
 
 
-def test_after_a_rollback_by_hand_only_another_generation_or_a_retry_climbs() -> None:
-    state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable", mode="Rollback"), pinned=Pinned(revision=V1, generation=4))
+def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> None:
+    """An autoscaler's replicas and edits of the rollout are other generations of the same version: the pin holds."""
+    state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable", mode="Rollback"))
     s = replace(at_rest(2), status=state, generation=4)
+    s = replace(s, status=state.model_copy(update={"pinned": pin(s, V1)}))
     plan = decide(s, b.START)
     assert not begins(s)
     assert b.condition(plan, "Ready").reason == "RolledBackByUser" and b.condition(plan, "Stalled").status == "True"
-    assert begins(replace(s, generation=5))
+    scaled = b.spec(2)
+    scaled = scaled.model_copy(update={"serving": scaled.serving.model_copy(update={"replicas": 7})})
+    assert not begins(replace(s, generation=5, spec=scaled))
+    assert begins(replace(s, generation=5, spec=b.spec(3)))
+    known = replace(s, revisions=(*s.revisions, b.revision(2, "Retired")))
+    held = replace(known, status=state.model_copy(update={"pinned": pin(known, V1)}))
+    assert not begins(held)
+    assert b.revision(2, "Retired").name not in b.children(held).forget
 
 
 # --- what stands in the way

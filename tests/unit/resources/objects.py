@@ -1,0 +1,94 @@
+"""Every object that the operator makes, of a ModelDeployment with the longest name allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.config import Drain, Images, OperatorConfig, Store
+from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Traffic
+from modelrollout.resources import jobs, routes, server
+from modelrollout.resources.common import Object, Owner
+
+NAME = "m" + "x" * 38 + "9"  # 40 characters
+SHA = "ab" * 32
+CONFIG = OperatorConfig(
+    stores=[
+        Store(name="models", uri="s3://models", endpoint="http://s3:9000", region="eu", allow_http=True, secret_name="s3-reader"),
+        Store(name="open", uri="https://open.example.com"),
+    ],
+    artifacts=Store(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
+    images=Images(optimizer="example/optimizer@sha256:1", triton="example/triton@sha256:2", pull_policy="Always"),
+    drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
+)
+MODEL = Model.model_validate({"uri": "s3://models/digits/v1.onnx"})
+SERVING = Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}})
+OPTIMIZATION = Optimization.model_validate(
+    {
+        "steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz", "credentials": {"secretRef": {"name": "mine"}}}}}],
+        "gate": {"data": {"uri": "s3://models/held.npz", "slices": ["writer"]}, "metrics": [{"name": "accuracy", "maxDrop": 0.005}]},
+        "timeout": "90m",
+    }
+)
+GOLDEN = Golden.model_validate({"uri": "https://open.example.com/golden.npz", "labels": "y"})
+TRAFFIC = Traffic.model_validate({"gateway": {"name": "public"}, "http": {"hostnames": ["a.example.com"]}, "grpc": {"hostnames": ["b.example.com"]}})
+REVISION = names.revision_name(NAME, {"model": {}}, SHA)
+DEPLOYMENT = Owner("ModelDeployment", NAME, "ml", "uid-md")
+OWNER = Owner("ModelRevision", REVISION, "ml", "uid-rev")
+
+
+def template(serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
+    return server.template(NAME, REVISION, 7, "ml", serving, config)
+
+
+def deployment(frozen: Object | None = None, config: OperatorConfig = CONFIG, digest: str = "sha256:aa", replicas: int = 2) -> Object:
+    return server.server_deployment(OWNER, NAME, 7, frozen or template(), "s3://artifacts/all/ml/key", digest, replicas, config)
+
+
+def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
+    return jobs.resolve_job(DEPLOYMENT, names.resolve_job_name(NAME, "1f2e"), model, serving, CONFIG)
+
+
+def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING) -> Object:
+    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, CONFIG)
+
+
+def evaluate(golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING) -> Object:
+    return jobs.evaluate_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "evaluate", "1f2e"), golden, stable, MODEL, serving, CONFIG)
+
+
+def everything() -> list[Object]:
+    return [
+        resolve(),
+        prepare(),
+        evaluate(),
+        deployment(),
+        server.revision_service(OWNER, NAME, 7),
+        server.stable_service(DEPLOYMENT, REVISION),
+        server.disruption_budget(DEPLOYMENT, REVISION),
+        *routes.routes(DEPLOYMENT, TRAFFIC, (("digits-1", 95), (REVISION, 5))),
+    ]
+
+
+def pod(obj: Object) -> Object:
+    """Pod spec of a Job or Deployment."""
+    spec: Object = obj["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(obj: Object) -> Iterator[Object]:
+    yield from pod(obj)["containers"]
+    yield from pod(obj).get("initContainers", [])
+
+
+def task(obj: Object) -> dict[str, Any]:
+    """The task that a Job's program, or the init container, finds in its environment."""
+    import json
+
+    from modelrollout.api.tasks import TASK_ENV
+
+    values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
+    assert len(values) == 1
+    found: dict[str, Any] = json.loads(values[0])
+    return found

@@ -1,0 +1,125 @@
+"""Jobs: resolve, prepare, evaluate."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelrollout.api.tasks import ExitCode
+from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving
+from modelrollout.resources.common import NotAllowedError
+from tests.unit.resources import objects as o
+
+
+def secrets(obj: o.Object) -> dict[str, str]:
+    return {v["name"]: v["secret"]["secretName"] for v in o.pod(obj)["volumes"] if "secret" in v}
+
+
+def test_resolve_asks_for_nothing_but_the_source() -> None:
+    source = {"uri": "s3://models/digits/v1.onnx", "endpoint": "http://s3:9000", "region": "eu", "allow_http": True, "credentials": "source"}
+    assert o.task(o.resolve())["source"] == source, "endpoint and region are the operator's, never a user's"
+    assert secrets(o.resolve()) == {"credentials-source": "s3-reader"}
+
+
+def test_prepare_has_all_it_needs() -> None:
+    task = o.task(o.prepare())
+    assert task["sha256"] == o.SHA and task["format"] == "ONNX"
+    assert task["steps"][0]["method"] == "Static" and task["steps"][0]["calibration"]["location"]["uri"] == "s3://models/c.npz"
+    assert task["gate"]["metrics"] == [{"name": "accuracy", "max_drop": 0.005}] and task["gate"]["data"]["slices"] == ["writer"]
+    assert task["artifacts"]["uri"] == "s3://artifacts/all/ml", "caches are per tenant"
+    assert task["target_hardware"] == "gpu"
+
+
+def test_each_location_has_its_own_credentials() -> None:
+    assert secrets(o.prepare()) == {
+        "credentials-source": "s3-reader",
+        "credentials-artifacts": "s3-writer",
+        "credentials-calibration-0": "mine",
+        "credentials-gate": "s3-reader",
+    }
+
+
+def test_data_without_credentials_use_those_of_the_model() -> None:
+    model = Model.model_validate({"uri": "s3://models/m.onnx", "credentials": {"secretRef": {"name": "users"}}})
+    assert secrets(o.prepare(model)) == {
+        "credentials-source": "users",
+        "credentials-artifacts": "s3-writer",
+        "credentials-calibration-0": "mine",
+        "credentials-gate": "users",
+    }
+
+
+def test_an_open_store_needs_none() -> None:
+    assert secrets(o.resolve(Model.model_validate({"uri": "https://open.example.com/m.onnx"}))) == {}
+
+
+@pytest.mark.parametrize(
+    ("serving", "hardware"),
+    [
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"nvidia.com/gpu.product": "H100"}}, "H100"),
+        ({"resources": {"limits": {"nvidia.com/gpu": "2"}}}, "gpu"),
+        ({"resources": {"limits": {"cpu": 4}}}, "any"),
+        ({"resources": {}}, "any"),
+    ],
+)
+def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: str) -> None:
+    assert o.task(o.prepare(serving=Serving.model_validate(serving)))["target_hardware"] == hardware
+
+
+def test_prepare_has_the_users_resources_and_time() -> None:
+    optimization = o.OPTIMIZATION.model_copy(update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources})
+    job = o.prepare(optimization=optimization)
+    assert o.pod(job)["containers"][0]["resources"] == {"limits": {"cpu": "4"}} and job["spec"]["activeDeadlineSeconds"] == 5400
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [("500ms", 1), ("0s", 1), ("1.5s", 2), ("1h", 3600)])
+def test_a_time_limit_is_never_zero(timeout: str, seconds: int) -> None:
+    """The API server refuses activeDeadlineSeconds 0."""
+    assert o.prepare(optimization=o.OPTIMIZATION.model_copy(update={"timeout": timeout}))["spec"]["activeDeadlineSeconds"] == seconds
+
+
+def test_evaluate_asks_candidate_and_stable_by_their_own_services() -> None:
+    task = o.task(o.evaluate())
+    assert task["model"] == o.NAME and task["candidate_number"] == 7 and task["stable_number"] == 6
+    assert task["candidate_http"] == f"{o.REVISION}.ml.svc:8000" and task["candidate_grpc"] == f"{o.REVISION}.ml.svc:8001"
+    assert task["stable_http"] == "digits-1.ml.svc:8000" and task["data"]["labels"] == "y"
+
+
+def test_evaluate_without_stable() -> None:
+    assert not {k for k in o.task(o.evaluate(stable=None)) if k.startswith("stable")}
+
+
+def test_what_is_final_is_not_tried_again_and_a_lost_node_is_no_failure() -> None:
+    spec = o.prepare()["spec"]
+    final, lost = spec["podFailurePolicy"]["rules"]
+    assert final["action"] == "FailJob"
+    assert set(final["onExitCodes"]["values"]) == {int(c) for c in ExitCode} - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
+    assert lost["action"] == "Ignore" and lost["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert o.pod(o.prepare())["restartPolicy"] == "Never", "podFailurePolicy needs it"
+    assert final["onExitCodes"]["containerName"] == o.pod(o.prepare())["containers"][0]["name"]
+
+
+def test_placement_of_the_users_secrets_and_account() -> None:
+    serving = Serving.model_validate({"resources": {}, "serviceAccountName": "identity", "imagePullSecrets": [{"name": "registry"}]})
+    spec = o.pod(o.prepare(serving=serving))
+    assert spec["serviceAccountName"] == "identity" and spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_jobs_do_not_ask_for_the_servers_gpu() -> None:
+    for job in (o.resolve(), o.prepare(), o.evaluate()):
+        assert "nvidia.com/gpu" not in str(o.pod(job)["containers"][0]["resources"]) and "tolerations" not in o.pod(job)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: o.resolve(Model.model_validate({"uri": "s3://others/m.onnx"})), "spec.model.uri"),
+        (lambda: o.evaluate(Golden.model_validate({"uri": "s3://models-2/g.npz"})), "spec.rollout.analysis.golden.uri"),
+        (
+            lambda: o.prepare(optimization=Optimization.model_validate({"steps": [{"int8": {"calibration": {"uri": "https://x.example.com/c"}}}]})),
+            "spec.optimization.steps[0].int8.calibration.uri",
+        ),
+    ],
+)
+def test_a_uri_outside_the_allowed_stores_is_refused_by_field(make: object, field: str) -> None:
+    with pytest.raises(NotAllowedError, match=f"^{field.replace('[', '.').replace(']', '.')}: .* s3://models"):
+        make()  # type: ignore[operator]

@@ -1,0 +1,190 @@
+"""Triton servers: what a revision freezes, and what is around it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.config import Drain, Images
+from modelrollout.api.tasks import FetchTask
+from modelrollout.api.v1alpha1 import Serving
+from modelrollout.resources import server
+from tests.unit.resources import objects as o
+
+
+def serving(**fields: Any) -> Serving:
+    return Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}} | fields)
+
+
+def triton(obj: o.Object) -> o.Object:
+    return next(c for c in o.containers(obj) if c["name"] == "triton")
+
+
+# --- frozen
+
+
+def test_another_configuration_renders_another_template_and_changes_no_revision() -> None:
+    """An upgrade of the operator, a changed default: no canary begins, and no pod restarts."""
+    frozen = o.template()
+    upgraded = o.CONFIG.model_copy(
+        update={"images": Images(optimizer="example/optimizer:2", triton="example/triton:2"), "drain": Drain(pre_stop_seconds=1)}
+    )
+    assert o.template(config=upgraded) != frozen
+    assert o.deployment(frozen, upgraded) == o.deployment(frozen, o.CONFIG)
+
+
+def test_rendering_does_not_touch_what_is_frozen() -> None:
+    frozen = o.template()
+    before = copy.deepcopy(frozen)
+    o.deployment(frozen, digest="sha256:bb")
+    assert frozen == before
+
+
+def test_a_field_that_the_task_gets_with_a_default_changes_no_deployment() -> None:
+    """The init container's task is rendered anew each time: what is at its default is left out of it."""
+    assert set(o.task(o.deployment())) == {"task", "artifact", "digest", "model", "number"}
+    assert FetchTask.model_validate(o.task(o.deployment())).target == "/models"
+
+
+def test_another_artifact_is_another_pod_and_other_replicas_are_not() -> None:
+    one, other, more = o.deployment(), o.deployment(digest="sha256:bb"), o.deployment(replicas=5)
+    assert one["spec"]["template"] != other["spec"]["template"] and one["spec"]["template"] == more["spec"]["template"]
+
+
+def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
+    task = o.task(o.deployment())
+    assert task["artifact"]["uri"] == "s3://artifacts/all/ml/key" and task["digest"] == "sha256:aa"
+    assert (task["model"], task["number"]) == (o.NAME, 7)
+
+
+def test_what_pods_fetch_can_be_read_back() -> None:
+    assert server.fetched_artifact(o.deployment()) == ("s3://artifacts/all/ml/key", "sha256:aa")
+    assert server.fetched_artifact({"spec": {"template": {"spec": {}}}}) is None
+
+
+# --- probes and drain
+
+
+def test_probes_ask_for_the_models_own_version() -> None:
+    """Readiness of the server is green with no model at all."""
+    path = f"/v2/models/{o.NAME}/versions/7/ready"
+    container = triton(o.deployment())
+    assert container["startupProbe"]["httpGet"]["path"] == container["readinessProbe"]["httpGet"]["path"] == path
+    assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live", "a model that cannot load is no reason to kill the server"
+
+
+@pytest.mark.parametrize(("timeout", "failures"), [("10m", 600), ("90s", 90), ("1.5s", 2), ("0s", 1)])
+def test_startup_may_take_as_long_as_it_says(timeout: str, failures: int) -> None:
+    probe = triton(o.deployment(o.template(serving(startupTimeout=timeout))))["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] == failures
+
+
+def test_grace_is_longer_than_drain() -> None:
+    """preStop (endpoints forget the pod) + exit timeout (Triton finishes what it holds) + a margin."""
+    spec = o.pod(o.deployment())
+    assert triton(o.deployment())["lifecycle"]["preStop"]["sleep"]["seconds"] == 12
+    assert "--exit-timeout-secs=40" in triton(o.deployment())["args"]
+    assert spec["terminationGracePeriodSeconds"] == 12 + 40 + 6
+
+
+def test_no_pod_goes_before_another_is_there() -> None:
+    assert o.deployment()["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_triton_loads_one_model_from_a_full_configuration() -> None:
+    args = triton(o.deployment())["args"]
+    assert "--model-control-mode=explicit" in args and f"--load-model={o.NAME}" in args and "--disable-auto-complete-config" in args
+
+
+def test_shared_memory_is_memory() -> None:
+    volumes = {v["name"]: v for v in o.pod(o.deployment())["volumes"]}
+    mount = next(m for m in triton(o.deployment())["volumeMounts"] if m["mountPath"] == "/dev/shm")
+    assert volumes[mount["name"]]["emptyDir"]["medium"] == "Memory" and volumes[mount["name"]]["emptyDir"]["sizeLimit"]
+
+
+def test_only_the_init_container_has_the_stores_credentials() -> None:
+    mounts = {c["name"]: [m["name"] for m in c["volumeMounts"] if m["name"].startswith("credentials")] for c in o.containers(o.deployment())}
+    assert mounts == {"triton": [], "fetch": ["credentials-artifacts"]}
+
+
+# --- placement
+
+
+@pytest.mark.parametrize(
+    ("limits", "tolerated"), [({"nvidia.com/gpu": 1}, True), ({"nvidia.com/gpu": "0"}, False), ({"cpu": 4}, False), (None, False)]
+)
+def test_a_gpus_taint_is_tolerated_only_where_a_gpu_is_asked_for(limits: Any, tolerated: bool) -> None:
+    resources = {"limits": limits} if limits else {}
+    spec = o.pod(o.deployment(o.template(serving(resources=resources))))
+    assert ("tolerations" in spec) is tolerated
+
+
+def test_the_users_placement_is_taken_as_it_is() -> None:
+    mine = {"key": "team", "operator": "Equal", "value": "vision", "effect": "NoSchedule"}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+    made = serving(
+        tolerations=[mine],
+        affinity=affinity,
+        nodeSelector={"zone": "a"},
+        serviceAccountName="identity",
+        imagePullSecrets=[{"name": "registry"}],
+        triton={"image": "example/own-triton:3"},
+    )
+    spec = o.pod(o.deployment(o.template(made)))
+    usual = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert spec["tolerations"] == [mine, usual] and spec["affinity"] == affinity and spec["nodeSelector"] == {"zone": "a"}
+    assert spec["serviceAccountName"] == "identity" and spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["containers"][0]["image"] == "example/own-triton:3"
+    assert made.tolerations == [mine], "the user's list is not changed"
+
+
+def test_a_toleration_is_not_given_twice() -> None:
+    usual = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert o.pod(o.deployment(o.template(serving(tolerations=[usual]))))["tolerations"] == [usual]
+
+
+# --- who selects whom
+
+
+def selects(selector: dict[str, str], obj: o.Object) -> bool:
+    return selector.items() <= obj["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_selectors_meet_the_pods_of_their_revision_and_no_job() -> None:
+    mine = [
+        o.deployment()["spec"]["selector"]["matchLabels"],
+        server.revision_service(o.OWNER, o.NAME, 7)["spec"]["selector"],
+        server.stable_service(o.DEPLOYMENT, o.REVISION)["spec"]["selector"],
+        server.stable_service(o.DEPLOYMENT, None)["spec"]["selector"],
+        server.disruption_budget(o.DEPLOYMENT, o.REVISION)["spec"]["selector"]["matchLabels"],
+    ]
+    for selector in mine:
+        assert selects(selector, o.deployment())
+        assert not any(selects(selector, job) for job in (o.resolve(), o.prepare(), o.evaluate()))
+
+
+def test_only_the_service_of_all_revisions_meets_another_revision() -> None:
+    other = o.deployment()
+    other["spec"]["template"] = {"metadata": {"labels": o.template()["metadata"]["labels"] | {names.LABEL_REVISION: "digits-2"}}}
+    assert selects(server.stable_service(o.DEPLOYMENT, None)["spec"]["selector"], other)
+    assert not selects(server.stable_service(o.DEPLOYMENT, o.REVISION)["spec"]["selector"], other)
+    assert not selects(server.revision_service(o.OWNER, o.NAME, 7)["spec"]["selector"], other)
+
+
+def test_services_name_the_ports_of_the_pods_and_grpc_is_http2() -> None:
+    ports = {p["name"]: p for p in server.revision_service(o.OWNER, o.NAME, 7)["spec"]["ports"]}
+    inside = {p["name"]: p["containerPort"] for p in triton(o.deployment())["ports"]}
+    assert {p["targetPort"] for p in ports.values()} <= set(inside)
+    assert (ports["http"]["port"], ports["grpc"]["port"], ports["grpc"]["appProtocol"]) == (8000, 8001, "kubernetes.io/h2c")
+
+
+def test_prometheus_finds_the_metrics_and_the_revision() -> None:
+    metadata = o.deployment()["spec"]["template"]["metadata"]
+    assert metadata["annotations"]["prometheus.io/port"] == "8002" and metadata["labels"][names.LABEL_REVISION] == o.REVISION
+
+
+def test_the_budget_lets_drains_through_one_by_one() -> None:
+    assert server.disruption_budget(o.DEPLOYMENT, o.REVISION)["spec"]["maxUnavailable"] == 1

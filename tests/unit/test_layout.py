@@ -1,0 +1,67 @@
+"""The layout that DESIGN.md fixes: a source root that is no package, layers that stay apart, generated files that are current."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "operator" / "modelrollout"
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """In the project's root, with the package importable."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "operator")}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_source_root_is_no_package() -> None:
+    """With operator/__init__.py the project's root would shadow the standard library's operator: pytest and json.tool break."""
+    assert not (ROOT / "operator" / "__init__.py").exists()
+    import operator
+
+    assert operator.__file__ is None or not operator.__file__.startswith(str(ROOT))
+
+
+def test_the_projects_root_shadows_nothing() -> None:
+    """``-c`` puts the working directory first, as ``python -m`` does."""
+    told = run("-c", "import operator, json.tool; print(operator.add(1, 2))")
+    assert told.stdout.strip() == "3", told.stderr
+
+
+def test_no_module_is_called_operator() -> None:
+    assert [p for p in (ROOT / "operator").rglob("operator*") if p.stem == "operator"] == []
+
+
+def test_layers_stay_apart() -> None:
+    from importlinter.cli import lint_imports
+
+    sys.path.insert(0, str(ROOT / "operator"))
+    previous = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        assert lint_imports(no_cache=True) == 0
+    finally:
+        os.chdir(previous)
+        sys.path.remove(str(ROOT / "operator"))
+
+
+def test_only_the_handlers_import_kopf() -> None:
+    imports = re.compile(r"^\s*(import|from) kopf\b", re.MULTILINE)
+    importing = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if imports.search(p.read_text())]
+    assert importing == ["controller/handlers.py"]
+
+
+def test_the_state_machine_reads_no_clock_and_does_no_io() -> None:
+    forbidden = ("import asyncio", "import time", "datetime.now", "utcnow", "import random", "import os", "open(", "await ")
+    for path in [*(PACKAGE / "rollout").rglob("*.py"), *(PACKAGE / "resources").rglob("*.py"), *(PACKAGE / "traffic").rglob("*.py")]:
+        text = path.read_text()
+        assert not [word for word in forbidden if word in text], path
+
+
+def test_crds_are_what_the_types_say() -> None:
+    checked = run("-m", "modelrollout.crdgen", "--check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
