@@ -156,7 +156,6 @@ class TestWithoutHelm:
             "policy/poddisruptionbudgets": children,
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
-            "gateway.networking.k8s.io/gateways": {"get"},
             "/pods": {"get", "list", "watch"},
             "/events": {"create", "patch"},
         }
@@ -249,7 +248,6 @@ class TestRendered:
         assert roles == {
             ("models", FULLNAME),
             ("models-staging", FULLNAME),
-            ("gateways", f"{FULLNAME}-gateways"),
             ("modelrollout", f"{FULLNAME}-lease"),
         }
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}

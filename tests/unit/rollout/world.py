@@ -37,6 +37,7 @@ from tests.unit.rollout import builders
 SETTLE = 3.0
 LIVELOCK = 40  # more writes than this without any change outside is going in circles
 STATUS_LIMIT = 32 * 1024
+VERSION = {"model": True, "optimization": True, "serving": {"triton", "resources", "batching", "node_selector"}}
 
 
 class Refused(Exception):
@@ -80,6 +81,7 @@ class World:
     outcomes: dict[str, str] = field(default_factory=dict)
     quarantined: set[str] = field(default_factory=set)
     damaged: bool = False  # somebody took children or status away: invariant 2 holds again once they are back
+    pinned_against: dict[str, Any] = field(default_factory=dict)  # what spec asked for when somebody rolled back
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
 
@@ -365,6 +367,8 @@ class World:
             self._check_begin(before, after)
         if new is not None and (old is None or new.started != old.started or new.stage != old.stage):
             self.history.append(new)
+        if after.pinned is not None and after.pinned != before.pinned and self.spec is not None:
+            self.pinned_against = self.spec.model_dump(include=VERSION)
         same = old is not None and new is not None and old.started == new.started
         if new is not None and self.weight(after) > (self.weight(before) if same else 0):
             self._check_raise(before, after, old if same else None, new)
@@ -383,7 +387,7 @@ class World:
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
             assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
-        if before.pinned is not None and before.pinned.generation == self.generation:
+        if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
 
     def _check_raise(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus, old: RolloutStatus | None, new: RolloutStatus) -> None:
