@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
+from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
@@ -116,6 +117,9 @@ class Actor:
             return self._rendered_job(seen, component, name)
         except NotAllowedError as e:
             raise ChildRefused(0, "StoreNotAllowed", str(e)) from e
+        except ValidationError as e:
+            text = f"the revision was made by another version of the operator: {e.error_count()} fields cannot be read; change spec, or go back to it"
+            raise ChildRefused(0, "RevisionUnreadable", text) from e
 
     def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec

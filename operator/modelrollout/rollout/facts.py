@@ -101,8 +101,16 @@ class Revision:
             return False
         try:
             return same_version(dict(self.input), spec.user_input())
-        except (ValidationError, KeyError):  # written by another operator in words that today's types do not know
-            return dict(self.input) == spec.user_input()
+        except (ValidationError, KeyError):
+            # Written by a newer operator in words that today's types do not know: going back to an older one is no reason for a canary.
+            return _within(spec.user_input(), self.input)
+
+
+def _within(asked: Any, kept: Any) -> bool:
+    """Whether ``kept`` has everything of ``asked``."""
+    if isinstance(asked, Mapping) and isinstance(kept, Mapping):
+        return all(key in kept and _within(value, kept[key]) for key, value in asked.items())
+    return bool(asked == kept)
 
 
 @dataclass(frozen=True)

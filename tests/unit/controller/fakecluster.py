@@ -238,21 +238,17 @@ class Cluster:
 
     def start_pods(self) -> None:
         """Every Deployment has all its replicas available."""
-        for name, o in self.all(DEPLOYMENT).items():
-            count, seen = o["spec"]["replicas"], o["metadata"]["generation"]
-            self.change(
-                DEPLOYMENT, name, lambda o, c=count, g=seen: o.update(status={"replicas": c, "availableReplicas": c, "observedGeneration": g})
-            )
+        for i, o in list(self.objects.items()):
+            if i[0] == DEPLOYMENT:
+                count = o["spec"]["replicas"]
+                self._put(i, o | {"status": {"replicas": count, "availableReplicas": count, "observedGeneration": o["metadata"]["generation"]}})
 
     def accept_routes(self) -> None:
         """The gateway accepts every route as it is."""
-        for resource in (HTTP_ROUTE, GRPC_ROUTE):
-            for name, o in self.all(resource).items():
-                conditions = [
-                    {"type": t, "status": "True", "reason": t, "observedGeneration": o["metadata"]["generation"]}
-                    for t in ("Accepted", "ResolvedRefs")
-                ]
-                self.change(resource, name, lambda o, c=conditions: o.update(status={"parents": [{"conditions": c}]}))
+        for i, o in list(self.objects.items()):
+            if i[0] in (HTTP_ROUTE, GRPC_ROUTE):
+                seen = {"status": "True", "reason": "Yes", "observedGeneration": o["metadata"]["generation"]}
+                self._put(i, o | {"status": {"parents": [{"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}]}})
 
     @property
     def status(self) -> ModelDeploymentStatus:

@@ -96,6 +96,11 @@ def test_status_as_far_as_it_can_be_read() -> None:
     assert s.status.rollout is None and s.status.phase == "Pending"
 
 
+def test_a_status_that_contradicts_itself_is_believed_no_more_than_it_can_be() -> None:
+    s = seen(deployment(status=b.status(1, rollout=b.rollout("Canary", 2, step=None)).wire())).snapshot
+    assert s.status.rollout is None and s.status.stable == b.ref(1)
+
+
 def test_fields_of_a_newer_operator_are_no_damage() -> None:
     assert seen(deployment(status={"lastNumber": 7, "quantum": {"spin": 1}})).snapshot.status.last_number == 7
 

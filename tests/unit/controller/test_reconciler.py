@@ -311,6 +311,24 @@ def test_a_route_that_somebody_else_wrote_meanwhile_is_read_before_it_is_written
     run(main())
 
 
+def test_a_child_that_changed_meanwhile_is_read_too() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        operator.deaf = True
+        cluster.change(HTTP_ROUTE, "digits", lambda o: o["metadata"]["labels"].update(team="vision"))
+        edited = cluster.user(b.spec(1, traffic=BOTH | {"http": {"hostnames": ["new.example.com"]}}))
+        operator.store.observe(MODEL_DEPLOYMENT, {"type": "MODIFIED", "object": edited})
+        with pytest.raises(Conflict):
+            while True:
+                await operator.once()
+        assert "get HTTPRoute digits" in cluster.requests
+        await operator.settle()  # the watch still is silent
+        live = cluster.find(HTTP_ROUTE)
+        assert live and live["spec"]["hostnames"] == ["new.example.com"] and live["metadata"]["labels"]["team"] == "vision"
+
+    run(main())
+
+
 def test_a_former_leader_cannot_write_the_route_back() -> None:
     async def main() -> None:
         cluster, leader = await serving()
@@ -438,6 +456,27 @@ def test_a_refused_job_is_told_ends_at_the_deadline_and_gets_on_when_it_is_allow
     run(main())
 
 
+def test_what_was_told_is_taken_back_once_it_is_over_whoever_helped() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        budget = copy.deepcopy(cluster.find(POD_DISRUPTION_BUDGET))
+        assert budget is not None
+
+        def denied(verb: str, resource: Resource, name: str) -> None:
+            if resource == POD_DISRUPTION_BUDGET:
+                raise Forbidden(403, "Forbidden", "denied by admission")
+
+        cluster.before = denied
+        cluster.remove(POD_DISRUPTION_BUDGET, "digits")
+        await operator.settle(limit=5)
+        assert conditions(cluster)["Stalled"] == ("True", "ChildRefused") and conditions(cluster)["Available"][0] == "True"
+        cluster.put(POD_DISRUPTION_BUDGET, budget)
+        await operator.settle()
+        assert conditions(cluster)["Ready"] == ("True", "Stable")
+
+    run(main())
+
+
 def test_a_child_that_is_refused_holds_up_no_rollback() -> None:
     async def main() -> None:
         cluster, operator = await serving()
@@ -473,6 +512,24 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
         assert cluster.status.stable and cluster.status.stable.revision == V2
+
+    run(main())
+
+
+def test_a_revision_of_a_newer_operator_is_told_and_breaks_nothing() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        while V2 not in cluster.all(MODEL_REVISION):
+            await operator.settle(limit=1)
+            cluster.end_jobs()
+        cluster.change(MODEL_REVISION, V2, lambda o: o["spec"]["input"]["serving"].update(quantum={"spin": 1}))
+        for job in list(cluster.all(JOB)):
+            cluster.remove(JOB, job)
+        await operator.settle(limit=8)
+        rollout = cluster.status.rollout
+        assert rollout and (rollout.stage, rollout.reason) == ("Prepare", "RevisionUnreadable")
+        assert conditions(cluster)["Available"][0] == "True"
 
     run(main())
 
@@ -598,6 +655,8 @@ def test_evidence_that_was_lost_removes_no_pods_of_stable() -> None:
         await operator.settle()
         assert cluster.find(DEPLOYMENT, V1) is not None and cluster.find(SERVICE, V1) is not None
         cluster.change(DEPLOYMENT, V1, lambda o: o["spec"]["template"]["spec"].pop("initContainers"))
+        cluster.change(MODEL_REVISION, V1, lambda o: o.update(status={"outcome": "Stable"}))
+        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["status"].pop("rollout"))
         await operator.settle()
         assert cluster.find(DEPLOYMENT, V1) is not None, "nor where it cannot even be told what they run"
 

@@ -81,6 +81,14 @@ def test_an_upgrade_that_adds_a_default_begins_nothing() -> None:
     assert not begins(at_rest(revisions=(older,)))
 
 
+def test_going_back_to_an_older_operator_begins_nothing_either() -> None:
+    """Its types do not know a field of stable's input; what they do know is as spec has it."""
+    made = b.revision(1, "Stable")
+    newer = replace(made, input=made.input | {"serving": made.input["serving"] | {"quantum": {"spin": 1}}})
+    assert not begins(at_rest(revisions=(newer,)))
+    assert begins(at_rest(2, revisions=(newer,)))
+
+
 def test_an_input_of_a_newer_operator_hurts_nobody() -> None:
     old = b.revision(1, "Retired")
     newer = replace(old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}})

@@ -1,0 +1,92 @@
+"""The operator's configuration: what is allowed, and what is said about a file that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelrollout.api.config import ConfigError, Images, OperatorConfig, PrometheusProvider, Store, load_config
+
+MINIMAL = """
+stores: [{name: models, uri: s3://models}]
+artifacts: {name: artifacts, uri: s3://artifacts}
+images: {optimizer: example/optimizer:1, triton: example/triton:1}
+"""
+
+
+def config(*stores: Store, prometheus: tuple[str, ...] = ()) -> OperatorConfig:
+    return OperatorConfig(
+        stores=list(stores) or [Store(name="models", uri="s3://models")],
+        artifacts=Store(name="artifacts", uri="s3://artifacts"),
+        images=Images(optimizer="o", triton="t"),
+        prometheus=[PrometheusProvider(name=name, url=f"http://{name}") for name in prometheus],
+    )
+
+
+@pytest.mark.parametrize("uri", ["s3://models/a", "s3://models/a/b.onnx", "s3://models//a", "s3://models/a..b"])
+def test_a_store_holds_what_lies_under_its_prefix(uri: str) -> None:
+    assert config().store_for(uri) is not None
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://models", "s3://models-2/a", "s3://other/a", "https://models/a", "s3://models/../other/a", "s3://models/a/..", "S3://models/a"]
+)
+def test_and_nothing_else(uri: str) -> None:
+    assert config().store_for(uri) is None
+
+
+def test_a_prefix_ends_at_a_separator_however_it_is_written() -> None:
+    for uri in ("s3://models/team", "s3://models/team/"):
+        store = Store(name="x", uri=uri)
+        assert store.holds("s3://models/team/a") and not store.holds("s3://models/team-b/a")
+
+
+def test_a_host_is_not_its_prefix() -> None:
+    store = Store(name="x", uri="https://models.example.com")
+    assert store.holds("https://models.example.com/a")
+    assert not store.holds("https://models.example.com.evil.com/a") and not store.holds("https://models.example.com@evil.com/a")
+
+
+def test_of_two_stores_the_closer_one_is_meant() -> None:
+    wide, narrow = Store(name="wide", uri="s3://models"), Store(name="narrow", uri="s3://models/team")
+    assert config(wide, narrow).store_for("s3://models/team/a") == narrow == config(narrow, wide).store_for("s3://models/team/a")
+    assert config(wide, narrow).store_for("s3://models/a") == wide
+
+
+def test_prometheus_by_name_and_the_first_by_default() -> None:
+    made = config(prometheus=("main", "other"))
+    assert [p.name for n in (None, "other") if (p := made.prometheus_for(n))] == ["main", "other"]
+    assert made.prometheus_for("nobody") is None and config().prometheus_for(None) is None
+
+
+def test_the_smallest_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL)
+    made = load_config(path)
+    assert made.workers == 4 and made.drain.pre_stop_seconds == 10 and made.namespaces == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MINIMAL + "wokers: 3\n", "wokers"),
+        (MINIMAL + "workers: 0\n", "workers"),
+        (MINIMAL.replace("s3://models", ""), "stores"),
+        ("stores: []\n", "artifacts"),
+        ("", "dictionary"),
+        ("a: [", "config.yaml"),
+        (MINIMAL + "resyncSeconds: 0\n", "resyncSeconds"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        load_config(path)
+    assert said in str(e.value) and str(path) in str(e.value)
+
+
+def test_no_file_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")

@@ -1,0 +1,44 @@
+"""docs/reasons-rollout.md names every reason that the state machine and what feeds it may give."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGE = ROOT / "operator" / "modelrollout"
+SOURCES = [
+    *(PACKAGE / "rollout").rglob("*.py"),
+    PACKAGE / "traffic" / "router.py",
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "act")),
+]
+REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
+NO_REASONS = {
+    *("CanaryPassed", "RollingBack"),  # a condition and a phase
+    *("PodScheduled", "ResolvedRefs"),  # conditions of others
+    *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
+    *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    "StaleRead",  # of a Conflict that is only tried again
+}
+
+
+def words(source: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and REASON.fullmatch(node.value):
+            yield node.value
+
+
+def test_every_reason_is_explained() -> None:
+    told = set(re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()))
+    given = {word for source in SOURCES for word in words(source)} - NO_REASONS
+    assert len(given) > 20
+    assert given - told == set()
+
+
+def test_nothing_is_explained_that_is_never_given() -> None:
+    text = "".join(source.read_text() for source in SOURCES)
+    told = {word for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()) if REASON.fullmatch(word)}
+    known = {"onInconclusive", "progressDeadline"}
+    assert {word for word in told - known if f'"{word}"' not in text} == set()
