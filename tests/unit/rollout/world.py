@@ -458,7 +458,8 @@ class World:
         stable = status.stable.revision if status.stable else None
         if stable is None or stable not in self.revisions or not self._renders(self.snapshot(), stable):
             return
-        self.damaged = self.damaged and spec.traffic.gateway is not None and self.plane != self.route
+        behind = self.plane != self.route or (self.arriving is not None and self.arriving[1] != self.route)
+        self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
         assert asked[stable] >= spec.serving.replicas
         gateway = spec.traffic.gateway is not None
