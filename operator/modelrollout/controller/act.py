@@ -227,9 +227,10 @@ class Actor:
 
         The mirror comes first: if only one of the two gets written, the status still differs, and the next pass does both.
         """
-        seen_live = live = seen.children.get((MODEL_REVISION.kind, name))
-        if live is None or seen_live is None:
+        before = seen.children.get((MODEL_REVISION.kind, name))
+        if before is None:
             return False
+        live = before
         try:
             mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
             if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
@@ -240,7 +241,7 @@ class Actor:
                 self.store.written(MODEL_REVISION, live, guarded=True)
             answer = await self.kube.replace_status(MODEL_REVISION, {**live, "status": status.wire()})
         except (Conflict, NotFound):
-            await self._look_again(MODEL_REVISION, seen_live)
+            await self._look_again(MODEL_REVISION, before)
             raise
         self.store.written(MODEL_REVISION, answer, guarded=True)
         return True

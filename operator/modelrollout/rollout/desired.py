@@ -45,12 +45,9 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         return None
     if rollout.stage == "Prepare":
         revision = s.revision(rollout.revision)
-        prepared = revision is not None and revision.status.artifact is not None and revision.status.artifact.digest
-        return (
-            None
-            if revision is None or prepared
-            else (names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout)))
-        )
+        if revision is None or revision.prepared is not None:
+            return None
+        return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
     golden = s.spec.rollout.analysis.golden if s.spec else None
     if rollout.stage == "Evaluate" and golden:
         # Other golden data, edited under way, is other work. The budgets are no part of it: the verdict reads the present ones.

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
     EvaluationEvidence,
     MetricStatus,
     ModelDeploymentSpec,
@@ -94,6 +95,12 @@ class Revision:
     sha256: str
     input: Mapping[str, Any]
     status: ModelRevisionStatus
+
+    @property
+    def prepared(self) -> ArtifactEvidence | None:
+        """What prepare published; None too where a gate refused it: its evidence is kept, but without a digest there is nothing to serve."""
+        artifact = self.status.artifact
+        return artifact if artifact is not None and artifact.digest else None
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""

@@ -71,7 +71,7 @@ def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
     stable = _serving(s) or _recorded(s)
     if stable is None:
         return found if found != s.status else None
-    if stable.status.artifact is None or not stable.status.artifact.digest:
+    if stable.prepared is None:
         # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work in the store, and takes all traffic.
         made = begin(s, now, "Prepare", mode="Rollback", sha256=stable.sha256, revision=stable.name, number=stable.number)
         return found.model_copy(update={"rollout": made.rollout})

@@ -110,7 +110,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return f"there is no revision {verb.revision}", None
     if s.status.stable and s.status.stable.revision == verb.revision and not in_flight(s.status.rollout):
         return f"{verb.revision} is stable already", None
-    if target.status.artifact is None or not target.status.artifact.digest:
+    if target.prepared is None:
         return f"{verb.revision} was never prepared; apply its version as spec instead", None
     if target.status.outcome not in ("Stable", "Promoted", "Retired"):
         return f"{verb.revision} never served as stable (outcome {target.status.outcome})", None

@@ -19,8 +19,8 @@ def prepare(s: Snapshot, now: datetime) -> Move:
     revision = s.revision(rollout.revision)
     if revision is None:
         return wait_or_fail(s, now, None, "the ModelRevision")
-    if revision.status.artifact is not None and revision.status.artifact.digest:
-        return Move(enter(s.status, "Provision", now, artifact=revision.status.artifact))
+    if revision.prepared is not None:
+        return Move(enter(s.status, "Provision", now, artifact=revision.prepared))
     work = s.work
     if work.state == "Running" or work.state == "Absent":
         # The Job has a deadline of its own (spec.optimization.timeout); only what keeps it from starting is ours to time.
