@@ -12,7 +12,8 @@ from modelrollout.resources.common import Owner
 from modelrollout.rollout.facts import Server
 from modelrollout.traffic.router import GatewayRouter, ServiceRouter, real_share, weights
 
-OWNER = Owner("ModelDeployment", "digits", "ml", "uid")
+NAME = "digits"
+OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
 BOTH = Traffic.model_validate(
     {"gateway": {"name": "public", "namespace": "gateways"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}
 )
@@ -24,7 +25,7 @@ SPLIT = (("v1", 95), ("v2", 5))
 
 
 def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions() -> None:
-    http, grpc = GatewayRouter(BOTH).children(OWNER, SPLIT)
+    http, grpc = GatewayRouter(NAME, BOTH).children(OWNER, SPLIT)
     assert (http["kind"], grpc["kind"]) == ("HTTPRoute", "GRPCRoute")
     assert http["spec"]["hostnames"] == ["a.x"] and grpc["spec"]["hostnames"] == ["b.x"]
     assert weights(http) == weights(grpc) == {"v1": 95, "v2": 5}
@@ -35,17 +36,17 @@ def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions()
 
 
 def test_a_gateway_without_a_namespace_is_in_ours() -> None:
-    (route,) = GatewayRouter(HTTP).children(OWNER, SPLIT)
+    (route,) = GatewayRouter(NAME, HTTP).children(OWNER, SPLIT)
     assert route["spec"]["parentRefs"][0]["namespace"] == "ml" and route["spec"]["hostnames"] == ["a.x", "*.y"]
 
 
 def test_while_nothing_serves_there_is_no_route() -> None:
-    assert GatewayRouter(BOTH).children(OWNER, ()) == []
+    assert GatewayRouter(NAME, BOTH).children(OWNER, ()) == []
 
 
 def seen(split: tuple[tuple[str, int], ...] = SPLIT, spec: Traffic = BOTH, generation: int = 4, **conditions: Any) -> dict[tuple[str, str], Any]:
     """The routes as written, with these conditions for generation 4."""
-    made = GatewayRouter(spec).children(OWNER, split)
+    made = GatewayRouter(NAME, spec).children(OWNER, split)
     for route in made:
         route["metadata"]["generation"] = generation
         told = [{"type": t, "status": s, "observedGeneration": 4, "reason": "R", "message": "m"} for t, s in conditions.items()]
@@ -57,7 +58,7 @@ YES = {"Accepted": "True", "ResolvedRefs": "True"}
 
 
 def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
-    assert GatewayRouter(BOTH).taken_up(SPLIT, seen(**YES), {}).taken_up
+    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**YES), {}).taken_up
 
 
 @pytest.mark.parametrize(
@@ -75,25 +76,25 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
     ids=["nothing", "other split", "other weights", "older generation", "no answer", "refs open", "unknown", "one of two"],
 )
 def test_anything_less_is_not(routes: dict[tuple[str, str], Any]) -> None:
-    traffic = GatewayRouter(BOTH).taken_up(SPLIT, routes, {})
+    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, routes, {})
     assert not traffic.taken_up and traffic.message and traffic.problem is None
 
 
 @pytest.mark.parametrize("refused", [{"Accepted": "False", "ResolvedRefs": "True"}, {"Accepted": "True", "ResolvedRefs": "False"}])
 def test_a_gateway_that_refuses_says_why(refused: dict[str, str]) -> None:
-    traffic = GatewayRouter(BOTH).taken_up(SPLIT, seen(**refused), {})
+    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**refused), {})
     assert traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
 
 
 def test_a_refusal_of_an_older_generation_is_over() -> None:
-    assert GatewayRouter(BOTH).taken_up(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
+    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
 
 
 def test_a_route_that_has_no_status_or_rules_yet() -> None:
     bare = seen(**YES)
     for route in bare.values():
         del route["status"]
-    assert not GatewayRouter(BOTH).taken_up(SPLIT, bare, {}).taken_up
+    assert not GatewayRouter(NAME, BOTH).taken_up(SPLIT, bare, {}).taken_up
     assert weights({"spec": {}}) == {} == weights({"spec": {"rules": [{}]}})
     assert weights({"spec": {"rules": [{"backendRefs": [{"name": "v1"}, {"name": "v2", "weight": 0}]}]}}) == {"v1": 1}
 
