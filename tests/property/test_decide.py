@@ -69,8 +69,9 @@ class RolloutMachine(RuleBasedStateMachine):
         strategy=st.sampled_from(STRATEGIES),
         policy=st.sampled_from(POLICIES),
         rounds=st.integers(0, 8),
+        verdict=st.sampled_from(["Successful", "Inconclusive", None]),
     )
-    def begin(self, gateway: bool, golden: bool, serves: int, strategy: dict[str, Any], policy: dict[str, Any], rounds: int) -> None:
+    def begin(self, gateway: bool, golden: bool, serves: int, strategy: dict[str, Any], policy: dict[str, Any], rounds: int, verdict: Any) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
             "version": 1,
@@ -87,6 +88,7 @@ class RolloutMachine(RuleBasedStateMachine):
         for version in range(1, serves + 1):
             self.world.serve()
             self.edit(version=version + 1, strategy=strategy, rollout=policy)
+        self.world.verdict = verdict
         if serves:
             self.all_goes_well_for_a_while(rounds)
 
@@ -245,6 +247,19 @@ class RolloutMachine(RuleBasedStateMachine):
         self.nonce += 1
         self.world.say(verb, rollout.revision or "", f"n{self.nonce}", self.world.status.step)
         self.world.reconcile()
+
+    @precondition(lambda self: in_flight(self.world.status.rollout) and self.world.status.step is not None)
+    @rule(verdict=st.sampled_from(["Successful", "Successful", "Inconclusive", "Failed"]), rounds=st.integers(0, 3), resume=st.booleans())
+    def somebody_pauses_a_trial(self, verdict: Any, rounds: int, resume: bool) -> None:
+        """Whatever the verdict, nothing climbs meanwhile; what is proven worse goes back (or holds) all the same."""
+        rollout = self.world.status.rollout
+        assert rollout is not None
+        self.nonce += 1
+        self.world.say("pause", rollout.revision or "", f"n{self.nonce}")
+        self.traffic_flows(verdict, rounds)
+        if resume:
+            self.world.say("resume", rollout.revision or "", f"n{self.nonce}")
+            self.world.reconcile()
 
     @precondition(lambda self: self.world.status.stable is not None)
     @rule()
