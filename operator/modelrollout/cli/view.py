@@ -121,7 +121,7 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
         grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
     if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
-        grid.add_row("New", _serves(rollout, flying.revision, flying.number, s.weight or 0, _beside(flying)))
+        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, _beside(flying)))
     for gone in s.draining:
         left = -_seconds_since(gone.until, now, signed=True)
         if left > 0:
