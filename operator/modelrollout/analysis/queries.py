@@ -119,7 +119,7 @@ def _custom(name: str, query: str, target: Target) -> Query | Problem:
     }
     used = _PLACEHOLDER.findall(query)
     if "stable" in used and target.stable is None:
-        return Problem("NoStableData", f"metric {name}: its query names {{{{stable}}}}, and there is no stable revision yet")
+        return Problem("NoStableData", f"metric {name}: its query names {{{{stable}}}}, and no stable revision has traffic beside it")
     return Query(name, _PLACEHOLDER.sub(lambda m: values[m[1]] or "", query), "value")
 
 

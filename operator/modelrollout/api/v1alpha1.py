@@ -244,9 +244,16 @@ class Step(ApiModel):
     weight: int | None = Field(None, ge=1, le=100, description="Share of the requests for the canary, in percent.")
     for_: Duration | None = Field(None, alias="for", description="Stay at least this long; left out: go on as soon as the evidence allows.")
     pause: Pause | None = None
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion brings all.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.weight) != has(self.pause)", "a step is either weight: N or pause: {}"),
         Rule("!has(self.for) || has(self.weight)", "for: belongs to a weight; a pause has its own duration"),
+        Rule("!has(self.replicas) || has(self.weight)", "replicas: belongs to a weight"),
     )
 
 
@@ -259,6 +266,11 @@ class Canary(ApiModel):
     steps: Annotated[list[Step], Field(min_length=1, max_length=32)] = Field(
         default_factory=lambda: list(DEFAULT_STEPS), description="Weights must grow; 100 comes by itself at the end."
     )
+    scale: Literal["Full", "Weight"] = Field(
+        "Full",
+        description="Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of serving.replicas, rounded up; "
+        "a weight is raised when the pods for it are ready. Without a gateway the pods are the weight.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
@@ -267,6 +279,57 @@ class Canary(ApiModel):
         ),
         Rule("self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
     )
+
+
+class Preview(ApiModel):
+    """Host names of the new revision before it has any traffic of the others."""
+
+    http: Hostnames | None = Field(None, description="Host names for HTTP.")
+    grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.http) || has(self.grpc)", "a preview needs http: {hostnames: [...]} or grpc: {hostnames: [...]}; or leave preview out"),
+        Rule(
+            "!(has(self.http) && has(self.grpc)) || self.http.hostnames.all(h, !(h in self.grpc.hostnames))",
+            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between gateways",
+        ),
+    )
+
+
+class BlueGreen(ApiModel):
+    """The new revision at full size beside stable, under a name of its own; then all traffic at once."""
+
+    preview: Preview | None = Field(
+        None,
+        description="Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
+        "Both lead to stable when nothing is on trial.",
+    )
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Preview for this long, then go on unless something is proven worse or cannot be measured; left out: go on as soon as the "
+        "preview's own requests prove it, or when somebody promotes.",
+    )
+    auto_promote: bool = Field(True, description="false: after the preview wait until somebody promotes.")
+
+
+class HeaderMatch(ApiModel):
+    """A header that a request must carry."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=256)] = Field(
+        description="Name of the header; upper and lower case are one."
+    )
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(description="Its value, or a regular expression for it.")
+    type: Literal["Exact", "RegularExpression"] = Field("Exact", description="RegularExpression is not supported by every gateway.")
+
+
+class AbTest(ApiModel):
+    """Requests with these headers go to the new revision, all others to stable. Needs a gateway."""
+
+    headers: Annotated[list[HeaderMatch], Field(min_length=1, max_length=16), ListMapKey("name")] = Field(
+        description="A request must carry all of them."
+    )
+    for_: Duration | None = Field(None, alias="for", description="Test at least this long; left out: go on as soon as the evidence allows.")
+    auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
 
 
 class Metric(ApiModel):
@@ -331,15 +394,38 @@ class Analysis(ApiModel):
 
 
 class Rollout(ApiModel):
-    """How a new version gets traffic."""
+    """How a new version gets traffic: canary (the default), blueGreen or abTest."""
 
-    canary: Canary = Field(default_factory=Canary)
+    canary: Canary | None = Field(None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50.")
+    blue_green: BlueGreen | None = None
+    ab_test: AbTest | None = None
+    bake: Duration | None = Field(
+        None,
+        description="After promotion the revision is watched for this long with all traffic while the former stable keeps its pods; proven worse, "
+        "everything goes back to that. Left out: promotion is final.",
+    )
+    scale_down_delay: Duration | None = Field(
+        None,
+        description="How long the former stable keeps its pods after it has lost its traffic: going back to it is instant meanwhile. "
+        "Left out (and at least): the operator's settleSeconds.",
+    )
+    rollback_window: Duration | None = Field(
+        None,
+        description="A rollback to a revision that was stable within this time skips the analysis that it passed; an older one is judged again. "
+        "Left out: any kept revision skips it.",
+    )
     analysis: Analysis = Field(default_factory=Analysis)
     on_failure: Literal["Rollback", "Pause"] = Field("Rollback", description="What to do when the canary is proven worse.")
     on_inconclusive: Literal["Pause", "Rollback"] = Field(
         "Pause", description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down."
     )
     progress_deadline: Duration = Field("1h", description="Limit for each stage and each canary step.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(x, x).size() <= 1",
+            "canary, blueGreen and abTest exclude each other: name one of them",
+        ),
+    )
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -351,6 +437,25 @@ class ModelDeploymentSpec(ApiModel):
     traffic: Traffic = Field(default_factory=Traffic)
     rollout: Rollout = Field(default_factory=Rollout)
     revision_history_limit: int = Field(5, ge=1, le=50, description="Old revisions kept to roll back to.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.rollout.abTest) || has(self.traffic.gateway)",
+            "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
+            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service NAME-preview leads to the new revision",
+        ),
+        *(
+            Rule(
+                f"!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || !has(self.rollout.blueGreen.preview.{mine}) || "
+                f"!has(self.traffic.{theirs}) || self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in self.traffic.{theirs}.hostnames))",
+                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of traffic.{theirs}",
+            )
+            for mine in ("http", "grpc")
+            for theirs in ("http", "grpc")
+        ),
+    )
 
     def user_input(self) -> dict[str, Any]:
         """What makes a version: model, optimization and serving in canonical form, without what changes no answer.
@@ -383,8 +488,12 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Failed", "Done"]
-Phase = Literal["Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Canary", "Paused", "Promoting", "RollingBack", "Stable", "Failed"]
+Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Phase = Literal[
+    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Canary", "Previewing", "Testing", "Paused", "Promoting", "Baking",
+    "RollingBack", "Stable", "Failed",
+]  # fmt: skip
+Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
@@ -406,6 +515,21 @@ class RevisionRef(StatusModel):
     revision: str
     number: int
     since: str | None = None
+
+
+class Draining(StatusModel):
+    """A revision that has lost its traffic and keeps its pods for a while."""
+
+    revision: str
+    number: int
+    until: str = Field(description="Its pods go at this time; an entry whose time is over means nothing and goes with a later write.")
+
+
+class Held(StatusModel):
+    """Somebody said pause."""
+
+    since: str
+    by: str = Field(description="The nonce of the request.")
 
 
 class Counter(StatusModel):
@@ -441,8 +565,10 @@ class MetricStatus(StatusModel):
 class StepStatus(StatusModel):
     """Where in the canary the rollout is."""
 
-    index: int = Field(description="Step of spec.rollout.canary.steps, from 0.")
-    weight: int = Field(description="Weight that the route is to have, percent.")
+    index: int = Field(description="Step of the strategy, from 0; past the last one in Bake.")
+    weight: int = Field(description="Weight that the route is to have, percent; 0 in a preview and in a test by headers.")
+    strategy: Strategy = "Canary"
+    former: int = Field(0, description="Weight of the step before; it stays until there are pods for the new one.")
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
     observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
@@ -502,6 +628,8 @@ class RolloutStatus(StatusModel):
     input_hash: str
     attempt: int = 0
     mode: Literal["Update", "Rollback"] = "Update"
+    proven: bool = Field(True, description="Rollback: what was proven of the revision still counts (rollbackWindow).")
+    held: Held | None = Field(None, description="Somebody said pause: the weight stays, deadlines wait.")
     sha256: str | None = None
     revision: str | None = None
     number: int | None = None
@@ -538,7 +666,11 @@ class ModelDeploymentStatus(StatusModel):
     phase: Phase = "Pending"
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
     stable: RevisionRef | None = None
-    retiring: RevisionRef | None = Field(None, description="Takes no traffic any more; its pods go when the data plane has surely taken that up.")
+    draining: Annotated[list[Draining], ListMapKey("revision")] = Field(
+        default_factory=list, description="Revisions that have lost their traffic and keep their pods for a while."
+    )
+    retiring: RevisionRef | None = Field(None, description="What an earlier operator wrote instead of draining; read, never written.")
+    restarted: dict[str, str] = Field(default_factory=dict, description="When somebody last asked for new pods of a revision.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0
@@ -566,6 +698,7 @@ class ModelRevisionStatus(StatusModel):
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None
     finished: str | None = None
+    retired: str | None = Field(None, description="When it ceased to be stable.")
     # columns
     accuracy: str | None = None
     size: str | None = None

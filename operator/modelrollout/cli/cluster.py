@@ -16,6 +16,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Forbidden, Kube, KubeError, Listing, NotFound, Object, Resource
 
+FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Which ClusterRole of the chart allows what a command needs.
 _ROLES = {"read": "modelrollout-view", "ask": "modelrollout-operate", "ask on the ModelDeployment": "modelrollout-edit"}
@@ -32,7 +33,7 @@ class Api(Protocol):
 
 async def connect(kubeconfig: str | None, context: str | None) -> Api:
     """The API server that kubectl would talk to."""
-    return await Kube.connect(kubeconfig, context, component="cli")
+    return await Kube.connect(kubeconfig, context, component="cli", field_manager=FIELD_MANAGER)
 
 
 @dataclass(frozen=True)

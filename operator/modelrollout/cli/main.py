@@ -33,7 +33,8 @@ EVENTS_EVERY = 5  # polls
 
 app = typer.Typer(
     name="modelrollout",
-    help="Roll out machine-learning models: watch, promote, abort, retry, roll back. Exit code 0: done; 1: the answer is no; 2: could not be asked.",
+    help="Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
+    "Exit code 0: done; 1: the answer is no; 2: could not be asked.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -54,6 +55,8 @@ Context = Annotated[str | None, typer.Option("--context", help="Context of the k
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
+
+InFlight = Annotated[str | None, typer.Option("--revision", help="Only if this revision (name or number) is the one in flight.")]
 
 
 @app.command()
@@ -100,15 +103,57 @@ def history(name: Name, output: Form = Output.text, namespace: Namespace = None,
 @app.command()
 def promote(
     name: Name,
-    revision: Annotated[str | None, typer.Option("--revision", help="Only if this revision (name or number) is the one in flight.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Past all remaining steps, to all traffic.")] = False,
+    revision: InFlight = None,
     wait: Wait = False,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Let the present canary step go on: end a pause, or go on without a verdict (recorded as an override)."""
-    _ask(name, lambda found, token: verbs.promote(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict (recorded as an override)."""
+    _ask(name, lambda found, token: verbs.promote(found, revision, token, full=full), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def pause(
+    name: Name,
+    revision: InFlight = None,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still goes back."""
+    _ask(name, lambda found, token: verbs.pause(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def resume(
+    name: Name,
+    revision: InFlight = None,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Let a paused rollout go on; the time of the pause counts for no deadline."""
+    _ask(name, lambda found, token: verbs.resume(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def restart(
+    name: Name,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Replace the pods of the stable revision one after the other, each when the next one is ready."""
+    _ask(name, verbs.restart, wait, timeout, namespace, kubeconfig, context)
 
 
 @app.command()

@@ -10,24 +10,26 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, RolloutStatus, Stage, Step, seconds
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, RolloutStatus, Stage, Step, Strategy, seconds
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.rollout.steps import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote")
+STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake")
 EVENTS = 6  # shown, newest last
 _DOES: dict[str, str] = {
     "Resolve": "the digest of the source is being pinned; then the model is prepared",
     "Prepare": "the model is being fetched, verified and optimized; then its servers start",
     "Provision": "the model servers are starting; then golden data is sent, if there is any, and the canary begins",
     "Evaluate": "golden data is being sent through the served model; then the canary begins",
-    "Promote": "the data plane is taking the revision up as stable; then the old servers go away",
+    "Promote": "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away",
     "Revert": "stable is getting all traffic back; then the rollout has ended",
 }
+_TRIAL: dict[Strategy, str] = {"Canary": "Canary", "BlueGreen": "Preview", "ABTest": "Test by headers"}
 _STYLES = {
     "Successful": "green", "True": "green", "Stable": "green", "Promoted": "green",
     "Failed": "red", "Rejected": "red", "RolledBack": "red", "Aborted": "red", "RollingBack": "red",
-    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan",
+    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan", "Previewing": "cyan", "Testing": "cyan", "Baking": "cyan",
 }  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
     if rollout.status.rollout is not None:
         parts += _section("Stages", _stages(rollout, rollout.status.rollout, now))
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
-            parts += _section("Canary", _steps(rollout.status.rollout, rollout.spec.rollout.canary.steps, now))
+            parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, steps_of(rollout.spec.rollout), now))
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
             parts += _section("Metrics of this step", _metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
@@ -69,6 +71,8 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     flying = in_flight(rollout)
     if flying is None:
         return _next_when_idle(rollout)
+    if flying.stage == "Bake" and flying.step is not None and rollout.spec is not None:
+        return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
         lines = [flying.message or _DOES.get(flying.stage, f"stage {flying.stage}")]
         if flying.stage not in ("Promote", "Revert"):
@@ -117,12 +121,21 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
         grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
     if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
-        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, ""))
-    if s.retiring:
-        grid.add_row("Retiring", f"{s.retiring.revision}  #{s.retiring.number}{_pods(rollout, s.retiring.revision)}")
+        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, _beside(flying)))
+    for gone in s.draining:
+        left = -_seconds_since(gone.until, now, signed=True)
+        if left > 0:
+            grid.add_row("Retiring", f"{gone.revision}  #{gone.number}{_pods(rollout, gone.revision)}, for {duration(left)} more")
     if s.address:
         grid.add_row("Address", f"{s.address.url}  gRPC {s.address.grpc}")
     return grid
+
+
+def _beside(r: RolloutStatus) -> str:
+    """What reaches the revision beside its weight."""
+    if r.stage != "Canary" or r.step is None:
+        return ""
+    return {"Canary": "", "BlueGreen": ", and those of the preview", "ABTest": ", and those with the headers of the test"}[r.step.strategy]
 
 
 def _serves(rollout: Rollout, revision: str, number: int, share: int, more: str) -> str:
@@ -192,7 +205,7 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     ended = {e.index: e for e in r.history}
     current = r.step.index if r.step and r.stage in ("Canary", "Failed", "Revert") else None
     for i, step in enumerate(steps):
-        what = f"{step.weight} %" if step.weight is not None else "pause"
+        what = "beside" if step.weight == 0 else f"{step.weight} %" if step.weight is not None else "pause"
         if step.weight is not None and step.for_:
             what += f" for {step.for_}"
         elif step.pause is not None:
@@ -200,7 +213,8 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         number = f"{i + 1}/{len(steps)}"
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
-            table.add_row(Text("▶", "cyan"), number, what, _styled(r.step.phase), age(since, now), r.step.override or "")
+            phase = "Paused" if r.held else r.step.phase
+            table.add_row(Text("▶", "cyan"), number, what, _styled(phase), age(since, now), r.step.override or "")
         elif i in ended:
             mark = Text("✔", "green") if ended[i].verdict == "Successful" else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
             table.add_row(mark, number, what, _styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
@@ -275,10 +289,13 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
 
 def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
     assert r.step is not None
-    steps = rollout.spec.rollout.canary.steps if rollout.spec else []
+    steps = steps_of(rollout.spec.rollout) if rollout.spec else []
     promote = f"go on without waiting: modelrollout promote {rollout.name}"
     abort = f"end it: modelrollout abort {rollout.name}"
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None
+    if r.held is not None:
+        resume = f"go on: modelrollout resume {rollout.name}"
+        return ["nothing by itself: somebody has paused it; it is judged all the same, and goes back if it is proven worse", resume, promote, abort]
     then = "promotion to 100 %" if following is None else f"weight {following.weight} %" if following.weight is not None else "a pause"
     if r.step.phase == "Shifting":
         return [r.message or f"the gateway is taking weight {r.step.weight} % up; then it is judged", abort]
@@ -294,6 +311,22 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         verb = {"Pause": "the rollout pauses", "Rollback": "the canary is taken back"}[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.step.since, now, verb)
     return [*lines, promote, abort]
+
+
+def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
+    assert r.step is not None and rollout.spec is not None
+    former = rollout.status.stable.revision if rollout.status.stable else "the former stable"
+    verbs = [f"end the bake: modelrollout promote {rollout.name}", f"back to {former}: modelrollout abort {rollout.name}"]
+    if r.held is not None:
+        return ["nothing by itself: somebody has paused it; it is judged all the same", f"go on: modelrollout resume {rollout.name}", *verbs]
+    if r.step.phase == "Paused":
+        return [f"waits for a person: {r.message or r.reason}", *verbs]
+    left = seconds(rollout.spec.rollout.bake or "0s") - _seconds_since(r.step.since, now)
+    when = f"in {duration(left)}" if left > 0 else "as soon as it can be measured"
+    return [
+        f"{r.message or 'the revision has all traffic and is watched'}; it stays {when} unless it is proven worse, else {former} comes back",
+        *verbs,
+    ]
 
 
 def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[str]:
@@ -341,6 +374,7 @@ def _time(text: str | None) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _seconds_since(text: str, now: datetime) -> float:
+def _seconds_since(text: str, now: datetime, *, signed: bool = False) -> float:
     at = _time(text)
-    return max(0.0, (now - at) / timedelta(seconds=1)) if at else 0.0
+    found = (now - at) / timedelta(seconds=1) if at else 0.0
+    return found if signed else max(0.0, found)

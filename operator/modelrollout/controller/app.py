@@ -64,7 +64,10 @@ class Operator:
         self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
         self._events = Events(kube, instance=identity)
         self._assessor = PrometheusAssessor(config)
-        self._reconciler = Reconciler(kube, self._store, config, self._assessor, self, lambda: datetime.now(UTC), self._elector.is_leader)
+        self._leads_since: datetime | None = None
+        self._reconciler = Reconciler(
+            kube, self._store, config, self._assessor, self, lambda: datetime.now(UTC), self._elector.is_leader, lambda: self._leads_since
+        )
         self._resources: tuple[Resource, ...] = ()
         metrics.queue_depth(lambda: len(self._queue))
         metrics.leading(self._elector.is_leader)
@@ -122,6 +125,7 @@ class Operator:
         await self._elector.run()
 
     async def _lead(self) -> None:
+        self._leads_since = datetime.now(UTC)
         await self._resync()
         for o in self._store.all(MODEL_DEPLOYMENT):
             self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))

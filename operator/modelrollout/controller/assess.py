@@ -1,8 +1,9 @@
-"""Measure the present canary step with Prometheus and judge it. The I/O of analysis, called between observe and decide."""
+"""Measure the present step with Prometheus and judge it. The I/O of analysis, called between observe and decide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from modelrollout.analysis.judge import judge
@@ -30,12 +31,14 @@ class PrometheusAssessor:
         if s.spec is None or rollout is None or rollout.step is None or rollout.revision is None or rollout.number is None:
             return None
         step, analysis = rollout.step, s.spec.rollout.analysis
+        # The former stable has no traffic in Bake: its counts of the last step stand for it, frozen.
+        frozen = {m.name: m.stable for m in step.metrics} if rollout.stage == "Bake" else None
         metrics = metrics_of(analysis)
         target = Target(
             namespace=s.namespace,
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
-            stable=s.status.stable,
+            stable=s.status.stable if frozen is None else None,
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(10.0, since(step.observed_since or step.since, self._now())),
         )
@@ -47,7 +50,9 @@ class PrometheusAssessor:
                 found |= {m.name: Measurement(problem=missing) for m in asked}
             else:
                 found |= await measure(reader, target, asked, counts_of(step.metrics))
-        steps = s.spec.rollout.canary.steps
+        if frozen is not None:
+            found = {name: replace(m, stable=frozen.get(name)) for name, m in found.items()}
+        steps = stepping.steps_of(s.spec.rollout)
         onward = stepping.next_weight(steps, stepping.locate(steps, step))
         alpha = alpha_of(metrics)
         judged = [self._judge(m, found[m.name], step.weight, onward, alpha) for m in metrics]

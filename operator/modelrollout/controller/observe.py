@@ -28,11 +28,12 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.server import fetched_artifact
-from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
+from modelrollout.resources.routes import missing_features, needed_features
+from modelrollout.resources.server import fetched_artifact, restarted_at
+from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.rebuild import sound
-from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class Seen:
     router: Router | None
 
 
-def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Seen | None:
-    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children)."""
+def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str], features: frozenset[str] = frozenset()) -> Seen | None:
+    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
+
+    ``features``: what the GatewayClass of its Gateway says that it supports; empty: unknown.
+    """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
         return None
@@ -70,18 +74,28 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         gateway=spec is not None and spec.traffic.gateway is not None,
     )
     if spec is None:
-        return Seen(deployment, by_name, snapshot, None)
+        stable = snapshot.status.stable.revision if snapshot.status.stable else None
+        kept: Router = KeptRoutes(key[1], by_name) if _routed(by_name, key[1]) else ServiceRouter(key[1], {}, stable)
+        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, features))
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
-    router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
+    router: Router = (
+        GatewayRouter(key[1], spec.traffic, spec.rollout, matched(snapshot), preview(snapshot))
+        if snapshot.gateway
+        else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
+    )
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router)
+
+
+def _routed(by_name: Mapping[tuple[str, str], Object], name: str) -> bool:
+    return any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind))
 
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
@@ -168,7 +182,7 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
         own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
-        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
+        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1), restarted_at(o))
     return found
 
 
@@ -215,7 +229,14 @@ def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
     return judge_golden(s.spec.rollout.analysis.golden, result, stable.revision if stable else None)
 
 
-def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:
+def _refusal(
+    store: Store,
+    deployment: Object,
+    spec: ModelDeploymentSpec,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    features: frozenset[str],
+) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
         for field, uri in _uris(spec):
@@ -236,6 +257,18 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
                 f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave spec.traffic out: "
                 "the weights are then approximated by replica counts",
             )
+    if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
+        return Problem(
+            "GatewayRequired",
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
+        )
+    needed = needed_features(spec)
+    missing = missing_features(needed, features)
+    if missing:
+        told = ", ".join(f"{feature} ({needed[feature]})" for feature in missing)
+        return Problem(
+            "GatewayFeatureMissing", f"the GatewayClass of spec.traffic.gateway does not support {told}; take another gateway, or leave it out"
+        )
     return _host_conflict(store, deployment, spec)
 
 
@@ -252,8 +285,8 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
 
 
 def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
-    traffic = spec.get("traffic") or {}
-    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
+    parts = [spec.get("traffic") or {}, ((spec.get("rollout") or {}).get("blueGreen") or {}).get("preview") or {}]
+    return {(kind, host) for part in parts for kind in ("http", "grpc") for host in (part.get(kind) or {}).get("hostnames") or []}
 
 
 def _age(o: Object) -> tuple[str, str, str]:
@@ -272,6 +305,7 @@ def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) 
         for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
             owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
             return Problem(
-                "HostnameConflict", f"spec.traffic.{kind}.hostnames: {host} belongs to ModelDeployment {owner}, which is older; choose another"
+                "HostnameConflict",
+                f"spec.traffic.{kind}.hostnames (or blueGreen.preview): {host} belongs to ModelDeployment {owner}, which is older; choose another",
             )
     return None

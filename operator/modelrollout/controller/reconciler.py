@@ -15,14 +15,16 @@ from modelrollout.controller.act import Actor, ChildRefused
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
+from modelrollout.kube.features import GatewayFeatures
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import measured
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
 
 log = logging.getLogger(__name__)
 
 
 class Assessor(Protocol):
-    """Measures and judges the present canary step; None when there is nothing to measure. Never raises for a provider's fault."""
+    """Measures and judges the present step; None when there is nothing to measure. Never raises for a provider's fault."""
 
     async def assess(self, s: Snapshot) -> Assessment | None: ...
 
@@ -45,10 +47,12 @@ class Reconciler:
         reporter: Reporter,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
+        looking_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._store, self._config = kube, store, config
         self._assessor, self._reporter = assessor, reporter
-        self._now, self._may_write = now, may_write
+        self._now, self._may_write, self._looking_since = now, may_write, looking_since
+        self._features = GatewayFeatures(kube)
         self._actor = Actor(kube, store, config)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
@@ -56,11 +60,11 @@ class Reconciler:
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment; answers in how many seconds to look again (0 at once), None to wait for an event."""
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
-        seen = observe(self._store, key, self._config, kinds)
+        seen = observe(self._store, key, self._config, kinds, await self._features.of(self._store.get(MODEL_DEPLOYMENT, *key)))
         if seen is None:
             self._refused.pop(key, None)
             return None
-        s = await self._measured(replace(seen.snapshot, refused=self._refused.get(key)))
+        s = await self._measured(replace(seen.snapshot, refused=self._refused.get(key), looking_since=self._looking_since()))
         seen = Seen(seen.deployment, seen.children, s, seen.router)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -85,12 +89,7 @@ class Reconciler:
         return 0.0 if wrote or told else plan.requeue_after
 
     async def _measured(self, s: Snapshot) -> Snapshot:
-        rollout = s.status.rollout
-        if rollout is None or rollout.stage != "Canary" or rollout.step is None or s.spec is None:
-            return s
-        if rollout.step.phase == "Shifting" and not s.traffic.taken_up:
-            return s
-        return replace(s, assessment=await self._assessor.assess(s))
+        return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s
 
     async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> None:
         """Write the new state, if the object is still what the pass has seen."""

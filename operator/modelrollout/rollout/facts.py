@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
+    Draining,
     EvaluationEvidence,
     MetricStatus,
     ModelDeploymentSpec,
@@ -50,6 +51,9 @@ class Problem:
     message: str
 
 
+NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
+
+
 @dataclass(frozen=True)
 class Work:
     """The Job of the present stage."""
@@ -68,6 +72,7 @@ class Server:
     ready: int = 0
     problem: Problem | None = None
     asked: int = 0  # replicas that the Deployment asks for
+    restarted: str | None = None  # when its pods were last asked to start anew, as its template says
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The verdict on the present canary step with the metrics behind it."""
+    """The verdict on the present step with the metrics behind it."""
 
     verdict: VerdictName
     reason: str
@@ -161,6 +166,7 @@ class Snapshot:
     live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
     settle_seconds: float = 3.0
     gateway: bool = False
+    looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""
@@ -196,7 +202,10 @@ class Desired:
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
+    restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
     split: Split = ()
+    matched: str | None = None  # revision for requests that carry the headers of abTest
+    preview: str | None = None  # revision behind the preview's host names and Service; None: there is no preview
     selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
     budget: str | None = None
     revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
@@ -216,6 +225,29 @@ class Plan:
 def in_flight(rollout: RolloutStatus | None) -> bool:
     """Whether a rollout is under way."""
     return rollout is not None and rollout.stage not in ("Failed", "Done")
+
+
+def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
+    """Revisions that keep their pods for a while, also as an earlier operator wrote it; entries whose time is over are among them."""
+    found = list(status.draining)
+    if status.retiring is not None and status.retiring.since is not None:
+        until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
+        found.append(Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until)))
+    return found
+
+
+def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
+    """Seconds that each such revision still has."""
+    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in draining(s.status, s.settle_seconds)}
+    return {revision: seconds for revision, seconds in left.items() if seconds > 0}
+
+
+def carrier(status: ModelDeploymentStatus) -> RevisionRef | None:
+    """The revision that has the traffic outside of a trial: stable, or what is watched after its promotion."""
+    rollout = status.rollout
+    if rollout is not None and rollout.stage == "Bake" and rollout.revision is not None and rollout.number is not None:
+        return RevisionRef(revision=rollout.revision, number=rollout.number)
+    return status.stable
 
 
 def baseline(s: Snapshot) -> RevisionRef | None:

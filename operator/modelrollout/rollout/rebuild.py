@@ -12,7 +12,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, Rollou
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
-_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
+_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Done"})  # stages of a revision that has a name
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -22,6 +22,9 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         ref: RevisionRef | None = getattr(status, field)
         if ref is not None and not _is_time(ref.since):
             changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
+    drains = [d for d in status.draining if _is_time(d.until)]
+    if drains != status.draining:
+        changes["draining"] = drains
     if status.rollout is not None and not _holds(status, status.rollout):
         changes["rollout"] = None
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
@@ -35,14 +38,16 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     times = [rollout.since, rollout.started]
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if rollout.held is not None:
+        times.append(rollout.held.since)
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
     if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
         return False
-    if rollout.stage in ("Canary", "Revert") and status.stable is None:
+    if rollout.stage in ("Canary", "Bake", "Revert") and status.stable is None:
         return False
-    if rollout.stage == "Canary" and step is None:
+    if rollout.stage in ("Canary", "Bake") and step is None:
         return False
     return rollout.stage != "Failed" or rollout.outcome is not None
 

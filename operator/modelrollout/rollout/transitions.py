@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
+    Draining,
     ModelDeploymentStatus,
     Outcome,
     Pinned,
@@ -15,9 +16,11 @@ from modelrollout.api.v1alpha1 import (
     Stage,
     StepEvidence,
     StepStatus,
+    Strategy,
     VerdictName,
+    seconds,
 )
-from modelrollout.rollout.facts import Revision, Snapshot, since, stamp
+from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stamp
 
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
@@ -89,39 +92,67 @@ def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datet
 
 def fail(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
     """End the rollout; stable was never touched. Only for stages without traffic (else ``revert``)."""
-    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None)
+    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, held=None)
 
 
 def revert(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
     """Give all traffic back to stable first; the rollout ends as Failed once the data plane has taken that up."""
-    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message)
+    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, held=None)
 
 
-def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime) -> ModelDeploymentStatus:
-    """Keep the pods of a revision that has just lost its traffic for a while: connections and configuration drain."""
+def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float) -> ModelDeploymentStatus:
+    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections and configuration drain."""
     if revision is None or number is None:
         return status
-    return status.model_copy(update={"retiring": RevisionRef(revision=revision, number=number, since=stamp(now))})
+    others = [d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision]
+    gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
+    return status.model_copy(update={"draining": [*others, gone], "retiring": None})
 
 
-def succeed(status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
+def scale_down_delay(s: Snapshot) -> float:
+    """Seconds that a former stable keeps its pods after it has lost its traffic."""
+    asked = s.spec.rollout.scale_down_delay if s.spec else None
+    return max(s.settle_seconds, seconds(asked) if asked else 0.0)
+
+
+def succeed(s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
     rollout = status.rollout
     assert rollout is not None and rollout.revision is not None and rollout.number is not None
     former = status.stable
-    done = enter(status, "Done", now, outcome=outcome, step=None)
-    done = done.model_copy(update={"stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now))})
+    done = enter(status, "Done", now, outcome=outcome, step=None, held=None)
+    done = done.model_copy(
+        update={
+            "stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now)),
+            "draining": [d for d in status.draining if d.revision != rollout.revision],
+        }
+    )
     if former is None or former.revision == rollout.revision:
         return done
-    return retire(done, former.revision, former.number, now)
+    return retire(done, former.revision, former.number, now, scale_down_delay(s))
+
+
+def reached(step: StepStatus) -> int:
+    """The weight that there were pods for: of this step, or while it is on its way still of the one before."""
+    return step.former if step.phase == "Shifting" else step.weight
 
 
 def at_step(
-    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, pause: bool, override: str | None = None
+    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, strategy: Strategy, pause: bool, override: str | None = None
 ) -> ModelDeploymentStatus:
-    """Go to a step of the canary."""
-    step = StepStatus(index=index, weight=weight, phase="Paused" if pause else "Shifting", since=stamp(now), override=override)
-    return change(status, step=step, reason="PauseStep" if pause else None, message=None)
+    """Go to a step of the strategy."""
+    assert status.rollout is not None
+    before = status.rollout.step
+    step = StepStatus(
+        index=index,
+        weight=weight,
+        strategy=strategy,
+        former=min(reached(before), weight) if before else 0,
+        phase="Paused" if pause else "Shifting",
+        since=stamp(now),
+        override=override,
+    )
+    return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
 
 
 def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime) -> ModelDeploymentStatus:

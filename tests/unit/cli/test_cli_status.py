@@ -87,7 +87,7 @@ def test_what_comes_next_in_a_canary(cli: Cli) -> None:
             {"phase": "Resolving", "rollout": rollout("Resolve", None, stages={})},
             ["digest of the source is being pinned", "57m49s", "the rollout fails"],
         ),
-        ({"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")}, ["the data plane is taking the revision up as stable"]),
+        ({"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")}, ["the revision is getting all traffic"]),
         (canary_status("Shifting"), ["the gateway is taking weight 25 % up"]),
         (
             canary_status("Paused", reason="ProgressDeadline", message="no data"),

@@ -20,6 +20,7 @@ NO_REASONS = {
     *("PodScheduled", "ResolvedRefs"),  # conditions of others
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
     "StaleRead",  # of a Conflict that is only tried again
 }
 
