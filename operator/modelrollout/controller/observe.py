@@ -15,7 +15,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -29,8 +29,10 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources.common import NotAllowedError, allowed
 from modelrollout.resources.server import fetched_artifact
+from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.policy import NO_RULES, Rules, filled
 from modelrollout.rollout.rebuild import sound
 from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
 
@@ -45,7 +47,7 @@ class Seen:
     router: Router | None
 
 
-def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Seen | None:
+def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str], rules: Rules = NO_RULES) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children)."""
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
@@ -54,7 +56,7 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
     by_name = _own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
-    spec, spec_error = _spec(deployment)
+    spec, spec_error = _spec(deployment, rules)
     revisions = _revisions(by_name)
     snapshot = Snapshot(
         name=key[1],
@@ -68,11 +70,14 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         verbs=_verbs(deployment, by_name),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
+        rules=rules,
+        templates=rules.templates,
+        mandatory=rules.mandatory,
     )
     if spec is None:
         return Seen(deployment, by_name, snapshot, None)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, rules))
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
@@ -99,9 +104,13 @@ def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tup
     }
 
 
-def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
+def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
+    """The spec, with what policies say where spec.rollout leaves a field out."""
+    raw = deployment.get("spec") or {}
+    if rules.defaults:
+        raw = {**raw, "rollout": filled(raw.get("rollout") or {}, rules.defaults)}
     try:
-        return ModelDeploymentSpec.model_validate(deployment.get("spec") or {}), None
+        return ModelDeploymentSpec.model_validate(raw), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"
@@ -215,13 +224,17 @@ def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
     return judge_golden(s.spec.rollout.analysis.golden, result, stable.revision if stable else None)
 
 
-def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:
+def _refusal(
+    store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str], rules: Rules
+) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
         for field, uri in _uris(spec):
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
+    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -251,11 +264,6 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     return found
 
 
-def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
-    traffic = spec.get("traffic") or {}
-    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
-
-
 def _age(o: Object) -> tuple[str, str, str]:
     m = o["metadata"]
     return (m.get("creationTimestamp", ""), m.get("namespace", ""), m["name"])
@@ -263,13 +271,10 @@ def _age(o: Object) -> tuple[str, str, str]:
 
 def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
     """Two ModelDeployments with one host name: the older one has it."""
-    mine = _hosts(deployment["spec"])
-    if not mine:
-        return None
-    for other in store.all(MODEL_DEPLOYMENT):
-        if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
-            continue
-        for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
+    for kind, host in sorted(hosts(deployment["spec"])):
+        for other in store.marked((kind, host)):
+            if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
+                continue
             owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
             return Problem(
                 "HostnameConflict", f"spec.traffic.{kind}.hostnames: {host} belongs to ModelDeployment {owner}, which is older; choose another"

@@ -7,6 +7,7 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight
+from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.transitions import allocate, begin, fail, pin, record, revert
@@ -88,6 +89,8 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return "a rollout is in flight; abort it first", None
     if s.refusal:
         return s.refusal.message, None
+    if freeze := frozen(s.rules, now):
+        return freeze.message, None
     if not verb.revision:
         stable, sha256 = s.revision(s.status.stable.revision if s.status.stable else None), s.spec.model.sha256
         if sha256 and stable is not None and stable.is_version(s.spec):

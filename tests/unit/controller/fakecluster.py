@@ -13,6 +13,7 @@ from modelrollout.api import names
 from modelrollout.api.config import Images, OperatorConfig, Store
 from modelrollout.api.tasks import TASK_ENV, TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.controller.admission import Admission
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
@@ -276,7 +277,18 @@ class Operator:
             for o in cluster.all(resource).values():
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
-        self.reconciler = Reconciler(cluster, self.store, config, self, self, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
+        self.woken: list[tuple[str, str]] = []
+        admission = Admission(
+            cluster,  # type: ignore[arg-type]
+            self.store,
+            config,
+            "operators",
+            lambda key, _: self.woken.append(key),
+            lambda: cluster.now,
+            lambda: cluster.now.timestamp(),
+        )
+        self.admission = admission
+        self.reconciler = Reconciler(cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
         if self.deaf:
