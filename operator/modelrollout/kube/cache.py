@@ -30,15 +30,15 @@ class _Entry:
     marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
 
 
-def hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
+def hosts(spec: Any) -> set[tuple[str, str]]:
     """Kind of route (http, grpc) and host name, of every host name that a ModelDeployment asks for."""
-    traffic = spec.get("traffic") or {}
-    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
+    traffic = _field(spec, "traffic")
+    return {(kind, host) for kind in ("http", "grpc") for host in _field(_field(traffic, kind), "hostnames") or []}
 
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
-    return (*sorted(hosts(obj.get("spec") or {})), *([QUEUED] if _field(rollout, "queue") else []))
+    return (*sorted(hosts(_field(obj, "spec"))), *([QUEUED] if _field(rollout, "queue") else []))
 
 
 def _field(value: Any, name: str) -> Any:

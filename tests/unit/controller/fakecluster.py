@@ -26,10 +26,12 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD,
     POD_DISRUPTION_BUDGET,
+    ROLLOUT_POLICY,
     SERVICE,
     AlreadyExists,
     Conflict,
     KubeError,
+    Listing,
     NotFound,
     Object,
     Resource,
@@ -38,7 +40,7 @@ from modelrollout.rollout.facts import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
-WATCHED = (MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
     artifacts=Store(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
@@ -75,6 +77,23 @@ class Cluster:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         return self._answer(self._begin("get", resource, namespace, name))
 
+    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+        self.requests.append(f"list {resource.kind}")
+        self.before("list", resource, "")
+        key, _, value = label_selector.partition("=")
+        found = [
+            o
+            for i, o in self.objects.items()
+            if i[0] == resource and namespace in (None, i[1]) and (not key or (o["metadata"].get("labels") or {}).get(key) == value)
+        ]
+        return Listing(found, str(self._version))
+
+    async def replace(self, resource: Resource, obj: Object) -> Object:
+        i = self._begin("replace", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
+        if self.objects[i]["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+            raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
+        return self._answer(self._put(i, copy.deepcopy(obj)))
+
     async def has_kind(self, resource: Resource, ttl: float = 60.0) -> bool:
         return resource.kind in self.kinds
 
@@ -100,7 +119,7 @@ class Cluster:
         return self._answer(self._put(i, _defaulted(merged) | ({"status": live["status"]} if "status" in live else {})))
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
-        i = self._begin("status", resource, obj["metadata"]["namespace"], obj["metadata"]["name"])
+        i = self._begin("status", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
         live = self.objects[i]
         if live["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
             raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
@@ -187,6 +206,20 @@ class Cluster:
         obj = {"apiVersion": resource.api_version, "kind": resource.kind} | obj
         obj["metadata"] = {"namespace": KEY[0]} | obj["metadata"]
         return self._create((resource, obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
+
+    def policy(self, name: str, **spec: Any) -> Object:
+        """A platform team applies a RolloutPolicy."""
+        i = (ROLLOUT_POLICY, "", name)
+        if i in self.objects:
+            return self._put(i, copy.deepcopy(self.objects[i]) | {"spec": spec})
+        return self._create(i, {"apiVersion": names.API_VERSION, "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec})
+
+    def remove_policy(self, name: str) -> None:
+        """It is deleted."""
+        gone = copy.deepcopy(self.objects.pop((ROLLOUT_POLICY, "", name)))
+        self._version += 1
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self._tell(ROLLOUT_POLICY, "DELETED", gone)
 
     def remove(self, resource: Resource, name: str) -> None:
         """Delete an object; the garbage collector follows."""
@@ -295,7 +328,7 @@ class Operator:
             self._missed.append((resource, event, obj))
             return
         unlabelled = names.LABEL_NAME not in (obj["metadata"].get("labels") or {})
-        if resource not in (MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
+        if resource not in (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
             if self.store.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"]) is None:
                 return
             event = "DELETED"  # what loses the label leaves the watch
