@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, in_flight
+from modelrollout.rollout.policy import NO_RULES, Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
@@ -40,6 +41,18 @@ POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m"},
     {"progressDeadline": "5m", "onInconclusive": "Rollback"},
     {"progressDeadline": "5m", "onFailure": "Pause"},
+]
+RULES = [
+    NO_RULES,
+    NO_RULES,
+    *(
+        combine([read({"metadata": {"name": "p"}, "spec": spec})])
+        for spec in (
+            {"freezeWindows": [{"start": "2026-11-22T12:01:00Z", "end": "2026-11-22T12:20:00Z"}]},
+            {"limits": {"concurrentRollouts": 1}},
+            {"gates": {"unknown": True}},
+        )
+    ),
 ]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
@@ -197,6 +210,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def what_is_allowed(self, refusal: Problem | None) -> None:
         self.world.refusal = refusal
 
+    @rule(rules=st.sampled_from(RULES), slot=st.booleans())
+    def policies_change(self, rules: Rules, slot: bool) -> None:
+        self.world.rules, self.world.slot = rules, slot
+        self.world.reconcile()
+
     @rule(verb=st.sampled_from(["promote", "abort", "retry", "rollback"]), which=st.integers(0, 3), stale=st.booleans())
     def a_verb(self, verb: str, which: int, stale: bool) -> None:
         names = sorted(self.world.revisions)
@@ -260,7 +278,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        world.refusal = None
+        world.refusal, world.rules = None, NO_RULES
         if world.spec is None:
             world.edit(self.spec())
         for _ in range(3):

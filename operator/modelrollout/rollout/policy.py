@@ -208,8 +208,8 @@ def _end(window: FreezeWindow, now: datetime) -> datetime | None:
     """When the window that holds ``now`` ends; None when it does not hold it."""
     if window.schedule is None:
         assert window.start is not None and window.end is not None
-        start, end = datetime.fromisoformat(window.start), datetime.fromisoformat(window.end)
-        return end if start <= now < end else None
+        first, last = datetime.fromisoformat(window.start), datetime.fromisoformat(window.end)
+        return last if first <= now < last else None
     assert window.duration is not None
     begun: datetime | None = _last(window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0))
     # In UTC: the difference of two local times would leave out the hour that summer time takes or gives.
@@ -225,6 +225,7 @@ def _last(schedule: str, timezone: str, minute: datetime) -> datetime | None:
     if found is None:
         return None
     # Backwards CronSim takes the hour that the end of summer time repeats for one: forwards again, to what it skipped.
+    later: datetime
     for later in CronSim(schedule, found):
         if later.astimezone(UTC) > minute:  # in UTC: local times of one zone compare without regard to the repeated hour
             break

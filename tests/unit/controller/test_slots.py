@@ -249,6 +249,26 @@ def test_without_a_limit_nothing_is_asked() -> None:
     assert cluster.requests == []
 
 
+def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
+    """Neither process knows of the other's rollout, and each finds a slot of its own: the list afterwards tells the later one that it is too many."""
+    cluster = world(gpus=4)
+    begin(cluster, "e", 1, GPUS["e"])
+    one = Process(cluster)
+    begin(cluster, "c", 2, GPUS["c"])
+    other = Process(cluster)
+    other.store.gone(MODEL_DEPLOYMENT, b.NAMESPACE, "e", cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, "e"]["metadata"]["uid"])
+
+    async def main() -> None:
+        await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 2, "both have a slot"
+        for _ in range(3):
+            await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
+        assert len(running(cluster)) == 1
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 1, "the other one gave its slot back"
+
+    asyncio.run(main())
+
+
 class TestStanding:
     LIMIT = Limit("p", "u", 2, 4)
 

@@ -25,12 +25,14 @@ from modelrollout.rollout.facts import (
     Problem,
     Revision,
     Server,
+    Slot,
     Snapshot,
     Split,
     Verb,
     Work,
     in_flight,
 )
+from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter
 from tests.unit.rollout import builders
 
@@ -76,6 +78,8 @@ class World:
     verdict: VerdictName | None = None
     golden_verdict: VerdictName = "Successful"
     refusal: Problem | None = None
+    rules: Rules = NO_RULES
+    slot: bool = True  # whether the rollout that waits is given its slot
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -102,6 +106,8 @@ class World:
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
             refusal=self.refusal,
+            rules=self.rules,
+            slots=tuple(Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits),
             live_split=self.route or (((self.service, 100),) if self.service not in (None, "*") else ()),
         )
         if self.spec is None:
@@ -315,6 +321,9 @@ class World:
         return revision is not None and artifact is not None and bool(artifact.digest)
 
     def _apply_server(self, name: str, count: int) -> None:
+        rollout = self.status.rollout
+        waits = rollout is not None and rollout.revision == name and rollout.queue is not None
+        assert name in self.servers or not waits, "pods of a rollout that is queued"
         pods = self.servers.setdefault(name, Pods(count))
         pods.asked, pods.ready = count, min(pods.ready, count)
 
@@ -387,6 +396,7 @@ class World:
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
             assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
         if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
 
@@ -394,6 +404,8 @@ class World:
         """Invariant 1: a Successful verdict for the step before, or an override that is recorded."""
         s = self.deciding
         assert s is not None and old is not None, "a rollout begins with no traffic"
+        by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
+        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
         if old.stage == "Canary":
             assert old.step is not None
             waited = old.step.phase == "Paused" and old.reason == "PauseStep"
