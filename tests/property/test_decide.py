@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from modelrollout.api import names
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, in_flight
+from modelrollout.rollout.policy import NO_RULES, Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
@@ -55,6 +56,18 @@ POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m", "onInconclusive": "Rollback", "bake": "10s"},
     {"progressDeadline": "5m", "onFailure": "Pause", "rollbackWindow": "1m"},
     {"progressDeadline": "5m", "onFailure": "Pause", "bake": "20s"},
+]
+RULES = [
+    NO_RULES,
+    NO_RULES,
+    *(
+        combine([read({"metadata": {"name": "p"}, "spec": spec})])
+        for spec in (
+            {"freezeWindows": [{"start": "2026-11-22T12:01:00Z", "end": "2026-11-22T12:20:00Z"}]},
+            {"limits": {"concurrentRollouts": 1}},
+            {"gates": {"unknown": True}},
+        )
+    ),
 ]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
@@ -230,6 +243,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def what_is_allowed(self, refusal: Problem | None) -> None:
         self.world.refusal = refusal
 
+    @rule(rules=st.sampled_from(RULES), slot=st.booleans())
+    def policies_change(self, rules: Rules, slot: bool) -> None:
+        self.world.rules, self.world.slot = rules, slot
+        self.world.reconcile()
+
     @rule(verb=st.sampled_from(names.VERBS), which=st.integers(0, 3), stale=st.booleans())
     def a_verb(self, verb: str, which: int, stale: bool) -> None:
         revisions = sorted(self.world.revisions)
@@ -318,7 +336,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        world.refusal = None
+        world.refusal, world.rules = None, NO_RULES
         if world.spec is None:
             world.edit(self.spec())
         for _ in range(3):

@@ -95,6 +95,7 @@ capabilities: {drop: [ALL]}
   "gatewayMetrics" $gateway
   "images" $images
   "drain" .Values.drain
+  "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds

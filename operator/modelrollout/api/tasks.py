@@ -149,6 +149,15 @@ class Paired(_Model):
     both_wrong: int
 
 
+class Interface(_Model):
+    """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one digest and counts only."""
+
+    digest: str
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: tuple[int, int] | None = None
+
+
 class TaskResult(_Model):
     """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
 
@@ -165,6 +174,7 @@ class TaskResult(_Model):
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
+    interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     seconds: dict[str, float] = {}
     # evaluate

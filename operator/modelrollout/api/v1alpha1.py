@@ -34,6 +34,11 @@ class PreserveUnknown:
     """An object whose fields Kubernetes itself defines (tolerations, affinity): carried through unread."""
 
 
+@dataclass(frozen=True)
+class LateDefault:
+    """The default stands in the types and not in the schema: the operator fills it in, after those of RolloutPolicies."""
+
+
 class ApiModel(BaseModel):
     """Base of all API types: camelCase on the wire, unknown fields refused, immutable."""
 
@@ -98,6 +103,11 @@ class Model(ApiModel):
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
     format: Literal["ONNX"] | None = Field(None, description="Format of the file; left out: told from the file.")
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
+    interface_change: Literal["Refused", "Allowed"] = Field(
+        "Refused",
+        description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
+        "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
+    )
     lineage: dict[str, str] | None = Field(
         None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
     )
@@ -197,6 +207,12 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
+    surge: Literal["Auto", "Wait"] = Field(
+        "Auto",
+        description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
+        "find no GPU are pending, so that an autoscaler brings one. Wait: they are made once enough GPUs are free, and none is ever pending. "
+        "No part of the version.",
+    )
     startup_timeout: Duration = Field("10m", description="How long a pod may take to fetch and load the model.")
 
 
@@ -263,8 +279,9 @@ DEFAULT_STEPS: tuple[Step, ...] = (Step(weight=5), Step(weight=25), Step(weight=
 class Canary(ApiModel):
     """Traffic in steps, each judged before the next."""
 
-    steps: Annotated[list[Step], Field(min_length=1, max_length=32)] = Field(
-        default_factory=lambda: list(DEFAULT_STEPS), description="Weights must grow; 100 comes by itself at the end."
+    steps: Annotated[list[Step], Field(min_length=1, max_length=32), LateDefault()] = Field(
+        default_factory=lambda: list(DEFAULT_STEPS),
+        description="Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5, 25, 50.",
     )
     scale: Literal["Full", "Weight"] = Field(
         "Full",
@@ -273,11 +290,11 @@ class Canary(ApiModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight))",
+            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
+            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
             "weights must grow from step to step, for example 5, 25, 50",
         ),
-        Rule("self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
+        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
     )
 
 
@@ -415,11 +432,22 @@ class Rollout(ApiModel):
         "Left out: any kept revision skips it.",
     )
     analysis: Analysis = Field(default_factory=Analysis)
-    on_failure: Literal["Rollback", "Pause"] = Field("Rollback", description="What to do when the canary is proven worse.")
-    on_inconclusive: Literal["Pause", "Rollback"] = Field(
-        "Pause", description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down."
+    on_failure: Annotated[Literal["Rollback", "Pause"], LateDefault()] = Field(
+        "Rollback", description="What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
     )
-    progress_deadline: Duration = Field("1h", description="Limit for each stage and each canary step.")
+    on_inconclusive: Annotated[Literal["Pause", "Rollback"], LateDefault()] = Field(
+        "Pause",
+        description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down. "
+        "Left out: as a RolloutPolicy says, else Pause.",
+    )
+    progress_deadline: Annotated[Duration, LateDefault()] = Field(
+        "1h", description="Limit for each stage and each canary step. Left out: that of a RolloutPolicy, else 1h."
+    )
+    unscheduled_deadline: Duration | None = Field(
+        None,
+        description="How long the pods of a new revision may wait for free GPUs (an autoscaler may bring them). "
+        "Left out: that of a RolloutPolicy, else progressDeadline.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(x, x).size() <= 1",
@@ -469,9 +497,9 @@ class ModelDeploymentSpec(ApiModel):
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
-        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256"}),
+        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
         "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas"}),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge"}),
     }
 
 
@@ -577,6 +605,15 @@ class StepStatus(StatusModel):
     override: str | None = Field(None, description="Who let the rollout go on without a verdict, and from which step.")
 
 
+class Interface(StatusModel):
+    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large one only digest and counts are kept."""
+
+    digest: str = Field(description="Of all inputs and outputs, whatever their order; equal interfaces have equal digests.")
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
+
+
 class ArtifactEvidence(StatusModel):
     """What prepare made."""
 
@@ -589,6 +626,7 @@ class ArtifactEvidence(StatusModel):
     samples: int | None = None
     drop_interval: list[float] | None = None
     reused: bool = False
+    interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
 
 
 class EvaluationEvidence(StatusModel):
@@ -618,6 +656,15 @@ class StepEvidence(StatusModel):
     metrics: list[MetricStatus] = Field(default_factory=list)
 
 
+class QueueStatus(StatusModel):
+    """The rollout waits to be given GPUs; it has no pods yet."""
+
+    since: str = Field(description="Since when it waits: who came first goes first.")
+    gpus: int = Field(0, description="GPUs that its pods will ask for.")
+    position: int | None = Field(None, description="Place in the queue for a slot, from 1, as told last.")
+    short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
+
+
 class RolloutStatus(StatusModel):
     """The revision in flight, or the one that failed last."""
 
@@ -633,6 +680,7 @@ class RolloutStatus(StatusModel):
     sha256: str | None = None
     revision: str | None = None
     number: int | None = None
+    queue: QueueStatus | None = None
     step: StepStatus | None = None
     reason: str | None = None
     message: str | None = None
@@ -675,6 +723,8 @@ class ModelDeploymentStatus(StatusModel):
     pinned: Pinned | None = None
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
+    policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
+    defaults: JsonObject | None = Field(None, description="What they fill in where spec.rollout leaves a field out.")
     address: Address | None = None
     replicas: int = 0
     ready_replicas: int = 0

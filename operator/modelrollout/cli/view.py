@@ -76,7 +76,8 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     if flying.stage != "Canary" or flying.step is None:
         lines = [flying.message or _DOES.get(flying.stage, f"stage {flying.stage}")]
         if flying.stage not in ("Promote", "Revert"):
-            lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
+            if flying.queue is None:
+                lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
             lines.append(f"end it: modelrollout abort {rollout.name}")
         return lines
     return _next_in_canary(rollout, flying, now)

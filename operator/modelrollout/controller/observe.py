@@ -15,7 +15,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -30,8 +30,10 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed
 from modelrollout.resources.routes import missing_features, needed_features
 from modelrollout.resources.server import fetched_artifact, restarted_at
+from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.policy import NO_RULES, Rules, filled
 from modelrollout.rollout.rebuild import sound
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
 
@@ -46,10 +48,17 @@ class Seen:
     router: Router | None
 
 
-def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str], features: frozenset[str] = frozenset()) -> Seen | None:
+def observe(
+    store: Store,
+    key: Key,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    features: frozenset[str] = frozenset(),
+    rules: Rules = NO_RULES,
+) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
 
-    ``features``: what the GatewayClass of its Gateway says that it supports; empty: unknown.
+    ``features``: what the GatewayClass of its Gateway says that it supports; empty: unknown. ``rules``: of the RolloutPolicies that match it.
     """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
@@ -58,7 +67,7 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
     by_name = _own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
-    spec, spec_error = _spec(deployment)
+    spec, spec_error = _spec(deployment, rules)
     revisions = _revisions(by_name)
     snapshot = Snapshot(
         name=key[1],
@@ -72,13 +81,16 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         verbs=_verbs(deployment, by_name),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
+        rules=rules,
+        templates=rules.templates,
+        mandatory=rules.mandatory,
     )
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept: Router = KeptRoutes(key[1], by_name) if _routed(by_name, key[1]) else ServiceRouter(key[1], {}, stable)
         return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, features))
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, features, rules))
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
@@ -113,9 +125,13 @@ def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tup
     }
 
 
-def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
+def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
+    """The spec, with what policies say where spec.rollout leaves a field out."""
+    raw = deployment.get("spec") or {}
+    if rules.defaults:
+        raw = {**raw, "rollout": filled(raw.get("rollout") or {}, rules.defaults)}
     try:
-        return ModelDeploymentSpec.model_validate(deployment.get("spec") or {}), None
+        return ModelDeploymentSpec.model_validate(raw), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"
@@ -236,6 +252,7 @@ def _refusal(
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
     features: frozenset[str],
+    rules: Rules,
 ) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
@@ -243,6 +260,8 @@ def _refusal(
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
+    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -284,11 +303,6 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     return found
 
 
-def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
-    parts = [spec.get("traffic") or {}, ((spec.get("rollout") or {}).get("blueGreen") or {}).get("preview") or {}]
-    return {(kind, host) for part in parts for kind in ("http", "grpc") for host in (part.get(kind) or {}).get("hostnames") or []}
-
-
 def _age(o: Object) -> tuple[str, str, str]:
     m = o["metadata"]
     return (m.get("creationTimestamp", ""), m.get("namespace", ""), m["name"])
@@ -296,13 +310,10 @@ def _age(o: Object) -> tuple[str, str, str]:
 
 def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
     """Two ModelDeployments with one host name: the older one has it."""
-    mine = _hosts(deployment["spec"])
-    if not mine:
-        return None
-    for other in store.all(MODEL_DEPLOYMENT):
-        if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
-            continue
-        for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
+    for kind, host in sorted(hosts(deployment["spec"])):
+        for other in store.marked((kind, host)):
+            if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
+                continue
             owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
             return Problem(
                 "HostnameConflict",

@@ -12,6 +12,7 @@ from typing import Protocol
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.act import Actor, ChildRefused
+from modelrollout.controller.admission import Admission
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
@@ -19,6 +20,7 @@ from modelrollout.kube.features import GatewayFeatures
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
+from modelrollout.rollout.policy import NO_RULES
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,13 @@ class Reconciler:
         config: OperatorConfig,
         assessor: Assessor,
         reporter: Reporter,
+        admission: Admission,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
         looking_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._store, self._config = kube, store, config
-        self._assessor, self._reporter = assessor, reporter
+        self._assessor, self._reporter, self._admission = assessor, reporter, admission
         self._now, self._may_write, self._looking_since = now, may_write, looking_since
         self._features = GatewayFeatures(kube)
         self._actor = Actor(kube, store, config)
@@ -58,13 +61,22 @@ class Reconciler:
         self._refused: dict[Key, Problem] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """One pass over a ModelDeployment; answers in how many seconds to look again (0 at once), None to wait for an event."""
+        """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
+
+        Answers in how many seconds to look again (0 at once), None to wait for an event.
+        """
+        if not key[0]:
+            return await self._admission.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
-        seen = observe(self._store, key, self._config, kinds, await self._features.of(self._store.get(MODEL_DEPLOYMENT, *key)))
+        deployment = self._store.get(MODEL_DEPLOYMENT, *key)
+        rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
+        seen = observe(self._store, key, self._config, kinds, await self._features.of(deployment), rules)
         if seen is None:
             self._refused.pop(key, None)
+            self._admission.slots.gone(key)
             return None
-        s = await self._measured(replace(seen.snapshot, refused=self._refused.get(key), looking_since=self._looking_since()))
+        looked = await self._admission.looked(seen)
+        s = await self._measured(replace(looked, refused=self._refused.get(key), looking_since=self._looking_since()))
         seen = Seen(seen.deployment, seen.children, s, seen.router)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -78,6 +90,7 @@ class Reconciler:
             return plan.requeue_after
         try:
             wrote = await self._actor.act(seen, plan.desired)
+            wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise

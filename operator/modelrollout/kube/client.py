@@ -61,6 +61,7 @@ class Resource:
 
 MODEL_DEPLOYMENT = Resource(names.GROUP, names.VERSION, "modeldeployments", "ModelDeployment")
 MODEL_REVISION = Resource(names.GROUP, names.VERSION, "modelrevisions", "ModelRevision")
+ROLLOUT_POLICY = Resource(names.GROUP, names.VERSION, "rolloutpolicies", "RolloutPolicy", namespaced=False)
 JOB = Resource("batch", "v1", "jobs", "Job")
 POD = Resource("", "v1", "pods", "Pod")
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
@@ -71,6 +72,7 @@ GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRout
 GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
 GATEWAY_CLASS = Resource("gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass")
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 EVENT = Resource("", "v1", "events", "Event")
 
 

@@ -8,6 +8,9 @@ from datetime import datetime
 from modelrollout.rollout import verbs
 from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
 from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, still_draining
+from modelrollout.rollout.freeze import held
+from modelrollout.rollout.interface import is_declared
+from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.present import present
 from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.stages import STAGES
@@ -22,6 +25,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if s.spec is None:
         return _without_spec(s, now)
     move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
+    move = held(s, move, now)
     if _replaces_unrecorded(s, move):
         return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)
@@ -117,12 +121,14 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     rollout = status.rollout
     if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
         same = known is not None and rollout.revision == known.name if rollout.revision else rollout.input_hash == input_hash(s)
-        if same:
+        if same and not is_declared(s, rollout.reason):
             return None
     if s.refusal:
         # No rollout begins, so that it begins by itself once the reason is gone.
         return Move(status, (Event(s.refusal.reason, s.refusal.message, "Warning"),), CHECK_SECONDS)
-    if known is not None and known.status.outcome in QUARANTINED:
+    if freeze := frozen(s.rules, now):
+        return Move(status, requeue_after=freeze.left(now))
+    if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
             f"revision {known.name} is this very version and ended as {known.status.outcome} ({known.status.reason}); "
             f"say retry on it to try it again, or change the model"

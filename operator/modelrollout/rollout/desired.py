@@ -97,8 +97,8 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
 
 
 def candidate(rollout: RolloutStatus | None) -> str | None:
-    """The revision in flight that has pods."""
-    return rollout.revision if rollout and rollout.stage in _SERVING_STAGES else None
+    """The revision in flight that has pods; one that is queued has none yet."""
+    return rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
 
 
 def carriers(s: Snapshot) -> dict[str, int]:

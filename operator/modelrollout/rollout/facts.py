@@ -16,6 +16,7 @@ from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Draining,
     EvaluationEvidence,
+    Metric,
     MetricStatus,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
@@ -25,6 +26,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     same_version,
 )
+from modelrollout.rollout.policy import NO_RULES, Rules
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
@@ -145,6 +147,29 @@ class Assessment:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """How a rollout stands with one limit of a RolloutPolicy."""
+
+    policy: str
+    held: bool  # a slot is ours, and within the limit
+    turn: bool = False  # there is room, and nobody waits longer: take one
+    position: int = 0  # in the queue, from 1
+    waiting: int = 0
+    holders: tuple[str, ...] = ()  # namespace/name
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """A look at the GPUs of the nodes that a new revision's pods fit on; counted are those that whole pods can have."""
+
+    kind: str  # resource name, for example nvidia.com/gpu
+    needed: int
+    free: int
+    total: int
+    nodes: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One ModelDeployment and all that belongs to it, at one time."""
 
@@ -167,6 +192,11 @@ class Snapshot:
     settle_seconds: float = 3.0
     gateway: bool = False
     looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
+    rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
+    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; only of a rollout that is queued
+    gpus: Gpus | None = None  # None: not looked, or not allowed to
+    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
+    mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""

@@ -10,6 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage, Strategy
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, carrier, in_flight, stamp
+from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.transitions import is_held
 
 _PHASES: dict[Stage, Phase] = {
@@ -77,6 +78,8 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "replicas": server.replicas if server else 0,
             "ready_replicas": server.ready if server else 0,
             "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items()) if loaded else "",
+            "policies": list(s.rules.names) or None,
+            "defaults": dict(s.rules.defaults) or None,
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
             "step": label,
@@ -104,7 +107,10 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
-    rows = [*_summary(s, status), *_stages(status)]
+    freeze = frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
+    rows = [*_summary(s, status, freeze), *_stages(status)]
+    if freeze:
+        rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
     old = {c.type: c for c in s.status.conditions}
     made: list[Condition] = []
     for kind, truth, reason, message in rows:
@@ -116,7 +122,7 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     return made
 
 
-def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
+def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
     """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable may serve while a new revision fails."""
     rollout, stable = status.rollout, carrier(status)
     server = s.server(stable.revision) if stable else None
@@ -141,6 +147,9 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     elif _is_current(s, status) and serving and stable:
         rows.append(("Ready", "True", "Stable", f"revision {stable.revision} is the present spec and serves all traffic"))
         rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+    elif freeze and not _is_current(s, status):
+        rows.append(("Ready", "False", "Frozen", freeze.message))
+        rows.append(("Reconciling", "True", "Frozen", freeze.message))
     else:
         rows.append(("Ready", "False", "Pending", "waiting for pods of the stable revision" if stable else "the rollout has not begun"))
         rows.append(("Reconciling", "True", "Pending", "waiting"))

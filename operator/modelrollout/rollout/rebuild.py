@@ -40,12 +40,16 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
     if rollout.held is not None:
         times.append(rollout.held.since)
+    if rollout.queue is not None:
+        times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
     if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
         return False
     if rollout.stage in ("Canary", "Bake", "Revert") and status.stable is None:
+        return False
+    if rollout.queue is not None and rollout.stage != "Provision":
         return False
     if rollout.stage in ("Canary", "Bake") and step is None:
         return False

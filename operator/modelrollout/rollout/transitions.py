@@ -63,7 +63,9 @@ def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes:
     assert rollout is not None
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
-    moved = rollout.model_copy(update={"stage": stage, "since": stamp(now), "stages": spent, "reason": None, "message": None, **_bounded(changes)})
+    moved = rollout.model_copy(
+        update={"stage": stage, "since": stamp(now), "stages": spent, "queue": None, "reason": None, "message": None, **_bounded(changes)}
+    )
     return status.model_copy(update={"rollout": moved})
 
 

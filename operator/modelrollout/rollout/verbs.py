@@ -9,6 +9,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Revision, Snapshot, Verb, in_flight, since, stamp
+from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.steps import step_label
@@ -152,6 +153,8 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return "a rollout is in flight; abort it first", None
     if s.refusal:
         return s.refusal.message, None
+    if freeze := frozen(s.rules, now):
+        return freeze.message, None
     if not verb.revision:
         stable, sha256 = s.revision(s.status.stable.revision if s.status.stable else None), s.spec.model.sha256
         if sha256 and stable is not None and stable.is_version(s.spec):

@@ -115,10 +115,15 @@ def test_columns_and_scale_read_fields_that_exist(kind: Any) -> None:
 
 
 def test_the_defaults_in_the_schema_are_those_of_the_types() -> None:
-    """What the API server fills in is what the operator would have read anyway."""
+    """What the API server fills in is what the operator would have read anyway, but for what a RolloutPolicy may fill in before the types do."""
     smallest = yaml.safe_load((ROOT / "examples/smallest.yaml").read_text())["spec"]
     filled = fill(root(MODEL_DEPLOYMENT)["properties"]["spec"], smallest)
-    assert filled == ModelDeploymentSpec.model_validate(smallest).wire()
+    wire = ModelDeploymentSpec.model_validate(smallest).wire()
+    assert ModelDeploymentSpec.model_validate(filled).wire() == wire
+    rollout = wire["rollout"]
+    late = {k: rollout.pop(k) for k in ("onFailure", "onInconclusive", "progressDeadline")}
+    assert late == {"onFailure": "Rollback", "onInconclusive": "Pause", "progressDeadline": "1h"}
+    assert filled == wire
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)

@@ -26,6 +26,7 @@ from modelrollout.rollout.facts import (
     Problem,
     Revision,
     Server,
+    Slot,
     Snapshot,
     Split,
     Verb,
@@ -34,6 +35,7 @@ from modelrollout.rollout.facts import (
     in_flight,
     still_draining,
 )
+from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.rollout.stages.move import GRACE_SECONDS
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
 from tests.unit.rollout import builders
@@ -86,6 +88,8 @@ class World:
     verdict: VerdictName | None = None
     golden_verdict: VerdictName = "Successful"
     refusal: Problem | None = None
+    rules: Rules = NO_RULES
+    slot: bool = True  # whether the rollout that waits is given its slot
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -113,6 +117,8 @@ class World:
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
             refusal=self.refusal,
             looking_since=self.looking_since,
+            rules=self.rules,
+            slots=tuple(Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits),
             live_split=self.route or (((self.service, 100),) if self.service not in (None, "*") else ()),
         )
         if self.spec is None:
@@ -363,7 +369,10 @@ class World:
         return revision is not None and artifact is not None and bool(artifact.digest)
 
     def _apply_server(self, name: str, count: int, restart: str | None) -> None:
-        pods, rollout = self.servers.setdefault(name, Pods(count, restarted=restart)), self.status.rollout
+        rollout = self.status.rollout
+        waits = rollout is not None and rollout.revision == name and rollout.queue is not None
+        assert name in self.servers or not waits, "pods of a rollout that is queued"
+        pods = self.servers.setdefault(name, Pods(count, restarted=restart))
         stable = self.status.stable.revision if self.status.stable else None
         if name == stable and rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert"):
             assert count >= pods.asked, "stable is scaled down while it may have to carry everything again"
@@ -456,6 +465,7 @@ class World:
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
             assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
         if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
 
@@ -463,6 +473,8 @@ class World:
         """Invariant 1: a Successful verdict for the step before, or an override that is recorded."""
         s = self.deciding
         assert s is not None and old is not None, "a rollout begins with no traffic"
+        by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
+        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
             steps = stepping.steps_of(self.spec.rollout)
