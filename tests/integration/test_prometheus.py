@@ -18,8 +18,9 @@ from threading import Thread
 import pytest
 
 from modelrollout.analysis.judge import judge
+from modelrollout.analysis.look import Counts, Measurement, counts_of
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.measure import Counts, Measurement, counts_of, measure
+from modelrollout.analysis.providers.measure import measure
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
 from modelrollout.api.config import PrometheusProvider

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
+from modelrollout.api.times import since as since
+from modelrollout.api.times import stamp as stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     EvaluationEvidence,
+    Metric,
     MetricStatus,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
@@ -30,16 +32,6 @@ QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset({"GatewayAPIMissing", "HostnameConflict"})  # they concern routes, also those of a version that serves already
 _NONCE = re.compile(r"[\w.-]{1,64}")
-
-
-def stamp(now: datetime) -> str:
-    """Timestamp as it stands in status: UTC, milliseconds."""
-    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def since(text: str, now: datetime) -> float:
-    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between replicas."""
-    return max(0.0, (now - datetime.fromisoformat(text)).total_seconds())
 
 
 @dataclass(frozen=True)
@@ -161,6 +153,8 @@ class Snapshot:
     live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
     settle_seconds: float = 3.0
     gateway: bool = False
+    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
+    mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""

@@ -34,7 +34,7 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
     times = [rollout.since, rollout.started]
     if step is not None:
-        times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+        times += [step.since, *(t for t in (step.observed_since, step.measured, *(m.since for m in step.metrics)) if t is not None)]
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None

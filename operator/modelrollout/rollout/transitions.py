@@ -7,6 +7,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
+    MetricStatus,
     ModelDeploymentStatus,
     Outcome,
     Pinned,
@@ -30,9 +31,10 @@ def input_hash(s: Snapshot) -> str:
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
-def cut(text: str) -> str:
+def cut(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message of bounded length: what pods, gateways and Jobs say has none."""
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+    limit = min(limit, MAX_MESSAGE)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
@@ -150,13 +152,17 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many."""
+    """All verdicts stay; the numbers behind the older ones go where there are too many, but for the evidence that later steps build on."""
     kept: list[StepEvidence] = []
     room = MAX_HISTORY_BYTES
     for evidence in reversed(history):
         room -= len(evidence.model_dump_json(by_alias=True, exclude_none=True))
-        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": []}))
+        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": _bare(evidence.metrics)}))
     return kept[::-1]
+
+
+def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
+    return [MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence) for m in metrics if m.log_evidence is not None]
 
 
 def known_version(s: Snapshot) -> Revision | None:

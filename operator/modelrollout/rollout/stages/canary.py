@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.analysis.pace import counted_seconds, paces
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Step, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot, since, stamp
@@ -13,6 +14,10 @@ from modelrollout.rollout.stages.move import CHECK_SECONDS, NOT_READY, Move, rem
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most
+UNREACHABLE = "DeadlineUnreachable"
+PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05  # of progressDeadline; before that a rate is hardly known
+PLAN_SLACK = 1.25  # how much too long it must take at the present rate before that is said
+MESSAGES_BYTES = 8 * 1024  # of all metrics of a step together
 
 
 def canary(s: Snapshot, now: datetime) -> Move:
@@ -61,7 +66,7 @@ def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
         return Move(change(s.status, step=observing, reason=None, message=None))
     if remaining(s, now) <= 0:
         message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'no pod of the canary is ready'}"
-        return _inconclusive(s, step, "TrafficNotShifted", message, now)
+        return _inconclusive(s, step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now)
     if not there:  # without a ready pod the canary is not in the route, whatever the weight
         return wait(s, s.server(s.status.rollout.revision).problem or NOT_READY, 5.0)
     return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)
@@ -96,30 +101,61 @@ def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found
         message = f"step {stepping.label(s.spec.rollout.canary.steps, position)} at {step.weight} %: {found.message}"
         return Move(advance(s, status, position, now), (Event("StepPassed", message),))
     if found.verdict != "Successful" and remaining(s, now) <= 0:
-        return _inconclusive(s, step, found.reason, found.message, now)
+        return _inconclusive(s, step, found.reason, f"{_deadline(s)}: {found.message}", now)
+    if found.verdict == "Error" and (limit := _errors_too_long(s, found, now)):
+        return _inconclusive(s, step, found.reason, f"errors for longer than errorLimit {limit}: {found.message}", now)
     requeue = min(_interval(s), stay) if stay > 0 else _interval(s)
-    return Move(_rewritten(s, step, found, now), requeue_after=max(0.2, requeue))
+    return _rewritten(s, step, found, now, max(0.2, requeue))
 
 
-def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
+def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime, requeue: float) -> Move:
     """The status with the new measurement if that is news, else as it is: an idle look costs no write."""
     assert s.status.rollout is not None
-    # Still too little evidence is how every step begins and no trouble; what keeps evidence from coming is.
-    problem = Problem(found.reason, found.message) if found.verdict == "Error" else None
+    # Still too little evidence is how every step begins and no trouble; what keeps evidence from coming (in time) is.
+    problem = Problem(found.reason, found.message) if found.verdict == "Error" else _unreachable(s, step, found, now)
     reason = problem.reason if problem else None
     if s.status.rollout.reason == reason and not _is_news(step, found, now):
-        return s.status
-    return change(_with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None)
+        return Move(s.status, requeue_after=requeue)
+    status = change(_with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None)
+    told = problem is None or problem.reason != UNREACHABLE or s.status.rollout.reason == UNREACHABLE
+    return Move(status, () if told or problem is None else (Event(problem.reason, problem.message, "Warning"),), requeue)
+
+
+def _unreachable(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Problem | None:
+    """The deadline comes before the evidence, at the rate at which samples have come so far."""
+    assert s.spec is not None and s.status.rollout is not None
+    counted = counted_seconds(step, s.spec.rollout.analysis, now)
+    limit = s.spec.rollout.progress_deadline
+    if found.verdict != "Inconclusive" or counted < max(PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE * seconds(limit)):
+        return None
+    left = remaining(s, now)
+    slowest = next(iter(paces(found.metrics, counted)), None)
+    # Once said it stands until the rate suffices: an estimate that wavers about the limit must not be told again and again.
+    if slowest is None or slowest.seconds <= left * (1 if s.status.rollout.reason == UNREACHABLE else PLAN_SLACK):
+        return None
+    then = f"then onInconclusive {s.spec.rollout.on_inconclusive} holds"
+    remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
+    return Problem(UNREACHABLE, f"{slowest.told()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}")
+
+
+def _errors_too_long(s: Snapshot, found: Assessment, now: datetime) -> str | None:
+    """The errorLimit, if a metric that decides has been in Error for longer."""
+    assert s.spec is not None
+    limit = s.spec.rollout.analysis.error_limit
+    lasting = [since(m.since, now) for m in found.metrics if m.verdict == "Error" and m.since and not m.dry_run and m.slice is None]
+    return limit if limit is not None and lasting and max(lasting) >= seconds(limit) else None
 
 
 def _is_news(step: StepStatus, found: Assessment, now: datetime) -> bool:
-    """Whether a measurement is worth a write: a baseline, trouble that came or went, or much later.
+    """Whether a measurement is worth a write: a baseline, trouble that came or went (its time is kept only there), or much later.
 
     That one metric of several has enough is no news: the step's verdict is written when it moves the rollout.
     """
 
-    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool]]:
-        return {m.name: (m.reason if m.verdict == "Error" else None, m.canary is not None, m.stable is not None) for m in metrics}
+    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
+        return {
+            m.name: (m.reason if m.verdict == "Error" else None, m.canary is not None, m.stable is not None, m.since is not None) for m in metrics
+        }
 
     return gist(step.metrics) != gist(found.metrics) or step.measured is None or since(step.measured, now) >= REWRITE_SECONDS
 
@@ -130,16 +166,29 @@ def _with_metrics(status: ModelDeploymentStatus, found: Assessment, now: datetim
 
 
 def _brief(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
-    return [m.model_copy(update={"message": cut(m.message)}) for m in metrics]
+    """The metrics with messages for which status has room."""
+    kept = list(metrics)
+    room = max(128, MESSAGES_BYTES // max(1, len(kept)))
+    return [m.model_copy(update={"message": cut(m.message, room)}) for m in kept]
 
 
-def _inconclusive(s: Snapshot, step: StepStatus, reason: str, message: str, now: datetime) -> Move:
+def _deadline(s: Snapshot) -> str:
     assert s.spec is not None
+    return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}"
+
+
+def _inconclusive(s: Snapshot, step: StepStatus, reason: str, text: str, now: datetime) -> Move:
+    assert s.spec is not None and s.status.rollout is not None
+    then, server = s.spec.rollout.on_inconclusive, s.server(s.status.rollout.revision)
     status = _with_metrics(s.status, s.assessment, now) if s.assessment else s.status
+    if then == "Promote" and step.phase == "Observing" and server.ready > 0:
+        position = stepping.locate(s.spec.rollout.canary.steps, step)
+        label = stepping.label(s.spec.rollout.canary.steps, position)
+        onward = advance(s, record(status, "Inconclusive", "PromotedByPolicy", now), position, now, f"onInconclusive Promote at {label}")
+        return Move(onward, (Event("PromotedByPolicy", f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}", "Warning"),))
     status = record(status, "Inconclusive", reason, now)
-    text = f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
     event = Event("Inconclusive", text, "Warning")
-    if s.spec.rollout.on_inconclusive == "Rollback":
+    if then == "Rollback":
         return Move(revert(status, now, "RolledBack", reason, text), (event,))
     return Move(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
 
