@@ -14,7 +14,7 @@ from zlib import crc32
 from modelrollout.analysis.counters import Raw, Sample, fold
 from modelrollout.api.v1alpha1 import Counter
 
-FOLLOWED = 48
+FOLLOWED = 24
 GROUPS = 8
 GROUP = "#"  # begins the name of a group in Counter.last, whose entry is [total, bad, newest scrape, members]
 

@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, RolloutStatus, Stage, Step, seconds
+from modelrollout.analysis.pace import counted_seconds, paces
+from modelrollout.api.v1alpha1 import Analysis, Counter, MetricStatus, RolloutStatus, Stage, Step, StepStatus, seconds
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 
@@ -40,7 +41,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
             parts += _section("Canary", _steps(rollout.status.rollout, rollout.spec.rollout.canary.steps, now))
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
-            parts += _section("Metrics of this step", _metrics(rollout.status.rollout.step.metrics))
+            parts += _section("Metrics of this step", metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
         parts += _section("Conditions", _conditions(rollout, now))
     if rollout.events:
@@ -211,13 +212,15 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     return table
 
 
-def _metrics(metrics: Sequence[MetricStatus]) -> RenderableType:
+def metrics(found: Sequence[MetricStatus]) -> RenderableType:
+    """Counts, interval and verdict of each, and below why."""
     table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     why = _grid()
-    for m in metrics:
+    for m in found:
         # A metric by query has one value and no counts.
         canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), _styled(m.verdict))
+        verdict = Text.assemble(_styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
+        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", interval(m.interval), verdict)
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
 
@@ -226,7 +229,8 @@ def _count(c: Counter) -> str:
     return f"{c.bad:g} of {c.total:g} ({c.bad / c.total:.2%})" if c.total else "none yet"
 
 
-def _interval(bounds: list[float] | None) -> str:
+def interval(bounds: list[float] | None) -> str:
+    """Limits of the harm, in points."""
     if not bounds or len(bounds) != 2:
         return "-"
     low, high = (100 * b for b in bounds)
@@ -291,9 +295,24 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         return [f"waits for a person{why}; then comes {then}", f"go on: modelrollout promote {rollout.name}", abort]
     lines = [f"{r.message or 'the canary is being judged on live traffic'}; as soon as the evidence allows comes {then}"]
     if rollout.spec:
-        verb = {"Pause": "the rollout pauses", "Rollback": "the canary is taken back"}[rollout.spec.rollout.on_inconclusive]
+        lines += _pace(r.step, rollout.spec.rollout.analysis)
+        verb = {
+            "Pause": "the rollout pauses",
+            "Rollback": "the canary is taken back",
+            "Promote": f"comes {then} without proof",
+        }[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.step.since, now, verb)
     return [*lines, promote, abort]
+
+
+def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
+    """What is missing and how long it takes, from what was last written; that of the slowest metric decides."""
+    at = _time(step.measured)
+    if at is None:
+        delay = f"; counting begins {analysis.initial_delay} after the weight was taken up" if analysis.initial_delay else ""
+        return [f"nothing has been counted yet{delay}"]
+    slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
+    return [slowest.told()] if slowest else []
 
 
 def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[str]:

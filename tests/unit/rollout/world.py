@@ -400,7 +400,8 @@ class World:
             proven = s.assessment is not None and s.assessment.verdict == "Successful" and old.step.phase == "Observing"
             override = len(after.handled_verbs) >= 1 and after.handled_verbs[-1].startswith(f"promote:{new.revision}:")
             told = new.history[-1].reason if new.history else ""
-            assert waited or proven or (override and told == "PromotedByUser"), f"{old.step} -> {new.step}: nobody proved it"
+            policy = told == "PromotedByPolicy" and self.spec is not None and self.spec.rollout.on_inconclusive == "Promote"
+            assert waited or proven or policy or (override and told == "PromotedByUser"), f"{old.step} -> {new.step}: nobody proved it"
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
             assert self.spec is not None

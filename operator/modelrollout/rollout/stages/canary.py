@@ -17,7 +17,7 @@ REWRITE_SECONDS = 60.0  # measurements without news are written to status this o
 UNREACHABLE = "DeadlineUnreachable"
 PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05  # of progressDeadline; before that a rate is hardly known
 PLAN_SLACK = 1.25  # how much too long it must take at the present rate before that is said
-MESSAGES_BYTES = 8 * 1024  # of all metrics of a step together
+MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
 
 
 def canary(s: Snapshot, now: datetime) -> Move:
