@@ -53,7 +53,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
     """The kept revisions, newest first."""
-    table = _table("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
+    table = columns("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
@@ -214,18 +214,19 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
 
 def metrics(found: Sequence[MetricStatus]) -> RenderableType:
     """Counts, interval and verdict of each, and below why."""
-    table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+    table = columns("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     why = _grid()
     for m in found:
         # A metric by query has one value and no counts.
-        canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
+        canary = count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
         verdict = Text.assemble(_styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", interval(m.interval), verdict)
+        table.add_row(m.name, canary, count(m.stable) if m.stable else "-", interval(m.interval), verdict)
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
 
 
-def _count(c: Counter) -> str:
+def count(c: Counter) -> str:
+    """Bad ones of all."""
     return f"{c.bad:g} of {c.total:g} ({c.bad / c.total:.2%})" if c.total else "none yet"
 
 
@@ -238,7 +239,7 @@ def interval(bounds: list[float] | None) -> str:
 
 
 def _conditions(rollout: Rollout, now: datetime) -> Table:
-    table = _table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
+    table = columns("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
         table.add_row(c.type, Text(c.status, "red") if stalled else _styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
@@ -329,11 +330,12 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
     return [Text(f"\n{title}", "bold"), Padding(body, (0, 0, 0, 2))]
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+def columns(*headers: str) -> Table:
+    """An empty table of this program's looks."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold", no_wrap=header == headers[0])
-    return table
+        made.add_column(header, overflow="fold", no_wrap=header == headers[0])
+    return made
 
 
 def _grid() -> Table:

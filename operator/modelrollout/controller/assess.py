@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from modelrollout.analysis.effective import effective_metrics
-from modelrollout.analysis.look import Counts, Reading, carried_of, counts_of, fold_in, judge_all
-from modelrollout.analysis.pace import counted_seconds, delay_seconds
+from modelrollout.analysis.look import Counts, Reading, counts_of
+from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.providers.measure import Reader, look
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
-from modelrollout.analysis.verdict import combine, parts_of
+from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Assessment, Snapshot, baseline, since
+from modelrollout.rollout.facts import Assessment, Snapshot, baseline
+from modelrollout.rollout.judgement import judged, to_measure
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
@@ -40,33 +39,21 @@ class PrometheusAssessor:
         rollout = s.status.rollout
         if s.spec is None or rollout is None or rollout.step is None or rollout.revision is None or rollout.number is None:
             return None
-        step, analysis, now = rollout.step, s.spec.rollout.analysis, self._now()
-        metrics = effective_metrics(analysis, s.templates, s.mandatory)
-        if isinstance(metrics, Problem):
-            return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
-        delay = delay_seconds(step, analysis)
-        if delay and counted_seconds(step, analysis, now) <= 0:
-            waited = since(step.observed_since, now) if step.observed_since else 0.0
-            return Assessment("Inconclusive", "InitialDelay", f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})")
-        stable = baseline(s)
+        now = self._now()
+        metrics = to_measure(s, now)
+        if isinstance(metrics, Assessment):
+            return metrics
+        step, analysis = rollout.step, s.spec.rollout.analysis
         target = Target(
             namespace=s.namespace,
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
-            stable=stable,
+            stable=baseline(s),
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
         )
-        counters = counts_of(step.metrics)
-        readings = await self._readings(metrics, analysis.prometheus, target, counters)
-        found = fold_in(readings, counters, stable=stable is not None)
-        steps = s.spec.rollout.canary.steps
-        onward = stepping.next_weight(steps, stepping.locate(steps, step))
-        carried = carried_of(rollout.history, step)
-        judged = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now)
-        verdict = combine(judged)
-        return Assessment(verdict.name, verdict.reason, verdict.message, tuple(judged))
+        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics)), now)
 
     async def _readings(self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
         """From all providers side by side: together they take no longer than the slowest may."""

@@ -15,6 +15,7 @@ from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence
 from modelrollout.controller import assess
 from modelrollout.controller.assess import PrometheusAssessor
+from modelrollout.rollout import judgement
 from modelrollout.rollout.facts import Assessment, Snapshot, stamp
 from tests.unit.rollout import builders as b
 
@@ -208,13 +209,13 @@ async def test_an_unknown_template_holds_the_step_and_loses_no_counts() -> None:
 
 async def test_the_evidence_of_earlier_steps_goes_into_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[float]] = []
-    real = assess.judge_all
+    real = judgement.judge_all
 
     def spy(parts: Any, found: Any, before: Any, carried: Any, *more: Any) -> Any:
         given.append(list(carried.get("errors", ())))
         return real(parts, found, before, carried, *more)
 
-    monkeypatch.setattr(assess, "judge_all", spy)
+    monkeypatch.setattr(judgement, "judge_all", spy)
     past = StepEvidence(
         index=0, weight=5, verdict="Successful", reason="x", seconds=1,
         metrics=[MetricStatus(name="errors", verdict="Successful", reason="x", log_evidence=-0.7)],
