@@ -184,6 +184,9 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
             words.append(f"accuracy {e.accuracy:.3f}{against} on {e.samples} samples")
         if e.latency_p99_ms is not None:
             words.append(f"p99 {e.latency_p99_ms:.1f} ms")
+        if e.slices:
+            worst = max(e.slices, key=lambda part: part.interval[0])
+            words.append(f"worst slice {worst.name}: {-worst.drop:+.3f} on {worst.samples}")
         return ", ".join(words)
     return r.message or "" if stage == r.stage else ""
 

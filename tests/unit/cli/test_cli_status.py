@@ -304,3 +304,12 @@ def test_slices_and_dry_runs_are_shown_as_such(cli: Cli, kube: FakeKube) -> None
     text = show(cli, kube, **found)
     line(text, "accuracy/night", "1 of 3", "Inconclusive")
     line(text, "try", "Failed (dry run)")
+
+
+def test_the_slice_of_the_golden_data_that_lost_most_is_named(cli: Cli, kube: FakeKube) -> None:
+    found = canary_status()
+    found["rollout"]["evaluation"]["slices"] = [
+        {"name": "writer=3", "samples": 90, "drop": 0.031, "interval": [-0.01, 0.07]},
+        {"name": "writer=4", "samples": 80, "drop": -0.01, "interval": [-0.04, 0.02]},
+    ]
+    line(show(cli, kube, **found), "Evaluate", "worst slice writer=3: -0.031 on 90")

@@ -29,6 +29,7 @@ from modelrollout.api.config import PrometheusProvider
 MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must not cost the operator its memory
 MAX_SERIES = 10_000
 HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
+CONNECT_SHARE = 0.5  # of the time-out, for the connection: so that one that never comes is told from a slow query
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
 
 
@@ -50,10 +51,21 @@ class PrometheusReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
+        self._gone: tuple[Problem, float] | None = None  # no connection, and until when (the loop's time) nobody tries another
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
-        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most."""
-        return list(await asyncio.gather(*(self._ask(q) for q in queries)))
+        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most.
+
+        Where no connection was had, for as long again nobody else waits for one: many rollouts would hold all workers of the queue in turn. A query
+        that is slow is its author's alone and not remembered.
+        """
+        loop = asyncio.get_running_loop()
+        if self._gone is not None and loop.time() < self._gone[1]:
+            return [self._gone[0] for _ in queries]
+        answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
+        gone = next((a for a in answers if isinstance(a, Problem) and a.kind == "ProviderUnreachable"), None)
+        self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
+        return answers
 
     async def close(self) -> None:
         """Let go of the threads; a query that hangs ends by its own time-out."""
@@ -110,6 +122,8 @@ class PrometheusReader:
             return self._problem("ProviderDenied", f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})")
         try:
             return ask(self._connect(credentials))
+        except requests.exceptions.ConnectTimeout:
+            return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: no answer to a connection")
         except requests.exceptions.Timeout:
             return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
         except PrometheusApiClientException as e:
@@ -174,7 +188,7 @@ class PrometheusReader:
             headers=headers,
             auth=auth,
             session=session,
-            timeout=self._provider.timeout_seconds,
+            timeout=(CONNECT_SHARE * self._provider.timeout_seconds, self._provider.timeout_seconds),
             retry=Retry(0),  # the next look is the retry
         )
 
