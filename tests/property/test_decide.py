@@ -39,6 +39,7 @@ STEPS: list[list[dict[str, Any]]] = [
 POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m"},
     {"progressDeadline": "5m", "onInconclusive": "Rollback"},
+    {"progressDeadline": "5m", "onInconclusive": "Promote"},
     {"progressDeadline": "5m", "onFailure": "Pause"},
 ]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]

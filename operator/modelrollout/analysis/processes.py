@@ -16,7 +16,8 @@ from modelrollout.api.v1alpha1 import Counter
 
 FOLLOWED = 24
 GROUPS = 8
-GROUP = "#"  # begins the name of a group in Counter.last, whose entry is [total, bad, newest scrape, members]
+GROUP = "#"  # begins the name of a group in Counter.last
+GROUP_FIELDS = 4  # of its entry: total, bad, newest scrape, hash of the members
 
 
 def fold_all(previous: Counter | None, raw: Raw) -> Counter:

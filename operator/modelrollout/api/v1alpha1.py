@@ -461,7 +461,7 @@ class Counter(StatusModel):
     """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
-    which starts at 0.
+    which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
     """
 
     total: float = 0
@@ -485,6 +485,7 @@ class MetricStatus(StatusModel):
         description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
+    needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
     log_evidence: float | None = Field(None, description="Natural logarithm of the e-value against 'not worse' in this step.")
     since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
     slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from modelrollout.analysis.effective import effective_metrics
 from modelrollout.analysis.look import Reading, carried_of, counts_of, fold_in, judge_all
-from modelrollout.analysis.pace import counted_seconds, delay_seconds
+from modelrollout.analysis.pace import counted_seconds, delay_seconds, paces
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric
@@ -37,4 +37,6 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(parts_of(metrics), found, step.metrics, carried_of(rollout.history, step), step.weight, onward, now)
     verdict = combine(statuses)
-    return Assessment(verdict.name, verdict.reason, verdict.message, tuple(statuses))
+    waits = {p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))}
+    timed = (m.model_copy(update={"needed_seconds": waits[m.name]}) if m.name in waits else m for m in statuses)
+    return Assessment(verdict.name, verdict.reason, verdict.message, tuple(timed))

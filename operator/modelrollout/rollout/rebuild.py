@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.analysis.processes import GROUP, GROUP_FIELDS
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
@@ -22,8 +23,12 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         ref: RevisionRef | None = getattr(status, field)
         if ref is not None and not _is_time(ref.since):
             changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
-    if status.rollout is not None and not _holds(status, status.rollout):
+    rollout = status.rollout
+    if rollout is not None and not _holds(status, rollout):
         changes["rollout"] = None
+    elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
+        # Counting begins anew: that costs time and proves nothing wrong.
+        changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
     if verbs != status.handled_verbs:
         changes["handled_verbs"] = verbs
@@ -34,7 +39,7 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
     times = [rollout.since, rollout.started]
     if step is not None:
-        times += [step.since, *(t for t in (step.observed_since, step.measured, *(m.since for m in step.metrics)) if t is not None)]
+        times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
@@ -45,6 +50,13 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     if rollout.stage == "Canary" and step is None:
         return False
     return rollout.stage != "Failed" or rollout.outcome is not None
+
+
+def _is_measured(metric: MetricStatus) -> bool:
+    """Whether a measurement can be gone on with: its time is one, and so are the counters of its processes."""
+    raw = [(name, numbers) for c in (metric.canary, metric.stable) if c for name, numbers in c.last.items()]
+    shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
+    return shaped and (metric.since is None or _is_time(metric.since))
 
 
 def _is_time(text: str | None) -> bool:

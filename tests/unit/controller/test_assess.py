@@ -116,6 +116,14 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
 
 
+async def test_status_says_how_many_samples_are_missing_and_how_long_they_take() -> None:
+    bench = Bench()
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped, bench.now = {V1: (400, 0), V2: (20, 0)}, 1.0, b.at(15)  # twenty in twenty seconds
+    [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
+    assert (errors.reason, errors.needed, errors.needed_seconds) == ("TooFewSamples", 30, 30)
+
+
 async def test_what_is_asked_names_the_revisions_and_the_weight_of_this_step() -> None:
     bench = Bench()
     query = "x{r='{{revision}}',v='{{version}}',s='{{stable}}',w='{{weight}}'}[{{window}}]"
