@@ -48,6 +48,13 @@ class Output(StrEnum):
     json = "json"
 
 
+class Profile(StrEnum):
+    """Gateways whose metrics are known."""
+
+    traefik = "traefik"
+    none = "none"
+
+
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")]
 Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")]
@@ -164,7 +171,7 @@ def analyze(
     recording: Annotated[Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")] = None,
     prometheus: Annotated[str | None, typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090.")] = None,
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File with a bearer token for it.")] = None,
-    profile: Annotated[str, typer.Option("--profile", help="How the gateway's metrics name a backend: traefik or none.")] = "traefik",
+    profile: Annotated[Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")] = Profile.traefik,
     start: Annotated[str | None, typer.Option("--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h).")] = None,
     end: Annotated[str | None, typer.Option("--end", help="Until then; default: now.")] = None,
     canary: Annotated[str | None, typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight.")] = None,

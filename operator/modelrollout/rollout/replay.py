@@ -21,7 +21,7 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentSpec, ModelDe
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Assessment, Server, Snapshot, Traffic, since, stamp
 from modelrollout.rollout.judgement import judged, to_measure
-from modelrollout.rollout.stages.canary import canary
+from modelrollout.rollout.stages.canary import UNREACHABLE, canary
 from modelrollout.rollout.transitions import at_step
 
 STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
@@ -133,7 +133,10 @@ class _Run:
             if not told and after.rollout.step.phase == "Observing" and before.rollout.step.phase == "Shifting":
                 told = [("Counting", f"the step begins at weight {after.rollout.step.weight} %")]
             if not told and after.rollout.reason != before.rollout.reason:
-                told = [(after.rollout.reason or "Recovered", after.rollout.message or "the metrics can be measured again")]
+                over = (
+                    ("OnTime", "at the present rate the deadline can be met") if before.rollout.reason == UNREACHABLE else ("Recovered", "it is over")
+                )
+                told = [(after.rollout.reason, after.rollout.message or "") if after.rollout.reason else over]
             for what, message in told:
                 self._say(before, moment.at, what, message, metrics)
             ended = self._ended(after)
