@@ -61,9 +61,9 @@ def drop_interval(n: float, only_baseline: float, only_candidate: float, z: floa
     return max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
-def simultaneous_z(intervals: int) -> float:
-    """For so many intervals that hold all together with 95 % (Bonferroni)."""
-    return NormalDist().inv_cdf(1 - 0.025 / max(1, intervals))
+def z_of(comparisons: int) -> float:
+    """The quantile for 95 % intervals that hold all together (Bonferroni): many slices must not fail by chance."""
+    return NormalDist().inv_cdf(1 - 0.025 / max(1, comparisons))
 
 
 def _half_width(n: float, only_baseline: float, only_candidate: float) -> float:

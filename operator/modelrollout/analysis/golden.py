@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelrollout.analysis.gate import decide, drop_interval, simultaneous_z
+from modelrollout.analysis.gate import decide, drop_interval, z_of
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, SliceEvidence, VerdictName
 
@@ -59,7 +59,7 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
 
 def _slices(result: TaskResult) -> list[SliceEvidence]:
     """Those that lost most first, with intervals that hold for all that were compared."""
-    z = simultaneous_z(result.slices_compared)
+    z = z_of(result.slices_compared)
     found = []
     for name, n, gained, lost in result.slices:
         interval = drop_interval(n, lost, gained, z)

@@ -19,18 +19,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import accuracies, drop_interval, simultaneous_z
+from modelrollout.analysis.gate import accuracies, drop_interval, z_of
 from modelrollout.api.tasks import EvaluateTask, ExitCode, SlicePairs, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input, retryable
 from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.data import Arrays, Data, batch_rows, batches, match, read_archive
 from modelrollout.optimizer.fetch import Store
 from modelrollout.optimizer.predict import check_label_range, scores_or_classes
-from modelrollout.optimizer.prepare import by_slice, count_pairs
+from modelrollout.optimizer.prepare import count_pairs
 from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
 
 FIELD = "spec.rollout.analysis.golden"
 DATA_LIMIT_BYTES = 8 << 30
+SLICE_VALUES = 64  # compared of one array: those with most samples
 SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40  # of the slices in the result: how many, how large together, characters of a name
 WARM_UP = 3  # single requests that are not timed: a connection's first ones, and a batch size that the server has not seen
 
@@ -151,20 +152,22 @@ def percentile_ms(seconds: Sequence[float], share: float) -> float | None:
 
 def slice_pairs(data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64], candidate: NDArray[np.int64]) -> tuple[tuple[SlicePairs, ...], int]:
     """(the slices that lost most, as many as the result has room for; how many were compared)."""
-    found = [
-        SlicePairs(f"{array}={value}"[:SLICE_NAME], counts["n"], counts["only_candidate_right"], counts["only_baseline_right"])
-        for array, values in by_slice(data, labels, stable, candidate).items()
-        for value, counts in values.items()
-    ]
-    z = simultaneous_z(len(found))
+    found: list[SlicePairs] = []
+    for array, values in data.slices.items():
+        kinds, counts = np.unique(values, return_counts=True)
+        for kind in kinds[np.argsort(-counts, kind="stable")[:SLICE_VALUES]]:
+            of_it = values == kind
+            pairs = count_pairs(labels[of_it], stable[of_it], candidate[of_it])
+            found.append(SlicePairs(f"{array}={kind}"[:SLICE_NAME], pairs.n, pairs.only_candidate_right, pairs.only_baseline_right))
+    z = z_of(len(found))
     found.sort(key=lambda s: -drop_interval(s.n, s.only_baseline_right, s.only_candidate_right, z)[0])
     kept: list[SlicePairs] = []
     room = SLICES_BYTES
-    for pairs in found[:SLICES]:
-        room -= len(json.dumps(pairs, ensure_ascii=False).encode())
+    for worst in found[:SLICES]:
+        room -= len(json.dumps(worst, ensure_ascii=False).encode())
         if room < 0:
             break
-        kept.append(pairs)
+        kept.append(worst)
     return tuple(kept), len(found)
 
 
