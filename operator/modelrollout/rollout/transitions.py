@@ -22,6 +22,7 @@ from modelrollout.rollout.facts import Revision, Snapshot, since, stamp
 
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
+MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
 MAX_MESSAGE = 1024
 
 
@@ -152,13 +153,20 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many, but for the evidence that later steps build on."""
+    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of all the evidence that later steps build on."""
     kept: list[StepEvidence] = []
-    room = MAX_HISTORY_BYTES
+    room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
     for evidence in reversed(history):
-        room -= len(evidence.model_dump_json(by_alias=True, exclude_none=True))
-        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": _bare(evidence.metrics)}))
+        room -= _size(evidence)
+        if room < 0 and kept:
+            evidence = evidence.model_copy(update={"metrics": _bare(evidence.metrics)})
+            more -= _size(evidence)
+        kept.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
     return kept[::-1]
+
+
+def _size(evidence: StepEvidence) -> int:
+    return len(evidence.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:

@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.analysis.effective import MAX_METRICS
 from modelrollout.analysis.processes import FOLLOWED, GROUPS
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.facts import Assessment, Problem, Server, Snapshot, Traffic, stamp
@@ -371,3 +371,29 @@ def test_status_stays_small_however_much_is_measured() -> None:
     found = Assessment("Error", "NotABucketBound", "m" * 5000, tuple(metrics))
     to = b.moved(decide(b.in_canary(assessment=found), b.START))
     assert to.step and len(to.step.model_dump_json(by_alias=True, exclude_none=True)) < 30 * 1024
+
+
+def test_the_history_keeps_what_later_steps_build_on_longest() -> None:
+    """32 steps with 19 metrics and slices each: the last ones whole, some before them as evidence, all of them as verdicts."""
+    metrics = [
+        MetricStatus(name=f"accuracy/{i}", verdict="Successful", reason="ProvenNotWorse", message="m" * 300, log_evidence=-1.5) for i in range(19)
+    ]
+    past = [StepEvidence(index=i, weight=i + 1, verdict="Successful", reason="x", seconds=1, metrics=metrics) for i in range(31)]
+    s = b.second("Canary", changes={"step": b.step(0, 5, metrics=metrics), "history": past})
+    kept = b.moved(decide(replace(s, assessment=Assessment("Successful", "x", "", tuple(metrics))), b.START)).history
+    assert len(kept) == 32
+    whole, bare, empty = ([e for e in kept if size(e)] for size in (_whole, _carried, _empty))
+    assert whole and bare and empty and kept == [*empty, *bare, *whole]
+    assert sum(len(e.model_dump_json(by_alias=True, exclude_none=True)) for e in kept) < 16 * 1024
+
+
+def _whole(e: StepEvidence) -> bool:
+    return any(m.message for m in e.metrics)
+
+
+def _carried(e: StepEvidence) -> bool:
+    return bool(e.metrics) and not _whole(e)
+
+
+def _empty(e: StepEvidence) -> bool:
+    return not e.metrics
