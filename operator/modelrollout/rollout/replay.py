@@ -149,10 +149,9 @@ class _Run:
         if self._status is None or self._last is None:
             return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
         moment, assessment = self._last
-        if assessment is None:
-            return Replayed("Unfinished", "NoData", "the recording ends while a weight is being taken up", tuple(self._timeline))
-        self._say(self._status, moment.at, "Unfinished", assessment.message, assessment.metrics)
-        return Replayed("Unfinished", assessment.reason, f"the recording ends before a verdict: {assessment.message}", tuple(self._timeline))
+        found = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
+        self._say(self._status, moment.at, "Unfinished", found.message, found.metrics)
+        return Replayed("Unfinished", found.reason, f"the recording ends before a verdict: {found.message}", tuple(self._timeline))
 
     def _start(self, now: datetime) -> ModelDeploymentStatus:
         rollout = RolloutStatus(

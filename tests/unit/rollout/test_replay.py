@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +13,10 @@ from modelrollout.analysis.readings import Look
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from tests.unit.rollout import builders as b
 
-Rate = Callable[[float], float]
 
-
-def moments(canary: float, stable: float = 0.01, *, seconds: int = 3600, per_second: float = 20, past: float = 0, broken: Any = None) -> list[Moment]:
+def moments(
+    canary: float, stable: float = 0.01, *, seconds: int = 1800, per_second: float = 100, past: float = 0, broken: Any = None
+) -> list[Moment]:
     """A look every 5 s at counters of one gateway; bad shares of the canary and of stable. ``broken``: (from, to, Problem)."""
     found = []
     for t in range(0, seconds + 1, 5):
