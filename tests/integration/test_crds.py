@@ -152,6 +152,16 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "maxIncrease of accuracy": (metric(name="accuracy", maxDrop=0.1, maxIncrease=0.1), "maxIncrease belongs to errors and latency"),
     "accuracy without a margin": (metric(name="accuracy"), "accuracy needs maxDrop or min"),
     "errors without a margin": (metric(name="errors"), "errors needs maxIncrease or max"),
+    "for of what is no query": (metric(name="errors", maxIncrease=0.1, **{"for": "1m"}), "for belongs to a query"),
+    "slices of errors": (metric(name="errors", maxIncrease=0.1, slices=[{"name": "night"}]), "slices belong to accuracy"),
+    "slice without a margin": (metric(name="accuracy", min=0.9, slices=[{"name": "night"}]), "a slice needs maxDrop, its own or that of the metric"),
+    "one slice twice": (metric(name="accuracy", maxDrop=0.1, slices=[{"name": "a"}, {"name": "a"}]), "Duplicate value"),
+    "name of a slice": (metric(name="accuracy", maxDrop=0.1, slices=[{"name": "-"}]), "slices[0].name"),
+    "delay beyond the deadline": (
+        put("spec.rollout", {"analysis": {"initialDelay": "61m"}, "progressDeadline": "1h"}),
+        "analysis.initialDelay must be shorter than progressDeadline",
+    ),
+    "on no verdict": (put("spec.rollout.onInconclusive", "Hope"), 'supported values: "Pause", "Rollback", "Promote"'),
     "one metric twice": (put(METRICS, [{"name": "errors", "max": 0.1}, {"name": "errors", "max": 0.2}]), "Duplicate value"),
     "margin of nothing": (metric(name="errors", maxIncrease=0), "should be greater than 0"),
     "same host for HTTP and gRPC": (

@@ -54,6 +54,8 @@ POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m", "bake": "2m", "scaleDownDelay": "20s"},
     {"progressDeadline": "5m", "onInconclusive": "Rollback", "scaleDownDelay": "30s", "rollbackWindow": "1m"},
     {"progressDeadline": "5m", "onInconclusive": "Rollback", "bake": "10s"},
+    {"progressDeadline": "5m", "onInconclusive": "Promote"},
+    {"progressDeadline": "5m", "onInconclusive": "Promote", "bake": "10s"},
     {"progressDeadline": "5m", "onFailure": "Pause", "rollbackWindow": "1m"},
     {"progressDeadline": "5m", "onFailure": "Pause", "bake": "20s"},
 ]

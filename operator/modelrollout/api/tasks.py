@@ -9,7 +9,7 @@ and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -158,6 +158,15 @@ class Interface(_Model):
     counts: tuple[int, int] | None = None
 
 
+class SlicePairs(NamedTuple):
+    """Paired counts of one slice; ``name`` is ARRAY=VALUE, cut to 40 characters."""
+
+    name: str
+    n: int
+    only_candidate_right: int
+    only_baseline_right: int
+
+
 class TaskResult(_Model):
     """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
 
@@ -184,4 +193,6 @@ class TaskResult(_Model):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     protocols_agree: bool | None = None
+    slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
+    slices_compared: int = 0
     extra: dict[str, Any] = {}

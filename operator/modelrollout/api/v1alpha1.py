@@ -349,6 +349,16 @@ class AbTest(ApiModel):
     auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
 
 
+SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$")]
+
+
+class Slice(ApiModel):
+    """A part of the labelled answers that must not get worse, whatever all of them together do."""
+
+    name: SliceName = Field(description="The slice as feedback names it.")
+    max_drop: float | None = Field(None, gt=0, le=1, description="Margin against stable on this slice, absolute; left out: that of the metric.")
+
+
 class Metric(ApiModel):
     """One metric of the analysis. Built in: accuracy, errors, latency; any other name needs a query."""
 
@@ -366,11 +376,24 @@ class Metric(ApiModel):
     query: str | None = Field(
         None,
         max_length=4096,
-        description="PromQL that gives one number. {{revision}}, {{stable}}, {{namespace}}, {{name}} and {{window}} are filled in.",
+        description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
+        "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
     min: float | None = Field(None, description="Smallest value allowed (accuracy and errors: of the canary itself; query: of its result).")
     max: float | None = Field(None, description="Largest value allowed.")
     min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="query: the value must have been beyond its limits for this long, at every look, before the metric fails; meanwhile the step "
+        "holds. Left out: one look is enough.",
+    )
+    slices: Annotated[list[Slice], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None,
+        description="accuracy: slices that are each compared with stable too. One that is proven worse fails the metric; one with too little data "
+        "does not hold the step.",
+    )
+    dry_run: bool = Field(False, description="Measured, judged and shown, but it decides nothing.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.query) || self.name in ['accuracy', 'errors', 'latency']",
@@ -388,6 +411,12 @@ class Metric(ApiModel):
         Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
         Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
         Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
+        Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
+        Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
+        Rule(
+            "!has(self.slices) || has(self.maxDrop) || self.slices.all(s, has(s.maxDrop))",
+            "a slice needs maxDrop, its own or that of the metric",
+        ),
     )
 
 
@@ -403,9 +432,21 @@ class Analysis(ApiModel):
 
     prometheus: Name | None = Field(None, description="Prometheus by its name in the operator's configuration; left out: the default one.")
     interval: Duration = Field("5s", description="How often to look.")
+    initial_delay: Duration | None = Field(
+        None, description="Counting begins this long after each weight was taken up: caches warm up, autoscalers react. Part of progressDeadline."
+    )
+    error_limit: Duration | None = Field(
+        None,
+        description="A metric that has been in Error (Prometheus down, a broken query) for this long ends the step without a verdict: onInconclusive "
+        "holds; left out: the step waits until progressDeadline.",
+    )
     golden: Golden | None = None
+    templates: Annotated[list[Name], Field(max_length=8)] | None = Field(
+        None,
+        description="Names of analysisTemplates of a RolloutPolicy in force here, whose metrics are added; a metric of that name here wins.",
+    )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
-        None, description="Left out: errors against stable, within half a point."
+        None, description="Left out, and no templates: errors against stable, within half a point."
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
@@ -435,9 +476,10 @@ class Rollout(ApiModel):
     on_failure: Annotated[Literal["Rollback", "Pause"], LateDefault()] = Field(
         "Rollback", description="What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
     )
-    on_inconclusive: Annotated[Literal["Pause", "Rollback"], LateDefault()] = Field(
+    on_inconclusive: Annotated[Literal["Pause", "Rollback", "Promote"], LateDefault()] = Field(
         "Pause",
-        description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down. "
+        description="What to do when a step reaches progressDeadline (or errorLimit) with no verdict: no data, too little of it, Prometheus down. "
+        "Promote goes on to the next step and records that nothing was proven; a canary without traffic or ready pods pauses all the same. "
         "Left out: as a RolloutPolicy says, else Pause.",
     )
     progress_deadline: Annotated[Duration, LateDefault()] = Field(
@@ -452,6 +494,11 @@ class Rollout(ApiModel):
         Rule(
             "[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(x, x).size() <= 1",
             "canary, blueGreen and abTest exclude each other: name one of them",
+        ),
+        Rule(
+            "!has(self.analysis.initialDelay) || !has(self.progressDeadline) || "
+            "duration(self.analysis.initialDelay) < duration(self.progressDeadline)",
+            "analysis.initialDelay must be shorter than progressDeadline, or no step would ever be judged",
         ),
     )
 
@@ -564,7 +611,7 @@ class Counter(StatusModel):
     """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
-    which starts at 0.
+    which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
     """
 
     total: float = 0
@@ -588,6 +635,11 @@ class MetricStatus(StatusModel):
         description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
+    needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
+    log_evidence: float | None = Field(None, description="Natural logarithm of the e-value against 'not worse' in this step.")
+    since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
+    slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
+    dry_run: bool | None = Field(None, description="It decides nothing.")
 
 
 class StepStatus(StatusModel):
@@ -629,6 +681,15 @@ class ArtifactEvidence(StatusModel):
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
 
 
+class SliceEvidence(StatusModel):
+    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy with an interval for all slices together."""
+
+    name: str
+    samples: int
+    drop: float
+    interval: list[float]
+
+
 class EvaluationEvidence(StatusModel):
     """What the golden data said."""
 
@@ -643,6 +704,7 @@ class EvaluationEvidence(StatusModel):
     only_stable_right: int | None = None
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
+    slices: list[SliceEvidence] | None = Field(None, description="The slices that lost most.")
 
 
 class StepEvidence(StatusModel):

@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, RolloutStatus, Stage, Step, Strategy, seconds
+from modelrollout.analysis.pace import counted_seconds, paces
+from modelrollout.api.v1alpha1 import Analysis, Counter, MetricStatus, RolloutStatus, Stage, Step, StepStatus, Strategy, seconds
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.rollout.steps import steps_of, strategy_of
@@ -42,7 +43,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
             parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, steps_of(rollout.spec.rollout), now))
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
-            parts += _section("Metrics of this step", _metrics(rollout.status.rollout.step.metrics))
+            parts += _section("Metrics of this step", metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
         parts += _section("Conditions", _conditions(rollout, now))
     if rollout.events:
@@ -54,7 +55,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
     """The kept revisions, newest first."""
-    table = _table("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
+    table = columns("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
@@ -197,6 +198,9 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
             words.append(f"accuracy {e.accuracy:.3f}{against} on {e.samples} samples")
         if e.latency_p99_ms is not None:
             words.append(f"p99 {e.latency_p99_ms:.1f} ms")
+        if e.slices:
+            worst = max(e.slices, key=lambda part: part.interval[0])
+            words.append(f"worst slice {worst.name}: {-worst.drop:+.3f} on {worst.samples}")
         return ", ".join(words)
     return r.message or "" if stage == r.stage else ""
 
@@ -226,22 +230,26 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     return table
 
 
-def _metrics(metrics: Sequence[MetricStatus]) -> RenderableType:
-    table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+def metrics(found: Sequence[MetricStatus]) -> RenderableType:
+    """Counts, interval and verdict of each, and below why."""
+    table = columns("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     why = _grid()
-    for m in metrics:
+    for m in found:
         # A metric by query has one value and no counts.
-        canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), _styled(m.verdict))
+        canary = count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
+        verdict = Text.assemble(_styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
+        table.add_row(m.name, canary, count(m.stable) if m.stable else "-", interval(m.interval), verdict)
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
 
 
-def _count(c: Counter) -> str:
+def count(c: Counter) -> str:
+    """Bad ones of all."""
     return f"{c.bad:g} of {c.total:g} ({c.bad / c.total:.2%})" if c.total else "none yet"
 
 
-def _interval(bounds: list[float] | None) -> str:
+def interval(bounds: list[float] | None) -> str:
+    """Limits of the harm, in points."""
     if not bounds or len(bounds) != 2:
         return "-"
     low, high = (100 * b for b in bounds)
@@ -249,7 +257,7 @@ def _interval(bounds: list[float] | None) -> str:
 
 
 def _conditions(rollout: Rollout, now: datetime) -> Table:
-    table = _table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
+    table = columns("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
         table.add_row(c.type, Text(c.status, "red") if stalled else _styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
@@ -309,7 +317,12 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         return [f"waits for a person{why}; then comes {then}", f"go on: modelrollout promote {rollout.name}", abort]
     lines = [f"{r.message or 'the canary is being judged on live traffic'}; as soon as the evidence allows comes {then}"]
     if rollout.spec:
-        verb = {"Pause": "the rollout pauses", "Rollback": "the canary is taken back"}[rollout.spec.rollout.on_inconclusive]
+        lines += _pace(r.step, rollout.spec.rollout.analysis)
+        verb = {
+            "Pause": "the rollout pauses",
+            "Rollback": "the canary is taken back",
+            "Promote": f"comes {then} without proof",
+        }[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.step.since, now, verb)
     return [*lines, promote, abort]
 
@@ -330,6 +343,16 @@ def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str
     ]
 
 
+def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
+    """What is missing and how long it takes, from what was last written; that of the slowest metric decides."""
+    at = _time(step.measured)
+    if at is None:
+        delay = f"; counting begins {analysis.initial_delay} after the weight was taken up" if analysis.initial_delay else ""
+        return [f"nothing has been counted yet{delay}"]
+    slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
+    return [slowest.told()] if slowest else []
+
+
 def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[str]:
     if rollout.spec is None:
         return []
@@ -344,11 +367,12 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
     return [Text(f"\n{title}", "bold"), Padding(body, (0, 0, 0, 2))]
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+def columns(*headers: str) -> Table:
+    """An empty table of this program's looks."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold", no_wrap=header == headers[0])
-    return table
+        made.add_column(header, overflow="fold", no_wrap=header == headers[0])
+    return made
 
 
 def _grid() -> Table:

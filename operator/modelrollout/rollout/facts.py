@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
+from modelrollout.api.times import since as since
+from modelrollout.api.times import stamp as stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Draining,
@@ -33,16 +35,6 @@ QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset({"GatewayAPIMissing", "HostnameConflict"})  # they concern routes, also those of a version that serves already
 _NONCE = re.compile(r"[\w.-]{1,64}")
-
-
-def stamp(now: datetime) -> str:
-    """Timestamp as it stands in status: UTC, milliseconds."""
-    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def since(text: str, now: datetime) -> float:
-    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between replicas."""
-    return max(0.0, (now - datetime.fromisoformat(text)).total_seconds())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.analysis.processes import GROUP, GROUP_FIELDS
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
@@ -25,8 +26,12 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     drains = [d for d in status.draining if _is_time(d.until)]
     if drains != status.draining:
         changes["draining"] = drains
-    if status.rollout is not None and not _holds(status, status.rollout):
+    rollout = status.rollout
+    if rollout is not None and not _holds(status, rollout):
         changes["rollout"] = None
+    elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
+        # Counting begins anew: that costs time and proves nothing wrong.
+        changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
     if verbs != status.handled_verbs:
         changes["handled_verbs"] = verbs
@@ -54,6 +59,13 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     if rollout.stage in ("Canary", "Bake") and step is None:
         return False
     return rollout.stage != "Failed" or rollout.outcome is not None
+
+
+def _is_measured(metric: MetricStatus) -> bool:
+    """Whether a measurement can be gone on with: its time is one, and so are the counters of its processes."""
+    raw = [(name, numbers) for c in (metric.canary, metric.stable) if c for name, numbers in c.last.items()]
+    shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
+    return shaped and (metric.since is None or _is_time(metric.since))
 
 
 def _is_time(text: str | None) -> bool:

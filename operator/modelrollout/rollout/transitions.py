@@ -8,6 +8,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     Draining,
+    MetricStatus,
     ModelDeploymentStatus,
     Outcome,
     Pinned,
@@ -24,6 +25,7 @@ from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stam
 
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
+MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
 MAX_MESSAGE = 1024
 
 
@@ -33,9 +35,10 @@ def input_hash(s: Snapshot) -> str:
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
-def cut(text: str) -> str:
+def cut(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message of bounded length: what pods, gateways and Jobs say has none."""
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+    limit = min(limit, MAX_MESSAGE)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
@@ -183,13 +186,24 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many."""
+    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of all the evidence that later steps build on."""
     kept: list[StepEvidence] = []
-    room = MAX_HISTORY_BYTES
+    room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
     for evidence in reversed(history):
-        room -= len(evidence.model_dump_json(by_alias=True, exclude_none=True))
-        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": []}))
+        room -= _size(evidence)
+        if room < 0 and kept:
+            evidence = evidence.model_copy(update={"metrics": _bare(evidence.metrics)})
+            more -= _size(evidence)
+        kept.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
     return kept[::-1]
+
+
+def _size(evidence: StepEvidence) -> int:
+    return len(evidence.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
+    return [MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence) for m in metrics if m.log_evidence is not None]
 
 
 def known_version(s: Snapshot) -> Revision | None:

@@ -490,7 +490,8 @@ class World:
             told = new.history[-1].reason if new.history else ""
             override = verb in ("promote", "promote-full") and told == "PromotedByUser"
             soaked = told == "PreviewEnded" and s.assessment is not None and s.assessment.verdict == "Inconclusive" and old.held is None
-            assert waited or proven or override or soaked, f"{old.step} -> {new.step}: nobody proved it"
+            policy = told == "PromotedByPolicy" and self.spec.rollout.on_inconclusive == "Promote" and old.held is None
+            assert waited or proven or override or soaked or policy, f"{old.step} -> {new.step}: nobody proved it"
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
             asked = [step.weight for step in steps if step.weight is not None]

@@ -8,7 +8,7 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Snapshot, since, stamp
-from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_news
+from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
 from modelrollout.rollout.stages.move import Move, remaining
 from modelrollout.rollout.transitions import enter, record, succeed
 
@@ -50,15 +50,22 @@ def bake(s: Snapshot, now: datetime) -> Move:
         found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
     if step.phase == "Paused":  # for a cause: a person says promote or abort
         return Move(with_news(s, step, s.assessment, now), requeue_after=interval(s))
-    status = rewritten(s, step, found, now)
-    if rollout.held is not None:
-        return Move(status, requeue_after=interval(s))
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
-    if left <= 0 and found.verdict != "Error":
-        return _over(s, record(status, found.verdict, found.reason, now), found.message, now)
-    if left <= 0 and remaining(s, now) <= 0:
-        return inconclusive(s, step, found.reason, found.message, now)
-    return Move(status, requeue_after=max(0.2, min(interval(s), left)) if left > 0 else interval(s))
+    if left <= 0 and rollout.held is None:
+        if found.verdict != "Error":
+            return _over(s, record(with_metrics(s.status, found, now), found.verdict, found.reason, now), found.message, now)
+        if remaining(s, now) <= 0:
+            return _unmeasured(s, step, found, now)
+    requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
+    return rewritten(s, step, found, now, requeue, on_time=True)
+
+
+def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Move:
+    assert s.spec is not None and s.status.rollout is not None
+    text = f"not measured until progressDeadline {s.spec.rollout.progress_deadline} after bake: {found.message}"
+    if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.status.rollout.revision).ready > 0:
+        return _over(s, record(with_metrics(s.status, found, now), "Inconclusive", "PromotedByPolicy", now), f"as onInconclusive says: {text}", now)
+    return inconclusive(s, step, found.reason, text, now, may_promote=False)
 
 
 def _over(s: Snapshot, status: ModelDeploymentStatus, message: str, now: datetime) -> Move:

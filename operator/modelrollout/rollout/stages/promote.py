@@ -35,13 +35,14 @@ def promote(s: Snapshot, now: datetime) -> Move:
 def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
     """The weight of the last step stays meanwhile, and the revision is judged on it."""
     rollout = s.status.rollout
-    assert rollout is not None
+    assert rollout is not None and s.spec is not None
     found, step = s.assessment, rollout.step
     if found is not None and found.verdict == "Failed" and step is not None:
         return proven_worse(s, found, now)
     if step is not None and remaining(s, now) <= 0:
         back = replace(s, status=enter(s.status, "Canary", now))
-        return inconclusive(back, step, too_few(s).reason, too_few(s).message, now)
+        text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
+        return inconclusive(back, step, too_few(s).reason, text, now, may_promote=False)
     return wait(s, too_few(s), min(5.0, interval(s)))
 
 
