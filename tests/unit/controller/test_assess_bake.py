@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.api.config import Images, OperatorConfig, PrometheusProvider, Store
 from modelrollout.api.v1alpha1 import Counter, MetricStatus
@@ -37,8 +37,8 @@ def counted(bad: float, total: float) -> dict[str, Any]:
     async def ask(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | Problem]:
         asked["queries"] += queries
         pod = {"revision": V2, "instance": "10.0.0.1:8002"}
-        series = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
-        return [[{"metric": {**pod, "reading": reading}, "value": [1_800_000_000.0, str(value)]} for reading, value in series] for _ in queries]
+        readings = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
+        return [Answer(tuple(Series({**pod, "reading": reading}, value, 1_800_000_000.0) for reading, value in readings)) for _ in queries]
 
     asked["ask"] = ask
     return asked
