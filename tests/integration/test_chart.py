@@ -246,11 +246,13 @@ class TestRendered:
         assert [r["metadata"]["namespace"] for r in pick("default", "Role")] == ["modelrollout"]
         assert not pick("full", "ClusterRole", FULLNAME)
         assert not pick("full", "ClusterRoleBinding", FULLNAME)
-        own = {"policies", "capacity"}  # RolloutPolicies and nodes are cluster-scoped
+        own = {"policies", "capacity", "gateways"}  # RolloutPolicies, nodes and GatewayClasses are cluster-scoped
         for which in ("default", "full"):
             assert {r["metadata"]["name"] for r in pick(which, "ClusterRole") if r["metadata"]["name"].startswith(FULLNAME + "-")} == {
                 f"{FULLNAME}-{part}" for part in {*own, "feedback"}
             }
+        (reader,) = pick("full", "ClusterRole", f"{FULLNAME}-gateways")
+        assert reader["rules"] == [{"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gateways", "gatewayclasses"], "verbs": ["get"]}]
         roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in pick("full", "Role")}
         assert roles == {
             ("models", FULLNAME),
@@ -321,6 +323,6 @@ class TestRendered:
     def test_what_is_switched_off_is_not_there(self) -> None:
         off = "feedback.enabled=false,rbac.userRoles=false,crds.install=false,podDisruptionBudget.enabled=false,metrics.annotations=false"
         text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
-        kinds = sorted(o["kind"] for o in yaml.safe_load_all(text) if o)
-        assert sorted(set(kinds)) == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
+        kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
+        assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
         assert "prometheus.io/scrape" not in text

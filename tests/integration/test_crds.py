@@ -112,6 +112,21 @@ METRICS = "spec.rollout.analysis.metrics"
 STEPS = "spec.rollout.canary.steps"
 
 
+def strategy(also: Callable[[dict[str, Any]], None] = lambda _: None, **rollout: Any) -> Callable[[dict[str, Any]], None]:
+    """Another strategy than the example's canary, and one more change."""
+
+    def change(target: dict[str, Any]) -> None:
+        del target["spec"]["rollout"]["canary"]
+        target["spec"]["rollout"] |= rollout
+        also(target)
+
+    return change
+
+
+TEST = {"headers": [{"name": "x-group", "value": "b"}]}
+PREVIEW = {"preview": {"http": {"hostnames": ["digits.models.example.com"]}}}
+
+
 def metric(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return put(METRICS, [fields])
 
@@ -142,6 +157,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "weight and pause in one step": (put(STEPS, [{"weight": 5, "pause": {}}]), "a step is either weight: N or pause: {}"),
     "neither weight nor pause": (put(STEPS, [{"weight": 5}, {}]), "a step is either weight: N or pause: {}"),
     "for beside a pause": (put(STEPS, [{"weight": 5}, {"pause": {}, "for": "1m"}]), "for: belongs to a weight"),
+    "replicas beside a pause": (put(STEPS, [{"weight": 5}, {"pause": {}, "replicas": 1}]), "replicas: belongs to a weight"),
+    "two strategies": (put("spec.rollout.blueGreen", {}), "canary, blueGreen and abTest exclude each other"),
+    "a test without a gateway": (strategy(put("spec.traffic", {}), abTest=TEST), "rollout.abTest needs traffic.gateway"),
+    "a test without headers": (strategy(abTest={"headers": []}), "should have at least 1 items"),
+    "a header twice": (strategy(abTest={"headers": [*TEST["headers"], *TEST["headers"]]}), "Duplicate value"),
+    "a preview without a gateway": (strategy(put("spec.traffic", {}), blueGreen=PREVIEW), "leave it out: the Service NAME-preview"),
+    "a preview of nothing": (strategy(blueGreen={"preview": {}}), "a preview needs http: {hostnames: [...]}"),
+    "a preview on the model's own host": (strategy(blueGreen=PREVIEW), "its host names must differ from those of traffic.http"),
     "latency without objective": (metric(name="latency", maxIncrease=0.005), "latency needs objective, for example 50ms"),
     "latency without a margin": (metric(name="latency", objective="50ms"), "latency needs maxIncrease or share"),
     "objective of another metric": (metric(name="errors", objective="50ms", maxIncrease=0.1), "objective and share belong to latency"),

@@ -37,8 +37,8 @@ def counted(bad: float, total: float) -> dict[str, Any]:
     async def ask(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | Problem]:
         asked["queries"] += queries
         pod = {"revision": V2, "instance": "10.0.0.1:8002"}
-        series = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
-        return [Answer(tuple(Series({**pod, "reading": reading}, value, 1_800_000_000.0) for reading, value in series)) for _ in queries]
+        readings = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
+        return [Answer(tuple(Series({**pod, "reading": reading}, value, 1_800_000_000.0) for reading, value in readings)) for _ in queries]
 
     asked["ask"] = ask
     return asked

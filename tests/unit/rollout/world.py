@@ -455,8 +455,9 @@ class World:
 
     def _check_deadline(self) -> None:
         """The time in which nobody looked is nobody's fault."""
-        if self.looking_since is not None and self.spec is not None:
-            looked = (self.now - self.looking_since).total_seconds()
+        since = self.deciding.looking_since if self.deciding else None
+        if since is not None and self.spec is not None:
+            looked = (self.now - since).total_seconds()
             assert looked >= min(GRACE_SECONDS, seconds(self.spec.rollout.progress_deadline)) - 1, f"given up after {looked} s"
 
     def _check_begin(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
