@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.controller.capacity import Capacity
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import MODEL_REVISION, Kube
+from modelrollout.kube.client import MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
 from modelrollout.rollout.policy import frozen
 
@@ -57,5 +58,11 @@ class Admission:
         assert s.spec is not None and s.status.rollout is not None
         live = seen.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
         pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
-        server = s.server(s.status.rollout.revision)
-        return await self._capacity.look(pod, max(1, s.spec.serving.replicas) - server.ready)
+        revision = s.status.rollout.revision
+        pods = [
+            o
+            for (kind, _), o in seen.children.items()
+            if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_REVISION) == revision
+        ]
+        placed = sum(bool((o.get("spec") or {}).get("nodeName")) for o in pods)
+        return await self._capacity.look(pod, max(1, s.spec.serving.replicas) - placed)

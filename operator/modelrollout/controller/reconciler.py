@@ -15,7 +15,7 @@ from modelrollout.controller.act import Actor, ChildRefused
 from modelrollout.controller.admission import Admission
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
+from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Forbidden, Kube, NotFound
 from modelrollout.kube.features import GatewayFeatures
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
@@ -75,8 +75,12 @@ class Reconciler:
             self._refused.pop(key, None)
             self._admission.slots.gone(key)
             return None
-        looked = await self._admission.looked(seen)
-        s = await self._measured(replace(looked, refused=self._refused.get(key), looking_since=self._looking_since()))
+        refused = self._refused.get(key)
+        try:
+            looked = await self._admission.looked(seen)
+        except Forbidden as e:
+            looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots: {e.message}")
+        s = await self._measured(replace(looked, refused=refused, looking_since=self._looking_since()))
         seen = Seen(seen.deployment, seen.children, s, seen.router)
         plan = decide(s, self._now())
         if not self._may_write():

@@ -16,10 +16,10 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
     One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a promote by hand is carried out and told: the
     right to say it is apart from the right to edit a model.
     """
-    if _weight(move.status) <= _weight(s.status):
+    rollout = move.status.rollout
+    if not in_flight(rollout) or _weight(move.status) <= _weight(s.status):
         return move
     freeze = frozen(s.rules, now)
-    rollout = move.status.rollout
     if freeze is None or rollout is None or rollout.mode == "Rollback":
         return move
     if move.status.handled_verbs != s.status.handled_verbs:
@@ -28,10 +28,10 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
 
 
 def _weight(status: ModelDeploymentStatus) -> int:
-    """Percent of the requests that the state gives to the revision in flight; a rollout that has ended gives nothing new."""
+    """Percent of the requests that the state gives to the revision in flight."""
     rollout = status.rollout
     if rollout is None or not in_flight(rollout):
-        return 100
+        return 0
     if rollout.stage in ("Promote", "Bake"):
         return 100
     if rollout.stage != "Canary" or rollout.step is None:

@@ -324,6 +324,8 @@ class Operator:
         self.reconciler = Reconciler(cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
+        if resource not in WATCHED:
+            return
         if self.deaf:
             self._missed.append((resource, event, obj))
             return

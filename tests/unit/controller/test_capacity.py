@@ -9,9 +9,10 @@ import pytest
 
 from modelrollout.api.config import Capacity as Settings
 from modelrollout.controller.capacity import Capacity, extended, fits, free_gpus, in_use
-from modelrollout.kube.client import NODE, POD, Forbidden, Listing, Object, Resource
+from modelrollout.kube.client import DEPLOYMENT, NODE, POD, Forbidden, Listing, Object, Resource
 from modelrollout.rollout.facts import Gpus
-from tests.unit.controller.fakecluster import CONFIG
+from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
+from tests.unit.rollout import builders as b
 
 GPU = "nvidia.com/gpu"
 LOOKING = CONFIG.model_copy(update={"capacity": Settings(look_at_nodes=True)})
@@ -126,3 +127,25 @@ def test_switched_off_nobody_asks() -> None:
     api = Api([node()], [])
     assert look(api, config=CONFIG) == [None, None]
     assert api.asked == 0
+
+
+def test_in_the_loop_pods_wait_for_gpus_and_are_made_when_there_are_enough() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1))
+        operator = Operator(cluster, LOOKING)
+        await operator.live()
+        assert not [r for r in cluster.requests if r == "list Node"], "nobody looks where nothing waits"
+        cluster.objects[NODE, "", "n1"] = node("n1", 1, taints=TAINT)
+        serving = {"replicas": 2, "surge": "Wait", "resources": {"limits": {GPU: 1}}}
+        cluster.user(b.spec(2, serving=serving))
+        await operator.live(6)
+        rollout = cluster.status.rollout
+        assert rollout is not None and rollout.reason == "InsufficientGPU"
+        assert rollout.message == f"the pods of the new revision need 2 {GPU}, 1 of 1 are free on the 1 nodes that fit"
+        assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)}
+        cluster.objects[NODE, "", "n1"] = node("n1", 2, taints=TAINT)
+        await operator.live(4)
+        assert b.revision_name(2) in cluster.all(DEPLOYMENT)
+
+    asyncio.run(main())

@@ -10,7 +10,7 @@ import pytest
 from modelrollout.api.policy import RolloutPolicyStatus
 from modelrollout.controller.policies import Policies
 from modelrollout.kube import cache
-from modelrollout.kube.client import DEPLOYMENT, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.client import DEPLOYMENT, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Forbidden
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -185,6 +185,22 @@ class TestInTheLoop:
             cluster._put((MODEL_DEPLOYMENT, "ns", "other"), {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": done})
             await operator.live(3)
             assert b.revision_name(2) in cluster.all(DEPLOYMENT)
+
+        asyncio.run(main())
+
+    def test_leases_that_may_not_be_read_are_told_and_nobody_slips_through(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving(b.spec(2), limits={"concurrentRollouts": 1})
+
+            def refuse(verb: str, resource: Any, name: str) -> None:
+                if resource == LEASE:
+                    raise Forbidden(403, "Forbidden", "leases is forbidden")
+
+            cluster.before = refuse
+            await operator.live(6)
+            assert cluster.status.rollout and cluster.status.rollout.reason == "ChildRefused"
+            assert "leases is forbidden" in (cluster.status.rollout.message or "")
+            assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)}
 
         asyncio.run(main())
 

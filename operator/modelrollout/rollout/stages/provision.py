@@ -62,7 +62,7 @@ def _waiting(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
     for limit in s.rules.limits:
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
-            return _in_line(s, queue, slot) if slot else Move(s.status, requeue_after=CHECK_SECONDS)
+            return _in_line(s, queue, slot) if slot else wait(s)  # the Leases cannot be read: s.refused says why
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
         if s.gpus is None:
