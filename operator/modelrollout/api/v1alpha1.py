@@ -409,7 +409,7 @@ class RevisionRef(StatusModel):
 
 
 class Counter(StatusModel):
-    """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
+    """Counts of one metric for one revision in this step: ``bad`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
     which starts at 0.
@@ -419,6 +419,10 @@ class Counter(StatusModel):
     bad: float = 0
     last: dict[str, list[float]] = Field(default_factory=dict)
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
+    spread: list[float] = Field(
+        default_factory=list,
+        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares.",
+    )
 
 
 class MetricStatus(StatusModel):
@@ -436,6 +440,13 @@ class MetricStatus(StatusModel):
         description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
+    log_evidence: float | None = Field(
+        None,
+        description=(
+            "Natural logarithm of this step's e-value against 'not worse than stable by more than the tolerance' (where only a limit is set: "
+            "'within the limit'). The counts are those above; later steps of the rollout build on it."
+        ),
+    )
 
 
 class StepStatus(StatusModel):
