@@ -97,10 +97,10 @@ def over_steps(current: N, carried: Sequence[N]) -> N:
     part is invested from step k on, and waits until then at 1. So it is an e-process of the whole rollout however many steps there are, and a
     good step takes nothing from the parts that later steps begin. The first step alone has half of it, which costs 0.7 nats.
     """
-    steps: list[N] = [*carried, current]
-    since, parts = current * 0.0, [current * 0.0 - log(len(steps) + 1)]  # what waits for later steps: the sum of 1 / (k (k + 1)) over them
-    for k in range(len(steps), 0, -1):
-        since = since + steps[k - 1]
+    k = len(carried) + 1
+    since, parts = current, [current * 0.0 - log(k + 1), current - log(k * (k + 1))]  # first, what waits for later steps: the rest of the sum
+    for k in range(len(carried), 0, -1):
+        since = since + carried[k - 1]
         parts.append(since - log(k * (k + 1)))
     return log_sum_exp(parts)
 
