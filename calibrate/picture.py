@@ -15,17 +15,17 @@ REGRESSIONS = {
     "accuracy_half": "half of the answers wrong",
 }
 HEALTHY = {
-    "no_difference": "all equal, stable at the threshold",
-    "stable_half_of_threshold": "errors equal, half of the threshold",
+    "no_difference": "bad share at the threshold",
+    "stable_half_of_threshold": "bad share half of it",
 }
 _STYLE = """
 text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1f2328}.head{font-size:16px;font-weight:600}.dim{fill:#59636e;font-size:12px}
-.value{font-size:12px;font-weight:600}.grid{stroke:#d1d9e0;stroke-width:1}.line{stroke:#59636e;stroke-width:1;stroke-dasharray:4 3}
-.ours{fill:#1a7f37}.argo{fill:#bc4c00}.flagger{fill:#8250df}.band{fill:#818b98;opacity:.08}
-@media(prefers-color-scheme:dark){text{fill:#f0f6fc}.dim{fill:#9198a1}.grid{stroke:#3d444d}.line{stroke:#9198a1}
+.value{font-size:12px;font-weight:600}.grid{stroke:#d1d9e0;stroke-width:1}
+.ours{fill:#1a7f37}.argo{fill:#bc4c00}.flagger{fill:#8250df}
+@media(prefers-color-scheme:dark){text{fill:#f0f6fc}.dim{fill:#9198a1}.grid{stroke:#3d444d}
 .ours{fill:#3fb950}.argo{fill:#f0883e}.flagger{fill:#b083f0}}
 """
-_WIDTH, _LEFT, _RIGHT = 900, 250, 850
+_WIDTH, _LEFT, _RIGHT = 900, 250, 790
 _ROW, _BAR = 21, 14
 
 
@@ -54,7 +54,8 @@ def _legend(parts: list[str], y: int) -> int:
 
 def _false_alarms(parts: list[str], values: Mapping[str, float], y: int) -> int:
     parts.append(_text(20, y + 6, "A healthy canary, watched for an hour: taken back by mistake", "head"))
-    y += 22
+    parts.append(_text(20, y + 26, "share of 10,000 simulated rollouts; the thresholds ask for a success of at least 99 %", "dim"))
+    y += 40
     top, width = y, _RIGHT - _LEFT
     rows: list[str] = []
     for scenario, label in HEALTHY.items():
@@ -63,8 +64,8 @@ def _false_alarms(parts: list[str], values: Mapping[str, float], y: int) -> int:
             for rule in RULES:
                 y += _ROW - 3
                 share = values[f"{rule}.{scenario}.{rate}.false_rollback_rate"]
-                rows += _bar(rule, y, width * share, f"{100 * share:.2g} %")
-            rows.append(_text(_LEFT - 12, group + 34, f"{rate} request{'s' if rate > 1 else ''}/s", "dim", "end"))
+                rows += _bar(rule, y, width * share, _percent(share))
+            rows.append(_text(_LEFT - 12, group + 46, f"{rate} request{'s' if rate > 1 else ''}/s", "dim", "end"))
             y += 10
         rows.append(_text(20, y - 3 * (3 * (_ROW - 3) + 10) + 14, label))
         y += 16
@@ -76,8 +77,16 @@ def _false_alarms(parts: list[str], values: Mapping[str, float], y: int) -> int:
 
 
 def _harm(parts: list[str], values: Mapping[str, float], y: int) -> int:
-    parts.append(_text(20, y + 6, "A bad canary: bad requests served until it is taken back (median; 100 requests/s, weight 20 %)", "head"))
-    y += 26
+    parts.append(_text(20, y + 6, "A bad canary: bad requests that it serves, and seconds, until it is taken back", "head"))
+    parts.append(
+        _text(
+            20,
+            y + 26,
+            "medians at 100 requests/s, weight 20 %; logarithmic. The thresholds catch these, and take the healthy ones back as well.",
+            "dim",
+        )
+    )
+    y += 40
     top, rows = y, list[str]()
 
     def place(count: float) -> float:
@@ -92,7 +101,7 @@ def _harm(parts: list[str], values: Mapping[str, float], y: int) -> int:
                 rows += _bar(rule, y, place(max(bad, 10.5)), f"{bad:.0f} in {seconds:.0f} s")
             else:
                 rows.append(_text(_LEFT + 6, y + 11, "not within 15 minutes", "value"))
-        rows.append(_text(_LEFT - 12, group + 34, label, "", "end"))
+        rows.append(_text(_LEFT - 12, group + 46, label, "", "end"))
         y += 12
     y += 16
     for count in (10, 100, 1000):
@@ -104,11 +113,14 @@ def _harm(parts: list[str], values: Mapping[str, float], y: int) -> int:
 
 def _bar(rule: str, y: float, width: float, label: str) -> list[str]:
     end = _LEFT + max(width, 2)
-    fits = end + 8 * len(label) < _WIDTH
     return [
         f'<rect class="{rule}" x="{_LEFT}" y="{y}" width="{max(width, 2):.1f}" height="{_BAR}" rx="2"/>',
-        _text(end + 6, y + 11, label, "value") if fits else _text(end - 6, y + 11, label, "value", "end"),
+        _text(end + 6, y + 11, label, "value"),
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2f} %"
 
 
 def _rule(x: float, top: float, bottom: float) -> str:
