@@ -172,7 +172,14 @@ GONE_EVENT = (
     json.dumps(
         {
             "type": "ERROR",
-            "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old resource version"},
+            "object": {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "code": 410,
+                "reason": "Expired",
+                "message": "too old resource version",
+            },
         }
     ).encode()
     + b"\n"
