@@ -174,8 +174,10 @@ def allowed(deployment: Object, revision: str) -> int:
     """The most traffic in percent that this state allows a revision."""
     status = deployment.get("status") or {}
     rollout, stable = status.get("rollout") or {}, (status.get("stable") or {}).get("revision")
-    if revision == stable or stable is None:
-        return 100  # the first revision has nobody to take traffic from
+    if revision == stable:
+        return 100
+    if stable is None:  # the first revision has nobody to take traffic from
+        return 100 if rollout.get("revision") == revision and rollout.get("stage") == "Promote" else 0
     if rollout.get("revision") != revision or rollout.get("stage") not in ("Canary", "Promote"):
         return 0
     passed = {e["index"] for e in rollout.get("history", []) if e["verdict"] == "Successful"}
