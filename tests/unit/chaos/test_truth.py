@@ -35,6 +35,9 @@ def in_flight(version: int, stage: str, *passed: int, index: int | None = None) 
     return state(version, stable={"revision": OLD}, rollout=rollout(stage, *passed, index=index))
 
 
+STABLE = state(-1, stable={"revision": OLD})
+
+
 def route(version: int, kind: str = "HTTPRoute", **split: int) -> Object:
     refs = [{"name": name.replace("_", "-"), "weight": weight} for name, weight in split.items()]
     return {"kind": kind, "metadata": about("m", version), "spec": {"rules": [{"backendRefs": refs}]}}
@@ -43,7 +46,7 @@ def route(version: int, kind: str = "HTTPRoute", **split: int) -> Object:
 def test_a_rollout_by_the_book_has_no_wrong_rise() -> None:
     states = [in_flight(1, "Canary", index=0), in_flight(3, "Canary", 0, index=1), in_flight(5, "Promote", 0, 1), state(7, stable={"revision": NEW})]
     routes = [route(0, m_old=100), route(2, m_old=70, m_new=30), route(4, m_old=40, m_new=60), route(6, m_new=100)]
-    assert truth.rises(states, routes, ()) == []
+    assert truth.rises([STABLE, *states], routes, ()) == []
 
 
 @pytest.mark.parametrize(
@@ -58,23 +61,23 @@ def test_a_rollout_by_the_book_has_no_wrong_rise() -> None:
     ],
 )
 def test_a_weight_that_nothing_allows_is_found(before: Object, weight: int, most: int) -> None:
-    [rise] = truth.rises([before], [route(0, m_old=100), route(2, m_old=100 - weight, m_new=weight)], ())
+    [rise] = truth.rises([STABLE, before], [route(0, m_old=100), route(2, m_old=100 - weight, m_new=weight)], ())
     assert (rise.revision, rise.weight) == (NEW, weight)
     assert f"{most} % were allowed" in rise.text
 
 
 def test_what_counts_is_the_state_before_the_write() -> None:
     routes = [route(0, m_old=100), route(2, m_old=70, m_new=30)]
-    assert len(truth.rises([in_flight(3, "Canary", index=0)], routes, ())) == 1
-    assert truth.rises([in_flight(1, "Canary", index=0)], routes, ()) == []
+    assert len(truth.rises([STABLE, in_flight(3, "Canary", index=0)], routes, ())) == 1
+    assert truth.rises([STABLE, in_flight(1, "Canary", index=0)], routes, ()) == []
 
 
 def test_an_override_lets_a_step_go_on_and_what_the_run_wrote_itself_is_left_out() -> None:
     skipped = in_flight(1, "Canary", index=1)
     skipped["status"]["rollout"]["step"]["override"] = "promote x at 1/2"
     routes = [route(0, m_old=100), route(2, m_old=40, m_new=60)]
-    assert truth.rises([skipped], routes, ()) == []
-    assert truth.rises([in_flight(1, "Provision")], routes, {"2"}) == []
+    assert truth.rises([STABLE, skipped], routes, ()) == []
+    assert truth.rises([STABLE, in_flight(1, "Provision")], routes, {"2"}) == []
 
 
 def conditions(*, good: bool) -> list[Object]:
