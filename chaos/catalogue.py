@@ -306,7 +306,6 @@ CATALOGUE: tuple[Fault, ...] = (
         acts=(
             Act(stage("Provision"), _restart("apiserver"), UP),
             Act(observing(1), _restart("apiserver"), UP),
-            Act(observing(0), lambda *_: None, DOWN),
         ),
     ),
     Fault("etcd-stalls", f"etcd does not answer for {STALL_SECONDS:.0f} s", acts=(Act(observing(0), _stall("etcd", STALL_SECONDS), UP),)),

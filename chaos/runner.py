@@ -98,9 +98,15 @@ class Runner:
         return trial
 
     def _undo(self, fault: Fault, trial: Trial) -> None:
-        for proxy in (self._arena.proxy, self._arena.second_proxy, self._arena.prometheus):
-            trial.tried += proxy.rule.tried
-        fault.undo(self._arena)
+        """End the fault, and count how often it was tried until then: by the rule of a proxy, by acts, or once for each rollout."""
+        arena = self._arena
+        rules = [proxy.rule for proxy in (arena.proxy, arena.second_proxy, arena.prometheus) if not isinstance(proxy.rule, PassAll)]
+        trial.tried += sum(rule.tried for rule in rules) if rules or fault.acts else len(arena.subjects)
+        for rule in rules:
+            trial.notes += rule.seen
+        if not trial.tried:
+            trial.wrong.append("the fault was never applied")
+        fault.undo(arena)
 
     def _play(self, fault: Fault, trial: Trial) -> bool:
         """Until both rollouts have ended and all acts are done. True when the fault was undone under way."""
@@ -135,10 +141,8 @@ class Runner:
             if time.monotonic() - began > fault.limit:
                 raise ChaosError(self._stuck(fault, trial, left))
             arena.recorder.wait(0.2)
-        if not fault.acts and not trial.tried:
-            trial.tried += len(arena.subjects) if isinstance(arena.proxy.rule, PassAll) else 0
         if any(left.values()) or (fault.hold is not None and not undone):
-            trial.wrong.append(f"not all of the fault was tried: {left}")
+            trial.wrong.append("not all of the fault was tried: " + ", ".join(f"{len(acts)} acts left on {name}" for name, acts in left.items()))
         return undone
 
     def _concerns(self, subject: Subject, status: dict[str, object]) -> bool:

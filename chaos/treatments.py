@@ -63,9 +63,10 @@ PASS = Treatment()
 
 
 class Rule(Protocol):
-    """Chooses the treatment of each call; ``tried`` counts the calls that were not let pass."""
+    """Chooses the treatment of each call; ``tried`` counts the calls that were not let pass, ``seen`` may name them."""
 
     tried: int
+    seen: list[str]
 
     def __call__(self, call: Call) -> Treatment: ...
 
@@ -75,6 +76,7 @@ class PassAll:
     """No fault."""
 
     tried: int = 0
+    seen: list[str] = field(default_factory=list)
 
     def __call__(self, call: Call) -> Treatment:
         return PASS
@@ -108,14 +110,15 @@ class EveryOther:
     treatment: Treatment
     chosen: Callable[[Call], bool]
     tried: int = 0
-    _seen: Counter[str] = field(default_factory=Counter)
+    seen: list[str] = field(default_factory=list)
+    _times: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, call: Call) -> Treatment:
         if call.is_watch or not self.chosen(call):
             return PASS
         key = str(call)
-        self._seen[key] += 1
-        if self._seen[key] % 2 == 0:
+        self._times[key] += 1
+        if self._times[key] % 2 == 0:
             return PASS
         self.tried += 1
         return self.treatment
@@ -128,6 +131,7 @@ class Always:
     treatment: Treatment
     chosen: Callable[[Call], bool]
     tried: int = 0
+    seen: list[str] = field(default_factory=list)
 
     def __call__(self, call: Call) -> Treatment:
         if not self.chosen(call):
