@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ def main(
             console.print(Text(f"{fault.name:24} {fault.about}"))
         return
     faults = _chosen(only)
+    for number in (signal.SIGTERM, signal.SIGINT):  # also where SIGINT was ignored, as in the background: operators and clients must end with us
+        signal.signal(number, _interrupted)
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -63,6 +66,10 @@ def main(
     console.print(Text(report.summary(trials)))
     if not report.is_right(trials):
         raise typer.Exit(1)
+
+
+def _interrupted(number: int, _: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _chosen(only: list[str] | None) -> tuple[Fault, ...]:

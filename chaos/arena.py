@@ -212,7 +212,7 @@ class Arena:
                 "model": {"uri": f"s3://{store.models}/{model.key}", **({"sha256": model.sha256} if pinned else {})},
                 "serving": {
                     "replicas": REPLICAS,
-                    "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}},
+                    "resources": {"limits": {"cpu": "2", "memory": "512Mi"}, "requests": {"cpu": "100m", "memory": "128Mi"}},
                 },
                 "traffic": {
                     "gateway": {"name": gateway.name, "namespace": gateway.namespace},
@@ -268,6 +268,16 @@ class Arena:
             if time.monotonic() > deadline:
                 raise ChaosError(f"not within {limit:.0f} s: {what}")
             self.recorder.wait(0.3)
+
+    def crashes(self) -> list[str]:
+        """Server pods whose Triton ended by itself."""
+        found = []
+        for pod in self.cluster.pods(NAMESPACE, f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"):
+            for container in (pod.get("status") or {}).get("containerStatuses", []):
+                ended = container["state"].get("terminated") or container["lastState"].get("terminated")
+                if ended and ended["exitCode"] and not pod["metadata"].get("deletionTimestamp"):
+                    found.append(f"{pod['metadata']['name']}: {container['name']} ended at {ended['finishedAt']} with exit code {ended['exitCode']}")
+        return found
 
     def is_ready(self, subject: Subject) -> bool:
         status = self.recorder.latest(subject.name).get("status") or {}

@@ -313,7 +313,11 @@ CATALOGUE: tuple[Fault, ...] = (
     _api("api-429", "every other call is answered 429 with Retry-After", lambda _: t.EveryOther(t.refused(429, retry_after=1), t.any_call)),
     _api("api-500", "every other call is answered 500", lambda _: t.EveryOther(t.refused(500), t.any_call)),
     _api("api-slow", "every call takes a second longer", lambda _: t.Always(t.Treatment(delay=1.0), t.any_call)),
-    _api("api-cut", "every other write reaches the API server, but its answer is cut off", lambda _: t.EveryOther(t.Treatment(cut=True), t.writes)),
+    _api(
+        "api-cut",
+        "every other write reaches the API server, but its answer is cut off",
+        lambda _: t.EveryOther(t.Treatment(cut=True), t.writes_but_leases),
+    ),
     _api("watch-410", "every watch ends with 410 Gone after 2 s", lambda _: t.Always(t.Treatment(end_after=2.0, gone=True), t.watches)),
     _api("watch-ends", "every watch ends after 2 s", lambda _: t.Always(t.Treatment(end_after=2.0), t.watches)),
     _api("watch-stalls", "no watch brings anything, and none ends", lambda _: t.Always(t.Treatment(stall=True), t.watches), limit=400),

@@ -33,6 +33,7 @@ class Trial:
     sent: int = 0
     failures: list[Failure] = field(default_factory=list)
     held: list[Failure] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,7 +64,7 @@ class Runner:
         self._arena.say(
             f"    tried {trial.tried} times, ended after {times or '-'}; sent {trial.sent}, failed {len(trial.failures)}, held {len(trial.held)}"
         )
-        for text in (*trial.wrong, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
+        for text in (*trial.wrong, *trial.crashes, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
             self._arena.say(f"    WRONG: {text}")
 
     def _try(self, fault: Fault) -> Trial:
@@ -199,6 +200,8 @@ class Runner:
             for failure in traffic.failures()[self._seen[subject.name] :]:
                 (trial.held if held(failure, subject.windows) else trial.failures).append(failure)
                 self._seen[subject.name] += 1
+        if trial.failures:
+            trial.crashes = self._arena.crashes()
 
     def _recover(self) -> None:
         """Back to a state from which the next fault can be tried: what is stable now is what is expected next."""

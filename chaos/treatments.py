@@ -148,6 +148,11 @@ def writes(call: Call) -> bool:
     return call.is_write
 
 
+def writes_but_leases(call: Call) -> bool:
+    """A PUT whose connection breaks is sent once more by aiohttp itself. Of two writes in a row one would always be lost, and no leader last."""
+    return call.is_write and not call.is_lease
+
+
 def watches(call: Call) -> bool:
     return call.is_watch
 
