@@ -246,7 +246,7 @@ def _emptied(status: dict[str, Any]) -> dict[str, Any]:
 
 def _nonsense(status: dict[str, Any]) -> dict[str, Any]:
     """Times that are none, and a stage without what it needs."""
-    rollout = {**status["rollout"], "since": "yesterday", "stage": "Promote", "revision": None}
+    rollout = {key: value for key, value in status["rollout"].items() if key != "revision"} | {"since": "yesterday", "stage": "Promote"}
     return {**status, "rollout": rollout, "stable": {**status["stable"], "since": "soon"}, "handledVerbs": ["x"], "lastNumber": 0}
 
 
