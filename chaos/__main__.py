@@ -62,6 +62,8 @@ def main(
     seconds = time.monotonic() - started
     (out / REPORT).write_text(json.dumps(report.as_json(trials, seconds, versions), indent=1))
     console.print(report.table(trials))
+    for line in report.apart(trials):
+        console.print(Text(line))
     say(f"the whole took {seconds / 60:.1f} minutes; {out / REPORT}")
     console.print(Text(report.summary(trials)))
     if not report.is_right(trials):

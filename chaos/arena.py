@@ -31,7 +31,7 @@ from sandbox.kube import Api
 
 NAMESPACE = "modelrollout-chaos"
 REPLICAS = 2
-RESYNC_SECONDS = 20.0  # what no event told is found after this long
+RESYNC_SECONDS = 10.0  # what no event told is found after this long
 STEPS = (30, 60)
 Say = Callable[[str], None]
 

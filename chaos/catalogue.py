@@ -13,7 +13,7 @@ from chaos import ChaosError
 from chaos import treatments as t
 from chaos.arena import NAMESPACE, REPLICAS, Arena, Subject
 from chaos.recorder import GRPC, HTTP
-from chaos.traffic import HELD_SECONDS, Window
+from chaos.traffic import KILLED, ROUTELESS, Window
 from chaos.truth import is_ready
 from demo import DemoError
 from modelrollout.api import names
@@ -21,6 +21,9 @@ from modelrollout.api import names
 Status = Mapping[str, Any]
 PAUSED_SECONDS = 22.0  # beyond the Lease's 15, so that another one leads by then
 STALL_SECONDS = 6.0
+HELD_SECONDS = 2.0  # a killed pod leaves the gateway's list within this long
+ROUTELESS_SECONDS = 2.0  # a deleted route must be back within this long
+TAKE_UP_SECONDS = 0.5  # the gateway has a new route after this long
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,17 @@ def _delete_job(arena: Arena, subject: Subject) -> None:
     _there(do)
 
 
+def _delete_route(arena: Arena, subject: Subject) -> None:
+    """Requests have nowhere to go until it is back, and are counted apart for no longer than that may take."""
+    before = {o["metadata"]["uid"] for o in arena.recorder.versions(HTTP, subject.name)}
+    start = time.time()
+    arena.kubectl("delete", HTTP, subject.name, "--wait=false")
+    deadline = time.time() + ROUTELESS_SECONDS
+    while time.time() < deadline and all(o["metadata"]["uid"] in before for o in arena.recorder.versions(HTTP, subject.name)):
+        arena.recorder.wait(0.05)
+    subject.windows.append(Window(start, time.time() + TAKE_UP_SECONDS, ROUTELESS))
+
+
 def _revert_weights(arena: Arena, subject: Subject) -> None:
     """As a Git revert or a person would: stable has everything again, in both routes."""
     split = [(arena.stable(subject), 100)]
@@ -200,7 +214,7 @@ def _kill_pod(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subjec
             raise ChaosError(f"{len(ready)} ready pods of {revision}: the fault would take the last one")
         start = time.time()
         arena.kubectl("delete", "pod", ready[0]["metadata"]["name"], "--grace-period=0", "--force", "--wait=false")
-        subject.windows.append(Window(start, time.time() + HELD_SECONDS))
+        subject.windows.append(Window(start, time.time() + HELD_SECONDS, KILLED))
 
     return do
 
@@ -340,7 +354,7 @@ CATALOGUE: tuple[Fault, ...] = (
         ),
     ),
     Fault("revision-deleted", "the ModelRevision in flight is deleted by hand", acts=(Act(stage("Prepare"), _delete("mrev", _candidate)),)),
-    Fault("route-deleted", "the HTTPRoute is deleted by hand", acts=(Act(shifting(0), _delete("httproute", _name)),)),
+    Fault("route-deleted", "the HTTPRoute is deleted by hand", acts=(Act(shifting(0), _delete_route),)),
     Fault(
         "weights-reverted",
         "the routes' weights are set back by hand",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,7 @@ def table(trials: Sequence[Trial]) -> Table:
     """A row for each fault."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column("fault")
-    for title in ("times tried", "outcome", "sent", "failed", "held by killed pods", "seconds", "operator ended"):
+    for title in ("times tried", "outcome", "sent", "failed", "counted apart", "seconds", "operator ended"):
         made.add_column(title, justify="left" if title == "outcome" else "right")
     for trial in trials:
         outcome = "right" if not trial.wrong else f"WRONG: {trial.wrong[0]}"
@@ -26,11 +27,20 @@ def table(trials: Sequence[Trial]) -> Table:
             outcome,
             str(trial.sent),
             str(len(trial.failures)),
-            str(len(trial.held)),
+            str(len(trial.apart)),
             f"{trial.ended - trial.began:.0f}",
             ends,
         )
     return made
+
+
+def apart(trials: Sequence[Trial]) -> list[str]:
+    """What was counted apart, by name."""
+    found = []
+    for trial in trials:
+        errors = Counter(f"{f.protocol} {f.error}" for f in trial.apart)
+        found += [f"counted apart in {trial.fault}: {count} requests with {error}" for error, count in errors.most_common()]
+    return found
 
 
 def is_right(trials: Sequence[Trial]) -> bool:

@@ -10,7 +10,7 @@ from chaos import ChaosError, truth
 from chaos.arena import NAMESPACE, Arena, Subject
 from chaos.catalogue import Act, Fault, observing
 from chaos.recorder import GRPC, HTTP, MDEP
-from chaos.traffic import Failure, held
+from chaos.traffic import Failure, is_apart
 from chaos.treatments import PassAll
 from demo import DemoError, diagnostics
 
@@ -32,7 +32,7 @@ class Trial:
     wrong: list[str] = field(default_factory=list)
     sent: int = 0
     failures: list[Failure] = field(default_factory=list)
-    held: list[Failure] = field(default_factory=list)
+    apart: list[Failure] = field(default_factory=list)  # failed by the fault itself
     crashes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -61,9 +61,8 @@ class Runner:
 
     def _tell(self, trial: Trial) -> None:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trial.seconds.items())
-        self._arena.say(
-            f"    tried {trial.tried} times, ended after {times or '-'}; sent {trial.sent}, failed {len(trial.failures)}, held {len(trial.held)}"
-        )
+        requests = f"sent {trial.sent}, failed {len(trial.failures)}, counted apart {len(trial.apart)}"
+        self._arena.say(f"    tried {trial.tried} times, ended after {times or '-'}; {requests}")
         for text in (*trial.wrong, *trial.crashes, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
             self._arena.say(f"    WRONG: {text}")
 
@@ -198,7 +197,7 @@ class Runner:
             trial.sent += sent - self._counted[subject.name]
             self._counted[subject.name] = sent
             for failure in traffic.failures()[self._seen[subject.name] :]:
-                (trial.held if held(failure, subject.windows) else trial.failures).append(failure)
+                (trial.apart if is_apart(failure, subject.windows) else trial.failures).append(failure)
                 self._seen[subject.name] += 1
         if trial.failures:
             trial.crashes = self._arena.crashes()

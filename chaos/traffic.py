@@ -17,16 +17,22 @@ from demo.setup import CLIENT_ACCOUNT
 
 FEEDBACK_PORT = 8080
 HTTP_SHARE = 0.7
-HELD_SECONDS = 2.0  # a killed pod leaves the gateway's list within this long
-_CONNECTION = ("HTTP 502", "HTTP 504", "ServerDisconnected", "ClientOSError", "ConnectionReset", "UNAVAILABLE")
+KILLED = ("HTTP 502", "HTTP 504", "ServerDisconnected", "ClientOSError", "ConnectionReset", "UNAVAILABLE")
+"""How a broken connection to a pod looks to a client."""
+ROUTELESS = ("HTTP 404",)
+"""How a host name without a route looks to a client."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """From the kill of a Triton pod by the fault until the gateway can no longer send anything to it; Unix times."""
+    """While the fault itself makes requests fail with one of these errors, whatever an operator does; Unix times.
+
+    From the kill of a Triton pod until the gateway can no longer send anything to it; from the deletion of a route until there is one again.
+    """
 
     start: float
     end: float
+    errors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,9 @@ class Failure:
     error: str
 
 
-def held(failure: Failure, windows: Sequence[Window]) -> bool:
-    """Whether a killed pod had it: the connection broke, and it was on its way within the window. An answer of a server is never excused."""
-    return any(word in failure.error for word in _CONNECTION) and any(
-        failure.at <= w.end and failure.at + failure.seconds >= w.start for w in windows
-    )
+def is_apart(failure: Failure, windows: Sequence[Window]) -> bool:
+    """Whether the fault itself failed the request: it was on its way within a window, and its error is one of that window's."""
+    return any(failure.at <= w.end and failure.at + failure.seconds >= w.start and any(word in failure.error for word in w.errors) for w in windows)
 
 
 class Traffic:

@@ -24,14 +24,15 @@ def test_moments() -> None:
 
 def test_the_last_line_counts_faults_not_problems() -> None:
     failure = Failure(1.0, 0.1, "http", "HTTP 404")
-    trials = [Trial("a", "x", sent=100), Trial("b", "y", wrong=["p", "q"], sent=50, failures=[failure, failure], held=[failure])]
+    trials = [Trial("a", "x", sent=100), Trial("b", "y", wrong=["p", "q"], sent=50, failures=[failure, failure], apart=[failure])]
     assert report.summary(trials) == "chaos: 2 faults, 1 wrong outcomes, 2 failed requests of 150"
     assert report.is_right(trials[:1])
     assert not report.is_right(trials)
     assert not report.is_right([Trial("c", "z", failures=[failure])])
-    assert report.is_right([Trial("c", "z", held=[failure])])
+    assert report.is_right([Trial("c", "z", apart=[failure])])
     console = Console(width=200)
     with console.capture() as captured:
         console.print(report.table(trials))
     text = captured.get()
+    assert report.apart(trials) == ["counted apart in b: 1 requests with http HTTP 404"]
     assert "WRONG: p" in text and "right" in text
