@@ -307,6 +307,33 @@ DOWN = ("down",)
 ORPHAN = "--cascade=orphan"
 
 CATALOGUE: tuple[Fault, ...] = (
+    Fault(
+        "status-emptied",
+        "status is emptied, as after a restore from a backup",
+        acts=(
+            Act(stage("Provision"), _write_status(_emptied)),
+            Act(shifting(0), _write_status(_emptied)),
+            Act(observing(1), _write_status(_emptied), UP),
+            Act(over, _write_status(_emptied)),
+        ),
+        limit=400,
+    ),
+    Fault(
+        "status-edited",
+        "status is edited into nonsense",
+        acts=(
+            Act(stage("Provision"), _write_status(_nonsense)),
+            Act(observing(0), _write_status(_lost_rollout), UP),
+            Act(shifting(0), _write_status(_lost_rollout), DOWN),
+        ),
+        limit=400,
+    ),
+    Fault("leader-killed", "the leader is killed, and the standby takes over", _second_starts, _second_ends, (Act(shifting(0), _leader_dies, UP),)),
+    Fault(
+        "leader-paused", "the leader is paused beyond its Lease, and goes on", _second_starts, _second_ends, (Act(shifting(0), _leader_pauses, UP),)
+    ),
+    Fault("two-leaders", "two operators lead at once, each with a Lease of its own", _rival_starts, _rival_ends),
+    Fault("gateway-stalls", "the gateway does not answer for 2 s", acts=(Act(observing(0), _stall("gateway", 2.0), UP),)),
     _api(
         "kill-after-each-write",
         "the operator is killed (SIGKILL) after each of its API writes in turn, before it knows the answer",
@@ -393,31 +420,4 @@ CATALOGUE: tuple[Fault, ...] = (
         ),
         limit=400,
     ),
-    Fault(
-        "status-emptied",
-        "status is emptied, as after a restore from a backup",
-        acts=(
-            Act(stage("Provision"), _write_status(_emptied)),
-            Act(shifting(0), _write_status(_emptied)),
-            Act(observing(1), _write_status(_emptied), UP),
-            Act(over, _write_status(_emptied)),
-        ),
-        limit=400,
-    ),
-    Fault(
-        "status-edited",
-        "status is edited into nonsense",
-        acts=(
-            Act(stage("Provision"), _write_status(_nonsense)),
-            Act(observing(0), _write_status(_lost_rollout), UP),
-            Act(shifting(0), _write_status(_lost_rollout), DOWN),
-        ),
-        limit=400,
-    ),
-    Fault("leader-killed", "the leader is killed, and the standby takes over", _second_starts, _second_ends, (Act(shifting(0), _leader_dies, UP),)),
-    Fault(
-        "leader-paused", "the leader is paused beyond its Lease, and goes on", _second_starts, _second_ends, (Act(shifting(0), _leader_pauses, UP),)
-    ),
-    Fault("two-leaders", "two operators lead at once, each with a Lease of its own", _rival_starts, _rival_ends),
-    Fault("gateway-stalls", "the gateway does not answer for 2 s", acts=(Act(observing(0), _stall("gateway", 2.0), UP),)),
 )
