@@ -45,7 +45,7 @@ class Subject:
     stable: str = ""  # digest
     tried: str = ""
     number: int = 0
-    own_routes: set[str] = field(default_factory=set)  # resourceVersions of the routes that the chaos run wrote
+    own: set[str] = field(default_factory=set)  # resourceVersions of routes and status that the chaos run wrote
     windows: list[Window] = field(default_factory=list)
 
     @property

@@ -181,7 +181,7 @@ def _revert_weights(arena: Arena, subject: Subject) -> None:
         refs = [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
         patch = [{"op": "replace", "path": "/spec/rules/0/backendRefs", "value": refs}]
         written = arena.kubectl("patch", kind, subject.name, "--type=json", "-p", json.dumps(patch), "-o", "json")
-        subject.own_routes.add(json.loads(written)["metadata"]["resourceVersion"])
+        subject.own.add(json.loads(written)["metadata"]["resourceVersion"])
 
 
 def _evict(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subject], None]:
@@ -245,7 +245,8 @@ def _write_status(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callabl
             live["status"] = change(live.get("status") or {})
             path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/modeldeployments/{subject.name}/status"
             try:
-                arena.kubectl("replace", "--raw", path, "-f", "-", stdin=json.dumps(live))
+                written = arena.kubectl("replace", "--raw", path, "-f", "-", stdin=json.dumps(live))
+                subject.own.add(json.loads(written)["metadata"]["resourceVersion"])
                 return
             except DemoError as e:
                 if "the object has been modified" not in str(e) or time.monotonic() > deadline:

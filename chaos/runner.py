@@ -184,7 +184,7 @@ class Runner:
             deployments = recorder.versions(MDEP, subject.name)
             for kind in (HTTP, GRPC):
                 routes = recorder.versions(kind, subject.name)
-                rose = [r for r in truth.rises(deployments, routes, subject.own_routes) if r.version > position]
+                rose = [r for r in truth.rises(deployments, routes, subject.own) if r.version > position]
                 trial.wrong += [f"{subject.name}: {r.text}" for r in rose]
             if subject.outcome == "Promoted" and not trial.wrong:
                 subject.stable = subject.tried

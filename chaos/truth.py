@@ -148,26 +148,32 @@ def weights(route: Object) -> dict[str, int]:
 
 
 def rises(deployments: Sequence[Object], routes: Sequence[Object], own: Collection[str]) -> list[Rise]:
-    """Weights that rose although the state that was written by then did not allow it.
+    """Weights that rose although the state that the operator had written by then did not allow it.
 
-    ``deployments`` and ``routes`` are all versions of one ModelDeployment and of one of its routes in order. ``own``: resourceVersions of the
-    route that the chaos run wrote itself. A revision may have what its step has, and a step may be entered when each one below it has a
-    Successful verdict or an override; all traffic when it is stable, or is being promoted with all steps passed.
+    ``deployments`` and ``routes`` are all versions of one ModelDeployment and of one of its routes in order. ``own``: resourceVersions of both that
+    the chaos run wrote itself: they are no deeds of an operator, and a pass that began before a status was emptied cannot know of it. A
+    revision may have what its step has, and a step may be entered when each one below it has a Successful verdict or an override; all traffic
+    when it is stable, or is being promoted with all steps passed.
     """
     found, before, turn = [], dict[str, int](), 0
+    states = [d for d in deployments if _version(d) not in own]
     state: Object = {}
     for route in routes:
-        version = int(route["metadata"]["resourceVersion"])
-        while turn < len(deployments) and int(deployments[turn]["metadata"]["resourceVersion"]) < version:
-            state = deployments[turn]
+        while turn < len(states) and int(_version(states[turn])) < int(_version(route)):
+            state = states[turn]
             turn += 1
         now = weights(route)
-        if route["metadata"]["resourceVersion"] not in own:
+        if _version(route) not in own:
             for revision, weight in now.items():
                 if weight > before.get(revision, 0) and weight > (most := allowed(state, revision)):
-                    found.append(Rise(route["kind"], revision, weight, version, f"{route['kind']} gave {revision} {weight} %, {most} % were allowed"))
+                    text = f"{route['kind']} gave {revision} {weight} %, {most} % were allowed"
+                    found.append(Rise(route["kind"], revision, weight, int(_version(route)), text))
         before = now
     return found
+
+
+def _version(o: Object) -> str:
+    return str(o["metadata"]["resourceVersion"])
 
 
 def allowed(deployment: Object, revision: str) -> int:

@@ -174,3 +174,10 @@ def test_an_end_is_that_of_the_version_that_was_applied_last() -> None:
         other["status"]["rollout"] |= change
         assert not truth.ended(other, PROMOTED)
     assert not truth.ended(state(1), PROMOTED)
+
+
+def test_a_status_that_the_run_emptied_is_no_state_of_the_operator() -> None:
+    states = [STABLE, in_flight(1, "Canary", index=0), state(2)]
+    routes = [route(0, m_old=100), route(3, m_old=70, m_new=30)]
+    assert truth.rises(states, routes, {"2"}) == []
+    assert len(truth.rises(states, routes, ())) == 1
