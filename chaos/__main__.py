@@ -15,7 +15,7 @@ from rich.text import Text
 from chaos import ChaosError, report
 from chaos.arena import Arena
 from chaos.catalogue import CATALOGUE, Fault
-from chaos.runner import Runner
+from chaos.runner import Runner, Trial
 from demo import DemoError, target
 from demo.cluster import Cluster
 from sandbox.cluster import SandboxError
@@ -50,12 +50,17 @@ def main(
 
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).unlink(missing_ok=True)
+    trials: list[Trial] = []
+    versions: dict[str, str] = {}
     try:
         where = target.sandbox(None, None)
         with Arena(Cluster(where), out, say, rate) as arena:
             runner = Runner(arena)
-            trials = runner.run(faults)
             versions = runner.versions()
+            for trial in runner.run(faults):
+                trials.append(trial)
+    except KeyboardInterrupt:  # what was tried until then is told all the same
+        say("interrupted")
     except (ChaosError, DemoError, SandboxError) as e:
         typer.echo(f"chaos: {e}", err=True)
         raise typer.Exit(1) from e
@@ -66,7 +71,7 @@ def main(
         console.print(Text(line))
     say(f"the whole took {seconds / 60:.1f} minutes; {out / REPORT}")
     console.print(Text(report.summary(trials)))
-    if not report.is_right(trials):
+    if not report.is_right(trials) or len(trials) < len(faults):
         raise typer.Exit(1)
 
 

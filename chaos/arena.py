@@ -269,16 +269,6 @@ class Arena:
                 raise ChaosError(f"not within {limit:.0f} s: {what}")
             self.recorder.wait(0.3)
 
-    def crashes(self) -> list[str]:
-        """Server pods whose Triton ended by itself."""
-        found = []
-        for pod in self.cluster.pods(NAMESPACE, f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"):
-            for container in (pod.get("status") or {}).get("containerStatuses", []):
-                ended = container["state"].get("terminated") or container["lastState"].get("terminated")
-                if ended and ended["exitCode"] and not pod["metadata"].get("deletionTimestamp"):
-                    found.append(f"{pod['metadata']['name']}: {container['name']} ended at {ended['finishedAt']} with exit code {ended['exitCode']}")
-        return found
-
     def is_ready(self, subject: Subject) -> bool:
         status = self.recorder.latest(subject.name).get("status") or {}
         return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))

@@ -1,4 +1,4 @@
-"""What really happened: every version of the ModelDeployments and routes of a namespace, straight from the API server."""
+"""What really happened: every version of the ModelDeployments, routes and pods of a namespace, straight from the API server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelrollout.api import names
 from sandbox.kube import Api
 
 Object = dict[str, Any]
-MDEP, HTTP, GRPC = "ModelDeployment", "HTTPRoute", "GRPCRoute"
+MDEP, HTTP, GRPC, POD = "ModelDeployment", "HTTPRoute", "GRPCRoute", "Pod"
 
 
 class Recorder:
@@ -24,6 +24,7 @@ class Recorder:
             MDEP: f"/apis/{names.API_VERSION}/namespaces/{namespace}/modeldeployments",
             HTTP: f"/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes",
             GRPC: f"/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/grpcroutes",
+            POD: f"/api/v1/namespaces/{namespace}/pods",
         }
         self._versions: dict[str, dict[int, Object]] = {kind: {} for kind in self._paths}
         self._changed = threading.Condition()
@@ -46,6 +47,20 @@ class Recorder:
         """The ModelDeployment as last seen; empty before it is."""
         found = self.versions(MDEP, name)
         return found[-1] if found else {}
+
+    def crashes(self, since: int) -> list[str]:
+        """Server containers that ended badly beyond that resourceVersion, in pods that nobody had deleted."""
+        with self._changed:
+            pods = [o for version, o in sorted(self._versions[POD].items()) if version > since and not o["metadata"].get("deletionTimestamp")]
+        found: dict[str, None] = {}  # in order, each once
+        for pod in pods:
+            for container in (pod.get("status") or {}).get("containerStatuses") or []:
+                ended = (container.get("state") or {}).get("terminated") or {}
+                if ended.get("exitCode"):
+                    found[f"{container['name']} of {pod['metadata']['name']} ended at {ended['finishedAt']} with exit code {ended['exitCode']}"] = (
+                        None
+                    )
+        return list(found)
 
     def position(self) -> int:
         """The newest resourceVersion seen."""

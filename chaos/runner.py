@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chaos import ChaosError, truth
@@ -45,14 +45,12 @@ class Runner:
         self._counted = {name: traffic.sent() for name, traffic in arena.traffic.items()}
         self._seen = dict.fromkeys(arena.traffic, 0)  # failures
 
-    def run(self, faults: Sequence[Fault]) -> list[Trial]:
-        done = []
+    def run(self, faults: Sequence[Fault]) -> Iterator[Trial]:
         for number, fault in enumerate(faults, 1):
             self._arena.say(f"{number}/{len(faults)} {fault.name}: {fault.about}")
             trial = self._try(fault)
-            done.append(trial)
             self._tell(trial)
-        return done
+            yield trial
 
     def versions(self) -> dict[str, str]:
         """Of the parts of the sandbox."""
@@ -63,8 +61,10 @@ class Runner:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trial.seconds.items())
         requests = f"sent {trial.sent}, failed {len(trial.failures)}, counted apart {len(trial.apart)}"
         self._arena.say(f"    tried {trial.tried} times, ended after {times or '-'}; {requests}")
-        for text in (*trial.wrong, *trial.crashes, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
+        for text in (*trial.wrong, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
             self._arena.say(f"    WRONG: {text}")
+        for text in trial.crashes:
+            self._arena.say(f"    nobody killed it: {text}")
 
     def _try(self, fault: Fault) -> Trial:
         arena = self._arena
@@ -93,6 +93,7 @@ class Runner:
         if trial.wrong:
             diagnostics.dump(arena.cluster, arena.folder / "diagnostics" / fault.name, arena.say, NAMESPACE)
             self._recover()
+        trial.crashes = arena.recorder.crashes(position)
         trial.ended = time.time()
         self._count(trial)
         return trial
@@ -199,8 +200,6 @@ class Runner:
             for failure in traffic.failures()[self._seen[subject.name] :]:
                 (trial.apart if is_apart(failure, subject.windows) else trial.failures).append(failure)
                 self._seen[subject.name] += 1
-        if trial.failures:
-            trial.crashes = self._arena.crashes()
 
     def _recover(self) -> None:
         """Back to a state from which the next fault can be tried: what is stable now is what is expected next."""
