@@ -116,8 +116,10 @@ def _prometheus(name: str, about: str, treatment: t.Treatment) -> Fault:
 
 def _restart(part: str) -> Callable[[Arena, Subject], None]:
     def do(arena: Arena, subject: Subject) -> None:
-        arena.stop_part(part)
-        arena.start_part(part)
+        try:
+            arena.stop_part(part)
+        finally:  # also when the run is interrupted
+            arena.start_part(part)
 
     return do
 
@@ -125,8 +127,10 @@ def _restart(part: str) -> Callable[[Arena, Subject], None]:
 def _stall(part: str, seconds: float) -> Callable[[Arena, Subject], None]:
     def do(arena: Arena, subject: Subject) -> None:
         arena.signal_part(part, signal.SIGSTOP)
-        time.sleep(seconds)
-        arena.signal_part(part, signal.SIGCONT)
+        try:
+            time.sleep(seconds)
+        finally:
+            arena.signal_part(part, signal.SIGCONT)
 
     return do
 
