@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,10 @@ class ChildRefused(KubeError):
     """A child that cannot be written as the spec is: quota, admission, a store that is not allowed, a name that is taken. It is told in status."""
 
 
+class NotLeading(KubeError):
+    """The lease went to another replica since this pass began: nothing that it has decided may be written any more."""
+
+
 @dataclass(frozen=True)
 class Actor:
     """Carries out ``Desired``."""
@@ -60,6 +64,7 @@ class Actor:
     kube: Kube
     store: Store
     config: OperatorConfig
+    may_write: Callable[[], bool]
 
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
@@ -157,6 +162,11 @@ class Actor:
         against = (stable.revision, stable.number) if stable else None
         return [jobs.evaluate_job(owner, s.name, number, name, golden, against, model, serving, self.config)]
 
+    def _fence(self) -> None:
+        """A process that was stopped in mid-pass (SIGSTOP, a frozen machine) goes on where it was, perhaps long after its lease ended."""
+        if not self.may_write():
+            raise NotLeading(0, "NotLeading", "another replica leads")
+
     async def _match(self, seen: Seen, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = RESOURCES[kind]
@@ -171,6 +181,7 @@ class Actor:
 
     async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
         uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
+        self._fence()
         try:
             answer = await self.kube.apply(resource, obj, uid=uid, resource_version=version)
         except Conflict:
@@ -184,6 +195,7 @@ class Actor:
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
         name = obj["metadata"]["name"]
+        self._fence()
         try:
             answer = await self.kube.create(resource, obj)
         except AlreadyExists as e:
@@ -226,6 +238,7 @@ class Actor:
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
         metadata = live["metadata"]
+        self._fence()
         try:
             await self.kube.delete(resource, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         except NotFound:
@@ -246,6 +259,7 @@ class Actor:
         if before is None:
             return False
         live = before
+        self._fence()
         try:
             mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
             if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:

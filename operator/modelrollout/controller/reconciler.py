@@ -56,7 +56,7 @@ class Reconciler:
         self._assessor, self._reporter, self._admission = assessor, reporter, admission
         self._now, self._may_write, self._looking_since = now, may_write, looking_since
         self._features = GatewayFeatures(kube)
-        self._actor = Actor(kube, store, config)
+        self._actor = Actor(kube, store, config, may_write)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
 

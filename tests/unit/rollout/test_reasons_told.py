@@ -22,7 +22,7 @@ NO_REASONS = {
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
     *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
     "OnTime",  # in the timeline of modelrollout analyze
-    "StaleRead",  # of a Conflict that is only tried again
+    *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
 }
 
 
