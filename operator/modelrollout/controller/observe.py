@@ -222,6 +222,12 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
+    training = next((i for i, step in enumerate(spec.optimization.steps) if step.trains), None)
+    if training is not None and config.images.trainer is None:
+        field = f"spec.optimization.steps[{training}].{spec.optimization.steps[training].chosen()[0]}.training"
+        return Problem(
+            "TrainerMissing", f"{field}: this operator has no image that trains; set trainer.image in the chart's values, or leave the step out"
+        )
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -242,8 +248,7 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     found = [("spec.model.uri", spec.model.uri)]
     for i, step in enumerate(spec.optimization.steps):
-        if step.int8 and step.int8.calibration:
-            found.append((f"spec.optimization.steps[{i}].int8.calibration.uri", step.int8.calibration.uri))
+        found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
     if spec.optimization.gate:
         found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
     if spec.rollout.analysis.golden:
