@@ -195,7 +195,8 @@ class HalfPrecision(ApiModel):
 
     type: Literal["Float16", "BFloat16"] = Field(
         "Float16",
-        description="Float16 also computes in 16 bit, which is faster on GPUs. BFloat16 keeps float32's range with fewer digits and computes in float32.",
+        description="Float16 also computes in 16 bit, which is faster on GPUs. BFloat16 keeps float32's range with fewer digits; it "
+        "computes in float32.",
     )
 
 

@@ -59,8 +59,6 @@ def tools(step: Step, where: str) -> dict[str, str]:
             names: tuple[str, ...] = ()
         case PruneStep() | DistillStep():
             names = _TRAINING
-        case GraphStep():
-            names = ("onnxslim",)
         case Int4Step():
             names = ("onnx_ir",)
         case _:

@@ -20,7 +20,7 @@ SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
 
 
 def int8(step: Int8Step, work: Work) -> dict[str, Any]:
-    """Quantize; with ``leave_out: BySensitivity`` leave the worst nodes out, one by one, until the calibration data shows no larger loss than allowed.
+    """Quantize; by sensitivity leave the worst nodes out, one by one, until the calibration data shows no larger loss than allowed.
 
     Raises JobError: AlreadyQuantized, OpsetTooOld, NothingToQuantize, QuantizationFailed.
     """

@@ -5,7 +5,7 @@ The order of the samples comes from a fixed seed, so that the same inputs give t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,8 +66,8 @@ def fit(
     def step(weights: Parameters, state: Any, batch: dict[str, Any]) -> tuple[Parameters, Any, Any]:
         value, gradients = jax.value_and_grad(partial(_loss, network, soft))(weights, batch)
         updates, state = optimizer.update(gradients, state, weights)
-        weights = optax.apply_updates(weights, updates)
-        return {name: w * kept[name] if name in kept else w for name, w in weights.items()}, state, value
+        moved: Any = optax.apply_updates(weights, updates)
+        return {name: w * kept[name] if name in kept else w for name, w in moved.items()}, state, value
 
     losses: list[float] = []
     rng = np.random.default_rng(SEED)
@@ -101,5 +101,3 @@ def _loss(network: Network, soft: Soft | None, weights: Parameters, batch: dict[
         targets = jax.nn.softmax(batch["scores"] / soft.temperature)
         loss += (1 - hard_share) * soft.temperature**2 * optax.softmax_cross_entropy(logits / soft.temperature, targets).mean()
     return loss
-
-

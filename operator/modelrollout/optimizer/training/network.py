@@ -66,9 +66,7 @@ class Network:
         self.logits = self._logits()
         self._nodes = self._needed()
         known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        trained = {
-            node.input[i] for node in self._nodes for i in _WEIGHTS.get(node.op_type, ()) if i < len(node.input) and node.input[i] in known
-        }
+        trained = {node.input[i] for node in self._nodes for i in _WEIGHTS.get(node.op_type, ()) if i < len(node.input) and node.input[i] in known}
         self.weights = {name: known[name] for name in sorted(trained) if known[name].dtype == np.float32}
         self._constants = {name: value for name, value in known.items() if name not in self.weights}
         if not self.weights:
@@ -76,7 +74,7 @@ class Network:
         self._compare(part, outputs[index])
 
     def _logits(self) -> str:
-        name = self.scores
+        name: str = self.scores
         while (node := self._made.get(name)) is not None and node.op_type in _TO_SCORES:
             name = node.input[0]
         return name
@@ -88,7 +86,7 @@ class Network:
             if wanted.intersection(node.output):
                 kept.append(node)
                 wanted.update(node.input)
-        unknown = sorted({n.op_type for n in kept if n.op_type not in OPERATORS and n.op_type != "Constant" or n.domain not in ("", "ai.onnx")})
+        unknown = sorted({n.op_type for n in kept if n.op_type not in {*OPERATORS, "Constant"} or n.domain not in ("", "ai.onnx")})
         if unknown:
             raise bad_input(
                 "TrainingUnsupported",

@@ -121,7 +121,13 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Sqrt": jnp.sqrt,
     "Tanh": jnp.tanh,
 }
-OPERATORS.update({name: (lambda function: lambda _, x: function(x))(function) for name, function in _UNARY.items()})
+
+
+def _unary(function: Callable[[Any], Any]) -> Operator:
+    return lambda _, x: function(x)
+
+
+OPERATORS |= {name: _unary(function) for name, function in _UNARY.items()}
 
 
 def _same(_: Attributes, x: Any, *rest: Any) -> Any:
