@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-PACKAGES := -p modelrollout -p sandbox -p demo
+PACKAGES := -p modelrollout -p sandbox -p demo -p bench
 
 .PHONY: help
 help: ## List what can be done
@@ -52,10 +52,14 @@ else
 	$(WITH_SANDBOX) $(PYTEST) tests/e2e
 endif
 
+.PHONY: bench-optimizer
+bench-optimizer: venv ## Every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency (trains once, then cached)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, layer contracts, generated files current
-	$(BIN)/ruff check operator sandbox demo tests
-	$(BIN)/ruff format --check operator sandbox demo tests
+	$(BIN)/ruff check operator sandbox demo bench tests
+	$(BIN)/ruff format --check operator sandbox demo bench tests
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
 	$(BIN)/python -m modelrollout.crdgen --check

@@ -76,3 +76,32 @@ def mlp(path: Path) -> None:
         x = graph.node("Relu", [graph.dense(x, sizes)])
     graph.dense(x, (1024, CLASSES))
     graph.save(["batch", PIXELS], path)
+
+
+def tree_inputs(features: int) -> list[tuple[str, Any]]:
+    """What skl2onnx wants to know of the trees' input."""
+    from skl2onnx.common import data_types
+
+    kinds: Any = data_types  # it has no types
+    return [(INPUT, kinds.FloatTensorType([None, features]))]
+
+
+def student_of_trees(path: Path, features: int) -> None:
+    """A small perceptron with the face of a scikit-learn classifier: classes and probabilities."""
+    graph = _Graph(seed=3)
+    x = graph.node("Relu", [graph.dense(INPUT, (features, 64))])
+    scores = graph.node("Softmax", [graph.dense(x, (64, CLASSES))])
+    graph.nodes[-1].output[0] = scores = "probabilities"
+    graph.nodes.append(helper.make_node("ArgMax", [scores], ["label"], axis=1, keepdims=0))
+    made = helper.make_graph(
+        graph.nodes,
+        "student",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", features])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
+        ],
+        graph.weights,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="bench")
+    path.write_bytes(model.SerializeToString(deterministic=True))
