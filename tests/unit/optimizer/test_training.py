@@ -48,14 +48,14 @@ def _one(kind: str, *more: str, **attributes: object) -> Callable[[Builder, str]
     return lambda b, x: b.node(kind, x, *more, **attributes)
 
 
-UNARY = ("Abs", "Neg", "Erf", "Exp", "Softplus", "Softsign", "HardSigmoid", "Selu", "Mish", "Identity", "Dropout", "LogSoftmax")
+UNARY = ("Abs", "Neg", "Erf", "Exp", "Softplus", "Softsign", "HardSigmoid", "Selu", "Identity", "Dropout", "LogSoftmax")
 SHAPED: dict[str, Callable[[Builder, str], str]] = {
     "transpose": _one("Transpose", perm=[0, 2, 3, 1]),
     "pool as same": _one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     "pool with its padding": _one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     "pool without its padding": _one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     "global maximum": _one("GlobalMaxPool"),
-    "strided and dilated": lambda b, x: b.node("Conv", x, b.constant(8, 6, 3, 3), strides=[2, 2], dilations=[2, 2], auto_pad="SAME_LOWER"),
+    "strided and dilated": lambda b, x: b.node("Conv", x, b.constant(8, 6, 3, 3), strides=[2, 2], dilations=[2, 2], pads=[2, 1, 2, 1]),
     "grouped": lambda b, x: b.node("Conv", x, b.constant(8, 3, 3, 3), group=2),
     "slope for each channel": lambda b, x: b.node("PRelu", x, b.constant(6, 1, 1)),
     "layer norm": lambda b, x: b.node("LayerNormalization", x, b.constant(SIDE), b.constant(SIDE)),
@@ -129,7 +129,7 @@ def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
 def test_a_rate_that_is_far_too_high_is_said(tmp_path: Path) -> None:
     network = Network(save(residual(), tmp_path), images(8).inputs, "f")
     with pytest.raises(JobError) as error:
-        fit(network, images(256), Recipe(2, 1e30, 32), "f", lambda *_: None)
+        fit(network, images(256), Recipe(2, 3e38, 32), "f", lambda *_: None)
     assert error.value.reason == "TrainingDiverged"
 
 
@@ -183,4 +183,10 @@ def test_probabilities_teach_as_logits_do(tmp_path: Path, teacher: Path) -> None
     logits = save(bare, tmp_path, "logits.onnx")
     data = images(64)
     one, two = (teacher_scores(path, check(path), data, work(path)) for path in (teacher, logits))
-    assert np.allclose(one - one.mean(1, keepdims=True), two - two.mean(1, keepdims=True), atol=1e-2)
+
+    def softened(scores: np.ndarray) -> np.ndarray:
+        powers = np.exp((scores - scores.max(1, keepdims=True)) / 4)
+        return powers / powers.sum(1, keepdims=True)
+
+    assert one.max() <= 0 < two.max()
+    assert np.allclose(softened(one), softened(two), atol=0.01)
