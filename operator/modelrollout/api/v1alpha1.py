@@ -237,9 +237,10 @@ class OptimizationStep(ApiModel):
         return dict(_sources(step, f"{kind}."))
 
     @property
-    def trains(self) -> bool:
-        """Whether the Job needs a framework for training."""
-        return getattr(self.chosen()[1], "training", None) is not None
+    def needs_trainer(self) -> bool:
+        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on."""
+        kind, step = self.chosen()
+        return kind == "int4" or getattr(step, "training", None) is not None
 
 
 def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFile]]:

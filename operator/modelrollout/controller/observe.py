@@ -222,11 +222,12 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
-    training = next((i for i, step in enumerate(spec.optimization.steps) if step.trains), None)
-    if training is not None and config.images.trainer is None:
-        field = f"spec.optimization.steps[{training}].{spec.optimization.steps[training].chosen()[0]}.training"
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    if heavy is not None and config.images.trainer is None:
+        field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
         return Problem(
-            "TrainerMissing", f"{field}: this operator has no image that trains; set trainer.image in the chart's values, or leave the step out"
+            "TrainerMissing",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
         )
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:

@@ -217,7 +217,7 @@ def prepare_job(
         seconds(optimization.timeout),
         serving,
         config,
-        config.images.trainer if any(step.trains for step in optimization.steps) else None,
+        config.images.trainer if any(step.needs_trainer for step in optimization.steps) else None,
     )
 
 

@@ -18,7 +18,7 @@ from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_outpu
 from modelrollout.optimizer.steps.prune import narrowed
 from modelrollout.optimizer.steps.work import Work
 
-_LEAST = 1e-9  # of a probability, before its logarithm
+_LEAST = 1e-30  # of a probability, before its logarithm
 
 
 def distill(step: DistillStep, work: Work) -> dict[str, Any]:
