@@ -95,6 +95,7 @@ capabilities: {drop: [ALL]}
   "gatewayMetrics" $gateway
   "images" $images
   "drain" .Values.drain
+  "shadow" .Values.shadow
   "namespaces" .Values.namespaces
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds
@@ -128,6 +129,11 @@ capabilities: {drop: [ALL]}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes, grpcroutes]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.shadow.traefik }}
+- apiGroups: [traefik.io]
+  resources: [traefikservices]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]

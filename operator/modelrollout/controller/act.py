@@ -24,6 +24,7 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD_DISRUPTION_BUDGET,
     SERVICE,
+    TRAEFIK_SERVICE,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -41,12 +42,14 @@ from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
 
 log = logging.getLogger(__name__)
 
-RESOURCES: Mapping[str, Resource] = {r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)}
+RESOURCES: Mapping[str, Resource] = {
+    r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
+}
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
-_PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind)
+_PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
 _EXACT = frozenset({"selector", "matchLabels"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
-_GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind)
+_GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 
 
 class ChildRefused(KubeError):
@@ -257,6 +260,8 @@ def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
 
 def _as_before(route: Object, live: Object | None) -> Object | None:
     """A route whose host names or gateway are refused: it stays where it was, and only its weights follow."""
+    if route["kind"] not in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
+        return route
     if live is None:
         return None
     kept = {key: live["spec"].get(key) for key in ("parentRefs", "hostnames")}

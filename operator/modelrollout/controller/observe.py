@@ -30,8 +30,10 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed
 from modelrollout.resources.server import fetched_artifact
 from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.rebuild import sound
+from modelrollout.traffic.features import GatewayFacts
+from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
 
 
@@ -45,8 +47,13 @@ class Seen:
     router: Router | None
 
 
-def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Seen | None:
-    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children)."""
+def observe(
+    store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str], gateway: GatewayFacts | Problem | None = None
+) -> Seen | None:
+    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
+
+    ``gateway``: what is known of its Gateway (``controller.gateways``), read only where the spec needs it.
+    """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
         return None
@@ -72,16 +79,36 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
     if spec is None:
         return Seen(deployment, by_name, snapshot, None)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
+    snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds) or snapshot.mirror.problem)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
     router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
+    if snapshot.gateway:
+        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
+        snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router)
+
+
+def gateway_to_ask(deployment: Object) -> tuple[str, str] | None:
+    """Namespace and name of the Gateway whose features this spec needs to know; None where it needs none. Of a spec as it is stored."""
+    spec = deployment.get("spec") or {}
+    gateway = (spec.get("traffic") or {}).get("gateway")
+    if not gateway or not (spec.get("rollout") or {}).get("shadow"):
+        return None
+    return gateway.get("namespace") or deployment["metadata"]["namespace"], gateway["name"]
+
+
+def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
+    if spec.rollout.shadow is None:
+        return MirrorFacts()
+    way = way_of(spec, gateway, config)
+    return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
 
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
@@ -167,7 +194,8 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         status = o.get("status") or {}
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
-        own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
+        selector = o["spec"]["selector"]["matchLabels"]
+        own = [p for p in pods if selector.items() <= (p["metadata"].get("labels") or {}).items()]
         found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
     return found
 

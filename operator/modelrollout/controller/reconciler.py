@@ -12,11 +12,13 @@ from typing import Protocol
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.act import Actor, ChildRefused
-from modelrollout.controller.observe import Seen, observe
+from modelrollout.controller.gateways import Gateways
+from modelrollout.controller.observe import Seen, gateway_to_ask, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
+from modelrollout.traffic.features import GatewayFacts
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,14 @@ class Reconciler:
         self._assessor, self._reporter = assessor, reporter
         self._now, self._may_write = now, may_write
         self._actor = Actor(kube, store, config)
+        self._gateways = Gateways(kube)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment; answers in how many seconds to look again (0 at once), None to wait for an event."""
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
-        seen = observe(self._store, key, self._config, kinds)
+        seen = observe(self._store, key, self._config, kinds, await self._gateway(key))
         if seen is None:
             self._refused.pop(key, None)
             return None
@@ -84,8 +87,17 @@ class Reconciler:
         told = self._refused.pop(key, None) is not None
         return 0.0 if wrote or told else plan.requeue_after
 
+    async def _gateway(self, key: Key) -> GatewayFacts | Problem | None:
+        """What the Gateway can do, if this spec needs to know."""
+        deployment = self._store.get(MODEL_DEPLOYMENT, *key)
+        asked = gateway_to_ask(deployment) if deployment else None
+        return await self._gateways.facts(*asked) if asked else None
+
     async def _measured(self, s: Snapshot) -> Snapshot:
         rollout = s.status.rollout
+        if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
+            mirrored = rollout.shadow.phase == "Observing" or (rollout.shadow.phase == "Mirroring" and s.traffic.taken_up)
+            return replace(s, assessment=await self._assessor.assess(s)) if mirrored else s
         if rollout is None or rollout.stage != "Canary" or rollout.step is None or s.spec is None:
             return s
         if rollout.step.phase == "Shifting" and not s.traffic.taken_up:
@@ -115,5 +127,6 @@ def _describe(status: ModelDeploymentStatus) -> str:
     rollout = status.rollout
     if rollout is None:
         return status.phase
-    words = [rollout.stage, f"step {status.step}" if status.step else "", rollout.step.phase if rollout.step else "", rollout.reason or ""]
+    phase = rollout.step.phase if rollout.step else rollout.shadow.phase if rollout.stage == "Shadow" and rollout.shadow else ""
+    words = [rollout.stage, f"step {status.step}" if status.step else "", phase, rollout.reason or ""]
     return f"{status.phase}: {' '.join(w for w in words if w)}"

@@ -85,7 +85,7 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
     if same:
         return None
     message = f"spec (generation {s.generation}) asks for another version"
-    end = revert if rollout.stage == "Canary" else fail
+    end = revert if rollout.stage in ("Shadow", "Canary") else fail
     return Move(end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),))
 
 

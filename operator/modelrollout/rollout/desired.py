@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus
 from modelrollout.rollout.facts import SERVED, Desired, NewRevision, Revision, Snapshot, Split, in_flight, rollout_id
 
 ALL_REVISIONS = "*"
-_SERVING_STAGES = ("Provision", "Evaluate", "Canary", "Promote", "Revert")
+_SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Revert")
 
 
 def desired(s: Snapshot) -> Desired:
@@ -164,6 +164,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "message": (rollout.message or "") if ended or rollout.stage == "Revert" else "",
             "artifact": artifact,
             "evaluation": evaluation,
+            "shadow": _without_counters(rollout.shadow.metric) if rollout.shadow and rollout.shadow.metric else old.shadow,
             "steps": rollout.history or old.steps,
             "stages": dict(rollout.stages) if ended else old.stages,
             "started": rollout.started,
@@ -173,6 +174,11 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "p99": f"{evaluation.latency_p99_ms:.1f}ms" if evaluation and evaluation.latency_p99_ms is not None else old.p99,
         }
     )
+
+
+def _without_counters(metric: MetricStatus) -> MetricStatus:
+    counted = metric.canary.model_copy(update={"last": {}, "scraped": None}) if metric.canary else None
+    return metric.model_copy(update={"canary": counted, "stable": None})
 
 
 def _accuracy(rollout: RolloutStatus, old: ModelRevisionStatus) -> str | None:

@@ -16,6 +16,7 @@ from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     EvaluationEvidence,
     MetricStatus,
+    MirrorWay,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
@@ -130,8 +131,17 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class MirrorFacts:
+    """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would take up the mirror that was made."""
+
+    way: MirrorWay | None = None
+    problem: Problem | None = None
+    tried: Traffic = Traffic()
+
+
+@dataclass(frozen=True)
 class Assessment:
-    """The verdict on the present canary step with the metrics behind it."""
+    """The verdict on the shadow or on the present canary step with the metrics behind it."""
 
     verdict: VerdictName
     reason: str
@@ -152,6 +162,7 @@ class Snapshot:
     work: Work = Work()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
+    mirror: MirrorFacts = MirrorFacts()
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()

@@ -12,7 +12,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, Rollou
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
-_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
+_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -35,12 +35,16 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     times = [rollout.since, rollout.started]
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if rollout.shadow is not None:
+        times += [rollout.shadow.since, *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None)]
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
     if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
         return False
-    if rollout.stage in ("Canary", "Revert") and status.stable is None:
+    if rollout.stage in ("Shadow", "Canary", "Revert") and status.stable is None:
+        return False
+    if rollout.stage == "Shadow" and rollout.shadow is None:
         return False
     if rollout.stage == "Canary" and step is None:
         return False

@@ -9,7 +9,8 @@ from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
-from modelrollout.rollout.transitions import allocate, begin, fail, pin, record, revert
+from modelrollout.rollout.stages.onward import in_shadow
+from modelrollout.rollout.transitions import SHADOW_STEP, allocate, begin, fail, pin, record, revert
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
@@ -51,6 +52,8 @@ _Answer = tuple[str | None, Move | None]
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     rollout = s.status.rollout
+    if rollout is not None and rollout.stage == "Shadow" and rollout.revision == verb.revision:
+        return _past_shadow(s, verb, now)
     if rollout is None or rollout.stage != "Canary" or rollout.step is None or rollout.revision != verb.revision:
         return f"{verb.revision} is not in a canary step", None
     assert s.spec is not None
@@ -66,6 +69,17 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     )
 
 
+def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    rollout = s.status.rollout
+    assert rollout is not None and rollout.shadow is not None
+    if verb.step != SHADOW_STEP:
+        return f"it means step {verb.step or '(none)'}, the rollout is in {SHADOW_STEP}", None
+    if rollout.shadow.phase == "Leaving":
+        return "the shadow has ended already", None
+    left = in_shadow(s.status, "Leaving", now, override=f"promote {verb.nonce[:64]} at {SHADOW_STEP}")
+    return None, Move(left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand"),))
+
+
 def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     rollout = s.status.rollout
     if rollout is None or not in_flight(rollout) or (verb.revision and rollout.revision != verb.revision):
@@ -78,7 +92,7 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Move:
     rollout = s.status.rollout
     assert rollout is not None
-    end = revert if rollout.stage in ("Canary", "Promote") and s.status.stable else fail
+    end = revert if rollout.stage in ("Shadow", "Canary", "Promote") and s.status.stable else fail
     return Move(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 

@@ -43,10 +43,10 @@ class GatewayRouter:
             route = next((o for (k, _), o in seen.items() if k == kind), None)
             if route is None or weights(route) != dict(split):
                 return Traffic(False, f"{kind} is not written yet")
-            problem = _refused(kind, route)
+            problem = refusal_of(kind, route)
             if problem is not None:
                 return Traffic(False, problem.message, problem)
-            if not _accepted(route):
+            if not accepted(route):
                 return Traffic(False, f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet")
         return Traffic(True)
 
@@ -61,14 +61,15 @@ def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
     return [c for parent in (route.get("status") or {}).get("parents") or [] for c in parent.get("conditions") or []]
 
 
-def _accepted(route: Object) -> bool:
+def accepted(route: Object) -> bool:
     """Accepted and ResolvedRefs are True for the present generation."""
     generation = route["metadata"].get("generation", 0)
     true = {c["type"] for c in _conditions(route) if c["status"] == "True" and c.get("observedGeneration", 0) >= generation}
     return {"Accepted", "ResolvedRefs"} <= true
 
 
-def _refused(kind: str, route: Object) -> Problem | None:
+def refusal_of(kind: str, route: Object) -> Problem | None:
+    """What the gateway has against the route's present generation."""
     generation = route["metadata"].get("generation", 0)
     for c in _conditions(route):
         if c["type"] in ("Accepted", "ResolvedRefs") and c["status"] == "False" and c.get("observedGeneration", 0) >= generation:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from modelrollout.analysis.counters import fold
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.queries import Query, Target, bounds_query, build
+from modelrollout.analysis.queries import Query, Target, agreement_query, bounds_query, build
 from modelrollout.analysis.readings import name_bounds, read_counters, read_value
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
 
@@ -55,6 +55,13 @@ async def measure(reader: Reader, target: Target, metrics: Sequence[Metric], cou
         else:
             found[metric.name] = await _one(reader, target, plan, answers[metric.name], before)
     return found
+
+
+async def measure_agreement(reader: Reader, target: Target, before: Counter | None) -> Measurement:
+    """The pairs that the comparer has counted since the first look, which sets the baseline."""
+    query = agreement_query(target, baseline=before is None)
+    [answer] = await reader.ask([query.promql])
+    return await _one(reader, target, query, answer, Counts(before))
 
 
 async def _one(reader: Reader, target: Target, query: Query, answer: Answer | Problem, before: Counts) -> Measurement:
