@@ -194,8 +194,9 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         status = o.get("status") or {}
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
-        selector = o["spec"]["selector"]["matchLabels"]
-        own = [p for p in pods if selector.items() <= (p["metadata"].get("labels") or {}).items()]
+        # A revision's servers, or the comparer of its shadow.
+        part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
+        own = [p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part]
         found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
     return found
 
