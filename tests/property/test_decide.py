@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, in_flight
+from modelrollout.traffic.mirror import mirror_of
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
@@ -41,6 +42,11 @@ POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m", "onInconclusive": "Rollback"},
     {"progressDeadline": "5m", "onFailure": "Pause"},
 ]
+SHADOWS: list[dict[str, Any]] = [
+    {},
+    {"shadow": {"minSamples": 10}},
+    {"shadow": {"minSamples": 10, "for": "20s", "outputs": [{"name": "logits", "argmax": True}]}},
+]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
 
@@ -53,9 +59,21 @@ class RolloutMachine(RuleBasedStateMachine):
         serves=st.sampled_from([0, 1, 1, 2, 2]),
         steps=st.sampled_from(STEPS),
         policy=st.sampled_from(POLICIES),
+        shadow=st.sampled_from(SHADOWS),
+        way=st.sampled_from(["TraefikService", "TraefikService", "RequestMirror"]),
         rounds=st.integers(0, 8),
     )
-    def begin(self, gateway: bool, golden: bool, serves: int, steps: list[dict[str, Any]], policy: dict[str, Any], rounds: int) -> None:
+    def begin(
+        self,
+        gateway: bool,
+        golden: bool,
+        serves: int,
+        steps: list[dict[str, Any]],
+        policy: dict[str, Any],
+        shadow: dict[str, Any],
+        way: Any,
+        rounds: int,
+    ) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
             "version": 1,
@@ -64,10 +82,11 @@ class RolloutMachine(RuleBasedStateMachine):
             "steps": STEPS[0],
             "replicas": 2,
             "rollout": POLICIES[0],
+            "shadow": shadow if gateway else {},
             "revisionHistoryLimit": 2,
         }
         self.nonce = 0
-        self.world = World(self.spec())
+        self.world = World(self.spec(), way=way)
         self.former: World | None = None
         for version in range(1, serves + 1):
             self.world.serve()
@@ -77,7 +96,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def spec(self) -> Any:
         made = {**self.wanted}
-        rollout = {**made.pop("rollout"), "canary": {"steps": made.pop("steps")}}
+        rollout = {**made.pop("rollout"), **made.pop("shadow"), "canary": {"steps": made.pop("steps")}}
         return b.spec(made.pop("version"), rollout=rollout, **made)
 
     def edit(self, **changes: Any) -> None:
@@ -121,6 +140,8 @@ class RolloutMachine(RuleBasedStateMachine):
             except Refused:
                 assert former.version != self.world.version
         elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
+            mirror = mirror_of(s)
+            self.world.route_mirror = mirror.canary.revision if mirror and mirror.routed else None
             self.world.change_route(plan.desired.split)
 
     # --- the world
@@ -180,6 +201,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def other_steps(self, steps: list[dict[str, Any]], policy: dict[str, Any]) -> None:
         self.edit(steps=steps, rollout=policy)
 
+    @precondition(lambda self: self.wanted["gateway"])
+    @rule(shadow=st.sampled_from(SHADOWS))
+    def shadow_on_or_off(self, shadow: dict[str, Any]) -> None:
+        self.edit(shadow=shadow)
+
     @rule(replicas=st.integers(0, 4))
     def scale(self, replicas: int) -> None:
         self.edit(replicas=replicas)
@@ -232,6 +258,16 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # --- accidents
 
+    @rule()
+    def the_comparer_dies(self) -> None:
+        self.world.comparer = False
+
+    @rule()
+    def somebody_takes_the_mirror_out_of_the_route(self) -> None:
+        if self.world.route and self.world.route_mirror:
+            self.world.route_mirror = None
+            self.world.change_route(self.world.route)
+
     @rule(which=st.integers(0, 2))
     def somebody_deletes_a_deployment(self, which: int) -> None:
         names = sorted(self.world.servers)
@@ -268,7 +304,8 @@ class RolloutMachine(RuleBasedStateMachine):
             if not in_flight(world.status.rollout):
                 break
             rollout = world.status.rollout
-            assert rollout is not None and rollout.stage == "Canary" and rollout.step and rollout.step.phase == "Paused", f"{rollout} does not end"
+            at = rollout.shadow if rollout and rollout.stage == "Shadow" else rollout.step if rollout and rollout.stage == "Canary" else None
+            assert rollout is not None and at is not None and at.phase == "Paused", f"{rollout} does not end"
             self.nonce += 1
             world.say("abort", rollout.revision or "", f"n{self.nonce}")
         assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"
@@ -278,6 +315,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if stable is not None and world.route is not None:
             assert world.route == ((stable.revision, 100),) == world.plane
             assert set(world.servers) == {stable.revision}
+            assert (world.mirror, world.route_mirror, world.plane_mirror) == (None, None, None)
 
 
 TestRollouts = RolloutMachine.TestCase

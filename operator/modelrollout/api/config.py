@@ -73,9 +73,7 @@ class Shadow(_Config):
     """Limits of the comparer of shadow traffic, and whether Traefik mirrors for us."""
 
     traefik: bool = Field(False, description="Traefik runs with providers.kubernetesCRD, and the operator may write TraefikServices.")
-    max_body_bytes: int = Field(
-        1 << 20, ge=1024, le=64 << 20, description="Larger requests are not mirrored. Traefik reserves it for each."
-    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="Larger requests are not mirrored. Traefik reserves it for each.")
     concurrency: int = Field(4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time.")
 
 

@@ -347,9 +347,7 @@ class ShadowOutput(ApiModel):
 class Shadow(ApiModel):
     """Before any traffic: the gateway mirrors HTTP requests to a comparer, which asks both revisions. Clients get stable's answers."""
 
-    percent: int = Field(
-        100, ge=1, le=100, description="Share of the HTTP requests that is mirrored; stable is asked these once more."
-    )
+    percent: int = Field(100, ge=1, le=100, description="Share of the HTTP requests that is mirrored; stable is asked these once more.")
     for_: Duration | None = Field(None, alias="for", description="Compare at least this long; left out: go on as soon as the evidence allows.")
     min_samples: int = Field(500, ge=1, le=10_000_000, description="Fewer compared requests than this are no verdict.")
     min_agreement: float = Field(

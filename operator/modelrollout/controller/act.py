@@ -37,8 +37,10 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs, server
 from modelrollout.resources.common import NotAllowedError, Owner
+from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
+from modelrollout.traffic.router import accepted
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +209,7 @@ class Actor:
         for (kind, name), live in seen.children.items():
             if kind not in _PRUNED or (kind, name) in wanted or not _ours(live):
                 continue
-            if kind == JOB.kind and _ended(live):
+            if (kind == JOB.kind and _ended(live)) or _still_mirrored(seen, live):
                 continue
             wrote |= await self._delete(RESOURCES[kind], live)
         return wrote
@@ -248,6 +250,17 @@ class Actor:
             raise
         self.store.written(MODEL_REVISION, answer, guarded=True)
         return True
+
+
+def _still_mirrored(seen: Seen, live: Object) -> bool:
+    """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say because status was lost in the midst of it.
+
+    It goes once the gateway has accepted the route without it; the route's status wakes the pass that does so.
+    """
+    if (live["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
+        return False
+    route = seen.children.get((HTTP_ROUTE.kind, seen.snapshot.name))
+    return route is not None and live is not route and (is_mirrored(route) or not accepted(route))
 
 
 def _controller(o: Object) -> str | None:

@@ -13,14 +13,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus, RolloutStatus, VerdictName
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    MetricStatus,
+    MirrorWay,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    RolloutStatus,
+    VerdictName,
+)
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
 from modelrollout.rollout.facts import (
     QUARANTINED,
     Assessment,
     Desired,
+    MirrorFacts,
     Plan,
     Problem,
     Revision,
@@ -31,6 +42,7 @@ from modelrollout.rollout.facts import (
     Work,
     in_flight,
 )
+from modelrollout.traffic.mirror import MirrorRouter, mirror_of
 from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter
 from tests.unit.rollout import builders
 
@@ -71,6 +83,14 @@ class World:
     accepted: bool = False
     arriving: tuple[datetime, Split] | None = None  # accepted by the gateway, not yet in all its processes
     plane: Split = ()  # what the gateway's processes do now
+    way: MirrorWay | None = "TraefikService"  # how this gateway mirrors
+    mirror: str | None = None  # revision for which comparer and TraefikService exist
+    mirror_known: bool = False  # the data plane has had time to take the TraefikService up
+    tried: bool = False  # the gateway has accepted the route that tries the mirror out
+    route_mirror: str | None = None  # the revision for which the route mirrors; likewise the next two
+    arriving_mirror: str | None = None
+    plane_mirror: str | None = None
+    comparer: bool = False  # its pod is ready
     service: str | None = None
     verbs: dict[tuple[str, str], Verb] = field(default_factory=dict)
     verdict: VerdictName | None = None
@@ -97,7 +117,8 @@ class World:
             spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
-            servers={name: Server(p.asked, p.ready, p.problem, p.asked) for name, p in self.servers.items()},
+            servers={name: Server(p.asked, p.ready, p.problem, p.asked) for name, p in self.servers.items()}
+            | ({names.shadow_name(self.mirror): Server(1, int(self.comparer), None, 1)} if self.mirror else {}),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
@@ -111,8 +132,16 @@ class World:
         if s.status.rollout and s.status.rollout.stage == "Evaluate" and s.work.state == "Succeeded" and s.work.result:
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
         router: Router = GatewayRouter(self.spec.traffic) if s.gateway else ServiceRouter(s.name, replicas(s), service_selector(s))
+        if s.gateway:
+            router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), OperatorConfig.model_construct())
+            missing = Problem("GatewayFeatureMissing", "it cannot mirror") if self.spec.rollout.shadow and self.way is None else None
+            s = replace(s, mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())), refusal=s.refusal or missing)
         s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
         rollout = s.status.rollout
+        at = rollout.shadow.phase if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None else None
+        if (at == "Observing" or (at == "Mirroring" and s.traffic.taken_up)) and (found := self._assessment()):
+            agreement = MetricStatus(name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100))
+            s = replace(s, assessment=replace(found, metrics=(agreement,)))
         if rollout is not None and rollout.stage == "Canary" and rollout.step and (rollout.step.phase != "Shifting" or s.traffic.taken_up):
             s = replace(s, assessment=self._assessment())
         return s
@@ -126,8 +155,22 @@ class World:
             conditions = [{"type": t, "status": "True", "observedGeneration": self.route_version} for t in ("Accepted", "ResolvedRefs")]
             found["HTTPRoute", builders.NAME] = {
                 "metadata": {"generation": self.route_version},
-                "spec": {"rules": [{"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}]},
+                "spec": {
+                    "rules": [
+                        {
+                            "backendRefs": [{"name": r, "weight": w} for r, w in self.route],
+                            "filters": [{"type": "RequestMirror"}] if self.route_mirror else [],
+                        }
+                    ]
+                },
                 "status": {"parents": [{"conditions": conditions if self.accepted else []}]},
+            }
+        if self.mirror is not None:
+            told = [{"type": t, "status": "True", "observedGeneration": 1} for t in ("Accepted", "ResolvedRefs")]
+            found["HTTPRoute", names.shadow_name(self.mirror)] = {
+                "metadata": {"generation": 1},
+                "spec": {"rules": []},
+                "status": {"parents": [{"conditions": told if self.tried else []}]},
             }
         if self.service is not None:
             selector = {} if self.service == "*" else {names.LABEL_REVISION: self.service}
@@ -175,12 +218,19 @@ class World:
                 yield lambda name=name, count=count: self._apply_server(name, count)  # type: ignore[misc]
         if desired.selector is not None and self.service != desired.selector:
             yield lambda: self._select(desired.selector)
-        if s.gateway and desired.split and self.route != desired.split:
-            yield lambda: self._apply_route(desired.split)
+        wanted = mirror_of(s) if s.gateway else None
+        revision = wanted.canary.revision if wanted else None
+        routed = revision if wanted and wanted.routed else None
+        if revision is not None and self.mirror != revision:
+            yield lambda: self._make_mirror(revision)
+        if s.gateway and desired.split and (self.route != desired.split or self.route_mirror != routed):
+            yield lambda: self._apply_route(desired.split, routed)
         if self.route is not None and (not s.gateway or not desired.split):
             yield self._delete_route
         for name in [n for n in self.servers if n not in desired.servers]:
             yield lambda name=name: self._delete_server(name)  # type: ignore[misc]
+        if self.mirror is not None and revision is None and (self.route is None or (self.route_mirror is None and self.accepted)):
+            yield self._delete_mirror
         if self.service is not None and desired.selector is None:
             yield lambda: self._select(None)
         for name in [n for n, w in self.jobs.items() if w.state == "Running" and (desired.work is None or n != desired.work[1])]:
@@ -209,14 +259,17 @@ class World:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
         if self.arriving and (self.now - self.arriving[0]).total_seconds() >= SETTLE * 0.9:
-            self.plane, self.arriving = self.arriving[1], None
+            self.plane, self.plane_mirror, self.arriving = self.arriving[1], self.arriving_mirror, None
+        if self.tried and seconds >= SETTLE * 0.9:
+            self.mirror_known = True
 
     def accept(self) -> None:
         """The gateway accepts the route; its processes may lag."""
         if self.route is not None and not self.accepted:
-            if self.arriving and self.arriving[1] != self.route:
-                self.plane = self.arriving[1]  # in order
-            self.accepted, self.arriving = True, (self.now, self.route)
+            if self.arriving and (self.arriving[1], self.arriving_mirror) != (self.route, self.route_mirror):
+                self.plane, self.plane_mirror = self.arriving[1], self.arriving_mirror  # in order
+            self.accepted, self.arriving, self.arriving_mirror = True, (self.now, self.route), self.route_mirror
+        self.tried = self.mirror is not None
 
     def pods(self, name: str, ready: int, problem: Problem | None = None) -> None:
         """The state of a revision's pods."""
@@ -260,6 +313,7 @@ class World:
         for name, pods in self.servers.items():
             self.pods(name, pods.asked)
         self.end_job("ok")
+        self.comparer = self.mirror is not None
         self.accept()
         self.tick(SETTLE + 1)
 
@@ -328,13 +382,23 @@ class World:
     def _select(self, selector: str | None) -> None:
         self.service = selector
 
-    def _apply_route(self, wanted: Split) -> None:
+    def _make_mirror(self, revision: str) -> None:
+        self.mirror, self.mirror_known, self.tried, self.comparer = revision, False, False, False
+
+    def _delete_mirror(self) -> None:
+        assert self.route_mirror is None, "a mirror goes before the route that names it"
+        self.mirror, self.mirror_known, self.tried, self.comparer = None, False, False, False
+
+    def _apply_route(self, wanted: Split, mirror: str | None = None) -> None:
         self._check_route(wanted)
-        self.route, self.accepted = wanted, False
+        if mirror is not None and not self.damaged:
+            assert self.mirror == mirror and self.mirror_known, "the data plane does not know what the route is about to name"
+        self.route, self.route_mirror, self.accepted = wanted, mirror, False
         self.route_version += 1
 
     def _delete_route(self) -> None:
         self.route, self.accepted, self.arriving, self.plane = None, False, None, ()
+        self.route_mirror = self.arriving_mirror = self.plane_mirror = None
 
     def _record(self, name: str, status: ModelRevisionStatus) -> None:
         assert len(json.dumps(status.wire())) < STATUS_LIMIT
@@ -407,8 +471,13 @@ class World:
             asked = [step.weight for step in self.spec.rollout.canary.steps if step.weight is not None]
             nearest = min((w for w in asked if w > old.step.weight), default=100)
             assert self.weight(after) == nearest, "a step was left out"
+        elif old.stage == "Shadow":
+            assert old.shadow is not None and old.shadow.phase == "Leaving"
+            assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
+            assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), "nobody proved that they agree"
         elif new.mode == "Update":
             assert old.stage == "Evaluate"
+            assert self.spec is not None and (self.spec.rollout.shadow is None or before.stable is None or before.stable.revision == new.revision)
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
             assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), "golden data comes before traffic"
         else:
@@ -421,6 +490,9 @@ class World:
         if stable is None or self.damaged or stable.revision not in self.revisions:
             return
         assert stable.revision in self.servers, "the pods of stable are gone"
+        if self.plane_mirror is not None:
+            assert self.mirror == self.plane_mirror, "the data plane still mirrors to what is gone"
+            assert self.plane_mirror in self.servers or self.plane_mirror not in self.revisions, "the comparer still asks a canary that is gone"
         for revision, _ in self.plane:
             assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
 
@@ -472,6 +544,11 @@ class World:
             others = {n: w for n, w in shares.items() if n != stable}
             assert set(others) <= {rollout.revision} and all(w <= rollout.step.weight for w in others.values())
             assert shares[stable] > 0 and self.service == stable
+        if rollout is None or rollout.stage != "Shadow":
+            assert self.route_mirror is None, "only the shadow mirrors"
+        if self.mirror is not None and self.accepted:
+            known = rollout is not None and rollout.shadow is not None and rollout.revision == self.mirror
+            assert known and rollout and (rollout.stage in ("Shadow", "Revert") or status.retiring is not None), "a mirror that nobody needs"
         expected = {stable, rollout.revision if in_flight(rollout) and rollout else None, status.retiring.revision if status.retiring else None}
         assert set(self.servers) <= expected, "pods that nobody needs"
         if rollout is not None and rollout.stage == "Failed":

@@ -76,8 +76,8 @@ def _mirroring(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
     if left > 0:
         return wait(s, None, max(0.2, left))
     # The first look is the baseline.
-    metric = s.assessment.metrics[0] if s.assessment else None
-    return Move(in_shadow(s.status, "Observing", now, observed_since=stamp(now), metric=metric.model_dump() if metric else None, measured=stamp(now)))
+    observing = in_shadow(s.status, "Observing", now, observed_since=stamp(now))
+    return Move(_measured(observing, s.assessment, now) if s.assessment else observing)
 
 
 def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
