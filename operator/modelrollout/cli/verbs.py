@@ -47,15 +47,17 @@ def in_flight(rollout: Rollout) -> RolloutStatus | None:
 
 
 def promote(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Let the present canary step go on without waiting for its verdict."""
+    """Let the present canary step, or the shadow, go on without waiting for its verdict."""
     flying = in_flight(rollout)
     if flying is None:
         raise Refused(f"nothing to promote: {idle(rollout)}")
     if revision is not None and revision not in (flying.revision, str(flying.number)):
         raise Refused(f"nothing to promote: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
     step = rollout.status.step
-    if flying.stage != "Canary" or flying.revision is None or step is None:
-        raise Refused(f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, and only canary steps are promoted")
+    if flying.stage not in ("Shadow", "Canary") or flying.revision is None or step is None:
+        raise Refused(
+            f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, and only the shadow and canary steps are promoted"
+        )
     return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
 
 
