@@ -253,6 +253,15 @@ class TestRendered:
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}
         assert bound == roles
 
+    def test_gateways_are_read_by_name_and_traefik_services_written_only_when_asked_for(self) -> None:
+        for case in ("default", "full"):
+            (role,) = pick(case, "ClusterRole", f"{FULLNAME}-gateways")
+            assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["gateways", "gatewayclasses"], ["get"])]
+        (without,) = pick("default", "ClusterRole", FULLNAME)
+        roles = [r for r in pick("full", "Role", FULLNAME) if r["metadata"]["namespace"].startswith("models")]
+        assert not [r for r in without["rules"] if "traefik.io" in r["apiGroups"]]
+        assert len(roles) == 2 and all(["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles)
+
     def test_the_lease_can_only_be_renewed_by_its_name(self) -> None:
         (role,) = pick("default", "Role")
         assert [(r["verbs"], r.get("resourceNames")) for r in role["rules"]] == [
@@ -301,5 +310,5 @@ class TestRendered:
         off = "feedback.enabled=false,rbac.userRoles=false,crds.install=false,podDisruptionBudget.enabled=false,metrics.annotations=false"
         text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
         kinds = sorted(o["kind"] for o in yaml.safe_load_all(text) if o)
-        assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
+        assert kinds == [*["ClusterRole"] * 2, *["ClusterRoleBinding"] * 2, "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
         assert "prometheus.io/scrape" not in text

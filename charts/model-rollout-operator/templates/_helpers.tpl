@@ -129,15 +129,17 @@ capabilities: {drop: [ALL]}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes, grpcroutes]
   verbs: [get, list, watch, create, patch, delete]
-{{- if .Values.shadow.traefik }}
-- apiGroups: [traefik.io]
-  resources: [traefikservices]
-  verbs: [get, list, watch, create, patch, delete]
-{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- end -}}
+
+{{/* And with Traefik, which mirrors by a kind of its own. */}}
+{{- define "modelrollout.traefikRules" -}}
+- apiGroups: [traefik.io]
+  resources: [traefikservices]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
