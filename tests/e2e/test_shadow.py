@@ -121,6 +121,11 @@ def test_a_model_that_agrees_goes_on_and_its_comparer_may_die(stage: Stage) -> N
         revision = stage.get(NAME)["status"]["rollout"]["revision"]
         assert stage.get(NAME)["status"]["phase"] == "Shadowing"
         selector = f"modelrollout.dev/revision={revision},modelrollout.dev/component=shadow"
+        # Somebody reverts the route by hand, and the comparer's pod dies.
+        plain = {"group": "", "kind": "Service", "name": stage.get(NAME)["status"]["stable"]["revision"], "port": 8000}
+        patch = json.dumps({"spec": {"rules": [{"backendRefs": [plain]}]}})
+        stage.cluster.kubectl("patch", "httproute", NAME, "-n", stage.namespace, "--type=merge", "-p", patch)
+        stage.until("it is written anew", lambda: "TraefikService" in route(stage))
         stage.cluster.kubectl("delete", "pods", "-n", stage.namespace, "-l", selector, "--force", "--grace-period=0", "--wait=false")
         stage.until("the canary has the traffic", lambda: stage.get(NAME)["status"]["stable"]["revision"] == revision)
     assert set(client.seen) == {"right"}, f"requests failed: {client.seen}"

@@ -146,7 +146,7 @@ def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
     shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
     stages = [s for s in STAGES if s != "Shadow" or shadowed]
-    reached = r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
+    reached: Stage = r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
     at = len(stages) if r.stage == "Done" else stages.index(reached)
     over = r.stage in ("Failed", "Revert")
     for i, stage in enumerate(stages):
