@@ -96,6 +96,7 @@ capabilities: {drop: [ALL]}
   "images" $images
   "drain" .Values.drain
   "shadow" .Values.shadow
+  "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from modelrollout.api.tasks import Paired
@@ -58,6 +59,11 @@ def drop_interval(n: float, only_baseline: float, only_candidate: float, z: floa
     p, q = (only_baseline + 1) / (n + 2), (only_candidate + 1) / (n + 2)
     half = z * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (n + 2))
     return max(-1.0, p - q - half), min(1.0, p - q + half)
+
+
+def z_of(comparisons: int) -> float:
+    """The quantile for 95 % intervals that hold all together (Bonferroni): many slices must not fail by chance."""
+    return NormalDist().inv_cdf(1 - 0.025 / max(1, comparisons))
 
 
 def _half_width(n: float, only_baseline: float, only_candidate: float) -> float:

@@ -7,7 +7,7 @@ Anything else is no verdict, and says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -41,6 +41,7 @@ def judge(
     weight: int,
     next_weight: int,
     alpha: float,
+    carried: Sequence[float] = (),
 ) -> MetricStatus:
     """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last step), ``alpha`` the metric's false-alarm budget."""
     if problem is not None:

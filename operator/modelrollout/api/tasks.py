@@ -9,7 +9,7 @@ and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -176,6 +176,24 @@ class Paired(_Model):
     both_wrong: int
 
 
+class Interface(_Model):
+    """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one digest and counts only."""
+
+    digest: str
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: tuple[int, int] | None = None
+
+
+class SlicePairs(NamedTuple):
+    """Paired counts of one slice; ``name`` is ARRAY=VALUE, cut to 40 characters."""
+
+    name: str
+    n: int
+    only_candidate_right: int
+    only_baseline_right: int
+
+
 class TaskResult(_Model):
     """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
 
@@ -192,6 +210,7 @@ class TaskResult(_Model):
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
+    interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     seconds: dict[str, float] = {}
     # evaluate
@@ -201,4 +220,6 @@ class TaskResult(_Model):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     protocols_agree: bool | None = None
+    slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
+    slices_compared: int = 0
     extra: dict[str, Any] = {}

@@ -34,6 +34,11 @@ class PreserveUnknown:
     """An object whose fields Kubernetes itself defines (tolerations, affinity): carried through unread."""
 
 
+@dataclass(frozen=True)
+class LateDefault:
+    """The default stands in the types and not in the schema: the operator fills it in, after those of RolloutPolicies."""
+
+
 class ApiModel(BaseModel):
     """Base of all API types: camelCase on the wire, unknown fields refused, immutable."""
 
@@ -98,6 +103,11 @@ class Model(ApiModel):
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
     format: Literal["ONNX"] | None = Field(None, description="Format of the file; left out: told from the file.")
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
+    interface_change: Literal["Refused", "Allowed"] = Field(
+        "Refused",
+        description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
+        "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
+    )
     lineage: dict[str, str] | None = Field(
         None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
     )
@@ -197,6 +207,12 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
+    surge: Literal["Auto", "Wait"] = Field(
+        "Auto",
+        description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
+        "find no GPU are pending, so that an autoscaler brings one. Wait: they are made once enough GPUs are free, and none is ever pending. "
+        "No part of the version.",
+    )
     startup_timeout: Duration = Field("10m", description="How long a pod may take to fetch and load the model.")
 
 
@@ -244,9 +260,16 @@ class Step(ApiModel):
     weight: int | None = Field(None, ge=1, le=100, description="Share of the requests for the canary, in percent.")
     for_: Duration | None = Field(None, alias="for", description="Stay at least this long; left out: go on as soon as the evidence allows.")
     pause: Pause | None = None
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion brings all.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.weight) != has(self.pause)", "a step is either weight: N or pause: {}"),
         Rule("!has(self.for) || has(self.weight)", "for: belongs to a weight; a pause has its own duration"),
+        Rule("!has(self.replicas) || has(self.weight)", "replicas: belongs to a weight"),
     )
 
 
@@ -256,17 +279,84 @@ DEFAULT_STEPS: tuple[Step, ...] = (Step(weight=5), Step(weight=25), Step(weight=
 class Canary(ApiModel):
     """Traffic in steps, each judged before the next."""
 
-    steps: Annotated[list[Step], Field(min_length=1, max_length=32)] = Field(
-        default_factory=lambda: list(DEFAULT_STEPS), description="Weights must grow; 100 comes by itself at the end."
+    steps: Annotated[list[Step], Field(min_length=1, max_length=32), LateDefault()] = Field(
+        default_factory=lambda: list(DEFAULT_STEPS),
+        description="Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5, 25, 50.",
+    )
+    scale: Literal["Full", "Weight"] = Field(
+        "Full",
+        description="Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of serving.replicas, rounded up; "
+        "a weight is raised when the pods for it are ready. Without a gateway the pods are the weight.",
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight))",
+            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
+            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
             "weights must grow from step to step, for example 5, 25, 50",
         ),
-        Rule("self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
+        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
     )
+
+
+class Preview(ApiModel):
+    """Host names of the new revision before it has any traffic of the others."""
+
+    http: Hostnames | None = Field(None, description="Host names for HTTP.")
+    grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.http) || has(self.grpc)", "a preview needs http: {hostnames: [...]} or grpc: {hostnames: [...]}; or leave preview out"),
+        Rule(
+            "!(has(self.http) && has(self.grpc)) || self.http.hostnames.all(h, !(h in self.grpc.hostnames))",
+            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between gateways",
+        ),
+    )
+
+
+class BlueGreen(ApiModel):
+    """The new revision at full size beside stable, under a name of its own; then all traffic at once."""
+
+    preview: Preview | None = Field(
+        None,
+        description="Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
+        "Both lead to stable when nothing is on trial.",
+    )
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Preview for this long, then go on unless something is proven worse or cannot be measured; left out: go on as soon as the "
+        "preview's own requests prove it, or when somebody promotes.",
+    )
+    auto_promote: bool = Field(True, description="false: after the preview wait until somebody promotes.")
+
+
+class HeaderMatch(ApiModel):
+    """A header that a request must carry."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=256)] = Field(
+        description="Name of the header; upper and lower case are one."
+    )
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(description="Its value, or a regular expression for it.")
+    type: Literal["Exact", "RegularExpression"] = Field("Exact", description="RegularExpression is not supported by every gateway.")
+
+
+class AbTest(ApiModel):
+    """Requests with these headers go to the new revision, all others to stable. Needs a gateway."""
+
+    headers: Annotated[list[HeaderMatch], Field(min_length=1, max_length=16), ListMapKey("name")] = Field(
+        description="A request must carry all of them."
+    )
+    for_: Duration | None = Field(None, alias="for", description="Test at least this long; left out: go on as soon as the evidence allows.")
+    auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
+
+
+SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$")]
+
+
+class Slice(ApiModel):
+    """A part of the labelled answers that must not get worse, whatever all of them together do."""
+
+    name: SliceName = Field(description="The slice as feedback names it.")
+    max_drop: float | None = Field(None, gt=0, le=1, description="Margin against stable on this slice, absolute; left out: that of the metric.")
 
 
 class Metric(ApiModel):
@@ -286,11 +376,24 @@ class Metric(ApiModel):
     query: str | None = Field(
         None,
         max_length=4096,
-        description="PromQL that gives one number. {{revision}}, {{stable}}, {{namespace}}, {{name}} and {{window}} are filled in.",
+        description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
+        "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
     min: float | None = Field(None, description="Smallest value allowed (accuracy and errors: of the canary itself; query: of its result).")
     max: float | None = Field(None, description="Largest value allowed.")
     min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="query: the value must have been beyond its limits for this long, at every look, before the metric fails; meanwhile the step "
+        "holds. Left out: one look is enough.",
+    )
+    slices: Annotated[list[Slice], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None,
+        description="accuracy: slices that are each compared with stable too. One that is proven worse fails the metric; one with too little data "
+        "does not hold the step.",
+    )
+    dry_run: bool = Field(False, description="Measured, judged and shown, but it decides nothing.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.query) || self.name in ['accuracy', 'errors', 'latency']",
@@ -308,6 +411,12 @@ class Metric(ApiModel):
         Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
         Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
         Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
+        Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
+        Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
+        Rule(
+            "!has(self.slices) || has(self.maxDrop) || self.slices.all(s, has(s.maxDrop))",
+            "a slice needs maxDrop, its own or that of the metric",
+        ),
     )
 
 
@@ -323,9 +432,21 @@ class Analysis(ApiModel):
 
     prometheus: Name | None = Field(None, description="Prometheus by its name in the operator's configuration; left out: the default one.")
     interval: Duration = Field("5s", description="How often to look.")
+    initial_delay: Duration | None = Field(
+        None, description="Counting begins this long after each weight was taken up: caches warm up, autoscalers react. Part of progressDeadline."
+    )
+    error_limit: Duration | None = Field(
+        None,
+        description="A metric that has been in Error (Prometheus down, a broken query) for this long ends the step without a verdict: onInconclusive "
+        "holds; left out: the step waits until progressDeadline.",
+    )
     golden: Golden | None = None
+    templates: Annotated[list[Name], Field(max_length=8)] | None = Field(
+        None,
+        description="Names of analysisTemplates of a RolloutPolicy in force here, whose metrics are added; a metric of that name here wins.",
+    )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
-        None, description="Left out: errors against stable, within half a point."
+        None, description="Left out, and no templates: errors against stable, within half a point."
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
@@ -359,16 +480,56 @@ class Shadow(ApiModel):
 
 
 class Rollout(ApiModel):
-    """How a new version gets traffic."""
+    """How a new version gets traffic: canary (the default), blueGreen or abTest."""
 
     shadow: Shadow | None = Field(None, description="Compare the answers on mirrored requests first; needs a gateway that can mirror.")
-    canary: Canary = Field(default_factory=Canary)
-    analysis: Analysis = Field(default_factory=Analysis)
-    on_failure: Literal["Rollback", "Pause"] = Field("Rollback", description="What to do when the canary is proven worse.")
-    on_inconclusive: Literal["Pause", "Rollback"] = Field(
-        "Pause", description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down."
+    canary: Canary | None = Field(None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50.")
+    blue_green: BlueGreen | None = None
+    ab_test: AbTest | None = None
+    bake: Duration | None = Field(
+        None,
+        description="After promotion the revision is watched for this long with all traffic while the former stable keeps its pods; proven worse, "
+        "everything goes back to that. Left out: promotion is final.",
     )
-    progress_deadline: Duration = Field("1h", description="Limit for each stage and each canary step.")
+    scale_down_delay: Duration | None = Field(
+        None,
+        description="How long the former stable keeps its pods after it has lost its traffic: going back to it is instant meanwhile. "
+        "Left out (and at least): the operator's settleSeconds.",
+    )
+    rollback_window: Duration | None = Field(
+        None,
+        description="A rollback to a revision that was stable within this time skips the analysis that it passed; an older one is judged again. "
+        "Left out: any kept revision skips it.",
+    )
+    analysis: Analysis = Field(default_factory=Analysis)
+    on_failure: Annotated[Literal["Rollback", "Pause"], LateDefault()] = Field(
+        "Rollback", description="What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
+    )
+    on_inconclusive: Annotated[Literal["Pause", "Rollback", "Promote"], LateDefault()] = Field(
+        "Pause",
+        description="What to do when a step reaches progressDeadline (or errorLimit) with no verdict: no data, too little of it, Prometheus down. "
+        "Promote goes on to the next step and records that nothing was proven; a canary without traffic or ready pods pauses all the same. "
+        "Left out: as a RolloutPolicy says, else Pause.",
+    )
+    progress_deadline: Annotated[Duration, LateDefault()] = Field(
+        "1h", description="Limit for each stage and each canary step. Left out: that of a RolloutPolicy, else 1h."
+    )
+    unscheduled_deadline: Duration | None = Field(
+        None,
+        description="How long the pods of a new revision may wait for free GPUs (an autoscaler may bring them). "
+        "Left out: that of a RolloutPolicy, else progressDeadline.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(x, x).size() <= 1",
+            "canary, blueGreen and abTest exclude each other: name one of them",
+        ),
+        Rule(
+            "!has(self.analysis.initialDelay) || !has(self.progressDeadline) || "
+            "duration(self.analysis.initialDelay) < duration(self.progressDeadline)",
+            "analysis.initialDelay must be shorter than progressDeadline, or no step would ever be judged",
+        ),
+    )
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -385,6 +546,23 @@ class ModelDeploymentSpec(ApiModel):
             "!has(self.rollout) || !has(self.rollout.shadow) || (has(self.traffic) && has(self.traffic.gateway) && has(self.traffic.http))",
             "rollout.shadow mirrors HTTP requests at a gateway: set traffic.gateway and traffic.http, or leave rollout.shadow out",
         ),
+        Rule(
+            "!has(self.rollout.abTest) || has(self.traffic.gateway)",
+            "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
+            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service NAME-preview leads to the new revision",
+        ),
+        *(
+            Rule(
+                f"!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || !has(self.rollout.blueGreen.preview.{mine}) || "
+                f"!has(self.traffic.{theirs}) || self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in self.traffic.{theirs}.hostnames))",
+                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of traffic.{theirs}",
+            )
+            for mine in ("http", "grpc")
+            for theirs in ("http", "grpc")
+        ),
     )
 
     def user_input(self) -> dict[str, Any]:
@@ -399,9 +577,9 @@ class ModelDeploymentSpec(ApiModel):
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
-        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256"}),
+        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
         "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas"}),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge"}),
     }
 
 
@@ -418,10 +596,12 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Revert", "Failed", "Done"]
+Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
 Phase = Literal[
-    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Shadowing", "Canary", "Paused", "Promoting", "RollingBack", "Stable", "Failed"
-]
+    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused", "Promoting",
+    "Baking", "RollingBack", "Stable", "Failed",
+]  # fmt: skip
+Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
 MirrorWay = Literal["RequestMirror", "TraefikService"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
@@ -446,11 +626,26 @@ class RevisionRef(StatusModel):
     since: str | None = None
 
 
+class Draining(StatusModel):
+    """A revision that has lost its traffic and keeps its pods for a while."""
+
+    revision: str
+    number: int
+    until: str = Field(description="Its pods go at this time; an entry whose time is over means nothing and goes with a later write.")
+
+
+class Held(StatusModel):
+    """Somebody said pause."""
+
+    since: str
+    by: str = Field(description="The nonce of the request.")
+
+
 class Counter(StatusModel):
     """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
-    which starts at 0.
+    which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
     """
 
     total: float = 0
@@ -474,13 +669,20 @@ class MetricStatus(StatusModel):
         description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
+    needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
+    log_evidence: float | None = Field(None, description="Natural logarithm of the e-value against 'not worse' in this step.")
+    since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
+    slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
+    dry_run: bool | None = Field(None, description="It decides nothing.")
 
 
 class StepStatus(StatusModel):
     """Where in the canary the rollout is."""
 
-    index: int = Field(description="Step of spec.rollout.canary.steps, from 0.")
-    weight: int = Field(description="Weight that the route is to have, percent.")
+    index: int = Field(description="Step of the strategy, from 0; past the last one in Bake.")
+    weight: int = Field(description="Weight that the route is to have, percent; 0 in a preview and in a test by headers.")
+    strategy: Strategy = "Canary"
+    former: int = Field(0, description="Weight of the step before; it stays until there are pods for the new one.")
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
     observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
@@ -500,6 +702,16 @@ class ShadowStatus(StatusModel):
     measured: str | None = Field(None, description="When the metric was written.")
     metric: MetricStatus | None = Field(None, description="Agreement with stable; its canary's counter counts requests, bad are those that disagree.")
     override: str | None = Field(None, description="Who let the rollout go on without a verdict.")
+    promoted: Literal["Step", "Full"] | None = Field(None, description="What somebody said by hand: on to the first step, or past all of them.")
+
+
+class Interface(StatusModel):
+    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large one only digest and counts are kept."""
+
+    digest: str = Field(description="Of all inputs and outputs, whatever their order; equal interfaces have equal digests.")
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
 
 
 class ArtifactEvidence(StatusModel):
@@ -514,6 +726,16 @@ class ArtifactEvidence(StatusModel):
     samples: int | None = None
     drop_interval: list[float] | None = None
     reused: bool = False
+    interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
+
+
+class SliceEvidence(StatusModel):
+    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy with an interval for all slices together."""
+
+    name: str
+    samples: int
+    drop: float
+    interval: list[float]
 
 
 class EvaluationEvidence(StatusModel):
@@ -530,6 +752,7 @@ class EvaluationEvidence(StatusModel):
     only_stable_right: int | None = None
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
+    slices: list[SliceEvidence] | None = Field(None, description="The slices that lost most.")
 
 
 class StepEvidence(StatusModel):
@@ -543,6 +766,15 @@ class StepEvidence(StatusModel):
     metrics: list[MetricStatus] = Field(default_factory=list)
 
 
+class QueueStatus(StatusModel):
+    """The rollout waits to be given GPUs; it has no pods yet."""
+
+    since: str = Field(description="Since when it waits: who came first goes first.")
+    gpus: int = Field(0, description="GPUs that its pods will ask for.")
+    position: int | None = Field(None, description="Place in the queue for a slot, from 1, as told last.")
+    short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
+
+
 class RolloutStatus(StatusModel):
     """The revision in flight, or the one that failed last."""
 
@@ -553,9 +785,12 @@ class RolloutStatus(StatusModel):
     input_hash: str
     attempt: int = 0
     mode: Literal["Update", "Rollback"] = "Update"
+    proven: bool = Field(True, description="Rollback: what was proven of the revision still counts (rollbackWindow).")
+    held: Held | None = Field(None, description="Somebody said pause: the weight stays, deadlines wait.")
     sha256: str | None = None
     revision: str | None = None
     number: int | None = None
+    queue: QueueStatus | None = None
     step: StepStatus | None = None
     reason: str | None = None
     message: str | None = None
@@ -590,11 +825,17 @@ class ModelDeploymentStatus(StatusModel):
     phase: Phase = "Pending"
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
     stable: RevisionRef | None = None
-    retiring: RevisionRef | None = Field(None, description="Takes no traffic any more; its pods go when the data plane has surely taken that up.")
+    draining: Annotated[list[Draining], ListMapKey("revision")] = Field(
+        default_factory=list, description="Revisions that have lost their traffic and keep their pods for a while."
+    )
+    retiring: RevisionRef | None = Field(None, description="What an earlier operator wrote instead of draining; read, never written.")
+    restarted: dict[str, str] = Field(default_factory=dict, description="When somebody last asked for new pods of a revision.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
+    policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
+    defaults: JsonObject | None = Field(None, description="What they fill in where spec.rollout leaves a field out.")
     address: Address | None = None
     replicas: int = 0
     ready_replicas: int = 0
@@ -619,6 +860,7 @@ class ModelRevisionStatus(StatusModel):
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None
     finished: str | None = None
+    retired: str | None = Field(None, description="When it ceased to be stable.")
     # columns
     accuracy: str | None = None
     size: str | None = None

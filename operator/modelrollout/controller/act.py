@@ -69,6 +69,10 @@ class Actor:
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
         wrote = False
+        if seen.snapshot.spec is None:
+            for obj in self._traffic(seen, desired):
+                wrote |= await self._match(seen, obj)
+            return wrote
         if desired.new_revision is not None:
             await self._create(MODEL_REVISION, _revision(seen, desired, self.config))
             return True  # its uid owns the rest
@@ -106,16 +110,27 @@ class Actor:
                 continue
             mine = _owner(live, MODEL_REVISION.kind)
             frozen = live["spec"]["template"]
-            found.append(server.server_deployment(mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config))
+            restarted = desired.restarts.get(name)
+            found.append(
+                server.server_deployment(mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config, restarted)
+            )
             found.append(server.revision_service(mine, s.name, revision.number))
-        if desired.selector is not None:
-            found.append(server.stable_service(owner, None if desired.selector == ALL_REVISIONS else desired.selector))
+        if desired.preview is not None:
+            found.append(server.preview_service(owner, desired.preview))
         if desired.budget is not None:
             found.append(server.disruption_budget(owner, desired.budget))
-        routes = seen.router.children(owner, desired.split)
+        routes = self._traffic(seen, desired)
         if s.refusal is not None and s.refusal.reason in TRAFFIC_REFUSALS:
-            routes = [kept for route in routes if (kept := _as_before(route, seen.children.get((route["kind"], route["metadata"]["name"]))))]
+            routes = [kept for o in routes if (kept := _as_before(o, seen.children.get((o["kind"], o["metadata"]["name"]))))]
         return found + routes
+
+    def _traffic(self, seen: Seen, desired: Desired) -> list[Object]:
+        """The stable Service and the routes."""
+        assert seen.router is not None
+        owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
+        selector = None if desired.selector == ALL_REVISIONS else desired.selector
+        service = [server.stable_service(owner, selector)] if desired.selector is not None else []
+        return service + seen.router.children(owner, desired.split)
 
     def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -28,13 +29,15 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.server import fetched_artifact
-from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
+from modelrollout.resources.server import fetched_artifact, restarted_at
+from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.policy import NO_RULES, Rules, filled
 from modelrollout.rollout.rebuild import sound
-from modelrollout.traffic.features import GatewayFacts
+from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
-from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,17 @@ class Seen:
 
 
 def observe(
-    store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str], gateway: GatewayFacts | Problem | None = None
+    store: Store,
+    key: Key,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    now: datetime,
+    gateway: GatewayFacts | Problem | None = None,
+    rules: Rules = NO_RULES,
 ) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
 
-    ``gateway``: what is known of its Gateway (``controller.gateways``), read only where the spec needs it.
+    ``gateway``: what is known of its Gateway (``controller.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
@@ -61,7 +70,7 @@ def observe(
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
     by_name = _own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
-    spec, spec_error = _spec(deployment)
+    spec, spec_error = _spec(deployment, rules)
     revisions = _revisions(by_name)
     snapshot = Snapshot(
         name=key[1],
@@ -75,18 +84,28 @@ def observe(
         verbs=_verbs(deployment, by_name),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
+        rules=rules,
+        templates=rules.templates,
+        mandatory=rules.mandatory,
     )
     if spec is None:
-        return Seen(deployment, by_name, snapshot, None)
+        stable = snapshot.status.stable.revision if snapshot.status.stable else None
+        kept = _kept(by_name, key[1], stable, config)
+        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds) or snapshot.mirror.problem)
+    refusal = _refusal(store, deployment, spec, config, gateway_kinds, gateway, rules)
+    snapshot = replace(snapshot, refusal=refusal or snapshot.mirror.problem)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
-    router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
+    router: Router = (
+        GatewayRouter(key[1], spec.traffic, spec.rollout, matched(snapshot), preview(snapshot))
+        if snapshot.gateway
+        else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
+    )
     if snapshot.gateway:
-        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
+        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot, now), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
@@ -95,20 +114,18 @@ def observe(
     return Seen(deployment, by_name, snapshot, router)
 
 
-def gateway_to_ask(deployment: Object) -> tuple[str, str] | None:
-    """Namespace and name of the Gateway whose features this spec needs to know; None where it needs none. Of a spec as it is stored."""
-    spec = deployment.get("spec") or {}
-    gateway = (spec.get("traffic") or {}).get("gateway")
-    if not gateway or not (spec.get("rollout") or {}).get("shadow"):
-        return None
-    return gateway.get("namespace") or deployment["metadata"]["namespace"], gateway["name"]
-
-
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
     if spec.rollout.shadow is None:
         return MirrorFacts()
     way = way_of(spec, gateway, config)
     return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
+
+
+def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | None, config: OperatorConfig) -> Router:
+    """For a spec that cannot be read: the routes as they are, without a mirror."""
+    if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
+        return MirrorRouter(KeptRoutes(name, by_name), name, None, None, config)
+    return ServiceRouter(name, {}, stable)
 
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
@@ -126,9 +143,13 @@ def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tup
     }
 
 
-def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
+def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
+    """The spec, with what policies say where spec.rollout leaves a field out."""
+    raw = deployment.get("spec") or {}
+    if rules.defaults:
+        raw = {**raw, "rollout": filled(raw.get("rollout") or {}, rules.defaults)}
     try:
-        return ModelDeploymentSpec.model_validate(deployment.get("spec") or {}), None
+        return ModelDeploymentSpec.model_validate(raw), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"
@@ -197,7 +218,7 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         # A revision's servers, or the comparer of its shadow.
         part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
         own = [p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part]
-        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
+        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1), restarted_at(o))
     return found
 
 
@@ -244,13 +265,23 @@ def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
     return judge_golden(s.spec.rollout.analysis.golden, result, stable.revision if stable else None)
 
 
-def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:
+def _refusal(
+    store: Store,
+    deployment: Object,
+    spec: ModelDeploymentSpec,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    gateway: GatewayFacts | Problem | None,
+    rules: Rules,
+) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
         for field, uri in _uris(spec):
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
+    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -265,7 +296,12 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
                 f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave spec.traffic out: "
                 "the weights are then approximated by replica counts",
             )
-    return _host_conflict(store, deployment, spec)
+    if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
+        return Problem(
+            "GatewayRequired",
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
+        )
+    return route_problem(spec, gateway) or _host_conflict(store, deployment, spec)
 
 
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
@@ -280,11 +316,6 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     return found
 
 
-def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
-    traffic = spec.get("traffic") or {}
-    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
-
-
 def _age(o: Object) -> tuple[str, str, str]:
     m = o["metadata"]
     return (m.get("creationTimestamp", ""), m.get("namespace", ""), m["name"])
@@ -292,15 +323,13 @@ def _age(o: Object) -> tuple[str, str, str]:
 
 def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
     """Two ModelDeployments with one host name: the older one has it."""
-    mine = _hosts(deployment["spec"])
-    if not mine:
-        return None
-    for other in store.all(MODEL_DEPLOYMENT):
-        if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
-            continue
-        for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
+    for kind, host in sorted(hosts(deployment["spec"])):
+        for other in store.marked((kind, host)):
+            if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
+                continue
             owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
             return Problem(
-                "HostnameConflict", f"spec.traffic.{kind}.hostnames: {host} belongs to ModelDeployment {owner}, which is older; choose another"
+                "HostnameConflict",
+                f"spec.traffic.{kind}.hostnames (or blueGreen.preview): {host} belongs to ModelDeployment {owner}, which is older; choose another",
             )
     return None

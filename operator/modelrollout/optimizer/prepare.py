@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from modelrollout.analysis.gate import GateDecision, accuracies, decide
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Gate, Paired, PrepareTask, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, Gate, Interface, Paired, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
@@ -37,6 +38,7 @@ from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 RECIPE_VERSION = 1
 
 MAX_SLICE_VALUES = 64
+MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
 FIELD_GATE = "spec.optimization.gate.data"
@@ -161,12 +163,22 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         artifact_digest=digest,
         artifact_size_bytes=report["sizeAfter"],
         reused=reused,
+        interface=interface_of(report["model"]["inputs"], report["model"]["outputs"]),
         accuracy_before=gate["accuracyBefore"] if gate else None,
         accuracy_after=gate["accuracyAfter"] if gate else None,
         paired=Paired.model_validate(gate["paired"]) if gate else None,
         drop_interval=tuple(gate["interval"]) if gate else None,
         samples=gate["paired"]["n"] if gate else None,
     )
+
+
+def interface_of(inputs: Sequence[str], outputs: Sequence[str]) -> Interface:
+    """What clients rely on, from tensors as the report has them (``x: FP32 [n, 64]``); their order is no part of it."""
+    takes, gives = (dict(sorted(t.rsplit(": ", 1) for t in tensors)) for tensors in (inputs, outputs))
+    digest = hashlib.sha256(canonical_json([takes, gives]).encode()).hexdigest()[:32]
+    if len(canonical_json([takes, gives])) > MAX_INTERFACE_BYTES:
+        return Interface(digest=digest, counts=(len(takes), len(gives)))
+    return Interface(digest=digest, inputs=takes, outputs=gives)
 
 
 def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.facts import Problem
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
 PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
+_CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
 
 
@@ -25,16 +27,43 @@ class GatewayFacts:
 
 
 def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | None:
-    """Names in ``status.supportedFeatures``; None when the list is absent. Gateway API 1.0 wrote plain names, later ones write objects."""
+    """Names in ``status.supportedFeatures``; None when nothing is listed. Gateway API 1.0 wrote plain names, later ones write objects."""
     listed = (gateway_class.get("status") or {}).get("supportedFeatures")
-    if listed is None:
+    if not listed:
         return None
     return frozenset(str(f.get("name")) if isinstance(f, Mapping) else str(f) for f in listed)
 
 
+def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
+    """Features that the spec's routes need, each with the field that asks for it. (What a mirror needs: ``traffic.mirror``.)
+
+    Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no feature of its own: a gateway that has none
+    refuses the route.
+    """
+    if spec.traffic.gateway is None:
+        return {}
+    parts = (("HTTPRoute", "spec.traffic.http", spec.traffic.http), ("GRPCRoute", "spec.traffic.grpc", spec.traffic.grpc))
+    return {feature: field for feature, field, part in parts if part is not None}
+
+
 def missing_features(needed: Iterable[str], supported: frozenset[str] | None) -> tuple[str, ...]:
-    """Those of ``needed`` that are not supported, in their order; all of them where nothing is said."""
-    return tuple(name for name in needed if name not in (supported or ()))
+    """Those of ``needed`` that the class is known not to have, in their order; none where nothing is known.
+
+    A list that leaves out everything that all gateways have says nothing about that.
+    """
+    if supported is None:
+        return ()
+    known = supported if supported & _CORE else supported | _CORE
+    return tuple(name for name in needed if name not in known)
+
+
+def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None) -> Problem | None:
+    """What the gateway is known to lack for the spec's routes. Where nothing is known, what it says of the routes themselves decides."""
+    needed = needed_features(spec)
+    missing = missing_features(needed, facts.features) if isinstance(facts, GatewayFacts) else ()
+    if not missing or not isinstance(facts, GatewayFacts):
+        return None
+    return feature_missing(" and ".join(needed[name] for name in missing), facts, missing, "take another gateway, or leave it out")
 
 
 def feature_missing(field: str, facts: GatewayFacts, missing: Iterable[str], remedy: str) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
@@ -28,7 +29,7 @@ from modelrollout.resources.mirror import (
     with_traefik_mirror,
     without_mirror,
 )
-from modelrollout.rollout.facts import Problem, Server, Snapshot, Split, Traffic, baseline
+from modelrollout.rollout.facts import Problem, Server, Snapshot, Split, Traffic, baseline, still_draining
 from modelrollout.traffic.features import PERCENTAGE_MIRROR, REQUEST_MIRROR, TRAEFIK_CONTROLLER, GatewayFacts, feature_missing, missing_features
 from modelrollout.traffic.router import Router, accepted, refusal_of
 
@@ -52,13 +53,14 @@ def way_of(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, conf
     assert shadow is not None
     if spec.traffic.gateway is None or spec.traffic.http is None:
         text = "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and http, or leave rollout.shadow out"
-        return Problem("GatewayFeatureMissing", text)
+        return Problem("GatewayRequired", text)
     if facts is None:
         return Problem("GatewayUnknown", "spec.rollout.shadow: what the gateway supports has not been read yet")
     if isinstance(facts, Problem):
         return facts
     needed = [REQUEST_MIRROR, *([PERCENTAGE_MIRROR] if shadow.percent < 100 else [])]
-    missing = missing_features(needed, facts.features)
+    # Of a mirror nothing tells whether the gateway takes it up, unlike of a route: where it does not say that it can, it cannot.
+    missing = tuple(needed) if facts.features is None else missing_features(needed, facts.features)
     if not missing:
         return "RequestMirror"
     if facts.controller != TRAEFIK_CONTROLLER:
@@ -70,14 +72,13 @@ def way_of(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, conf
     return "TraefikService"
 
 
-def mirror_of(s: Snapshot) -> Mirror | None:
+def mirror_of(s: Snapshot, now: datetime) -> Mirror | None:
     """The mirror that the written state asks for. It outlasts its place in the route until the data plane has forgotten it."""
     rollout, stable = s.status.rollout, baseline(s)
     if s.spec is None or rollout is None or rollout.revision is None or rollout.number is None or stable is None:
         return None
     shadow = rollout.shadow
-    retiring = s.status.retiring is not None and s.status.retiring.revision == rollout.revision
-    if shadow is None or shadow.mirror is None or not (rollout.stage in ("Shadow", "Revert") or retiring):
+    if shadow is None or shadow.mirror is None or not (rollout.stage in ("Shadow", "Revert") or rollout.revision in still_draining(s, now)):
         return None
     return Mirror(
         way=shadow.mirror,
@@ -89,16 +90,19 @@ def mirror_of(s: Snapshot) -> Mirror | None:
 
 
 class MirrorRouter:
-    """Another router with a mirror, or with none: then one that was left in the route is taken out. ``name``: of the route of the clients."""
+    """Another router with a mirror, or with none: then one that was left in the route is taken out. ``name``: of the route of the clients.
 
-    def __init__(self, inner: Router, name: str, spec: ModelDeploymentSpec, mirror: Mirror | None, config: OperatorConfig) -> None:
+    ``spec`` is None where it cannot be read, and then there is no mirror.
+    """
+
+    def __init__(self, inner: Router, name: str, spec: ModelDeploymentSpec | None, mirror: Mirror | None, config: OperatorConfig) -> None:
         self._inner, self._name, self._spec, self._mirror, self._config = inner, name, spec, mirror, config
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The mirror's own objects before the routes that name them."""
         found: list[Object] = []
         mirror = self._mirror
-        if mirror is not None:
+        if mirror is not None and self._spec is not None:
             found.append(comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config))
             found.append(comparer_service(owner, mirror.canary))
             if mirror.way == "TraefikService":
@@ -122,8 +126,7 @@ class MirrorRouter:
         route = seen.get(("HTTPRoute", self._name))
         if route is not None and is_mirrored(route) != (self._mirror is not None and self._mirror.routed):
             return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
-        trial = names.shadow_name(self._mirror.canary.revision) if self._mirror else None
-        return self._inner.taken_up(split, {key: o for key, o in seen.items() if key != ("HTTPRoute", trial)}, servers)
+        return self._inner.taken_up(split, seen, servers)
 
     def tried(self, seen: Mapping[tuple[str, str], Object]) -> Traffic:
         """Whether the gateway would take the mirror up, as it says of the route that nobody calls."""

@@ -10,8 +10,7 @@ import pytest
 from modelrollout.analysis.compare import difference_interval
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Problem, ProblemKind
-from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, alpha_of, combine, default_metrics, metrics_of
-from modelrollout.api.v1alpha1 import Analysis, Counter, Metric, MetricStatus
+from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
 
 ERRORS = Metric(name="errors", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
@@ -143,37 +142,6 @@ def test_the_status_holds_what_the_next_look_needs() -> None:
     canary, stable = counter(1, 100), counter(1, 1000)
     status = judged(ERRORS, canary, stable)
     assert MetricStatus.model_validate(status.wire()).canary == canary
-
-
-def _status(verdict: str, reason: str) -> MetricStatus:
-    return MetricStatus.model_validate({"name": "m", "verdict": verdict, "reason": reason, "message": f"{reason} happened"})
-
-
-def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
-    every = [_status("Successful", "A"), _status("Inconclusive", "B"), _status("Error", "C"), _status("Failed", "D")]
-    for kept, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
-        assert combine(every[:kept]).name == expected
-
-
-def test_all_that_decide_are_told() -> None:
-    verdict = combine([_status("Successful", "A"), _status("Failed", "B"), _status("Failed", "C")])
-    assert verdict == ("Failed", "B", "B happened; C happened")
-
-
-def test_nothing_measured_is_no_evidence() -> None:
-    assert combine([])[:2] == ("Inconclusive", "NoMetrics")
-
-
-def test_the_default_is_errors_and_latency_where_an_objective_is_known() -> None:
-    assert [m.name for m in default_metrics()] == ["errors"]
-    assert [(m.name, m.max_increase) for m in default_metrics("50ms")] == [("errors", 0.005), ("latency", 0.005)]
-    assert metrics_of(Analysis()) == default_metrics()
-    assert metrics_of(Analysis(metrics=[])) == []
-
-
-def test_metrics_judged_by_counts_share_one_budget() -> None:
-    assert alpha_of([ERRORS, ACCURACY, QUERY]) == FALSE_ALARM_BUDGET / 2
-    assert alpha_of([QUERY]) == alpha_of([]) == FALSE_ALARM_BUDGET
 
 
 def test_two_criteria_of_one_metric_share_its_budget() -> None:

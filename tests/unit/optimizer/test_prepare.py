@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.api.tasks import Batching, ExitCode, FetchTask, Gate, GateMetric, Int8Step, PrepareTask, TaskResult
+from modelrollout.api.tasks import RESULT_LIMIT_BYTES, Batching, ExitCode, FetchTask, Gate, GateMetric, Int8Step, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import fetch
-from modelrollout.optimizer.prepare import inputs_of, key_of
+from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
 from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
@@ -363,3 +363,18 @@ def test_manifest_cannot_leave_its_folder(store: ObjectStore, tmp_path: Path) ->
     task = FetchTask(artifact=store.s3("artifacts/k"), digest=hashlib.sha256(content).hexdigest(), model="m", number=1, target=str(tmp_path))
     assert refusal(task).reason == "ArtifactCorrupt"
     assert refusal(task.model_copy(update={"model": "../m"})).reason == "TaskInvalid"
+
+
+def test_the_interface_has_no_order_and_a_dimension_that_becomes_fixed_is_another() -> None:
+    inputs = ["x: FP32 [n, 64]", "mask: BOOL [n]"]
+    one = interface_of(inputs, ["y: FP32 [n, 10]"])
+    assert one.inputs == {"x": "FP32 [n, 64]", "mask": "BOOL [n]"} and one.outputs == {"y": "FP32 [n, 10]"}
+    assert interface_of(inputs[::-1], ["y: FP32 [n, 10]"]) == one
+    assert interface_of(["x: FP32 [8, 64]", "mask: BOOL [n]"], ["y: FP32 [n, 10]"]).digest != one.digest
+
+
+def test_a_large_interface_leaves_room_in_the_termination_message() -> None:
+    large = interface_of([f"feature_{i}: FP32 [n, 1]" for i in range(300)], ["y: FP32 [n]"])
+    assert (large.inputs, large.outputs, large.counts) == (None, None, (300, 1))
+    listed = interface_of([f"feature_{i}: FP32 [n, 1]" for i in range(15)], ["y: FP32 [n]"])
+    assert listed.inputs is not None and len(listed.model_dump_json()) < RESULT_LIMIT_BYTES / 2

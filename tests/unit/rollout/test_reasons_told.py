@@ -22,6 +22,8 @@ NO_REASONS = {
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
     *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror"),  # features of the Gateway API
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
+    *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
+    "OnTime",  # in the timeline of modelrollout analyze
     "StaleRead",  # of a Conflict that is only tried again
 }
 
@@ -42,5 +44,5 @@ def test_every_reason_is_explained() -> None:
 def test_nothing_is_explained_that_is_never_given() -> None:
     text = "".join(source.read_text() for source in SOURCES)
     told = {word for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()) if REASON.fullmatch(word)}
-    known = {"onInconclusive", "progressDeadline", "ShadowDisagrees"}
+    known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay", "ShadowDisagrees"}
     assert {word for word in told - known if f'"{word}"' not in text} == set()

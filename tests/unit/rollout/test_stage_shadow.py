@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import replicas, split
+from modelrollout.rollout.desired import measured, replicas, split
 from modelrollout.rollout.facts import Assessment, MirrorFacts, Plan, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.onward import outputs_of
 from modelrollout.traffic.mirror import mirror_of
@@ -59,7 +60,7 @@ def test_the_first_version_has_nothing_to_be_compared_with() -> None:
 def test_stable_keeps_all_traffic_and_the_canary_its_pods() -> None:
     s = in_shadow("Observing")
     assert split(s) == ((b.revision_name(1), 100),)
-    assert replicas(s) == {b.revision_name(1): 2, b.revision_name(2): 2}
+    assert replicas(s, b.START) == {b.revision_name(1): 2, b.revision_name(2): 2}
 
 
 @pytest.mark.parametrize(
@@ -67,19 +68,20 @@ def test_stable_keeps_all_traffic_and_the_canary_its_pods() -> None:
     [("Starting", False), ("Accepted", False), ("Mirroring", True), ("Observing", True), ("Paused", False), ("Leaving", False)],
 )
 def test_the_route_mirrors_in_two_phases_only_while_the_mirror_exists_in_all(name: str, routed: bool) -> None:
-    mirror = mirror_of(in_shadow(name))
+    mirror = mirror_of(in_shadow(name), b.START)
     assert mirror is not None and mirror.routed is routed
 
 
 def test_the_mirror_outlives_its_place_in_the_route() -> None:
     """Until the data plane has surely taken up that it is gone: in Revert, and as long as the canary's pods stay."""
     reverting = b.second("Revert", wanted=WANTED, changes={"shadow": at("Observing"), "outcome": "Rejected"})
-    mirror = mirror_of(reverting)
+    mirror = mirror_of(reverting, b.START)
     assert mirror is not None and not mirror.routed
     ended = decide(reverting, b.START).status
-    assert ended.rollout and ended.rollout.stage == "Failed" and ended.retiring
-    assert mirror_of(b.snapshot(WANTED, ended, revisions=reverting.revisions)) is not None
-    assert mirror_of(b.snapshot(WANTED, ended.model_copy(update={"retiring": None}), revisions=reverting.revisions)) is None
+    assert ended.rollout and ended.rollout.stage == "Failed" and ended.draining
+    after = b.snapshot(WANTED, ended, revisions=reverting.revisions)
+    assert mirror_of(after, b.START) is not None
+    assert mirror_of(after, datetime.fromisoformat(ended.draining[0].until)) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from modelrollout.controller.act import covers
 from modelrollout.resources.common import Owner
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.facts import Problem, Server
-from modelrollout.traffic.features import GatewayFacts, missing_features, supported_features
+from modelrollout.traffic.features import GatewayFacts
 from modelrollout.traffic.mirror import Mirror, MirrorRouter, way_of
 from modelrollout.traffic.router import GatewayRouter, weights
 from tests.unit.rollout import builders as b
@@ -48,7 +48,7 @@ def facts(features: frozenset[str] | None, controller: str = "example.com/gatewa
 def router(way: MirrorWay | None = "TraefikService", routed: bool = True, **shadow: Any) -> MirrorRouter:
     wanted = spec(**shadow)
     mirror = Mirror(way, routed, CANARY, STABLE, wanted.rollout.shadow or Shadow()) if way else None
-    return MirrorRouter(GatewayRouter(wanted.traffic), b.NAME, wanted, mirror, config())
+    return MirrorRouter(GatewayRouter(b.NAME, wanted.traffic), b.NAME, wanted, mirror, config())
 
 
 def children(made: MirrorRouter) -> dict[tuple[str, str], Any]:
@@ -56,13 +56,6 @@ def children(made: MirrorRouter) -> dict[tuple[str, str], Any]:
 
 
 # --- what the gateway can
-
-
-def test_features_are_read_as_objects_and_as_names() -> None:
-    assert supported_features({"status": {"supportedFeatures": [{"name": "HTTPRoute"}, "GRPCRoute"]}}) == {"HTTPRoute", "GRPCRoute"}
-    assert supported_features({}) is None, "it does not say"
-    assert missing_features(["A", "B", "C"], frozenset("B")) == ("A", "C")
-    assert missing_features(["A"], None) == ("A",)
 
 
 def test_request_mirror_where_the_class_says_so_and_a_percentage_only_where_it_says_that() -> None:
@@ -88,7 +81,7 @@ def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> No
 
 def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
     found = way_of(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
-    assert isinstance(found, Problem) and found.reason == "GatewayFeatureMissing"
+    assert isinstance(found, Problem) and found.reason == "GatewayRequired"
 
 
 # --- what is written

@@ -7,24 +7,23 @@ from datetime import datetime
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus
 from modelrollout.rollout.facts import Snapshot, baseline, stamp
-from modelrollout.rollout.transitions import at_step, change, enter
+from modelrollout.rollout.stages.canary import begin_trial
+from modelrollout.rollout.transitions import change, enter
 
 
 def after_evaluate(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """To the shadow, if the spec asks for one and there is somebody to compare with."""
     assert s.spec is not None
     if s.spec.rollout.shadow is None or baseline(s) is None:
-        return after_shadow(s, status, now)
+        return begin_trial(s, status, now)
     return in_shadow(enter(status, "Shadow", now), "Starting", now, outputs=outputs_of(s.spec.rollout.shadow), mirror=s.mirror.way)
 
 
 def after_shadow(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """To the canary; with nothing to compare with, or a first weight of 100, to promotion."""
-    assert s.spec is not None
-    first = s.spec.rollout.canary.steps[0]
-    if baseline(s) is None or first.weight == 100:
-        return enter(status, "Promote", now)
-    return at_step(enter(status, "Canary", now), 0, first.weight or 0, now, pause=first.pause is not None)
+    """To the first step of the trial, or past all steps if somebody said so. Nothing of the mirror is needed any more."""
+    assert status.rollout is not None and status.rollout.shadow is not None
+    left = change(status, shadow=status.rollout.shadow.model_copy(update={"mirror": None}))
+    return enter(left, "Promote", now) if status.rollout.shadow.promoted == "Full" else begin_trial(s, left, now)
 
 
 def in_shadow(status: ModelDeploymentStatus, phase: str, now: datetime, **changes: object) -> ModelDeploymentStatus:

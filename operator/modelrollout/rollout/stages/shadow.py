@@ -11,11 +11,11 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ShadowStatus, seconds
-from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot, since, stamp
+from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import REWRITE_SECONDS
-from modelrollout.rollout.stages.move import CHECK_SECONDS, NOT_READY, Move, remaining, wait
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
 from modelrollout.rollout.stages.onward import after_shadow, in_shadow, outputs_of
-from modelrollout.rollout.transitions import change, cut, revert
+from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 
 _NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet")
 
@@ -94,7 +94,7 @@ def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
     if found.verdict == "Successful" and stay <= 0:
         return Move(in_shadow(_measured(s.status, found, now), "Leaving", now), (Event("ShadowPassed", found.message),))
     if found.verdict != "Successful" and remaining(s, now) <= 0:
-        return _inconclusive(s, found.reason, _late(s, found.message), now)
+        return _inconclusive(s, found.reason, _late(s, found.message), now, may_promote=server.ready > 0)
     interval = max(1.0, seconds(s.spec.rollout.analysis.interval))
     return Move(_rewritten(s, at, found, now), requeue_after=max(0.2, min(interval, stay)) if stay > 0 else interval)
 
@@ -120,9 +120,13 @@ def _late(s: Snapshot, message: str) -> str:
     return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
 
 
-def _inconclusive(s: Snapshot, reason: str, text: str, now: datetime) -> Move:
+def _inconclusive(s: Snapshot, reason: str, text: str, now: datetime, *, may_promote: bool = False) -> Move:
+    """As spec says. ``may_promote``: requests were mirrored, and it is evidence alone that lacks."""
     assert s.spec is not None
     status = _measured(s.status, s.assessment, now) if s.assessment else s.status
+    if s.spec.rollout.on_inconclusive == "Promote" and may_promote:
+        event = Event("PromotedByPolicy", f"the shadow ends unproven, as onInconclusive says: {reason}: {text}", "Warning")
+        return Move(in_shadow(status, "Leaving", now, override=f"onInconclusive Promote at {SHADOW_STEP}"), (event,))
     event = Event("Inconclusive", text, "Warning")
     if s.spec.rollout.on_inconclusive == "Rollback":
         return Move(revert(status, now, "Rejected", reason, text), (event,))
