@@ -68,7 +68,7 @@ class PolicyDefaults(ApiModel):
     canary: DefaultCanary | None = None
     analysis: DefaultAnalysis | None = None
     on_failure: Literal["Rollback", "Pause"] | None = Field(None, description="What to do when the canary is proven worse.")
-    on_inconclusive: Literal["Pause", "Rollback"] | None = Field(None, description="What to do when a step ends without a verdict.")
+    on_inconclusive: Literal["Pause", "Rollback", "Promote"] | None = Field(None, description="What to do when a step ends without a verdict.")
     progress_deadline: Duration | None = Field(None, description="Limit for each stage and each canary step.")
     unscheduled_deadline: Duration | None = Field(None, description="How long a new revision may wait for free GPUs.")
 

@@ -642,7 +642,7 @@ class Held(StatusModel):
 
 
 class Counter(StatusModel):
-    """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
+    """Counts of one metric for one revision in this step: ``bad`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
     which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
@@ -652,6 +652,10 @@ class Counter(StatusModel):
     bad: float = 0
     last: dict[str, list[float]] = Field(default_factory=dict)
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
+    spread: list[float] = Field(
+        default_factory=list,
+        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares.",
+    )
 
 
 class MetricStatus(StatusModel):
@@ -670,7 +674,13 @@ class MetricStatus(StatusModel):
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
     needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
-    log_evidence: float | None = Field(None, description="Natural logarithm of the e-value against 'not worse' in this step.")
+    log_evidence: float | None = Field(
+        None,
+        description=(
+            "Natural logarithm of this step's e-value against 'not worse than stable by more than the tolerance' (where only a limit is set: "
+            "'within the limit'). The counts are those above; later steps of the rollout build on it."
+        ),
+    )
     since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
     slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
     dry_run: bool | None = Field(None, description="It decides nothing.")

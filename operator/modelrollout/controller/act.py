@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,10 @@ class ChildRefused(KubeError):
     """A child that cannot be written as the spec is: quota, admission, a store that is not allowed, a name that is taken. It is told in status."""
 
 
+class NotLeading(KubeError):
+    """The lease went to another replica since this pass began: nothing that it has decided may be written any more."""
+
+
 @dataclass(frozen=True)
 class Actor:
     """Carries out ``Desired``."""
@@ -65,6 +69,7 @@ class Actor:
     kube: Kube
     store: Store
     config: OperatorConfig
+    may_write: Callable[[], bool]
 
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
@@ -85,7 +90,7 @@ class Actor:
         keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
         if desired.work is not None:
             keep.add((JOB.kind, desired.work[1]))
-        wrote |= await self._prune(seen, keep)
+        wrote |= await self._prune(seen, desired, keep)
         for name, status in desired.revision_status.items():
             wrote |= await self._record(seen, name, status)
         for name in desired.forget:
@@ -162,6 +167,11 @@ class Actor:
         against = (stable.revision, stable.number) if stable else None
         return [jobs.evaluate_job(owner, s.name, number, name, golden, against, model, serving, self.config)]
 
+    def _fence(self) -> None:
+        """A process that was stopped in mid-pass (SIGSTOP, a frozen machine) goes on where it was, perhaps long after its lease ended."""
+        if not self.may_write():
+            raise NotLeading(0, "NotLeading", "another replica leads")
+
     async def _match(self, seen: Seen, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = RESOURCES[kind]
@@ -176,6 +186,7 @@ class Actor:
 
     async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
         uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
+        self._fence()
         try:
             answer = await self.kube.apply(resource, obj, uid=uid, resource_version=version)
         except Conflict:
@@ -189,6 +200,7 @@ class Actor:
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
         name = obj["metadata"]["name"]
+        self._fence()
         try:
             answer = await self.kube.create(resource, obj)
         except AlreadyExists as e:
@@ -219,18 +231,19 @@ class Actor:
         self.store.read(resource, live)
         return live
 
-    async def _prune(self, seen: Seen, wanted: set[tuple[str, str]]) -> bool:
+    async def _prune(self, seen: Seen, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
         wrote = False
         for (kind, name), live in seen.children.items():
             if kind not in _PRUNED or (kind, name) in wanted or not _ours(live):
                 continue
-            if (kind == JOB.kind and _ended(live)) or _still_mirrored(seen, live):
+            if (kind == JOB.kind and _ended(live)) or _still_mirrored(seen, desired, live):
                 continue
             wrote |= await self._delete(RESOURCES[kind], live)
         return wrote
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
         metadata = live["metadata"]
+        self._fence()
         try:
             await self.kube.delete(resource, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         except NotFound:
@@ -251,6 +264,7 @@ class Actor:
         if before is None:
             return False
         live = before
+        self._fence()
         try:
             mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
             if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
@@ -267,13 +281,16 @@ class Actor:
         return True
 
 
-def _still_mirrored(seen: Seen, live: Object) -> bool:
+def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
     """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say because status was lost in the midst of it.
 
-    It goes once the gateway has accepted the route without it; the route's status wakes the pass that does so.
+    It goes once the gateway has accepted the route without it (the route's status wakes the pass that does so) and its canary has drained.
     """
-    if (live["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
+    labels = live["metadata"].get("labels") or {}
+    if labels.get(names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
         return False
+    if labels.get(names.LABEL_REVISION) in desired.draining:
+        return True
     route = seen.children.get((HTTP_ROUTE.kind, seen.snapshot.name))
     return route is not None and live is not route and (is_mirrored(route) or not accepted(route))
 

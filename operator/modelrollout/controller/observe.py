@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -55,7 +54,6 @@ def observe(
     key: Key,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
-    now: datetime,
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
 ) -> Seen | None:
@@ -105,7 +103,7 @@ def observe(
         else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
     )
     if snapshot.gateway:
-        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot, now), config)
+        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:

@@ -55,7 +55,7 @@ class Reconciler:
         self._kube, self._store, self._config = kube, store, config
         self._assessor, self._reporter, self._admission = assessor, reporter, admission
         self._now, self._may_write, self._looking_since = now, may_write, looking_since
-        self._actor = Actor(kube, store, config)
+        self._actor = Actor(kube, store, config, may_write)
         self._gateways = Gateways(kube)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
@@ -70,7 +70,7 @@ class Reconciler:
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._store.get(MODEL_DEPLOYMENT, *key)
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
-        seen = observe(self._store, key, self._config, kinds, self._now(), await self._gateways.of(deployment), rules)
+        seen = observe(self._store, key, self._config, kinds, await self._gateways.of(deployment), rules)
         if seen is None:
             self._refused.pop(key, None)
             self._admission.slots.gone(key)

@@ -40,6 +40,7 @@ def desired(s: Snapshot, now: datetime) -> Desired:
         servers=servers,
         restarts={name: at for name in servers if (at := s.status.restarted.get(name) or s.server(name).restarted)},
         split=split(s),
+        draining=frozenset(still_draining(s, now)),
         matched=matched(s),
         preview=preview(s),
         selector=service_selector(s),

@@ -238,6 +238,7 @@ class Desired:
     restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
+    draining: frozenset[str] = frozenset()  # revisions that keep what they have: pods, and what mirrored requests to them
     preview: str | None = None  # revision behind the preview's host names and Service; None: there is no preview
     selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
     budget: str | None = None

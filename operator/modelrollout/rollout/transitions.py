@@ -165,7 +165,7 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
     """Add the verdict on the present step to the rollout's history, without the raw counters."""
     rollout = status.rollout
     assert rollout is not None and rollout.step is not None
-    bare: dict[str, Any] = {"last": {}, "scraped": None}
+    bare: dict[str, Any] = {"last": {}, "scraped": None, "spread": []}
     metrics = [
         m.model_copy(
             update={

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
@@ -29,7 +28,7 @@ from modelrollout.resources.mirror import (
     with_traefik_mirror,
     without_mirror,
 )
-from modelrollout.rollout.facts import Problem, Server, Snapshot, Split, Traffic, baseline, still_draining
+from modelrollout.rollout.facts import Problem, Server, Snapshot, Split, Traffic, baseline
 from modelrollout.traffic.features import PERCENTAGE_MIRROR, REQUEST_MIRROR, TRAEFIK_CONTROLLER, GatewayFacts, feature_missing, missing_features
 from modelrollout.traffic.router import Router, accepted, refusal_of
 
@@ -72,13 +71,13 @@ def way_of(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, conf
     return "TraefikService"
 
 
-def mirror_of(s: Snapshot, now: datetime) -> Mirror | None:
-    """The mirror that the written state asks for. It outlasts its place in the route until the data plane has forgotten it."""
+def mirror_of(s: Snapshot) -> Mirror | None:
+    """The mirror that the written state asks for. After Revert what belongs to it is left where it is while the canary drains (``controller.act``)."""
     rollout, stable = s.status.rollout, baseline(s)
     if s.spec is None or rollout is None or rollout.revision is None or rollout.number is None or stable is None:
         return None
     shadow = rollout.shadow
-    if shadow is None or shadow.mirror is None or not (rollout.stage in ("Shadow", "Revert") or rollout.revision in still_draining(s, now)):
+    if shadow is None or shadow.mirror is None or rollout.stage not in ("Shadow", "Revert"):
         return None
     return Mirror(
         way=shadow.mirror,

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from modelrollout.analysis.compare import difference_interval
+from modelrollout.analysis.compare import difference_interval, log_evidence, share_log_evidence
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Problem, ProblemKind
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
@@ -19,7 +19,9 @@ QUERY = Metric(name="memory", query="x", min=1, max=10)
 
 
 def counter(bad: float, total: float) -> Counter:
-    return Counter(bad=bad, total=total)
+    """With looks that vary as those of independent requests do, a hundred of them."""
+    share = bad / total if total else 0.0
+    return Counter(bad=bad, total=total, spread=[total / 100, bad / 100, 100.0, 100 * share * (1 - share)])
 
 
 def judged(metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25) -> MetricStatus:
@@ -149,3 +151,36 @@ def test_two_criteria_of_one_metric_share_its_budget() -> None:
     both = judged(Metric(name="errors", max_increase=0.005, max=0.2), canary, stable)
     expected = difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.005)
     assert both.interval == [round(v, 6) for v in expected]
+
+
+# --- the evidence of a rollout
+
+
+def test_evidence_of_earlier_steps_completes_a_proof() -> None:
+    """Neither step proves it alone."""
+    canary, stable = counter(32, 1500), counter(60, 6000)
+    first = judged(ERRORS, canary, stable, 20, 50)
+    assert first.verdict == "Inconclusive" and first.log_evidence and 2 < first.log_evidence < 4.6
+    both = judge(ERRORS, canary, stable, None, None, 50, 100, 0.01, [first.log_evidence])
+    assert (both.verdict, both.log_evidence) == ("Failed", first.log_evidence)
+    assert "with the evidence of earlier steps" in both.message
+
+
+def test_good_steps_before_do_not_shield_a_bad_one() -> None:
+    assert judge(ERRORS, counter(60, 300), counter(20, 2000), None, None, 50, 100, 0.01, [-80.0, -80.0]).verdict == "Failed"
+
+
+def test_the_evidence_is_that_of_the_step_and_of_the_tolerance() -> None:
+    canary, stable = counter(20, 1000), counter(40, 4000)
+    assert judged(ERRORS, canary, stable).log_evidence == pytest.approx(log_evidence(20, 1000, 40, 4000, 0.0005), abs=0.05)
+    assert judged(Metric(name="errors", max=0.05), canary, stable).log_evidence == pytest.approx(share_log_evidence(20, 1000, 0.05), abs=0.05)
+    assert judged(ERRORS, None, stable).log_evidence is None
+    assert judged(ERRORS, canary, None).log_evidence is None
+
+
+def test_what_fails_together_counts_less() -> None:
+    alone = counter(60, 2000)
+    together = alone.model_copy(update={"spread": [20.0, 0.0, 100.0, 6 * 100 * 0.03 * 0.97]})
+    stable = counter(80, 8000)
+    assert judged(ERRORS, alone, stable).verdict == "Failed"
+    assert judged(ERRORS, together, stable).verdict == "Inconclusive"

@@ -24,7 +24,7 @@ NO_REASONS = {
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
     *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
     "OnTime",  # in the timeline of modelrollout analyze
-    "StaleRead",  # of a Conflict that is only tried again
+    *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
 }
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import measured, replicas, split
+from modelrollout.rollout.desired import desired, measured, replicas, split
 from modelrollout.rollout.facts import Assessment, MirrorFacts, Plan, Problem, Server, Snapshot, Traffic, Verb
+from modelrollout.rollout.policy import combine, read
 from modelrollout.rollout.stages.onward import outputs_of
 from modelrollout.traffic.mirror import mirror_of
 from tests.unit.rollout import builders as b
@@ -68,20 +69,27 @@ def test_stable_keeps_all_traffic_and_the_canary_its_pods() -> None:
     [("Starting", False), ("Accepted", False), ("Mirroring", True), ("Observing", True), ("Paused", False), ("Leaving", False)],
 )
 def test_the_route_mirrors_in_two_phases_only_while_the_mirror_exists_in_all(name: str, routed: bool) -> None:
-    mirror = mirror_of(in_shadow(name), b.START)
+    mirror = mirror_of(in_shadow(name))
     assert mirror is not None and mirror.routed is routed
 
 
 def test_the_mirror_outlives_its_place_in_the_route() -> None:
     """Until the data plane has surely taken up that it is gone: in Revert, and as long as the canary's pods stay."""
     reverting = b.second("Revert", wanted=WANTED, changes={"shadow": at("Observing"), "outcome": "Rejected"})
-    mirror = mirror_of(reverting, b.START)
+    mirror = mirror_of(reverting)
     assert mirror is not None and not mirror.routed
     ended = decide(reverting, b.START).status
     assert ended.rollout and ended.rollout.stage == "Failed" and ended.draining
     after = b.snapshot(WANTED, ended, revisions=reverting.revisions)
-    assert mirror_of(after, b.START) is not None
-    assert mirror_of(after, datetime.fromisoformat(ended.draining[0].until)) is None
+    assert mirror_of(after) is None, "nothing is written of it any more"
+    assert desired(after, b.START).draining == {b.revision_name(2)}
+    assert desired(after, datetime.fromisoformat(ended.draining[0].until)).draining == frozenset()
+
+
+def test_a_rollback_from_the_canary_makes_no_mirror_again() -> None:
+    left = b.moved(decide(in_shadow("Leaving"), b.START))
+    assert left.shadow is not None and left.shadow.mirror is None
+    assert mirror_of(b.second("Revert", wanted=WANTED, changes={"shadow": left.shadow, "outcome": "RolledBack"})) is None
 
 
 @pytest.mark.parametrize(
@@ -170,6 +178,82 @@ def test_promote_and_abort_mean_the_shadow_by_its_name() -> None:
     promoted = b.moved(say("promote", "shadow"))
     assert promoted.shadow and promoted.shadow.phase == "Leaving" and "promote n1" in (promoted.shadow.override or "")
     assert b.moved(say("abort", None)).stage == "Revert", "the route first, then the pods"
+
+
+def test_promote_in_full_leads_past_the_shadow_and_all_steps() -> None:
+    said = in_shadow("Observing", verbs=(Verb("promote-full", b.revision_name(2), "n1", "shadow"),))
+    left = b.moved(decide(said, b.START))
+    assert left.shadow and (left.shadow.phase, left.shadow.promoted) == ("Leaving", "Full"), "the mirror is taken out first"
+    to = b.moved(decide(in_shadow("Leaving", shadow={"promoted": "Full"}), b.START))
+    assert to.stage == "Promote" and to.step is None
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_nobody_can_hold_a_shadow(verb: str) -> None:
+    found = decide(in_shadow("Observing", verbs=(Verb(verb, b.revision_name(2), "n1"),)), b.START)
+    assert "promote or abort" in found.status.handled_verbs[-1] and [e.reason for e in found.events] == ["VerbRefused"]
+
+
+@pytest.mark.parametrize(("promoted", "stage"), [(None, "Shadow"), ("Step", "Canary"), ("Full", "Promote")])
+def test_a_freeze_holds_the_step_after_the_shadow_unless_a_person_promoted(promoted: str | None, stage: str) -> None:
+    freeze = {"freezeWindows": [{"start": b.ago(60), "end": b.ago(-3600)}]}
+    rules = combine([read({"metadata": {"name": "p"}, "spec": freeze})])
+    plan = decide(in_shadow("Leaving", shadow={"promoted": promoted}, rules=rules), b.START)
+    assert plan.status.rollout and plan.status.rollout.stage == stage
+    assert ("FreezeOverridden" in [e.reason for e in plan.events]) == (promoted is not None)
+
+
+def test_no_verdict_goes_on_unproven_where_the_spec_says_so_and_requests_were_mirrored() -> None:
+    promote = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "10m", "onInconclusive": "Promote"})
+    few = agreement("Inconclusive", "TooFewSamples", 3)
+    plan = decide(in_shadow("Observing", wanted=promote, assessment=few), b.at(601))
+    to = b.moved(plan)
+    assert to.shadow and (to.shadow.phase, to.shadow.promoted) == ("Leaving", None) and "onInconclusive" in (to.shadow.override or "")
+    assert [e.reason for e in plan.events] == ["PromotedByPolicy"]
+    assert phase(decide(in_shadow("Starting", wanted=promote, ready=0), b.at(601))) == "Paused", "nothing was mirrored"
+
+
+def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
+    looked = {name: measured(in_shadow(name)) for name in ("Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving")}
+    assert [name for name, look in looked.items() if look] == ["Mirroring", "Observing"]
+    assert not measured(in_shadow("Mirroring", traffic=Traffic(False)))
+
+
+def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
+    world = World(b.spec(1))
+    world.serve()
+    world.edit(WANTED)
+    world.verdict = "Inconclusive"
+    for _ in range(10):
+        world.kindly()
+        world.reconcile()
+    assert world.route_mirror == b.revision_name(2) == world.plane_mirror
+    world.edit(None)
+    world.reconcile()
+    assert world.route_mirror is not None, "nothing changes by itself"
+    world.say("abort", b.revision_name(2), "n1")
+    for _ in range(3):
+        world.reconcile()
+        world.kindly()
+    assert world.status.rollout and world.status.rollout.stage == "Failed"
+    assert (world.route_mirror, world.plane_mirror) == (None, None) and world.mirror is not None, "what it was made of waits for a spec"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stages"),
+    [
+        ({"blueGreen": {}}, ["Shadow", "Canary", "Promote", "Done"]),
+        ({"abTest": {"headers": [{"name": "x-group", "value": "b"}]}}, ["Shadow", "Canary", "Promote", "Done"]),
+        ({"bake": "10s"}, ["Shadow", "Canary", "Promote", "Bake", "Done"]),
+    ],
+)
+def test_it_comes_before_every_strategy(strategy: dict[str, Any], stages: list[str]) -> None:
+    world = World(b.spec(1))
+    world.serve()
+    world.edit(b.spec(2, rollout={"shadow": SHADOW, **strategy}))
+    world.serve()
+    assert [r.stage for r in world.history if r.revision == b.revision_name(2)][-len(stages) :] == stages
+    assert world.status.stable and world.status.stable.revision == b.revision_name(2) and world.mirror is None
 
 
 def test_a_newer_spec_takes_the_mirror_out_first() -> None:

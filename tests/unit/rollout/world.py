@@ -160,7 +160,7 @@ class World:
             else ServiceRouter(s.name, carriers(s), service_selector(s))
         )
         if s.gateway:
-            router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s, self.now), CONFIG)
+            router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
             missing = Problem("GatewayFeatureMissing", "it cannot mirror") if self.spec.rollout.shadow and self.way is None else None
             s = replace(s, mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())), refusal=s.refusal or missing)
         s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
@@ -264,7 +264,8 @@ class World:
             yield self._delete_route
         for name in [n for n in self.servers if n not in desired.servers]:
             yield lambda name=name: self._delete_server(name)  # type: ignore[misc]
-        if self.mirror is not None and revision is None and (self.route is None or (self.route_mirror is None and self.accepted)):
+        gone = self.route is None or (self.route_mirror is None and self.accepted)
+        if self.mirror is not None and revision is None and gone and self.mirror not in desired.draining:
             yield self._delete_mirror
         if self.service is not None and desired.selector is None:
             yield lambda: self._select(None)
@@ -280,7 +281,7 @@ class World:
             yield lambda: self.jobs.update({desired.work[1]: Work("Running")} if desired.work else {})
 
     def wanted_mirror(self, s: Snapshot) -> Mirror | None:
-        return mirror_of(s, self.now) if s.gateway else None
+        return mirror_of(s) if s.gateway else None
 
     def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
         if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.gateway:
@@ -635,6 +636,7 @@ class World:
         if stable is None or stable not in self.revisions or not self._renders(self.snapshot(), stable):
             return
         behind = self.plane != self.route or (self.arriving is not None and self.arriving[1] != self.route)
+        behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
         assert asked[stable] >= spec.serving.replicas
@@ -659,7 +661,8 @@ class World:
         if rollout is None or rollout.stage != "Shadow":
             assert self.route_mirror is None, "only the shadow mirrors"
         if self.mirror is not None and self.accepted:
-            assert self.wanted_mirror(self.snapshot()) is not None, "a mirror that nobody needs"
+            s = self.snapshot()
+            assert self.wanted_mirror(s) is not None or self.mirror in still_draining(s, self.now), "a mirror that nobody needs"
         if gateway and not (trial and rollout and rollout.step and rollout.step.strategy == "ABTest"):
             assert self.matched is None, "only a test looks at headers"
         assert (self.preview is not None) == (spec.rollout.blue_green is not None)
