@@ -72,7 +72,7 @@ def way_of(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, conf
 
 
 def mirror_of(s: Snapshot) -> Mirror | None:
-    """The mirror that the written state asks for. After Revert what belongs to it is left where it is while the canary drains (``controller.act``)."""
+    """The mirror that the written state asks for. After Revert what belongs to it is left where it is while the canary drains (``act``)."""
     rollout, stable = s.status.rollout, baseline(s)
     if s.spec is None or rollout is None or rollout.revision is None or rollout.number is None or stable is None:
         return None
