@@ -107,7 +107,9 @@ class Data(ApiModel):
     """A data set: an .npz archive with one array for each model input and one with the labels."""
 
     uri: Uri = Field(description="The .npz archive: s3://BUCKET/KEY or http(s)://HOST/PATH.")
-    labels: str = Field("labels", description="Name of the array with the labels (integer classes, shape [n]).", max_length=128)
+    labels: str = Field(
+        "labels", description="Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse.", max_length=128
+    )
     slices: Annotated[list[str], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
     credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
 
@@ -131,13 +133,65 @@ class OptimizationStep(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.int8)", "name one step, for example int8: {method: Dynamic}"),)
 
 
-class GateMetric(ApiModel):
-    """A budget for one metric on the held-out data."""
+def _errors_and_scores(of: str, at: str) -> tuple[Rule, ...]:
+    """mae and mse grow when they get worse, others fall: each has its own words. ``of``: CEL of the budget, ``at``: what messages put first."""
+    return (
+        Rule(
+            f"self.name in ['mae', 'mse'] || !(has({of}.maxIncrease) || has({of}.maxIncreaseRelative) || has({of}.max))",
+            f"{at}maxIncrease, maxIncreaseRelative and max belong to mae and mse; other metrics have maxDrop, maxDropRelative and min",
+        ),
+        Rule(
+            f"!(self.name in ['mae', 'mse']) || !(has({of}.maxDrop) || has({of}.maxDropRelative) || has({of}.min))",
+            f"{at}maxDrop, maxDropRelative and min do not belong to mae and mse, where more is worse: use maxIncrease, maxIncreaseRelative or max",
+        ),
+    )
 
-    name: Literal["accuracy"] = Field(description="Which metric: accuracy.")
+
+def _any_budget(of: str) -> str:
+    return " || ".join(f"has({of}.{field})" for field in ("maxDrop", "maxDropRelative", "min", "maxIncrease", "maxIncreaseRelative", "max"))
+
+
+class GateBudget(ApiModel):
+    """What may be lost against the original model, and limits of the value itself. Where several are given, each must be kept."""
+
     max_drop: float | None = Field(None, ge=0, le=1, description="Largest loss against the original model, absolute: 0.01 is one point.")
+    max_drop_relative: float | None = Field(
+        None, ge=0, le=1, description="Largest loss as a share of the original model's value: 0.01 is one percent of it."
+    )
     min: float | None = Field(None, ge=0, le=1, description="Smallest value allowed.")
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.maxDrop) || has(self.min)", "a gate metric needs maxDrop or min"),)
+    max_increase: float | None = Field(None, ge=0, description="mae, mse: largest increase against the original model, in their own units.")
+    max_increase_relative: float | None = Field(None, ge=0, description="mae, mse: largest increase as a share of the original model's value.")
+    max: float | None = Field(None, ge=0, description="mae, mse: largest value allowed.")
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(_any_budget("self"), "name a budget, for example maxDrop: 0.01"),)
+
+
+class GateMetric(GateBudget):
+    """A budget for one metric on the held-out data, judged with a 95 % interval on both models' answers to the same samples.
+
+    Too little data to tell is Inconclusive, and the version is Rejected: TooFewSamples says how much more it takes.
+    """
+
+    name: Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"] = Field(
+        description="accuracy; topK (the label is among the k highest scores); precision, recall, f1; auc (area under the ROC curve; with several "
+        "classes the mean of one against the rest); agreement (same class as the original model, needs no labels); mae, mse (mean absolute and "
+        "squared error of a regression)."
+    )
+    k: int | None = Field(None, ge=2, le=1000, description="topK: how many classes count.")
+    average: Literal["Macro", "Weighted", "Binary"] | None = Field(
+        None,
+        description="precision, recall, f1: Macro (each class counts alike), Weighted (by its samples) or Binary (of class 1). Left out: Binary with "
+        "two classes, else Macro.",
+    )
+    slices: GateBudget | None = Field(
+        None, description="What each value of each of data.slices must keep; intervals are widened so that all of them hold together (Bonferroni)."
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(f"{_any_budget('self')} || has(self.slices)", "a gate metric needs maxDrop, maxDropRelative or min; mae and mse: maxIncrease or max"),
+        *_errors_and_scores("self", ""),
+        *(Rule(f"!has(self.slices) || ({rule.rule})", rule.message) for rule in _errors_and_scores("self.slices", "slices: ")),
+        Rule("(self.name == 'topK') == has(self.k)", "topK needs k, for example k: 5; k belongs to no other metric"),
+        Rule("!has(self.average) || self.name in ['precision', 'recall', 'f1']", "average belongs to precision, recall and f1"),
+    )
 
 
 class Gate(ApiModel):
@@ -146,6 +200,16 @@ class Gate(ApiModel):
     data: Data = Field(description="Held-out data that training did not see.")
     metrics: Annotated[list[GateMetric], Field(min_length=1, max_length=8), ListMapKey("name")] = Field(
         description="Budgets, each of which must be kept."
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.metrics.exists(m, has(m.slices)) || (has(self.data.slices) && size(self.data.slices) > 0)",
+            "a metric with slices needs data: {slices: [...]}, the arrays that divide the data",
+        ),
+        Rule(
+            "self.metrics.all(m, m.name in ['mae', 'mse']) || !self.metrics.exists(m, m.name in ['mae', 'mse'])",
+            "mae and mse are for models that give numbers, the other metrics for classifiers: a gate has one or the other",
+        ),
     )
 
 
@@ -451,6 +515,20 @@ class StepStatus(StatusModel):
     override: str | None = Field(None, description="Who let the rollout go on without a verdict, and from which step.")
 
 
+class GateMetricEvidence(StatusModel):
+    """What the gate found on one metric."""
+
+    name: str
+    verdict: VerdictName
+    reason: str
+    samples: int
+    before: float
+    after: float
+    interval: list[float] = Field(description="95 % interval of the loss: worse than the original model is positive.")
+    allowed: float | None = Field(None, description="Largest loss allowed, in the metric's units.")
+    slice: str | None = Field(None, description="NAME=VALUE of the slice that decided; the numbers are its own.")
+
+
 class ArtifactEvidence(StatusModel):
     """What prepare made."""
 
@@ -462,6 +540,7 @@ class ArtifactEvidence(StatusModel):
     accuracy_after: float | None = None
     samples: int | None = None
     drop_interval: list[float] | None = None
+    metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
 
 

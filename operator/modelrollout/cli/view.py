@@ -172,6 +172,7 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
         if a.accuracy_before is not None and a.accuracy_after is not None:
             on = f" on {a.samples} samples" if a.samples else ""
             words.append(f"accuracy {a.accuracy_after:.3f} ({a.accuracy_after - a.accuracy_before:+.3f}){on}")
+        words += [f"{m.name} {m.after:.4g} ({m.after - m.before:+.2g})" for m in a.metrics if m.name != "accuracy"]
         if a.reused:
             words.append("done before, reused")
         return ", ".join(words)

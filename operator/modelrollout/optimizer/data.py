@@ -24,11 +24,15 @@ _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 
 @dataclass(frozen=True)
 class Data:
-    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n]."""
+    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n].
+
+    ``targets``: [n] float64, the labels of a regression.
+    """
 
     inputs: Arrays
     labels: NDArray[np.int64] | None
     slices: Arrays
+    targets: NDArray[np.float64] | None = None
 
     @property
     def n(self) -> int:
@@ -106,26 +110,35 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
     return array
 
 
-def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str) -> NDArray[np.int64]:
-    """[n] integer classes; raises JobError: LabelsMissing, LabelsNotInteger, LabelsShape, LabelsLength."""
+def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str, *, numbers: bool) -> NDArray[Any]:
+    """[n] integer classes, or finite ``numbers``; raises JobError: LabelsMissing, LabelsNotInteger, LabelsNotNumbers, LabelsShape, LabelsLength."""
     labels = arrays.get(dataset.labels)
     if labels is None:
         raise bad_input(
             "LabelsMissing", f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the array of labels or add it"
         )
-    if labels.dtype.kind not in "iu":
+    if numbers and (labels.dtype.kind not in "iuf" or not np.isfinite(labels).all()):
+        raise bad_input(
+            "LabelsNotNumbers", f"{field}.labels: array {dataset.labels!r} ({labels.dtype}) does not hold finite numbers, which mae and mse need"
+        )
+    if not numbers and labels.dtype.kind not in "iu":
         raise bad_input("LabelsNotInteger", f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers from 0")
     if labels.ndim != 1:
         raise bad_input(
-            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one class number a sample, shape [n]"
+            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one label a sample, shape [n]"
         )
     if len(labels) != n:
         raise bad_input("LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one")
-    return labels.astype(np.int64)
+    return labels.astype(np.float64 if numbers else np.int64)
 
 
-def match(arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool) -> Data:
-    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input."""
+def match(
+    arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool, numbers: bool = False, sliced: bool | None = None
+) -> Data:
+    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input.
+
+    ``numbers``: labels are those of a regression; ``sliced``: whether slices are read, left out: where there are labels.
+    """
     aside = {dataset.labels, *dataset.slices}
     candidates = [name for name in arrays if name not in aside]
     names = {spec.name: spec.name for spec in inputs}
@@ -142,12 +155,13 @@ def match(arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field:
     n = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
         raise bad_input("DataLengthMismatch", f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree")
-    labels = _labels(arrays, dataset, n, field) if labelled else None
-    for name in dataset.slices if labelled else ():
+    labels = _labels(arrays, dataset, n, field, numbers=numbers) if labelled else None
+    slices = dataset.slices if (labelled if sliced is None else sliced) else ()
+    for name in slices:
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
-    return Data(fitted, labels, {name: arrays[name] for name in dataset.slices} if labelled else {})
+    return Data(fitted, None if numbers else labels, {name: arrays[name] for name in slices}, labels if numbers else None)
 
 
 def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[int, bool]:

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import GateDecision, accuracies, decide
+from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Gate, Paired, PrepareTask, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, MetricResult, Paired, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
-from modelrollout.optimizer.data import Arrays, Data, match, read_archive
+from modelrollout.optimizer.data import Arrays, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
-from modelrollout.optimizer.model import ModelInfo, check
-from modelrollout.optimizer.predict import check_label_range, open_session, predict
+from modelrollout.optimizer.gate import FIELD as FIELD_GATE
+from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.quantize import quantize
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
@@ -36,10 +37,7 @@ from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
 RECIPE_VERSION = 1
 
-MAX_SLICE_VALUES = 64
-
 FIELD_SOURCE = "spec.model.uri"
-FIELD_GATE = "spec.optimization.gate.data"
 
 
 def field_step(index: int) -> str:
@@ -103,56 +101,10 @@ def key_of(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
-def count_pairs(labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> Paired:
-    """Paired counts; all three are [n] classes of the same samples."""
-    right_b, right_c = baseline == labels, candidate == labels
-    return Paired(
-        n=len(labels),
-        both_right=int((right_b & right_c).sum()),
-        only_candidate_right=int((~right_b & right_c).sum()),
-        only_baseline_right=int((right_b & ~right_c).sum()),
-        both_wrong=int((~right_b & ~right_c).sum()),
-    )
-
-
-def by_slice(data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very many."""
-    report: dict[str, dict[str, Any]] = {}
-    for name, values in data.slices.items():
-        kinds, counts = np.unique(values, return_counts=True)
-        kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
-        report[name] = {str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump() for v in sorted(kept) for m in (values == v,)}
-    return report
-
-
-@dataclass(frozen=True)
-class _Measured:
-    paired: Paired
-    decision: GateDecision
-    slices: dict[str, dict[str, Any]]
-    duplicates: int
-
-
-def _gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress) -> _Measured:
-    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only ``min`` counts for it."""
-    labels = held_out.labels
-    assert labels is not None
-    with progress.stage("gate"):
-        before, classes = predict(open_session(original, FIELD_SOURCE), info.inputs, held_out.inputs, FIELD_GATE, progress.update)
-        check_label_range(labels, classes, FIELD_GATE)
-        same = optimized == original
-        after = (
-            before if same else predict(open_session(optimized, "the optimized model"), info.inputs, held_out.inputs, FIELD_GATE, progress.update)[0]
-        )
-    paired = count_pairs(labels, before, after)
-    decisions = [decide(paired, max_drop=None if same else metric.max_drop, minimum=metric.min) for metric in gate.metrics]
-    worst = max(decisions, key=lambda d: ("Successful", "Inconclusive", "Failed").index(d.verdict))
-    return _Measured(paired, worst, by_slice(held_out, labels, before, after), held_out.duplicates())
-
-
 def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | None, reused: bool) -> TaskResult:
     """The summary, from the report alone: a reused one says the same as the first."""
     gate = report["gate"]
+    paired = Paired.model_validate(gate["paired"]) if gate and gate["paired"] else None
     return TaskResult(
         message="; ".join(report["warnings"]),
         sha256=task.sha256,
@@ -163,9 +115,10 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         reused=reused,
         accuracy_before=gate["accuracyBefore"] if gate else None,
         accuracy_after=gate["accuracyAfter"] if gate else None,
-        paired=Paired.model_validate(gate["paired"]) if gate else None,
-        drop_interval=tuple(gate["interval"]) if gate else None,
-        samples=gate["paired"]["n"] if gate else None,
+        paired=paired,
+        drop_interval=drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right) if paired else None,
+        samples=gate["samples"] if gate else None,
+        metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
     )
 
 
@@ -214,8 +167,17 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
                 f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
                 "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
             ) from None
+        labels = labels_wanted(task.gate) if task.gate else None
         data = {
-            field: match(read_archive(file.path, field), dataset, info.inputs, field, labelled=field == FIELD_GATE)
+            field: match(
+                read_archive(file.path, field),
+                dataset,
+                info.inputs,
+                field,
+                labelled=field == FIELD_GATE and labels is not None,
+                numbers=labels == "numbers",
+                sliced=field == FIELD_GATE,
+            )
             for (field, dataset), file in zip(_data_sets(task).items(), files.values(), strict=True)
         }
     warnings: list[str] = []
@@ -245,24 +207,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
             warnings.append("calibration and held-out data are the same file: the accuracy after is too optimistic; use different samples")
 
-    gate: dict[str, Any] | None = None
-    decision: GateDecision | None = None
+    measured: Measured | None = None
     if task.gate:
-        measured = _gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
-        decision = measured.decision
-        before, after = accuracies(measured.paired)
-        if measured.duplicates:
-            warnings.append(f"{measured.duplicates} of {measured.paired.n} held-out samples repeat others: they add no information")
-        gate = {
-            "accuracyBefore": before,
-            "accuracyAfter": after,
-            "paired": measured.paired.model_dump(),
-            "interval": list(decision.interval),
-            "verdict": decision.verdict,
-            "reason": decision.reason,
-            "slices": measured.slices,
-            "duplicates": measured.duplicates,
-        }
+        measured = run_gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
+        if measured.report["duplicates"]:
+            warnings.append(
+                f"{measured.report['duplicates']} of {measured.report['samples']} held-out samples repeat others: they add no information"
+            )
     report: dict[str, Any] = {
         "format": 1,
         "key": key,
@@ -271,13 +222,11 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
         "steps": done,
-        "gate": gate,
+        "gate": measured.report if measured else None,
         "warnings": warnings,
     }
-    if decision and decision.verdict != "Successful":
-        code = ExitCode.GATE_FAILED if decision.verdict == "Failed" else ExitCode.GATE_INCONCLUSIVE
-        evidence = _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None})
-        raise JobError(code, decision.reason, f"spec.optimization.gate: {decision.message}", evidence)
+    if measured:
+        raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
     with progress.stage("publish"):
         entries = {
             MODEL_FILE: _file_entry(optimized),

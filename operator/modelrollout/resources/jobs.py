@@ -153,7 +153,8 @@ def prepare_job(
     if optimization.gate:
         data, where = _data("spec.optimization.gate.data", optimization.gate.data, model.credentials, config, "gate")
         located.append(where)
-        gate = Gate(data=data, metrics=tuple(GateMetric(name=m.name, max_drop=m.max_drop, min=m.min) for m in optimization.gate.metrics))
+        # Field by field the same; what the spec leaves out keeps the task's default.
+        gate = Gate(data=data, metrics=tuple(GateMetric.model_validate(m.model_dump(exclude_none=True)) for m in optimization.gate.metrics))
     task = PrepareTask(
         source=source.location,
         sha256=sha256,
