@@ -56,7 +56,7 @@ def history(revisions: Sequence[Revision], stable: str | None, now: datetime) ->
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
-        cells = (_styled(s.outcome), s.reason or "-", s.accuracy or "-", s.size or "-", s.p99 or "-", age(revision.created, now))
+        cells = (styled(s.outcome), s.reason or "-", s.accuracy or "-", s.size or "-", s.p99 or "-", age(revision.created, now))
         table.add_row(str(revision.spec.number), name, *cells)
     return table
 
@@ -110,9 +110,9 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
     s = rollout.status
     ready = next((c for c in s.conditions if c.type == "Ready"), None)
     grid = _grid()
-    grid.add_row(Text(rollout.name, "bold"), Text.assemble(_styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
+    grid.add_row(Text(rollout.name, "bold"), Text.assemble(styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
     if ready:
-        grid.add_row("Ready", Text.assemble(_styled(ready.status), f"  {ready.reason}: {ready.message}"))
+        grid.add_row("Ready", Text.assemble(styled(ready.status), f"  {ready.reason}: {ready.message}"))
     if s.stable:
         grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
@@ -201,10 +201,10 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         number = f"{i + 1}/{len(steps)}"
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
-            table.add_row(Text("▶", "cyan"), number, what, _styled(r.step.phase), age(since, now), r.step.override or "")
+            table.add_row(Text("▶", "cyan"), number, what, styled(r.step.phase), age(since, now), r.step.override or "")
         elif i in ended:
             mark = Text("✔", "green") if ended[i].verdict == "Successful" else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
-            table.add_row(mark, number, what, _styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
+            table.add_row(mark, number, what, styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
         elif current is not None and i < current:
             table.add_row(Text("✔", "green"), number, what, "passed", "", "")
         else:
@@ -218,7 +218,7 @@ def _metrics(metrics: Sequence[MetricStatus]) -> RenderableType:
     for m in metrics:
         # A metric by query has one value and no counts.
         canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), _styled(m.verdict))
+        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), styled(m.verdict))
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
 
@@ -238,7 +238,7 @@ def _conditions(rollout: Rollout, now: datetime) -> Table:
     table = _table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
-        table.add_row(c.type, Text(c.status, "red") if stalled else _styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
+        table.add_row(c.type, Text(c.status, "red") if stalled else styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
     return table
 
 
@@ -322,7 +322,8 @@ def _grid() -> Table:
     return Table.grid(padding=(0, 2, 0, 0))
 
 
-def _styled(word: str) -> Text:
+def styled(word: str) -> Text:
+    """A word in the colour of what it means."""
     return Text(word, _STYLES.get(word, ""))
 
 
