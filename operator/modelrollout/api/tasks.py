@@ -103,6 +103,16 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
+SIGNER_DIR = "/var/run/modelrollout/signer"
+
+
+class Signature(_Model):
+    """A detached signature of the source (OpenSSF model signing), and the file with the signer's public key (PEM)."""
+
+    location: Location
+    key_file: str
+
+
 class ResolveTask(_Model):
     """Find the sha256 and the size of the source."""
 
@@ -117,6 +127,7 @@ class PrepareTask(_Model):
     task: Literal["prepare"] = "prepare"
     source: Location
     sha256: str
+    signature: Signature | None = None
     format: Literal["ONNX"] = "ONNX"
     steps: tuple[Int8Step, ...] = ()
     gate: Gate | None = None

@@ -89,6 +89,23 @@ class Credentials(ApiModel):
     )
 
 
+class SecretKey(ApiModel):
+    """A key of a Secret in the same namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(description="Key in the Secret.")
+
+
+class Signature(ApiModel):
+    """The model must be signed: verified on its bytes before anything of it is parsed.
+
+    Sign with OpenSSF model signing: model_signing sign key MODEL --private_key KEY --signature MODEL.sig
+    """
+
+    key_secret_ref: SecretKey = Field(description="Where the signer's public key is, in PEM form (elliptic curve P-256, P-384 or P-521).")
+    uri: Uri | None = Field(None, description="The signature file; left out: the model's URI with .sig at its end.")
+
+
 class Model(ApiModel):
     """The trained model."""
 
@@ -98,6 +115,7 @@ class Model(ApiModel):
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
     format: Literal["ONNX"] | None = Field(None, description="Format of the file; left out: told from the file.")
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
+    signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
     lineage: dict[str, str] | None = Field(
         None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
     )

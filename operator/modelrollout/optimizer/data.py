@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.api.tasks import DataSet
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.limits import memory_limit
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 
 DATA_LIMIT_BYTES = 8 << 30  # unpacked; a data set is held in memory
+
+MAX_ARRAYS = 1024
+
+# What zipfile, its decompressors and numpy raise for files that are damaged, encrypted or made to harm.
+_BROKEN: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, TypeError, OverflowError,
+    SyntaxError, TokenError,
+)  # fmt: skip
 
 _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 
@@ -48,28 +61,55 @@ class Data:
 
 
 def read_archive(path: Path, field: str) -> Arrays:
-    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge."""
+    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge.
+
+    Nothing is allocated that the file does not hold: sizes are looked at before a byte is unpacked.
+    """
+    memory = memory_limit()
+    limit = min(DATA_LIMIT_BYTES, memory // 2) if memory else DATA_LIMIT_BYTES
+    arrays: Arrays = {}
+    what = "the file"
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError):
-        raise bad_input("DataNotNpz", f"{field}.uri: the file is no .npz archive, or is cut off; {_REMEDY}") from None
-    if size > DATA_LIMIT_BYTES:
-        raise bad_input("TooLarge", f"{field}.uri: {size} bytes unpacked, more than the limit of {DATA_LIMIT_BYTES}; use fewer samples")
-    arrays: Arrays = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for name in archive.files:
-            try:
-                arrays[name] = archive[name]
-            except ValueError:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > limit or len(entries) > MAX_ARRAYS:
                 raise bad_input(
-                    "DataPickleRefused",
-                    f"{field}.uri: array {name!r} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings",
-                ) from None
-            except (zipfile.BadZipFile, EOFError, OSError):
-                raise bad_input("DataNotNpz", f"{field}.uri: array {name!r} is damaged; {_REMEDY} and upload it again") from None
-    # numpy hands out entries that are no .npy files as bytes
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+                    "TooLarge",
+                    f"{field}.uri: {size} bytes unpacked in {len(entries)} arrays, more than the limit of {limit} (half of the Job's memory, at most "
+                    f"{DATA_LIMIT_BYTES}) or of {MAX_ARRAYS} arrays; use fewer samples, or raise spec.optimization.resources.limits.memory",
+                )
+            for entry in entries:
+                what = f"array {entry.filename.removesuffix('.npy')!r}"
+                if not entry.filename.endswith(".npy"):
+                    continue
+                if entry.filename.removesuffix(".npy") in arrays:
+                    raise bad_input("DataNotNpz", f"{field}.uri: {what} is there twice; {_REMEDY}")
+                with archive.open(entry) as file:
+                    arrays[entry.filename.removesuffix(".npy")] = _read_array(file, entry.file_size, what, field)
+    except _BROKEN:
+        raise bad_input("DataNotNpz", f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted; {_REMEDY}") from None
+    return arrays
+
+
+def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[Any]:
+    """One .npy file of ``size`` bytes; raises JobError (DataPickleRefused, DataNotNpz) or one of _BROKEN."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):  # 3.0 is for names of fields in other alphabets, and no input of a model has fields
+        raise bad_input("DataNotNpz", f"{field}.uri: {what} has format version {version}; store plain numbers or fixed-width strings")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(file)
+    if dtype.hasobject:
+        raise bad_input(
+            "DataPickleRefused", f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings"
+        )
+    wanted = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or wanted != size - file.tell():
+        raise bad_input(
+            "DataNotNpz", f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds {size - file.tell()}; {_REMEDY}"
+        )
+    plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
+    return plain.view(dtype).reshape(shape, order="F" if by_columns else "C") if wanted else np.empty(shape, dtype)
 
 
 def _shape_text(shape: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ it is never right.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from modelrollout.triton.tensors import TensorSpec
 ort: Any = onnxruntime  # it has no types
 
 BATCH_ROWS = 32
+BATCH_LIMIT_SECONDS = 300.0  # a model may loop for ever
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -132,9 +134,14 @@ def open_session(path: Path, what: str) -> Any:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        if "bad alloc" in str(error) or "Failed to allocate" in str(error):
-            raise MemoryError from None
+        _tell_memory(error)
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
+
+
+def _tell_memory(error: Exception) -> None:
+    """Raise MemoryError where ONNX Runtime means that."""
+    if "bad alloc" in str(error) or "Failed to allocate" in str(error):
+        raise MemoryError from None
 
 
 def refused(reason: str, what: str, error: Exception, remedy: str) -> JobError:
@@ -143,16 +150,26 @@ def refused(reason: str, what: str, error: Exception, remedy: str) -> JobError:
 
 
 def outputs_of(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field: str, advance: Advance) -> Iterator[Batch]:
-    """The model's outputs on all samples, batch by batch; raises JobError: InferenceFailed, NoBatchDimension."""
+    """The model's outputs on all samples, batch by batch; raises JobError: InferenceFailed, InferenceTimeout, NoBatchDimension."""
     rows, fill = batch_rows(specs, BATCH_ROWS, field)
     n = len(next(iter(inputs.values())))
     names = [output.name for output in session.get_outputs()]
     done = 0
     for count, part in batches(inputs, rows, fill):
+        options = ort.RunOptions()
+        watchdog = threading.Timer(BATCH_LIMIT_SECONDS, setattr, (options, "terminate", True))
+        watchdog.start()
         try:
-            outputs = session.run(None, part)
+            outputs = session.run(None, part, options)
         except ORT_ERRORS as error:
+            if options.terminate:
+                raise bad_input(
+                    "InferenceTimeout", f"{field}: the model took more than {BATCH_LIMIT_SECONDS:g} s for {rows} samples; does a loop in it ever end?"
+                ) from None
+            _tell_memory(error)
             raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
+        finally:
+            watchdog.cancel()
         yield Batch(done, count, outputs, names)
         done += count
         advance(done, n)

@@ -24,6 +24,7 @@ from modelrollout.api.tasks import DataSet, ExitCode, MetricResult, Paired, Prep
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
+from modelrollout.optimizer.archive import is_archive, unpack
 from modelrollout.optimizer.data import Arrays, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
@@ -31,6 +32,7 @@ from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, 
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.quantize import quantize
+from modelrollout.optimizer.signature import load_key, verify
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 
@@ -70,13 +72,14 @@ def tools() -> dict[str, str]:
     return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
 
 
-def inputs_of(task: PrepareTask, data: dict[str, str]) -> dict[str, Any]:
-    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie."""
+def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None) -> dict[str, Any]:
+    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie. ``signer``: digest of the public key
+    that the source was verified with, so that what nobody has verified is not taken for what was."""
 
     def told(dataset: DataSet | None, field: str) -> dict[str, Any] | None:
         return {"sha256": data[field], "labels": dataset.labels, "slices": list(dataset.slices)} if dataset else None
 
-    return {
+    return ({"signer": signer} if signer else {}) | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format,
@@ -143,19 +146,31 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             files[field] = _DataFile(
                 path, Store(dataset.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update), field
             )
-    inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()})
+    signer = load_key(task.signature) if task.signature else None
+    inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
     key = key_of(inputs)
     location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
     store = Store(location, "artifacts")
     with progress.stage("look-up"):
         found = artifact.find(store)
     if found:
-        return _result(task, found[2], key, found[0], reused=True)
+        try:
+            return _result(task, found[2], key, found[0], reused=True)
+        except (KeyError, TypeError, ValueError):
+            raise bad_input(
+                "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
+            ) from None
 
     source = folder / "source.onnx"
     with progress.stage("fetch"):
         fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
     expect_digest(fetched, task.sha256, FIELD_SOURCE, task.source.uri)
+    if task.signature and signer:
+        with progress.stage("signature"):
+            verify(task.signature, signer[0], fetched.sha256)
+    if is_archive(source):
+        with progress.stage("unpack"):
+            source = unpack(source, folder) or source
     with progress.stage("check"):
         info = check(source)
         open_session(source, FIELD_SOURCE)

@@ -7,6 +7,7 @@ import math
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
+    SIGNER_DIR,
     TASK_ENV,
     Batching,
     DataSet,
@@ -17,6 +18,7 @@ from modelrollout.api.tasks import (
     Int8Step,
     PrepareTask,
     ResolveTask,
+    Signature,
 )
 from modelrollout.api.v1alpha1 import Credentials, Data, Golden, Model, Optimization, Resources, Serving, seconds
 from modelrollout.resources.common import (
@@ -139,6 +141,9 @@ def prepare_job(
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
     located = [source, artifacts]
+    signature, signer = _signature(model, config)
+    if signature:
+        located.append(signature[1])
     steps: list[Int8Step] = []
     for i, step in enumerate(optimization.steps):
         assert step.int8 is not None  # the API server's rule: exactly one field is set
@@ -158,6 +163,7 @@ def prepare_job(
     task = PrepareTask(
         source=source.location,
         sha256=sha256,
+        signature=signature[0] if signature else None,
         format=model.format or "ONNX",
         steps=tuple(steps),
         gate=gate,
@@ -166,7 +172,7 @@ def prepare_job(
         artifacts=artifacts.location,
         target_hardware=_hardware(serving),
     )
-    return _job(
+    job = _job(
         owner,
         name,
         labels(deployment, names.COMPONENT_PREPARE, owner.name, number),
@@ -178,6 +184,23 @@ def prepare_job(
         serving,
         config,
     )
+    pod = job["spec"]["template"]["spec"]
+    pod["volumes"] += [volume for volume, _ in signer]
+    pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    return job
+
+
+def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:
+    """The signature that is asked for with where it lies, and (volume, mount) of the signer's key."""
+    wanted = model.signature
+    if wanted is None:
+        return None, []
+    uri = wanted.uri or f"{model.uri}.sig"
+    where = locate(uri, allowed("spec.model.signature.uri", uri, config), model.credentials, "signature")
+    ref = wanted.key_secret_ref
+    secret = {"secretName": ref.name, "optional": True, "defaultMode": 0o440, "items": [{"key": ref.key, "path": ref.key}]}
+    volume, mount = {"name": "signer", "secret": secret}, {"name": "signer", "mountPath": SIGNER_DIR, "readOnly": True}
+    return (Signature(location=where.location, key_file=f"{SIGNER_DIR}/{ref.key}"), where), [(volume, mount)]
 
 
 def _hardware(serving: Serving) -> str:

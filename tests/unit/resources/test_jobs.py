@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelrollout.api.tasks import ExitCode
-from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving
+from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
 
@@ -123,3 +123,23 @@ def test_jobs_do_not_ask_for_the_servers_gpu() -> None:
 def test_a_uri_outside_the_allowed_stores_is_refused_by_field(make: object, field: str) -> None:
     with pytest.raises(NotAllowedError, match=f"^{field.replace('[', '.').replace(']', '.')}: .* s3://models"):
         make()  # type: ignore[operator]
+
+
+def test_a_signed_model_brings_the_signers_key() -> None:
+    model = o.MODEL.model_copy(update={"signature": Signature.model_validate({"keySecretRef": {"name": "signers", "key": "digits.pub"}})})
+    job = o.prepare(model=model)
+    assert o.task(job)["signature"] == {
+        "location": o.task(job)["source"] | {"uri": f"{model.uri}.sig", "credentials": "signature"},
+        "key_file": "/var/run/modelrollout/signer/digits.pub",
+    }
+    pod = job["spec"]["template"]["spec"]
+    volume = next(v for v in pod["volumes"] if v["name"] == "signer")
+    assert (volume["secret"]["secretName"], volume["secret"]["items"]) == ("signers", [{"key": "digits.pub", "path": "digits.pub"}])
+    assert {"name": "signer", "mountPath": "/var/run/modelrollout/signer", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    assert "signature" not in o.task(o.prepare())
+
+
+def test_a_signature_lies_in_an_allowed_store() -> None:
+    elsewhere = Signature.model_validate({"keySecretRef": {"name": "signers", "key": "k"}, "uri": "s3://elsewhere/m.sig"})
+    with pytest.raises(NotAllowedError, match=r"spec.model.signature.uri"):
+        o.prepare(model=o.MODEL.model_copy(update={"signature": elsewhere}))
