@@ -33,11 +33,13 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     shared = [d for d in project["project"]["dependencies"] if d.startswith(SHARED)]
     operator = resolve("operator", ".")
-    job = resolve("job", *shared, *project["project"]["optional-dependencies"]["job"])
+    extras = project["project"]["optional-dependencies"]
+    job = resolve("job", *shared, *extras["job"])
+    trees = resolve("trees", *shared, *extras["job"], *extras["trees"], constraints=job)
     both = ROOT / "requirements" / ".both.txt"
-    both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *job.read_text().splitlines(keepends=True)})))
+    both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *trees.read_text().splitlines(keepends=True)})))
     try:
-        resolve("dev", ".[job]", *project["dependency-groups"]["dev"], constraints=both)
+        resolve("dev", ".[job,trees]", *project["dependency-groups"]["dev"], constraints=both)
     finally:
         both.unlink()
 

@@ -57,6 +57,7 @@ class Images(_Config):
     """Images of Jobs and servers, best by digest."""
 
     optimizer: str
+    trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 

@@ -103,6 +103,8 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
+SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
+
 SIGNER_DIR = "/var/run/modelrollout/signer"
 
 
@@ -128,7 +130,7 @@ class PrepareTask(_Model):
     source: Location
     sha256: str
     signature: Signature | None = None
-    format: Literal["ONNX"] = "ONNX"
+    format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
     steps: tuple[Int8Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()

@@ -113,7 +113,11 @@ class Model(ApiModel):
         description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
-    format: Literal["ONNX"] | None = Field(None, description="Format of the file; left out: told from the file.")
+    format: Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"] | None = Field(
+        None,
+        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ) and LightGBM (txt) are converted to ONNX in an image "
+        "of their own. Pickles are never read.",
+    )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
     signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
     lineage: dict[str, str] | None = Field(

@@ -25,6 +25,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
 from modelrollout.optimizer.archive import is_archive, unpack
+from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
 from modelrollout.optimizer.data import Arrays, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
@@ -82,7 +83,7 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
     return ({"signer": signer} if signer else {}) | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
-        "format": task.format,
+        "format": task.format or "ONNX",
         "steps": [
             {
                 "kind": step.kind,
@@ -94,7 +95,7 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
         "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
-        "tools": tools(),
+        "tools": tools() | versions(task.format or "ONNX"),
         "targetHardware": task.target_hardware,
     }
 
@@ -168,7 +169,15 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     if task.signature and signer:
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)
-    if is_archive(source):
+    kind = expect_format(source, task.format)
+    original: Original | None = None
+    if kind != "ONNX":
+        with progress.stage("convert"):
+            probe(source, kind)
+            original = load(source, kind, folder)
+            convert(original, kind, folder / "converted.onnx")
+        source = folder / "converted.onnx"
+    elif is_archive(source):
         with progress.stage("unpack"):
             source = unpack(source, folder) or source
     with progress.stage("check"):
@@ -196,6 +205,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             for (field, dataset), file in zip(_data_sets(task).items(), files.values(), strict=True)
         }
     warnings: list[str] = []
+    conversion: dict[str, Any] | None = None
+    if original:
+        with progress.stage("parity"):
+            given = data.get(FIELD_GATE) or next(iter(data.values()), None)
+            conversion = parity(original, kind, source, given.inputs[INPUT] if given else None)
+        if conversion["generated"]:
+            warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
     optimized, done = source, []
     for index, step in enumerate(task.steps):
         target = folder / f"step-{index}.onnx"
@@ -236,6 +252,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         "model": {"inputs": [str(t) for t in info.inputs], "outputs": [str(t) for t in info.outputs], "opset": info.opset},
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
+        "conversion": conversion,
         "steps": done,
         "gate": measured.report if measured else None,
         "warnings": warnings,

@@ -164,7 +164,7 @@ def prepare_job(
         source=source.location,
         sha256=sha256,
         signature=signature[0] if signature else None,
-        format=model.format or "ONNX",
+        format=model.format,
         steps=tuple(steps),
         gate=gate,
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
@@ -185,6 +185,8 @@ def prepare_job(
         config,
     )
     pod = job["spec"]["template"]["spec"]
+    if model.format not in (None, "ONNX") and config.images.trees:
+        pod["containers"][0]["image"] = config.images.trees
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
     return job
