@@ -105,8 +105,8 @@ def versions(kind: SourceFormat) -> dict[str, str]:
 
 
 def probe(path: Path, kind: SourceFormat) -> None:
-    """Read the file and predict with it in a process of its own; raises JobError (ModelInvalid, ModelTimeout) where that process does not survive: these
-    libraries follow what a file says without looking, and a crash of the Job itself would leave no reason."""
+    """Read the file and predict with it in a process of its own; raises JobError (ModelInvalid, ModelTimeout) where that process does not survive:
+    these libraries follow what a file says without looking, and a crash of the Job itself would leave no reason."""
     run = f"import sys; from pathlib import Path; from modelrollout.optimizer.convert import try_out; try_out(Path(sys.argv[1]), {kind!r})"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", run, str(path)]
@@ -139,18 +139,19 @@ def load(path: Path, kind: SourceFormat, folder: Path) -> Original:
     except JobError:
         raise
     except Exception as error:  # three libraries, each with errors of its own, on a file that somebody made
-        raise _failed("ModelInvalid", kind, "does not read it", error, "save it again with the library's present version") from None
+        raise bad_input("ModelInvalid", _said(kind, "does not read it", error, "save it again with the library's present version")) from None
 
     if not 0 < found.features <= MAX_FEATURES:
         raise bad_input("ModelInvalid", f"{FIELD}.uri: {kind} says that the model takes {found.features} features; 1 to {MAX_FEATURES} are possible")
     return found
 
 
-def _failed(reason: str, kind: str, what: str, error: Exception, remedy: str) -> JobError:
+def _said(kind: str, what: str, error: Exception, remedy: str) -> str:
+    """A library's refusal as a message: the first line of its text."""
     if isinstance(error, MemoryError):
         raise error
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return bad_input(reason, f"{FIELD}.uri: {kind} {what}: {line}; {remedy}")
+    return f"{FIELD}.uri: {kind} {what}: {line}; {remedy}"
 
 
 def _load_xgboost(path: Path, folder: Path) -> Original:
@@ -229,7 +230,7 @@ def convert(original: Original, kind: SourceFormat, target: Path) -> None:
             warnings.simplefilter("ignore")
             model = _converted(original, kind)
     except Exception as error:  # as in load
-        raise _failed("ConversionFailed", kind, "is not converted", error, _REMEDY) from None
+        raise bad_input("ConversionFailed", _said(kind, "is not converted", error, _REMEDY)) from None
     for output in model.graph.output:  # onnxmltools says [1] of LightGBM's labels
         if output.type.tensor_type.shape.dim:
             output.type.tensor_type.shape.dim[0].ClearField("dim_value")
