@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,11 @@ class Stage:
 
     def apply(self, *objects: dict[str, Any]) -> None:
         self.cluster.apply(*objects)
+
+    def set_rollout(self, name: str, changes: dict[str, Any]) -> None:
+        """Change fields of spec.rollout and leave the others."""
+        patch = json.dumps({"spec": {"rollout": changes}})
+        self.cluster.kubectl("patch", "mdep", name, "-n", self.namespace, "--type=merge", "-p", patch)
 
     def get(self, name: str) -> dict[str, Any]:
         return self.cluster.deployment(self.namespace, name)
