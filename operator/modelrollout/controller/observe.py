@@ -241,6 +241,8 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
 
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     found = [("spec.model.uri", spec.model.uri)]
+    if spec.model.signature:
+        found.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
     for i, step in enumerate(spec.optimization.steps):
         if step.int8 and step.int8.calibration:
             found.append((f"spec.optimization.steps[{i}].int8.calibration.uri", step.int8.calibration.uri))
