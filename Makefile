@@ -10,7 +10,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-PACKAGES := -p modelrollout -p sandbox -p demo
+PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
+SOURCES := operator sandbox demo calibrate chaos bench tests
 
 .PHONY: help
 help: ## List what can be done
@@ -28,6 +29,11 @@ else
 	@$(BIN)/python -m sandbox up
 	@$(BIN)/python -m demo $(DEMO_ARGS)
 endif
+
+.PHONY: chaos
+chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a rollback under load (half an hour, root); CHAOS_ARGS="--only NAME" for one
+	@$(BIN)/python -m sandbox up
+	@$(BIN)/python -m chaos $(CHAOS_ARGS)
 
 .PHONY: test
 test: lint test-unit ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
@@ -52,10 +58,18 @@ else
 	$(WITH_SANDBOX) $(PYTEST) tests/e2e
 endif
 
+.PHONY: calibrate
+calibrate: venv ## The operator's judgement and two rivals' on a million simulated rollouts: false alarms, misses, time, harm (under 10 minutes)
+	@$(BIN)/python -m calibrate --picture docs
+
+.PHONY: bench-optimizer
+bench-optimizer: venv ## Every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency (trains once, then cached)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, layer contracts, generated files current
-	$(BIN)/ruff check operator sandbox demo tests
-	$(BIN)/ruff format --check operator sandbox demo tests
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
 	$(BIN)/python -m modelrollout.crdgen --check

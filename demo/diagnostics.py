@@ -12,23 +12,25 @@ from demo.setup import NAMESPACE
 _KINDS = "modeldeployments.modelrollout.dev,modelrevisions.modelrollout.dev,jobs,pods,deployments,services,endpointslices,poddisruptionbudgets"
 _ROUTES = "httproutes.gateway.networking.k8s.io,grpcroutes.gateway.networking.k8s.io"
 
-_COMMANDS: dict[str, tuple[str, ...]] = {
-    "overview.txt": ("get", f"{_KINDS},{_ROUTES}", "-n", NAMESPACE, "-o", "wide"),
-    "objects.yaml": ("get", f"{_KINDS},{_ROUTES}", "-n", NAMESPACE, "-o", "yaml"),
-    "events.txt": ("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp", "-o", "wide"),
-    "describe-pods.txt": ("describe", "pods", "-n", NAMESPACE),
-    "system.txt": ("get", "pods,deployments,leases", "-n", SYSTEM_NAMESPACE, "-o", "wide"),
-    "system-events.txt": ("get", "events", "-n", SYSTEM_NAMESPACE, "--sort-by=.lastTimestamp"),
-    "nodes.txt": ("describe", "nodes"),
-}
+
+def _commands(namespace: str) -> dict[str, tuple[str, ...]]:
+    return {
+        "overview.txt": ("get", f"{_KINDS},{_ROUTES}", "-n", namespace, "-o", "wide"),
+        "objects.yaml": ("get", f"{_KINDS},{_ROUTES}", "-n", namespace, "-o", "yaml"),
+        "events.txt": ("get", "events", "-n", namespace, "--sort-by=.lastTimestamp", "-o", "wide"),
+        "describe-pods.txt": ("describe", "pods", "-n", namespace),
+        "system.txt": ("get", "pods,deployments,leases", "-n", SYSTEM_NAMESPACE, "-o", "wide"),
+        "system-events.txt": ("get", "events", "-n", SYSTEM_NAMESPACE, "--sort-by=.lastTimestamp"),
+        "nodes.txt": ("describe", "nodes"),
+    }
 
 
-def dump(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> None:
-    """Write what kubectl says; what cannot be had is said in its file. Secrets are not read."""
+def dump(cluster: Cluster, folder: Path, say: Callable[[str], None], story: str = NAMESPACE) -> None:
+    """Write what kubectl says of the system and of that namespace; what cannot be had is said in its file. Secrets are not read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, command in _COMMANDS.items():
+    for name, command in _commands(story).items():
         (folder / name).write_text(_answer(cluster, *command))
-    for namespace in (SYSTEM_NAMESPACE, NAMESPACE):
+    for namespace in (SYSTEM_NAMESPACE, story):
         for pod in _answer(cluster, "get", "pods", "-n", namespace, "-o", "name").split():
             if pod.startswith("pod/"):
                 stem = f"{namespace}-{pod.removeprefix('pod/')}"

@@ -1,4 +1,4 @@
-"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the two images and for development.
+"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the images and for development.
 
 Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not kept: it takes the newest that fit.
 """
@@ -36,12 +36,13 @@ def main() -> None:
     extras = project["project"]["optional-dependencies"]
     job = resolve("job", *shared, *extras["job"])
     trees = resolve("trees", *shared, *extras["job"], *extras["trees"], constraints=job)
-    both = ROOT / "requirements" / ".both.txt"
-    both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *trees.read_text().splitlines(keepends=True)})))
+    trainer = resolve("trainer", *shared, *extras["job"], *extras["train"], constraints=trees)
+    together = ROOT / "requirements" / ".all.txt"
+    together.write_text("".join(sorted({line for pins in (operator, trees, trainer) for line in pins.read_text().splitlines(keepends=True)})))
     try:
-        resolve("dev", ".[job,trees]", *project["dependency-groups"]["dev"], constraints=both)
+        resolve("dev", ".[job,train,trees]", *project["dependency-groups"]["dev"], constraints=together)
     finally:
-        both.unlink()
+        together.unlink()
 
 
 if __name__ == "__main__":

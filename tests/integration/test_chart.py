@@ -107,6 +107,8 @@ class TestWithoutHelm:
         for key, field in (("workers", "workers"), ("resyncSeconds", "resync_seconds"), ("jobTtlSeconds", "job_ttl_seconds")):
             assert v[key] == fields[field].default
         drain, gateway = fields["drain"].get_default(call_default_factory=True), fields["gateway_metrics"].get_default(call_default_factory=True)
+        capacity = fields["capacity"].get_default(call_default_factory=True)
+        assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
         assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
 
@@ -244,6 +246,13 @@ class TestRendered:
         assert [r["metadata"]["namespace"] for r in pick("default", "Role")] == ["modelrollout"]
         assert not pick("full", "ClusterRole", FULLNAME)
         assert not pick("full", "ClusterRoleBinding", FULLNAME)
+        own = {"policies", "capacity", "gateways"}  # RolloutPolicies, nodes and GatewayClasses are cluster-scoped
+        for which in ("default", "full"):
+            assert {r["metadata"]["name"] for r in pick(which, "ClusterRole") if r["metadata"]["name"].startswith(FULLNAME + "-")} == {
+                f"{FULLNAME}-{part}" for part in {*own, "feedback"}
+            }
+        (reader,) = pick("full", "ClusterRole", f"{FULLNAME}-gateways")
+        assert reader["rules"] == [{"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gateways", "gatewayclasses"], "verbs": ["get"]}]
         roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in pick("full", "Role")}
         assert roles == {
             ("models", FULLNAME),
@@ -253,12 +262,26 @@ class TestRendered:
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}
         assert bound == roles
 
-    def test_the_lease_can_only_be_renewed_by_its_name(self) -> None:
+    def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
-        assert [(r["verbs"], r.get("resourceNames")) for r in role["rules"]] == [
-            (["create"], None),
-            (["get", "update", "patch"], [operator.LEASE_NAME]),
-        ]
+        assert role["metadata"]["namespace"] == "modelrollout"
+        assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["leases"], ["get", "list", "create", "update"])]
+
+    def test_cluster_wide_it_reads_policies_and_counts_gpus(self) -> None:
+        def rights(part: str) -> dict[tuple[str, ...], set[str]]:
+            (role,) = pick("default", "ClusterRole", f"{FULLNAME}-{part}")
+            return {tuple(r["resources"]): set(r["verbs"]) for r in role["rules"]}
+
+        assert rights("policies") == {("rolloutpolicies",): {"get", "list", "watch"}, ("rolloutpolicies/status",): {"update"}}
+        assert rights("capacity") == {("nodes", "pods"): {"list"}}
+
+    def test_without_the_look_at_nodes_there_is_no_right_to_it(self) -> None:
+        values = str(CHART / "ci" / "default-values.yaml")
+        text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", values, "--set", "capacity.lookAtNodes=false")
+        assert "nodes" not in {
+            r for o in yaml.safe_load_all(text) if o and o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
+        }
+        assert "lookAtNodes: false" in text
 
     def test_feedback_may_only_ask_who_and_whether(self) -> None:
         (role,) = pick("default", "ClusterRole", f"{FULLNAME}-feedback")
@@ -300,7 +323,7 @@ class TestRendered:
     def test_what_is_switched_off_is_not_there(self) -> None:
         off = "feedback.enabled=false,rbac.userRoles=false,crds.install=false,podDisruptionBudget.enabled=false,metrics.annotations=false"
         text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
-        kinds = sorted(o["kind"] for o in yaml.safe_load_all(text) if o)
+        kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
         assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
         assert "prometheus.io/scrape" not in text
 

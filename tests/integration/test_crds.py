@@ -33,9 +33,10 @@ class Kubectl:
         self.group = f"crds-{mark}.example.com"
         self.mdep = f"modeldeployments.{self.group}"
         self.mrev = f"modelrevisions.{self.group}"
+        self.rpol = f"rolloutpolicies.{self.group}"
 
     def __call__(self, *args: str, body: Any = None) -> subprocess.CompletedProcess[str]:
-        if body is not None and body["kind"] in ("ModelDeployment", "ModelRevision"):
+        if body is not None and body["kind"] in ("ModelDeployment", "ModelRevision", "RolloutPolicy"):
             body = {**body, "apiVersion": f"{self.group}/v1alpha1"}
         return subprocess.run(
             ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *args],
@@ -71,11 +72,11 @@ def kubectl() -> Iterator[Kubectl]:
             definition["spec"]["group"] = run.group
             definition["metadata"]["name"] = f"{definition['spec']['names']['plural']}.{run.group}"
             run.ok("create", "-f", "-", body=definition)
-        run.ok("wait", "--for=condition=Established", "--timeout=30s", f"crd/{run.mdep}", f"crd/{run.mrev}")
+        run.ok("wait", "--for=condition=Established", "--timeout=30s", f"crd/{run.mdep}", f"crd/{run.mrev}", f"crd/{run.rpol}")
         run.ok("create", "namespace", run.namespace)
         yield run
     finally:
-        run("delete", "crd", run.mdep, run.mrev, "--wait=false")
+        run("delete", "crd", run.mdep, run.mrev, run.rpol, "--wait=false")
         run("delete", "namespace", run.namespace, "--wait=false")
 
 
@@ -112,9 +113,26 @@ STEPS = "spec.rollout.canary.steps"
 GATE_METRICS = "spec.optimization.gate.metrics"
 
 
+def strategy(also: Callable[[dict[str, Any]], None] = lambda _: None, **rollout: Any) -> Callable[[dict[str, Any]], None]:
+    """Another strategy than the example's canary, and one more change."""
+
+    def change(target: dict[str, Any]) -> None:
+        del target["spec"]["rollout"]["canary"]
+        target["spec"]["rollout"] |= rollout
+        also(target)
+
+    return change
+
+
+TEST = {"headers": [{"name": "x-group", "value": "b"}]}
+PREVIEW = {"preview": {"http": {"hostnames": ["digits.models.example.com"]}}}
+
+
 def metric(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return put(METRICS, [fields])
 
+
+TRAINING = {"data": {"uri": "s3://models/t.npz"}}
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
@@ -126,7 +144,18 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "scheme of held-out data": (put("spec.optimization.gate.data.uri", "/data/x.npz"), "unsupported URI"),
     "digest": (put("spec.model.sha256", "sha256:abc"), "spec.model.sha256"),
     "static without calibration": (put("spec.optimization.steps.0.int8", {"method": "Static"}), "int8 with method Static needs calibration"),
-    "empty optimization step": (put("spec.optimization.steps.0", {}), "name one step"),
+    "empty optimization step": (put("spec.optimization.steps.0", {}), "name exactly one step"),
+    "two steps in one": (put("spec.optimization.steps.0", {"graph": {}, "int4": {}}), "name exactly one step"),
+    "calibration method of Dynamic": (put("spec.optimization.steps.0.int8", {"calibrationMethod": "Entropy"}), "belongs to method Static"),
+    "left out of Dynamic": (put("spec.optimization.steps.0.int8", {"leaveOut": "BySensitivity"}), "belongs to method Static"),
+    "activations of nothing": (put("spec.optimization.steps.0", {"prune": {"sparsity": 0.5, "importance": "Activation"}}), "give training"),
+    "sparsity of everything": (put("spec.optimization.steps.0", {"prune": {"sparsity": 1}}), "should be less than 1"),
+    "no student": (put("spec.optimization.steps.0", {"distill": {"training": TRAINING}}), "distill needs either student"),
+    "student and size": (
+        put("spec.optimization.steps.0", {"distill": {"training": TRAINING, "size": 0.1, "student": TRAINING["data"]}}),
+        "distill needs either student",
+    ),
+    "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
     "gate metric without a budget": (put(GATE_METRICS, [{"name": "accuracy"}]), "a gate metric needs maxDrop"),
     "gate metric without k": (put(GATE_METRICS, [{"name": "topK", "min": 0.9}]), "topK needs k"),
     "k of another metric": (put(GATE_METRICS, [{"name": "f1", "k": 3, "min": 0.9}]), "topK needs k"),
@@ -154,6 +183,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "weight and pause in one step": (put(STEPS, [{"weight": 5, "pause": {}}]), "a step is either weight: N or pause: {}"),
     "neither weight nor pause": (put(STEPS, [{"weight": 5}, {}]), "a step is either weight: N or pause: {}"),
     "for beside a pause": (put(STEPS, [{"weight": 5}, {"pause": {}, "for": "1m"}]), "for: belongs to a weight"),
+    "replicas beside a pause": (put(STEPS, [{"weight": 5}, {"pause": {}, "replicas": 1}]), "replicas: belongs to a weight"),
+    "two strategies": (put("spec.rollout.blueGreen", {}), "canary, blueGreen and abTest exclude each other"),
+    "a test without a gateway": (strategy(put("spec.traffic", {}), abTest=TEST), "rollout.abTest needs traffic.gateway"),
+    "a test without headers": (strategy(abTest={"headers": []}), "should have at least 1 items"),
+    "a header twice": (strategy(abTest={"headers": [*TEST["headers"], *TEST["headers"]]}), "Duplicate value"),
+    "a preview without a gateway": (strategy(put("spec.traffic", {}), blueGreen=PREVIEW), "leave it out: the Service NAME-preview"),
+    "a preview of nothing": (strategy(blueGreen={"preview": {}}), "a preview needs http: {hostnames: [...]}"),
+    "a preview on the model's own host": (strategy(blueGreen=PREVIEW), "its host names must differ from those of traffic.http"),
     "latency without objective": (metric(name="latency", maxIncrease=0.005), "latency needs objective, for example 50ms"),
     "latency without a margin": (metric(name="latency", objective="50ms"), "latency needs maxIncrease or share"),
     "objective of another metric": (metric(name="errors", objective="50ms", maxIncrease=0.1), "objective and share belong to latency"),
@@ -164,6 +201,16 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "maxIncrease of accuracy": (metric(name="accuracy", maxDrop=0.1, maxIncrease=0.1), "maxIncrease belongs to errors and latency"),
     "accuracy without a margin": (metric(name="accuracy"), "accuracy needs maxDrop or min"),
     "errors without a margin": (metric(name="errors"), "errors needs maxIncrease or max"),
+    "for of what is no query": (metric(name="errors", maxIncrease=0.1, **{"for": "1m"}), "for belongs to a query"),
+    "slices of errors": (metric(name="errors", maxIncrease=0.1, slices=[{"name": "night"}]), "slices belong to accuracy"),
+    "slice without a margin": (metric(name="accuracy", min=0.9, slices=[{"name": "night"}]), "a slice needs maxDrop, its own or that of the metric"),
+    "one slice twice": (metric(name="accuracy", maxDrop=0.1, slices=[{"name": "a"}, {"name": "a"}]), "Duplicate value"),
+    "name of a slice": (metric(name="accuracy", maxDrop=0.1, slices=[{"name": "-"}]), "slices[0].name"),
+    "delay beyond the deadline": (
+        put("spec.rollout", {"analysis": {"initialDelay": "61m"}, "progressDeadline": "1h"}),
+        "analysis.initialDelay must be shorter than progressDeadline",
+    ),
+    "on no verdict": (put("spec.rollout.onInconclusive", "Hope"), 'supported values: "Pause", "Rollback", "Promote"'),
     "one metric twice": (put(METRICS, [{"name": "errors", "max": 0.1}, {"name": "errors", "max": 0.2}]), "Duplicate value"),
     "margin of nothing": (metric(name="errors", maxIncrease=0), "should be greater than 0"),
     "same host for HTTP and gRPC": (
@@ -178,7 +225,55 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "name that begins with a digit": (put("metadata.name", "2digits"), "a lower-case letter first"),
     "no history": (put("spec.revisionHistoryLimit", 0), "spec.revisionHistoryLimit"),
     "on failure": (put("spec.rollout.onFailure", "Explode"), 'supported values: "Rollback", "Pause"'),
+    "surge": (put("spec.serving.surge", "Never"), 'supported values: "Auto", "Wait"'),
+    "interface change": (put("spec.model.interfaceChange", True), "spec.model.interfaceChange"),
 }
+
+WINDOWS = "spec.freezeWindows"
+BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "unknown field": (put("spec.gates.gold", True), 'unknown field "spec.gates.gold"'),
+    "namespace pattern": (put("spec.selector.namespaces", ["Team_A"]), "spec.selector.namespaces[0]"),
+    "window of both kinds": (
+        put(WINDOWS, [{"schedule": "0 0 * * *", "duration": "1h", "start": "2026-12-20T00:00:00Z", "end": "2026-12-21T00:00:00Z"}]),
+        "a freeze window is either schedule and duration, or start and end",
+    ),
+    "empty window": (put(WINDOWS, [{"reason": "why not"}]), "a freeze window is either schedule and duration, or start and end"),
+    "schedule without duration": (put(WINDOWS, [{"schedule": "0 0 * * *"}]), "schedule needs duration"),
+    "start without end": (put(WINDOWS, [{"start": "2026-12-20T00:00:00Z"}]), "start needs end"),
+    "start without time zone": (put(WINDOWS, [{"start": "2026-12-20T00:00:00", "end": "2026-12-21T00:00:00Z"}]), "spec.freezeWindows[0].start"),
+    "no slot at all": (put("spec.limits.concurrentRollouts", 0), "should be greater than or equal to 1"),
+    "default weights out of order": (put("spec.defaults.canary.steps", [{"weight": 25}, {"weight": 5}]), "weights must grow from step to step"),
+    "mandatory metric without a margin": (put("spec.gates.metrics", [{"name": "errors"}]), "errors needs maxIncrease or max"),
+    "template twice": (put("spec.analysisTemplates", [{"name": "a", "metrics": [{"name": "errors", "max": 0.1}]}] * 2), "Duplicate value"),
+    "source that is no URI": (put("spec.allowedSources.models", ["/models"]), "spec.allowedSources.models[0]"),
+    "long name": (put("metadata.name", "p" * 64), "metadata.name must be at most 63 characters"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_POLICY)
+def test_mistake_in_a_policy_is_refused_with_its_message(kubectl: Kubectl, mistake: str) -> None:
+    change, message = BAD_POLICY[mistake]
+    assert message in kubectl.refused(deployment(change, "policy.yaml"))
+
+
+def test_a_policy_shows_what_it_is_for(kubectl: Kubectl) -> None:
+    kubectl.ok("create", "-f", "-", body=deployment(example="policy.yaml"))
+    try:
+        status = {"accepted": "True", "matches": 7, "frozenUntil": "2026-12-21T00:00:00Z"}
+        kubectl.ok("patch", kubectl.rpol, "production", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        header, row = kubectl.ok("get", kubectl.rpol, "production").splitlines()
+        assert header.split() == ["NAME", "ACCEPTED", "MATCHES", "ROLLOUTS", "GPUS", "FROZEN", "UNTIL", "AGE"]
+        assert row.split()[:6] == ["production", "True", "7", "3", "16", "2026-12-21T00:00:00Z"]
+    finally:
+        kubectl("delete", kubectl.rpol, "production")
+
+
+def test_fields_that_a_policy_may_fill_in_have_no_default_in_the_schema(kubectl: Kubectl) -> None:
+    body = deployment(example="smallest.yaml")
+    stored = json.loads(kubectl.ok("create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json", body=body))
+    assert not {"onFailure", "onInconclusive", "progressDeadline"} & set(stored["spec"]["rollout"])
+    assert stored["spec"]["rollout"]["canary"] == {}
+    assert stored["spec"]["rollout"]["analysis"]["interval"] == "5s"
 
 
 @pytest.mark.parametrize("mistake", BAD)
@@ -247,7 +342,15 @@ def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["modeldeployment.spec.rollout.canary.steps", "modeldeployment.spec.serving", "modelrevision.spec", "modelrevision.status"]
+    "path",
+    [
+        "modeldeployment.spec.rollout.canary.steps",
+        "modeldeployment.spec.serving",
+        "modelrevision.spec",
+        "modelrevision.status",
+        "rolloutpolicy.spec.freezeWindows",
+        "rolloutpolicy.spec.gates",
+    ],
 )
 def test_explain_has_words(kubectl: Kubectl, path: str) -> None:
     text = kubectl.ok("explain", path, f"--api-version={kubectl.group}/v1alpha1")
@@ -255,6 +358,6 @@ def test_explain_has_words(kubectl: Kubectl, path: str) -> None:
 
 
 def test_definitions_are_structural(kubectl: Kubectl) -> None:
-    for name in (kubectl.mdep, kubectl.mrev):
+    for name in (kubectl.mdep, kubectl.mrev, kubectl.rpol):
         conditions = json.loads(kubectl.ok("get", "crd", name, "-o", "json"))["status"]["conditions"]
         assert not [c for c in conditions if c["type"] == "NonStructuralSchema"]

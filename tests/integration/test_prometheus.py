@@ -18,12 +18,14 @@ from threading import Thread
 import pytest
 
 from modelrollout.analysis.judge import judge
+from modelrollout.analysis.look import Counts, Measurement, counts_of
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.measure import Counts, Measurement, counts_of, measure
+from modelrollout.analysis.providers.measure import measure
 from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Target
+from modelrollout.analysis.queries import Query, Target, build
+from modelrollout.analysis.readings import Look, read_counters
 from modelrollout.api.config import PrometheusProvider
-from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef
+from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
 
 PROMETHEUS = shutil.which("prometheus")
 
@@ -52,9 +54,10 @@ class Exporter:
             labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'
             self.lines[f"traefik_service_request_duration_seconds_bucket{{{labels}}}"] = value
 
-    def labels(self, name: str, version: int, right: int, wrong: int) -> None:
+    def labels(self, name: str, version: int, right: int, wrong: int, part: str = "") -> None:
         for result, value in (("right", right), ("wrong", wrong)):
-            self.lines[f'modelrollout_feedback_total{{namespace="a",name="{name}",version="{version}",slice="",result="{result}"}}'] = value
+            labels = f'namespace="a",name="{name}",version="{version}",slice="{part}",result="{result}"'
+            self.lines[f"modelrollout_feedback_total{{{labels}}}"] = value
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[str]:
@@ -206,6 +209,50 @@ async def test_labels_are_counted_under_a_scrape_that_renames_namespace(bench: B
     bench.exporter.labels(bench.target.name, 2, 40, 10)
     await bench.scraped()
     assert counts(await bench.measure(ACCURACY, first)) == (50, 10, 100, 10)
+
+
+async def test_slices_are_counted_apart_and_together(bench: Bench) -> None:
+    metric = Metric(name="accuracy", max_drop=0.01, slices=[Slice(name="night"), Slice(name="writer=12")])
+
+    async def look(before: dict[str, Measurement]) -> dict[str, Measurement]:
+        return await measure(bench.reader, bench.target, [metric], {n: Counts(m.canary, m.stable) for n, m in before.items()})
+
+    def labels(part: str, version: int, right: int, wrong: int) -> None:
+        bench.exporter.labels(bench.target.name, version, right, wrong, part)
+
+    labels("night", 1, 90, 10)
+    await bench.scraped()
+    first = await look({})
+    labels("night", 1, 180, 20)
+    labels("night", 2, 40, 10)
+    labels("day", 2, 100, 1)
+    labels("writer=12", 2, 5, 5)
+    await bench.scraped()
+    found = await look(first)
+    assert counts(found["accuracy"]) == (161, 16, 100, 10)
+    assert counts(found["accuracy/night"]) == (50, 10, 100, 10)
+    assert counts(found["accuracy/writer=12"]) == (10, 5, 0, 0)
+
+
+async def test_history_is_what_was_answered_then(bench: Bench) -> None:
+    """query_range, with the times of the scrapes as an instant query has them."""
+    stable = bench.target.stable
+    assert stable is not None
+    bench.exporter.requests(stable.revision, 100, 1)
+    await bench.scraped()
+    now = int(time.time()) + 1
+    await bench.until(f"vector(time()) > {now}")
+    query = build(ERRORS, bench.target, baseline=False)
+    assert isinstance(query, Query)
+    found = await bench.reader.history(query.promql, [now - 7200, now - 3600, now])
+    assert not isinstance(found, Problem), found
+    assert list(found) == [now - 7200, now - 3600, now] and found[now - 7200] == Answer(())
+    look = read_counters(query, found[now], bench.target)
+    assert isinstance(look, Look)
+    [sample] = look.stable.processes.values()
+    assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
+    refused = await bench.reader.history("sum(", [1, 2])
+    assert isinstance(refused, Problem) and refused.kind == "QueryRejected"
 
 
 async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:

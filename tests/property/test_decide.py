@@ -16,8 +16,10 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from modelrollout.api import names
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, in_flight
+from modelrollout.rollout.policy import NO_RULES, Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
@@ -27,19 +29,47 @@ settings.register_profile(
 )
 PROFILE = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
 
-STEPS: list[list[dict[str, Any]]] = [
-    [{"weight": 5}, {"weight": 25}, {"weight": 50}],
-    [{"weight": 25}],
-    [{"weight": 10}, {"weight": 20}, {"weight": 40}, {"weight": 80}],
-    [{"pause": {}}, {"weight": 10}, {"pause": {"duration": "30s"}}, {"weight": 60, "for": "20s"}],
-    [{"weight": 5}, {"pause": {}}, {"weight": 50}],
-    [{"weight": 5}, {"weight": 25}, {"pause": {"duration": "1m"}}, {"weight": 100}],
-    [{"weight": 100}],
+
+def canary(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"canary": {"steps": list(steps), **more}}
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    canary({"weight": 5}, {"weight": 25}, {"weight": 50}),
+    canary({"weight": 25}),
+    canary({"weight": 10}, {"weight": 20}, {"weight": 40}, {"weight": 80}, scale="Weight"),
+    canary({"pause": {}}, {"weight": 10, "replicas": 1}, {"pause": {"duration": "30s"}}, {"weight": 60, "for": "20s"}, scale="Weight"),
+    canary({"weight": 5}, {"pause": {}}, {"weight": 50, "replicas": 2}),
+    canary({"weight": 5}, {"weight": 25}, {"pause": {"duration": "1m"}}, {"weight": 100}),
+    canary({"weight": 100}),
+    {"blueGreen": {}},
+    {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "for": "20s"}},
+    {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "autoPromote": False}},
+    {"abTest": {"headers": [{"name": "x-group", "value": "b"}]}},
+    {"abTest": {"headers": [{"name": "x-group", "value": "b.*", "type": "RegularExpression"}], "for": "20s", "autoPromote": False}},
 ]
 POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m"},
-    {"progressDeadline": "5m", "onInconclusive": "Rollback"},
-    {"progressDeadline": "5m", "onFailure": "Pause"},
+    {"progressDeadline": "5m", "bake": "20s"},
+    {"progressDeadline": "5m", "bake": "2m", "scaleDownDelay": "20s"},
+    {"progressDeadline": "5m", "onInconclusive": "Rollback", "scaleDownDelay": "30s", "rollbackWindow": "1m"},
+    {"progressDeadline": "5m", "onInconclusive": "Rollback", "bake": "10s"},
+    {"progressDeadline": "5m", "onInconclusive": "Promote"},
+    {"progressDeadline": "5m", "onInconclusive": "Promote", "bake": "10s"},
+    {"progressDeadline": "5m", "onFailure": "Pause", "rollbackWindow": "1m"},
+    {"progressDeadline": "5m", "onFailure": "Pause", "bake": "20s"},
+]
+RULES = [
+    NO_RULES,
+    NO_RULES,
+    *(
+        combine([read({"metadata": {"name": "p"}, "spec": spec})])
+        for spec in (
+            {"freezeWindows": [{"start": "2026-11-22T12:01:00Z", "end": "2026-11-22T12:20:00Z"}]},
+            {"limits": {"concurrentRollouts": 1}},
+            {"gates": {"unknown": True}},
+        )
+    ),
 ]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
@@ -51,17 +81,18 @@ class RolloutMachine(RuleBasedStateMachine):
         gateway=st.sampled_from([True, True, False]),
         golden=st.booleans(),
         serves=st.sampled_from([0, 1, 1, 2, 2]),
-        steps=st.sampled_from(STEPS),
+        strategy=st.sampled_from(STRATEGIES),
         policy=st.sampled_from(POLICIES),
         rounds=st.integers(0, 8),
+        verdict=st.sampled_from(["Successful", "Inconclusive", None]),
     )
-    def begin(self, gateway: bool, golden: bool, serves: int, steps: list[dict[str, Any]], policy: dict[str, Any], rounds: int) -> None:
+    def begin(self, gateway: bool, golden: bool, serves: int, strategy: dict[str, Any], policy: dict[str, Any], rounds: int, verdict: Any) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
             "version": 1,
             "gateway": gateway,
             "golden": golden,
-            "steps": STEPS[0],
+            "strategy": STRATEGIES[0],
             "replicas": 2,
             "rollout": POLICIES[0],
             "revisionHistoryLimit": 2,
@@ -71,13 +102,19 @@ class RolloutMachine(RuleBasedStateMachine):
         self.former: World | None = None
         for version in range(1, serves + 1):
             self.world.serve()
-            self.edit(version=version + 1, steps=steps, rollout=policy)
+            self.edit(version=version + 1, strategy=strategy, rollout=policy)
+        self.world.verdict = verdict
         if serves:
             self.all_goes_well_for_a_while(rounds)
 
     def spec(self) -> Any:
         made = {**self.wanted}
-        rollout = {**made.pop("rollout"), "canary": {"steps": made.pop("steps")}}
+        rollout = {**made.pop("rollout"), **made.pop("strategy")}
+        if not made["gateway"] and "abTest" in rollout:
+            rollout |= STRATEGIES[0]  # the API server would refuse it
+            del rollout["abTest"]
+        if not made["gateway"] and "blueGreen" in rollout:
+            rollout["blueGreen"] = {k: v for k, v in rollout["blueGreen"].items() if k != "preview"}
         return b.spec(made.pop("version"), rollout=rollout, **made)
 
     def edit(self, **changes: Any) -> None:
@@ -121,7 +158,7 @@ class RolloutMachine(RuleBasedStateMachine):
             except Refused:
                 assert former.version != self.world.version
         elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
-            self.world.change_route(plan.desired.split)
+            self.world.change_route(plan.desired.split, former.aside(s, plan.desired))
 
     # --- the world
 
@@ -136,9 +173,9 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2), ready=st.sampled_from([0, 1, 2, 3, 3]), problem=st.sampled_from(PROBLEMS))
     def pods_change(self, which: int, ready: int, problem: Problem | None) -> None:
-        names = sorted(self.world.servers)
-        if which < len(names):
-            self.world.pods(names[which], ready, problem if ready == 0 else None)
+        servers = sorted(self.world.servers)
+        if which < len(servers):
+            self.world.pods(servers[which], ready, problem if ready == 0 else None)
 
     @rule()
     def pods_start(self) -> None:
@@ -176,9 +213,9 @@ class RolloutMachine(RuleBasedStateMachine):
     def another_version(self, version: int, pinned: bool) -> None:
         self.edit(version=version, pinned=pinned)
 
-    @rule(steps=st.sampled_from(STEPS), policy=st.sampled_from(POLICIES))
-    def other_steps(self, steps: list[dict[str, Any]], policy: dict[str, Any]) -> None:
-        self.edit(steps=steps, rollout=policy)
+    @rule(strategy=st.sampled_from(STRATEGIES), policy=st.sampled_from(POLICIES))
+    def another_strategy(self, strategy: dict[str, Any], policy: dict[str, Any]) -> None:
+        self.edit(strategy=strategy, rollout=policy)
 
     @rule(replicas=st.integers(0, 4))
     def scale(self, replicas: int) -> None:
@@ -188,31 +225,68 @@ class RolloutMachine(RuleBasedStateMachine):
     def golden_on_or_off(self, golden: bool, limit: int) -> None:
         self.edit(golden=golden, revisionHistoryLimit=limit)
 
-    @rule()
-    def a_spec_that_cannot_be_read(self) -> None:
+    @rule(abort=st.booleans())
+    def a_spec_that_cannot_be_read(self, abort: bool) -> None:
+        """Everything stays as it is, until somebody says abort: then stable gets everything back."""
         self.world.edit(None)
         self.world.reconcile()
+        rollout = self.world.status.rollout
+        if abort and rollout is not None and in_flight(rollout) and rollout.stage in ("Canary", "Bake"):
+            self.nonce += 1
+            self.world.say("abort", rollout.revision or "", f"n{self.nonce}")
+            for _ in range(3):
+                self.world.reconcile()
+                self.world.kindly()
+            ended, stable = self.world.status.rollout, self.world.status.stable
+            assert ended is not None and ended.stage == "Failed" and stable is not None
+            assert self.world.route in (None, ((stable.revision, 100),)) and self.world.matched is None
 
     @rule(refusal=st.sampled_from([None, None, Problem("StoreNotAllowed", "use another store")]))
     def what_is_allowed(self, refusal: Problem | None) -> None:
         self.world.refusal = refusal
 
-    @rule(verb=st.sampled_from(["promote", "abort", "retry", "rollback"]), which=st.integers(0, 3), stale=st.booleans())
+    @rule(rules=st.sampled_from(RULES), slot=st.booleans())
+    def policies_change(self, rules: Rules, slot: bool) -> None:
+        self.world.rules, self.world.slot = rules, slot
+        self.world.reconcile()
+
+    @rule(verb=st.sampled_from(names.VERBS), which=st.integers(0, 3), stale=st.booleans())
     def a_verb(self, verb: str, which: int, stale: bool) -> None:
-        names = sorted(self.world.revisions)
-        name = names[which] if which < len(names) else ""
-        if not name and verb in ("promote", "rollback"):
+        revisions = sorted(self.world.revisions)
+        name = revisions[which] if which < len(revisions) else ""
+        if not name and verb not in ("abort", "retry"):
             return
         self.nonce += 1
         self.world.say(verb, name, f"n{self.nonce}", "9/9" if stale else self.world.status.step)
 
     @precondition(lambda self: in_flight(self.world.status.rollout))
-    @rule(verb=st.sampled_from(["promote", "promote", "abort"]))
+    @rule(verb=st.sampled_from(["promote", "promote", "promote-full", "pause", "resume", "abort"]))
     def a_verb_that_fits(self, verb: str) -> None:
         rollout = self.world.status.rollout
         assert rollout is not None
         self.nonce += 1
         self.world.say(verb, rollout.revision or "", f"n{self.nonce}", self.world.status.step)
+        self.world.reconcile()
+
+    @precondition(lambda self: in_flight(self.world.status.rollout) and self.world.status.step is not None)
+    @rule(verdict=st.sampled_from(["Successful", "Successful", "Inconclusive", "Failed"]), rounds=st.integers(0, 3), resume=st.booleans())
+    def somebody_pauses_a_trial(self, verdict: Any, rounds: int, resume: bool) -> None:
+        """Whatever the verdict, nothing climbs meanwhile; what is proven worse goes back (or holds) all the same."""
+        rollout = self.world.status.rollout
+        assert rollout is not None
+        self.nonce += 1
+        self.world.say("pause", rollout.revision or "", f"n{self.nonce}")
+        self.traffic_flows(verdict, rounds)
+        if resume:
+            self.world.say("resume", rollout.revision or "", f"n{self.nonce}")
+            self.world.reconcile()
+
+    @precondition(lambda self: self.world.status.stable is not None)
+    @rule()
+    def somebody_restarts_stable(self) -> None:
+        assert self.world.status.stable is not None
+        self.nonce += 1
+        self.world.say("restart", self.world.status.stable.revision, f"n{self.nonce}")
         self.world.reconcile()
 
     @rule(which=st.integers(0, 2))
@@ -232,12 +306,16 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # --- accidents
 
+    @rule(seconds=st.sampled_from([30.0, 301.0, 4000.0]))
+    def nobody_looks_for_a_while(self, seconds: float) -> None:
+        self.world.away(seconds)
+
     @rule(which=st.integers(0, 2))
     def somebody_deletes_a_deployment(self, which: int) -> None:
-        names = sorted(self.world.servers)
-        if which < len(names):
+        servers = sorted(self.world.servers)
+        if which < len(servers):
             self.world.damaged = True
-            del self.world.servers[names[which]]
+            del self.world.servers[servers[which]]
             self.world.reconcile()
 
     @rule()
@@ -260,7 +338,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        world.refusal = None
+        world.refusal, world.rules = None, NO_RULES
         if world.spec is None:
             world.edit(self.spec())
         for _ in range(3):
@@ -268,7 +346,8 @@ class RolloutMachine(RuleBasedStateMachine):
             if not in_flight(world.status.rollout):
                 break
             rollout = world.status.rollout
-            assert rollout is not None and rollout.stage == "Canary" and rollout.step and rollout.step.phase == "Paused", f"{rollout} does not end"
+            assert rollout is not None and rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
+            assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"
             self.nonce += 1
             world.say("abort", rollout.revision or "", f"n{self.nonce}")
         assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"

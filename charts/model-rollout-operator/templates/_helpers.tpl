@@ -88,6 +88,7 @@ capabilities: {drop: [ALL]}
   "optimizer" (include "modelrollout.image" (dict "root" $ "image" .Values.optimizer.image))
   "triton" .Values.triton.image
   "pullPolicy" .Values.workloadPullPolicy }}
+{{- if .Values.trainer.image.repository }}{{ $_ := set $images "trainer" (include "modelrollout.image" (dict "root" $ "image" .Values.trainer.image)) }}{{ end }}
 {{- if .Values.trees.image.repository }}{{ $_ := set $images "trees" (include "modelrollout.image" (dict "root" $ "image" .Values.trees.image)) }}{{ end }}
 {{- dict
   "stores" .Values.stores
@@ -96,6 +97,7 @@ capabilities: {drop: [ALL]}
   "gatewayMetrics" $gateway
   "images" $images
   "drain" .Values.drain
+  "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from modelrollout.analysis.dispersion import Spread, widened
 from modelrollout.api.v1alpha1 import Counter
 
 
@@ -57,7 +58,13 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
         advanced = True
     if not advanced:
         return previous
-    return Counter(total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped))
+    spread = widened(spread_of(previous), total - previous.total, bad - previous.bad)
+    return Counter(total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped), spread=list(spread))
+
+
+def spread_of(counter: Counter) -> Spread[float]:
+    """As kept in the counter; nothing before the first look that brought requests."""
+    return Spread(*counter.spread) if len(counter.spread) == 4 else Spread(0.0, 0.0, 0.0, 0.0)
 
 
 def _stored(sample: Sample) -> list[float]:

@@ -1,19 +1,23 @@
 """Golden data: one paired experiment on the served model, judged once.
 
 Sending a finite set again adds no information, so nothing here is sequential. The decision on the counts is the gate's (``analysis.gate``).
+
+Slices: a gain of the whole must not hide a loss on a part. A slice that has lost more than ``maxDrop``, proven by intervals that hold for all slices
+together, fails the evaluation. A slice that is too small to prove anything holds nothing up; the whole has to pass in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelrollout.analysis.gate import decide
+from modelrollout.analysis.gate import decide, drop_interval, z_of
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, VerdictName
+from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, SliceEvidence, VerdictName
 
 
 def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> EvaluationEvidence:
     """The verdict on an evaluate Job that has succeeded. ``stable``: name of the revision it was to be compared with."""
+    slices = _slices(result) if stable else []
 
     def evidence(verdict: VerdictName, reason: str, message: str) -> EvaluationEvidence:
         return EvaluationEvidence(
@@ -28,6 +32,7 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
             only_stable_right=result.paired.only_baseline_right if result.paired else None,
             latency_p50_ms=result.latency_p50_ms,
             latency_p99_ms=result.latency_p99_ms,
+            slices=slices or None,
         )
 
     if result.protocols_agree is False:
@@ -43,8 +48,23 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
         decision = decide(result.paired, max_drop=golden.max_drop, minimum=golden.min)
     except ValueError as e:
         return evidence("Error", "NoResult", f"the evaluation's counts cannot be used: {e}")
+    worse = [s for s in slices if s.interval[0] > golden.max_drop]
+    if worse and decision.verdict != "Failed":
+        named = "; ".join(f"{s.name} lost {s.drop:.4f} (at least {s.interval[0]:.4f}) on {s.samples} samples" for s in worse[:4])
+        text = f"golden data, against {stable}: proven to lose over {golden.max_drop:g} on {len(worse)} of {result.slices_compared} slices: {named}"
+        return evidence("Failed", "SliceAccuracyLow", f"{text}; on all of it {decision.message}")
     reason = {"AccuracyDrop": "AccuracyLow", "WithinBudget": "ProvenNotWorse"}.get(decision.reason, decision.reason)
     return evidence(decision.verdict, reason, f"golden data, against {stable}: {decision.message}")
+
+
+def _slices(result: TaskResult) -> list[SliceEvidence]:
+    """Those that lost most first, with intervals that hold for all that were compared."""
+    z = z_of(result.slices_compared)
+    found = []
+    for name, n, gained, lost in result.slices:
+        interval = drop_interval(n, lost, gained, z)
+        found.append(SliceEvidence(name=name, samples=n, drop=round((lost - gained) / max(1, n), 6), interval=[round(v, 6) for v in interval]))
+    return sorted(found, key=lambda s: -s.interval[0])
 
 
 def _alone(golden: Golden, samples: int, accuracy: float, evidence: Callable[[VerdictName, str, str], EvaluationEvidence]) -> EvaluationEvidence:

@@ -1,17 +1,26 @@
 """One metric of one step: from counts to a verdict (DESIGN.md, Evidence and verdict).
 
-Fail: proven worse than stable by more than the tolerance, a tenth of the margin; or proven beyond an absolute limit. Fail wins.
-Pass: nothing proven, the minimum of samples seen, and what would do too much harm at the next weight ruled out: margin * 100 / next weight.
+Fail: proven worse than stable by more than the tolerance, a tenth of the margin; or proven beyond an absolute limit. Fail wins. The proof is of the
+whole rollout: the e-values of its steps are combined (compare.over_steps) and must reach 1 / alpha, whose sum over the metrics is the chance of a
+false alarm in the rollout, over all its steps and looks.
+
+Pass: nothing proven, the minimum of samples seen, and what would do too much harm at the next weight ruled out: margin * 100 / next weight. It is
+refuted by an e-value of this step's own that reaches 1 / alpha. So a step passes what it should rule out with probability alpha at most; a
+canary that is worse by the margin reaches 100 % with that probability at most, because the last step alone rules it out; steps before it only
+bound the harm on the way.
+
 Anything else is no verdict, and says what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log
 
-from modelrollout.analysis.compare import Interval, difference_interval, share_interval
+from modelrollout.analysis.compare import Interval, difference_interval, log_evidence, over_steps, share_interval, share_log_evidence
+from modelrollout.analysis.counters import spread_of
+from modelrollout.analysis.dispersion import dispersion
 from modelrollout.analysis.problem import Problem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 
@@ -19,17 +28,54 @@ TOLERANCE = 0.1  # of the margin
 _FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
 _INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData")  # everything else that keeps a number away is an Error
+_AT_NOTHING = 2.0  # nats, about: what the spread over bets has cost before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 
 
 @dataclass(frozen=True, slots=True)
 class _Criterion:
-    """Something that may be proven or ruled out, in the terms of harm: bad share, or its difference to stable's."""
+    """Something that may be proven or ruled out, in the terms of harm: bad share, or its difference to stable's. Evidence is a log e-value."""
 
-    interval: Callable[[float], Interval]  # if there were so many times the evidence, in the same proportions
+    worse: float  # against "at most fail_above"
+    proof: float  # the same with what earlier steps of the rollout carried
+    harmless: Callable[[float], float]  # against "at least pass_at", if there were so many times the counts in the same proportions
+    interval: Interval
+    estimate: float
+    alpha: float
     fail_above: float
     pass_at: float
     versus_stable: bool
+
+    @property
+    def proven(self) -> bool:
+        return self.proof >= self._enough
+
+    @property
+    def ruled_out(self) -> bool:
+        return self.harmless(1.0) >= self._enough
+
+    @property
+    def _enough(self) -> float:
+        return -log(self.alpha)
+
+    def needed(self, total: float) -> int | None:
+        """Samples that the canary still needs if the shares stay as they are, to about 5 %; None: no number of them proves it."""
+        if self.estimate >= self.pass_at:
+            return None
+        goal, most = self._enough + _AT_NOTHING, max(_LARGEST_PLAN / total, 2.0)
+        low, high = 1.0, most
+        evidence = self.harmless(low)
+        while high > 1.05 * low:  # evidence grows about as the counts do, from a little below 0
+            guess = 1.02 * low * goal / max(evidence + _AT_NOTHING, 0.02 * goal)
+            middle = min(max(guess, 1.03 * low), 0.98 * high) if high < most else min(max(guess, 1.03 * low), most)
+            found = self.harmless(middle)
+            if found >= self._enough:
+                high = middle
+            elif middle >= most:
+                return None
+            else:
+                low, evidence = middle, found
+        return max(1, ceil((high - 1) * total))
 
 
 def judge(
@@ -41,14 +87,18 @@ def judge(
     weight: int,
     next_weight: int,
     alpha: float,
+    carried: Sequence[float] = (),
 ) -> MetricStatus:
-    """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last step), ``alpha`` the metric's false-alarm budget."""
+    """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last step).
+
+    ``alpha`` is the metric's share of the rollout's false-alarm budget; ``carried`` the ``log_evidence`` with which its earlier steps ended.
+    """
     if problem is not None:
         verdict: VerdictName = "Inconclusive" if problem.kind in _INCONCLUSIVE_PROBLEMS else "Error"
         return MetricStatus(name=metric.name, verdict=verdict, reason=problem.kind, message=problem.message, canary=canary, stable=stable)
     if metric.query is not None:
         return _judge_value(metric, value)
-    return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha)
+    return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha, carried)
 
 
 def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
@@ -66,12 +116,14 @@ def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
     return status("Successful", "WithinLimits", f"{value:g} is within its limits")
 
 
-def _judge_counts(metric: Metric, canary: Counter, stable: Counter | None, weight: int, next_weight: int, alpha: float) -> MetricStatus:
+def _judge_counts(
+    metric: Metric, canary: Counter, stable: Counter | None, weight: int, next_weight: int, alpha: float, carried: Sequence[float]
+) -> MetricStatus:
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
-    criteria = _criteria(canary, compared, margin, limit, next_weight, alpha)
-    intervals = [c.interval(1.0) for c in criteria]
-    seen = _seen(metric, canary, stable, intervals, criteria, weight)
+    criteria = _criteria(canary, compared, margin, limit, next_weight, alpha, carried) if canary.total else []
+    seen = _seen(metric, canary, stable, criteria, weight)
+    main = next((c for c in criteria if c.versus_stable or margin is None), None)
 
     def status(verdict: VerdictName, reason: str, message: str, needed: int | None = None) -> MetricStatus:
         return MetricStatus(
@@ -82,67 +134,81 @@ def _judge_counts(metric: Metric, canary: Counter, stable: Counter | None, weigh
             canary=canary,
             stable=stable,
             value=None if canary.total == 0 else _shown(metric, canary.bad / canary.total),
-            interval=[round(v, 6) for v in intervals[0]] if intervals and canary.total else None,
+            interval=[round(v, 6) for v in criteria[0].interval] if criteria else None,
             needed=needed,
+            log_evidence=None if main is None else round(main.worse, 4),
         )
 
     if canary.total == 0:
         what = "label for an answer of the canary has come" if metric.name == "accuracy" else "request to the canary has been counted"
         return status("Inconclusive", "NoData", f"no {what} since the step began", metric.min_samples)
-    proven = next((c for c, i in zip(criteria, intervals, strict=True) if i.lower > c.fail_above), None)
+    proven = next((c for c in criteria if c.proven), None)
     if proven is not None:
         than = (
             f"than stable by more than {_points(proven.fail_above)}" if proven.versus_stable else f"than the limit of {_percent(proven.fail_above)}"
         )
-        return status("Failed", _FAILURE[metric.name], f"proven worse {than}: {seen}")
+        earlier = "" if proven.worse >= -log(proven.alpha) else ", with the evidence of earlier steps"
+        return status("Failed", _FAILURE[metric.name], f"proven worse {than}{earlier}: {seen}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
         return status("Inconclusive", "TooFewSamples", f"{missing} more samples until minSamples {metric.min_samples}: {seen}", missing)
     if not criteria:
         return status("Inconclusive", "NoStableData", f"nothing of stable has been counted to compare with, and no absolute limit is set: {seen}")
-    open_ones = [c for c, i in zip(criteria, intervals, strict=True) if i.upper > c.pass_at]
+    open_ones = [c for c in criteria if not c.ruled_out]
     if not open_ones:
         reason = "ProvenNotWorse" if compared is not None else "ProvenWithinLimit"
         return status("Successful", reason, f"no more harm than allowed at weight {next_weight}: {seen}")
-    needed = [_needed(c, canary.total) for c in open_ones]
+    needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
     wanted = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
     how = f"about {more} more samples at the present rates" if more is not None else "at the present rates no number of samples will do"
     return status("Inconclusive", "NotYetProven", f"{how}: {seen}; {wanted} for weight {next_weight}", more)
 
 
-def _criteria(canary: Counter, stable: Counter | None, margin: float | None, limit: float | None, next_weight: int, alpha: float) -> list[_Criterion]:
+def _criteria(
+    canary: Counter, stable: Counter | None, margin: float | None, limit: float | None, next_weight: int, alpha: float, carried: Sequence[float]
+) -> list[_Criterion]:
+    """The comparison first. A limit as well takes half of the budget; what was carried belongs to the comparison where there is a margin."""
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
+    # What goes on with stable shows how requests fail together here; a canary that fails from some moment on is no proof of it.
+    usual = canary if stable is None else stable
+    apart = dispersion(usual.total, usual.bad, spread_of(usual))
+    bad, total = canary.bad / apart, canary.total / apart
     found = []
     if stable is not None and margin is not None:
+        other_bad, other_total, above, at = stable.bad / apart, stable.total / apart, TOLERANCE * margin, min(1.0, margin * scale)
+        worse = log_evidence(bad, total, other_bad, other_total, above)
         found.append(
             _Criterion(
-                lambda k: difference_interval(k * canary.bad, k * canary.total, k * stable.bad, k * stable.total, share),
-                TOLERANCE * margin,
-                min(1.0, margin * scale),
+                worse,
+                over_steps(worse, carried),
+                lambda k: log_evidence(k * other_bad, k * other_total, k * bad, k * total, -at),
+                difference_interval(bad, total, other_bad, other_total, share),
+                bad / total - other_bad / other_total,
+                share,
+                above,
+                at,
                 True,
             )
         )
     if limit is not None:
-        found.append(_Criterion(lambda k: share_interval(k * canary.bad, k * canary.total, share), limit, min(1.0, limit * scale), False))
+        largest = min(1.0, limit * scale)
+        worse = share_log_evidence(bad, total, limit)
+        found.append(
+            _Criterion(
+                worse,
+                over_steps(worse, carried if margin is None else ()),
+                lambda k: share_log_evidence(k * (total - bad), k * total, 1 - largest),
+                share_interval(bad, total, share),
+                bad / total,
+                share,
+                limit,
+                largest,
+                False,
+            )
+        )
     return found
-
-
-def _needed(criterion: _Criterion, total: float) -> int | None:
-    """Samples that the canary still needs if the shares stay as they are, to about 5 %; None: no number of them proves it."""
-    low, high, most = 1.0, 2.0, max(_LARGEST_PLAN / total, 2.0)
-    while criterion.interval(high).upper > criterion.pass_at:
-        if high >= most:
-            return None
-        low, high = high, min(2 * high, most)
-    while high - low > 0.05 * high:
-        middle = (low + high) / 2
-        if criterion.interval(middle).upper > criterion.pass_at:
-            low = middle
-        else:
-            high = middle
-    return max(1, ceil((high - 1) * total))
 
 
 def _margin(metric: Metric) -> float | None:
@@ -162,13 +228,12 @@ def _shown(metric: Metric, bad_share: float) -> float:
     return round(1 - bad_share if metric.name == "accuracy" else bad_share, 6)
 
 
-def _seen(metric: Metric, canary: Counter, stable: Counter | None, intervals: list[Interval], criteria: list[_Criterion], weight: int) -> str:
+def _seen(metric: Metric, canary: Counter, stable: Counter | None, criteria: list[_Criterion], weight: int) -> str:
     text = f"{_count(canary)} {_BAD[metric.name]} on the canary at weight {weight}"
     if stable is not None and stable.total:
         text += f", {_count(stable)} on stable"
-    for criterion, interval in zip(criteria, intervals, strict=True):
-        what = "difference" if criterion.versus_stable else "share"
-        text += f", {what} between {_percent(interval.lower)} and {_percent(interval.upper)}"
+    for c in criteria:
+        text += f", {'difference' if c.versus_stable else 'share'} between {_percent(c.interval.lower)} and {_percent(c.interval.upper)}"
     return text
 
 

@@ -20,6 +20,8 @@ ProblemKind = Literal[
     "NotANumber",
     "NotABucketBound",
     "UnknownPlaceholder",
+    "UnknownTemplate",
+    "TooManyMetrics",
 ]
 
 

@@ -19,7 +19,7 @@ Profile = Literal["traefik", "none"]
 Shape = Literal["codes", "buckets", "outcomes", "labels", "value"]
 
 READING = "reading"
-PLACEHOLDERS = ("revision", "stable", "namespace", "name", "window")
+PLACEHOLDERS = ("revision", "stable", "version", "stableVersion", "weight", "namespace", "name", "window")
 BASELINE_WINDOW = "10m"  # at the baseline a process is still known for this long after its last scrape
 # What a process itself writes on each counter, without what a scrape adds.
 _OWN_LABELS = {
@@ -46,16 +46,18 @@ class Target:
     stable: RevisionRef | None
     profile: Profile
     window_seconds: float = 60.0
+    weight: int = 0  # of the canary, percent
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query for a metric and how its answer is read. ``objective`` in seconds, for ``buckets``."""
+    """A query for a metric and how its answer is read. ``objective`` in seconds, for ``buckets``; ``slices``, for ``labels``, are read apart too."""
 
     metric: str
     promql: str
     shape: Shape
     objective: float | None = None
+    slices: tuple[str, ...] = ()
 
 
 def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
@@ -63,10 +65,11 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
     if metric.query is not None:
         return _custom(metric.name, metric.query, target)
     if metric.name == "accuracy":
-        return Query(metric.name, _feedback(target, baseline), "labels")
+        slices = tuple(part.name for part in metric.slices or ())
+        return Query(metric.name, _feedback(target, baseline, bool(slices)), "labels", slices=slices)
     if metric.name == "errors":
         if target.profile == "traefik":
-            return Query(metric.name, _counters("traefik_service_requests_total", [_services(target)], "service", "code", baseline), "codes")
+            return Query(metric.name, _counters("traefik_service_requests_total", [_services(target)], "service", ("code",), baseline), "codes")
         return Query(metric.name, _triton(target, baseline), "outcomes")
     if metric.name == "latency":
         if target.profile != "traefik":
@@ -75,7 +78,7 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
         bounds = "|".join(_bound_forms(objective))
         selector = f'{_services(target)},le=~"{bounds}|\\\\+Inf"'
         return Query(
-            metric.name, _counters("traefik_service_request_duration_seconds_bucket", [selector], "service", "le", baseline), "buckets", objective
+            metric.name, _counters("traefik_service_request_duration_seconds_bucket", [selector], "service", ("le",), baseline), "buckets", objective
         )
     return Problem("NoSource", f"nothing measures {metric.name}: built in are accuracy, errors and latency; any other metric needs query: PROMQL")
 
@@ -113,13 +116,17 @@ def _custom(name: str, query: str, target: Target) -> Query | Problem:
     values = {
         "revision": target.canary.revision,
         "stable": target.stable.revision if target.stable else None,
+        "version": str(target.canary.number),
+        "stableVersion": str(target.stable.number) if target.stable else None,
+        "weight": str(target.weight),
         "namespace": target.namespace,
         "name": target.name,
         "window": f"{max(1, round(target.window_seconds))}s",
     }
     used = _PLACEHOLDER.findall(query)
-    if "stable" in used and target.stable is None:
-        return Problem("NoStableData", f"metric {name}: its query names {{{{stable}}}}, and there is no stable revision yet")
+    without = next((p for p in used if values[p] is None), None)
+    if without is not None:
+        return Problem("NoStableData", f"metric {name}: its query names {{{{{without}}}}}, and no stable revision has traffic beside it")
     return Query(name, _PLACEHOLDER.sub(lambda m: values[m[1]] or "", query), "value")
 
 
@@ -128,7 +135,7 @@ def _services(target: Target) -> str:
     return f'service=~"{_any([label for r in sides for label in service_labels(target.namespace, r.revision)])}"'
 
 
-def _feedback(target: Target, baseline: bool) -> str:
+def _feedback(target: Target, baseline: bool, by_slice: bool) -> str:
     versions = _any([str(r.number) for r in (target.canary, target.stable) if r])
     common = f'name="{target.name}",version=~"{versions}"'
     # A scrape without honor_labels renames our label, because the target has one of the same name.
@@ -136,7 +143,8 @@ def _feedback(target: Target, baseline: bool) -> str:
         f'namespace="{target.namespace}",exported_namespace="",{common}',
         f'exported_namespace="{target.namespace}",{common}',
     ]
-    return _counters("modelrollout_feedback_total", selectors, "version", "result", baseline)
+    kinds = ("result", "slice") if by_slice else ("result",)
+    return _counters("modelrollout_feedback_total", selectors, "version", kinds, baseline)
 
 
 def _triton(target: Target, baseline: bool) -> str:
@@ -147,8 +155,8 @@ def _triton(target: Target, baseline: bool) -> str:
     return f"{good} or {bad} or {_times('nv_inference_request_success', [selector], 'revision')}"
 
 
-def _counters(metric: str, selectors: Sequence[str], side: str, kind: str, baseline: bool) -> str:
-    return f"{_part('count', metric, selectors, (side, 'instance', kind), baseline)} or {_times(metric, selectors, side)}"
+def _counters(metric: str, selectors: Sequence[str], side: str, kinds: Sequence[str], baseline: bool) -> str:
+    return f"{_part('count', metric, selectors, (side, 'instance', *kinds), baseline)} or {_times(metric, selectors, side)}"
 
 
 def _part(reading: str, metric: str, selectors: Sequence[str], by: Sequence[str], baseline: bool) -> str:

@@ -33,6 +33,25 @@ class _NoBoundError(Exception):
     """A process counts requests, but has no bucket at the objective."""
 
 
+def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Look | float | Problem]:
+    """The readings of a metric: its own, and with slices one of each as ``METRIC/SLICE``. A problem is a problem of all."""
+    if isinstance(answer, Problem):
+        whole: Look | float | Problem = answer
+    elif query.shape == "value":
+        whole = read_value(query, answer)
+    else:
+        whole = read_counters(query, answer, target)
+    found = {query.metric: whole}
+    for part in query.slices:
+        if isinstance(answer, Answer) and not isinstance(whole, Problem):
+            # A process without a label of this slice counts 0 of it: its scrape stands for that.
+            of_part = tuple(s for s in answer.series if s.labels.get(READING) == "scraped" or s.labels.get("slice") == part)
+            found[f"{query.metric}/{part}"] = read_counters(query, Answer(of_part), target)
+        else:
+            found[f"{query.metric}/{part}"] = whole
+    return found
+
+
 def read_counters(query: Query, answer: Answer, target: Target) -> Look | Problem:
     """Raw counters by side and process. Problem ``NotANumber`` for NaN or negative counters, ``NotABucketBound`` (bounds not named yet)."""
     sides = _sides(query, target)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from modelrollout.api.v1alpha1 import Analysis, Metric, MetricStatus, VerdictName
+from modelrollout.api.v1alpha1 import Metric, MetricStatus, VerdictName
 
-FALSE_ALARM_BUDGET = 0.01  # of one step: the chance that something is proven which is not so, over all metrics and looks
+FALSE_ALARM_BUDGET = 0.01  # of one rollout: the chance that something is proven which is not so, over all its steps, metrics and looks
 _ORDER: tuple[VerdictName, ...] = ("Failed", "Error", "Inconclusive", "Successful")
 
 
@@ -19,28 +20,44 @@ class Verdict(NamedTuple):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing to judge: a metric, or one slice of it. ``name`` is its name in status, ``alpha`` its share of the rollout's budget."""
+
+    name: str
+    metric: Metric
+    alpha: float
+    slice: str | None = None
+
+
 def combine(metrics: Sequence[MetricStatus]) -> Verdict:
-    """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so it is Inconclusive."""
+    """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so it is Inconclusive.
+
+    A slice decides only by failing: a rare one would hold every rollout for ever. A dry run decides nothing.
+    """
+    voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
     for name in _ORDER:
-        deciding = [m for m in metrics if m.verdict == name]
+        deciding = [m for m in voting if m.verdict == name]
         if deciding:
             return Verdict(name, deciding[0].reason, "; ".join(m.message for m in deciding))
-    return Verdict("Inconclusive", "NoMetrics", "nothing is measured: leave spec.rollout.analysis.metrics out for the default, or name a metric")
-
-
-def default_metrics(objective: str | None = None) -> list[Metric]:
-    """Errors against stable, within half a point; latency likewise where an objective is known."""
-    found = [Metric(name="errors", max_increase=0.005)]
-    if objective is not None:
-        found.append(Metric(name="latency", objective=objective, max_increase=0.005))
-    return found
-
-
-def metrics_of(analysis: Analysis) -> list[Metric]:
-    """What is measured: the metrics of the spec, or the default when it says nothing."""
-    return default_metrics() if analysis.metrics is None else list(analysis.metrics)
+    return Verdict(
+        "Inconclusive", "NoMetrics", "no metric decides: leave spec.rollout.analysis.metrics out for the default, or name one that is no dryRun"
+    )
 
 
 def alpha_of(metrics: Sequence[Metric]) -> float:
-    """The share of the budget for each metric that is judged by counts; a query is a plain threshold and needs none."""
-    return FALSE_ALARM_BUDGET / max(1, sum(1 for m in metrics if m.query is None))
+    """The share of the budget for each metric that is judged by counts. A query is a plain threshold, a dry run decides nothing: they need none."""
+    return FALSE_ALARM_BUDGET / max(1, sum(1 for m in metrics if m.query is None and not m.dry_run))
+
+
+def parts_of(metrics: Sequence[Metric]) -> list[Part]:
+    """What is judged. A metric with slices keeps half of its share for all answers together, the other half is theirs in equal parts."""
+    share = alpha_of(metrics)
+    parts: list[Part] = []
+    for metric in metrics:
+        slices = metric.slices or []
+        parts.append(Part(metric.name, metric, share / 2 if slices else share))
+        for part in slices:
+            of_slice = metric.model_copy(update={"max_drop": part.max_drop or metric.max_drop, "min": None, "slices": None})
+            parts.append(Part(f"{metric.name}/{part.name}", of_slice, share / 2 / len(slices), part.name))
+    return parts

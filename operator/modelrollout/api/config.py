@@ -18,6 +18,11 @@ class _Config(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
+def lies_in(uri: str, prefix: str) -> bool:
+    """Whether ``uri`` lies in ``prefix``, which ends at a path separator: s3://models does not hold s3://models-2/x."""
+    return uri.startswith(prefix.rstrip("/") + "/") and "/../" not in uri and not uri.endswith("/..")
+
+
 class Store(_Config):
     """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is fetched."""
 
@@ -29,9 +34,8 @@ class Store(_Config):
     secret_name: str | None = Field(None, description="Secret in the user's namespace to use when the ModelDeployment names none.")
 
     def holds(self, uri: str) -> bool:
-        """Whether ``uri`` lies in this store; the prefix ends at a path separator, so s3://models does not hold s3://models-2/x."""
-        prefix = self.uri.rstrip("/") + "/"
-        return uri.startswith(prefix) and "/../" not in uri and not uri.endswith("/..")
+        """Whether ``uri`` lies in this store."""
+        return lies_in(uri, self.uri)
 
 
 class PrometheusProvider(_Config):
@@ -57,6 +61,7 @@ class Images(_Config):
     """Images of Jobs and servers, best by digest."""
 
     optimizer: str
+    trainer: str | None = Field(None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused.")
     trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
@@ -70,6 +75,13 @@ class Drain(_Config):
     margin_seconds: int = 5
 
 
+class Capacity(_Config):
+    """Whether the operator may look how many GPUs are free."""
+
+    look_at_nodes: bool = Field(False, description="List nodes and the pods on them before pods of a new revision are made.")
+    remember_seconds: float = Field(10.0, gt=0, description="One look is shared by all ModelDeployments for this long.")
+
+
 class OperatorConfig(_Config):
     """Everything that a platform team decides once for the cluster."""
 
@@ -79,6 +91,7 @@ class OperatorConfig(_Config):
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     images: Images
     drain: Drain = Field(default_factory=Drain)
+    capacity: Capacity = Field(default_factory=Capacity)
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
     resync_seconds: float = Field(300.0, gt=0)

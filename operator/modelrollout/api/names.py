@@ -18,6 +18,7 @@ LABEL_NAME = f"{GROUP}/name"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_NUMBER = f"{GROUP}/number"
 LABEL_COMPONENT = f"{GROUP}/component"
+LABEL_POLICY = f"{GROUP}/policy"  # on the Leases of a RolloutPolicy's slots
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
 COMPONENT_SERVER = "server"
@@ -29,9 +30,12 @@ COMPONENT_EVALUATE = "evaluate"
 ANNOTATION_APPLIED = f"{GROUP}/applied"  # hash of what the operator last applied: an equal one needs no write
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
 ANNOTATION_REASON = f"{GROUP}/reason"
+ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
+ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
+ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
-VERBS = ("promote", "abort", "retry", "rollback")
+VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart")
 
 PORT_HTTP = 8000
 PORT_GRPC = 8001
@@ -61,6 +65,16 @@ def revision_name(deployment: str, user_input: Mapping[str, Any], source_sha256:
 def resolve_job_name(deployment: str, rollout_id: str) -> str:
     """Name of the Job that pins the digest of the source."""
     return f"{deployment}-resolve-{rollout_id}"
+
+
+def preview_name(deployment: str) -> str:
+    """Name of the Service and the routes that lead to the revision on trial in a blue-green rollout."""
+    return f"{deployment}-preview"
+
+
+def slot_name(policy: str, index: int) -> str:
+    """Name of the Lease of a slot of a RolloutPolicy, from 0."""
+    return f"modelrollout-slot-{policy}-{index}"
 
 
 def stage_job_name(revision: str, component: str, rollout_id: str) -> str:

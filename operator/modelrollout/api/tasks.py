@@ -8,8 +8,9 @@ and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,12 +82,93 @@ class GateMetric(GateBudget):
     slices: GateBudget | None = None
 
 
-class Int8Step(_Model):
+class ModelFile(_Model):
+    """Another ONNX file that a step needs."""
+
+    location: Location
+    sha256: str | None = None  # checked where given
+
+
+class Training(_Model):
+    """Labelled data and how to train on it: Adam, a rate that falls to nothing, batches in an order of a fixed seed."""
+
+    data: DataSet
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+
+
+class StepBase(_Model):
+    """What all steps share. Field names are those of the API's type of the same step."""
+
+    def sources(self) -> dict[str, DataSet | ModelFile]:
+        """What has to be fetched for it, by the field's path on the wire below the step."""
+        return dict(_sources(self))
+
+
+def _sources(value: _Model, prefix: str = "") -> Iterator[tuple[str, DataSet | ModelFile]]:
+    for name in type(value).model_fields:
+        inner, path = getattr(value, name), f"{prefix}{name}"
+        if isinstance(inner, DataSet | ModelFile):
+            yield path, inner
+        elif isinstance(inner, _Model):
+            yield from _sources(inner, f"{path}.")
+
+
+class Int8Step(StepBase):
     """Quantization of weights and activations to 8 bit. Static needs calibration data."""
 
     kind: Literal["int8"] = "int8"
     method: Literal["Dynamic", "Static"] = "Dynamic"
     calibration: DataSet | None = None
+    calibration_method: Literal["MinMax", "Entropy", "Percentile"] = "MinMax"
+    per_channel: bool = True
+    leave_out: Literal["Never", "BySensitivity"] = "Never"
+
+
+class PruneStep(StepBase):
+    """Weights taken away, by channels or one by one, until ``sparsity`` of the model's weights are gone; trained afterwards where data is given."""
+
+    kind: Literal["prune"] = "prune"
+    sparsity: float
+    granularity: Literal["Structured", "Unstructured"] = "Structured"
+    importance: Literal["Magnitude", "Activation"] = "Magnitude"
+    training: Training | None = None
+
+
+class DistillStep(StepBase):
+    """The source model teaches a smaller one: ``student``, or itself narrowed to ``size`` of its weights."""
+
+    kind: Literal["distill"] = "distill"
+    student: ModelFile | None = None
+    size: float | None = None
+    temperature: float = 4.0
+    hard_labels: float = 0.3  # share of the loss that comes from the labels
+    training: Training
+
+
+class HalfPrecisionStep(StepBase):
+    """Weights of 16 bit; inputs and outputs stay as they are."""
+
+    kind: Literal["halfPrecision"] = "halfPrecision"
+    type: Literal["Float16", "BFloat16"] = "Float16"
+
+
+class Int4Step(StepBase):
+    """Weights of large matrices in blocks of 4 bit; activations stay float."""
+
+    kind: Literal["int4"] = "int4"
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    min_weights: int = 65536
+
+
+class GraphStep(StepBase):
+    """Constants folded, operators fused, what is not needed removed."""
+
+    kind: Literal["graph"] = "graph"
+
+
+Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep, Field(discriminator="kind")]
 
 
 class Gate(_Model):
@@ -131,7 +213,7 @@ class PrepareTask(_Model):
     sha256: str
     signature: Signature | None = None
     format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
-    steps: tuple[Int8Step, ...] = ()
+    steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
@@ -198,6 +280,24 @@ class MetricResult(_Model):
     slice: str | None = None
 
 
+class Interface(_Model):
+    """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one digest and counts only."""
+
+    digest: str
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: tuple[int, int] | None = None
+
+
+class SlicePairs(NamedTuple):
+    """Paired counts of one slice; ``name`` is ARRAY=VALUE, cut to 40 characters."""
+
+    name: str
+    n: int
+    only_candidate_right: int
+    only_baseline_right: int
+
+
 class TaskResult(_Model):
     """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
 
@@ -214,6 +314,7 @@ class TaskResult(_Model):
     accuracy_before: float | None = None
     accuracy_after: float | None = None
     paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
+    interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     metrics: tuple[MetricResult, ...] = ()  # the gate's
     seconds: dict[str, float] = {}
@@ -224,4 +325,6 @@ class TaskResult(_Model):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     protocols_agree: bool | None = None
+    slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
+    slices_compared: int = 0
     extra: dict[str, Any] = {}

@@ -7,6 +7,7 @@ API server can check are CEL rules here (``Rule``), with messages that say what 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,6 +33,11 @@ class ListMapKey:
 @dataclass(frozen=True)
 class PreserveUnknown:
     """An object whose fields Kubernetes itself defines (tolerations, affinity): carried through unread."""
+
+
+@dataclass(frozen=True)
+class LateDefault:
+    """The default stands in the types and not in the schema: the operator fills it in, after those of RolloutPolicies."""
 
 
 class ApiModel(BaseModel):
@@ -120,9 +126,19 @@ class Model(ApiModel):
     )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
     signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
+    interface_change: Literal["Refused", "Allowed"] = Field(
+        "Refused",
+        description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
+        "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
+    )
     lineage: dict[str, str] | None = Field(
         None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
     )
+
+    @property
+    def needs_trees(self) -> bool:
+        """Whether the Job needs the image with the libraries that the format is converted with."""
+        return self.format not in (None, "ONNX")
 
 
 class Data(ApiModel):
@@ -136,6 +152,23 @@ class Data(ApiModel):
     credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
 
 
+class ModelFile(ApiModel):
+    """Another ONNX file."""
+
+    uri: Uri = Field(description="Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal; checked when given.")
+    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
+
+
+class Training(ApiModel):
+    """Training on labelled data in the Job, with Adam and a learning rate that falls to nothing."""
+
+    data: Data = Field(description="Labelled training data; never the gate's.")
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the data.")
+    learning_rate: float = Field(0.001, gt=0, le=1, description="At the start.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Samples in a batch.")
+
+
 class Int8(ApiModel):
     """Quantize weights and activations to 8 bit with ONNX Runtime."""
 
@@ -143,16 +176,119 @@ class Int8(ApiModel):
         "Dynamic", description="Static measures activations on calibration data and is faster; Dynamic needs no data."
     )
     calibration: Data | None = Field(None, description="Calibration data, a few hundred inputs like those of production; required for Static.")
+    calibration_method: Literal["MinMax", "Entropy", "Percentile"] = Field(
+        "MinMax",
+        description="Static: range of an activation. MinMax: all that was seen; Entropy: the one that keeps most information; Percentile: 99.999 %, "
+        "which cuts outliers.",
+    )
+    per_channel: bool = Field(True, description="A scale for each output channel of a weight instead of one for the tensor; more accurate.")
+    leave_out: Literal["Never", "BySensitivity"] = Field(
+        "Never",
+        description="BySensitivity (Static): while the calibration data shows a larger loss than the gate's maxDrop, the operators whose "
+        "quantization disturbs the outputs most stay in float.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("self.method != 'Static' || has(self.calibration)", "int8 with method Static needs calibration: {uri: ...}; or use method Dynamic"),
+        Rule("self.method == 'Static' || self.calibrationMethod == 'MinMax'", "calibrationMethod belongs to method Static"),
+        Rule(
+            "self.method == 'Static' || self.leaveOut == 'Never'", "leaveOut: BySensitivity measures on calibration data: it belongs to method Static"
+        ),
     )
+
+
+class Prune(ApiModel):
+    """Take the least important weights away, and train what is left."""
+
+    sparsity: float = Field(gt=0, lt=1, description="Share of the model's weights that is to go, for example 0.5.")
+    granularity: Literal["Structured", "Unstructured"] = Field(
+        "Structured",
+        description="Structured removes whole channels: the file is smaller and the model faster. Unstructured sets single weights to zero, which "
+        "makes the file smaller only where it is compressed, and the model no faster with ONNX Runtime.",
+    )
+    importance: Literal["Magnitude", "Activation"] = Field(
+        "Magnitude", description="What makes a weight important: its size, or that times the activations that it meets on the training data."
+    )
+    training: Training | None = Field(None, description="Fine-tuning afterwards; left out: none, and little can be pruned without loss.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self.importance != 'Activation' || has(self.training)", "importance: Activation measures on the training data: give training"),
+    )
+
+
+class Distill(ApiModel):
+    """Train a smaller model, the student, to answer as the source model does."""
+
+    student: ModelFile | None = Field(None, description="The student: an ONNX file with the source model's inputs and outputs, and any weights.")
+    size: float | None = Field(
+        None, gt=0, lt=1, description="Instead of a student: the source model, evenly narrowed to this share of its weights, for example 0.1."
+    )
+    temperature: float = Field(4, gt=0, le=100, description="Softens the teacher's scores, so that it also teaches what it holds for less likely.")
+    hard_labels: float = Field(0.3, ge=0, le=1, description="Share of the loss that comes from the data's labels; the rest comes from the teacher.")
+    training: Training = Field(description="Training data and how long.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.student) != has(self.size)", "distill needs either student: {uri: ...} or size, for example 0.1"),
+    )
+
+
+class HalfPrecision(ApiModel):
+    """Half the size: weights of 16 bit; inputs and outputs stay float32."""
+
+    type: Literal["Float16", "BFloat16"] = Field(
+        "Float16",
+        description="Float16 also computes in 16 bit, which is faster on GPUs. BFloat16 keeps float32's range with fewer digits; it "
+        "computes in float32.",
+    )
+
+
+class Int4(ApiModel):
+    """Weights of large matrix products (MatMul) to 4 bit in blocks; activations stay float. For models bound by memory, such as language models."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = Field(32, description="Weights that share a scale; fewer are more accurate and larger.")
+    min_weights: int = Field(65536, ge=1, description="Smaller matrices stay as they are.")
+
+
+class Graph(ApiModel):
+    """Simplify the graph with the same answers: fold constants, fuse operators, drop what is not needed."""
 
 
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
+    graph: Graph | None = None
+    prune: Prune | None = None
+    distill: Distill | None = None
+    half_precision: HalfPrecision | None = None
     int8: Int8 | None = None
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.int8)", "name one step, for example int8: {method: Dynamic}"),)
+    int4: Int4 | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4)].exists_one(x, x)",
+            "name exactly one step, for example int8: {method: Dynamic}",
+        ),
+    )
+
+    def chosen(self) -> tuple[str, ApiModel]:
+        """(kind as on the wire, the step)."""
+        return next((to_camel(name), step) for name in type(self).model_fields if (step := getattr(self, name)) is not None)
+
+    def sources(self) -> dict[str, Data | ModelFile]:
+        """What the step reads, by the field's path below it, for example ``int8.calibration``."""
+        kind, step = self.chosen()
+        return dict(_sources(step, f"{kind}."))
+
+    @property
+    def needs_trainer(self) -> bool:
+        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on."""
+        kind, step = self.chosen()
+        return kind == "int4" or getattr(step, "training", None) is not None
+
+
+def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFile]]:
+    for name in type(value).model_fields:
+        inner, path = getattr(value, name), f"{prefix}{to_camel(name)}"
+        if isinstance(inner, Data | ModelFile):
+            yield path, inner
+        elif isinstance(inner, ApiModel):
+            yield from _sources(inner, f"{path}.")
 
 
 def _errors_and_scores(of: str, at: str) -> tuple[Rule, ...]:
@@ -283,6 +419,12 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
+    surge: Literal["Auto", "Wait"] = Field(
+        "Auto",
+        description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
+        "find no GPU are pending, so that an autoscaler brings one. Wait: they are made once enough GPUs are free, and none is ever pending. "
+        "No part of the version.",
+    )
     startup_timeout: Duration = Field("10m", description="How long a pod may take to fetch and load the model.")
 
 
@@ -330,9 +472,16 @@ class Step(ApiModel):
     weight: int | None = Field(None, ge=1, le=100, description="Share of the requests for the canary, in percent.")
     for_: Duration | None = Field(None, alias="for", description="Stay at least this long; left out: go on as soon as the evidence allows.")
     pause: Pause | None = None
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion brings all.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.weight) != has(self.pause)", "a step is either weight: N or pause: {}"),
         Rule("!has(self.for) || has(self.weight)", "for: belongs to a weight; a pause has its own duration"),
+        Rule("!has(self.replicas) || has(self.weight)", "replicas: belongs to a weight"),
     )
 
 
@@ -342,17 +491,84 @@ DEFAULT_STEPS: tuple[Step, ...] = (Step(weight=5), Step(weight=25), Step(weight=
 class Canary(ApiModel):
     """Traffic in steps, each judged before the next."""
 
-    steps: Annotated[list[Step], Field(min_length=1, max_length=32)] = Field(
-        default_factory=lambda: list(DEFAULT_STEPS), description="Weights must grow; 100 comes by itself at the end."
+    steps: Annotated[list[Step], Field(min_length=1, max_length=32), LateDefault()] = Field(
+        default_factory=lambda: list(DEFAULT_STEPS),
+        description="Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5, 25, 50.",
+    )
+    scale: Literal["Full", "Weight"] = Field(
+        "Full",
+        description="Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of serving.replicas, rounded up; "
+        "a weight is raised when the pods for it are ready. Without a gateway the pods are the weight.",
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight))",
+            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
+            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
             "weights must grow from step to step, for example 5, 25, 50",
         ),
-        Rule("self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
+        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
     )
+
+
+class Preview(ApiModel):
+    """Host names of the new revision before it has any traffic of the others."""
+
+    http: Hostnames | None = Field(None, description="Host names for HTTP.")
+    grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.http) || has(self.grpc)", "a preview needs http: {hostnames: [...]} or grpc: {hostnames: [...]}; or leave preview out"),
+        Rule(
+            "!(has(self.http) && has(self.grpc)) || self.http.hostnames.all(h, !(h in self.grpc.hostnames))",
+            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between gateways",
+        ),
+    )
+
+
+class BlueGreen(ApiModel):
+    """The new revision at full size beside stable, under a name of its own; then all traffic at once."""
+
+    preview: Preview | None = Field(
+        None,
+        description="Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
+        "Both lead to stable when nothing is on trial.",
+    )
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Preview for this long, then go on unless something is proven worse or cannot be measured; left out: go on as soon as the "
+        "preview's own requests prove it, or when somebody promotes.",
+    )
+    auto_promote: bool = Field(True, description="false: after the preview wait until somebody promotes.")
+
+
+class HeaderMatch(ApiModel):
+    """A header that a request must carry."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=256)] = Field(
+        description="Name of the header; upper and lower case are one."
+    )
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(description="Its value, or a regular expression for it.")
+    type: Literal["Exact", "RegularExpression"] = Field("Exact", description="RegularExpression is not supported by every gateway.")
+
+
+class AbTest(ApiModel):
+    """Requests with these headers go to the new revision, all others to stable. Needs a gateway."""
+
+    headers: Annotated[list[HeaderMatch], Field(min_length=1, max_length=16), ListMapKey("name")] = Field(
+        description="A request must carry all of them."
+    )
+    for_: Duration | None = Field(None, alias="for", description="Test at least this long; left out: go on as soon as the evidence allows.")
+    auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
+
+
+SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$")]
+
+
+class Slice(ApiModel):
+    """A part of the labelled answers that must not get worse, whatever all of them together do."""
+
+    name: SliceName = Field(description="The slice as feedback names it.")
+    max_drop: float | None = Field(None, gt=0, le=1, description="Margin against stable on this slice, absolute; left out: that of the metric.")
 
 
 class Metric(ApiModel):
@@ -372,11 +588,24 @@ class Metric(ApiModel):
     query: str | None = Field(
         None,
         max_length=4096,
-        description="PromQL that gives one number. {{revision}}, {{stable}}, {{namespace}}, {{name}} and {{window}} are filled in.",
+        description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
+        "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
     min: float | None = Field(None, description="Smallest value allowed (accuracy and errors: of the canary itself; query: of its result).")
     max: float | None = Field(None, description="Largest value allowed.")
     min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="query: the value must have been beyond its limits for this long, at every look, before the metric fails; meanwhile the step "
+        "holds. Left out: one look is enough.",
+    )
+    slices: Annotated[list[Slice], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None,
+        description="accuracy: slices that are each compared with stable too. One that is proven worse fails the metric; one with too little data "
+        "does not hold the step.",
+    )
+    dry_run: bool = Field(False, description="Measured, judged and shown, but it decides nothing.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.query) || self.name in ['accuracy', 'errors', 'latency']",
@@ -394,6 +623,12 @@ class Metric(ApiModel):
         Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
         Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
         Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
+        Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
+        Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
+        Rule(
+            "!has(self.slices) || has(self.maxDrop) || self.slices.all(s, has(s.maxDrop))",
+            "a slice needs maxDrop, its own or that of the metric",
+        ),
     )
 
 
@@ -409,23 +644,75 @@ class Analysis(ApiModel):
 
     prometheus: Name | None = Field(None, description="Prometheus by its name in the operator's configuration; left out: the default one.")
     interval: Duration = Field("5s", description="How often to look.")
+    initial_delay: Duration | None = Field(
+        None, description="Counting begins this long after each weight was taken up: caches warm up, autoscalers react. Part of progressDeadline."
+    )
+    error_limit: Duration | None = Field(
+        None,
+        description="A metric that has been in Error (Prometheus down, a broken query) for this long ends the step without a verdict: onInconclusive "
+        "holds; left out: the step waits until progressDeadline.",
+    )
     golden: Golden | None = None
+    templates: Annotated[list[Name], Field(max_length=8)] | None = Field(
+        None,
+        description="Names of analysisTemplates of a RolloutPolicy in force here, whose metrics are added; a metric of that name here wins.",
+    )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
-        None, description="Left out: errors against stable, within half a point."
+        None, description="Left out, and no templates: errors against stable, within half a point."
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
 
 class Rollout(ApiModel):
-    """How a new version gets traffic."""
+    """How a new version gets traffic: canary (the default), blueGreen or abTest."""
 
-    canary: Canary = Field(default_factory=Canary)
-    analysis: Analysis = Field(default_factory=Analysis)
-    on_failure: Literal["Rollback", "Pause"] = Field("Rollback", description="What to do when the canary is proven worse.")
-    on_inconclusive: Literal["Pause", "Rollback"] = Field(
-        "Pause", description="What to do when a step reaches progressDeadline with no verdict: no data, too little of it, Prometheus down."
+    canary: Canary | None = Field(None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50.")
+    blue_green: BlueGreen | None = None
+    ab_test: AbTest | None = None
+    bake: Duration | None = Field(
+        None,
+        description="After promotion the revision is watched for this long with all traffic while the former stable keeps its pods; proven worse, "
+        "everything goes back to that. Left out: promotion is final.",
     )
-    progress_deadline: Duration = Field("1h", description="Limit for each stage and each canary step.")
+    scale_down_delay: Duration | None = Field(
+        None,
+        description="How long the former stable keeps its pods after it has lost its traffic: going back to it is instant meanwhile. "
+        "Left out (and at least): the operator's settleSeconds.",
+    )
+    rollback_window: Duration | None = Field(
+        None,
+        description="A rollback to a revision that was stable within this time skips the analysis that it passed; an older one is judged again. "
+        "Left out: any kept revision skips it.",
+    )
+    analysis: Analysis = Field(default_factory=Analysis)
+    on_failure: Annotated[Literal["Rollback", "Pause"], LateDefault()] = Field(
+        "Rollback", description="What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
+    )
+    on_inconclusive: Annotated[Literal["Pause", "Rollback", "Promote"], LateDefault()] = Field(
+        "Pause",
+        description="What to do when a step reaches progressDeadline (or errorLimit) with no verdict: no data, too little of it, Prometheus down. "
+        "Promote goes on to the next step and records that nothing was proven; a canary without traffic or ready pods pauses all the same. "
+        "Left out: as a RolloutPolicy says, else Pause.",
+    )
+    progress_deadline: Annotated[Duration, LateDefault()] = Field(
+        "1h", description="Limit for each stage and each canary step. Left out: that of a RolloutPolicy, else 1h."
+    )
+    unscheduled_deadline: Duration | None = Field(
+        None,
+        description="How long the pods of a new revision may wait for free GPUs (an autoscaler may bring them). "
+        "Left out: that of a RolloutPolicy, else progressDeadline.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.canary), has(self.blueGreen), has(self.abTest)].filter(x, x).size() <= 1",
+            "canary, blueGreen and abTest exclude each other: name one of them",
+        ),
+        Rule(
+            "!has(self.analysis.initialDelay) || !has(self.progressDeadline) || "
+            "duration(self.analysis.initialDelay) < duration(self.progressDeadline)",
+            "analysis.initialDelay must be shorter than progressDeadline, or no step would ever be judged",
+        ),
+    )
 
 
 class ModelDeploymentSpec(ApiModel):
@@ -437,6 +724,25 @@ class ModelDeploymentSpec(ApiModel):
     traffic: Traffic = Field(default_factory=Traffic)
     rollout: Rollout = Field(default_factory=Rollout)
     revision_history_limit: int = Field(5, ge=1, le=50, description="Old revisions kept to roll back to.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.rollout.abTest) || has(self.traffic.gateway)",
+            "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
+            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service NAME-preview leads to the new revision",
+        ),
+        *(
+            Rule(
+                f"!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || !has(self.rollout.blueGreen.preview.{mine}) || "
+                f"!has(self.traffic.{theirs}) || self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in self.traffic.{theirs}.hostnames))",
+                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of traffic.{theirs}",
+            )
+            for mine in ("http", "grpc")
+            for theirs in ("http", "grpc")
+        ),
+    )
 
     def user_input(self) -> dict[str, Any]:
         """What makes a version: model, optimization and serving in canonical form, without what changes no answer.
@@ -450,9 +756,9 @@ class ModelDeploymentSpec(ApiModel):
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
-        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256"}),
+        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
         "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas"}),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge"}),
     }
 
 
@@ -469,8 +775,12 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Failed", "Done"]
-Phase = Literal["Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Canary", "Paused", "Promoting", "RollingBack", "Stable", "Failed"]
+Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Phase = Literal[
+    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Canary", "Previewing", "Testing", "Paused", "Promoting", "Baking",
+    "RollingBack", "Stable", "Failed",
+]  # fmt: skip
+Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
@@ -494,17 +804,36 @@ class RevisionRef(StatusModel):
     since: str | None = None
 
 
+class Draining(StatusModel):
+    """A revision that has lost its traffic and keeps its pods for a while."""
+
+    revision: str
+    number: int
+    until: str = Field(description="Its pods go at this time; an entry whose time is over means nothing and goes with a later write.")
+
+
+class Held(StatusModel):
+    """Somebody said pause."""
+
+    since: str
+    by: str = Field(description="The nonce of the request.")
+
+
 class Counter(StatusModel):
-    """Counts of one metric for one revision in this step: ``good`` of ``total``, and the last raw counters by process.
+    """Counts of one metric for one revision in this step: ``bad`` of ``total``, and the last raw counters by process.
 
     ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
-    which starts at 0.
+    which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
     """
 
     total: float = 0
     bad: float = 0
     last: dict[str, list[float]] = Field(default_factory=dict)
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
+    spread: list[float] = Field(
+        default_factory=list,
+        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares.",
+    )
 
 
 class MetricStatus(StatusModel):
@@ -522,13 +851,26 @@ class MetricStatus(StatusModel):
         description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
+    needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
+    log_evidence: float | None = Field(
+        None,
+        description=(
+            "Natural logarithm of this step's e-value against 'not worse than stable by more than the tolerance' (where only a limit is set: "
+            "'within the limit'). The counts are those above; later steps of the rollout build on it."
+        ),
+    )
+    since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
+    slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
+    dry_run: bool | None = Field(None, description="It decides nothing.")
 
 
 class StepStatus(StatusModel):
     """Where in the canary the rollout is."""
 
-    index: int = Field(description="Step of spec.rollout.canary.steps, from 0.")
-    weight: int = Field(description="Weight that the route is to have, percent.")
+    index: int = Field(description="Step of the strategy, from 0; past the last one in Bake.")
+    weight: int = Field(description="Weight that the route is to have, percent; 0 in a preview and in a test by headers.")
+    strategy: Strategy = "Canary"
+    former: int = Field(0, description="Weight of the step before; it stays until there are pods for the new one.")
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
     observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
@@ -551,6 +893,15 @@ class GateMetricEvidence(StatusModel):
     slice: str | None = Field(None, description="NAME=VALUE of the slice that decided; the numbers are its own.")
 
 
+class Interface(StatusModel):
+    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large one only digest and counts are kept."""
+
+    digest: str = Field(description="Of all inputs and outputs, whatever their order; equal interfaces have equal digests.")
+    inputs: dict[str, str] | None = None
+    outputs: dict[str, str] | None = None
+    counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
+
+
 class ArtifactEvidence(StatusModel):
     """What prepare made."""
 
@@ -564,6 +915,16 @@ class ArtifactEvidence(StatusModel):
     drop_interval: list[float] | None = None
     metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
+    interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
+
+
+class SliceEvidence(StatusModel):
+    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy with an interval for all slices together."""
+
+    name: str
+    samples: int
+    drop: float
+    interval: list[float]
 
 
 class EvaluationEvidence(StatusModel):
@@ -580,6 +941,7 @@ class EvaluationEvidence(StatusModel):
     only_stable_right: int | None = None
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
+    slices: list[SliceEvidence] | None = Field(None, description="The slices that lost most.")
 
 
 class StepEvidence(StatusModel):
@@ -593,6 +955,15 @@ class StepEvidence(StatusModel):
     metrics: list[MetricStatus] = Field(default_factory=list)
 
 
+class QueueStatus(StatusModel):
+    """The rollout waits to be given GPUs; it has no pods yet."""
+
+    since: str = Field(description="Since when it waits: who came first goes first.")
+    gpus: int = Field(0, description="GPUs that its pods will ask for.")
+    position: int | None = Field(None, description="Place in the queue for a slot, from 1, as told last.")
+    short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
+
+
 class RolloutStatus(StatusModel):
     """The revision in flight, or the one that failed last."""
 
@@ -603,9 +974,12 @@ class RolloutStatus(StatusModel):
     input_hash: str
     attempt: int = 0
     mode: Literal["Update", "Rollback"] = "Update"
+    proven: bool = Field(True, description="Rollback: what was proven of the revision still counts (rollbackWindow).")
+    held: Held | None = Field(None, description="Somebody said pause: the weight stays, deadlines wait.")
     sha256: str | None = None
     revision: str | None = None
     number: int | None = None
+    queue: QueueStatus | None = None
     step: StepStatus | None = None
     reason: str | None = None
     message: str | None = None
@@ -639,11 +1013,17 @@ class ModelDeploymentStatus(StatusModel):
     phase: Phase = "Pending"
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
     stable: RevisionRef | None = None
-    retiring: RevisionRef | None = Field(None, description="Takes no traffic any more; its pods go when the data plane has surely taken that up.")
+    draining: Annotated[list[Draining], ListMapKey("revision")] = Field(
+        default_factory=list, description="Revisions that have lost their traffic and keep their pods for a while."
+    )
+    retiring: RevisionRef | None = Field(None, description="What an earlier operator wrote instead of draining; read, never written.")
+    restarted: dict[str, str] = Field(default_factory=dict, description="When somebody last asked for new pods of a revision.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
+    policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
+    defaults: JsonObject | None = Field(None, description="What they fill in where spec.rollout leaves a field out.")
     address: Address | None = None
     replicas: int = 0
     ready_replicas: int = 0
@@ -667,6 +1047,7 @@ class ModelRevisionStatus(StatusModel):
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None
     finished: str | None = None
+    retired: str | None = Field(None, description="When it ceased to be stable.")
     # columns
     accuracy: str | None = None
     size: str | None = None

@@ -15,7 +15,9 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Forbidden, Kube, KubeError, Listing, NotFound, Object, Resource
+from modelrollout.rollout.policy import filled
 
+FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Which ClusterRole of the chart allows what a command needs.
 _ROLES = {"read": "modelrollout-view", "ask": "modelrollout-operate", "ask on the ModelDeployment": "modelrollout-edit"}
@@ -32,7 +34,7 @@ class Api(Protocol):
 
 async def connect(kubeconfig: str | None, context: str | None) -> Api:
     """The API server that kubectl would talk to."""
-    return await Kube.connect(kubeconfig, context, component="cli")
+    return await Kube.connect(kubeconfig, context, component="cli", field_manager=FIELD_MANAGER)
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,10 @@ class Cluster:
 
 
 def _spec(found: Object) -> ModelDeploymentSpec | None:
+    """The spec with what policies fill in, as the operator has told."""
+    defaults = (found.get("status") or {}).get("defaults") or {}
     try:
-        return ModelDeploymentSpec.model_validate(found["spec"])
+        return ModelDeploymentSpec.model_validate({**found["spec"], "rollout": filled(found["spec"].get("rollout") or {}, defaults)})
     except ValidationError:
         return None
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from modelrollout.api.config import ConfigError
+from modelrollout.cli import analyze as analysis
 from modelrollout.cli import cluster as clusters
 from modelrollout.cli import report as reports
 from modelrollout.cli import report_html, report_text, verbs, view
@@ -34,7 +35,8 @@ EVENTS_EVERY = 5  # polls
 
 app = typer.Typer(
     name="modelrollout",
-    help="Roll out machine-learning models: watch, promote, abort, retry, roll back. Exit code 0: done; 1: the answer is no; 2: could not be asked.",
+    help="Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
+    "Exit code 0: done; 1: the answer is no; 2: could not be asked.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,6 +59,13 @@ class ReportOutput(StrEnum):
     json = "json"
 
 
+class Profile(StrEnum):
+    """Gateways whose metrics are known."""
+
+    traefik = "traefik"
+    none = "none"
+
+
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")]
 Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")]
@@ -64,6 +73,8 @@ Context = Annotated[str | None, typer.Option("--context", help="Context of the k
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
+
+InFlight = Annotated[str | None, typer.Option("--revision", help="Only if this revision (name or number) is the one in flight.")]
 
 
 @app.command()
@@ -141,15 +152,57 @@ def report(
 @app.command()
 def promote(
     name: Name,
-    revision: Annotated[str | None, typer.Option("--revision", help="Only if this revision (name or number) is the one in flight.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Past all remaining steps, to all traffic.")] = False,
+    revision: InFlight = None,
     wait: Wait = False,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Let the present canary step go on: end a pause, or go on without a verdict (recorded as an override)."""
-    _ask(name, lambda found, token: verbs.promote(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict (recorded as an override)."""
+    _ask(name, lambda found, token: verbs.promote(found, revision, token, full=full), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def pause(
+    name: Name,
+    revision: InFlight = None,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still goes back."""
+    _ask(name, lambda found, token: verbs.pause(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def resume(
+    name: Name,
+    revision: InFlight = None,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Let a paused rollout go on; the time of the pause counts for no deadline."""
+    _ask(name, lambda found, token: verbs.resume(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def restart(
+    name: Name,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Replace the pods of the stable revision one after the other, each when the next one is ready."""
+    _ask(name, verbs.restart, wait, timeout, namespace, kubeconfig, context)
 
 
 @app.command()
@@ -195,6 +248,49 @@ def rollback(
 ) -> None:
     """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the newest revision that served before stable."""
     _ask(name, lambda found, token: verbs.rollback(found, to, token), wait, timeout, namespace, kubeconfig, context)
+
+
+@app.command()
+def analyze(
+    name: Annotated[str | None, typer.Argument(help="Name of a ModelDeployment in a canary; left out with --filename.")] = None,
+    filename: Annotated[Path | None, typer.Option("--filename", "-f", help="File with the ModelDeployment, instead of one in the cluster.")] = None,
+    recording: Annotated[Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")] = None,
+    prometheus: Annotated[str | None, typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090.")] = None,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with a bearer token for it.")] = None,
+    profile: Annotated[Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")] = Profile.traefik,
+    start: Annotated[str | None, typer.Option("--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h).")] = None,
+    end: Annotated[str | None, typer.Option("--end", help="Until then; default: now.")] = None,
+    canary: Annotated[str | None, typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight.")] = None,
+    stable: Annotated[str | None, typer.Option("--stable", help="NAME:NUMBER of the one to compare with; default: stable; 'none' for none.")] = None,
+    record: Annotated[Path | None, typer.Option("--record", help="Write the readings to this file, for --replay.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout, as often as you like.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="Other weights, for example 5,25,50.")] = None,
+    window: Annotated[float, typer.Option("--window", help="Seconds for {{window}} in queries over history.", min=1)] = 60.0,
+    output: Form = Output.text,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a recording (--replay FILE -f model.yaml).
+
+    Nothing is written to the cluster. Over the past the canary's own state machine is stepped through time, and what it would have done is printed:
+    when each step passes, fails or has no verdict, with the intervals; --set and --steps try other thresholds.
+    """
+
+    wanted = analysis.Wanted(
+        name, filename, recording, prometheus, token_file, profile, start, end, canary, stable, record, changes or [], steps, window
+    )
+
+    def tell(text: RenderableType, raw: dict[str, Any]) -> None:
+        if output is Output.json:
+            _print_json(raw)
+        else:
+            _show(text)
+
+    if wanted.needs_cluster:
+        _run(lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context)
+    else:
+        _local(analysis.analyze(wanted, None, _now(), tell))
 
 
 @app.command()
@@ -317,7 +413,7 @@ def _as_json(found: Rollout) -> dict[str, Any]:
 
 
 def _run(work: Callable[[Cluster], Awaitable[None]], namespace: str | None, kubeconfig: str | None, context: str | None) -> None:
-    """Do the work against the API server; what goes wrong becomes one message and an exit code."""
+    """Do the work against the API server."""
 
     async def go() -> None:
         try:
@@ -330,8 +426,13 @@ def _run(work: Callable[[Cluster], Awaitable[None]], namespace: str | None, kube
         finally:
             await cluster.close()
 
+    _local(go())
+
+
+def _local(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; what goes wrong becomes one message and an exit code."""
     try:
-        asyncio.run(go())
+        asyncio.run(work)
     except (Refused, Unanswered) as e:
         raise _fail(e) from e
     except KeyboardInterrupt:

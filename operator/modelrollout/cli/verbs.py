@@ -46,17 +46,54 @@ def in_flight(rollout: Rollout) -> RolloutStatus | None:
     return found if found is not None and found.stage not in _ENDED else None
 
 
-def promote(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Let the present canary step go on without waiting for its verdict."""
+def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = False) -> Request:
+    """Let the present step go on without waiting for its verdict; ``full``: past all steps, to all traffic."""
+    flying, step = _on_trial(rollout, revision, "promote")
+    if full and flying.stage == "Bake":
+        raise Refused(f"nothing to promote in full: {flying.revision} has all traffic already; promote ends its bake")
+    assert flying.revision is not None
+    if full:
+        return _on_revision("promote-full", flying.revision, token, step, f"promote {flying.revision} from step {step} to all traffic")
+    return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
+
+
+def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
+    """Hold the rollout at its present weight, whatever step that is by the time that the request arrives."""
+    flying, _ = _on_trial(rollout, revision, "pause")
+    if flying.held is not None:
+        raise Refused(f"nothing to pause: {flying.revision} is paused already")
+    assert flying.revision is not None
+    return _on_revision("pause", flying.revision, token, None, f"pause {flying.revision}")
+
+
+def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
+    """Let a rollout that somebody paused go on."""
+    flying, _ = _on_trial(rollout, revision, "resume")
+    if flying.held is None:
+        raise Refused(f"nothing to resume: nobody has paused {flying.revision}")
+    assert flying.revision is not None
+    return _on_revision("resume", flying.revision, token, None, f"resume {flying.revision}")
+
+
+def restart(rollout: Rollout, token: str) -> Request:
+    """Replace the pods of stable, one after the other."""
+    stable = rollout.status.stable
+    if stable is None:
+        raise Refused("nothing to restart: no revision has become stable yet")
+    return _on_revision("restart", stable.revision, token, None, f"restart the pods of {stable.revision}")
+
+
+def _on_trial(rollout: Rollout, revision: str | None, verb: str) -> tuple[RolloutStatus, str]:
+    """The rollout in flight and the name of its step."""
     flying = in_flight(rollout)
     if flying is None:
-        raise Refused(f"nothing to promote: {idle(rollout)}")
+        raise Refused(f"nothing to {verb}: {idle(rollout)}")
     if revision is not None and revision not in (flying.revision, str(flying.number)):
-        raise Refused(f"nothing to promote: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
+        raise Refused(f"nothing to {verb}: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
     step = rollout.status.step
-    if flying.stage != "Canary" or flying.revision is None or step is None:
-        raise Refused(f"nothing to promote: {flying.revision or rollout.name} is in stage {flying.stage}, and only canary steps are promoted")
-    return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
+    if flying.stage not in ("Canary", "Bake") or flying.revision is None or step is None:
+        raise Refused(f"nothing to {verb}: {flying.revision or rollout.name} is in stage {flying.stage}, and that is only for the steps of a trial")
+    return flying, step
 
 
 def abort(rollout: Rollout, token: str) -> Request:

@@ -10,24 +10,27 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, RolloutStatus, Stage, Step, seconds
+from modelrollout.analysis.pace import counted_seconds, paces
+from modelrollout.api.v1alpha1 import Analysis, Counter, MetricStatus, RolloutStatus, Stage, Step, StepStatus, Strategy, seconds
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.rollout.steps import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote")
+STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake")
 EVENTS = 6  # shown, newest last
 _DOES: dict[str, str] = {
     "Resolve": "the digest of the source is being pinned; then the model is prepared",
     "Prepare": "the model is being fetched, verified and optimized; then its servers start",
     "Provision": "the model servers are starting; then golden data is sent, if there is any, and the canary begins",
     "Evaluate": "golden data is being sent through the served model; then the canary begins",
-    "Promote": "the data plane is taking the revision up as stable; then the old servers go away",
+    "Promote": "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away",
     "Revert": "stable is getting all traffic back; then the rollout has ended",
 }
+_TRIAL: dict[Strategy, str] = {"Canary": "Canary", "BlueGreen": "Preview", "ABTest": "Test by headers"}
 _STYLES = {
     "Successful": "green", "True": "green", "Stable": "green", "Promoted": "green",
     "Failed": "red", "Rejected": "red", "RolledBack": "red", "Aborted": "red", "RollingBack": "red",
-    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan",
+    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan", "Previewing": "cyan", "Testing": "cyan", "Baking": "cyan",
 }  # fmt: skip
 
 
@@ -38,9 +41,9 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
     if rollout.status.rollout is not None:
         parts += _section("Stages", _stages(rollout, rollout.status.rollout, now))
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
-            parts += _section("Canary", _steps(rollout.status.rollout, rollout.spec.rollout.canary.steps, now))
+            parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, steps_of(rollout.spec.rollout), now))
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
-            parts += _section("Metrics of this step", _metrics(rollout.status.rollout.step.metrics))
+            parts += _section("Metrics of this step", metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
         parts += _section("Conditions", _conditions(rollout, now))
     if rollout.events:
@@ -52,7 +55,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
     """The kept revisions, newest first."""
-    table = _table("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
+    table = columns("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
@@ -69,10 +72,13 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     flying = in_flight(rollout)
     if flying is None:
         return _next_when_idle(rollout)
+    if flying.stage == "Bake" and flying.step is not None and rollout.spec is not None:
+        return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
         lines = [flying.message or _DOES.get(flying.stage, f"stage {flying.stage}")]
         if flying.stage not in ("Promote", "Revert"):
-            lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
+            if flying.queue is None:
+                lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
             lines.append(f"end it: modelrollout abort {rollout.name}")
         return lines
     return _next_in_canary(rollout, flying, now)
@@ -117,12 +123,21 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
         grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
     if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
-        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, ""))
-    if s.retiring:
-        grid.add_row("Retiring", f"{s.retiring.revision}  #{s.retiring.number}{_pods(rollout, s.retiring.revision)}")
+        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, _beside(flying)))
+    for gone in s.draining:
+        left = -_seconds_since(gone.until, now, signed=True)
+        if left > 0:
+            grid.add_row("Retiring", f"{gone.revision}  #{gone.number}{_pods(rollout, gone.revision)}, for {duration(left)} more")
     if s.address:
         grid.add_row("Address", f"{s.address.url}  gRPC {s.address.grpc}")
     return grid
+
+
+def _beside(r: RolloutStatus) -> str:
+    """What reaches the revision beside its weight."""
+    if r.stage != "Canary" or r.step is None:
+        return ""
+    return {"Canary": "", "BlueGreen": ", and those of the preview", "ABTest": ", and those with the headers of the test"}[r.step.strategy]
 
 
 def _serves(rollout: Rollout, revision: str, number: int, share: int, more: str) -> str:
@@ -184,6 +199,9 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
             words.append(f"accuracy {e.accuracy:.3f}{against} on {e.samples} samples")
         if e.latency_p99_ms is not None:
             words.append(f"p99 {e.latency_p99_ms:.1f} ms")
+        if e.slices:
+            worst = max(e.slices, key=lambda part: part.interval[0])
+            words.append(f"worst slice {worst.name}: {-worst.drop:+.3f} on {worst.samples}")
         return ", ".join(words)
     return r.message or "" if stage == r.stage else ""
 
@@ -193,7 +211,7 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     ended = {e.index: e for e in r.history}
     current = r.step.index if r.step and r.stage in ("Canary", "Failed", "Revert") else None
     for i, step in enumerate(steps):
-        what = f"{step.weight} %" if step.weight is not None else "pause"
+        what = "beside" if step.weight == 0 else f"{step.weight} %" if step.weight is not None else "pause"
         if step.weight is not None and step.for_:
             what += f" for {step.for_}"
         elif step.pause is not None:
@@ -201,7 +219,8 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         number = f"{i + 1}/{len(steps)}"
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
-            table.add_row(Text("▶", "cyan"), number, what, styled(r.step.phase), age(since, now), r.step.override or "")
+            phase = "Paused" if r.held else r.step.phase
+            table.add_row(Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or "")
         elif i in ended:
             mark = Text("✔", "green") if ended[i].verdict == "Successful" else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
             table.add_row(mark, number, what, styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
@@ -212,22 +231,26 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     return table
 
 
-def _metrics(metrics: Sequence[MetricStatus]) -> RenderableType:
-    table = _table("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+def metrics(found: Sequence[MetricStatus]) -> RenderableType:
+    """Counts, interval and verdict of each, and below why."""
+    table = columns("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     why = _grid()
-    for m in metrics:
+    for m in found:
         # A metric by query has one value and no counts.
-        canary = _count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        table.add_row(m.name, canary, _count(m.stable) if m.stable else "-", _interval(m.interval), styled(m.verdict))
+        canary = count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
+        verdict = Text.assemble(styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
+        table.add_row(m.name, canary, count(m.stable) if m.stable else "-", interval(m.interval), verdict)
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
 
 
-def _count(c: Counter) -> str:
+def count(c: Counter) -> str:
+    """Bad ones of all."""
     return f"{c.bad:g} of {c.total:g} ({c.bad / c.total:.2%})" if c.total else "none yet"
 
 
-def _interval(bounds: list[float] | None) -> str:
+def interval(bounds: list[float] | None) -> str:
+    """Limits of the harm, in points."""
     if not bounds or len(bounds) != 2:
         return "-"
     low, high = (100 * b for b in bounds)
@@ -235,7 +258,7 @@ def _interval(bounds: list[float] | None) -> str:
 
 
 def _conditions(rollout: Rollout, now: datetime) -> Table:
-    table = _table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
+    table = columns("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
         table.add_row(c.type, Text(c.status, "red") if stalled else styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
@@ -276,10 +299,13 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
 
 def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
     assert r.step is not None
-    steps = rollout.spec.rollout.canary.steps if rollout.spec else []
+    steps = steps_of(rollout.spec.rollout) if rollout.spec else []
     promote = f"go on without waiting: modelrollout promote {rollout.name}"
     abort = f"end it: modelrollout abort {rollout.name}"
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None
+    if r.held is not None:
+        resume = f"go on: modelrollout resume {rollout.name}"
+        return ["nothing by itself: somebody has paused it; it is judged all the same, and goes back if it is proven worse", resume, promote, abort]
     then = "promotion to 100 %" if following is None else f"weight {following.weight} %" if following.weight is not None else "a pause"
     if r.step.phase == "Shifting":
         return [r.message or f"the gateway is taking weight {r.step.weight} % up; then it is judged", abort]
@@ -292,9 +318,40 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         return [f"waits for a person{why}; then comes {then}", f"go on: modelrollout promote {rollout.name}", abort]
     lines = [f"{r.message or 'the canary is being judged on live traffic'}; as soon as the evidence allows comes {then}"]
     if rollout.spec:
-        verb = {"Pause": "the rollout pauses", "Rollback": "the canary is taken back"}[rollout.spec.rollout.on_inconclusive]
+        lines += _pace(r.step, rollout.spec.rollout.analysis)
+        verb = {
+            "Pause": "the rollout pauses",
+            "Rollback": "the canary is taken back",
+            "Promote": f"comes {then} without proof",
+        }[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.step.since, now, verb)
     return [*lines, promote, abort]
+
+
+def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
+    assert r.step is not None and rollout.spec is not None
+    former = rollout.status.stable.revision if rollout.status.stable else "the former stable"
+    verbs = [f"end the bake: modelrollout promote {rollout.name}", f"back to {former}: modelrollout abort {rollout.name}"]
+    if r.held is not None:
+        return ["nothing by itself: somebody has paused it; it is judged all the same", f"go on: modelrollout resume {rollout.name}", *verbs]
+    if r.step.phase == "Paused":
+        return [f"waits for a person: {r.message or r.reason}", *verbs]
+    left = seconds(rollout.spec.rollout.bake or "0s") - _seconds_since(r.step.since, now)
+    when = f"in {duration(left)}" if left > 0 else "as soon as it can be measured"
+    return [
+        f"{r.message or 'the revision has all traffic and is watched'}; it stays {when} unless it is proven worse, else {former} comes back",
+        *verbs,
+    ]
+
+
+def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
+    """What is missing and how long it takes, from what was last written; that of the slowest metric decides."""
+    at = _time(step.measured)
+    if at is None:
+        delay = f"; counting begins {analysis.initial_delay} after the weight was taken up" if analysis.initial_delay else ""
+        return [f"nothing has been counted yet{delay}"]
+    slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
+    return [slowest.told()] if slowest else []
 
 
 def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[str]:
@@ -311,11 +368,12 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
     return [Text(f"\n{title}", "bold"), Padding(body, (0, 0, 0, 2))]
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+def columns(*headers: str) -> Table:
+    """An empty table of this program's looks."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold", no_wrap=header == headers[0])
-    return table
+        made.add_column(header, overflow="fold", no_wrap=header == headers[0])
+    return made
 
 
 def _grid() -> Table:
@@ -343,6 +401,7 @@ def _time(text: str | None) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _seconds_since(text: str, now: datetime) -> float:
+def _seconds_since(text: str, now: datetime, *, signed: bool = False) -> float:
     at = _time(text)
-    return max(0.0, (now - at) / timedelta(seconds=1)) if at else 0.0
+    found = (now - at) / timedelta(seconds=1) if at else 0.0
+    return found if signed else max(0.0, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,10 @@ class ChildRefused(KubeError):
     """A child that cannot be written as the spec is: quota, admission, a store that is not allowed, a name that is taken. It is told in status."""
 
 
+class NotLeading(KubeError):
+    """The lease went to another replica since this pass began: nothing that it has decided may be written any more."""
+
+
 @dataclass(frozen=True)
 class Actor:
     """Carries out ``Desired``."""
@@ -60,10 +64,15 @@ class Actor:
     kube: Kube
     store: Store
     config: OperatorConfig
+    may_write: Callable[[], bool]
 
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
         wrote = False
+        if seen.snapshot.spec is None:
+            for obj in self._traffic(seen, desired):
+                wrote |= await self._match(seen, obj)
+            return wrote
         if desired.new_revision is not None:
             await self._create(MODEL_REVISION, _revision(seen, desired, self.config))
             return True  # its uid owns the rest
@@ -101,16 +110,27 @@ class Actor:
                 continue
             mine = _owner(live, MODEL_REVISION.kind)
             frozen = live["spec"]["template"]
-            found.append(server.server_deployment(mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config))
+            restarted = desired.restarts.get(name)
+            found.append(
+                server.server_deployment(mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config, restarted)
+            )
             found.append(server.revision_service(mine, s.name, revision.number))
-        if desired.selector is not None:
-            found.append(server.stable_service(owner, None if desired.selector == ALL_REVISIONS else desired.selector))
+        if desired.preview is not None:
+            found.append(server.preview_service(owner, desired.preview))
         if desired.budget is not None:
             found.append(server.disruption_budget(owner, desired.budget))
-        routes = seen.router.children(owner, desired.split)
+        routes = self._traffic(seen, desired)
         if s.refusal is not None and s.refusal.reason in TRAFFIC_REFUSALS:
-            routes = [kept for route in routes if (kept := _as_before(route, seen.children.get((route["kind"], route["metadata"]["name"]))))]
+            routes = [kept for o in routes if (kept := _as_before(o, seen.children.get((o["kind"], o["metadata"]["name"]))))]
         return found + routes
+
+    def _traffic(self, seen: Seen, desired: Desired) -> list[Object]:
+        """The stable Service and the routes."""
+        assert seen.router is not None
+        owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
+        selector = None if desired.selector == ALL_REVISIONS else desired.selector
+        service = [server.stable_service(owner, selector)] if desired.selector is not None else []
+        return service + seen.router.children(owner, desired.split)
 
     def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
         try:
@@ -142,6 +162,11 @@ class Actor:
         against = (stable.revision, stable.number) if stable else None
         return [jobs.evaluate_job(owner, s.name, number, name, golden, against, model, serving, self.config)]
 
+    def _fence(self) -> None:
+        """A process that was stopped in mid-pass (SIGSTOP, a frozen machine) goes on where it was, perhaps long after its lease ended."""
+        if not self.may_write():
+            raise NotLeading(0, "NotLeading", "another replica leads")
+
     async def _match(self, seen: Seen, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = RESOURCES[kind]
@@ -156,6 +181,7 @@ class Actor:
 
     async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
         uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
+        self._fence()
         try:
             answer = await self.kube.apply(resource, obj, uid=uid, resource_version=version)
         except Conflict:
@@ -169,6 +195,7 @@ class Actor:
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
         name = obj["metadata"]["name"]
+        self._fence()
         try:
             answer = await self.kube.create(resource, obj)
         except AlreadyExists as e:
@@ -211,6 +238,7 @@ class Actor:
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
         metadata = live["metadata"]
+        self._fence()
         try:
             await self.kube.delete(resource, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         except NotFound:
@@ -231,6 +259,7 @@ class Actor:
         if before is None:
             return False
         live = before
+        self._fence()
         try:
             mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
             if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
@@ -257,6 +286,8 @@ def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
 
 def _as_before(route: Object, live: Object | None) -> Object | None:
     """A route whose host names or gateway are refused: it stays where it was, and only its weights follow."""
+    if route["kind"] not in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
+        return route
     if live is None:
         return None
     kept = {key: live["spec"].get(key) for key in ("parentRefs", "hostnames")}

@@ -15,6 +15,7 @@ from pathlib import Path
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig, load_config
 from modelrollout.controller import handlers
+from modelrollout.controller.admission import Admission
 from modelrollout.controller.assess import PrometheusAssessor
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.reconciler import Reconciler
@@ -29,6 +30,7 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD,
     POD_DISRUPTION_BUDGET,
+    ROLLOUT_POLICY,
     SERVICE,
     Conflict,
     Kube,
@@ -45,8 +47,8 @@ from modelrollout.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-WATCHED = (MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
-OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE)
+WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)
 LEASE_NAME = "modelrollout-operator"
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
@@ -64,7 +66,19 @@ class Operator:
         self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
         self._events = Events(kube, instance=identity)
         self._assessor = PrometheusAssessor(config)
-        self._reconciler = Reconciler(kube, self._store, config, self._assessor, self, lambda: datetime.now(UTC), self._elector.is_leader)
+        self._admission = Admission(kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC))
+        self._leads_since: datetime | None = None
+        self._reconciler = Reconciler(
+            kube,
+            self._store,
+            config,
+            self._assessor,
+            self,
+            self._admission,
+            lambda: datetime.now(UTC),
+            self._elector.is_leader,
+            lambda: self._leads_since,
+        )
         self._resources: tuple[Resource, ...] = ()
         metrics.queue_depth(lambda: len(self._queue))
         metrics.leading(self._elector.is_leader)
@@ -75,7 +89,9 @@ class Operator:
         kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
         self._resources = tuple(kinds)
         missing = [r.kind for r in OPTIONAL if r not in kinds]
-        if missing:
+        if ROLLOUT_POLICY.kind in missing:
+            log.warning("no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and restart the operator")
+        if {HTTP_ROUTE.kind, GRPC_ROUTE.kind} & set(missing):
             log.warning("no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway API is installed", missing)
         health = HealthServer(
             self._metrics.registry,
@@ -122,9 +138,11 @@ class Operator:
         await self._elector.run()
 
     async def _lead(self) -> None:
+        self._leads_since = datetime.now(UTC)
         await self._resync()
         for o in self._store.all(MODEL_DEPLOYMENT):
             self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
+        self._admission.policies.note()
         self._queue.resume()
 
     async def _follow(self) -> None:
@@ -134,12 +152,16 @@ class Operator:
     async def _resync(self) -> None:
         """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
         for resource in self._resources:
-            selector = "" if resource in (MODEL_DEPLOYMENT, MODEL_REVISION) else handlers.OURS
-            namespaces: list[str | None] = [*self._config.namespaces] or [None]
+            selector = "" if resource in handlers.UNLABELLED else handlers.OURS
+            namespaces: list[str | None] = [*self._config.namespaces] if resource.namespaced else []
+            namespaces = namespaces or [None]
             for namespace in namespaces:
                 listing = await self._kube.list(resource, namespace, label_selector=selector)
                 for key in self._store.resync(resource, listing.items, listing.resource_version, namespace):
                     self._queue.add(key)
+        await self._admission.slots.sweep()
+        for policy in self._admission.policies.all():
+            self._queue.add(("", policy.name))  # whom it matches is counted anew
 
     async def _keep_in_sync(self) -> None:
         while True:

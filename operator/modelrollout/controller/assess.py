@@ -1,27 +1,37 @@
-"""Measure the present canary step with Prometheus and judge it. The I/O of analysis, called between observe and decide."""
+"""Measure the present step with Prometheus and judge it. The I/O of analysis, called between observe and decide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from modelrollout.analysis.judge import judge
+from modelrollout.analysis.look import Counts, Reading, counts_of
+from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import Measurement, counts_of, measure
+from modelrollout.analysis.providers.measure import Reader, look
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
-from modelrollout.analysis.verdict import alpha_of, combine, metrics_of
-from modelrollout.api.config import OperatorConfig
-from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Assessment, Snapshot, since
+from modelrollout.analysis.verdict import parts_of
+from modelrollout.api.config import OperatorConfig, PrometheusProvider
+from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.rollout.facts import Assessment, Snapshot, baseline
+from modelrollout.rollout.judgement import judged, to_measure
+
+MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
+MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
 
 
 class PrometheusAssessor:
-    """One reader for each Prometheus of the configuration."""
+    """One reader for each Prometheus of the configuration. ``connect`` makes it."""
 
-    def __init__(self, config: OperatorConfig, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._config, self._now = config, now
+    def __init__(
+        self,
+        config: OperatorConfig,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        connect: Callable[[PrometheusProvider], PrometheusReader] = PrometheusReader,
+    ) -> None:
+        self._config, self._now, self._connect = config, now, connect
         self._readers: dict[str, PrometheusReader] = {}
 
     async def assess(self, s: Snapshot) -> Assessment | None:
@@ -29,36 +39,41 @@ class PrometheusAssessor:
         rollout = s.status.rollout
         if s.spec is None or rollout is None or rollout.step is None or rollout.revision is None or rollout.number is None:
             return None
+        now = self._now()
+        metrics = to_measure(s, now)
+        if isinstance(metrics, Assessment):
+            return metrics
         step, analysis = rollout.step, s.spec.rollout.analysis
-        metrics = metrics_of(analysis)
         target = Target(
             namespace=s.namespace,
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
-            stable=s.status.stable,
+            stable=None if rollout.stage == "Bake" else baseline(s),
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
-            window_seconds=max(10.0, since(step.observed_since or step.since, self._now())),
+            window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
+            weight=step.weight,
         )
-        found: dict[str, Measurement] = {}
-        for provider, asked in self._by_provider(metrics, analysis.prometheus, target).items():
-            reader = self._reader(provider)
-            if reader is None:
-                missing = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
-                found |= {m.name: Measurement(problem=missing) for m in asked}
-            else:
-                found |= await measure(reader, target, asked, counts_of(step.metrics))
-        steps = s.spec.rollout.canary.steps
-        onward = stepping.next_weight(steps, stepping.locate(steps, step))
-        alpha = alpha_of(metrics)
-        judged = [self._judge(m, found[m.name], step.weight, onward, alpha) for m in metrics]
-        verdict = combine(judged)
-        return Assessment(verdict.name, verdict.reason, verdict.message, tuple(judged))
+        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics)), now)
 
-    @staticmethod
-    def _judge(metric: Metric, found: Measurement, weight: int, onward: int, alpha: float) -> MetricStatus:
-        return judge(metric, found.canary, found.stable, found.problem, found.value, weight, onward, alpha)
+    async def _readings(self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
+        """From all providers side by side: together they take no longer than the slowest may."""
+        asked = self._by_provider(metrics, name, target)
+        looks = await asyncio.gather(*(self._from(provider, of_provider, target, counters) for provider, of_provider in asked.items()))
+        return {name: reading for found in looks for name, reading in found.items()}
 
-    def _by_provider(self, metrics: list[Metric], analysis: str | None, target: Target) -> dict[str | None, list[Metric]]:
+    async def _from(self, name: str | None, metrics: list[Metric], target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
+        provider = self._config.prometheus_for(name)
+        if provider is None:
+            text = "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand"
+            return _all(metrics, Problem("NoSource", text))
+        try:
+            async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
+                return await look(self._reader(provider), target, metrics, counters)
+        except TimeoutError:
+            text = f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s"
+            return _all(metrics, Problem("ProviderTimeout", text))
+
+    def _by_provider(self, metrics: Sequence[Metric], analysis: str | None, target: Target) -> dict[str | None, list[Metric]]:
         """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another."""
         gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
         found: dict[str | None, list[Metric]] = {}
@@ -71,10 +86,11 @@ class PrometheusAssessor:
         for reader in self._readers.values():
             await reader.close()
 
-    def _reader(self, name: str | None) -> PrometheusReader | None:
-        provider = self._config.prometheus_for(name)
-        if provider is None:
-            return None
+    def _reader(self, provider: PrometheusProvider) -> Reader:
         if provider.name not in self._readers:
-            self._readers[provider.name] = PrometheusReader(provider)
+            self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
+
+
+def _all(metrics: Sequence[Metric], problem: Problem) -> dict[str, Reading]:
+    return {part.name: problem for part in parts_of(metrics)}

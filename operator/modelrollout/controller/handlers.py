@@ -15,9 +15,10 @@ from kubernetes import config as kubernetes_config
 
 from modelrollout.api import names
 from modelrollout.kube.cache import Key, Store, owner
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
 
 OURS = f"{names.LABEL_NAME}"  # children carry this label; the watch asks the API server for nothing else
+UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
 
 
 def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], None], kubeconfig: str | None, context: str | None) -> Any:
@@ -39,7 +40,7 @@ def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], 
         settings.watching.server_timeout = 300
         settings.watching.connect_timeout = 10
         for resource in resources:
-            if resource not in (MODEL_DEPLOYMENT, MODEL_REVISION):
+            if resource not in UNLABELLED:
                 settings.watching.label_selectors[resource.group, resource.version, resource.plural] = OURS
 
     return made

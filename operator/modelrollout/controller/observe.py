@@ -15,7 +15,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -28,11 +28,14 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.server import fetched_artifact
-from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
+from modelrollout.resources.routes import missing_features, needed_features
+from modelrollout.resources.server import fetched_artifact, restarted_at
+from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.policy import NO_RULES, Rules, filled
 from modelrollout.rollout.rebuild import sound
-from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,18 @@ class Seen:
     router: Router | None
 
 
-def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Seen | None:
-    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children)."""
+def observe(
+    store: Store,
+    key: Key,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    features: frozenset[str] = frozenset(),
+    rules: Rules = NO_RULES,
+) -> Seen | None:
+    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
+
+    ``features``: what the GatewayClass of its Gateway says that it supports; empty: unknown. ``rules``: of the RolloutPolicies that match it.
+    """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
         return None
@@ -54,7 +67,7 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
     by_name = _own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
-    spec, spec_error = _spec(deployment)
+    spec, spec_error = _spec(deployment, rules)
     revisions = _revisions(by_name)
     snapshot = Snapshot(
         name=key[1],
@@ -68,20 +81,33 @@ def observe(store: Store, key: Key, config: OperatorConfig, gateway_kinds: froze
         verbs=_verbs(deployment, by_name),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
+        rules=rules,
+        templates=rules.templates,
+        mandatory=rules.mandatory,
     )
     if spec is None:
-        return Seen(deployment, by_name, snapshot, None)
+        stable = snapshot.status.stable.revision if snapshot.status.stable else None
+        kept: Router = KeptRoutes(key[1], by_name) if _routed(by_name, key[1]) else ServiceRouter(key[1], {}, stable)
+        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds))
+    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, features, rules))
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
-    router: Router = GatewayRouter(spec.traffic) if snapshot.gateway else ServiceRouter(key[1], replicas(snapshot), service_selector(snapshot))
+    router: Router = (
+        GatewayRouter(key[1], spec.traffic, spec.rollout, matched(snapshot), preview(snapshot))
+        if snapshot.gateway
+        else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
+    )
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router)
+
+
+def _routed(by_name: Mapping[tuple[str, str], Object], name: str) -> bool:
+    return any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind))
 
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
@@ -99,9 +125,13 @@ def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tup
     }
 
 
-def _spec(deployment: Object) -> tuple[ModelDeploymentSpec | None, str | None]:
+def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
+    """The spec, with what policies say where spec.rollout leaves a field out."""
+    raw = deployment.get("spec") or {}
+    if rules.defaults:
+        raw = {**raw, "rollout": filled(raw.get("rollout") or {}, rules.defaults)}
     try:
-        return ModelDeploymentSpec.model_validate(deployment.get("spec") or {}), None
+        return ModelDeploymentSpec.model_validate(raw), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"
@@ -168,7 +198,7 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
         own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
-        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1))
+        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1), restarted_at(o))
     return found
 
 
@@ -215,13 +245,25 @@ def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
     return judge_golden(s.spec.rollout.analysis.golden, result, stable.revision if stable else None)
 
 
-def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config: OperatorConfig, gateway_kinds: frozenset[str]) -> Problem | None:
+def _refusal(
+    store: Store,
+    deployment: Object,
+    spec: ModelDeploymentSpec,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    features: frozenset[str],
+    rules: Rules,
+) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
         for field, uri in _uris(spec):
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
+    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
+    if problem := _image_missing(spec, config):
+        return problem
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -236,7 +278,39 @@ def _refusal(store: Store, deployment: Object, spec: ModelDeploymentSpec, config
                 f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave spec.traffic out: "
                 "the weights are then approximated by replica counts",
             )
+    if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
+        return Problem(
+            "GatewayRequired",
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
+        )
+    needed = needed_features(spec)
+    missing = missing_features(needed, features)
+    if missing:
+        told = ", ".join(f"{feature} ({needed[feature]})" for feature in missing)
+        return Problem(
+            "GatewayFeatureMissing", f"the GatewayClass of spec.traffic.gateway does not support {told}; take another gateway, or leave it out"
+        )
     return _host_conflict(store, deployment, spec)
+
+
+def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """A Job has one image: what trains (and int4) and what converts other formats are in two, because together they would be a gigabyte."""
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    if heavy is None:
+        return None
+    field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
+    if spec.model.needs_trees:
+        return Problem(
+            "ImageFlavoursClash",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image trees, and a Job has one; leave the step "
+            "out, or export the model to ONNX where it was trained",
+        )
+    if config.images.trainer is None:
+        return Problem(
+            "TrainerMissing",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
+        )
+    return None
 
 
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
@@ -244,18 +318,12 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     if spec.model.signature:
         found.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
     for i, step in enumerate(spec.optimization.steps):
-        if step.int8 and step.int8.calibration:
-            found.append((f"spec.optimization.steps[{i}].int8.calibration.uri", step.int8.calibration.uri))
+        found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
     if spec.optimization.gate:
         found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
     if spec.rollout.analysis.golden:
         found.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
     return found
-
-
-def _hosts(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
-    traffic = spec.get("traffic") or {}
-    return {(kind, host) for kind in ("http", "grpc") for host in (traffic.get(kind) or {}).get("hostnames") or []}
 
 
 def _age(o: Object) -> tuple[str, str, str]:
@@ -265,15 +333,13 @@ def _age(o: Object) -> tuple[str, str, str]:
 
 def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
     """Two ModelDeployments with one host name: the older one has it."""
-    mine = _hosts(deployment["spec"])
-    if not mine:
-        return None
-    for other in store.all(MODEL_DEPLOYMENT):
-        if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
-            continue
-        for kind, host in sorted(mine & _hosts(other.get("spec") or {})):
+    for kind, host in sorted(hosts(deployment["spec"])):
+        for other in store.marked((kind, host)):
+            if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
+                continue
             owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
             return Problem(
-                "HostnameConflict", f"spec.traffic.{kind}.hostnames: {host} belongs to ModelDeployment {owner}, which is older; choose another"
+                "HostnameConflict",
+                f"spec.traffic.{kind}.hostnames (or blueGreen.preview): {host} belongs to ModelDeployment {owner}, which is older; choose another",
             )
     return None

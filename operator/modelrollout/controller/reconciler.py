@@ -12,17 +12,21 @@ from typing import Protocol
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.act import Actor, ChildRefused
+from modelrollout.controller.admission import Admission
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Kube, NotFound
+from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Forbidden, Kube, NotFound
+from modelrollout.kube.features import GatewayFeatures
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import measured
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
+from modelrollout.rollout.policy import NO_RULES
 
 log = logging.getLogger(__name__)
 
 
 class Assessor(Protocol):
-    """Measures and judges the present canary step; None when there is nothing to measure. Never raises for a provider's fault."""
+    """Measures and judges the present step; None when there is nothing to measure. Never raises for a provider's fault."""
 
     async def assess(self, s: Snapshot) -> Assessment | None: ...
 
@@ -43,24 +47,40 @@ class Reconciler:
         config: OperatorConfig,
         assessor: Assessor,
         reporter: Reporter,
+        admission: Admission,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
+        looking_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._store, self._config = kube, store, config
-        self._assessor, self._reporter = assessor, reporter
-        self._now, self._may_write = now, may_write
-        self._actor = Actor(kube, store, config)
+        self._assessor, self._reporter, self._admission = assessor, reporter, admission
+        self._now, self._may_write, self._looking_since = now, may_write, looking_since
+        self._features = GatewayFeatures(kube)
+        self._actor = Actor(kube, store, config, may_write)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """One pass over a ModelDeployment; answers in how many seconds to look again (0 at once), None to wait for an event."""
+        """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
+
+        Answers in how many seconds to look again (0 at once), None to wait for an event.
+        """
+        if not key[0]:
+            return await self._admission.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
-        seen = observe(self._store, key, self._config, kinds)
+        deployment = self._store.get(MODEL_DEPLOYMENT, *key)
+        rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
+        seen = observe(self._store, key, self._config, kinds, await self._features.of(deployment), rules)
         if seen is None:
             self._refused.pop(key, None)
+            self._admission.slots.gone(key)
             return None
-        s = await self._measured(replace(seen.snapshot, refused=self._refused.get(key)))
+        refused = self._refused.get(key)
+        try:
+            looked = await self._admission.looked(seen)
+        except Forbidden as e:
+            looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots: {e.message}")
+        s = await self._measured(replace(looked, refused=refused, looking_since=self._looking_since()))
         seen = Seen(seen.deployment, seen.children, s, seen.router)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -74,6 +94,7 @@ class Reconciler:
             return plan.requeue_after
         try:
             wrote = await self._actor.act(seen, plan.desired)
+            wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise
@@ -85,12 +106,7 @@ class Reconciler:
         return 0.0 if wrote or told else plan.requeue_after
 
     async def _measured(self, s: Snapshot) -> Snapshot:
-        rollout = s.status.rollout
-        if rollout is None or rollout.stage != "Canary" or rollout.step is None or s.spec is None:
-            return s
-        if rollout.step.phase == "Shifting" and not s.traffic.taken_up:
-            return s
-        return replace(s, assessment=await self._assessor.assess(s))
+        return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s
 
     async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> None:
         """Write the new state, if the object is still what the pass has seen."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus, Rule
 from modelrollout.crdgen.schema import Schema, docstring, model_schema
 
@@ -36,11 +37,12 @@ class Kind:
     kind: str
     plural: str
     short: str
-    spec: type[ModelDeploymentSpec] | type[ModelRevisionSpec]
-    status: type[ModelDeploymentStatus] | type[ModelRevisionStatus]
+    spec: type[ModelDeploymentSpec] | type[ModelRevisionSpec] | type[RolloutPolicySpec]
+    status: type[ModelDeploymentStatus] | type[ModelRevisionStatus] | type[RolloutPolicyStatus]
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     scale: dict[str, str] | None = None
+    namespaced: bool = True
 
     @property
     def crd_name(self) -> str:
@@ -98,7 +100,29 @@ MODEL_REVISION = Kind(
     ),
 )
 
-KINDS = (MODEL_DEPLOYMENT, MODEL_REVISION)
+ROLLOUT_POLICY = Kind(
+    kind="RolloutPolicy",
+    plural="rolloutpolicies",
+    short="rpol",
+    spec=RolloutPolicySpec,
+    status=RolloutPolicyStatus,
+    columns=(
+        Column("Accepted", ".status.accepted", description="Whether the operator understands it."),
+        Column("Matches", ".status.matches", "integer", description="ModelDeployments that it is for."),
+        Column("Rollouts", ".spec.limits.concurrentRollouts", "integer", description="Rollouts that may hold GPUs at one time."),
+        Column("GPUs", ".spec.limits.gpus", "integer", description="GPUs that rollouts in flight may ask for."),
+        Column("Frozen until", ".status.frozenUntil", description="End of the freeze that is in force."),
+        _AGE,
+        Column("Message", '.status.conditions[?(@.type=="Accepted")].message', priority=1),
+    ),
+    rules=(
+        # The Leases of its slots are named after it, and carry the name as a label.
+        Rule("self.metadata.name.size() <= 63", "metadata.name must be at most 63 characters (Leases are labelled with it)"),
+    ),
+    namespaced=False,
+)
+
+KINDS = (MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY)
 
 
 def crd(kind: Kind) -> dict[str, Any]:
@@ -124,7 +148,7 @@ def crd(kind: Kind) -> dict[str, Any]:
                 "shortNames": [kind.short],
                 "categories": ["modelrollout"],
             },
-            "scope": "Namespaced",
+            "scope": "Namespaced" if kind.namespaced else "Cluster",
             "versions": [
                 {
                     "name": names.VERSION,

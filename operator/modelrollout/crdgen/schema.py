@@ -11,7 +11,7 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, PreserveUnknown, Rule, StatusModel
+from modelrollout.api.v1alpha1 import ApiModel, LateDefault, ListMapKey, PreserveUnknown, Rule, StatusModel
 
 Schema = dict[str, Any]
 
@@ -63,7 +63,7 @@ def _field_schema(owner: type[BaseModel], field: FieldInfo) -> Schema:
     if field.description:
         schema["description"] = _prose(field.description)
     # Status is written whole by the operator: a default there would only invent facts.
-    if not field.is_required() and not issubclass(owner, StatusModel):
+    if not field.is_required() and not issubclass(owner, StatusModel) and not _is_late(field):
         default = _default(field)
         if default is not None:
             schema["default"] = default
@@ -75,7 +75,18 @@ def _default(field: FieldInfo) -> Any:
     if value is None or value is PydanticUndefined:
         return None
     # Written out in full: the API server checks the CEL rules on a default as it stands, before the defaults inside it are filled in.
-    return to_jsonable_python(value, by_alias=True, exclude_none=True)
+    return _written_out(value)
+
+
+def _written_out(value: Any) -> Any:
+    if not isinstance(value, BaseModel):
+        return to_jsonable_python(value, by_alias=True, exclude_none=True)
+    fields = {f.alias or name: (f, getattr(value, name)) for name, f in type(value).model_fields.items()}
+    return {wire: _written_out(inner) for wire, (f, inner) in fields.items() if inner is not None and not _is_late(f)}
+
+
+def _is_late(field: FieldInfo) -> bool:
+    return any(isinstance(m, LateDefault) for m in field.metadata)
 
 
 def _type_schema(tp: Any) -> Schema:
@@ -86,7 +97,7 @@ def _type_schema(tp: Any) -> Schema:
     if origin in (Union, types.UnionType):
         return _union_schema([a for a in args if a is not types.NoneType])
     if origin is Literal:
-        return {"type": "string", "enum": list(args)}
+        return {"type": "integer" if all(isinstance(a, int) for a in args) else "string", "enum": list(args)}
     if origin in (list, tuple):
         if origin is tuple and (len(args) != 2 or args[1] is not Ellipsis):
             raise SchemaError(f"{tp} is not a list of one type")
@@ -125,6 +136,8 @@ def _apply(schema: Schema, item: Any) -> None:
             _add_rules(schema, (item,))
         case ListMapKey(key=key):
             schema |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+        case LateDefault():
+            pass
         case PreserveUnknown():
             schema["x-kubernetes-preserve-unknown-fields"] = True
         case FieldInfo(metadata=inner, description=description):

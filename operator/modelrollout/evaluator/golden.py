@@ -7,6 +7,7 @@ again is no new information.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -18,8 +19,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import accuracies, drop_interval
-from modelrollout.api.tasks import EvaluateTask, ExitCode, TaskResult
+from modelrollout.analysis.gate import accuracies, drop_interval, z_of
+from modelrollout.api.tasks import EvaluateTask, ExitCode, SlicePairs, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input, retryable
 from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.data import Arrays, Data, batch_rows, batches, match, read_archive
@@ -30,6 +31,8 @@ from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, S
 
 FIELD = "spec.rollout.analysis.golden"
 DATA_LIMIT_BYTES = 8 << 30
+SLICE_VALUES = 64  # compared of one array: those with most samples
+SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40  # of the slices in the result: how many, how large together, characters of a name
 WARM_UP = 3  # single requests that are not timed: a connection's first ones, and a batch size that the server has not seen
 
 TRIES = 3  # of a request that found no server: one pod less is no reason to begin the whole pass anew
@@ -147,6 +150,27 @@ def percentile_ms(seconds: Sequence[float], share: float) -> float | None:
     return round(1000 * sorted(seconds)[max(0, math.ceil(share * len(seconds)) - 1)], 3) if seconds else None
 
 
+def slice_pairs(data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64], candidate: NDArray[np.int64]) -> tuple[tuple[SlicePairs, ...], int]:
+    """(the slices that lost most, as many as the result has room for; how many were compared)."""
+    found: list[SlicePairs] = []
+    for array, values in data.slices.items():
+        kinds, counts = np.unique(values, return_counts=True)
+        for kind in kinds[np.argsort(-counts, kind="stable")[:SLICE_VALUES]]:
+            of_it = values == kind
+            pairs = count_pairs(labels[of_it], stable[of_it], candidate[of_it])
+            found.append(SlicePairs(f"{array}={kind}"[:SLICE_NAME], pairs.n, pairs.only_candidate_right, pairs.only_baseline_right))
+    z = z_of(len(found))
+    found.sort(key=lambda s: -drop_interval(s.n, s.only_baseline_right, s.only_candidate_right, z)[0])
+    kept: list[SlicePairs] = []
+    room = SLICES_BYTES
+    for worst in found[:SLICES]:
+        room -= len(json.dumps(worst, ensure_ascii=False).encode())
+        if room < 0:
+            break
+        kept.append(worst)
+    return tuple(kept), len(found)
+
+
 def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
     """The experiment; raises JobError. ``latency_*`` are of single-sample HTTP requests to the candidate, one at a time."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -180,7 +204,16 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
     if len(answers) > 1:
         paired = count_pairs(labels, answers[1], answers[0])
         interval = drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right)
-        result = result.model_copy(update={"paired": paired, "stable_accuracy": accuracies(paired)[0], "drop_interval": interval})
+        slices, compared = slice_pairs(candidate.data, labels, answers[1], answers[0])
+        result = result.model_copy(
+            update={
+                "paired": paired,
+                "stable_accuracy": accuracies(paired)[0],
+                "drop_interval": interval,
+                "slices": slices,
+                "slices_compared": compared,
+            }
+        )
     say("evaluated", samples=result.samples, accuracy=result.accuracy, stable_accuracy=result.stable_accuracy)
     if disagreements:
         raise JobError(

@@ -7,14 +7,14 @@ not be changed. Not thread-safe; one event loop.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube.client import MODEL_DEPLOYMENT, Object, Resource
+from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object, Resource
 
-Key = tuple[str, str]  # namespace and name of the ModelDeployment
+Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
 _Id = tuple[Resource, str, str]
 
 TOMBSTONES = 20_000  # uids of deleted objects that are remembered, so that a late answer does not bring one back
@@ -27,6 +27,27 @@ class _Entry:
     key: Key | None
     # A write without guard brought this version: it may hold others' changes that no pass has looked at, so its event still counts.
     unseen: bool
+    marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
+
+
+def hosts(spec: Any) -> set[tuple[str, str]]:
+    """Kind of route (http, grpc) and host name, of every host name that a ModelDeployment asks for, also for a preview."""
+    parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
+    return {(kind, host) for part in parts for kind in ("http", "grpc") for host in _field(_field(part, kind), "hostnames") or []}
+
+
+def _marks(obj: Object) -> tuple[Hashable, ...]:
+    rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
+    return (*sorted(hosts(_field(obj, "spec"))), *([QUEUED] if _field(rollout, "queue") else []))
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
+# What objects are found by without looking at all of them.
+_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks}
 
 
 class Store:
@@ -36,6 +57,7 @@ class Store:
         self._entries: dict[_Id, _Entry] = {}
         self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
+        self._marked: defaultdict[Hashable, dict[_Id, None]] = defaultdict(dict)
         # uid -> version at which it went; None: for good. A version, because an object that loses the watched label is
         # reported as deleted and may come back under its uid.
         self._tombstones: OrderedDict[str, int | None] = OrderedDict()
@@ -55,6 +77,10 @@ class Store:
     def all(self, resource: Resource) -> list[Object]:
         """Every stored object of the resource; costs as many steps as there are."""
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
+
+    def marked(self, mark: Hashable) -> list[Object]:
+        """ModelDeployments with a host name (see ``hosts``) or that are QUEUED; costs as many steps as are found."""
+        return [self._entries[i].obj for i in self._marked.get(mark, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
         """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
@@ -156,16 +182,28 @@ class Store:
         entry = self._entries.get(i)
         if entry and entry.key and entry.key != key:
             self._unlink(entry.key, i)
-        self._entries[i] = _Entry(_stripped(obj), key, unseen=False)
+        marks = _MARKS[i[0]](obj) if i[0] in _MARKS else ()
+        if entry and entry.marks != marks:
+            self._unmark(entry.marks, i)
+        self._entries[i] = _Entry(_stripped(obj), key, unseen=False, marks=marks)
         self._ids[i[0]][i] = None
+        for mark in marks:
+            self._marked[mark][i] = None
         if key:
             self._children[key][i] = None
 
     def _drop(self, i: _Id) -> None:
         entry = self._entries.pop(i)
         del self._ids[i[0]][i]
+        self._unmark(entry.marks, i)
         if entry.key:
             self._unlink(entry.key, i)
+
+    def _unmark(self, marks: Iterable[Hashable], i: _Id) -> None:
+        for mark in marks:
+            self._marked[mark].pop(i, None)
+            if not self._marked[mark]:
+                del self._marked[mark]
 
     def _unlink(self, key: Key, i: _Id) -> None:
         self._children[key].pop(i, None)
@@ -189,9 +227,9 @@ class Store:
 
 
 def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
-    """Key of the ModelDeployment that the object is or belongs to (by label); None for strangers."""
+    """Key of the ModelDeployment that the object is or belongs to (by label), or of the RolloutPolicy itself; None for strangers."""
     metadata = obj["metadata"]
-    name = metadata["name"] if resource == MODEL_DEPLOYMENT else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+    name = metadata["name"] if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY) else (metadata.get("labels") or {}).get(names.LABEL_NAME)
     return (metadata.get("namespace") or "", name) if name else None
 
 

@@ -61,6 +61,7 @@ class Resource:
 
 MODEL_DEPLOYMENT = Resource(names.GROUP, names.VERSION, "modeldeployments", "ModelDeployment")
 MODEL_REVISION = Resource(names.GROUP, names.VERSION, "modelrevisions", "ModelRevision")
+ROLLOUT_POLICY = Resource(names.GROUP, names.VERSION, "rolloutpolicies", "RolloutPolicy", namespaced=False)
 JOB = Resource("batch", "v1", "jobs", "Job")
 POD = Resource("", "v1", "pods", "Pod")
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
@@ -68,7 +69,10 @@ SERVICE = Resource("", "v1", "services", "Service")
 POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 HTTP_ROUTE = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
+GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
+GATEWAY_CLASS = Resource("gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass")
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 EVENT = Resource("", "v1", "events", "Event")
 
 
@@ -137,8 +141,10 @@ class Kube:
         timeout: float,
         clock: Callable[[], float],
         on_request: Callable[[str, str, str], None] | None,
+        field_manager: str = names.FIELD_MANAGER,
     ) -> None:
         self._load = load
+        self._field_manager = field_manager
         self._client = aio.ApiClient(configuration)
         self._user_agent = user_agent
         self._timeout = timeout
@@ -156,6 +162,7 @@ class Kube:
         context: str | None = None,
         *,
         component: str = "operator",
+        field_manager: str = names.FIELD_MANAGER,
         request_timeout: float = 10.0,
         max_connections: int = 32,
         clock: Callable[[], float] = time.monotonic,
@@ -192,7 +199,7 @@ class Kube:
         await load(configuration)
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
         agent = f"modelrollout/{_version()} ({component})"
-        return cls(configuration, load, user_agent=agent, timeout=request_timeout, clock=clock, on_request=on_request)
+        return cls(configuration, load, user_agent=agent, timeout=request_timeout, clock=clock, on_request=on_request, field_manager=field_manager)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -234,7 +241,7 @@ class Kube:
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; AlreadyExists when the name is taken."""
         path = resource.path(obj["metadata"].get("namespace"))
-        return await self._request("create", resource, path, body=obj, query={"fieldManager": names.FIELD_MANAGER})
+        return await self._request("create", resource, path, body=obj, query={"fieldManager": self._field_manager})
 
     async def apply(self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None) -> Object:
         """Server-side apply under our field manager, taking fields over from others; creates what is absent.
@@ -247,7 +254,7 @@ class Kube:
         guards = {k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v}
         body = {**obj, "metadata": {**obj["metadata"], **guards}} if guards else obj
         path = resource.path(obj["metadata"].get("namespace"), obj["metadata"]["name"])
-        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": self._field_manager, "force": "true"}
         try:
             return await self._request("apply", resource, path, body=body, query=query, content_type=APPLY_PATCH)
         except Invalid as e:
@@ -274,11 +281,11 @@ class Kube:
             raise ValueError(f"{resource.kind} {metadata.get('name')}: a replacement without resourceVersion would overwrite what others wrote")
         path = resource.path(metadata.get("namespace"), metadata["name"]) + suffix
         verb = "replace_status" if suffix else "replace"
-        return await self._request(verb, resource, path, body=obj, query={"fieldManager": names.FIELD_MANAGER})
+        return await self._request(verb, resource, path, body=obj, query={"fieldManager": self._field_manager})
 
     async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
         """JSON merge patch (None removes a field); metadata.resourceVersion or uid in it are guards."""
-        query = {"fieldManager": names.FIELD_MANAGER}
+        query = {"fieldManager": self._field_manager}
         return await self._request("patch", resource, resource.path(namespace, name), body=patch, query=query, content_type=MERGE_PATCH)
 
     async def delete(

@@ -57,17 +57,11 @@ def _told(outputs: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
     return ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
 
 
-def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
-    """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
-    shaped = _squeezed(outputs, n)
-    first = shaped[0]
-    if first.dtype.kind in "iu" and first.shape == (n,):
-        return first.astype(np.int64), None
-    for array in shaped:
+def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> int:
+    """Which output holds the class scores of the first ``n`` rows; raises JobError (OutputNotClasses)."""
+    for index, array in enumerate(_squeezed(outputs, n)):
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
-            classes = array.argmax(axis=1).astype(np.int64)
-            classes[np.isnan(array).any(axis=1)] = -1
-            return classes, array.shape[1]
+            return index
     raise bad_input(
         "OutputNotClasses",
         f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a first output of integer classes [n]; "
@@ -102,6 +96,17 @@ def values_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, fie
     raise bad_input(
         "OutputNotNumbers", f"{field}: mae and mse need a regression: an output of floats [n] or [n, 1]; the model gives {_told(outputs, names)}"
     )
+
+
+def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
+    """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
+    shaped = _squeezed(outputs, n)
+    if shaped[0].dtype.kind in "iu" and shaped[0].shape == (n,):
+        return shaped[0].astype(np.int64), None
+    array = shaped[score_output(outputs, names, n, field)]
+    classes = array.argmax(axis=1).astype(np.int64)
+    classes[np.isnan(array).any(axis=1)] = -1
+    return classes, array.shape[1]
 
 
 def check_label_range(labels: NDArray[np.int64], classes: int | None, field: str) -> None:

@@ -10,7 +10,9 @@ import hashlib
 import json
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,29 @@ import onnxruntime
 
 from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, MetricResult, Paired, PrepareTask, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Step, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
-from modelrollout.optimizer import artifact
+from modelrollout.optimizer import artifact, steps
 from modelrollout.optimizer.archive import is_archive, unpack
 from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
-from modelrollout.optimizer.data import Arrays, match, read_archive
+from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.predict import open_session
-from modelrollout.optimizer.quantize import quantize
 from modelrollout.optimizer.signature import load_key, verify
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+from modelrollout.triton.tensors import TensorSpec
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+
+MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
-
-
-def field_step(index: int) -> str:
-    """What messages call a step."""
-    return f"spec.optimization.steps[{index}].int8"
 
 
 @dataclass(frozen=True)
@@ -55,47 +54,75 @@ class _DataFile:
     field: str
 
 
-def _data_sets(task: PrepareTask) -> dict[str, DataSet]:
-    """Every data set of the task by the field that names it. Raises JobError (CalibrationMissing)."""
-    found: dict[str, DataSet] = {}
+def _sources(task: PrepareTask) -> dict[str, tuple[DataSet | ModelFile, Step | None]]:
+    """Everything besides the source that is fetched, by the field that names it, with its step (None: the gate's).
+
+    Raises JobError (CalibrationMissing).
+    """
     for index, step in enumerate(task.steps):
-        if step.method == "Static":
-            if step.calibration is None:
-                raise bad_input("CalibrationMissing", f"{field_step(index)}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
-            found[f"{field_step(index)}.calibration"] = step.calibration
+        if isinstance(step, Int8Step) and step.method == "Static" and step.calibration is None:
+            where = steps.field_of(index, step)
+            raise bad_input("CalibrationMissing", f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
+    found: dict[str, tuple[DataSet | ModelFile, Step | None]] = {
+        f"{steps.field_of(index, step)}.{name}": (wanted, step) for index, step in enumerate(task.steps) for name, wanted in step.sources().items()
+    }
     if task.gate:
-        found[FIELD_GATE] = task.gate.data
+        found[FIELD_GATE] = (task.gate.data, None)
     return found
 
 
-def tools() -> dict[str, str]:
-    """What shapes the result besides its inputs."""
-    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
+def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[TensorSpec]) -> tuple[dict[str, Data], dict[str, Path]]:
+    """Data sets that fit the source model's ``inputs``, and models that can be run, by their fields; raises JobError."""
+    labels = labels_wanted(task.gate) if task.gate else None
+    data: dict[str, Data] = {}
+    models: dict[str, Path] = {}
+    for field, (wanted, step) in _sources(task).items():
+        path = files[field].path
+        if isinstance(wanted, ModelFile):
+            check(path, f"{field}.uri")
+            open_session(path, f"{field}.uri")
+            models[field] = path
+            continue
+        arrays = read_archive(path, field)
+        if step is None:
+            data[field] = match(arrays, wanted, inputs, field, labelled=labels is not None, numbers=labels == "numbers", sliced=True)
+        else:
+            data[field] = match(arrays, wanted, inputs, field, labelled=steps.labels_in(step, arrays, wanted.labels))
+    return data, models
+
+
+def tools(recipe: Sequence[Step]) -> dict[str, str]:
+    """What shapes the result besides its inputs. Raises JobError (ToolMissing)."""
+    always = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
+    return always | {name: v for i, step in enumerate(recipe) for name, v in steps.tools(step, steps.field_of(i, step)).items()}
 
 
 def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None) -> dict[str, Any]:
     """Everything that the artifact depends on; data sets and source by their digests, never by where they lie. ``signer``: digest of the public key
     that the source was verified with, so that what nobody has verified is not taken for what was."""
 
-    def told(dataset: DataSet | None, field: str) -> dict[str, Any] | None:
-        return {"sha256": data[field], "labels": dataset.labels, "slices": list(dataset.slices)} if dataset else None
+    def told(wanted: DataSet | ModelFile, field: str) -> dict[str, Any]:
+        if isinstance(wanted, ModelFile):
+            return {"sha256": data[field]}
+        return {"sha256": data[field], "labels": wanted.labels, "slices": list(wanted.slices)}
+
+    def recipe(index: int, step: Step) -> dict[str, Any]:
+        where = steps.field_of(index, step)
+        found = step.model_dump()
+        for name, wanted in step.sources().items():
+            *outer, last = name.split(".")
+            reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
+        return found
 
     return ({"signer": signer} if signer else {}) | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format or "ONNX",
-        "steps": [
-            {
-                "kind": step.kind,
-                "method": step.method,
-                "calibration": told(step.calibration, f"{field_step(i)}.calibration") if step.method == "Static" else None,
-            }
-            for i, step in enumerate(task.steps)
-        ],
+        "steps": [recipe(index, step) for index, step in enumerate(task.steps)],
         "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
-        "tools": tools() | versions(task.format or "ONNX"),
+        "tools": tools(task.steps) | versions(task.format or "ONNX"),
         "targetHardware": task.target_hardware,
     }
 
@@ -117,6 +144,7 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         artifact_digest=digest,
         artifact_size_bytes=report["sizeAfter"],
         reused=reused,
+        interface=interface_of(report["model"]["inputs"], report["model"]["outputs"]),
         accuracy_before=gate["accuracyBefore"] if gate else None,
         accuracy_after=gate["accuracyAfter"] if gate else None,
         paired=paired,
@@ -124,6 +152,15 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         samples=gate["samples"] if gate else None,
         metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
     )
+
+
+def interface_of(inputs: Sequence[str], outputs: Sequence[str]) -> Interface:
+    """What clients rely on, from tensors as the report has them (``x: FP32 [n, 64]``); their order is no part of it."""
+    takes, gives = (dict(sorted(t.rsplit(": ", 1) for t in tensors)) for tensors in (inputs, outputs))
+    digest = hashlib.sha256(canonical_json([takes, gives]).encode()).hexdigest()[:32]
+    if len(canonical_json([takes, gives])) > MAX_INTERFACE_BYTES:
+        return Interface(digest=digest, counts=(len(takes), len(gives)))
+    return Interface(digest=digest, inputs=takes, outputs=gives)
 
 
 def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:
@@ -142,11 +179,12 @@ def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
 def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     files: dict[str, _DataFile] = {}
     with progress.stage("data"):
-        for number, (field, dataset) in enumerate(_data_sets(task).items()):
-            path = folder / f"data-{number}.npz"
-            files[field] = _DataFile(
-                path, Store(dataset.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update), field
-            )
+        for number, (field, (wanted, _)) in enumerate(_sources(task).items()):
+            path = folder / f"source-{number}"
+            fetched = Store(wanted.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update)
+            if isinstance(wanted, ModelFile) and wanted.sha256:
+                expect_digest(fetched, wanted.sha256, f"{field}.sha256", wanted.location.uri)
+            files[field] = _DataFile(path, fetched, field)
     signer = load_key(task.signature) if task.signature else None
     inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
     key = key_of(inputs)
@@ -165,7 +203,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     source = folder / "source.onnx"
     with progress.stage("fetch"):
         fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
-    expect_digest(fetched, task.sha256, FIELD_SOURCE, task.source.uri)
+    expect_digest(fetched, task.sha256, "spec.model.sha256", task.source.uri)
     if task.signature and signer:
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)
@@ -191,19 +229,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
                 f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
                 "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
             ) from None
-        labels = labels_wanted(task.gate) if task.gate else None
-        data = {
-            field: match(
-                read_archive(file.path, field),
-                dataset,
-                info.inputs,
-                field,
-                labelled=field == FIELD_GATE and labels is not None,
-                numbers=labels == "numbers",
-                sliced=field == FIELD_GATE,
-            )
-            for (field, dataset), file in zip(_data_sets(task).items(), files.values(), strict=True)
-        }
+        data, models = _checked(task, files, info.inputs)
     warnings: list[str] = []
     conversion: dict[str, Any] | None = None
     if original:
@@ -212,22 +238,20 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             conversion = parity(original, kind, source, given.inputs[INPUT] if given else None)
         if conversion["generated"]:
             warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
-    optimized, done = source, []
-    for index, step in enumerate(task.steps):
-        target = folder / f"step-{index}.onnx"
-        calibration: Arrays | None = data[f"{field_step(index)}.calibration"].inputs if step.method == "Static" else None
-        with progress.stage("optimize"):
-            done.append(
-                quantize(
-                    optimized,
-                    target,
-                    check(optimized) if index else info,
-                    calibration,
-                    symmetric=task.instance_kind == "KIND_GPU",
-                    field=field_step(index),
-                )
-            )
-        optimized = target
+    budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
+    with progress.stage("optimize"):
+        applied = steps.apply(
+            task.steps,
+            source,
+            folder,
+            data,
+            models,
+            max_drop=min(budgets, default=None),
+            symmetric=task.instance_kind == "KIND_GPU",
+            advance=progress.update,
+        )
+    optimized = applied.path
+    warnings += applied.warnings
     size_after = optimized.stat().st_size
     if task.steps:
         open_session(optimized, "the optimized model")
@@ -236,7 +260,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         if size_after >= fetched.size:
             warnings.append(f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights are few")
         if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
-            warnings.append("calibration and held-out data are the same file: the accuracy after is too optimistic; use different samples")
+            warnings.append("a step's data and held-out data are the same file: the accuracy after is too optimistic; use different samples")
 
     measured: Measured | None = None
     if task.gate:
@@ -253,7 +277,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
         "conversion": conversion,
-        "steps": done,
+        "steps": applied.done,
         "gate": measured.report if measured else None,
         "warnings": warnings,
     }

@@ -5,43 +5,79 @@ The routes belong to the operator alone, so that neither Git nor Argo CD ever se
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
+
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Traffic
+from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, ModelDeploymentSpec, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
+_CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 
 
-def routes(owner: Owner, traffic: Traffic, split: Split) -> list[Object]:
-    """The routes that the spec asks for; none without a gateway."""
-    found: list[Object] = []
+def routes(owner: Owner, traffic: Traffic, split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Object]:
+    """The routes that the spec asks for; none without a gateway. Requests with all of ``headers`` go to the revision ``matched``, if there is one."""
     if traffic.gateway is None:
-        return found
-    if traffic.http:
-        found.append(_route("HTTPRoute", owner, traffic, traffic.http.hostnames, names.PORT_HTTP, split))
-    if traffic.grpc:
-        found.append(_route("GRPCRoute", owner, traffic, traffic.grpc.hostnames, names.PORT_GRPC, split))
+        return []
+    rules = [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))] if matched else []
+    return _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, [*rules, ([], split)])
+
+
+def preview_routes(owner: Owner, gateway: GatewayRef, preview: Preview, revision: str) -> list[Object]:
+    """Routes NAME-preview of the preview's own host names to one revision."""
+    return _routes(owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, [([], ((revision, 100),))])
+
+
+def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
+    """Features of Gateway API (as a GatewayClass lists them) that the spec needs, each with the field that asks for it.
+
+    Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no feature of its own: a gateway that has none
+    refuses the route.
+    """
+    if spec.traffic.gateway is None:
+        return {}
+    parts = (("HTTPRoute", "spec.traffic.http", spec.traffic.http), ("GRPCRoute", "spec.traffic.grpc", spec.traffic.grpc))
+    return {feature: field for feature, field, part in parts if part is not None}
+
+
+def missing_features(needed: Iterable[str], supported: Set[str]) -> list[str]:
+    """Which of the needed features the gateway is known not to have. Nothing listed means that nothing is known; likewise where a list leaves out all
+    that every gateway has."""
+    known = supported if supported & _CORE else supported | _CORE
+    return sorted(f for f in needed if supported and f not in known)
+
+
+_Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)
+
+
+def _routes(owner: Owner, name: str, gateway: GatewayRef, http: Hostnames | None, grpc: Hostnames | None, rules: list[_Rule]) -> list[Object]:
+    found: list[Object] = []
+    if http:
+        found.append(_route("HTTPRoute", owner, name, gateway, http.hostnames, names.PORT_HTTP, rules))
+    if grpc:
+        found.append(_route("GRPCRoute", owner, name, gateway, grpc.hostnames, names.PORT_GRPC, rules))
     return found
 
 
-def _route(kind: str, owner: Owner, traffic: Traffic, hostnames: list[str], port: int, split: Split) -> Object:
-    assert traffic.gateway is not None
+def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, hostnames: list[str], port: int, rules: list[_Rule]) -> Object:
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": kind,
-        "metadata": metadata(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER)),
+        "metadata": metadata(owner, name, labels(owner.name, names.COMPONENT_SERVER)),
         "spec": {
             "parentRefs": [
                 {
                     "group": "gateway.networking.k8s.io",
                     "kind": "Gateway",
-                    "name": traffic.gateway.name,
-                    "namespace": traffic.gateway.namespace or owner.namespace,
+                    "name": gateway.name,
+                    "namespace": gateway.namespace or owner.namespace,
                 }
             ],
             "hostnames": list(hostnames),
-            "rules": [
-                {"backendRefs": [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]}
-            ],
+            "rules": [({"matches": [{"headers": headers}]} if headers else {}) | {"backendRefs": _backends(split, port)} for headers, split in rules],
         },
     }
+
+
+def _backends(split: Split, port: int) -> list[Object]:
+    return [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]

@@ -149,9 +149,18 @@ def server_selector(deployment: str, revision: str | None) -> dict[str, str]:
 
 
 def server_deployment(
-    owner: Owner, deployment: str, number: int, frozen: Object, artifact_uri: str, artifact_digest: str, replicas: int, config: OperatorConfig
+    owner: Owner,
+    deployment: str,
+    number: int,
+    frozen: Object,
+    artifact_uri: str,
+    artifact_digest: str,
+    replicas: int,
+    config: OperatorConfig,
+    restarted: str | None = None,
 ) -> Object:
-    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check."""
+    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, and when its pods were last asked to start
+    anew."""
     fetch = FetchTask(
         artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=_MODELS
     )
@@ -159,6 +168,9 @@ def server_deployment(
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
     env = [{"name": TASK_ENV, "value": task}]
     spec = frozen["spec"]
+    meta = frozen["metadata"]
+    if restarted:
+        meta = meta | {"annotations": (meta.get("annotations") or {}) | {names.ANNOTATION_RESTARTED: restarted}}
     inits = [c | {"env": [*c.get("env", []), *env]} if c["name"] == _FETCH else c for c in spec["initContainers"]]
     return {
         "apiVersion": "apps/v1",
@@ -169,7 +181,7 @@ def server_deployment(
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": server_selector(deployment, owner.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {"metadata": frozen["metadata"], "spec": spec | {"initContainers": inits}},
+            "template": {"metadata": meta, "spec": spec | {"initContainers": inits}},
         },
     }
 
@@ -183,6 +195,12 @@ def fetched_artifact(server: Object) -> tuple[str, str] | None:
                     fetch = FetchTask.model_validate_json(variable.get("value") or "")
                     return fetch.artifact.uri, fetch.digest
     return None
+
+
+def restarted_at(server: Object) -> str | None:
+    """When the pods of a Deployment were last asked to start anew."""
+    found = (server["spec"]["template"].get("metadata") or {}).get("annotations") or {}
+    return found.get(names.ANNOTATION_RESTARTED)
 
 
 def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict[str, str]) -> Object:
@@ -209,6 +227,12 @@ def revision_service(owner: Owner, deployment: str, number: int) -> Object:
 def stable_service(owner: Owner, selector_revision: str | None) -> Object:
     """The one address inside the cluster; ``selector_revision`` None sends to every ready pod (replica-weighted canary)."""
     return _service(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, selector_revision))
+
+
+def preview_service(owner: Owner, revision: str) -> Object:
+    """The address inside the cluster of what is on trial in a blue-green rollout."""
+    name = names.preview_name(owner.name)
+    return _service(owner, name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, revision))
 
 
 def disruption_budget(owner: Owner, revision: str) -> Object:

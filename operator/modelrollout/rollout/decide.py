@@ -6,8 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from modelrollout.rollout import verbs
-from modelrollout.rollout.desired import desired, revision_status
-from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, since
+from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
+from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, still_draining
+from modelrollout.rollout.freeze import held
+from modelrollout.rollout.interface import is_declared
+from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.present import present
 from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.stages import STAGES
@@ -18,39 +21,42 @@ Check = Callable[[Snapshot, datetime], Move | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
-    """One step: a transition to write, or the children that the written state asks for.
-
-    A spec that cannot be read changes nothing that runs: it is said in status, and that is all.
-    """
+    """One step: a transition to write, or the children that the written state asks for."""
     if s.spec is None:
-        return Plan(present(s, s.status, now))
+        return _without_spec(s, now)
     move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
+    move = held(s, move, now)
     if _replaces_unrecorded(s, move):
-        return Plan(s.status, desired(s), requeue_after=0.0)
+        return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)
     if status != s.status:
         return Plan(status, None, move.events)
-    waits = [seconds for seconds in (move.requeue_after, _until_retired(s, now)) if seconds is not None]
+    waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if not waits and s.refusal:
         waits = [CHECK_SECONDS]  # what stands in the way of it may be another object, whose events wake somebody else
-    return Plan(status, desired(s), requeue_after=min(waits, default=None))
+    return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
+
+
+def _without_spec(s: Snapshot, now: datetime) -> Plan:
+    """A spec that cannot be read changes nothing that runs: weights stay as they are, it is said in status, and that is all. The limits and metrics
+    of a trial under way are gone with it, so only a person can end that: ``abort``."""
+    verb = verbs.unhandled(s, only=("abort",))
+    move = verbs.carry_out(s, verb, now) if verb else None
+    rollout = s.status.rollout
+    if move is None and rollout is not None and rollout.stage == "Revert":
+        move = STAGES["Revert"](s, now)
+    status = present(s, move.status if move else s.status, now)
+    if status != s.status:
+        return Plan(status, None, move.events if move else ())
+    if rollout is not None and rollout.stage == "Revert":
+        return Plan(status, only_traffic(s), requeue_after=move.requeue_after if move else None)
+    return Plan(status)
 
 
 def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
     """A new rollout takes the place of the old one in status only after the old one's evidence stands in its revision."""
     old, new = s.status.rollout, move.status.rollout
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
-
-
-def retiring(s: Snapshot, now: datetime) -> Move | None:
-    """Let go of a revision that lost its traffic, after the data plane has had time to take that up."""
-    left = _until_retired(s, now)
-    return Move(s.status.model_copy(update={"retiring": None})) if left is not None and left <= 0 else None
-
-
-def _until_retired(s: Snapshot, now: datetime) -> float | None:
-    gone = s.status.retiring
-    return s.settle_seconds - since(gone.since, now) if gone and gone.since else None
 
 
 def lost(s: Snapshot, now: datetime) -> Move | None:
@@ -73,7 +79,7 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
     """The spec asks for another version than the one in flight: end it, stable first."""
     rollout = s.status.rollout
     assert s.spec is not None
-    if rollout is None or not in_flight(rollout) or rollout.stage in ("Promote", "Revert"):
+    if rollout is None or not in_flight(rollout) or rollout.stage == "Revert" or (rollout.stage == "Promote" and not _waits_in_trial(s)):
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
@@ -85,8 +91,13 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
     if same:
         return None
     message = f"spec (generation {s.generation}) asks for another version"
-    end = revert if rollout.stage == "Canary" else fail
+    end = revert if rollout.stage in ("Canary", "Promote", "Bake") else fail
     return Move(end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),))
+
+
+def _waits_in_trial(s: Snapshot) -> bool:
+    """Promotion that still waits for pods, with the weight of the last step."""
+    return s.status.stable is not None and s.status.rollout is not None and s.status.rollout.step is not None and not has_all_pods(s)
 
 
 def stage(s: Snapshot, now: datetime) -> Move | None:
@@ -110,12 +121,14 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     rollout = status.rollout
     if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
         same = known is not None and rollout.revision == known.name if rollout.revision else rollout.input_hash == input_hash(s)
-        if same:
+        if same and not is_declared(s, rollout.reason):
             return None
     if s.refusal:
         # No rollout begins, so that it begins by itself once the reason is gone.
         return Move(status, (Event(s.refusal.reason, s.refusal.message, "Warning"),), CHECK_SECONDS)
-    if known is not None and known.status.outcome in QUARANTINED:
+    if freeze := frozen(s.rules, now):
+        return Move(status, requeue_after=freeze.left(now))
+    if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
             f"revision {known.name} is this very version and ended as {known.status.outcome} ({known.status.reason}); "
             f"say retry on it to try it again, or change the model"
@@ -129,4 +142,4 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
 
 
-CHECKS: tuple[Check, ...] = (lost, retiring, asked, superseded, stage, start)
+CHECKS: tuple[Check, ...] = (lost, asked, superseded, stage, start)

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
+
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus
-from modelrollout.rollout.facts import SERVED, Desired, NewRevision, Revision, Snapshot, Split, in_flight, rollout_id
+from modelrollout.api.v1alpha1 import Canary, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus, StepStatus
+from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.facts import (
+    NOT_READY,
+    SERVED,
+    Desired,
+    NewRevision,
+    Problem,
+    Revision,
+    Snapshot,
+    Split,
+    baseline,
+    carrier,
+    in_flight,
+    rollout_id,
+    since,
+    still_draining,
+)
+from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
-_SERVING_STAGES = ("Provision", "Evaluate", "Canary", "Promote", "Revert")
+_SERVING_STAGES = ("Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert")
 
 
-def desired(s: Snapshot) -> Desired:
+def desired(s: Snapshot, now: datetime) -> Desired:
     """Everything that is to exist now; what is not named goes away."""
-    status = s.status
-    stable = status.stable.revision if status.stable else None
+    loaded = carrier(s.status)
+    servers = replicas(s, now)
     return Desired(
         new_revision=_new_revision(s),
         work=stage_job(s.status, s),
-        servers=replicas(s),
+        servers=servers,
+        restarts={name: at for name in servers if (at := s.status.restarted.get(name) or s.server(name).restarted)},
         split=split(s),
+        matched=matched(s),
+        preview=preview(s),
         selector=service_selector(s),
-        budget=stable,
+        budget=loaded.revision if loaded else None,
         revision_status=revision_status(s),
-        forget=_beyond_history(s),
+        forget=_beyond_history(s, now),
     )
+
+
+def only_traffic(s: Snapshot) -> Desired:
+    """What a rollback needs where spec cannot be read: the weights; everything else stays as it is."""
+    shares = split(s)
+    servers = {name: server.asked for name, server in s.servers.items()}
+    return Desired(servers=servers, split=shares, selector=shares[0][0] if shares else None)
+
+
+def measured(s: Snapshot) -> bool:
+    """Whether the revision in flight is to be judged on its traffic now."""
+    rollout = s.status.rollout
+    if rollout is None or rollout.step is None or s.spec is None:
+        return False
+    if rollout.stage == "Promote":  # as long as it waits for pods, it has the weight of the last step
+        return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
+    return rollout.stage == "Bake" or (rollout.stage == "Canary" and (rollout.step.phase != "Shifting" or s.traffic.taken_up))
 
 
 def _new_revision(s: Snapshot) -> NewRevision | None:
@@ -57,15 +97,16 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
 
 
 def candidate(rollout: RolloutStatus | None) -> str | None:
-    """The revision in flight that has pods."""
-    return rollout.revision if rollout and rollout.stage in _SERVING_STAGES else None
+    """The revision in flight that has pods; one that is queued has none yet."""
+    return rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
 
 
-def replicas(s: Snapshot) -> dict[str, int]:
-    """Replicas by revision: stable, the candidate, and one that has just lost its traffic.
+def carriers(s: Snapshot) -> dict[str, int]:
+    """Replicas of stable and of the candidate.
 
     While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at stable's pods, which then see only a part of the
-    load, and after a rollback stable has to carry all of it again. What has lost its traffic keeps the pods that it has.
+    load, and after a rollback stable has to carry all of it again. In Bake the autoscaler looks at the new revision, and the former stable keeps
+    what it has.
     """
     assert s.spec is not None
     full = s.spec.serving.replicas
@@ -73,21 +114,90 @@ def replicas(s: Snapshot) -> dict[str, int]:
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
-    divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Revert")
+    divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
     if stable:
         found[stable] = max(full, s.server(stable).asked) if divided else full
-    if status.retiring:
-        found.setdefault(status.retiring.revision, s.server(status.retiring.revision).asked or max(1, full))
     if new and new != stable and rollout:
         found[new] = max(1, full)
         if rollout.stage == "Revert":
             found[new] = s.server(new).asked or found[new]
-        elif divided and s.gateway:
-            found[new] = max(found[new], s.server(new).asked)
-        elif rollout.stage == "Canary" and rollout.step:
+        elif s.gateway and rollout.stage in ("Provision", "Evaluate"):
+            found[new] = trial_pods(s)
+        elif s.gateway and rollout.stage in ("Canary", "Promote"):
+            found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], s.server(new).asked)
+        elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
     return found
+
+
+def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
+    """Replicas by revision: those of ``carriers``, and what has lately lost its traffic keeps the pods that it has.
+
+    As long as that lasts, the one that took the traffic over is not scaled down either: what an autoscaler asked for comes from a time in which
+    the load was divided.
+    """
+    assert s.spec is not None
+    found, status, full = carriers(s), s.status, s.spec.serving.replicas
+    left = still_draining(s, now)
+    taken_over = carrier(status)
+    lately = status.rollout is not None and status.rollout.stage == "Bake" and since(status.rollout.since, now) < scale_down_delay(s)
+    if taken_over and taken_over.revision in found and (lately or any(r != taken_over.revision for r in left)):
+        found[taken_over.revision] = max(found[taken_over.revision], s.server(taken_over.revision).asked)
+    for revision in left:
+        found.setdefault(revision, s.server(revision).asked or max(1, full))
+    return found
+
+
+def trial_pods(s: Snapshot) -> int:
+    """Pods of a revision before and in its trial behind a gateway: those of its step, or those that are to be there before the first."""
+    assert s.spec is not None
+    rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
+    if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
+        return full
+    canary = s.spec.rollout.canary or Canary()
+    steps, step = canary.steps, rollout.step if rollout else None
+    index = stepping.locate(steps, step).index if step else 0
+    named = [x.replicas for x in steps[: index + 1] if x.replicas is not None]
+    if named:
+        return min(named[-1], full)
+    if canary.scale == "Full":
+        return full
+    weight = (step.weight if step else 0) or next(x.weight for x in steps if x.weight is not None)
+    return pods_for(weight, full)
+
+
+def pods_for(weight: int, full: int) -> int:
+    """Pods that can carry ``weight`` percent of what ``full`` pods carry; at least one."""
+    return max(1, math.ceil(full * weight / 100))
+
+
+def has_pods_for(s: Snapshot, step: StepStatus) -> bool:
+    """Whether enough pods are ready for the step's weight; for fewer pods than that if spec asks for fewer."""
+    assert s.spec is not None and s.status.rollout is not None
+    ready = s.server(s.status.rollout.revision).ready
+    if not s.gateway:
+        return ready > 0 or (step.weight == 0 and step.strategy == "Canary")
+    return ready >= min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
+
+
+def has_all_pods(s: Snapshot) -> bool:
+    """Whether the revision in flight can carry everything: behind a gateway that takes all its pods; without one stable helps until then."""
+    assert s.status.rollout is not None
+    if s.spec is None:
+        return s.server(s.status.rollout.revision).ready > 0
+    return s.server(s.status.rollout.revision).ready >= (max(1, s.spec.serving.replicas) if s.gateway else 1)
+
+
+def too_few(s: Snapshot) -> Problem:
+    """Why the weight waits."""
+    assert s.status.rollout is not None
+    server = s.server(s.status.rollout.revision)
+    if server.problem or server.ready == 0:
+        return server.problem or NOT_READY
+    return Problem(
+        "ScalingUp", f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic waits for the others"
+    )
 
 
 def share_replicas(stable: int, weight: int) -> int:
@@ -98,19 +208,52 @@ def share_replicas(stable: int, weight: int) -> int:
 def split(s: Snapshot) -> Split:
     """Weights of the route's backends in percent.
 
-    A revision none of whose pods is ready gets nothing until one is: its share would fail. Stable is in the route in every state before
-    promotion (invariant 2).
+    A revision gets no more than its ready pods are enough for: nothing while there are none, the former weight until those for the next are there.
+    Stable is in the route in every state before promotion (invariant 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
-    if rollout and rollout.revision and rollout.stage == "Promote" and (stable is None or s.server(rollout.revision).ready > 0):
-        return ((rollout.revision, 100),)
+    new = rollout.revision if rollout else None
     if stable is None:
-        return ()
-    if rollout and rollout.revision and rollout.stage == "Canary" and rollout.step and rollout.step.weight > 0:
-        weight = rollout.step.weight if s.server(rollout.revision).ready > 0 else 0
-        return ((stable, 100 - weight), (rollout.revision, weight)) if weight else ((stable, 100),)
-    return ((stable, 100),)
+        return ((new, 100),) if new and rollout and rollout.stage == "Promote" else ()
+    weight = _granted(s) if new and new != stable else 0
+    if not new or weight == 0:
+        return ((stable, 100),)
+    return ((new, 100),) if weight == 100 else ((stable, 100 - weight), (new, weight))
+
+
+def _granted(s: Snapshot) -> int:
+    """Percent of the requests for the revision in flight."""
+    rollout = s.status.rollout
+    assert rollout is not None
+    if s.server(rollout.revision).ready == 0:
+        return 0
+    if rollout.stage == "Bake":  # when all its pods were gone, everything comes back with the last of them, not with the first
+        return 100 if has_all_pods(s) or dict(s.live_split).get(rollout.revision or "", 0) > 0 else 0
+    if rollout.stage == "Promote":
+        return 100 if has_all_pods(s) else reached(rollout.step) if rollout.step else 0
+    if rollout.stage != "Canary" or rollout.step is None:
+        return 0
+    step = rollout.step
+    return step.former if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step) else step.weight
+
+
+def matched(s: Snapshot) -> str | None:
+    """The revision that gets the requests with the headers of a test, if one is under way and its pods are ready."""
+    rollout = s.status.rollout
+    tested = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.strategy == "ABTest"
+    if not tested or s.spec is None or s.spec.rollout.ab_test is None or rollout is None or s.server(rollout.revision).ready == 0:
+        return None
+    return rollout.revision
+
+
+def preview(s: Snapshot) -> str | None:
+    """The revision behind the preview's names: the one on trial, else stable, so that they always lead somewhere."""
+    rollout, stable = s.status.rollout, s.status.stable
+    if s.spec is None or s.spec.rollout.blue_green is None or stable is None:
+        return None
+    shown = rollout is not None and rollout.revision is not None and rollout.stage in ("Canary", "Promote", "Bake")
+    return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
 def service_selector(s: Snapshot) -> str | None:
@@ -121,8 +264,10 @@ def service_selector(s: Snapshot) -> str | None:
     if s.gateway:
         return weights[0][0]
     assert s.spec is not None
-    arriving = s.status.stable is not None and weights[0][0] != s.status.stable.revision
-    if len(weights) > 1 or (arriving and s.server(weights[0][0]).ready < max(1, s.spec.serving.replicas)):
+    arriving = s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
+    if len(weights) > 1 or (
+        arriving and weights[0][0] == candidate(s.status.rollout) and s.server(weights[0][0]).ready < max(1, s.spec.serving.replicas)
+    ):
         return ALL_REVISIONS
     return weights[0][0]
 
@@ -143,7 +288,9 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
-            wanted = revision.status.model_copy(update={"outcome": "Retired", "reason": "Replaced"})
+            wanted = revision.status.model_copy(
+                update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
+            )
         if wanted != revision.status:
             found[revision.name] = wanted
     return found
@@ -153,8 +300,9 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     old = revision.status
     artifact = rollout.artifact or old.artifact
     evaluation = rollout.evaluation or old.evaluation
-    outcome: Outcome = rollout.outcome or ("Canary" if rollout.stage in ("Canary", "Promote") else "Pending")
-    if (rollout.mode == "Rollback" and in_flight(rollout)) or (rollout.mode == "Rollback" and rollout.stage == "Failed" and old.outcome in SERVED):
+    outcome: Outcome = rollout.outcome or ("Canary" if rollout.stage in ("Canary", "Promote", "Bake") else "Pending")
+    unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"
+    if rollout.mode == "Rollback" and (in_flight(rollout) or unproven):
         outcome = old.outcome  # a rollback that does not get on says nothing about the version that it leads to
     ended = not in_flight(rollout)
     return old.model_copy(
@@ -206,12 +354,12 @@ def human_bytes(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _beyond_history(s: Snapshot) -> tuple[str, ...]:
+def _beyond_history(s: Snapshot, now: datetime) -> tuple[str, ...]:
     assert s.spec is not None
     status = s.status
     needed = {
         status.stable.revision if status.stable else None,
-        status.retiring.revision if status.retiring else None,
+        *still_draining(s, now),
         status.rollout.revision if status.rollout else None,
         status.pinned.revision if status.pinned else None,
         status.pinned.against if status.pinned else None,

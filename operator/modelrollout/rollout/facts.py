@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
+from modelrollout.api.times import since as since
+from modelrollout.api.times import stamp as stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
+    Draining,
     EvaluationEvidence,
+    Metric,
     MetricStatus,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
@@ -24,6 +28,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     same_version,
 )
+from modelrollout.rollout.policy import NO_RULES, Rules
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
@@ -32,22 +37,15 @@ TRAFFIC_REFUSALS = frozenset({"GatewayAPIMissing", "HostnameConflict"})  # they 
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 
-def stamp(now: datetime) -> str:
-    """Timestamp as it stands in status: UTC, milliseconds."""
-    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def since(text: str, now: datetime) -> float:
-    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between replicas."""
-    return max(0.0, (now - datetime.fromisoformat(text)).total_seconds())
-
-
 @dataclass(frozen=True)
 class Problem:
     """Why something does not get on: a CamelCase reason and what to do."""
 
     reason: str
     message: str
+
+
+NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Server:
     ready: int = 0
     problem: Problem | None = None
     asked: int = 0  # replicas that the Deployment asks for
+    restarted: str | None = None  # when its pods were last asked to start anew, as its template says
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,35 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The verdict on the present canary step with the metrics behind it."""
+    """The verdict on the present step with the metrics behind it."""
 
     verdict: VerdictName
     reason: str
     message: str
     metrics: tuple[MetricStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """How a rollout stands with one limit of a RolloutPolicy."""
+
+    policy: str
+    held: bool  # a slot is ours, and within the limit
+    turn: bool = False  # there is room, and nobody waits longer: take one
+    position: int = 0  # in the queue, from 1
+    waiting: int = 0
+    holders: tuple[str, ...] = ()  # namespace/name
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """A look at the GPUs of the nodes that a new revision's pods fit on; counted are those that whole pods can have."""
+
+    kind: str  # resource name, for example nvidia.com/gpu
+    needed: int
+    free: int
+    total: int
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -161,6 +183,12 @@ class Snapshot:
     live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
     settle_seconds: float = 3.0
     gateway: bool = False
+    looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
+    rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
+    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; only of a rollout that is queued
+    gpus: Gpus | None = None  # None: not looked, or not allowed to
+    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
+    mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""
@@ -196,7 +224,10 @@ class Desired:
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
+    restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
     split: Split = ()
+    matched: str | None = None  # revision for requests that carry the headers of abTest
+    preview: str | None = None  # revision behind the preview's host names and Service; None: there is no preview
     selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
     budget: str | None = None
     revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
@@ -216,6 +247,29 @@ class Plan:
 def in_flight(rollout: RolloutStatus | None) -> bool:
     """Whether a rollout is under way."""
     return rollout is not None and rollout.stage not in ("Failed", "Done")
+
+
+def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
+    """Revisions that keep their pods for a while, also as an earlier operator wrote it; entries whose time is over are among them."""
+    found = list(status.draining)
+    if status.retiring is not None and status.retiring.since is not None:
+        until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
+        found.append(Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until)))
+    return found
+
+
+def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
+    """Seconds that each such revision still has."""
+    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in draining(s.status, s.settle_seconds)}
+    return {revision: seconds for revision, seconds in left.items() if seconds > 0}
+
+
+def carrier(status: ModelDeploymentStatus) -> RevisionRef | None:
+    """The revision that has the traffic outside of a trial: stable, or what is watched after its promotion."""
+    rollout = status.rollout
+    if rollout is not None and rollout.stage == "Bake" and rollout.revision is not None and rollout.number is not None:
+        return RevisionRef(revision=rollout.revision, number=rollout.number)
+    return status.stable
 
 
 def baseline(s: Snapshot) -> RevisionRef | None:

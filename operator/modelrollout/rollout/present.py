@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage
+from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage, Strategy
 from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, in_flight, stamp
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, carrier, in_flight, stamp
+from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.transitions import is_held
 
 _PHASES: dict[Stage, Phase] = {
@@ -19,11 +20,12 @@ _PHASES: dict[Stage, Phase] = {
     "Evaluate": "Evaluating",
     "Canary": "Canary",
     "Promote": "Promoting",
+    "Bake": "Baking",
     "Revert": "RollingBack",
     "Failed": "Failed",
     "Done": "Stable",
 }
-_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Done")
+_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Done")
 _CONDITION_OF: dict[Stage, str] = {
     "Resolve": "Resolved",
     "Prepare": "Prepared",
@@ -31,7 +33,9 @@ _CONDITION_OF: dict[Stage, str] = {
     "Evaluate": "Evaluated",
     "Canary": "CanaryPassed",
     "Promote": "Promoted",
+    "Bake": "Baked",
 }
+_PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
 _WAITING: dict[Stage, str] = {
     "Resolve": "the digest of the source is being pinned",
     "Prepare": "the model is being fetched, verified and optimized",
@@ -39,8 +43,10 @@ _WAITING: dict[Stage, str] = {
     "Evaluate": "golden data is being sent through the served model",
     "Canary": "the revision is being judged on live traffic",
     "Promote": "the data plane is taking the revision up as stable",
+    "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
+_HELD = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
@@ -48,7 +54,8 @@ _Row = tuple[str, _Truth, str, str]
 def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """The status with everything that is derived filled in; equal to the observed one when there is no news."""
     rollout = status.rollout
-    stable = s.server(status.stable.revision) if status.stable else None
+    loaded = carrier(status)  # what an autoscaler has to look at
+    server = s.server(loaded.revision) if loaded else None
     flying = in_flight(rollout)
     address = f"{s.name}.{s.namespace}.svc"
     selector = {names.LABEL_NAME: s.name, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
@@ -56,8 +63,8 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
     verdict: str | None = None
     label: str | None = None
     weight: int | None = None
-    if rollout and rollout.stage == "Canary" and step and s.spec:
-        label = stepping.label(s.spec.rollout.canary.steps, stepping.locate(s.spec.rollout.canary.steps, step))
+    if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
+        label = stepping.step_label(rollout, s.spec)
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage in ("Failed", "Revert"):
@@ -68,9 +75,11 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "phase": _phase(s, status),
             "conditions": _conditions(s, status, now),
             "address": Address(url=f"http://{address}:{names.PORT_HTTP}", grpc=f"{address}:{names.PORT_GRPC}") if status.stable else None,
-            "replicas": stable.replicas if stable else 0,
-            "ready_replicas": stable.ready if stable else 0,
-            "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: status.stable.revision}).items()) if status.stable else "",
+            "replicas": server.replicas if server else 0,
+            "ready_replicas": server.ready if server else 0,
+            "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items()) if loaded else "",
+            "policies": list(s.rules.names) or None,
+            "defaults": dict(s.rules.defaults) or None,
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
             "step": label,
@@ -83,8 +92,10 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
     rollout = status.rollout
     if rollout is None:
         return "Failed" if s.spec_error or s.refusal else "Stable" if status.stable else "Pending"
-    if rollout.stage == "Canary" and rollout.step and rollout.step.phase == "Paused":
+    if rollout.stage in ("Canary", "Bake") and rollout.step and (rollout.step.phase == "Paused" or rollout.held):
         return "Paused"
+    if rollout.stage == "Canary" and rollout.step:
+        return _PHASE_OF_TRIAL[rollout.step.strategy]
     if rollout.stage == "Failed" and _is_current(s, status):
         return "Stable"
     return _PHASES[rollout.stage]
@@ -96,7 +107,10 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
-    rows = [*_summary(s, status), *_stages(status)]
+    freeze = frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
+    rows = [*_summary(s, status, freeze), *_stages(status)]
+    if freeze:
+        rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
     old = {c.type: c for c in s.status.conditions}
     made: list[Condition] = []
     for kind, truth, reason, message in rows:
@@ -108,9 +122,9 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     return made
 
 
-def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
+def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
     """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable may serve while a new revision fails."""
-    rollout, stable = status.rollout, status.stable
+    rollout, stable = status.rollout, carrier(status)
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
@@ -122,17 +136,20 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     elif serving:
         rows.append(("Available", "True", "Serving", f"revision {stable.revision} serves"))
     else:
-        rows.append(("Available", "False", "NoReadyPods", f"no pod of stable revision {stable.revision} is ready"))
+        rows.append(("Available", "False", "NoReadyPods", f"no pod of revision {stable.revision} is ready"))
     if flying and rollout:
-        text = rollout.message or _WAITING.get(rollout.stage, "")
+        text = rollout.message or (_HELD if rollout.held else _WAITING.get(rollout.stage, ""))
         rows.append(("Ready", "False", rollout.stage, text))
-        rows.append(("Reconciling", "True", rollout.reason or rollout.stage, text))
+        rows.append(("Reconciling", "True", rollout.reason or ("PausedByUser" if rollout.held else rollout.stage), text))
     elif problem:
         rows.append(("Ready", "False", problem.reason, problem.message))
         rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
     elif _is_current(s, status) and serving and stable:
         rows.append(("Ready", "True", "Stable", f"revision {stable.revision} is the present spec and serves all traffic"))
         rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+    elif freeze and not _is_current(s, status):
+        rows.append(("Ready", "False", "Frozen", freeze.message))
+        rows.append(("Reconciling", "True", "Frozen", freeze.message))
     else:
         rows.append(("Ready", "False", "Pending", "waiting for pods of the stable revision" if stable else "the rollout has not begun"))
         rows.append(("Reconciling", "True", "Pending", "waiting"))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.analysis.processes import GROUP, GROUP_FIELDS
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
-_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"})  # stages of a revision that has a name
+_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Done"})  # stages of a revision that has a name
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -22,8 +23,15 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         ref: RevisionRef | None = getattr(status, field)
         if ref is not None and not _is_time(ref.since):
             changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
-    if status.rollout is not None and not _holds(status, status.rollout):
+    drains = [d for d in status.draining if _is_time(d.until)]
+    if drains != status.draining:
+        changes["draining"] = drains
+    rollout = status.rollout
+    if rollout is not None and not _holds(status, rollout):
         changes["rollout"] = None
+    elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
+        # Counting begins anew: that costs time and proves nothing wrong.
+        changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
     if verbs != status.handled_verbs:
         changes["handled_verbs"] = verbs
@@ -35,16 +43,29 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     times = [rollout.since, rollout.started]
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if rollout.held is not None:
+        times.append(rollout.held.since)
+    if rollout.queue is not None:
+        times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
     if not all(map(_is_time, times)):
         return False
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
     if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
         return False
-    if rollout.stage in ("Canary", "Revert") and status.stable is None:
+    if rollout.stage in ("Canary", "Bake", "Revert") and status.stable is None:
         return False
-    if rollout.stage == "Canary" and step is None:
+    if rollout.queue is not None and rollout.stage != "Provision":
+        return False
+    if rollout.stage in ("Canary", "Bake") and step is None:
         return False
     return rollout.stage != "Failed" or rollout.outcome is not None
+
+
+def _is_measured(metric: MetricStatus) -> bool:
+    """Whether a measurement can be gone on with: its time is one, and so are the counters of its processes."""
+    raw = [(name, numbers) for c in (metric.canary, metric.stable) if c for name, numbers in c.last.items()]
+    shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
+    return shaped and (metric.since is None or _is_time(metric.since))
 
 
 def _is_time(text: str | None) -> bool:

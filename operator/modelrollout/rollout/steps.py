@@ -1,11 +1,13 @@
-"""Where a canary is in its steps, also after somebody has edited them under way."""
+"""The steps of each strategy, and where a rollout is in them, also after somebody has edited them under way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelrollout.api.v1alpha1 import Step, StepStatus
+from modelrollout.api.v1alpha1 import AbTest, BlueGreen, Canary, ModelDeploymentSpec, Pause, Rollout, RolloutStatus, Step, StepStatus, Strategy
+
+BAKE = "bake"
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,24 @@ class Position:
 
     index: int
     exact: bool
+
+
+def strategy_of(rollout: Rollout) -> Strategy:
+    """The strategy that the spec asks for; canary where it says nothing."""
+    return "BlueGreen" if rollout.blue_green else "ABTest" if rollout.ab_test else "Canary"
+
+
+def steps_of(rollout: Rollout) -> list[Step]:
+    """The steps of the strategy. A preview and a test by headers are one step that takes none of the other requests, and a pause if nothing is to
+    follow by itself: so all that holds for the steps of a canary (verdicts, deadlines, verbs) holds for them."""
+    trial = rollout.blue_green or rollout.ab_test
+    if trial is None:
+        return list((rollout.canary or Canary()).steps)
+    return [_beside(trial), *([] if trial.auto_promote else [Step(pause=Pause())])]
+
+
+def _beside(trial: BlueGreen | AbTest) -> Step:
+    return Step.model_construct(weight=0, for_=trial.for_)  # a user may not write 0, so it is not validated
 
 
 def locate(steps: Sequence[Step], status: StepStatus) -> Position:
@@ -47,3 +67,12 @@ def next_weight(steps: Sequence[Step], position: Position) -> int:
 def label(steps: Sequence[Step], position: Position) -> str:
     """``2/4`` as people and verbs name a step."""
     return f"{position.index + 1}/{len(steps)}"
+
+
+def step_label(rollout: RolloutStatus, spec: ModelDeploymentSpec) -> str:
+    """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or ``bake``."""
+    assert rollout.step is not None
+    if rollout.stage == "Bake":
+        return BAKE
+    steps = steps_of(spec.rollout)
+    return label(steps, locate(steps, rollout.step))

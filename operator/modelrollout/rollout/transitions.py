@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
+    Draining,
+    MetricStatus,
     ModelDeploymentStatus,
     Outcome,
     Pinned,
@@ -15,12 +17,15 @@ from modelrollout.api.v1alpha1 import (
     Stage,
     StepEvidence,
     StepStatus,
+    Strategy,
     VerdictName,
+    seconds,
 )
-from modelrollout.rollout.facts import Revision, Snapshot, since, stamp
+from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stamp
 
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
+MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
 MAX_MESSAGE = 1024
 
 
@@ -30,9 +35,10 @@ def input_hash(s: Snapshot) -> str:
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
-def cut(text: str) -> str:
+def cut(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message of bounded length: what pods, gateways and Jobs say has none."""
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+    limit = min(limit, MAX_MESSAGE)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,9 @@ def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes:
     assert rollout is not None
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
-    moved = rollout.model_copy(update={"stage": stage, "since": stamp(now), "stages": spent, "reason": None, "message": None, **_bounded(changes)})
+    moved = rollout.model_copy(
+        update={"stage": stage, "since": stamp(now), "stages": spent, "queue": None, "reason": None, "message": None, **_bounded(changes)}
+    )
     return status.model_copy(update={"rollout": moved})
 
 
@@ -89,46 +97,74 @@ def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datet
 
 def fail(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
     """End the rollout; stable was never touched. Only for stages without traffic (else ``revert``)."""
-    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None)
+    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, held=None)
 
 
 def revert(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
     """Give all traffic back to stable first; the rollout ends as Failed once the data plane has taken that up."""
-    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message)
+    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, held=None)
 
 
-def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime) -> ModelDeploymentStatus:
-    """Keep the pods of a revision that has just lost its traffic for a while: connections and configuration drain."""
+def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float) -> ModelDeploymentStatus:
+    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections and configuration drain."""
     if revision is None or number is None:
         return status
-    return status.model_copy(update={"retiring": RevisionRef(revision=revision, number=number, since=stamp(now))})
+    others = [d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision]
+    gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
+    return status.model_copy(update={"draining": [*others, gone], "retiring": None})
 
 
-def succeed(status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
+def scale_down_delay(s: Snapshot) -> float:
+    """Seconds that a former stable keeps its pods after it has lost its traffic."""
+    asked = s.spec.rollout.scale_down_delay if s.spec else None
+    return max(s.settle_seconds, seconds(asked) if asked else 0.0)
+
+
+def succeed(s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
     rollout = status.rollout
     assert rollout is not None and rollout.revision is not None and rollout.number is not None
     former = status.stable
-    done = enter(status, "Done", now, outcome=outcome, step=None)
-    done = done.model_copy(update={"stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now))})
+    done = enter(status, "Done", now, outcome=outcome, step=None, held=None)
+    done = done.model_copy(
+        update={
+            "stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now)),
+            "draining": [d for d in status.draining if d.revision != rollout.revision],
+        }
+    )
     if former is None or former.revision == rollout.revision:
         return done
-    return retire(done, former.revision, former.number, now)
+    return retire(done, former.revision, former.number, now, scale_down_delay(s))
+
+
+def reached(step: StepStatus) -> int:
+    """The weight that there were pods for: of this step, or while it is on its way still of the one before."""
+    return step.former if step.phase == "Shifting" else step.weight
 
 
 def at_step(
-    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, pause: bool, override: str | None = None
+    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, strategy: Strategy, pause: bool, override: str | None = None
 ) -> ModelDeploymentStatus:
-    """Go to a step of the canary."""
-    step = StepStatus(index=index, weight=weight, phase="Paused" if pause else "Shifting", since=stamp(now), override=override)
-    return change(status, step=step, reason="PauseStep" if pause else None, message=None)
+    """Go to a step of the strategy."""
+    assert status.rollout is not None
+    before = status.rollout.step
+    step = StepStatus(
+        index=index,
+        weight=weight,
+        strategy=strategy,
+        former=min(reached(before), weight) if before else 0,
+        phase="Paused" if pause else "Shifting",
+        since=stamp(now),
+        override=override,
+    )
+    return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
 
 
 def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime) -> ModelDeploymentStatus:
     """Add the verdict on the present step to the rollout's history, without the raw counters."""
     rollout = status.rollout
     assert rollout is not None and rollout.step is not None
-    bare: dict[str, Any] = {"last": {}, "scraped": None}
+    bare: dict[str, Any] = {"last": {}, "scraped": None, "spread": []}
     metrics = [
         m.model_copy(
             update={
@@ -150,13 +186,24 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many."""
+    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of all the evidence that later steps build on."""
     kept: list[StepEvidence] = []
-    room = MAX_HISTORY_BYTES
+    room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
     for evidence in reversed(history):
-        room -= len(evidence.model_dump_json(by_alias=True, exclude_none=True))
-        kept.append(evidence if room >= 0 or not kept else evidence.model_copy(update={"metrics": []}))
+        room -= _size(evidence)
+        if room < 0 and kept:
+            evidence = evidence.model_copy(update={"metrics": _bare(evidence.metrics)})
+            more -= _size(evidence)
+        kept.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
     return kept[::-1]
+
+
+def _size(evidence: StepEvidence) -> int:
+    return len(evidence.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
+    return [MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence) for m in metrics if m.log_evidence is not None]
 
 
 def known_version(s: Snapshot) -> Revision | None:

@@ -1,30 +1,32 @@
-"""promote, abort, retry, rollback: what a person asked, carried out once or refused with a reason (docs/verbs.md)."""
+"""What a person asked: carried out once, or refused with a reason (docs/verbs.md)."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection
+from datetime import datetime, timedelta
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, seconds
 from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight
+from modelrollout.rollout.facts import Event, Revision, Snapshot, Verb, in_flight, since, stamp
+from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
-from modelrollout.rollout.transitions import allocate, begin, fail, pin, record, revert
+from modelrollout.rollout.steps import step_label
+from modelrollout.rollout.transitions import allocate, begin, change, enter, fail, pin, record, revert, succeed
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
 
 
-def unhandled(s: Snapshot) -> Verb | None:
+def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
     """The first verb that status does not know yet."""
     known = {":".join(entry.split(":", 3)[:3]) for entry in s.status.handled_verbs}
-    return next((v for v in s.verbs if v.key not in known), None)
+    return next((v for v in s.verbs if v.key not in known and v.verb in only), None)
 
 
 def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Move | None:
     """The move that the verb asks for; None while it has to wait for a rollout that ends first."""
-    if s.spec is None:
-        return None
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
@@ -50,20 +52,83 @@ _Answer = tuple[str | None, Move | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    rollout = s.status.rollout
-    if rollout is None or rollout.stage != "Canary" or rollout.step is None or rollout.revision != verb.revision:
-        return f"{verb.revision} is not in a canary step", None
-    assert s.spec is not None
-    steps = s.spec.rollout.canary.steps
-    position = stepping.locate(steps, rollout.step)
-    present = stepping.label(steps, position)
-    if verb.step != present:
-        return f"it means step {verb.step or '(none)'}, the rollout is at step {present}", None
-    override = f"promote {verb.nonce[:64]} at {present}"
+    refusal = _not_at(s, verb)
+    if refusal:
+        return refusal, None
+    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
+    present = step_label(s.status.rollout, s.spec)
     status = record(s.status, "Inconclusive", "PromotedByUser", now)
-    return None, Move(
-        advance(s, status, position, now, override), (Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand"),)
-    )
+    event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
+    if s.status.rollout.stage == "Bake":
+        return None, Move(succeed(s, status, now, "Promoted"), (event,))
+    position = stepping.locate(stepping.steps_of(s.spec.rollout), s.status.rollout.step)
+    return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
+
+
+def _promote_full(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    refusal = _not_at(s, verb)
+    if refusal:
+        return refusal, None
+    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
+    if s.status.rollout.stage == "Bake":
+        return f"{verb.revision} has all traffic already; promote ends its bake", None
+    present = step_label(s.status.rollout, s.spec)
+    status = record(s.status, "Inconclusive", "PromotedByUser", now)
+    assert status.rollout is not None and status.rollout.step is not None
+    step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
+    event = Event("PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others")
+    return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
+
+
+def _override(verb: Verb, present: str) -> str:
+    return f"{verb.verb} {verb.nonce[:64]} at {present}"
+
+
+def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
+    """Why the verb does not mean what is under way now."""
+    rollout = s.status.rollout
+    if rollout is None or rollout.stage not in ("Canary", "Bake") or rollout.step is None or rollout.revision != verb.revision:
+        return f"{verb.revision} is not in a step of a trial"
+    assert s.spec is not None
+    present = step_label(rollout, s.spec)
+    if verb.step == present or (any_step and verb.step is None):
+        return None
+    return f"it means step {verb.step or '(none)'}, the rollout is at step {present}"
+
+
+def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    refusal = _not_at(s, verb, any_step=True)
+    if refusal:
+        return refusal, None
+    assert s.status.rollout is not None
+    if s.status.rollout.held is not None:
+        return "it is paused already", None
+    held = change(s.status, held=Held(since=stamp(now), by=verb.nonce[:64]))
+    return None, Move(held, (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),))
+
+
+def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    refusal = _not_at(s, verb, any_step=True)
+    if refusal:
+        return refusal, None
+    rollout = s.status.rollout
+    assert rollout is not None and rollout.step is not None
+    if rollout.held is None:
+        return "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""), None
+    # The time of the pause counts for no deadline and no pause step.
+    begun = datetime.fromisoformat(rollout.step.since) + timedelta(seconds=since(rollout.held.since, now))
+    step = rollout.step.model_copy(update={"since": stamp(begun)})
+    return None, Move(change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),))
+
+
+def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    stable, rollout = s.status.stable, s.status.rollout
+    if stable is None or stable.revision != verb.revision:
+        return f"{verb.revision} is not stable", None
+    alive = {stable.revision, rollout.revision if rollout else None}
+    restarted = {name: at for name, at in s.status.restarted.items() if name in alive} | {verb.revision: stamp(now)}
+    event = Event("RestartedByUser", f"the pods of {verb.revision} are replaced one after the other")
+    return None, Move(s.status.model_copy(update={"restarted": restarted}), (event,))
 
 
 def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -78,7 +143,7 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Move:
     rollout = s.status.rollout
     assert rollout is not None
-    end = revert if rollout.stage in ("Canary", "Promote") and s.status.stable else fail
+    end = revert if rollout.stage in ("Canary", "Promote", "Bake") and s.status.stable else fail
     return Move(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 
@@ -88,6 +153,8 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return "a rollout is in flight; abort it first", None
     if s.refusal:
         return s.refusal.message, None
+    if freeze := frozen(s.rules, now):
+        return freeze.message, None
     if not verb.revision:
         stable, sha256 = s.revision(s.status.stable.revision if s.status.stable else None), s.spec.model.sha256
         if sha256 and stable is not None and stable.is_version(s.spec):
@@ -105,6 +172,7 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    assert s.spec is not None
     target = s.revision(verb.revision)
     if target is None:
         return f"there is no revision {verb.revision}", None
@@ -122,11 +190,13 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         if rollout.mode == "Rollback" and rollout.revision == verb.revision:
             return f"a rollback to {verb.revision} is in flight already", None
         return None, _end(s, now, "RolledBackByUser", f"ended in favour of a rollback to {verb.revision}")
+    proven = _within_window(s, target, now)
     status = begin(
         s,
         now,
         "Provision",
         mode="Rollback",
+        proven=proven,
         sha256=target.sha256,
         revision=target.name,
         number=target.number,
@@ -134,7 +204,24 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         evaluation=target.status.evaluation,
     )
     status = status.model_copy(update={"pinned": pin(s, target.name)})
-    return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}"),))
+    judged = "" if proven else f"; it was stable longer than rollbackWindow {s.spec.rollout.rollback_window} ago, so it is judged again"
+    return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),))
 
 
-_ACTIONS = {"promote": _promote, "abort": _abort, "retry": _retry, "rollback": _rollback}
+def _within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
+    """Whether what was proven of the revision still counts; without a window it always does. When it was stable last is not known of every one."""
+    assert s.spec is not None
+    window, last = s.spec.rollout.rollback_window, target.status.retired or target.status.finished
+    return window is None or (last is not None and since(last, now) <= seconds(window))
+
+
+_ACTIONS = {
+    "promote": _promote,
+    "promote-full": _promote_full,
+    "pause": _pause,
+    "resume": _resume,
+    "abort": _abort,
+    "retry": _retry,
+    "rollback": _rollback,
+    "restart": _restart,
+}

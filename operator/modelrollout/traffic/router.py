@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.routes import routes
+from modelrollout.resources.routes import preview_routes, routes
 from modelrollout.rollout.facts import Problem, Server, Split, Traffic
 
 
@@ -27,34 +28,99 @@ class Router(Protocol):
 
 
 class GatewayRouter:
-    """HTTPRoute and GRPCRoute with weights over Services of revisions."""
+    """HTTPRoute and GRPCRoute with weights over Services of revisions; requests with the headers of a test and a preview's host names go to one."""
 
-    def __init__(self, spec: TrafficSpec) -> None:
-        self._spec = spec
+    def __init__(self, name: str, spec: TrafficSpec, rollout: Rollout | None = None, matched: str | None = None, preview: str | None = None) -> None:
+        self._name, self._spec = name, spec
+        self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
+        self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
+        self._matched, self._shown = matched if self._headers else None, preview
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The routes; none while nothing serves."""
-        return routes(owner, self._spec, split) if split else []
+        if not split:
+            return []
+        aside = preview_routes(owner, self._spec.gateway, self._preview, self._shown) if self._spec.gateway and self._preview and self._shown else []
+        return routes(owner, self._spec, split, self._headers, self._matched) + aside
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
-        """Every route has these weights, and its gateway has accepted this generation with all references resolved."""
-        kinds = [kind for kind, part in (("HTTPRoute", self._spec.http), ("GRPCRoute", self._spec.grpc)) if part]
-        for kind in kinds:
-            route = next((o for (k, _), o in seen.items() if k == kind), None)
-            if route is None or weights(route) != dict(split):
-                return Traffic(False, f"{kind} is not written yet")
-            problem = _refused(kind, route)
-            if problem is not None:
-                return Traffic(False, problem.message, problem)
-            if not _accepted(route):
-                return Traffic(False, f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet")
+        """Every route has these rules, and its gateway has accepted this generation with all references resolved.
+
+        Those of a preview count while it shows what has no other traffic: then the trial waits for them.
+        """
+        on_trial = self._shown is not None and self._shown not in dict(split)
+        for route in self.children(_NOBODY, split):
+            kind, name = route["kind"], route["metadata"]["name"].removeprefix(_NOBODY.name)
+            if name and not on_trial:
+                continue
+            taken = _carried(kind, seen.get((kind, self._name + name)), _rules(route))
+            if not taken.taken_up:
+                return taken
         return Traffic(True)
 
 
+class KeptRoutes:
+    """The routes as they are, for a spec that cannot be read: only their weights follow."""
+
+    def __init__(self, name: str, seen: Mapping[tuple[str, str], Object]) -> None:
+        self._routes = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and n == name]
+
+    def children(self, owner: Owner, split: Split) -> list[Object]:
+        """The same routes with one rule: its backends are those of the split."""
+        return [_with_split(route, split) for route in self._routes]
+
+    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
+        """As of ``GatewayRouter``."""
+        for route in self._routes:
+            taken = _carried(route["kind"], route, [((), dict(split))])
+            if not taken.taken_up:
+                return taken
+        return Traffic(True)
+
+
+_NOBODY = Owner("", "", "", "")
+
+
+def _with_split(route: Object, split: Split) -> Object:
+    default = route["spec"]["rules"][-1]
+    port = default["backendRefs"][0]["port"]
+    refs = [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
+    metadata = {key: route["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences")}
+    spec = {key: route["spec"][key] for key in ("parentRefs", "hostnames") if key in route["spec"]}
+    return {"apiVersion": route["apiVersion"], "kind": route["kind"], "metadata": metadata, "spec": spec | {"rules": [{"backendRefs": refs}]}}
+
+
+_Rule = tuple[tuple[tuple[str, str, str], ...], dict[str, int]]  # headers (type, name, value) that a request must carry, weights by Service
+
+
+def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
+    if route is None or _rules(route) != wanted:
+        return Traffic(False, f"{kind} is not written yet")
+    problem = _refused(kind, route)
+    if problem is not None:
+        return Traffic(False, problem.message, problem)
+    if not _accepted(route):
+        return Traffic(False, f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet")
+    return Traffic(True)
+
+
+def _rules(route: Object) -> list[_Rule]:
+    return [(_headers(rule), _weights(rule)) for rule in route["spec"].get("rules") or []]
+
+
+def _headers(rule: Object) -> tuple[tuple[str, str, str], ...]:
+    found = [h for match in rule.get("matches") or [] for h in match.get("headers") or []]
+    return tuple(sorted((h.get("type", "Exact"), h["name"], h["value"]) for h in found))
+
+
+def _weights(rule: Object) -> dict[str, int]:
+    return {ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0}
+
+
 def weights(route: Object) -> dict[str, int]:
-    """Weights above 0 by Service, as the route says."""
-    backends = [ref for rule in route["spec"].get("rules", []) for ref in rule.get("backendRefs", [])]
-    return {ref["name"]: ref.get("weight", 1) for ref in backends if ref.get("weight", 1) > 0}
+    """Weights above 0 by Service, as the route says for requests that carry no special header: that rule is the last."""
+    rules = route["spec"].get("rules") or []
+    return _weights(rules[-1]) if rules else {}
 
 
 def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:

@@ -67,3 +67,44 @@ def test_without_stable_only_min_decides() -> None:
 )
 def test_no_result_is_an_error_and_not_a_regression(changes: dict[str, Any], stable: str | None, expected: tuple[str, str]) -> None:
     assert verdict(judge_golden(GOLDEN, result(both=95, neither=5, **changes), stable)) == expected
+
+
+def sliced(*slices: tuple[str, int, int, int], compared: int | None = None) -> TaskResult:
+    """As good as stable on the whole."""
+    return result(both=1800, candidate=70, stable=60, neither=70, slices=slices, slices_compared=compared or len(slices))
+
+
+def test_a_gain_of_the_whole_hides_no_loss_on_a_slice() -> None:
+    found = judge_golden(GOLDEN, sliced(("writer=3", 200, 0, 40), ("writer=4", 1800, 70, 20)), "digits-old")
+    assert verdict(found) == ("Failed", "SliceAccuracyLow")
+    assert "writer=3 lost 0.2000" in found.message and "1 of 2 slices" in found.message
+    assert found.slices and [s.name for s in found.slices] == ["writer=3", "writer=4"]
+    assert found.slices[0].drop == 0.2 and found.slices[0].interval[0] > 0.01
+
+
+def test_a_slice_too_small_to_prove_anything_holds_nothing_up() -> None:
+    assert verdict(judge_golden(GOLDEN, sliced(("writer=3", 12, 0, 2)), "digits-old")) == ("Successful", "ProvenNotWorse")
+
+
+def test_a_loss_within_the_budget_is_none() -> None:
+    """Proven to be above 0, and not above maxDrop."""
+    found = judge_golden(GOLDEN.model_copy(update={"max_drop": 0.05}), sliced(("writer=3", 1000, 5, 40)), "digits-old")
+    assert verdict(found) == ("Successful", "ProvenNotWorse")
+    assert found.slices and 0 < found.slices[0].interval[0] < 0.05
+
+
+def test_the_more_slices_are_compared_the_more_it_takes_to_prove_one() -> None:
+    """Among a thousand slices some look bad by chance."""
+    one = ("writer=3", 100, 0, 8)
+    assert judge_golden(GOLDEN, sliced(one), "digits-old").reason == "SliceAccuracyLow"
+    assert judge_golden(GOLDEN, sliced(one, compared=1000), "digits-old").reason == "ProvenNotWorse"
+
+
+def test_what_the_whole_has_lost_is_told_first() -> None:
+    bad = result(both=1800, candidate=10, stable=150, neither=40, slices=(("writer=3", 200, 0, 100),), slices_compared=1)
+    found = judge_golden(GOLDEN, bad, "digits-old")
+    assert found.reason == "AccuracyLow" and found.slices
+
+
+def test_without_stable_there_is_nothing_to_compare_a_slice_with() -> None:
+    assert judge_golden(GOLDEN, result(both=95, neither=5, paired=None), None).slices is None

@@ -7,11 +7,10 @@ from typing import get_args
 
 import pytest
 
-from modelrollout.analysis.compare import difference_interval
+from modelrollout.analysis.compare import difference_interval, log_evidence, share_log_evidence
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Problem, ProblemKind
-from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, alpha_of, combine, default_metrics, metrics_of
-from modelrollout.api.v1alpha1 import Analysis, Counter, Metric, MetricStatus
+from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
 
 ERRORS = Metric(name="errors", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
@@ -20,7 +19,9 @@ QUERY = Metric(name="memory", query="x", min=1, max=10)
 
 
 def counter(bad: float, total: float) -> Counter:
-    return Counter(bad=bad, total=total)
+    """With looks that vary as those of independent requests do, a thousand of them."""
+    share = bad / total if total else 0.0
+    return Counter(bad=bad, total=total, spread=[total / 1000, bad / 1000, 1000.0, 1000 * share * (1 - share)])
 
 
 def judged(metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25) -> MetricStatus:
@@ -145,39 +146,46 @@ def test_the_status_holds_what_the_next_look_needs() -> None:
     assert MetricStatus.model_validate(status.wire()).canary == canary
 
 
-def _status(verdict: str, reason: str) -> MetricStatus:
-    return MetricStatus.model_validate({"name": "m", "verdict": verdict, "reason": reason, "message": f"{reason} happened"})
-
-
-def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
-    every = [_status("Successful", "A"), _status("Inconclusive", "B"), _status("Error", "C"), _status("Failed", "D")]
-    for kept, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
-        assert combine(every[:kept]).name == expected
-
-
-def test_all_that_decide_are_told() -> None:
-    verdict = combine([_status("Successful", "A"), _status("Failed", "B"), _status("Failed", "C")])
-    assert verdict == ("Failed", "B", "B happened; C happened")
-
-
-def test_nothing_measured_is_no_evidence() -> None:
-    assert combine([])[:2] == ("Inconclusive", "NoMetrics")
-
-
-def test_the_default_is_errors_and_latency_where_an_objective_is_known() -> None:
-    assert [m.name for m in default_metrics()] == ["errors"]
-    assert [(m.name, m.max_increase) for m in default_metrics("50ms")] == [("errors", 0.005), ("latency", 0.005)]
-    assert metrics_of(Analysis()) == default_metrics()
-    assert metrics_of(Analysis(metrics=[])) == []
-
-
-def test_metrics_judged_by_counts_share_one_budget() -> None:
-    assert alpha_of([ERRORS, ACCURACY, QUERY]) == FALSE_ALARM_BUDGET / 2
-    assert alpha_of([QUERY]) == alpha_of([]) == FALSE_ALARM_BUDGET
-
-
 def test_two_criteria_of_one_metric_share_its_budget() -> None:
     canary, stable = counter(20, 500), counter(100, 5000)
     both = judged(Metric(name="errors", max_increase=0.005, max=0.2), canary, stable)
     expected = difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.005)
     assert both.interval == [round(v, 6) for v in expected]
+
+
+# --- the evidence of a rollout
+
+
+def test_evidence_of_earlier_steps_completes_a_proof() -> None:
+    """Neither step proves it alone."""
+    canary, stable = counter(32, 1500), counter(60, 6000)
+    first = judged(ERRORS, canary, stable, 20, 50)
+    assert first.verdict == "Inconclusive" and first.log_evidence and 2 < first.log_evidence < 4.6
+    both = judge(ERRORS, canary, stable, None, None, 50, 100, 0.01, [first.log_evidence])
+    assert (both.verdict, both.log_evidence) == ("Failed", first.log_evidence)
+    assert "with the evidence of earlier steps" in both.message
+
+
+def test_good_steps_before_do_not_shield_a_bad_one() -> None:
+    assert judge(ERRORS, counter(60, 300), counter(20, 2000), None, None, 50, 100, 0.01, [-80.0, -80.0]).verdict == "Failed"
+
+
+def test_the_evidence_is_that_of_the_step_and_of_the_tolerance() -> None:
+    canary, stable = counter(20, 1000), counter(40, 4000)
+    assert judged(ERRORS, canary, stable).log_evidence == pytest.approx(log_evidence(20, 1000, 40, 4000, 0.0005), abs=0.05)
+    assert judged(Metric(name="errors", max=0.05), canary, stable).log_evidence == pytest.approx(share_log_evidence(20, 1000, 0.05), abs=0.05)
+    assert judged(ERRORS, None, stable).log_evidence is None
+    assert judged(ERRORS, canary, None).log_evidence is None
+
+
+def test_what_fails_together_counts_less() -> None:
+    canary, alone = counter(60, 2000), counter(80, 8000)
+    together = alone.model_copy(update={"spread": [80.0, 0.0, 100.0, 6 * 100 * 0.01 * 0.99]})
+    assert judged(ERRORS, canary, alone).verdict == "Failed"
+    assert judged(ERRORS, canary, together).verdict == "Inconclusive"
+
+
+def test_a_canary_that_fails_from_some_moment_on_is_no_cluster() -> None:
+    """Nothing failed in ten looks, then every second request of it."""
+    canary = counter(60, 2120).model_copy(update={"spread": [120.0, 60.0, 10.0, 0.25 * 200 * 120 / 320]})
+    assert judged(ERRORS, canary, counter(80, 8000)).verdict == "Failed"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modelrollout.analysis.judge import judge
+from modelrollout.analysis.look import Counts, counts_of
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.measure import Counts, counts_of, measure
+from modelrollout.analysis.providers.measure import measure
 from modelrollout.analysis.queries import Target
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 

@@ -260,3 +260,43 @@ async def test_threads_end_with_the_reader() -> None:
     for worker in workers:
         worker.join(5)
         assert not worker.is_alive()
+
+
+async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred rollouts and four workers: each look would wait for the same nothing."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        reader = PrometheusReader(PrometheusProvider(name="main", url=f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout_seconds=5.0))
+        tried: list[str] = []
+        real = reader._ask_now
+
+        def spy(query: str) -> Answer | Problem:
+            tried.append(query)
+            return real(query)
+
+        monkeypatch.setattr(reader, "_ask_now", spy)
+        for query in ("a", "b", "c"):
+            assert (await problem(reader)).kind == "ProviderUnreachable", query
+        assert len(tried) == 1
+        later = asyncio.get_running_loop().time() + 5.1
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: later)
+        assert (await problem(reader)).kind == "ProviderUnreachable"
+        assert len(tried) == 2
+        await reader.close()
+
+
+async def test_a_slow_query_is_its_authors_alone() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.query["query"] == "slow":
+            await asyncio.sleep(30)
+        return vector(({}, "1"))
+
+    async with reading(handler, timeout_seconds=0.3) as reader:
+        assert (await problem_of(reader, "slow")).kind == "ProviderTimeout"
+        assert isinstance(await one(reader, "quick"), Answer)
+
+
+async def problem_of(reader: PrometheusReader, query: str) -> Problem:
+    answer = await one(reader, query)
+    assert isinstance(answer, Problem), answer
+    return answer

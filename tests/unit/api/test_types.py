@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, ModelDeploymentStatus, same_version, seconds
+from modelrollout.rollout.steps import steps_of
 from tests.unit.rollout import builders as b
 
 
@@ -32,7 +33,7 @@ def test_every_duration_that_the_api_server_takes_has_a_length(text: str) -> Non
 
 def test_the_smallest_spec_is_enough() -> None:
     spec = ModelDeploymentSpec.model_validate({"model": {"uri": "s3://models/m.onnx"}, "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}})
-    assert spec.serving.replicas == 2 and [s.weight for s in spec.rollout.canary.steps] == [5, 25, 50]
+    assert spec.serving.replicas == 2 and [s.weight for s in steps_of(spec.rollout)] == [5, 25, 50]
     assert spec.rollout.on_failure == "Rollback" and spec.rollout.on_inconclusive == "Pause" and spec.optimization.steps == []
 
 

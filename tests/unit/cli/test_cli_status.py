@@ -87,7 +87,7 @@ def test_what_comes_next_in_a_canary(cli: Cli) -> None:
             {"phase": "Resolving", "rollout": rollout("Resolve", None, stages={})},
             ["digest of the source is being pinned", "57m49s", "the rollout fails"],
         ),
-        ({"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")}, ["the data plane is taking the revision up as stable"]),
+        ({"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")}, ["the revision is getting all traffic"]),
         (canary_status("Shifting"), ["the gateway is taking weight 25 % up"]),
         (
             canary_status("Paused", reason="ProgressDeadline", message="no data"),
@@ -269,3 +269,47 @@ class TestErrors:
     def test_connections_are_closed(self, cli: Cli, kube: FakeKube) -> None:
         cli("status", "digitz")
         assert kube.closed
+
+
+def step_status(**fields: Any) -> dict[str, Any]:
+    """In the second step, with a metric that waits for samples."""
+    found = canary_status()
+    found["rollout"]["step"]["metrics"][0]["needed"] = 19
+    found["rollout"]["step"] |= fields
+    return found
+
+
+def test_low_traffic_is_told_in_samples_and_time(cli: Cli, kube: FakeKube) -> None:
+    text = show(cli, kube, **step_status(measured=ago(seconds=3)))  # 31 labels in 62 s
+    line(text, "accuracy needs about 19 more samples, 38 s at the present rate of 0.5 a second")
+
+
+def test_nothing_measured_yet_is_told_too(cli: Cli, kube: FakeKube) -> None:
+    line(show(cli, kube, **step_status(metrics=[])), "nothing has been counted yet")
+
+
+def test_what_comes_without_proof_when_the_policy_says_so(cli: Cli, kube: FakeKube) -> None:
+    found = deployment(**canary_status())
+    found["spec"]["rollout"]["onInconclusive"] = "Promote"
+    kube.add(MODEL_DEPLOYMENT, found)
+    line(cli("status", "digits").stdout, "58m50s (progressDeadline)", "comes a pause without proof")
+
+
+def test_slices_and_dry_runs_are_shown_as_such(cli: Cli, kube: FakeKube) -> None:
+    found = canary_status()
+    found["rollout"]["step"]["metrics"] += [
+        {"name": "accuracy/night", "slice": "night", "verdict": "Inconclusive", "reason": "TooFewSamples", "canary": {"total": 3, "bad": 1}},
+        {"name": "try", "dryRun": True, "verdict": "Failed", "reason": "ValueTooHigh", "value": 3},
+    ]
+    text = show(cli, kube, **found)
+    line(text, "accuracy/night", "1 of 3", "Inconclusive")
+    line(text, "try", "Failed (dry run)")
+
+
+def test_the_slice_of_the_golden_data_that_lost_most_is_named(cli: Cli, kube: FakeKube) -> None:
+    found = canary_status()
+    found["rollout"]["evaluation"]["slices"] = [
+        {"name": "writer=3", "samples": 90, "drop": 0.031, "interval": [-0.01, 0.07]},
+        {"name": "writer=4", "samples": 80, "drop": -0.01, "interval": [-0.04, 0.02]},
+    ]
+    line(show(cli, kube, **found), "Evaluate", "worst slice writer=3: -0.031 on 90")

@@ -331,3 +331,60 @@ def test_every_command_explains_itself(cli: Cli) -> None:
         result = cli(command.callback.__name__, "--help")
         assert result.exit_code == 0
         assert command.callback.__doc__
+
+
+class TestPauseResumeFullRestart:
+    @pytest.mark.parametrize(
+        ("words", "annotation", "value"),
+        [
+            (["promote", "digits", "--full"], "promote-full", rf"2/4 {NONCE}"),
+            (["pause", "digits"], "pause", NONCE),
+        ],
+    )
+    def test_is_an_annotation_on_the_revision_in_flight(self, words: list[str], annotation: str, value: str, cli: Cli, kube: FakeKube) -> None:
+        result = cli(*words)
+        assert result.exit_code == 0, result.output
+        plural, name, key, said = asked(kube)
+        assert (plural, name, key) == ("modelrevisions", "digits-8d1b", f"modelrollout.dev/{annotation}")
+        assert re.fullmatch(value, said)
+
+    def test_resume_is_for_what_is_paused(self, cli: Cli, kube: FakeKube) -> None:
+        refused(cli("resume", "digits"), "nobody has paused digits-8d1b")
+        status = canary_status()
+        status["rollout"]["held"] = {"since": "2026-11-22T08:59:00.000Z", "by": "n"}
+        with_status(kube, **status)
+        refused(cli("pause", "digits"), "is paused already")
+        assert cli("resume", "digits").exit_code == 0
+        assert asked(kube)[2] == "modelrollout.dev/resume"
+        shown = cli("status", "digits").stdout
+        assert "somebody has paused it" in shown and "modelrollout resume digits" in shown
+
+    @pytest.mark.parametrize("verb", ["pause", "resume", "promote"])
+    def test_at_rest_there_is_nothing_to_hold(self, verb: str, cli: Cli, kube: FakeKube) -> None:
+        idle(kube)
+        refused(cli(verb, "digits"), f"nothing to {verb}", "is stable")
+
+    def test_restart_means_stable(self, cli: Cli, kube: FakeKube) -> None:
+        assert cli("restart", "digits").exit_code == 0
+        assert asked(kube)[:3] == ("modelrevisions", "digits-6c9f", "modelrollout.dev/restart")
+
+    def test_restart_needs_one(self, cli: Cli, kube: FakeKube) -> None:
+        with_status(kube, phase="Resolving", rollout=rollout("Resolve", None))
+        refused(cli("restart", "digits"), "no revision has become stable yet")
+
+    @pytest.mark.parametrize("verb", ["promote", "pause", "resume", "restart", "abort", "retry", "rollback"])
+    def test_each_explains_itself(self, verb: str, cli: Cli) -> None:
+        result = cli(verb, "--help")
+        assert result.exit_code == 0 and "--wait" in result.stdout
+
+    def test_a_bake_is_shown(self, cli: Cli, kube: FakeKube) -> None:
+        status = canary_status()
+        status["rollout"] |= {"stage": "Bake", "step": {"index": 4, "weight": 100, "phase": "Observing", "since": "2026-11-22T08:58:00.000Z"}}
+        status |= {"phase": "Baking", "step": "bake", "weight": 100}
+        found = deployment(**status)
+        found["spec"]["rollout"]["bake"] = "10m"
+        kube.add(MODEL_DEPLOYMENT, found)
+        shown = cli("status", "digits").stdout
+        assert "it stays in 8m unless it is proven worse, else digits-6c9f comes back" in shown
+        assert cli("promote", "digits").exit_code == 0 and asked(kube)[3].startswith("bake ")
+        refused(cli("promote", "digits", "--full"), "promote ends its bake")

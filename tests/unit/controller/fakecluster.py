@@ -13,6 +13,7 @@ from modelrollout.api import names
 from modelrollout.api.config import Images, OperatorConfig, Store
 from modelrollout.api.tasks import TASK_ENV, TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.controller.admission import Admission
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
@@ -25,10 +26,12 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD,
     POD_DISRUPTION_BUDGET,
+    ROLLOUT_POLICY,
     SERVICE,
     AlreadyExists,
     Conflict,
     KubeError,
+    Listing,
     NotFound,
     Object,
     Resource,
@@ -37,7 +40,7 @@ from modelrollout.rollout.facts import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
-WATCHED = (MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
     artifacts=Store(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
@@ -74,6 +77,23 @@ class Cluster:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         return self._answer(self._begin("get", resource, namespace, name))
 
+    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+        self.requests.append(f"list {resource.kind}")
+        self.before("list", resource, "")
+        key, _, value = label_selector.partition("=")
+        found = [
+            o
+            for i, o in self.objects.items()
+            if i[0] == resource and namespace in (None, i[1]) and (not key or (o["metadata"].get("labels") or {}).get(key) == value)
+        ]
+        return Listing(found, str(self._version))
+
+    async def replace(self, resource: Resource, obj: Object) -> Object:
+        i = self._begin("replace", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
+        if self.objects[i]["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+            raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
+        return self._answer(self._put(i, copy.deepcopy(obj)))
+
     async def has_kind(self, resource: Resource, ttl: float = 60.0) -> bool:
         return resource.kind in self.kinds
 
@@ -99,7 +119,7 @@ class Cluster:
         return self._answer(self._put(i, _defaulted(merged) | ({"status": live["status"]} if "status" in live else {})))
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
-        i = self._begin("status", resource, obj["metadata"]["namespace"], obj["metadata"]["name"])
+        i = self._begin("status", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
         live = self.objects[i]
         if live["metadata"]["resourceVersion"] != obj["metadata"]["resourceVersion"]:
             raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
@@ -186,6 +206,20 @@ class Cluster:
         obj = {"apiVersion": resource.api_version, "kind": resource.kind} | obj
         obj["metadata"] = {"namespace": KEY[0]} | obj["metadata"]
         return self._create((resource, obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
+
+    def policy(self, name: str, **spec: Any) -> Object:
+        """A platform team applies a RolloutPolicy."""
+        i = (ROLLOUT_POLICY, "", name)
+        if i in self.objects:
+            return self._put(i, copy.deepcopy(self.objects[i]) | {"spec": spec})
+        return self._create(i, {"apiVersion": names.API_VERSION, "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec})
+
+    def remove_policy(self, name: str) -> None:
+        """It is deleted."""
+        gone = copy.deepcopy(self.objects.pop((ROLLOUT_POLICY, "", name)))
+        self._version += 1
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self._tell(ROLLOUT_POLICY, "DELETED", gone)
 
     def remove(self, resource: Resource, name: str) -> None:
         """Delete an object; the garbage collector follows."""
@@ -276,14 +310,27 @@ class Operator:
             for o in cluster.all(resource).values():
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
-        self.reconciler = Reconciler(cluster, self.store, config, self, self, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
+        self.woken: list[tuple[str, str]] = []
+        admission = Admission(
+            cluster,  # type: ignore[arg-type]
+            self.store,
+            config,
+            "operators",
+            lambda key, _: self.woken.append(key),
+            lambda: cluster.now,
+            lambda: cluster.now.timestamp(),
+        )
+        self.admission = admission
+        self.reconciler = Reconciler(cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
+        if resource not in WATCHED:
+            return
         if self.deaf:
             self._missed.append((resource, event, obj))
             return
         unlabelled = names.LABEL_NAME not in (obj["metadata"].get("labels") or {})
-        if resource not in (MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
+        if resource not in (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
             if self.store.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"]) is None:
                 return
             event = "DELETED"  # what loses the label leaves the watch

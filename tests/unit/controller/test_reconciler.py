@@ -12,6 +12,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
+from modelrollout.controller.act import NotLeading
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -188,6 +189,28 @@ def test_what_others_add_to_metadata_is_left_alone(resource: Resource) -> None:
         name = V1 if resource == DEPLOYMENT else "digits"
         cluster.change(resource, name, lambda o: o["metadata"]["labels"].update({"team": "vision"}))
         assert await operator.once() is None and cluster.requests == []
+
+    run(main())
+
+
+def test_a_pass_that_loses_the_lease_under_way_writes_nothing_more() -> None:
+    """A process that is stopped between two writes goes on long after another leads."""
+
+    async def main() -> None:
+        cluster, operator = await serving()
+        for resource in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE):
+            for name in list(cluster.all(resource)):
+                cluster.remove(resource, name)
+        await operator.once()  # says in status that no pod is ready
+        cluster.requests.clear()
+
+        def lost(verb: str, resource: Resource, name: str) -> None:
+            operator.leads = False
+
+        cluster.before = lost
+        with pytest.raises(NotLeading):
+            await operator.once()
+        assert len(cluster.requests) == 1
 
     run(main())
 

@@ -13,6 +13,7 @@ from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.tasks import EvaluateTask, ExitCode, TaskResult
 from modelrollout.evaluator import golden
 from modelrollout.evaluator.golden import percentile_ms
+from modelrollout.jobs import frame
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
@@ -117,6 +118,32 @@ def test_paired_with_stable(setting: Setting) -> None:
     assert result.paired.only_baseline_right > 5
     assert result.stable_accuracy == pytest.approx(stable.mean())
     assert result.drop_interval == drop_interval(N, result.paired.only_baseline_right, result.paired.only_candidate_right)
+
+
+def test_slices_are_compared_and_the_worst_told(setting: Setting, store: ObjectStore) -> None:
+    setting.candidate.model = wrong_where_positive
+    setting.with_stable(right)
+    x, _ = samples(N)
+    sign = np.where(x[:, 0] > 0, "positive", "negative")
+    store.objects["/data/golden-sliced.npz"] = labelled(N, sign=sign, half=np.arange(N) % 2)
+    result = setting.evaluate(data=dataset(store.s3("data/golden-sliced.npz"), slices=("sign", "half")))
+    assert result.paired is not None and result.slices_compared == 4
+    assert {s.name for s in result.slices} == {"sign=positive", "sign=negative", "half=0", "half=1"}
+    worst = result.slices[0]
+    assert (worst.name, worst.n) == ("sign=positive", int((sign == "positive").sum()))
+    assert worst.only_baseline_right == result.paired.only_baseline_right
+    assert TaskResult.model_validate_json(frame.encode(result)) == result
+
+
+def test_very_many_slices_leave_room_for_the_result(setting: Setting, store: ObjectStore) -> None:
+    """The termination message has 2 KiB; a result that does not fit loses everything."""
+    setting.with_stable(right)
+    many = {f"名前の長い配列その{i}": np.array([f"とても長い値{j % 30}" for j in range(N)]) for i in range(16)}
+    store.objects["/data/golden-many.npz"] = labelled(N, **many)
+    result = setting.evaluate(data=dataset(store.s3("data/golden-many.npz"), slices=tuple(many)))
+    assert result.slices_compared == 16 * 30 and 0 < len(result.slices) <= golden.SLICES
+    told = TaskResult.model_validate_json(frame.encode(result))
+    assert (told.paired, told.slices) == (result.paired, result.slices)
 
 
 def test_every_sample_is_counted_once_however_often_it_is_asked(setting: Setting) -> None:

@@ -107,7 +107,7 @@ def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     before = {"input_hash": input_hash(snapshot(spec(version))), "generation": 1, "since": ago(10), "started": ago(60)}
     named = {} if stage == "Resolve" else {"sha256": sha(version), "revision": revision_name(version), "number": version}
     made = RolloutStatus.model_validate({"stage": stage, **before, **named})
-    if stage in ("Provision", "Evaluate", "Canary", "Promote", "Revert"):
+    if stage in ("Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert"):
         made = made.model_copy(update={"artifact": artifact(version)})
     return made.model_copy(update=changes)
 
@@ -131,7 +131,10 @@ def snapshot(wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | 
 def second(stage: str, *, wanted: ModelDeploymentSpec | None = None, changes: Mapping[str, Any] | None = None, **facts: Any) -> Snapshot:
     """The usual case: version 1 is stable, a rollout of version 2 is in ``stage``, all pods are ready, the route is taken up."""
     state = status(1, rollout=rollout(stage, 2, **(changes or {})))
-    revisions = (revision(1, "Stable"), revision(2, "Canary" if stage == "Canary" else "Pending", prepared=stage not in ("Resolve", "Prepare")))
+    revisions = (
+        revision(1, "Stable"),
+        revision(2, "Canary" if stage in ("Canary", "Bake") else "Pending", prepared=stage not in ("Resolve", "Prepare")),
+    )
     usual = {
         "revisions": revisions if stage != "Resolve" else revisions[:1],
         "servers": {revision_name(1): ready(), revision_name(2): ready()},

@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import RevisionRef, StepEvidence
+from modelrollout.api.v1alpha1 import Draining, StepEvidence
 from modelrollout.rollout.desired import desired, human_bytes, replicas, revision_status, service_selector, share_replicas, split
-from modelrollout.rollout.facts import Server, Snapshot
+from modelrollout.rollout.facts import Desired, Server, Snapshot
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 PLAIN = b.spec(2, gateway=False, replicas=4, steps=[{"weight": 20}, {"weight": 50}])
+
+
+def replicas_of(s: Snapshot) -> dict[str, int]:
+    return replicas(s, b.START)
+
+
+def desired_by(s: Snapshot) -> Desired:
+    return desired(s, b.START)
 
 
 def pods(v1: tuple[int, int] = (2, 2), v2: tuple[int, int] = (2, 2)) -> dict[str, Server]:
@@ -44,7 +52,7 @@ def test_a_first_pause_is_without_traffic() -> None:
 
 def test_nothing_serves_nothing_is_split() -> None:
     s = b.snapshot(b.spec(1), b.status(None, rollout=b.rollout("Prepare", 1)), revisions=(b.revision(1, prepared=False),))
-    children = desired(s)
+    children = desired_by(s)
     assert (children.split, children.selector, children.budget, dict(children.servers)) == ((), None, None, {})
 
 
@@ -52,29 +60,29 @@ def test_nothing_serves_nothing_is_split() -> None:
 
 
 def test_a_candidate_gets_pods_when_it_is_prepared_and_loses_them_when_it_failed() -> None:
-    assert replicas(b.second("Prepare")) == {V1: 2}
-    assert replicas(b.second("Provision")) == {V1: 2, V2: 2}
-    assert replicas(b.second("Failed", changes={"outcome": "Rejected", "reason": "x"})) == {V1: 2}
+    assert replicas_of(b.second("Prepare")) == {V1: 2}
+    assert replicas_of(b.second("Provision")) == {V1: 2, V2: 2}
+    assert replicas_of(b.second("Failed", changes={"outcome": "Rejected", "reason": "x"})) == {V1: 2}
 
 
 def test_a_candidate_is_never_scaled_to_zero() -> None:
-    assert replicas(b.second("Provision", wanted=b.spec(2, replicas=0))) == {V1: 0, V2: 1}
+    assert replicas_of(b.second("Provision", wanted=b.spec(2, replicas=0))) == {V1: 0, V2: 1}
 
 
 def test_stable_is_not_scaled_down_while_traffic_is_divided() -> None:
     """An autoscaler looks at stable's pods, which see only a part of the load; after a rollback they have to carry all of it again."""
     down = b.spec(2, replicas=1, steps=b.STEPS)
-    assert replicas(b.in_canary(wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 4, V2: 4}
-    assert replicas(b.second("Revert", wanted=down, servers=pods((4, 4), (4, 4)), changes={"outcome": "RolledBack", "reason": "x"}))[V1] == 4
-    assert replicas(b.second("Provision", wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 1, V2: 1}
+    assert replicas_of(b.in_canary(wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 4, V2: 4}
+    assert replicas_of(b.second("Revert", wanted=down, servers=pods((4, 4), (4, 4)), changes={"outcome": "RolledBack", "reason": "x"}))[V1] == 4
+    assert replicas_of(b.second("Provision", wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 1, V2: 1}
     up = b.spec(2, replicas=6, steps=b.STEPS)
-    assert replicas(b.in_canary(wanted=up, servers=pods((4, 4), (4, 4)))) == {V1: 6, V2: 6}
+    assert replicas_of(b.in_canary(wanted=up, servers=pods((4, 4), (4, 4)))) == {V1: 6, V2: 6}
 
 
 def test_what_has_just_lost_its_traffic_keeps_the_pods_it_has() -> None:
     s = b.second("Failed", changes={"outcome": "RolledBack", "reason": "x"}, servers=pods((4, 4), (1, 1)), wanted=b.spec(2, replicas=4))
-    retiring = replace(s, status=s.status.model_copy(update={"retiring": RevisionRef(revision=V2, number=2, since=b.ago(1))}))
-    assert replicas(retiring) == {V1: 4, V2: 1}
+    retiring = replace(s, status=s.status.model_copy(update={"draining": [Draining(revision=V2, number=2, until=b.ago(-1))]}))
+    assert replicas_of(retiring) == {V1: 4, V2: 1}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,7 @@ def plain(stage: str = "Canary", **facts: Any) -> Snapshot:
 
 
 def test_replica_weighted_canary() -> None:
-    assert replicas(plain()) == {V1: 4, V2: 1}
+    assert replicas_of(plain()) == {V1: 4, V2: 1}
     assert service_selector(plain()) == "*"
 
 
@@ -103,13 +111,13 @@ def test_without_a_ready_canary_pod_the_service_is_stables() -> None:
 
 def test_before_and_after_the_canary_the_service_is_stables() -> None:
     assert service_selector(plain("Evaluate")) == service_selector(plain("Revert")) == V1
-    assert replicas(plain("Revert")) == {V1: 4, V2: 1}, "a canary that goes back is not scaled up first"
+    assert replicas_of(plain("Revert")) == {V1: 4, V2: 1}, "a canary that goes back is not scaled up first"
 
 
 def test_at_promotion_stable_helps_until_the_new_pods_can_carry_everything() -> None:
     assert service_selector(plain("Promote", servers=pods((4, 4), (4, 2)))) == "*"
     assert service_selector(plain("Promote", servers=pods((4, 4), (4, 4)))) == V2
-    assert replicas(plain("Promote", servers=pods((4, 4), (4, 2)))) == {V1: 4, V2: 4}
+    assert replicas_of(plain("Promote", servers=pods((4, 4), (4, 2)))) == {V1: 4, V2: 4}
 
 
 def test_with_a_gateway_the_service_is_always_one_revision() -> None:
@@ -121,7 +129,7 @@ def test_with_a_gateway_the_service_is_always_one_revision() -> None:
 
 
 def test_the_disruption_budget_is_stables() -> None:
-    assert desired(b.in_canary()).budget == V1 == desired(b.second("Promote")).budget
+    assert desired_by(b.in_canary()).budget == V1 == desired_by(b.second("Promote")).budget
 
 
 # --- what stands in revisions
@@ -180,7 +188,7 @@ def history(limit: int, *outcomes: str) -> tuple[str, ...]:
     """Names of what is forgotten of revisions 2, 3, ... with these outcomes; 1 is stable."""
     others = tuple(replace(b.revision(1, outcome), name=f"r{i}", number=i) for i, outcome in enumerate(outcomes, start=2))
     s = b.snapshot(b.spec(1, revisionHistoryLimit=limit), b.status(1), revisions=(b.revision(1, "Stable"), *others))
-    return desired(s).forget
+    return desired_by(s).forget
 
 
 def test_the_oldest_go_beyond_the_limit() -> None:
@@ -193,7 +201,7 @@ def test_bad_versions_do_not_push_out_what_can_be_rolled_back_to() -> None:
 
 
 def test_what_is_needed_is_never_forgotten() -> None:
-    state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step()), retiring=RevisionRef(revision="r3", number=3, since=b.ago(1)))
+    state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step()), draining=[Draining(revision="r3", number=3, until=b.ago(-1))])
     revisions = (b.revision(1, "Stable"), b.revision(2), replace(b.revision(3, "Aborted"), name="r3"), replace(b.revision(4, "Aborted"), name="r4"))
     s = b.snapshot(b.spec(2, revisionHistoryLimit=1), state, revisions=(*revisions, replace(b.revision(5, "Aborted"), name="r5")))
-    assert desired(s).forget == ("r4",)
+    assert desired_by(s).forget == ("r4",)

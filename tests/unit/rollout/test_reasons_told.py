@@ -20,7 +20,9 @@ NO_REASONS = {
     *("PodScheduled", "ResolvedRefs"),  # conditions of others
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
-    "StaleRead",  # of a Conflict that is only tried again
+    *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
+    "OnTime",  # in the timeline of modelrollout analyze
+    *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
 }
 
 
@@ -40,5 +42,5 @@ def test_every_reason_is_explained() -> None:
 def test_nothing_is_explained_that_is_never_given() -> None:
     text = "".join(source.read_text() for source in SOURCES)
     told = {word for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()) if REASON.fullmatch(word)}
-    known = {"onInconclusive", "progressDeadline"}
+    known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay"}
     assert {word for word in told - known if f'"{word}"' not in text} == set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Revision, Snapshot, Split, Verb
 from modelrollout.rollout.rebuild import sound
@@ -131,6 +131,28 @@ def test_times_of_references_are_not_worth_losing_them() -> None:
 
 def test_handled_verbs_of_another_form_are_dropped() -> None:
     assert sound(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [f"promote:{V2}:n1"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"since": "?"},
+        {"canary": Counter(last={"g": [1.0]})},
+        {"stable": Counter(last={"g": [1.0, 2.0, 3.0, 4.0]})},
+        {"canary": Counter(last={"#1": [1.0, 2.0, 3.0]})},
+    ],
+)
+def test_a_damaged_measurement_is_made_anew_and_the_rollout_goes_on(fields: dict[str, Any]) -> None:
+    bad = MetricStatus.model_validate({"name": "errors", "verdict": "Inconclusive", "reason": "x"} | fields)
+    kept = sound(damaged(step=b.step(metrics=[bad]))).rollout
+    assert kept and kept.step == b.step(metrics=[])
+
+
+def test_a_sound_measurement_is_kept() -> None:
+    counter = Counter(last={"g": [1.0, 0.0, 5.0], "#1": [1.0, 0.0, 5.0, 77.0]})
+    good = MetricStatus(name="errors", verdict="Error", reason="x", since=b.ago(5), canary=counter)
+    status = damaged(step=b.step(metrics=[good]))
+    assert sound(status) is status
 
 
 @pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
+from modelrollout.analysis.effective import MAX_METRICS
+from modelrollout.analysis.processes import FOLLOWED, GROUPS
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.facts import Assessment, Problem, Server, Snapshot, Traffic, stamp
@@ -237,3 +239,161 @@ def test_a_canary_is_judged_during_a_pause_too() -> None:
     s = b.in_canary(wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=found)
     to = b.moved(decide(s, b.START))
     assert to.step and to.step.metrics == [metric("Inconclusive", 0)] and to.reason == "PauseStep"
+
+
+# --- no verdict: errors that last, evidence that comes too late, and a policy that goes on all the same
+
+
+def trouble(seconds_ago: float, **fields: Any) -> Assessment:
+    """A metric that has been in Error for so long."""
+    metric = MetricStatus(name="errors", verdict="Error", reason="ProviderTimeout", since=b.ago(seconds_ago), **fields)
+    return Assessment("Error", "ProviderTimeout", "slow", (metric,))
+
+
+def limited(**more: Any) -> Any:
+    return policy(analysis={"errorLimit": "2m"}, **more)
+
+
+def test_errors_that_last_end_the_step_before_its_deadline() -> None:
+    early = decide(b.in_canary(wanted=limited(), assessment=trouble(119)), b.START)
+    assert b.moved(early).step and early.status.phase == "Canary"
+    to = b.moved(decide(b.in_canary(wanted=limited(), assessment=trouble(120)), b.START))
+    assert to.step and (to.step.phase, to.reason, to.history[-1].reason) == ("Paused", "Inconclusive", "ProviderTimeout")
+    assert "errorLimit 2m" in (to.message or "")
+    back = b.moved(decide(b.in_canary(wanted=limited(onInconclusive="Rollback"), assessment=trouble(120)), b.START))
+    assert (back.stage, back.reason) == ("Revert", "ProviderTimeout")
+
+
+def test_without_a_limit_errors_hold_until_the_deadline() -> None:
+    assert decide(b.in_canary(wanted=policy(), assessment=trouble(500)), b.START).status.phase == "Canary"
+
+
+@pytest.mark.parametrize("fields", [{"dry_run": True}, {"slice": "night"}])
+def test_what_does_not_decide_does_not_end_a_step_by_its_errors(fields: dict[str, Any]) -> None:
+    young = MetricStatus(name="other", verdict="Error", reason="ProviderTimeout", since=b.ago(1))
+    found = replace(trouble(500, **fields), metrics=(*trouble(500, **fields).metrics, young))
+    assert decide(b.in_canary(wanted=limited(), assessment=found), b.START).status.phase == "Canary"
+
+
+def test_when_trouble_began_is_written_at_once() -> None:
+    """Else the operator that is restarted would wait anew."""
+    pending = MetricStatus(name="memory", verdict="Inconclusive", reason="BeyondLimits", since=b.ago(0))
+    at_step = b.step(metrics=[pending.model_copy(update={"since": None, "reason": "WithinLimits"})], measured=b.ago(1))
+    s = b.in_canary(at_step=at_step, assessment=Assessment("Inconclusive", "BeyondLimits", "", (pending,)))
+    to = b.moved(decide(s, b.START))
+    assert to.step and to.step.metrics == [pending]
+
+
+def slow(total: float, needed: int, observed: float = 300, **step: Any) -> Snapshot:
+    """So many samples have come in ``observed`` seconds, and so many are missing; progressDeadline is 10 minutes."""
+    metric = MetricStatus(name="errors", verdict="Inconclusive", reason="NotYetProven", canary=Counter(total=total), needed=needed)
+    at_step = b.step(since=b.ago(observed), observed_since=b.ago(observed), metrics=[metric], measured=b.ago(1), **step)
+    found = Assessment("Inconclusive", "NotYetProven", "about so many more", (metric,))
+    return b.in_canary(wanted=policy(), at_step=at_step, assessment=found)
+
+
+def test_a_deadline_that_cannot_be_met_is_said_at_once_and_once() -> None:
+    s = slow(300, 1000)  # one a second; 1000 s are needed and 300 are left
+    plan = decide(s, b.START)
+    to = b.moved(plan)
+    assert to.reason == "DeadlineUnreachable" and "1000 more samples" in (to.message or "") and "1.0 a second" in (to.message or "")
+    assert to.step and to.step.phase == "Observing", "it goes on: traffic may come"
+    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "DeadlineUnreachable")]
+    assert plan.status.verdict == "DeadlineUnreachable"
+    again = decide(replace(s, status=plan.status), b.START)
+    assert again.desired is not None and not again.events and again.requeue_after == 5.0
+    later = decide(replace(s, status=plan.status), b.at(70))  # the minute's write
+    assert b.moved(later).reason == "DeadlineUnreachable" and not later.events
+
+
+@pytest.mark.parametrize(("total", "needed", "observed"), [(300, 290, 300), (300, 350, 300), (2, 1000, 50), (300, 0, 300)])
+def test_it_is_not_said_while_the_rate_may_suffice_or_is_hardly_known(total: float, needed: int, observed: float) -> None:
+    assert decide(slow(total, needed, observed), b.START).status.verdict == "in progress"
+
+
+def test_it_is_taken_back_when_the_rate_suffices_and_does_not_waver() -> None:
+    told = decide(slow(300, 1000), b.START).status
+    almost = decide(replace(slow(300, 350), status=told), b.START)
+    assert almost.status.verdict == "DeadlineUnreachable", "between the two limits what was said stands"
+    enough = decide(replace(slow(300, 250), status=told), b.START)
+    assert enough.status.verdict == "in progress" and not enough.events
+
+
+def test_no_sample_at_all_is_a_rate_too() -> None:
+    """As if the first came now."""
+    assert decide(slow(0, 50), b.START).status.verdict == "DeadlineUnreachable"
+
+
+PROMOTE = {"onInconclusive": "Promote"}
+
+
+def test_the_policy_may_go_on_without_proof_and_is_named() -> None:
+    plan = decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Error")), b.at(591))
+    to = b.moved(plan)
+    assert to.step and (to.step.weight, to.step.override) == (25, "onInconclusive Promote at 1/3")
+    assert [(e.weight, e.verdict, e.reason) for e in to.history] == [(5, "Inconclusive", "PromotedByPolicy")]
+    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "PromotedByPolicy")] and "ProviderUnreachable" in plan.events[0].message
+
+
+def test_going_on_without_proof_leads_to_promotion_after_the_last_step() -> None:
+    to = b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), at_step=b.step(2, 50), assessment=b.judged("Inconclusive")), b.at(591)))
+    assert (to.stage, to.history[-1].reason) == ("Promote", "PromotedByPolicy")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"servers": NOT_READY},
+        {"at_step": b.step(phase="Shifting"), "traffic": Traffic(False, "not accepted yet")},
+    ],
+    ids=["pods", "route"],
+)
+def test_a_canary_without_traffic_is_never_promoted_for_want_of_a_verdict(facts: dict[str, Any]) -> None:
+    to = b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Error"), **facts), b.at(591)))
+    assert to.step and (to.stage, to.step.phase, to.step.weight) == ("Canary", "Paused", 5)
+
+
+def test_a_regression_is_no_want_of_a_verdict() -> None:
+    assert b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Failed")), b.at(591))).stage == "Revert"
+
+
+# --- room
+
+
+def test_status_stays_small_however_much_is_measured() -> None:
+    """32 KiB: gateways by the hundred, every metric and slice there may be, and messages without end."""
+    many = Counter(total=1e9, bad=1e6, last={f"10.42.100.{i}:9100/http": [1e9, 1e6, 1763812345.123] for i in range(FOLLOWED + GROUPS)}, scraped=1.7e9)
+    one = Counter(total=1e9, bad=1e6, last={"10.42.100.1:8080": [1e9, 1e6, 1763812345.123]}, scraped=1.7e9)
+    fields: dict[str, Any] = {"verdict": "Error", "reason": "NotABucketBound", "message": "m" * 5000, "interval": [-0.123456, 0.123456], "value": 1.0}
+    metrics = [MetricStatus(name=n, canary=many, stable=many, **fields) for n in ("errors", "latency")]
+    metrics += [MetricStatus(name=f"accuracy/{'s' * 60}{i}", slice=f"{'s' * 60}{i}", canary=one, stable=one, **fields) for i in range(16)]
+    metrics += [MetricStatus(name=f"q{i}", **fields) for i in range(MAX_METRICS - 3)]
+    found = Assessment("Error", "NotABucketBound", "m" * 5000, tuple(metrics))
+    to = b.moved(decide(b.in_canary(assessment=found), b.START))
+    assert to.step and len(to.step.model_dump_json(by_alias=True, exclude_none=True)) < 30 * 1024
+
+
+def test_the_history_keeps_what_later_steps_build_on_longest() -> None:
+    """32 steps with 19 metrics and slices each: the last ones whole, some before them as evidence, all of them as verdicts."""
+    metrics = [
+        MetricStatus(name=f"accuracy/{i}", verdict="Successful", reason="ProvenNotWorse", message="m" * 300, log_evidence=-1.5) for i in range(19)
+    ]
+    past = [StepEvidence(index=i, weight=i + 1, verdict="Successful", reason="x", seconds=1, metrics=metrics) for i in range(31)]
+    s = b.second("Canary", changes={"step": b.step(0, 5, metrics=metrics), "history": past})
+    kept = b.moved(decide(replace(s, assessment=Assessment("Successful", "x", "", tuple(metrics))), b.START)).history
+    assert len(kept) == 32
+    whole, bare, empty = ([e for e in kept if size(e)] for size in (_whole, _carried, _empty))
+    assert whole and bare and empty and kept == [*empty, *bare, *whole]
+    assert sum(len(e.model_dump_json(by_alias=True, exclude_none=True)) for e in kept) < 16 * 1024
+
+
+def _whole(e: StepEvidence) -> bool:
+    return any(m.message for m in e.metrics)
+
+
+def _carried(e: StepEvidence) -> bool:
+    return bool(e.metrics) and not _whole(e)
+
+
+def _empty(e: StepEvidence) -> bool:
+    return not e.metrics

@@ -23,13 +23,13 @@ def test_the_new_revision_is_stable_once_the_data_plane_has_it() -> None:
 
 def test_the_former_stable_keeps_its_pods_until_its_traffic_has_surely_gone() -> None:
     after = decide(b.second("Promote"), b.START).status
-    assert after.retiring and after.retiring.revision == V1
+    assert [(d.revision, d.until) for d in after.draining] == [(V1, b.ago(-3))]
     s = b.second("Promote")
     kept = b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN)
     early = b.children(kept, b.at(2.9))
     assert early.servers == {V2: 2, V1: 2} and early.split == ((V2, 100),)
-    gone = decide(kept, b.at(3.1)).status
-    assert gone.retiring is None
+    late = decide(kept, b.at(3.1))
+    assert late.status == after and late.desired and late.desired.servers == {V2: 2} and late.requeue_after is None, "the clock ends it, no write"
 
 
 def test_the_wait_for_retiring_has_a_time() -> None:
@@ -51,7 +51,7 @@ def test_the_first_version_becomes_stable() -> None:
     s = b.snapshot(b.spec(1), state, revisions=(b.revision(1),), servers={V1: b.ready()}, traffic=b.TAKEN)
     assert split(s) == ((V1, 100),)
     plan = decide(s, b.START)
-    assert b.moved(plan).outcome == "Stable" and plan.status.retiring is None
+    assert b.moved(plan).outcome == "Stable" and plan.status.draining == []
 
 
 def test_a_rollback_by_hand_ends_stable() -> None:
@@ -73,7 +73,7 @@ def test_a_rollback_ends_only_when_stable_has_all_traffic() -> None:
     plan = decide(b.second("Revert", changes=REVERTED), b.START)
     to = b.moved(plan)
     assert (to.stage, to.outcome, to.reason, to.message, to.step) == ("Failed", "RolledBack", "AccuracyLow", "proven worse", None)
-    assert plan.status.retiring and plan.status.retiring.revision == V2
+    assert [d.revision for d in plan.status.draining] == [V2]
 
 
 def test_a_rollback_waits_as_long_as_it_takes() -> None:

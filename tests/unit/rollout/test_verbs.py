@@ -56,12 +56,12 @@ def test_promote_of_another_step_than_the_present_one_is_refused(step: str | Non
 
 
 def test_promote_of_another_revision_is_refused() -> None:
-    assert "is not in a canary step" in refusal(b.in_canary(verbs=(promote(revision=V1),)))
+    assert "is not in a step of a trial" in refusal(b.in_canary(verbs=(promote(revision=V1),)))
 
 
 @pytest.mark.parametrize("stage", ["Prepare", "Provision", "Evaluate", "Promote"])
 def test_only_canary_steps_are_promoted(stage: str) -> None:
-    assert "is not in a canary step" in refusal(b.second(stage, verbs=(promote(),)))
+    assert "is not in a step of a trial" in refusal(b.second(stage, verbs=(promote(),)))
 
 
 # --- each verb is carried out once

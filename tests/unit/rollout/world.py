@@ -14,9 +14,10 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus, RolloutStatus, VerdictName
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus, RolloutStatus, VerdictName, seconds
+from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import replicas, service_selector, split, stage_job
+from modelrollout.rollout.desired import carriers, has_pods_for, matched, measured, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import (
     QUARANTINED,
     Assessment,
@@ -25,13 +26,18 @@ from modelrollout.rollout.facts import (
     Problem,
     Revision,
     Server,
+    Slot,
     Snapshot,
     Split,
     Verb,
     Work,
+    carrier,
     in_flight,
+    still_draining,
 )
-from modelrollout.traffic.router import GatewayRouter, Router, ServiceRouter
+from modelrollout.rollout.policy import NO_RULES, Rules, frozen
+from modelrollout.rollout.stages.move import GRACE_SECONDS
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
 from tests.unit.rollout import builders
 
 SETTLE = 3.0
@@ -51,6 +57,7 @@ class Pods:
     asked: int
     ready: int = 0
     problem: Problem | None = None
+    restarted: str | None = None
 
 
 @dataclass
@@ -68,14 +75,21 @@ class World:
     servers: dict[str, Pods] = field(default_factory=dict)
     route: Split | None = None
     route_version: int = 0
+    matched: tuple[str, str] | None = None  # requests with this header (as JSON) go to that revision
     accepted: bool = False
     arriving: tuple[datetime, Split] | None = None  # accepted by the gateway, not yet in all its processes
-    plane: Split = ()  # what the gateway's processes do now
+    plane: Split = ()  # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    preview: str | None = None  # the preview's route and Service lead there
+    preview_version: int = 0
+    preview_accepted: bool = False
+    looking_since: datetime | None = None
     service: str | None = None
     verbs: dict[tuple[str, str], Verb] = field(default_factory=dict)
     verdict: VerdictName | None = None
     golden_verdict: VerdictName = "Successful"
     refusal: Problem | None = None
+    rules: Rules = NO_RULES
+    slot: bool = True  # whether the rollout that waits is given its slot
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -97,38 +111,53 @@ class World:
             spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
-            servers={name: Server(p.asked, p.ready, p.problem, p.asked) for name, p in self.servers.items()},
+            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted) for name, p in self.servers.items()},
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
             refusal=self.refusal,
+            looking_since=self.looking_since,
+            rules=self.rules,
+            slots=tuple(Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits),
             live_split=self.route or (((self.service, 100),) if self.service not in (None, "*") else ()),
         )
         if self.spec is None:
-            return s
+            stable = s.status.stable.revision if s.status.stable else None
+            kept: Router = KeptRoutes(builders.NAME, self._objects()) if self.route is not None else ServiceRouter(s.name, {}, stable)
+            return replace(s, traffic=kept.taken_up(split(s), self._objects(), s.servers))
         job = stage_job(s.status, s)
         s = replace(s, work=self.jobs.get(job[1], Work()) if job else Work())
         if s.status.rollout and s.status.rollout.stage == "Evaluate" and s.work.state == "Succeeded" and s.work.result:
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
-        router: Router = GatewayRouter(self.spec.traffic) if s.gateway else ServiceRouter(s.name, replicas(s), service_selector(s))
+        router: Router = (
+            GatewayRouter(s.name, self.spec.traffic, self.spec.rollout, matched(s), preview(s))
+            if s.gateway
+            else ServiceRouter(s.name, carriers(s), service_selector(s))
+        )
         s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
-        rollout = s.status.rollout
-        if rollout is not None and rollout.stage == "Canary" and rollout.step and (rollout.step.phase != "Shifting" or s.traffic.taken_up):
-            s = replace(s, assessment=self._assessment())
-        return s
+        return replace(s, assessment=self._assessment()) if measured(s) else s
 
     def _assessment(self) -> Assessment | None:
         return builders.judged(self.verdict) if self.verdict else None
 
     def _objects(self) -> dict[tuple[str, str], dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
-        if self.route is not None:
-            conditions = [{"type": t, "status": "True", "observedGeneration": self.route_version} for t in ("Accepted", "ResolvedRefs")]
-            found["HTTPRoute", builders.NAME] = {
-                "metadata": {"generation": self.route_version},
-                "spec": {"rules": [{"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}]},
-                "status": {"parents": [{"conditions": conditions if self.accepted else []}]},
+
+        def route(name: str, rules: list[dict[str, Any]], version: int, accepted: bool) -> None:
+            conditions = [{"type": t, "status": "True", "observedGeneration": version} for t in ("Accepted", "ResolvedRefs")]
+            found["HTTPRoute", name] = {
+                "kind": "HTTPRoute",
+                "metadata": {"name": name, "generation": version},
+                "spec": {"rules": rules},
+                "status": {"parents": [{"conditions": conditions if accepted else []}]},
             }
+
+        if self.route is not None:
+            aside = [{"matches": [{"headers": json.loads(h)}], "backendRefs": [{"name": r, "weight": 100}]} for h, r in filter(None, [self.matched])]
+            rules = [*aside, {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}]
+            route(builders.NAME, rules, self.route_version, self.accepted)
+        if self.preview is not None:
+            route(f"{builders.NAME}-preview", [{"backendRefs": [{"name": self.preview, "weight": 100}]}], self.preview_version, self.preview_accepted)
         if self.service is not None:
             selector = {} if self.service == "*" else {names.LABEL_REVISION: self.service}
             found["Service", builders.NAME] = {"spec": {"selector": selector}}
@@ -170,13 +199,26 @@ class World:
         if desired.new_revision is not None:
             yield lambda: self._create_revision(s, desired)
             return
+        aside = self.aside(s, desired)
+        if s.spec is None:
+            if self.service != desired.selector:
+                yield lambda: self._select(desired.selector)
+            if self.route is not None and (self.route, self.matched) != (desired.split, aside):
+                yield lambda: self._apply_route(desired.split, aside)
+            return
         for name, count in desired.servers.items():
-            if self._renders(s, name) and (name not in self.servers or self.servers[name].asked != count):
-                yield lambda name=name, count=count: self._apply_server(name, count)  # type: ignore[misc]
+            restart = desired.restarts.get(name)
+            pods = self.servers.get(name)
+            if self._renders(s, name) and (pods is None or pods.asked != count or restart not in (None, pods.restarted)):
+                yield lambda name=name, count=count, restart=restart: self._apply_server(name, count, restart)  # type: ignore[misc]
+        if desired.preview is not None and self.preview != desired.preview:
+            yield lambda: self._show(desired.preview)
         if desired.selector is not None and self.service != desired.selector:
             yield lambda: self._select(desired.selector)
-        if s.gateway and desired.split and self.route != desired.split:
-            yield lambda: self._apply_route(desired.split)
+        if s.gateway and desired.split and (self.route, self.matched) != (desired.split, aside):
+            yield lambda: self._apply_route(desired.split, aside)
+        if self.preview is not None and desired.preview is None:
+            yield lambda: self._show(None)
         if self.route is not None and (not s.gateway or not desired.split):
             yield self._delete_route
         for name in [n for n in self.servers if n not in desired.servers]:
@@ -193,6 +235,11 @@ class World:
             yield lambda name=name: self.delete_revision(name)  # type: ignore[misc]
         if desired.work is not None and desired.work[1] not in self.jobs:
             yield lambda: self.jobs.update({desired.work[1]: Work("Running")} if desired.work else {})
+
+    def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
+        if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.gateway:
+            return None
+        return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
 
     def reconcile(self) -> Plan:
         """Passes until nothing is written any more; the plan of the last one. Fails on a livelock and on a wait for nothing."""
@@ -214,9 +261,11 @@ class World:
     def accept(self) -> None:
         """The gateway accepts the route; its processes may lag."""
         if self.route is not None and not self.accepted:
-            if self.arriving and self.arriving[1] != self.route:
+            carried = (*self.route, *((r, 0) for _, r in filter(None, [self.matched])))
+            if self.arriving and self.arriving[1] != carried:
                 self.plane = self.arriving[1]  # in order
-            self.accepted, self.arriving = True, (self.now, self.route)
+            self.accepted, self.arriving = True, (self.now, carried)
+        self.preview_accepted = self.preview is not None
 
     def pods(self, name: str, ready: int, problem: Problem | None = None) -> None:
         """The state of a revision's pods."""
@@ -252,7 +301,7 @@ class World:
             before = (self.version, self.route_version)
             self.kindly()
             self.reconcile()
-            if not in_flight(self.status.rollout) and before == (self.version, self.route_version) and self.status.retiring is None:
+            if not in_flight(self.status.rollout) and before == (self.version, self.route_version) and not still_draining(self.snapshot(), self.now):
                 return
 
     def kindly(self) -> None:
@@ -286,9 +335,14 @@ class World:
         for job in [j for j in self.jobs if j.startswith(name)]:
             del self.jobs[job]
 
-    def change_route(self, split: Split) -> None:
+    def away(self, seconds: float) -> None:
+        """Nobody looks for a while; then another leader does."""
+        self.tick(seconds)
+        self.looking_since = self.now
+
+    def change_route(self, split: Split, aside: tuple[str, str] | None = None) -> None:
         """Somebody else than the leader writes the route."""
-        self.route, self.accepted, self.damaged = split, False, True
+        self.route, self.matched, self.accepted, self.damaged = split, aside, False, True
         self.route_version += 1
 
     def lose_status(self) -> None:
@@ -314,12 +368,25 @@ class World:
             artifact = rollout.artifact
         return revision is not None and artifact is not None and bool(artifact.digest)
 
-    def _apply_server(self, name: str, count: int) -> None:
-        pods = self.servers.setdefault(name, Pods(count))
-        pods.asked, pods.ready = count, min(pods.ready, count)
+    def _apply_server(self, name: str, count: int, restart: str | None) -> None:
+        rollout = self.status.rollout
+        waits = rollout is not None and rollout.revision == name and rollout.queue is not None
+        assert name in self.servers or not waits, "pods of a rollout that is queued"
+        pods = self.servers.setdefault(name, Pods(count, restarted=restart))
+        stable = self.status.stable.revision if self.status.stable else None
+        if name == stable and rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert"):
+            assert count >= pods.asked, "stable is scaled down while it may have to carry everything again"
+        if restart != pods.restarted:
+            assert restart is not None and restart == self.status.restarted.get(name), "new pods that nobody asked for"
+        pods.asked, pods.ready, pods.restarted = count, min(pods.ready, count), restart
+
+    def _show(self, name: str | None) -> None:
+        self.preview, self.preview_accepted = name, False
+        self.preview_version += 1
 
     def _delete_server(self, name: str) -> None:
         assert self.damaged or name not in dict(self.route or ()), "a backend goes before the route that names it"
+        assert self.damaged or name not in (self.preview, *(r for _, r in filter(None, [self.matched]))), "likewise"
         del self.servers[name]
 
     def _delete_job(self, name: str) -> None:
@@ -328,13 +395,13 @@ class World:
     def _select(self, selector: str | None) -> None:
         self.service = selector
 
-    def _apply_route(self, wanted: Split) -> None:
-        self._check_route(wanted)
-        self.route, self.accepted = wanted, False
+    def _apply_route(self, wanted: Split, aside: tuple[str, str] | None) -> None:
+        self._check_route(wanted, aside)
+        self.route, self.matched, self.accepted = wanted, aside, False
         self.route_version += 1
 
     def _delete_route(self) -> None:
-        self.route, self.accepted, self.arriving, self.plane = None, False, None, ()
+        self.route, self.matched, self.accepted, self.arriving, self.plane = None, None, False, None, ()
 
     def _record(self, name: str, status: ModelRevisionStatus) -> None:
         assert len(json.dumps(status.wire())) < STATUS_LIMIT
@@ -352,7 +419,7 @@ class World:
         rollout = status.rollout
         if rollout is None or not in_flight(rollout) or rollout.revision is None:
             return 0
-        return 100 if rollout.stage == "Promote" else rollout.step.weight if rollout.stage == "Canary" and rollout.step else 0
+        return 100 if rollout.stage in ("Promote", "Bake") else rollout.step.weight if rollout.stage == "Canary" and rollout.step else 0
 
     def _check_transition(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
         old, new = before.rollout, after.rollout
@@ -361,8 +428,11 @@ class World:
             verb, revision, _ = done.split(":", 2)
             if verb == "retry" and ":refused" not in done:
                 self.quarantined -= {revision} if revision else set(self.quarantined)
-            if verb == "promote" and ":refused" not in done and not self.damaged:
+            if verb in ("promote", "promote-full") and ":refused" not in done and not self.damaged:
                 assert self.verbs[verb, revision].step == before.step, "it was meant for another step"
+        if after.restarted != before.restarted and not self.damaged:
+            asked = [v for v in set(after.handled_verbs) - set(before.handled_verbs) if v.startswith("restart:")]
+            assert asked, "a restart that nobody asked for"
         if new is not None and (old is None or new.started != old.started) and not self.damaged:
             self._check_begin(before, after)
         if new is not None and (old is None or new.started != old.started or new.stage != old.stage):
@@ -372,6 +442,8 @@ class World:
         same = old is not None and new is not None and old.started == new.started
         if new is not None and self.weight(after) > (self.weight(before) if same else 0):
             self._check_raise(before, after, old if same else None, new)
+        if new is not None and old is not None and (new.message or "") != (old.message or "") and " within progressDeadline " in (new.message or ""):
+            self._check_deadline()
         if old is not None and same and new is not None and old.stage == "Revert":
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
         assert len({c.type for c in after.conditions}) == len(after.conditions)
@@ -381,12 +453,20 @@ class World:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
 
+    def _check_deadline(self) -> None:
+        """The time in which nobody looked is nobody's fault."""
+        since = self.deciding.looking_since if self.deciding else None
+        if since is not None and self.spec is not None:
+            looked = (self.now - since).total_seconds()
+            assert looked >= min(GRACE_SECONDS, seconds(self.spec.rollout.progress_deadline)) - 1, f"given up after {looked} s"
+
     def _check_begin(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
         """A new rollout: the old one's evidence is kept, and nothing climbs against a rollback by hand."""
         old, asked = before.rollout, set(after.handled_verbs) - set(before.handled_verbs)
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
             assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
         if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
 
@@ -394,20 +474,31 @@ class World:
         """Invariant 1: a Successful verdict for the step before, or an override that is recorded."""
         s = self.deciding
         assert s is not None and old is not None, "a rollout begins with no traffic"
+        by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
+        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
         if old.stage == "Canary":
-            assert old.step is not None
-            waited = old.step.phase == "Paused" and old.reason == "PauseStep"
-            proven = s.assessment is not None and s.assessment.verdict == "Successful" and old.step.phase == "Observing"
-            override = len(after.handled_verbs) >= 1 and after.handled_verbs[-1].startswith(f"promote:{new.revision}:")
+            assert old.step is not None and self.spec is not None
+            steps = stepping.steps_of(self.spec.rollout)
+            verb = after.handled_verbs[-1].split(":")[0] if set(after.handled_verbs) - set(before.handled_verbs) else None
+            if old.step.strategy != stepping.strategy_of(self.spec.rollout):  # edited: the trial starts over
+                assert old.step.phase != "Paused" or old.reason == "PauseStep" or verb in ("promote", "promote-full")
+                assert (
+                    (new.step and (new.step.index, new.step.weight) == (0, steps[0].weight or 0)) or steps[0].weight == 100 or verb == "promote-full"
+                )
+                return
+            waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.held is None
+            proven = s.assessment is not None and s.assessment.verdict == "Successful" and old.step.phase == "Observing" and old.held is None
             told = new.history[-1].reason if new.history else ""
-            assert waited or proven or (override and told == "PromotedByUser"), f"{old.step} -> {new.step}: nobody proved it"
+            override = verb in ("promote", "promote-full") and told == "PromotedByUser"
+            soaked = told == "PreviewEnded" and s.assessment is not None and s.assessment.verdict == "Inconclusive" and old.held is None
+            policy = told == "PromotedByPolicy" and self.spec.rollout.on_inconclusive == "Promote" and old.held is None
+            assert waited or proven or override or soaked or policy, f"{old.step} -> {new.step}: nobody proved it"
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
-            assert self.spec is not None
-            asked = [step.weight for step in self.spec.rollout.canary.steps if step.weight is not None]
+            asked = [step.weight for step in steps if step.weight is not None]
             nearest = min((w for w in asked if w > old.step.weight), default=100)
-            assert self.weight(after) == nearest, "a step was left out"
-        elif new.mode == "Update":
+            assert self.weight(after) == nearest or verb == "promote-full", "a step was left out"
+        elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
             assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), "golden data comes before traffic"
@@ -424,18 +515,31 @@ class World:
         for revision, _ in self.plane:
             assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
 
-    def _check_route(self, wanted: Split) -> None:
-        """The route never gives more than the state allows."""
-        stable, rollout = self.status.stable, self.status.rollout
+    def _check_route(self, wanted: Split, aside: tuple[str, str] | None) -> None:
+        """The route never gives more than the state and the pods allow."""
+        stable, rollout, s = self.status.stable, self.status.rollout, self.snapshot()
         assert sum(weight for _, weight in wanted) == 100 and len({r for r, _ in wanted}) == len(wanted)
+        if aside is not None:
+            assert rollout is not None and rollout.stage == "Canary" and rollout.revision == aside[1] and self.servers[aside[1]].ready > 0
+            assert rollout.step is not None and rollout.step.strategy == "ABTest"
         for revision, weight in wanted:
             if stable is not None and revision == stable.revision:
                 continue
             assert rollout is not None and revision == rollout.revision and revision not in self.quarantined
-            if rollout.stage == "Promote":
-                assert stable is None or self.servers[revision].ready > 0, "all traffic to a revision without pods"
+            ready, more = self.servers[revision].ready if revision in self.servers else 0, weight > dict(self.route or ()).get(revision, 0)
+            if stable is None:
+                assert rollout.stage == "Promote"
+                continue
+            assert ready > 0, "traffic to a revision without pods"
+            if rollout.stage in ("Promote", "Bake"):
+                full = self.spec.serving.replicas if self.spec else 1
+                assert weight < 100 or not more or ready >= full, "all traffic to a part of the pods"
+                assert weight == 100 or (rollout.step is not None and weight <= rollout.step.weight)
             else:
-                assert rollout.stage == "Canary" and rollout.step and weight <= rollout.step.weight and self.servers[revision].ready > 0
+                assert rollout.stage == "Canary" and rollout.step and weight <= rollout.step.weight
+                # A weight that was reached stays as long as there are pods at all; a new one waits for those that it needs.
+                new_one = rollout.step.phase == "Shifting" and weight > rollout.step.former
+                assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
 
     def _check_waits(self, plan: Plan) -> None:
         """Invariant 5 and what holds once the children match the state."""
@@ -448,7 +552,7 @@ class World:
         self.known_stable = None
         if in_flight(rollout):
             assert plan.requeue_after is not None and plan.requeue_after <= 60, f"{rollout} waits for nothing"
-        if self.status.retiring is not None:
+        if still_draining(self.snapshot(), self.now):
             assert plan.requeue_after is not None
         self._check_settled()
 
@@ -462,17 +566,29 @@ class World:
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
         assert asked[stable] >= spec.serving.replicas
+        loaded = carrier(status)
+        assert loaded is not None and (loaded.revision not in asked or asked[loaded.revision] >= spec.serving.replicas)
+        assert f"={loaded.revision}" in status.selector, "an autoscaler looks at the pods that have the traffic"
         gateway = spec.traffic.gateway is not None
         shares = dict(self.route or ()) if gateway else {}
-        if rollout is None or rollout.stage not in ("Canary", "Promote"):
+        trial = rollout is not None and rollout.stage == "Canary"
+        if rollout is None or rollout.stage not in ("Canary", "Promote", "Bake"):
             if gateway:
                 assert shares == {stable: 100}, "stable has all traffic"
             assert self.service == stable
-        elif rollout.stage == "Canary" and gateway and rollout.step:
+        elif rollout.stage == "Bake":
+            if gateway:
+                assert shares in ({stable: 100}, {rollout.revision: 100})
+            assert self.service in (stable, rollout.revision)
+        elif trial and gateway and rollout.step:
             others = {n: w for n, w in shares.items() if n != stable}
             assert set(others) <= {rollout.revision} and all(w <= rollout.step.weight for w in others.values())
             assert shares[stable] > 0 and self.service == stable
-        expected = {stable, rollout.revision if in_flight(rollout) and rollout else None, status.retiring.revision if status.retiring else None}
+        if gateway and not (trial and rollout and rollout.step and rollout.step.strategy == "ABTest"):
+            assert self.matched is None, "only a test looks at headers"
+        assert (self.preview is not None) == (spec.rollout.blue_green is not None)
+        assert self.preview in (None, stable, rollout.revision if rollout and in_flight(rollout) else None)
+        expected = {stable, rollout.revision if in_flight(rollout) and rollout else None, *still_draining(self.snapshot(), self.now)}
         assert set(self.servers) <= expected, "pods that nobody needs"
         if rollout is not None and rollout.stage == "Failed":
             assert rollout.outcome is not None and rollout.reason

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Traffic
+from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
+from modelrollout.resources.routes import missing_features, needed_features
 from modelrollout.rollout.facts import Server
-from modelrollout.traffic.router import GatewayRouter, ServiceRouter, real_share, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, real_share, weights
+from tests.unit.rollout import builders as b
 
-OWNER = Owner("ModelDeployment", "digits", "ml", "uid")
+NAME = "digits"
+OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
 BOTH = Traffic.model_validate(
     {"gateway": {"name": "public", "namespace": "gateways"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}
 )
@@ -24,7 +27,7 @@ SPLIT = (("v1", 95), ("v2", 5))
 
 
 def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions() -> None:
-    http, grpc = GatewayRouter(BOTH).children(OWNER, SPLIT)
+    http, grpc = GatewayRouter(NAME, BOTH).children(OWNER, SPLIT)
     assert (http["kind"], grpc["kind"]) == ("HTTPRoute", "GRPCRoute")
     assert http["spec"]["hostnames"] == ["a.x"] and grpc["spec"]["hostnames"] == ["b.x"]
     assert weights(http) == weights(grpc) == {"v1": 95, "v2": 5}
@@ -35,17 +38,17 @@ def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions()
 
 
 def test_a_gateway_without_a_namespace_is_in_ours() -> None:
-    (route,) = GatewayRouter(HTTP).children(OWNER, SPLIT)
+    (route,) = GatewayRouter(NAME, HTTP).children(OWNER, SPLIT)
     assert route["spec"]["parentRefs"][0]["namespace"] == "ml" and route["spec"]["hostnames"] == ["a.x", "*.y"]
 
 
 def test_while_nothing_serves_there_is_no_route() -> None:
-    assert GatewayRouter(BOTH).children(OWNER, ()) == []
+    assert GatewayRouter(NAME, BOTH).children(OWNER, ()) == []
 
 
 def seen(split: tuple[tuple[str, int], ...] = SPLIT, spec: Traffic = BOTH, generation: int = 4, **conditions: Any) -> dict[tuple[str, str], Any]:
     """The routes as written, with these conditions for generation 4."""
-    made = GatewayRouter(spec).children(OWNER, split)
+    made = GatewayRouter(NAME, spec).children(OWNER, split)
     for route in made:
         route["metadata"]["generation"] = generation
         told = [{"type": t, "status": s, "observedGeneration": 4, "reason": "R", "message": "m"} for t, s in conditions.items()]
@@ -57,7 +60,7 @@ YES = {"Accepted": "True", "ResolvedRefs": "True"}
 
 
 def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
-    assert GatewayRouter(BOTH).taken_up(SPLIT, seen(**YES), {}).taken_up
+    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**YES), {}).taken_up
 
 
 @pytest.mark.parametrize(
@@ -75,25 +78,25 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
     ids=["nothing", "other split", "other weights", "older generation", "no answer", "refs open", "unknown", "one of two"],
 )
 def test_anything_less_is_not(routes: dict[tuple[str, str], Any]) -> None:
-    traffic = GatewayRouter(BOTH).taken_up(SPLIT, routes, {})
+    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, routes, {})
     assert not traffic.taken_up and traffic.message and traffic.problem is None
 
 
 @pytest.mark.parametrize("refused", [{"Accepted": "False", "ResolvedRefs": "True"}, {"Accepted": "True", "ResolvedRefs": "False"}])
 def test_a_gateway_that_refuses_says_why(refused: dict[str, str]) -> None:
-    traffic = GatewayRouter(BOTH).taken_up(SPLIT, seen(**refused), {})
+    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**refused), {})
     assert traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
 
 
 def test_a_refusal_of_an_older_generation_is_over() -> None:
-    assert GatewayRouter(BOTH).taken_up(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
+    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
 
 
 def test_a_route_that_has_no_status_or_rules_yet() -> None:
     bare = seen(**YES)
     for route in bare.values():
         del route["status"]
-    assert not GatewayRouter(BOTH).taken_up(SPLIT, bare, {}).taken_up
+    assert not GatewayRouter(NAME, BOTH).taken_up(SPLIT, bare, {}).taken_up
     assert weights({"spec": {}}) == {} == weights({"spec": {"rules": [{}]}})
     assert weights({"spec": {"rules": [{"backendRefs": [{"name": "v1"}, {"name": "v2", "weight": 0}]}]}}) == {"v1": 1}
 
@@ -134,3 +137,107 @@ def test_all_to_one_revision_is_taken_up_when_the_service_selects_it_alone() -> 
 def test_the_real_share_is_that_of_ready_pods() -> None:
     assert real_share(SPLIT, pods(v1=3, v2=1)) == 25.0
     assert real_share((("v1", 100),), pods(v1=3)) is None and real_share(SPLIT, {}) is None
+
+
+# --- requests with headers, and previews
+
+ROLLOUT = {"headers": [{"name": "x-group", "value": "b"}, {"name": "x-beta", "value": "1.*", "type": "RegularExpression"}]}
+TEST = Rollout.model_validate({"abTest": ROLLOUT})
+BLUE = Rollout.model_validate({"blueGreen": {"preview": {"http": {"hostnames": ["p.x"]}, "grpc": {"hostnames": ["q.x"]}}}})
+STABLE = (("v1", 100),)
+
+
+def answered(routes: list[Any], *, but: str = "") -> dict[tuple[str, str], Any]:
+    """As the gateway accepted them, but for those of one name."""
+    for route in routes:
+        told = [] if route["metadata"]["name"] == but else [{"type": t, "status": s, "observedGeneration": 4} for t, s in YES.items()]
+        route["metadata"]["generation"], route["status"] = 4, {"parents": [{"conditions": told}]}
+    return {(r["kind"], r["metadata"]["name"]): r for r in routes}
+
+
+def test_requests_with_the_headers_come_before_all_others() -> None:
+    for route in GatewayRouter(NAME, BOTH, TEST, matched="v2").children(OWNER, STABLE):
+        first, last = route["spec"]["rules"]
+        assert first["matches"] == [
+            {
+                "headers": [
+                    {"type": "Exact", "name": "x-group", "value": "b"},
+                    {"type": "RegularExpression", "name": "x-beta", "value": "1.*"},
+                ]
+            }
+        ]
+        assert [r["name"] for r in first["backendRefs"]] == ["v2"] and "matches" not in last
+        assert weights(route) == {"v1": 100}, "the others"
+
+
+def test_without_a_revision_to_test_there_is_one_rule() -> None:
+    assert [len(r["spec"]["rules"]) for r in GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)] == [1, 1]
+
+
+def test_a_test_is_taken_up_with_its_rule() -> None:
+    router = GatewayRouter(NAME, BOTH, TEST, matched="v2")
+    assert router.taken_up(STABLE, answered(router.children(OWNER, STABLE)), {}).taken_up
+    before = GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)
+    assert not router.taken_up(STABLE, answered(before), {}).taken_up
+    assert not GatewayRouter(NAME, BOTH, TEST).taken_up(STABLE, answered(router.children(OWNER, STABLE)), {}).taken_up, "it must go again"
+
+
+def test_what_the_api_server_adds_to_a_rule_does_not_count() -> None:
+    router = GatewayRouter(NAME, BOTH, TEST, matched="v2")
+    routes = router.children(OWNER, STABLE)
+    http = routes[0]["spec"]["rules"]
+    http[0]["matches"][0]["path"] = {"type": "PathPrefix", "value": "/"}
+    http[1]["matches"] = [{"path": {"type": "PathPrefix", "value": "/"}}]
+    assert router.taken_up(STABLE, answered(routes), {}).taken_up
+
+
+def test_a_preview_has_routes_of_its_own() -> None:
+    made = {(r["kind"], r["metadata"]["name"]): r for r in GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE)}
+    assert set(made) == {(k, n) for k in ("HTTPRoute", "GRPCRoute") for n in ("digits", "digits-preview")}
+    assert made["HTTPRoute", "digits-preview"]["spec"]["hostnames"] == ["p.x"] and weights(made["GRPCRoute", "digits-preview"]) == {"v2": 100}
+    assert weights(made["HTTPRoute", "digits"]) == {"v1": 100}
+
+
+def test_a_trial_waits_for_its_preview_and_nothing_else_does() -> None:
+    router = GatewayRouter(NAME, BOTH, BLUE, preview="v2")
+    routes = router.children(OWNER, STABLE)
+    assert router.taken_up(STABLE, answered(routes), {}).taken_up
+    assert not router.taken_up(STABLE, answered(routes, but="digits-preview"), {}).taken_up
+    back = GatewayRouter(NAME, BOTH, BLUE, preview="v1")
+    assert back.taken_up(STABLE, answered(back.children(OWNER, STABLE), but="digits-preview"), {}).taken_up
+
+
+# --- a spec that cannot be read
+
+
+def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
+    live = answered(GatewayRouter(NAME, BOTH, TEST, matched="v2").children(OWNER, SPLIT))
+    kept = KeptRoutes(NAME, live)
+    assert not kept.taken_up(STABLE, live, {}).taken_up
+    made = kept.children(OWNER, STABLE)
+    for route in made:
+        assert [r["backendRefs"][0]["name"] for r in route["spec"]["rules"]] == ["v1"] and weights(route) == {"v1": 100}
+        before = live[route["kind"], NAME]["spec"]
+        assert route["spec"]["hostnames"] == before["hostnames"] and route["spec"]["parentRefs"] == before["parentRefs"]
+        assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == before["rules"][-1]["backendRefs"][0]["port"]
+    assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, {}, {}).taken_up
+
+
+# --- what a gateway can do
+
+
+def test_what_is_known_to_be_missing() -> None:
+    needed = needed_features(b.spec(1, traffic={"gateway": {"name": "g"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}))
+    assert needed == {"HTTPRoute": "spec.traffic.http", "GRPCRoute": "spec.traffic.grpc"}
+    assert missing_features(needed, {"Gateway", "HTTPRoute"}) == ["GRPCRoute"]
+    assert missing_features(needed, {"Gateway", "HTTPRoute", "GRPCRoute"}) == []
+    assert missing_features(["HTTPRouteRequestMirror"], {"HTTPRoute"}) == ["HTTPRouteRequestMirror"]
+
+
+def test_what_is_not_said_is_not_missing() -> None:
+    assert missing_features(["GRPCRoute", "HTTPRouteRequestMirror"], frozenset()) == []
+    assert missing_features(["GRPCRoute"], {"HTTPRouteQueryParamMatching"}) == [], "a list without what every gateway has"
+
+
+def test_without_a_gateway_nothing_is_needed() -> None:
+    assert needed_features(b.spec(1, gateway=False)) == {}

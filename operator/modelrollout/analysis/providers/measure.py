@@ -1,16 +1,15 @@
-"""One look at all metrics of a step: queries out, counts in."""
+"""One look at all metrics of a step: queries out, readings in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from modelrollout.analysis.counters import fold
+from modelrollout.analysis.look import Counts, Measurement, Reading, fold_in
 from modelrollout.analysis.problem import Answer, Problem
 from modelrollout.analysis.queries import Query, Target, bounds_query, build
-from modelrollout.analysis.readings import name_bounds, read_counters, read_value
-from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
+from modelrollout.analysis.readings import name_bounds, read
+from modelrollout.api.v1alpha1 import Metric
 
 
 class Reader(Protocol):
@@ -19,58 +18,27 @@ class Reader(Protocol):
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The counts of a metric so far in a step; None on both sides before its baseline."""
-
-    canary: Counter | None = None
-    stable: Counter | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What ``judge`` takes: counts of both sides, or a value, or a problem together with the counts from before it."""
-
-    canary: Counter | None = None
-    stable: Counter | None = None
-    value: float | None = None
-    problem: Problem | None = None
-
-
-def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
-    """The counts that a step's status holds, by metric."""
-    return {m.name: Counts(m.canary, m.stable) for m in metrics}
+async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Reading]:
+    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is read for its baseline."""
+    plans = {m.name: build(m, target, baseline=any(name not in counters or counters[name].canary is None for name in _names(m))) for m in metrics}
+    queries = [p for p in plans.values() if isinstance(p, Query)]
+    answers = dict(zip((q.metric for q in queries), await reader.ask([q.promql for q in queries]) if queries else [], strict=True))
+    found: dict[str, Reading] = {}
+    for metric in metrics:
+        plan = plans[metric.name]
+        readings = dict.fromkeys(_names(metric), plan) if isinstance(plan, Problem) else read(plan, answers[metric.name], target)
+        problem = readings[metric.name]
+        if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
+            [bounds] = await reader.ask([bounds_query(target)])
+            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
+        found |= readings
+    return found
 
 
 async def measure(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
     """Measure every metric. Its first look sets the baseline and counts nothing; a step of another weight begins with no ``counters``."""
-    plans = {m.name: build(m, target, baseline=_before(counters, m).canary is None) for m in metrics}
-    queries = [p for p in plans.values() if isinstance(p, Query)]
-    answers = dict(zip((q.metric for q in queries), await reader.ask([q.promql for q in queries]) if queries else [], strict=True))
-    found: dict[str, Measurement] = {}
-    for metric in metrics:
-        plan, before = plans[metric.name], _before(counters, metric)
-        if isinstance(plan, Problem):
-            found[metric.name] = Measurement(before.canary, before.stable, problem=plan)
-        else:
-            found[metric.name] = await _one(reader, target, plan, answers[metric.name], before)
-    return found
+    return fold_in(await look(reader, target, metrics, counters), counters, stable=target.stable is not None)
 
 
-async def _one(reader: Reader, target: Target, query: Query, answer: Answer | Problem, before: Counts) -> Measurement:
-    if isinstance(answer, Problem):
-        return Measurement(before.canary, before.stable, problem=answer)
-    if query.shape == "value":
-        value = read_value(query, answer)
-        return Measurement(problem=value) if isinstance(value, Problem) else Measurement(value=value)
-    look = read_counters(query, answer, target)
-    if isinstance(look, Problem):
-        if look.kind == "NotABucketBound":
-            [bounds] = await reader.ask([bounds_query(target)])
-            look = bounds if isinstance(bounds, Problem) else name_bounds(look, bounds)
-        return Measurement(before.canary, before.stable, problem=look)
-    return Measurement(fold(before.canary, look.canary), fold(before.stable, look.stable) if target.stable else None)
-
-
-def _before(counters: Mapping[str, Counts], metric: Metric) -> Counts:
-    return counters.get(metric.name) or Counts()
+def _names(metric: Metric) -> list[str]:
+    return [metric.name, *(f"{metric.name}/{part.name}" for part in metric.slices or ())]

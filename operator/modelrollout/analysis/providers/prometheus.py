@@ -11,8 +11,9 @@ import json
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ from modelrollout.api.config import PrometheusProvider
 
 MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must not cost the operator its memory
 MAX_SERIES = 10_000
+HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
+CONNECT_SHARE = 0.5  # of the time-out, for the connection: so that one that never comes is told from a slow query
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
 
 
@@ -48,10 +51,21 @@ class PrometheusReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
+        self._gone: tuple[Problem, float] | None = None  # no connection, and until when (the loop's time) nobody tries another
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
-        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most."""
-        return list(await asyncio.gather(*(self._ask(q) for q in queries)))
+        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most.
+
+        Where no connection was had, for as long again nobody else waits for one: many rollouts would hold all workers of the queue in turn. A query
+        that is slow is its author's alone and not remembered.
+        """
+        loop = asyncio.get_running_loop()
+        if self._gone is not None and loop.time() < self._gone[1]:
+            return [self._gone[0] for _ in queries]
+        answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
+        gone = next((a for a in answers if isinstance(a, Problem) and a.kind == "ProviderUnreachable"), None)
+        self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
+        return answers
 
     async def close(self) -> None:
         """Let go of the threads; a query that hangs ends by its own time-out."""
@@ -68,13 +82,48 @@ class PrometheusReader:
         except TimeoutError:
             return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
 
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
+        """What the query would have answered at each time: evenly spaced Unix seconds, growing. Each request has the provider's time-out."""
+        found: dict[int, Answer] = {}
+        step = times[1] - times[0] if len(times) > 1 else 1
+        for start in range(0, len(times), HISTORY_POINTS):
+            part = times[start : start + HISTORY_POINTS]
+            answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._history_now, query, part, step)
+            if isinstance(answers, Problem):
+                return answers
+            found |= answers
+        return found
+
+    def _history_now(self, query: str, times: Sequence[int], step: int) -> dict[int, Answer] | Problem:
+        def ask(client: PrometheusConnect) -> Any:
+            return client.custom_query_range(query, datetime.fromtimestamp(times[0], UTC), datetime.fromtimestamp(times[-1], UTC), f"{step}s")
+
+        result = self._guarded(ask)
+        if isinstance(result, Problem):
+            return result
+        at: dict[int, list[Series]] = {t: [] for t in times}
+        try:
+            for row in result:
+                for t, value in row["values"]:
+                    at[round(float(t))].append(Series(row["metric"], float(value), float(t)))
+        except (KeyError, TypeError, ValueError):
+            return self._problem("BadAnswer", "answers a range query with something else than a matrix")
+        return {t: Answer(tuple(series)) for t, series in at.items()}
+
     def _ask_now(self, query: str) -> Answer | Problem:
+        result = self._guarded(lambda client: client.custom_query(query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}))
+        return result if isinstance(result, Problem) else self._read(result)
+
+    def _guarded(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
+        """What the library answers, or the Problem that it ran into."""
         try:
             credentials = self._credentials()
         except OSError as e:
             return self._problem("ProviderDenied", f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})")
         try:
-            result = self._connect(credentials).custom_query(query, params={"timeout": f"{self._provider.timeout_seconds:g}s"})
+            return ask(self._connect(credentials))
+        except requests.exceptions.ConnectTimeout:
+            return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: no answer to a connection")
         except requests.exceptions.Timeout:
             return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
         except PrometheusApiClientException as e:
@@ -89,7 +138,6 @@ class PrometheusReader:
             return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: {_cause(e)}")
         except (ValueError, KeyError, TypeError, RecursionError):
             return self._foreign()
-        return self._read(result)
 
     def _read(self, result: Any) -> Answer | Problem:
         """An instant vector, or a scalar as one series without labels."""
@@ -140,7 +188,7 @@ class PrometheusReader:
             headers=headers,
             auth=auth,
             session=session,
-            timeout=self._provider.timeout_seconds,
+            timeout=(CONNECT_SHARE * self._provider.timeout_seconds, self._provider.timeout_seconds),
             retry=Retry(0),  # the next look is the retry
         )
 

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Stage
 from modelrollout.rollout.facts import Snapshot
+from modelrollout.rollout.stages.bake import bake
 from modelrollout.rollout.stages.canary import canary
 from modelrollout.rollout.stages.evaluate import evaluate
 from modelrollout.rollout.stages.move import Move
@@ -22,5 +23,6 @@ STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
     "Evaluate": evaluate,
     "Canary": canary,
     "Promote": promote,
+    "Bake": bake,
     "Revert": revert,
 }

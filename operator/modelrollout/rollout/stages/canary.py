@@ -1,4 +1,4 @@
-"""canary: traffic in steps, each judged before the next."""
+"""canary: a revision on trial, in the steps of its strategy, each judged before the next."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.analysis.pace import counted_seconds, paces
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Step, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot, since, stamp
-from modelrollout.rollout.stages.move import CHECK_SECONDS, NOT_READY, Move, remaining, wait
+from modelrollout.rollout.desired import has_pods_for, too_few
+from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most
+UNREACHABLE = "DeadlineUnreachable"
+PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05  # of progressDeadline; before that a rate is hardly known
+PLAN_SLACK = 1.25  # how much too long it must take at the present rate before that is said
+MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
 
 
 def canary(s: Snapshot, now: datetime) -> Move:
     """First what ends the canary, then what keeps it where it is, then the next step."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     step = s.status.rollout.step
-    position = stepping.locate(s.spec.rollout.canary.steps, step)
+    waits_for_a_person = s.status.rollout.held or (step.phase == "Paused" and s.status.rollout.reason != "PauseStep")
+    if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
+        return Move(begin_trial(s, s.status, now))  # spec was edited: what was counted under the other strategy says nothing about this one
+    position = stepping.locate(stepping.steps_of(s.spec.rollout), step)
     found = s.assessment
     if found and found.verdict == "Failed" and step.phase != "Shifting":
-        return _proven_worse(s, found, now)
+        return proven_worse(s, found, now)
     if step.phase == "Shifting":
         return _shifting(s, step, now)
     if step.phase == "Paused":
@@ -30,9 +39,20 @@ def canary(s: Snapshot, now: datetime) -> Move:
     return _observing(s, step, position, found, now)
 
 
-def _proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Move:
+def begin_trial(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """The first step of the strategy; promotion where there is nothing to compare with, or nothing is to be tried."""
+    assert s.spec is not None
+    first = stepping.steps_of(s.spec.rollout)[0]
+    if baseline(s) is None or first.weight == 100:
+        return enter(status, "Promote", now, held=None)
+    entered = status if status.rollout and status.rollout.stage == "Canary" else enter(status, "Canary", now)
+    return at_step(entered, 0, first.weight or 0, now, strategy=stepping.strategy_of(s.spec.rollout), pause=first.pause is not None)
+
+
+def proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Move:
+    """Everything back to stable, or hold for a person if spec says so."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    status = record(_with_metrics(s.status, found, now), "Failed", found.reason, now)
+    status = record(with_metrics(s.status, found, now), "Failed", found.reason, now)
     step = s.status.rollout.step
     if s.spec.rollout.on_failure == "Pause":
         if s.status.rollout.reason == found.reason:
@@ -53,32 +73,33 @@ def _pause(status: ModelDeploymentStatus, step: StepStatus, reason: str, message
 def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
     assert s.status.rollout is not None
     waited = since(step.since, now)
-    there = step.weight == 0 or s.server(s.status.rollout.revision).ready > 0
+    there = has_pods_for(s, step)
     if s.traffic.taken_up and there and waited >= s.settle_seconds:
         # The first measurement is the baseline; what came before belongs to another weight.
         metrics = _brief(s.assessment.metrics) if s.assessment else []
         observing = step.model_copy(update={"phase": "Observing", "observed_since": stamp(now), "metrics": metrics})
         return Move(change(s.status, step=observing, reason=None, message=None))
     if remaining(s, now) <= 0:
-        message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'no pod of the canary is ready'}"
-        return _inconclusive(s, step, "TrafficNotShifted", message, now)
-    if not there:  # without a ready pod the canary is not in the route, whatever the weight
-        return wait(s, s.server(s.status.rollout.revision).problem or NOT_READY, 5.0)
+        message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'too few pods of the canary are ready for it'}"
+        return inconclusive(s, step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now)
+    if not there:  # the split does not have this weight yet
+        return wait(s, too_few(s), 5.0)
     return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)
 
 
 def _paused(s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime) -> Move:
     """Wait for promote, or for the end of a pause step. The canary has its traffic meanwhile and is judged all the same."""
     assert s.spec is not None and s.status.rollout is not None
-    # Kept: a count needs a baseline in status, or a regression would never be seen during a pause.
-    status = _with_metrics(s.status, found, now) if found and _is_news(step, found, now) else s.status
+    status = with_news(s, step, found, now)
     if s.status.rollout.reason != "PauseStep":
-        return Move(status, requeue_after=_interval(s))  # for a cause: only somebody who says promote may raise the weight now
-    pause = s.spec.rollout.canary.steps[position.index].pause if position.exact else None
+        return Move(status, requeue_after=interval(s))  # for a cause: only somebody who says promote may raise the weight now
+    if s.status.rollout.held:
+        return Move(status, requeue_after=interval(s))
+    pause = stepping.steps_of(s.spec.rollout)[position.index].pause if position.exact else None
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
     if pause is None or (left is not None and left <= 0):  # edited away, or over
         return Move(advance(s, s.status, position, now))
-    return Move(status, requeue_after=_interval(s) if left is None else min(_interval(s), left))
+    return Move(status, requeue_after=interval(s) if left is None else min(interval(s), left))
 
 
 def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime) -> Move:
@@ -89,57 +110,121 @@ def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found
     if server.ready == 0:  # it has no traffic now: what it did before is no ground to give it more
         problem = server.problem or NOT_READY
         found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
-    present = s.spec.rollout.canary.steps[position.index] if position.exact else Step(weight=step.weight)
-    stay = seconds(present.for_) - since(step.observed_since or step.since, now) if present.for_ else 0.0
-    if found.verdict == "Successful" and stay <= 0:
-        status = record(_with_metrics(s.status, found, now), "Successful", found.reason, now)
-        message = f"step {stepping.label(s.spec.rollout.canary.steps, position)} at {step.weight} %: {found.message}"
-        return Move(advance(s, status, position, now), (Event("StepPassed", message),))
-    if found.verdict != "Successful" and remaining(s, now) <= 0:
-        return _inconclusive(s, step, found.reason, found.message, now)
-    requeue = min(_interval(s), stay) if stay > 0 else _interval(s)
-    return Move(_rewritten(s, step, found, now), requeue_after=max(0.2, requeue))
+    steps = stepping.steps_of(s.spec.rollout)
+    present = steps[position.index] if position.exact else None
+    stay = seconds(present.for_) - since(step.observed_since or step.since, now) if present and present.for_ else 0.0
+    soaks, held = _soaks(step, present), s.status.rollout.held is not None
+    if (found.verdict == "Successful" or (soaks and found.verdict == "Inconclusive")) and stay <= 0 and not held:
+        proven = found.verdict == "Successful"
+        status = record(with_metrics(s.status, found, now), found.verdict, found.reason if proven else "PreviewEnded", now)
+        message = f"step {stepping.label(steps, position)} at {step.weight} %: {found.message}"
+        override = None if proven else "spec.rollout.blueGreen.for"
+        return Move(advance(s, status, position, now, override), (Event("StepPassed" if proven else "PreviewEnded", message),))
+    if found.verdict != "Successful" and remaining(s, now) <= 0 and not (soaks and stay > 0):
+        return inconclusive(s, step, found.reason, f"{_deadline(s)}: {found.message}", now)
+    if found.verdict == "Error" and not held and (limit := _errors_too_long(s, found, now)):
+        return inconclusive(s, step, found.reason, f"errors for longer than errorLimit {limit}: {found.message}", now)
+    requeue = min(interval(s), stay) if stay > 0 else interval(s)
+    return rewritten(s, step, found, now, max(0.2, requeue), on_time=soaks or held)
 
 
-def _rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
-    """The status with the new measurement if that is news, else as it is: an idle look costs no write."""
+def _soaks(step: StepStatus, present: Step | None) -> bool:
+    """Few requests come to a preview, so nothing may ever be proven of it: its time is the criterion, unless something speaks against it."""
+    return bool(step.strategy == "BlueGreen" and present and present.for_)
+
+
+def rewritten(s: Snapshot, step: StepStatus, found: Assessment, now: datetime, requeue: float, *, on_time: bool = False) -> Move:
+    """The status with the new measurement if that is news, else as it is: an idle look costs no write.
+
+    ``on_time``: no deadline is coming nearer, or it is the time that decides.
+    """
     assert s.status.rollout is not None
-    # Still too little evidence is how every step begins and no trouble; what keeps evidence from coming is.
-    problem = Problem(found.reason, found.message) if found.verdict == "Error" else None
+    # Still too little evidence is how every step begins and no trouble; what keeps evidence from coming (in time) is.
+    problem = Problem(found.reason, found.message) if found.verdict == "Error" else None if on_time else _unreachable(s, step, found, now)
     reason = problem.reason if problem else None
     if s.status.rollout.reason == reason and not _is_news(step, found, now):
-        return s.status
-    return change(_with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None)
+        return Move(s.status, requeue_after=requeue)
+    status = change(with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None)
+    told = problem is None or problem.reason != UNREACHABLE or s.status.rollout.reason == UNREACHABLE
+    return Move(status, () if told or problem is None else (Event(problem.reason, problem.message, "Warning"),), requeue)
+
+
+def _unreachable(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Problem | None:
+    """The deadline comes before the evidence, at the rate at which samples have come so far."""
+    assert s.spec is not None and s.status.rollout is not None
+    counted = counted_seconds(step, s.spec.rollout.analysis, now)
+    limit = s.spec.rollout.progress_deadline
+    if found.verdict != "Inconclusive" or counted < max(PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE * seconds(limit)):
+        return None
+    left = remaining(s, now)
+    slowest = next(iter(paces(found.metrics, counted)), None)
+    # Once said it stands until the rate suffices: an estimate that wavers about the limit must not be told again and again.
+    if slowest is None or slowest.seconds <= left * (1 if s.status.rollout.reason == UNREACHABLE else PLAN_SLACK):
+        return None
+    then = f"then onInconclusive {s.spec.rollout.on_inconclusive} holds"
+    remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
+    return Problem(UNREACHABLE, f"{slowest.told()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}")
+
+
+def _errors_too_long(s: Snapshot, found: Assessment, now: datetime) -> str | None:
+    """The errorLimit, if a metric that decides has been in Error for longer."""
+    assert s.spec is not None
+    limit = s.spec.rollout.analysis.error_limit
+    lasting = [since(m.since, now) for m in found.metrics if m.verdict == "Error" and m.since and not m.dry_run and m.slice is None]
+    return limit if limit is not None and lasting and max(lasting) >= seconds(limit) else None
+
+
+def with_news(s: Snapshot, step: StepStatus, found: Assessment | None, now: datetime) -> ModelDeploymentStatus:
+    """Measurements of a pause: a count needs a baseline in status, or a regression would never be seen during it. The reason of the pause stands."""
+    return with_metrics(s.status, found, now) if found and _is_news(step, found, now) else s.status
 
 
 def _is_news(step: StepStatus, found: Assessment, now: datetime) -> bool:
-    """Whether a measurement is worth a write: a baseline, trouble that came or went, or much later.
+    """Whether a measurement is worth a write: a baseline, trouble that came or went (its time is kept only there), or much later.
 
     That one metric of several has enough is no news: the step's verdict is written when it moves the rollout.
     """
 
-    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool]]:
-        return {m.name: (m.reason if m.verdict == "Error" else None, m.canary is not None, m.stable is not None) for m in metrics}
+    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
+        return {
+            m.name: (m.reason if m.verdict == "Error" else None, m.canary is not None, m.stable is not None, m.since is not None) for m in metrics
+        }
 
     return gist(step.metrics) != gist(found.metrics) or step.measured is None or since(step.measured, now) >= REWRITE_SECONDS
 
 
-def _with_metrics(status: ModelDeploymentStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
+def with_metrics(status: ModelDeploymentStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
+    """The status with this measurement."""
     assert status.rollout is not None and status.rollout.step is not None
     return change(status, step=status.rollout.step.model_copy(update={"metrics": _brief(found.metrics), "measured": stamp(now)}))
 
 
 def _brief(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
-    return [m.model_copy(update={"message": cut(m.message)}) for m in metrics]
+    """The metrics with messages for which status has room."""
+    kept = list(metrics)
+    room = max(128, MESSAGES_BYTES // max(1, len(kept)))
+    return [m.model_copy(update={"message": cut(m.message, room)}) for m in kept]
 
 
-def _inconclusive(s: Snapshot, step: StepStatus, reason: str, message: str, now: datetime) -> Move:
+def _deadline(s: Snapshot) -> str:
     assert s.spec is not None
-    status = _with_metrics(s.status, s.assessment, now) if s.assessment else s.status
+    return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}"
+
+
+def inconclusive(s: Snapshot, step: StepStatus, reason: str, text: str, now: datetime, *, may_promote: bool = True) -> Move:
+    """No verdict within the limit: pause, roll back, or go on unproven, as spec says. ``may_promote``: False where it is not evidence that lacks."""
+    assert s.spec is not None and s.status.rollout is not None
+    then, server = s.spec.rollout.on_inconclusive, s.server(s.status.rollout.revision)
+    status = with_metrics(s.status, s.assessment, now) if s.assessment else s.status
+    if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
+        steps = stepping.steps_of(s.spec.rollout)
+        position = stepping.locate(steps, step)
+        label = stepping.label(steps, position)
+        onward = advance(s, record(status, "Inconclusive", "PromotedByPolicy", now), position, now, f"onInconclusive Promote at {label}")
+        return Move(onward, (Event("PromotedByPolicy", f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}", "Warning"),))
     status = record(status, "Inconclusive", reason, now)
-    text = f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
     event = Event("Inconclusive", text, "Warning")
-    if s.spec.rollout.on_inconclusive == "Rollback":
+    if then == "Rollback":
         return Move(revert(status, now, "RolledBack", reason, text), (event,))
     return Move(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
 
@@ -149,14 +234,17 @@ def advance(
 ) -> ModelDeploymentStatus:
     """The step after this one, or promotion after the last. Callers hold a Successful verdict or an override (invariant 1)."""
     assert s.spec is not None and status.rollout is not None and status.rollout.step is not None
-    steps = s.spec.rollout.canary.steps
+    steps = stepping.steps_of(s.spec.rollout)
+    if status.rollout.step.strategy != stepping.strategy_of(s.spec.rollout):
+        return begin_trial(s, status, now)
     index = stepping.next_index(steps, position)
     if index is None:
-        return enter(status, "Promote", now)
-    step = steps[index]
-    return at_step(status, index, step.weight or status.rollout.step.weight, now, pause=step.pause is not None, override=override)
+        return enter(status, "Promote", now, held=None)
+    step, before = steps[index], status.rollout.step
+    return at_step(status, index, step.weight or before.weight, now, strategy=before.strategy, pause=step.pause is not None, override=override)
 
 
-def _interval(s: Snapshot) -> float:
+def interval(s: Snapshot) -> float:
+    """Seconds between two looks."""
     assert s.spec is not None
     return max(1.0, seconds(s.spec.rollout.analysis.interval))

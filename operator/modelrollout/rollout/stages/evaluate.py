@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import EvaluationEvidence, ModelDeploymentStatus
-from modelrollout.rollout.facts import Event, Snapshot, baseline
+from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.stages.canary import begin_trial
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
 from modelrollout.rollout.stages.resolve import lost
-from modelrollout.rollout.transitions import at_step, change, enter, fail
+from modelrollout.rollout.transitions import change, fail
 
 
 def evaluate(s: Snapshot, now: datetime) -> Move:
-    """Judge the golden answers, then go to the canary; with nothing to compare with, to promotion."""
+    """Judge the golden answers, then put the revision on trial; with nothing to compare with, promote it."""
     assert s.spec is not None
     if s.spec.rollout.analysis.golden is None:
-        return Move(_onward(s, s.status, now))
+        return Move(begin_trial(s, s.status, now))
     work, evidence = s.work, s.evaluation
     if work.state == "Failed":
         return failed_job(s, work, now)
@@ -26,17 +27,9 @@ def evaluate(s: Snapshot, now: datetime) -> Move:
     if evidence.verdict != "Successful":
         rejected = fail(s.status, now, "Rejected", evidence.reason, evidence.message)
         return Move(change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),))
-    return Move(change(_onward(s, s.status, now), evaluation=evidence), (_event(evidence),))
+    return Move(change(begin_trial(s, s.status, now), evaluation=evidence), (_event(evidence),))
 
 
 def _event(evidence: EvaluationEvidence) -> Event:
     against = f", stable {evidence.stable_accuracy:.4f}" if evidence.stable_accuracy is not None else ""
     return Event("Evaluated", f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples")
-
-
-def _onward(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    assert s.spec is not None
-    first = s.spec.rollout.canary.steps[0]
-    if baseline(s) is None or first.weight == 100:
-        return enter(status, "Promote", now)
-    return at_step(enter(status, "Canary", now), 0, first.weight or 0, now, pause=first.pause is not None)

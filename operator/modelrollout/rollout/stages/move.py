@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
-from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since
+from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
-NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
+GRACE_SECONDS = 600.0  # what a stage may need to get on after nobody has looked for long: pods start, Jobs run
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,21 @@ def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
 
 
 def remaining(s: Snapshot, now: datetime) -> float:
-    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed."""
+    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed.
+
+    It waits while somebody holds the rollout. Time in which no operator looked may have taken all of it: a new leader gives every stage
+    ``GRACE_SECONDS`` of its own (or the whole deadline, if that is shorter).
+    """
     assert s.spec is not None and s.status.rollout is not None
-    start = s.status.rollout.step.since if s.status.rollout.step and s.status.rollout.stage == "Canary" else s.status.rollout.since
-    return seconds(s.spec.rollout.progress_deadline) - since(start, now)
+    rollout = s.status.rollout
+    if rollout.held is not None:
+        return CHECK_SECONDS
+    limit = seconds(s.spec.rollout.progress_deadline)
+    start = rollout.step.since if rollout.step and rollout.stage in ("Canary", "Bake") else rollout.since
+    bake = seconds(s.spec.rollout.bake) if rollout.stage == "Bake" and s.spec.rollout.bake else 0.0
+    left = bake + limit - since(start, now)
+    grace = min(limit, GRACE_SECONDS) - since(stamp(s.looking_since), now) if s.looking_since else left
+    return max(left, grace)
 
 
 def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str) -> Move:

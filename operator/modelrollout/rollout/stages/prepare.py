@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence
-from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
+from modelrollout.rollout.facts import Event, Snapshot, baseline
+from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
+from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.resolve import lost
-from modelrollout.rollout.transitions import enter, fail
+from modelrollout.rollout.transitions import change, enter, fail
 
 
 def prepare(s: Snapshot, now: datetime) -> Move:
@@ -20,7 +22,7 @@ def prepare(s: Snapshot, now: datetime) -> Move:
     if revision is None:
         return wait_or_fail(s, now, None, "the ModelRevision")
     if revision.prepared is not None:
-        return Move(enter(s.status, "Provision", now, artifact=revision.prepared))
+        return _onward(s, revision.prepared, now)
     work = s.work
     if work.state == "Running" or work.state == "Absent":
         # The Job has a deadline of its own (spec.optimization.timeout); only what keeps it from starting is ours to time.
@@ -37,7 +39,21 @@ def prepare(s: Snapshot, now: datetime) -> Move:
         return failed_job(s, work, now)
     if evidence is None or not evidence.digest:
         return lost(s, now)
-    return Move(enter(s.status, "Provision", now, artifact=evidence), (_gate_event(evidence),))
+    return _onward(s, evidence, now, _gate_event(evidence))
+
+
+def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Move:
+    """To the model servers, if clients of stable could use them."""
+    rollout = s.status.rollout
+    assert rollout is not None
+    if rollout.mode == "Update":
+        if problem := changed(s, artifact.interface):
+            rejected = change(fail(s.status, now, "Rejected", problem.reason, problem.message), artifact=artifact)
+            return Move(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
+        if baseline(s) is not None and (artifact.interface is None or served(s) is None):
+            text = "inputs and outputs were not compared with those of stable: an older operator prepared one of the two"
+            events = (*events, Event("SignatureUnknown", text))
+    return Move(enter(s.status, "Provision", now, artifact=artifact, queue=queued(s, now)), events)
 
 
 def _evidence(result: TaskResult) -> ArtifactEvidence:
@@ -65,6 +81,7 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
             for m in result.metrics
         ],
         reused=result.reused,
+        interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
     )
 
 

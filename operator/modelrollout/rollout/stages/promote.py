@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome
-from modelrollout.rollout.facts import Event, Snapshot
-from modelrollout.rollout.stages.move import NOT_READY, Move, wait
+from modelrollout.rollout.desired import has_all_pods, too_few
+from modelrollout.rollout.facts import NOT_READY, Event, Snapshot, baseline
+from modelrollout.rollout.stages.bake import begin_bake
+from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse
+from modelrollout.rollout.stages.move import Move, remaining, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
 
 
 def promote(s: Snapshot, now: datetime) -> Move:
-    """The revision becomes stable once the data plane has taken it up; the former stable keeps its pods until then."""
+    """Bring the revision to its full size, then give it everything; it becomes stable (or bakes) once the data plane has taken that up."""
     rollout = s.status.rollout
-    assert rollout is not None
+    assert rollout is not None and s.spec is not None
+    if s.status.stable is not None and not has_all_pods(s):
+        return _waits_for_pods(s, now)
     server = s.server(rollout.revision)
-    if server.ready == 0:  # the split leaves everything with stable until a pod is ready
+    if server.ready == 0:
         return wait(s, server.problem or NOT_READY, 5.0)
     if not s.traffic.taken_up:
         return wait(s, s.traffic.problem, 5.0)
-    outcome: Outcome = "Stable" if rollout.mode == "Rollback" or s.status.stable is None else "Promoted"
-    return Move(succeed(s.status, now, outcome), (Event(outcome, f"revision {rollout.revision} serves all traffic"),))
+    proven = rollout.mode == "Rollback" and rollout.proven
+    if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
+        return Move(begin_bake(s, now), (Event("BakeStarted", f"revision {rollout.revision} has all traffic and is watched"),))
+    outcome: Outcome = "Stable" if proven or s.status.stable is None else "Promoted"
+    return Move(succeed(s, s.status, now, outcome), (Event(outcome, f"revision {rollout.revision} serves all traffic"),))
+
+
+def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
+    """The weight of the last step stays meanwhile, and the revision is judged on it."""
+    rollout = s.status.rollout
+    assert rollout is not None and s.spec is not None
+    found, step = s.assessment, rollout.step
+    if found is not None and found.verdict == "Failed" and step is not None:
+        return proven_worse(s, found, now)
+    if step is not None and remaining(s, now) <= 0:
+        back = replace(s, status=enter(s.status, "Canary", now))
+        text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
+        return inconclusive(back, step, too_few(s).reason, text, now, may_promote=False)
+    return wait(s, too_few(s), min(5.0, interval(s)))
 
 
 def revert(s: Snapshot, now: datetime) -> Move:
@@ -31,4 +54,4 @@ def revert(s: Snapshot, now: datetime) -> Move:
         return Move(s.status, requeue_after=5.0)
     ended = enter(s.status, "Failed", now, reason=rollout.reason, message=rollout.message, step=None)
     event = Event(rollout.outcome or "RolledBack", f"revision {rollout.revision}: {rollout.message}; stable has all traffic", "Warning")
-    return Move(retire(ended, rollout.revision, rollout.number, now), (event,))
+    return Move(retire(ended, rollout.revision, rollout.number, now, s.settle_seconds), (event,))

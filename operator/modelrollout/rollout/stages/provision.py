@@ -1,22 +1,115 @@
-"""provision: Triton pods with the model loaded."""
+"""provision: Triton pods with the model loaded.
+
+GPU use begins here, so this is where a rollout waits for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. What comes
+before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.facts import Snapshot
-from modelrollout.rollout.stages.move import Move, wait_or_fail
-from modelrollout.rollout.transitions import enter
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, seconds
+from modelrollout.rollout.demands import gpus_asked
+from modelrollout.rollout.desired import trial_pods
+from modelrollout.rollout.facts import Event, Gpus, Problem, Slot, Snapshot, since, stamp
+from modelrollout.rollout.policy import frozen
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
+from modelrollout.rollout.transitions import change, enter, fail
+
+TOLD_POSITIONS = 10  # each rollout that leaves the queue moves all behind it: further back the place is not told, or that would be many writes
 
 
 def provision(s: Snapshot, now: datetime) -> Move:
-    """Go on once every replica serves the model: a weight never rises on pods that are not there."""
+    """Go on once every replica that the trial begins with serves the model: a weight never rises on pods that are not there."""
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
+    if rollout.queue is not None:
+        return _waiting(s, rollout.queue, now)
     server = s.server(rollout.revision)
-    wanted = max(1, s.spec.serving.replicas)
+    wanted = trial_pods(s) if s.gateway else max(1, s.spec.serving.replicas)
     if server.ready >= wanted:
-        if rollout.mode == "Rollback":
+        if rollout.mode == "Rollback" and rollout.proven:
             return Move(enter(s.status, "Promote", now))  # what is proven stays proven
         return Move(enter(s.status, "Evaluate", now))
-    return wait_or_fail(s, now, server.problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded")
+    problem = server.problem
+    if problem is not None and problem.reason == "Unschedulable" and s.gpus is not None and s.gpus.free < s.gpus.needed:
+        problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
+    limit = s.spec.rollout.unscheduled_deadline
+    if problem is not None and problem.reason in ("Unschedulable", "InsufficientGPU") and limit is not None:
+        left = seconds(limit) - since(rollout.since, now)
+        if left <= 0:
+            return _unscheduled(s, problem, limit, now)
+        return wait(s, problem, min(CHECK_SECONDS, left, max(0.2, remaining(s, now))))
+    return wait_or_fail(s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded")
+
+
+def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
+    """The queue that a rollout enters before it is given GPUs; None where nothing limits it."""
+    assert s.spec is not None and s.status.rollout is not None
+    gpus = sum(gpus_asked(s.spec).values())
+    limited = any(limit.concerns(gpus) for limit in s.rules.limits) or frozen(s.rules, now) is not None
+    if s.status.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
+        return None
+    return QueueStatus(since=stamp(now), gpus=gpus)
+
+
+def _waiting(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
+    """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are free."""
+    assert s.spec is not None
+    if freeze := frozen(s.rules, now):
+        return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
+    slots = {slot.policy: slot for slot in s.slots}
+    for limit in s.rules.limits:
+        slot = slots.get(limit.policy)
+        if limit.concerns(queue.gpus) and (slot is None or not slot.held):
+            return _in_line(s, queue, slot) if slot else wait(s)  # the Leases cannot be read: s.refused says why
+    events: tuple[Event, ...] = ()
+    if s.spec.serving.surge == "Wait" and queue.gpus:
+        if s.gpus is None:
+            text = "spec.serving.surge is Wait, but the operator may not look at nodes (capacity.lookAtNodes): the pods are made at once"
+            events = (Event("CapacityUnknown", text, "Warning"),)
+        elif s.gpus.free < s.gpus.needed:
+            return _short(s, queue, s.gpus, now)
+    return Move(enter(s.status, "Provision", now, queue=None), events)
+
+
+def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:
+    if slot.turn:
+        return Move(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
+    position = slot.position if slot.position <= TOLD_POSITIONS else None
+    place = f"{_ordinal(slot.position)} of {slot.waiting}" if position else f"more than {TOLD_POSITIONS} are before it"
+    held = f"held by {', '.join(slot.holders)}" if slot.holders else "none is free"
+    problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
+    moved = wait(s, problem)
+    if moved.status is s.status and position == queue.position:
+        return moved
+    status: ModelDeploymentStatus = change(moved.status, queue=queue.model_copy(update={"position": position}), message=problem.message)
+    return Move(status, moved.events, moved.requeue_after)
+
+
+def _ordinal(n: int) -> str:
+    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
+
+
+def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Move:
+    assert s.spec is not None
+    problem = Problem("InsufficientGPU", _numbers(gpus))
+    limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
+    if queue.short_since is None:
+        moved = wait(s, problem)
+        told = change(moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None}))
+        return Move(told, moved.events, moved.requeue_after)
+    left = seconds(limit) - since(queue.short_since, now)
+    if left <= 0:
+        return _unscheduled(s, problem, limit, now)
+    return wait(s, problem, min(CHECK_SECONDS, left))
+
+
+def _numbers(gpus: Gpus) -> str:
+    return f"the pods of the new revision need {gpus.needed} {gpus.kind}, {gpus.free} of {gpus.total} are free on the {gpus.nodes} nodes that fit"
+
+
+def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Move:
+    message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
+    return Move(fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),))

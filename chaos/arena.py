@@ -1,0 +1,293 @@
+"""What a fault works on: the cluster, two ModelDeployments under load, the operators and the proxies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chaos import ChaosError, models, truth
+from chaos.operators import OperatorProcess
+from chaos.proxy import FaultProxy, Proxies
+from chaos.recorder import MDEP, Recorder
+from chaos.traffic import Traffic, Window
+from chaos.truth import Expected, Final, Outcome
+from demo import DemoError
+from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, Object, secret
+from demo.data import Split
+from demo.setup import CHART, CLIENT_ACCOUNT, FEEDBACK_ROLE, SECRET, chart_values
+from modelrollout.api import names
+from sandbox import control
+from sandbox.cluster import Sandbox
+from sandbox.kube import Api
+
+NAMESPACE = "modelrollout-chaos"
+REPLICAS = 2
+RESYNC_SECONDS = 10.0  # what no event told is found after this long
+STEPS = (30, 60)
+Say = Callable[[str], None]
+
+
+@dataclass
+class Subject:
+    """A ModelDeployment. ``up`` gets good versions only, ``down`` bad ones only after its first."""
+
+    name: str
+    outcome: Outcome
+    stable: str = ""  # digest
+    tried: str = ""
+    number: int = 0
+    own: set[str] = field(default_factory=set)  # resourceVersions of routes and status that the chaos run wrote
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def host(self) -> str:
+        return f"{self.name}.chaos.example"
+
+    @property
+    def expected(self) -> Expected:
+        """How the present rollout must end."""
+        return Expected(self.name, self.outcome, self.tried if self.outcome == "Promoted" else self.stable, self.tried, REPLICAS)
+
+
+class Arena:
+    """A context manager: sets everything up, and takes down the processes of its own (the sandbox stays)."""
+
+    def __init__(self, cluster: Cluster, folder: Path, say: Say, rate: float) -> None:
+        self.cluster, self.folder, self.say = cluster, folder, say
+        self.subjects = (Subject("up", "Promoted"), Subject("down", "RolledBack"))
+        self.box = Sandbox()
+        self._rate = rate
+        self._stack = ExitStack()
+        self.recorder = Recorder(self._api, NAMESPACE)
+        trust = ssl.create_default_context(cafile=str(self.box.state.pki / "ca.crt"))
+        server = json.loads(self.box.state.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+        self.proxy, self.second_proxy = FaultProxy(server, trust), FaultProxy(server, trust)
+        self.prometheus = FaultProxy(f"http://{self._prometheus_address()}")
+        self.traffic: dict[str, Traffic] = {}
+        self.operator: OperatorProcess
+        self.second: OperatorProcess
+
+    def _api(self) -> Api:
+        return Api.of(self.box.state.kubeconfig, self.box.state.pki, "sandbox")
+
+    def _prometheus_address(self) -> str:
+        host, _, _ = self.cluster.target.gateway.http.partition(":")
+        return f"{host}:9090"
+
+    # --- set-up ---
+
+    def __enter__(self) -> Arena:
+        try:
+            self._set_up()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _set_up(self) -> None:
+        self._install()
+        self._namespace()
+        live = models.live()
+        live.save(self.folder / "live.npz")
+        self._upload(self.folder / "live.npz", self.cluster.target.store.data, "chaos/live.npz")
+        self._stack.enter_context(Proxies(self.proxy, self.second_proxy, self.prometheus))
+        self.recorder.start()
+        self._stack.callback(self.recorder.stop)
+        config = self._config()
+        token = self.cluster.kubectl("create", "token", RELEASE, "-n", SYSTEM_NAMESPACE, "--duration=6h").strip()
+        self.operator = OperatorProcess("first", self.proxy.url, token, config, self.folder, SYSTEM_NAMESPACE)
+        self.second = OperatorProcess("second", self.second_proxy.url, token, config, self.folder, SYSTEM_NAMESPACE)
+        self.rival = OperatorProcess("rival", self.second_proxy.url, token, config, self.folder, NAMESPACE)
+        self._stack.callback(self.operator.stop)
+        self.operator.start()
+        for subject in self.subjects:
+            self.next_version(subject, good=True)
+            subject.stable = subject.tried
+        for subject in self.subjects:
+            self.until(f"the first version of {subject.name} is stable", lambda s=subject: self.is_ready(s), 180)  # type: ignore[misc]
+        for subject in self.subjects:
+            self._send(subject, live)
+        self.say(f"two ModelDeployments serve under {2 * self._rate:g} requests/s")
+
+    def _install(self) -> None:
+        """CRDs, rights and the feedback service by the chart; its operator has no replica, for ours are processes."""
+        values = self.folder / "chart-values.yaml"
+        values.write_text(yaml.safe_dump({**chart_values(self.cluster.target), "replicas": 0}))
+        where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
+        self.cluster.helm("upgrade", "--install", RELEASE, str(CHART), *where, "--values", str(values), "--wait", "--timeout", "3m")
+        self.say("the chart is installed: definitions, rights, feedback service")
+
+    def _namespace(self) -> None:
+        self.cluster.fresh_namespace(NAMESPACE)
+        store = self.cluster.target.store
+        about = {"name": CLIENT_ACCOUNT, "namespace": NAMESPACE}
+        rbac = "rbac.authorization.k8s.io"
+        lease = {"name": "rival-lease", "namespace": NAMESPACE}
+        self.cluster.apply(
+            secret(NAMESPACE, SECRET, {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}),
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": about},
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "RoleBinding",
+                "metadata": about,
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": FEEDBACK_ROLE},
+                "subjects": [{"kind": "ServiceAccount", **about}],
+            },
+            # A Lease of its own, for an operator that leads beside the first.
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "Role",
+                "metadata": lease,
+                "rules": [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]}],
+            },
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "RoleBinding",
+                "metadata": lease,
+                "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "rival-lease"},
+                "subjects": [{"kind": "ServiceAccount", "name": RELEASE, "namespace": SYSTEM_NAMESPACE}],
+            },
+        )
+
+    def _config(self) -> Path:
+        """What the chart wrote for its operator, with the fault proxy for Prometheus, and a resync that a test can wait for."""
+        found = json.loads(self.cluster.kubectl("get", "configmap", RELEASE, "-n", SYSTEM_NAMESPACE, "-o", "json"))
+        config = yaml.safe_load(found["data"]["config.yaml"])
+        for provider in config["prometheus"]:
+            provider["url"] = self.prometheus.url
+        config["resyncSeconds"] = RESYNC_SECONDS
+        path = self.folder / "operator.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def _upload(self, path: Path, bucket: str, key: str) -> None:
+        self.cluster.upload(bucket, {key: path})
+
+    def _send(self, subject: Subject, live: Split) -> None:
+        traffic = Traffic(self.cluster, self.folder / f"client-{subject.name}", NAMESPACE, subject.name, subject.host, self._rate, live)
+        self.traffic[subject.name] = traffic
+        traffic.start()
+        self._stack.callback(traffic.stop)
+
+    # --- what faults do ---
+
+    def next_version(self, subject: Subject, *, good: bool | None = None, thorough: bool = False) -> None:
+        """Another version of the kind that this subject gets; ``thorough``: the digest is resolved, and golden data asked where it can pass."""
+        subject.number += 1
+        good = subject.outcome == "Promoted" if good is None else good
+        made = models.write(self.folder, subject.name, subject.number, good=good)
+        self._upload(made.path, self.cluster.target.store.models, made.key)
+        subject.tried = made.sha256
+        self.cluster.apply(self._object(subject, made, golden=thorough and good, pinned=not thorough))
+
+    def _object(self, subject: Subject, model: models.ModelFile, *, golden: bool, pinned: bool) -> Object:
+        store, gateway = self.cluster.target.store, self.cluster.target.gateway
+        analysis: dict[str, Any] = {
+            "interval": "1s",
+            "metrics": [
+                {"name": "accuracy", "maxDrop": 0.3, "minSamples": 20},
+                {"name": "errors", "maxIncrease": 0.3, "minSamples": 20},
+                {"name": "scraped", "query": 'count(up{job=~".+"} == 1)', "min": 1},
+            ],
+        }
+        if golden:
+            analysis["golden"] = {"uri": f"s3://{store.data}/chaos/live.npz", "maxDrop": 0.1}
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": MDEP,
+            "metadata": {"name": subject.name, "namespace": NAMESPACE},
+            "spec": {
+                "model": {"uri": f"s3://{store.models}/{model.key}", **({"sha256": model.sha256} if pinned else {})},
+                "serving": {
+                    "replicas": REPLICAS,
+                    "resources": {"limits": {"cpu": "2", "memory": "512Mi"}, "requests": {"cpu": "100m", "memory": "128Mi"}},
+                },
+                "traffic": {
+                    "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+                    "http": {"hostnames": [subject.host]},
+                    "grpc": {"hostnames": [f"grpc-{subject.host}"]},
+                },
+                "rollout": {"canary": {"steps": [{"weight": w} for w in STEPS]}, "analysis": analysis, "progressDeadline": "10m"},
+            },
+        }
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """In the chaos namespace; tried again while the API server is away."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.cluster.kubectl("-n", NAMESPACE, *arguments, stdin=stdin)
+            except DemoError as e:
+                away = any(
+                    word in str(e) for word in ("refused", "EOF", "timeout", "unable to handle", "etcdserver", "not ready", "ServiceUnavailable")
+                )
+                if not away or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def candidate(self, subject: Subject) -> str:
+        """The revision in flight."""
+        return str(self.recorder.latest(subject.name)["status"]["rollout"]["revision"])
+
+    def stable(self, subject: Subject) -> str:
+        return str(self.recorder.latest(subject.name)["status"]["stable"]["revision"])
+
+    def pods(self, revision: str) -> list[Object]:
+        """Its server pods that are not on their way out, ready ones first."""
+        found = self.cluster.pods(NAMESPACE, f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}")
+        return sorted((p for p in found if not p["metadata"].get("deletionTimestamp")), key=lambda p: not truth.is_ready(p))
+
+    def stop_part(self, part: str) -> None:
+        control.stop(self.box.state, part, signal.SIGKILL)
+
+    def start_part(self, part: str) -> None:
+        _, config = self.box.running()
+        control.start(self.box.state, part)
+        self.box.wait_part(config, part)
+
+    def signal_part(self, part: str, number: signal.Signals) -> None:
+        control.ask(self.box.state, op="signal", part=part, signal=int(number))
+
+    # --- looking ---
+
+    def until(self, what: str, look: Callable[[], object], limit: float) -> None:
+        deadline = time.monotonic() + limit
+        while not look():
+            if time.monotonic() > deadline:
+                raise ChaosError(f"not within {limit:.0f} s: {what}")
+            self.recorder.wait(0.3)
+
+    def is_ready(self, subject: Subject) -> bool:
+        status = self.recorder.latest(subject.name).get("status") or {}
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+
+    def final(self, subject: Subject) -> Final:
+        """Everything that belongs to it, read from the API server now."""
+        kinds = "mrev,httproutes,grpcroutes,services,deployments,pods,jobs,pdb"
+        items = json.loads(self.kubectl("get", kinds, "-l", f"{names.LABEL_NAME}={subject.name}", "-o", "json"))["items"]
+
+        def of(*wanted: str) -> list[Object]:
+            return [o for o in items if o["kind"] in wanted]
+
+        return Final(
+            deployment=self.cluster.deployment(NAMESPACE, subject.name),
+            revisions=of("ModelRevision"),
+            routes=of("HTTPRoute", "GRPCRoute"),
+            services=of("Service"),
+            deployments=of("Deployment"),
+            pods=of("Pod"),
+            jobs=of("Job"),
+            budgets=of("PodDisruptionBudget"),
+        )

@@ -1,0 +1,74 @@
+"""Which metrics a rollout is judged by: its own, those of templates, and those that a policy demands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from modelrollout.analysis.problem import Problem
+from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
+
+MAX_METRICS = 32  # status has room for no more
+DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
+
+
+def effective_metrics(analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]) -> list[Metric] | Problem:
+    """The metrics in force. Of one name the spec's own wins over a template's, and an earlier template over a later one.
+
+    A mandatory metric cannot be weakened: where the spec has one of its name, the stricter of each margin and limit holds. Where they measure
+    different things (another query, another objective) the mandatory one stands alone. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
+    """
+    asked = analysis.templates or []
+    unknown = [name for name in asked if name not in templates]
+    if unknown:
+        known = ", ".join(sorted(templates)) or "none"
+        return Problem("UnknownTemplate", f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are: {known}")
+    own = analysis.metrics if analysis.metrics is not None else () if asked else DEFAULT_METRICS
+    found: dict[str, Metric] = {m.name: m for m in own}
+    for name in asked:
+        for metric in templates[name]:
+            found.setdefault(metric.name, metric)
+    for metric in mandatory:
+        found[metric.name] = stricter(found[metric.name], metric) if metric.name in found else metric
+    if len(found) > MAX_METRICS:
+        return Problem("TooManyMetrics", f"{len(found)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer templates")
+    return list(found.values())
+
+
+def stricter(own: Metric, mandatory: Metric) -> Metric:
+    """A metric that passes nothing that ``mandatory`` would not pass."""
+    if own.query != mandatory.query or _seconds(own.objective) != _seconds(mandatory.objective):
+        return mandatory
+    return mandatory.model_copy(
+        update={
+            "max_drop": _least(own.max_drop, mandatory.max_drop),
+            "max_increase": _least(own.max_increase, mandatory.max_increase),
+            "max": _least(own.max, mandatory.max),
+            "min": _most(own.min, mandatory.min),
+            "share": _most(own.share, mandatory.share),
+            "min_samples": max(own.min_samples, mandatory.min_samples),
+            "for_": min(own.for_ or "0s", mandatory.for_ or "0s", key=seconds) if mandatory.for_ else None,
+            "slices": _slices(own, mandatory),
+        }
+    )
+
+
+def _slices(own: Metric, mandatory: Metric) -> list[Slice] | None:
+    """Every slice of either; of one in both the smaller margin. A slice that a metric leaves to its own margin takes that along."""
+    found: dict[str, Slice] = {}
+    for metric in (mandatory, own):
+        for part in metric.slices or ():
+            margin = _least(part.max_drop or metric.max_drop, found[part.name].max_drop if part.name in found else None)
+            found[part.name] = Slice(name=part.name, max_drop=margin)
+    return list(found.values())[:16] or None
+
+
+def _seconds(duration: str | None) -> float | None:
+    return None if duration is None else seconds(duration)
+
+
+def _least(*values: float | None) -> float | None:
+    return min((v for v in values if v is not None), default=None)
+
+
+def _most(*values: float | None) -> float | None:
+    return max((v for v in values if v is not None), default=None)

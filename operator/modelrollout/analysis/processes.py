@@ -1,0 +1,56 @@
+"""Counters of more processes than status has room for.
+
+At most ``FOLLOWED`` processes of a side are followed one by one, first come, first kept, for the whole step; a process that vanishes keeps its place,
+because it may come back. All others are followed in ``GROUPS`` groups, by a hash of the name, each as one sum. A group counts only between two
+looks at exactly the same members, when every member was scraped anew and no sum has become smaller; otherwise the look is a new baseline. So with
+very many processes a part of the requests is lost, of canary and stable alike, and none is ever counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from zlib import crc32
+
+from modelrollout.analysis.counters import Raw, Sample, fold
+from modelrollout.api.v1alpha1 import Counter
+
+FOLLOWED = 24
+GROUPS = 8
+GROUP = "#"  # begins the name of a group in Counter.last
+GROUP_FIELDS = 4  # of its entry: total, bad, newest scrape, hash of the members
+
+
+def fold_all(previous: Counter | None, raw: Raw) -> Counter:
+    """``fold`` for any number of processes; ``previous`` itself when the look brought nothing new."""
+    known = previous.last if previous else {}
+    room = FOLLOWED - sum(1 for p in known if not p.startswith(GROUP))
+    followed = {p: s for p, s in raw.processes.items() if p in known}
+    others = sorted(p for p in raw.processes if p not in known)
+    followed |= {p: raw.processes[p] for p in others[:room]}
+    counted = fold(previous, Raw(followed))
+    groups: dict[str, dict[str, Sample]] = {}
+    for process in others[room:]:
+        groups.setdefault(f"{GROUP}{crc32(process.encode()) % GROUPS}", {})[process] = raw.processes[process]
+    for name, members in groups.items():
+        counted = _with_group(counted, name, members)
+    return counted
+
+
+def _with_group(counted: Counter, name: str, members: Mapping[str, Sample]) -> Counter:
+    before = counted.last.get(name)
+    oldest, newest = min(s.scraped for s in members.values()), max(s.scraped for s in members.values())
+    if before is not None and oldest <= before[2]:
+        return counted
+    total, bad = sum(s.total for s in members.values()), sum(s.bad for s in members.values())
+    who = float(crc32("\n".join(sorted(members)).encode()))
+    more = wrong = 0.0
+    if before is not None and before[3] == who and total >= before[0] and bad >= before[1] and total - bad >= before[0] - before[1]:
+        more, wrong = total - before[0], bad - before[1]
+    return counted.model_copy(
+        update={
+            "total": counted.total + more,
+            "bad": counted.bad + wrong,
+            "last": counted.last | {name: [total, bad, newest, who]},
+            "scraped": max(newest, counted.scraped or 0.0) or None,
+        }
+    )

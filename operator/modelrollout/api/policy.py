@@ -1,0 +1,165 @@
+"""RolloutPolicy: what a platform team demands of the ModelDeployments of many teams. Cluster-scoped; ``rollout.policy`` combines those that match."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from modelrollout.api.v1alpha1 import (
+    ApiModel,
+    Condition,
+    Duration,
+    ListMapKey,
+    Metric,
+    Name,
+    Rule,
+    StatusModel,
+    Step,
+)
+
+NamespacePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)]
+SourcePrefix = Annotated[str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024)]
+Moment = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)
+]
+
+
+class PolicySelector(ApiModel):
+    """Which ModelDeployments the policy is for; both parts must hold. Empty: all of them.
+
+    Namespaces are chosen by name and not by their labels: the operator has no right to read namespaces.
+    """
+
+    namespaces: Annotated[list[NamespacePattern], Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Names of namespaces, or patterns with * and ?; left out: all namespaces."
+    )
+    match_labels: dict[str, Annotated[str, StringConstraints(max_length=63)]] | None = Field(
+        None, description="Labels that the ModelDeployment carries; left out: any."
+    )
+
+
+class DefaultCanary(ApiModel):
+    """Defaults of spec.rollout.canary."""
+
+    steps: Annotated[list[Step], Field(min_length=1, max_length=32)] | None = Field(None, description="Steps; weights must grow.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
+            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
+            "weights must grow from step to step, for example 5, 25, 50",
+        ),
+        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
+    )
+
+
+class DefaultAnalysis(ApiModel):
+    """Defaults of spec.rollout.analysis."""
+
+    prometheus: Name | None = Field(None, description="Prometheus by its name in the operator's configuration.")
+    metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None, description="Metrics of analyses that name none themselves."
+    )
+
+
+class PolicyDefaults(ApiModel):
+    """Fields of spec.rollout where a ModelDeployment leaves them out. What it says itself always wins; gates are for what it may not."""
+
+    canary: DefaultCanary | None = None
+    analysis: DefaultAnalysis | None = None
+    on_failure: Literal["Rollback", "Pause"] | None = Field(None, description="What to do when the canary is proven worse.")
+    on_inconclusive: Literal["Pause", "Rollback", "Promote"] | None = Field(None, description="What to do when a step ends without a verdict.")
+    progress_deadline: Duration | None = Field(None, description="Limit for each stage and each canary step.")
+    unscheduled_deadline: Duration | None = Field(None, description="How long a new revision may wait for free GPUs.")
+
+
+class PolicyGates(ApiModel):
+    """What a ModelDeployment must have before a version of it is rolled out."""
+
+    golden: bool = Field(False, description="spec.rollout.analysis.golden is required.")
+    held_out: bool = Field(False, description="A spec with optimization steps needs spec.optimization.gate with held-out data.")
+    digest: bool = Field(False, description="spec.model.sha256 is required: nothing is pinned at first sight.")
+    max_drop: float | None = Field(
+        None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
+    )
+    metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
+    )
+
+
+class AllowedSources(ApiModel):
+    """Prefixes that URIs must lie in. They narrow the stores of the operator's configuration and never widen them."""
+
+    models: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None, description="For spec.model.uri, for example s3://models/approved/; left out: any store."
+    )
+    data: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None, description="For calibration, held-out and golden data; left out: any store."
+    )
+
+
+class FreezeWindow(ApiModel):
+    """A time in which no rollout begins and no weight rises. Rollbacks, aborts and reverts always work.
+
+    Either schedule and duration, or start and end.
+    """
+
+    schedule: str | None = Field(
+        None, max_length=128, description='When it begins, as cron: minute hour day month weekday; "0 16 * * FRI" is Fridays at 16:00.'
+    )
+    timezone: str = Field("UTC", max_length=64, description="Time zone of schedule, for example Europe/Berlin; summer time is observed.")
+    duration: Duration | None = Field(None, description="How long it lasts from each time of schedule, for example 63h.")
+    start: Moment | None = Field(None, description="Beginning of a single window, for example 2026-12-20T00:00:00Z.")
+    end: Moment | None = Field(None, description="End of a single window.")
+    reason: str | None = Field(None, max_length=128, description="Told to those who wait, for example: end of the quarter.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.schedule) != has(self.start)", "a freeze window is either schedule and duration, or start and end"),
+        Rule("has(self.schedule) == has(self.duration)", "schedule needs duration, for example 63h, and duration belongs to schedule"),
+        Rule("has(self.start) == has(self.end)", "start needs end, and end belongs to start"),
+    )
+
+
+class PolicyLimits(ApiModel):
+    """What all matching ModelDeployments together may use at one time. Rollbacks never wait and do not count."""
+
+    concurrent_rollouts: int | None = Field(
+        None, ge=1, le=1000, description="Rollouts that may hold GPUs at one time: from Provision to their end. Others wait in the order they came."
+    )
+    gpus: int | None = Field(
+        None, ge=1, le=10000, description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have."
+    )
+
+
+class AnalysisTemplate(ApiModel):
+    """Metrics under a name, to be used in spec.rollout.analysis.templates."""
+
+    name: Name = Field(description="Name of the template. Where several policies have one of this name, that of the first policy by name holds.")
+    metrics: Annotated[list[Metric], Field(min_length=1, max_length=16), ListMapKey("name")] = Field(description="Its metrics.")
+
+
+class RolloutPolicySpec(ApiModel):
+    """What a platform team demands of the rollouts of many teams.
+
+    Several policies may match one ModelDeployment: every gate, every list of sources, every freeze window and every limit of each of them holds; for
+    defaults and templates the first policy by name wins.
+    """
+
+    selector: PolicySelector = Field(default_factory=PolicySelector)
+    defaults: PolicyDefaults | None = None
+    gates: PolicyGates | None = None
+    allowed_sources: AllowedSources | None = None
+    freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(None, description="When nothing may climb.")
+    limits: PolicyLimits | None = None
+    analysis_templates: Annotated[list[AnalysisTemplate], Field(max_length=16), ListMapKey("name")] | None = Field(
+        None, description="Metrics to share."
+    )
+
+
+class RolloutPolicyStatus(StatusModel):
+    """Whether the policy is understood, and whom it concerns."""
+
+    observed_generation: int | None = None
+    conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
+    accepted: str | None = Field(None, description="Condition Accepted. False: what it matches starts no rollout until corrected.")
+    matches: int | None = Field(None, description="ModelDeployments that it matches, counted when the policy changes and every few minutes.")
+    frozen_until: str | None = Field(None, description="End of the freeze that is in force, as of the last look.")

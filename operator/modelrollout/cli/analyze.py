@@ -1,0 +1,369 @@
+"""``modelrollout analyze``: a rollout's gates over a recording, over Prometheus history, or over the present moment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from modelrollout.analysis.effective import effective_metrics
+from modelrollout.analysis.look import Reading, counts_of
+from modelrollout.analysis.pace import counted_seconds
+from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.providers.measure import look
+from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.queries import Query, Target, bounds_query, build
+from modelrollout.analysis.readings import name_bounds, read
+from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
+from modelrollout.api import names
+from modelrollout.api.config import PrometheusProvider
+from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
+from modelrollout.cli import view
+from modelrollout.cli.cluster import Cluster, Rollout
+from modelrollout.cli.errors import Refused, Unanswered
+from modelrollout.cli.verbs import in_flight
+from modelrollout.rollout.facts import Assessment, Snapshot, baseline
+from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout.replay import Moment, Replayed, replay
+from modelrollout.rollout.steps import steps_of
+
+TIMEOUT_SECONDS = 30.0
+_LIMIT_LOOKS = 100_000
+
+
+Tell = Callable[[RenderableType, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of the command."""
+
+    name: str | None = None
+    filename: Path | None = None
+    recording: Path | None = None
+    prometheus: str | None = None
+    token_file: Path | None = None
+    profile: str = "traefik"
+    start: str | None = None
+    end: str | None = None
+    canary: str | None = None
+    stable: str | None = None
+    record: Path | None = None
+    changes: Sequence[str] = ()
+    steps: str | None = None
+    window: float = 60.0
+
+    @property
+    def needs_cluster(self) -> bool:
+        """Whether the ModelDeployment is to be read from the API server."""
+        return self.filename is None and self.name is not None
+
+
+async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell) -> None:
+    """Do what the options say; raises Refused and Unanswered."""
+    if w.recording is None and w.prometheus is None:
+        raise Refused("say where the readings come from: --prometheus URL (kubectl port-forward reaches one inside the cluster), or --replay FILE")
+    if w.recording is not None and w.prometheus is not None:
+        raise Refused("either --replay or --prometheus, not both")
+    found = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
+    if found is not None and found.spec is None:
+        raise Refused(f"{found.name} was written by another version of the operator; use the command line of that version, or -f")
+    if found is not None and found.spec is not None:
+        m = Manifest(found.namespace, found.name, found.spec)
+    elif w.filename is not None:
+        m = manifest(w.filename)
+    else:
+        raise Refused("name a ModelDeployment, or give its file with -f")
+    spec = changed(m.spec, w.changes, w.steps)
+    if w.recording is not None:
+        header, moments = recorded(w.recording)
+        replayed = run(spec, moments, stable=header.stable is not None)
+        tell(shown(replayed, spec), as_json(replayed))
+        return
+    assert w.prometheus is not None
+    source = reader(w.prometheus, w.token_file)
+    try:
+        if w.start is None:
+            if found is None:
+                raise Refused("give --start (and --end) to judge history, or the NAME of a rollout in flight to judge now")
+            assessment = await present(replace(found, spec=spec), source, w.profile, now)
+            text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
+            tell(Group(view.metrics(assessment.metrics), Text(f"\n{text}", "bold")), assessment_json(assessment))
+            return
+        canary, stable = _sides(w, found)
+        target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, w.window)
+        looks = await past(source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now))
+    finally:
+        await source.close()
+    if w.record is not None:
+        header = Header(m.namespace, m.name, canary.revision, stable.revision if stable else None)
+        try:
+            w.record.write_text(recording(header, looks))
+        except OSError as e:
+            raise Refused(f"--record {w.record}: {e.strerror}") from e
+    replayed = run(spec, looks, stable=stable is not None)
+    tell(shown(replayed, spec), as_json(replayed))
+
+
+def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef | None]:
+    flying = found.status.rollout if found else None
+    if w.canary is not None:
+        canary = revision(w.canary, "--canary")
+    elif flying is not None and flying.revision is not None and flying.number is not None:
+        canary = RevisionRef(revision=flying.revision, number=flying.number)
+    else:
+        raise Refused("give --canary NAME:NUMBER, the revision to judge (see modelrollout history)")
+    if w.stable is not None:
+        return canary, None if w.stable == "none" else revision(w.stable, "--stable")
+    stable = found.status.stable if found else None
+    if stable is None or stable.revision == canary.revision:
+        raise Refused("give --stable NAME:NUMBER, the revision to compare with, or --stable none")
+    return canary, stable
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A ModelDeployment as read from a file or from the cluster."""
+
+    namespace: str
+    name: str
+    spec: ModelDeploymentSpec
+
+
+def manifest(path: Path) -> Manifest:
+    """The ModelDeployment in a YAML file; raises Refused."""
+    try:
+        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
+    except (OSError, yaml.YAMLError) as e:
+        raise Refused(f"{path}: {e}") from e
+    found = [d for d in documents if d.get("kind") == "ModelDeployment" and str(d.get("apiVersion", "")).startswith(names.GROUP)]
+    if len(found) != 1:
+        raise Refused(f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one")
+    metadata = found[0].get("metadata") or {}
+    return Manifest(str(metadata.get("namespace") or "default"), str(metadata.get("name") or ""), _spec(found[0].get("spec"), str(path)))
+
+
+def changed(spec: ModelDeploymentSpec, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
+    """The spec with ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of spec.rollout set, and other steps (``5,25,50``); raises Refused."""
+    wire = spec.wire()
+    rollout = wire.setdefault("rollout", {})
+    analysis = rollout.setdefault("analysis", {})
+    metrics = effective_metrics(spec.rollout.analysis, {}, ())
+    if isinstance(metrics, Problem):
+        raise Refused(f"{metrics.message}; here only the file counts: write the metrics of templates into it")
+    analysis["metrics"] = [m.wire() for m in metrics]
+    for setting in settings:
+        path, sep, text = setting.partition("=")
+        *parents, field = path.split(".")
+        if not sep or not field:
+            raise Refused(f"--set {setting}: write METRIC.FIELD=VALUE (latency.maxIncrease=0.01) or a field of spec.rollout (progressDeadline=30m)")
+        target: Any = rollout
+        if parents and (metric := next((m for m in analysis["metrics"] if m["name"] == parents[0]), None)) is not None:
+            target, parents = metric, parents[1:]
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise Refused(f"--set {setting}: {parent} is no object; metrics are {', '.join(m['name'] for m in analysis['metrics'])}")
+        target[field] = yaml.safe_load(text)
+    if steps:
+        weights = steps.split(",")
+        if not all(re.fullmatch(r"[0-9]{1,3}", w.strip()) for w in weights):
+            raise Refused(f"--steps {steps}: write weights in percent, for example 5,25,50")
+        rollout["canary"] = {"steps": [{"weight": int(w)} for w in weights]}
+    return _spec(wire, "with --set and --steps")
+
+
+def _spec(raw: object, where: str) -> ModelDeploymentSpec:
+    try:
+        return ModelDeploymentSpec.model_validate(raw)
+    except ValidationError as e:
+        lines = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
+        raise Refused(f"{where}: {lines}") from e
+
+
+# --- where readings come from -----------------------------------------------------------------------------------------
+
+
+def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
+    """A file that ``--record`` made; raises Refused, also while it is read."""
+    try:
+        first, *rest = path.read_text().splitlines() or [""]
+        header = read_header(first)
+    except (OSError, UnicodeDecodeError, RecordingError) as e:
+        raise Refused(f"{path}: {e}") from e
+
+    def moments() -> Iterator[Moment]:
+        try:
+            yield from (Moment(at, readings) for at, readings in read_looks(rest))
+        except RecordingError as e:
+            raise Refused(f"{path}: {e}") from e
+
+    return header, moments()
+
+
+def reader(url: str, token_file: Path | None) -> PrometheusReader:
+    """A Prometheus by its URL."""
+    return PrometheusReader(
+        PrometheusProvider(name=url, url=url, token_file=str(token_file) if token_file else None, timeout_seconds=TIMEOUT_SECONDS)
+    )
+
+
+async def past(source: PrometheusReader, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]) -> list[Moment]:
+    """The readings at these times as Prometheus has kept them; raises Unanswered when it cannot be asked."""
+    metrics = effective_metrics(spec.rollout.analysis, {}, ())
+    assert not isinstance(metrics, Problem)
+    found: dict[int, dict[str, Reading]] = {t: {} for t in times}
+    for metric in metrics:
+        plan = build(metric, target, baseline=False)
+        answers = await source.history(plan.promql, times) if isinstance(plan, Query) else dict.fromkeys(times, plan)
+        if isinstance(answers, Problem):
+            raise Unanswered(f"{metric.name}: {answers.message}")
+        bounds = None
+        for t, answer in answers.items():
+            readings = {metric.name: plan} if isinstance(plan, Problem) else read(plan, answer, target)
+            problem = readings[metric.name]
+            if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
+                if bounds is None:
+                    [bounds] = await source.ask([bounds_query(target)])
+                readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
+            found[t] |= readings
+    return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
+
+
+def times_between(start: str, end: str | None, interval: str, now: datetime) -> list[int]:
+    """The times of the operator's looks, Unix seconds; ``start`` and ``end`` are RFC 3339, or a duration ago such as 2h. Raises Refused."""
+    begin, finish = _when(start, "--start", now), _when(end, "--end", now) if end else now
+    step = max(1, round(seconds(interval)))
+    times = list(range(int(begin.timestamp()), int(finish.timestamp()) + 1, step))
+    if not 2 <= len(times) <= _LIMIT_LOOKS:
+        span = f"from {begin:%Y-%m-%d %H:%M:%S} to {finish:%Y-%m-%d %H:%M:%S}"
+        raise Refused(f"{span} are {len(times)} looks at interval {interval}: give 2 to {_LIMIT_LOOKS}")
+    return times
+
+
+def _when(text: str, option: str, now: datetime) -> datetime:
+    if re.match(DURATION_RE, text):
+        return now - timedelta(seconds=seconds(text))
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(f"{option} {text}: write a time such as 2026-11-22T12:00:00Z, or how long ago: 2h") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def revision(text: str, option: str) -> RevisionRef:
+    """``digits-8d1b:3``: name and number of a revision; raises Refused."""
+    name, _, number = text.rpartition(":")
+    if not name or not number.isdigit():
+        raise Refused(f"{option} {text}: write name and number of the revision, for example digits-8d1b:3 (see modelrollout history)")
+    return RevisionRef(revision=name, number=int(number))
+
+
+def recording(header: Header, moments: Iterable[Moment]) -> str:
+    """The file for ``--replay``."""
+    return "\n".join([encode_header(header), *(encode(m.at, m.readings) for m in moments)]) + "\n"
+
+
+def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -> Replayed:
+    """``replay`` with its refusal as one of this command."""
+    try:
+        return replay(spec, moments, stable=stable)
+    except ValueError as e:
+        raise Refused(str(e)) from e
+
+
+async def present(found: Rollout, source: PrometheusReader, profile: str, now: datetime) -> Assessment:
+    """One look at the step that the rollout is in, added to what status holds; nothing is written. Raises Refused when no canary is under way."""
+    flying = in_flight(found)
+    if found.spec is None or flying is None or flying.stage != "Canary" or flying.step is None or flying.revision is None or flying.number is None:
+        raise Refused(f"{found.name} is in no canary step, so nothing is being judged; over the past: --start, --canary and --stable, or --replay")
+    s = Snapshot(name=found.name, namespace=found.namespace, generation=found.generation, spec=found.spec, status=found.status)
+    metrics = to_measure(s, now)
+    if isinstance(metrics, Assessment):
+        return metrics
+    window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
+    canary = RevisionRef(revision=flying.revision, number=flying.number)
+    target = target_of(found.namespace, found.name, found.spec, canary, baseline(s), profile, window, flying.step.weight)
+    return judged(s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics)), now)
+
+
+def target_of(
+    namespace: str,
+    name: str,
+    spec: ModelDeploymentSpec,
+    canary: RevisionRef,
+    stable: RevisionRef | None,
+    profile: str,
+    window: float,
+    weight: int = 0,
+) -> Target:
+    """What is compared; without a gateway Triton's own counters are asked."""
+    gateway = spec.traffic.gateway is not None and profile == "traefik"
+    return Target(namespace, name, canary, stable, "traefik" if gateway else "none", window, weight)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def shown(replayed: Replayed, spec: ModelDeploymentSpec) -> RenderableType:
+    """The timeline as text: when each step began, passed, failed or stayed without a verdict, with the intervals of that moment."""
+    table = view.columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+    for entry in replayed.timeline:
+        head = (view.duration(entry.seconds), entry.step, f"{entry.weight} %", entry.what)
+        if entry.what == "Counting" or not entry.metrics:
+            table.add_row(*head, "", "", "", "", "")
+            continue
+        for m in entry.metrics:
+            value = f"{m.value:g}" if m.value is not None else "-"
+            verdict = f"{m.verdict}{' (dry run)' if m.dry_run else ''}: {m.reason}"
+            canary, stable = view.count(m.canary) if m.canary else value, view.count(m.stable) if m.stable else "-"
+            table.add_row(*head, m.name, canary, stable, view.interval(m.interval), verdict)
+            head = ("", "", "", "")
+    parts: list[RenderableType] = [table, Text(f"\n{replayed.outcome}: {replayed.message}", "bold")]
+    if any(s.pause is not None and not s.pause.duration for s in steps_of(spec.rollout)):
+        parts.append(Text("pauses until somebody promotes are left out", "dim"))
+    return Group(*parts)
+
+
+def as_json(replayed: Replayed) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "outcome": replayed.outcome,
+        "reason": replayed.reason,
+        "message": replayed.message,
+        "timeline": [
+            {
+                "at": e.at.isoformat(),
+                "seconds": e.seconds,
+                "step": e.step,
+                "weight": e.weight,
+                "what": e.what,
+                "message": e.message,
+                "metrics": [_bare(m.wire()) for m in e.metrics],
+            }
+            for e in replayed.timeline
+        ],
+    }
+
+
+def assessment_json(found: Assessment) -> dict[str, Any]:
+    """One look for programs."""
+    return {
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "message": found.message,
+        "metrics": [_bare(m.wire()) for m in found.metrics],
+    }
+
+
+def _bare(metric: dict[str, Any]) -> dict[str, Any]:
+    """Without the raw counters of each process."""
+    return {k: {f: n for f, n in v.items() if f in ("total", "bad")} if isinstance(v, Mapping) else v for k, v in metric.items()}

@@ -1,0 +1,68 @@
+"""What a rollout needs before its pods are made, looked up between observe and decide: slots of RolloutPolicies, and free GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
+from modelrollout.controller.capacity import Capacity
+from modelrollout.controller.observe import Seen
+from modelrollout.controller.policies import Policies
+from modelrollout.controller.slots import Slots
+from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.client import MODEL_REVISION, POD, Kube
+from modelrollout.rollout.facts import Gpus, Snapshot
+from modelrollout.rollout.policy import frozen
+
+
+class Admission:
+    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Provision costs nothing here."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        store: Store,
+        config: OperatorConfig,
+        namespace: str,
+        wake: Callable[[Key, float], None],
+        now: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now = now
+        self.policies = Policies(kube, store, wake, now)
+        self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
+        self._capacity = Capacity(kube, config, clock)
+
+    async def looked(self, seen: Seen) -> Snapshot:
+        """The snapshot with what the present state asks for."""
+        s = seen.snapshot
+        rollout = s.status.rollout
+        if rollout is None or rollout.stage != "Provision" or s.spec is None:
+            return s
+        if rollout.queue is None:
+            problem = s.server(rollout.revision).problem
+            return replace(s, gpus=await self._gpus(seen)) if problem and problem.reason == "Unschedulable" else s
+        if frozen(s.rules, self._now()):
+            return s
+        slots = await self.slots.view(seen)
+        if not all(slot.held for slot in slots) or s.spec.serving.surge != "Wait":
+            return replace(s, slots=slots)
+        return replace(s, slots=slots, gpus=await self._gpus(seen))
+
+    async def _gpus(self, seen: Seen) -> Gpus | None:
+        s = seen.snapshot
+        assert s.spec is not None and s.status.rollout is not None
+        live = seen.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
+        pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
+        revision = s.status.rollout.revision
+        pods = [
+            o
+            for (kind, _), o in seen.children.items()
+            if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_REVISION) == revision
+        ]
+        placed = sum(bool((o.get("spec") or {}).get("nodeName")) for o in pods)
+        return await self._capacity.look(pod, max(1, s.spec.serving.replicas) - placed)

@@ -1,0 +1,61 @@
+"""What the policies in force demand of a spec before a version of it is rolled out. Every message names the field and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from modelrollout.api.config import lies_in
+from modelrollout.api.policy import PolicyGates
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.rollout.facts import Problem
+from modelrollout.rollout.policy import Rules
+
+
+def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int) -> Problem | None:
+    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for."""
+    for name, why in rules.broken:
+        return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
+    for name, sources in rules.sources:
+        for field, uri in uris:
+            prefixes = sources.models if field == "spec.model.uri" else sources.data
+            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
+                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
+    for name, gates in rules.gates:
+        if told := next(_missing(gates, spec), None):
+            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    for limit in rules.limits:
+        if limit.gpus is not None and gpus > limit.gpus:
+            text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
+            return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
+    return None
+
+
+def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
+    golden, gate = spec.rollout.analysis.golden, spec.optimization.gate
+    if gates.digest and spec.model.sha256 is None:
+        yield "spec.model.sha256: give the digest of the file"
+    if gates.golden and golden is None:
+        yield "spec.rollout.analysis.golden: give golden data"
+    if gates.held_out and spec.optimization.steps and gate is None:
+        yield "spec.optimization.gate: give held-out data and budgets"
+    if gates.max_drop is None:
+        return
+    if golden is not None and golden.max_drop > gates.max_drop:
+        yield f"spec.rollout.analysis.golden.maxDrop: {golden.max_drop:g} is more than {gates.max_drop:g}"
+    for metric in gate.metrics if gate is not None and spec.optimization.steps else ():
+        if metric.max_drop is None or metric.max_drop > gates.max_drop:
+            shown = "it has none" if metric.max_drop is None else f"{metric.max_drop:g} is more than that"
+            yield f"spec.optimization.gate.metrics[{metric.name}].maxDrop: at most {gates.max_drop:g}, {shown}"
+
+
+def gpus_asked(spec: ModelDeploymentSpec) -> dict[str, int]:
+    """GPUs (and other extended resources) that all pods of a new revision ask for together, by resource name."""
+    pods = max(1, spec.serving.replicas)
+    return {kind: count * pods for kind, count in gpus_of_pod(spec).items()}
+
+
+def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
+    """Extended resources of one pod: they have a domain in their name and are whole, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb."""
+    limits = spec.serving.resources.limits or {}
+    found = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
+    return {kind: count for kind, count in found.items() if count > 0}

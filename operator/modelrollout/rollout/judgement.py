@@ -1,0 +1,49 @@
+"""From readings to the verdict on the present canary step. The operator's looks and a replay of the past share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from modelrollout.analysis.effective import effective_metrics
+from modelrollout.analysis.look import Reading, carried_of, counts_of, fold_in, judge_all
+from modelrollout.analysis.pace import counted_seconds, delay_seconds, paces
+from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.verdict import combine, parts_of
+from modelrollout.api.v1alpha1 import Metric
+from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.facts import Assessment, Snapshot, baseline, since
+
+
+def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
+    """The metrics to look at, or the assessment that stands without a look: the initial delay, a template that is not there."""
+    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
+    step, analysis = s.status.rollout.step, s.spec.rollout.analysis
+    metrics = effective_metrics(analysis, s.templates, s.mandatory)
+    if isinstance(metrics, Problem):
+        return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
+    delay = delay_seconds(step, analysis)
+    if delay and counted_seconds(step, analysis, now) <= 0:
+        waited = since(step.observed_since, now) if step.observed_since else 0.0
+        return Assessment("Inconclusive", "InitialDelay", f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})")
+    return metrics
+
+
+def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Reading], now: datetime) -> Assessment:
+    """The verdict with this look added to what the step's status holds."""
+    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
+    rollout, step, steps = s.status.rollout, s.status.rollout.step, stepping.steps_of(s.spec.rollout)
+    bakes = rollout.stage == "Bake"
+    found = fold_in(readings, counts_of(step.metrics), stable=baseline(s) is not None and not bakes)
+    carried = carried_of(rollout.history, step)
+    if bakes:
+        # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
+        before = {m.name: m.stable for m in step.metrics}
+        found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
+    onward = stepping.next_weight(steps, stepping.locate(steps, step))
+    statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now)
+    verdict = combine(statuses)
+    waits = {p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))}
+    timed = (m.model_copy(update={"needed_seconds": waits[m.name]}) if m.name in waits else m for m in statuses)
+    return Assessment(verdict.name, verdict.reason, verdict.message, tuple(timed))

@@ -1,0 +1,212 @@
+"""A rollout's gates over readings of the past: the canary's own state machine, fed with a recording instead of Prometheus.
+
+What a recording cannot say: its requests were split by the weights of its own time, so a replay with other weights has other numbers of samples than
+that rollout would have had; and the pods are taken to have been ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.effective import effective_metrics
+from modelrollout.analysis.look import Reading, counts_of
+from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.readings import Look
+from modelrollout.analysis.verdict import parts_of
+from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentSpec, ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.facts import Assessment, Server, Snapshot, Traffic, since, stamp
+from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout.stages.canary import UNREACHABLE, canary
+from modelrollout.rollout.transitions import at_step
+
+STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
+_PASSES = 4  # at one moment: a step that ends and the next that begins need two
+Outcome = Literal["Promoted", "RolledBack", "Paused", "Unfinished"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The readings of one look, by metric (and METRIC/SLICE)."""
+
+    at: datetime
+    readings: Mapping[str, Reading]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something happened: ``seconds`` after the first moment, with the metrics as they stood."""
+
+    at: datetime
+    seconds: float
+    step: str
+    weight: int
+    what: str
+    message: str
+    metrics: tuple[MetricStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """How the rollout would have ended, and its timeline."""
+
+    outcome: Outcome
+    reason: str
+    message: str
+    timeline: tuple[Entry, ...] = ()
+
+
+@dataclass
+class _Known:
+    """Processes that were seen of late: the baseline of a step has to know them, also one whose last scrape failed."""
+
+    seen: dict[tuple[str, str, str], tuple[datetime, Sample]] = field(default_factory=dict)
+
+    def add(self, moment: Moment) -> None:
+        for name, reading in moment.readings.items():
+            if isinstance(reading, Look):
+                for side, raw in (("canary", reading.canary), ("stable", reading.stable)):
+                    for process, sample in raw.processes.items():
+                        self.seen[name, side, process] = (moment.at, sample)
+
+    def completed(self, name: str, look: Look, now: datetime) -> Look:
+        def side(which: str, raw: Raw) -> Raw:
+            gone = {
+                p: sample
+                for (metric, s, p), (at, sample) in self.seen.items()
+                if metric == name and s == which and p not in raw.processes and (now - at).total_seconds() <= STILL_KNOWN_SECONDS
+            }
+            return Raw({**gone, **raw.processes})
+
+        return Look(side("canary", look.canary), side("stable", look.stable))
+
+
+def replay(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0) -> Replayed:
+    """Step through the moments as the operator would. A pause until somebody promotes is left out; ``stable``: whether there is one to compare with.
+
+    Raises ValueError for what cannot be judged at all: unknown templates, no weight.
+    """
+    if stepping.strategy_of(spec.rollout) != "Canary":
+        raise ValueError("spec.rollout: a replay plays the steps of a canary; take blueGreen and abTest out of the file")
+    steps = [s for s in stepping.steps_of(spec.rollout) if s.pause is None or s.pause.duration]
+    canary = (spec.rollout.canary or Canary()).model_copy(update={"steps": steps})
+    spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"canary": canary})})
+    metrics = effective_metrics(spec.rollout.analysis, {}, ())
+    if isinstance(metrics, Problem):
+        raise ValueError(metrics.message)
+    if not any(s.weight for s in steps):
+        raise ValueError("spec.rollout.canary.steps: a canary needs at least one weight")
+    run = _Run(spec, [p.name for p in parts_of(metrics)], stable, settle_seconds)
+    for moment in moments:
+        ended = run.at(moment)
+        if ended is not None:
+            return ended
+    return run.unfinished()
+
+
+class _Run:
+    def __init__(self, spec: ModelDeploymentSpec, names: Sequence[str], stable: bool, settle_seconds: float) -> None:
+        self._spec, self._names, self._stable, self._settle = spec, names, stable, settle_seconds
+        self._known = _Known()
+        self._status: ModelDeploymentStatus | None = None
+        self._timeline: list[Entry] = []
+        self._began: datetime | None = None
+        self._last: tuple[Moment, Assessment | None] | None = None
+
+    def at(self, moment: Moment) -> Replayed | None:
+        """One look, and what follows from it at the same time; the end if it is reached."""
+        if self._status is None:
+            self._status, self._began = self._start(moment.at), moment.at
+        self._known.add(moment)
+        for _ in range(_PASSES):
+            before = self._status
+            assert before.rollout is not None and before.rollout.step is not None
+            s = self._snapshot(before)
+            assessment = self._assess(s, moment)
+            self._last = (moment, assessment)
+            move = canary(replace(s, assessment=assessment), moment.at)
+            after, self._status = move.status, move.status
+            assert after.rollout is not None and after.rollout.step is not None
+            metrics = assessment.metrics if assessment else ()
+            told = [(e.reason, e.message) for e in move.events]
+            if not told and after.rollout.step.phase == "Observing" and before.rollout.step.phase == "Shifting":
+                told = [("Counting", f"the step begins at weight {after.rollout.step.weight} %")]
+            if not told and after.rollout.reason != before.rollout.reason:
+                over = (
+                    ("OnTime", "at the present rate the deadline can be met") if before.rollout.reason == UNREACHABLE else ("Recovered", "it is over")
+                )
+                told = [(after.rollout.reason, after.rollout.message or "") if after.rollout.reason else over]
+            for what, message in told:
+                self._say(before, moment.at, what, message, metrics)
+            ended = self._ended(after)
+            if ended is not None or after == before:
+                return ended
+        return None
+
+    def unfinished(self) -> Replayed:
+        """The recording is over and the rollout is not: what was missing."""
+        if self._status is None or self._last is None:
+            return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
+        moment, assessment = self._last
+        found = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
+        self._say(self._status, moment.at, "Unfinished", found.message, found.metrics)
+        return Replayed("Unfinished", found.reason, f"the recording ends before a verdict: {found.message}", tuple(self._timeline))
+
+    def _start(self, now: datetime) -> ModelDeploymentStatus:
+        rollout = RolloutStatus(
+            stage="Canary", since=stamp(now), started=stamp(now), generation=1, input_hash="", revision="canary", number=2, sha256="0" * 64
+        )
+        # A first revision has nothing to compare with, which the state machine knows as the revision in flight being stable itself.
+        stable = RevisionRef(revision="stable" if self._stable else "canary", number=1, since=stamp(now))
+        first = stepping.steps_of(self._spec.rollout)[0]
+        status = ModelDeploymentStatus(stable=stable, rollout=rollout)
+        return at_step(status, 0, first.weight or 0, now, strategy="Canary", pause=first.pause is not None)
+
+    def _snapshot(self, status: ModelDeploymentStatus) -> Snapshot:
+        return Snapshot(
+            name="replay",
+            namespace="replay",
+            generation=1,
+            spec=self._spec,
+            status=status,
+            servers={"canary": Server(1, 1, None, 1), "stable": Server(1, 1, None, 1)},
+            traffic=Traffic(True),
+            settle_seconds=self._settle,
+        )
+
+    def _assess(self, s: Snapshot, moment: Moment) -> Assessment | None:
+        assert s.status.rollout is not None and s.status.rollout.step is not None
+        step = s.status.rollout.step
+        if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
+            return None
+        metrics = to_measure(s, moment.at)
+        if isinstance(metrics, Assessment):
+            return metrics
+        counts, readings = counts_of(step.metrics), {}
+        for name in self._names:
+            reading = moment.readings.get(name, Problem("NoData", f"{name}: the recording has no reading of it at this time"))
+            fresh = name not in counts or counts[name].canary is None
+            readings[name] = self._known.completed(name, reading, moment.at) if fresh and isinstance(reading, Look) else reading
+        return judged(s, metrics, readings, moment.at)
+
+    def _say(self, status: ModelDeploymentStatus, now: datetime, what: str, message: str, metrics: tuple[MetricStatus, ...]) -> None:
+        assert status.rollout is not None and status.rollout.step is not None and self._began is not None
+        steps, step = stepping.steps_of(self._spec.rollout), status.rollout.step
+        label = stepping.label(steps, stepping.locate(steps, step))
+        self._timeline.append(Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics))
+
+    def _ended(self, status: ModelDeploymentStatus) -> Replayed | None:
+        rollout = status.rollout
+        assert rollout is not None and rollout.step is not None
+        timeline = tuple(self._timeline)
+        if rollout.stage == "Promote":
+            return Replayed("Promoted", "Promoted", "it would have climbed all steps", timeline)
+        if rollout.stage == "Revert":
+            return Replayed("RolledBack", rollout.reason or "Failed", rollout.message or "", timeline)
+        if rollout.step.phase == "Paused" and rollout.reason != "PauseStep":
+            return Replayed("Paused", rollout.reason or "Paused", rollout.message or "", timeline)
+        return None

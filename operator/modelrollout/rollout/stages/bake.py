@@ -1,0 +1,73 @@
+"""bake: the promoted revision has all traffic and is watched, while the former stable keeps its pods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, StepStatus, seconds
+from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Snapshot, since, stamp
+from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
+from modelrollout.rollout.stages.move import Move, remaining
+from modelrollout.rollout.transitions import enter, record, succeed
+
+
+def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
+    """Watch the revision; there is no traffic on the former stable to compare with, so its counts of the last judged step are what stands for it."""
+    assert s.spec is not None and s.status.rollout is not None
+    judged = s.status.rollout.history[-1].metrics if s.status.rollout.history else []
+    reference = [
+        MetricStatus(name=m.name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=m.stable)
+        for m in judged
+        if m.stable is not None
+    ]
+    step = StepStatus(
+        index=len(stepping.steps_of(s.spec.rollout)),
+        weight=100,
+        strategy=stepping.strategy_of(s.spec.rollout),
+        former=100,
+        phase="Observing",
+        since=stamp(now),
+        observed_since=stamp(now),
+        metrics=reference,
+    )
+    return enter(s.status, "Bake", now, step=step)
+
+
+def bake(s: Snapshot, now: datetime) -> Move:
+    """Back to the former stable when proven worse; stable after the time, if it could be measured: the counts of one look cover all of it."""
+    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
+    rollout, step = s.status.rollout, s.status.rollout.step
+    found = s.assessment or Assessment("Error", "NoData", "nothing was measured", tuple(step.metrics))
+    if found.verdict == "Failed":
+        return proven_worse(s, found, now)
+    if s.spec.rollout.bake is None:  # edited away
+        return _over(s, s.status, "bake was taken out of spec", now)
+    server = s.server(rollout.revision)
+    if server.ready == 0:  # the split has given everything back meanwhile
+        problem = server.problem or NOT_READY
+        found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
+    if step.phase == "Paused":  # for a cause: a person says promote or abort
+        return Move(with_news(s, step, s.assessment, now), requeue_after=interval(s))
+    left = seconds(s.spec.rollout.bake) - since(step.since, now)
+    if left <= 0 and rollout.held is None:
+        if found.verdict != "Error":
+            return _over(s, record(with_metrics(s.status, found, now), found.verdict, found.reason, now), found.message, now)
+        if remaining(s, now) <= 0:
+            return _unmeasured(s, step, found, now)
+    requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
+    return rewritten(s, step, found, now, requeue, on_time=True)
+
+
+def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Move:
+    assert s.spec is not None and s.status.rollout is not None
+    text = f"not measured until progressDeadline {s.spec.rollout.progress_deadline} after bake: {found.message}"
+    if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.status.rollout.revision).ready > 0:
+        return _over(s, record(with_metrics(s.status, found, now), "Inconclusive", "PromotedByPolicy", now), f"as onInconclusive says: {text}", now)
+    return inconclusive(s, step, found.reason, text, now, may_promote=False)
+
+
+def _over(s: Snapshot, status: ModelDeploymentStatus, message: str, now: datetime) -> Move:
+    assert status.rollout is not None
+    return Move(succeed(s, status, now, "Promoted"), (Event("Promoted", f"revision {status.rollout.revision} stays: {message}"),))

@@ -1,0 +1,94 @@
+"""The simulation judges as the operator does, its rivals follow their rules, and its lines have the names that are promised."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from calibrate import fixed, picture, resets
+from calibrate.rules import ALPHA, Ours, Threshold
+from calibrate.scenarios import LOOK, SCENARIOS, Counts, Stream, draw
+from calibrate.simulate import Task, figures, run
+from modelrollout.analysis.counters import Raw, Sample, fold
+from modelrollout.analysis.judge import judge
+from modelrollout.api.v1alpha1 import Counter, Metric
+from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+
+BY_NAME = {s.name: s for s in SCENARIOS}
+
+
+def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
+    """Two steps, look by look, with the counts in a status that is written once a minute. The margin is so small that its tolerance is none."""
+    metric, scenario, rollouts = Metric(name="errors", max_increase=1e-9), BY_NAME["errors_1_to_2"], 3
+    rng, rule = np.random.default_rng(5), Ours(scenario.streams, rollouts)
+    raw = np.zeros((rollouts, 2, 2))
+    carried: list[list[float]] = [[] for _ in range(rollouts)]
+    seen = set()
+    for step in range(2):
+        written = [[fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + step)})) for side in (0, 1)] for i in range(rollouts)]
+        last: list[float | None] = [None] * rollouts
+        for second in range(LOOK, 151, LOOK):
+            new = draw(rng, scenario.streams[0], scenario, second, 0.2, 300.0, rollouts)
+            proven = rule.look(second, [new])
+            raw += np.stack([np.stack([new.total, new.bad], 1), np.stack([new.stable_total, new.stable_bad], 1)], 1)
+            for i in range(rollouts):
+                now: list[Counter] = [fold(written[i][side], Raw({"g": Sample(*raw[i, side], 10.0 + second + 1000 * step)})) for side in (0, 1)]
+                status = judge(metric, now[0], now[1], None, None, 20, 50, ALPHA, carried[i])
+                assert (status.verdict == "Failed") == proven[i], (step, second, i)
+                seen.add(status.verdict)
+                last[i] = status.log_evidence
+                if second % REWRITE_SECONDS == 0:
+                    written[i] = now
+        rule.next_step()
+        for kept, evidence in zip(carried, last, strict=True):
+            assert evidence is not None
+            kept.append(evidence)
+    assert "Failed" in seen and len(seen) > 1
+
+
+@pytest.mark.parametrize(("failures", "later", "at"), [(4, 0, 240), (5, 1, 360)])
+def test_the_rivals_take_back_when_their_rules_say(failures: int, later: int, at: int) -> None:
+    rule = Threshold((Stream(0.01, 0.1, 0.01),), 2, failures, later)
+    bad, total = np.array([1.0, 0.0]), np.array([10.0, 10.0])
+    back = [s for s in range(LOOK, 601, LOOK) if rule.look(s, [Counts(bad, total, bad, total)])[0]]
+    assert back[0] == at
+    assert not rule.look(605, [Counts(bad, total, bad, total)])[1]
+
+
+def test_the_fixed_test_has_its_power() -> None:
+    stream, rng = Stream(0.10, 0.12, 0.11), np.random.default_rng(6)
+    n = fixed.size(stream, 0.2)
+    assert fixed.rejects(rng, 0.12, 0.10, n, 0.2, 20_000) == pytest.approx(0.99, abs=0.003)
+    assert fixed.rejects(rng, 0.10, 0.10, n, 0.2, 20_000) < 2 * ALPHA
+
+
+def test_lines_have_the_promised_names() -> None:
+    rng = np.random.default_rng(7)
+    names = []
+    for scenario in ("errors_x10", "stable_half_of_threshold"):
+        found = run(Task(scenario, 100, 20, (7,)))
+        assert isinstance(found, dict)
+        lines = figures(BY_NAME[scenario], 100, found, rng)
+        assert all(re.fullmatch(r"(ours|argo|flagger|fixed)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name) for name, _ in lines)
+        names += [name for name, _ in lines]
+    assert {f"ours.errors_x10.100.{f}" for f in ("missed_rate", "seconds_to_rollback", "bad_requests", "samples")} <= set(names)
+    assert {"fixed.errors_x10.100.samples", "flagger.stable_half_of_threshold.100.false_rollback_rate"} <= set(names)
+
+
+def test_restarts_and_gaps_invent_no_errors() -> None:
+    assert resets.false_rollbacks(np.random.default_rng(8), 100, 20) == 0
+
+
+def test_the_picture_is_drawn_from_the_figures() -> None:
+    rates = (1, 10, 100)
+    values = {f"{r}.{s}.{rate}.false_rollback_rate": 0.5 for r in picture.RULES for s in picture.HEALTHY for rate in rates}
+    for figure, value in (("bad_requests", 123.0), ("seconds_to_rollback", 45.0)):
+        values |= {f"{r}.{s}.100.{figure}": value for r in picture.RULES for s in picture.REGRESSIONS}
+    text = picture.draw(values, 100)
+    ElementTree.fromstring(text)
+    assert text.count("123 in 45 s") == len(picture.RULES) * len(picture.REGRESSIONS)
+    with pytest.raises(KeyError):
+        picture.draw({}, 100)

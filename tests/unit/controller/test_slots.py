@@ -1,0 +1,378 @@
+"""Slots of RolloutPolicies: never more than the limit, whoever dies, is late, or sees old things; fair, visible, and free without a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus
+from modelrollout.controller.observe import Seen
+from modelrollout.controller.policies import Policies
+from modelrollout.controller.slots import Slots
+from modelrollout.kube import cache
+from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
+from modelrollout.rollout.policy import Limit
+from modelrollout.rollout.slots import Claim, Held, stand, within
+from tests.unit.controller.fakecluster import Cluster
+from tests.unit.rollout import builders as b
+
+
+class Wire:
+    """The way to the API server: others get in between two requests."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def __getattr__(self, verb: str) -> Any:
+        async def request(*args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(0)
+            answer = await getattr(self._cluster, verb)(*args, **kwargs)
+            await asyncio.sleep(0)
+            return answer
+
+        return request
+
+
+class Process:
+    """One operator process, as far as slots are concerned. It sees what it has last read (``hear``), which may be old."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.store = cluster, cache.Store()
+        self.woken: list[tuple[str, str]] = []
+        policies = Policies(cluster, self.store, lambda key, _: None, lambda: cluster.now)  # type: ignore[arg-type]
+        self.policies = policies
+        self.slots = Slots(
+            Wire(cluster),  # type: ignore[arg-type]
+            self.store,
+            policies,
+            "operators",
+            lambda key, _: self.woken.append(key),
+            lambda: cluster.now.timestamp(),
+        )
+        self.hear()
+
+    def hear(self) -> None:
+        for (resource, _, _), o in self.cluster.objects.items():
+            if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY):
+                self.store.read(resource, o)
+
+    def seen(self, name: str) -> Seen | None:
+        o = self.store.get(MODEL_DEPLOYMENT, b.NAMESPACE, name)
+        if o is None:
+            return None
+        status = ModelDeploymentStatus.model_validate(o["status"])
+        return Seen(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None)
+
+    async def one_pass(self, name: str) -> None:
+        """As the reconciler does it: look, then either the guarded transition, or take, give back, set free."""
+        seen = self.seen(name)
+        if seen is None:
+            return
+        rollout = seen.snapshot.status.rollout
+        if rollout is not None and rollout.queue is not None:
+            found = await self.slots.view(seen)
+            seen = replace(seen, snapshot=replace(seen.snapshot, slots=found))
+            if len(found) == len(seen.snapshot.rules.limits) and all(s.held for s in found):
+                admitted = seen.snapshot.status.model_copy(update={"rollout": rollout.model_copy(update={"queue": None})})
+                self.store.written(
+                    MODEL_DEPLOYMENT,
+                    await self.cluster.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": admitted.wire()}),
+                    guarded=True,
+                )
+                return
+        await self.slots.settle(seen)
+
+
+def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
+    """A rollout of this ModelDeployment comes to the queue."""
+    queue = QueueStatus(since=b.ago(-at), gpus=gpus)
+    state = b.status(1, rollout=b.rollout("Provision", 2, queue=queue, started=b.ago(-at)))
+    i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
+    if i not in cluster.objects:
+        made: Object = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": {"name": name, "namespace": b.NAMESPACE}, "spec": {}}
+        cluster._create(i, made)
+    cluster._put(i, copy.deepcopy(cluster.objects[i]) | {"status": state.wire()})
+
+
+def end(cluster: Cluster, name: str) -> None:
+    i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
+    o = copy.deepcopy(cluster.objects[i])
+    o["status"]["rollout"]["stage"] = "Done"
+    o["status"]["rollout"].pop("queue", None)
+    cluster._put(i, o)
+
+
+def running(cluster: Cluster) -> dict[str, int]:
+    """GPUs by name of the rollouts that have been let through and are not over."""
+    found = {}
+    for (resource, _, name), o in cluster.objects.items():
+        rollout = (o.get("status") or {}).get("rollout") or {}
+        if resource == MODEL_DEPLOYMENT and rollout.get("stage") == "Provision" and "queue" not in rollout:
+            found[name] = GPUS[name]
+    return found
+
+
+GPUS = {"a": 1, "b": 1, "c": 2, "d": 1, "e": 3}
+
+
+def world(**limits: int) -> Cluster:
+    cluster = Cluster()
+    cluster.policy("p", limits=limits)
+    return cluster
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+async def passes(process: Process, *order: str, times: int = 4) -> None:
+    for _ in range(times):
+        for name in order:
+            process.hear()
+            await process.one_pass(name)
+
+
+def test_who_waits_longest_goes_first_and_a_freed_slot_wakes_the_next() -> None:
+    cluster = world(concurrentRollouts=2)
+    for i, name in enumerate("abcd"):
+        begin(cluster, name, 10 - i)  # d waits longest
+    process = Process(cluster)
+    run(passes(process, "a", "b", "c", "d"))
+    assert set(running(cluster)) == {"c", "d"}
+    end(cluster, "c")
+    process.hear()
+    run(process.one_pass("c"))
+    assert (b.NAMESPACE, "b") in process.woken
+    run(passes(process, "a", "b"))
+    assert set(running(cluster)) == {"b", "d"}
+    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {"modelrollout-slot-p-0", "modelrollout-slot-p-1"}
+
+
+def test_a_slot_says_whose_it_is_and_goes_with_its_policy() -> None:
+    cluster = world(concurrentRollouts=1)
+    begin(cluster, "a", 1)
+    run(passes(Process(cluster), "a"))
+    lease = cluster.objects[LEASE, "operators", "modelrollout-slot-p-0"]
+    uid = cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, "a"]["metadata"]["uid"]
+    assert lease["spec"]["holderIdentity"] == f"{b.NAMESPACE}/a/{uid}"
+    assert lease["metadata"]["ownerReferences"][0]["kind"] == "RolloutPolicy"
+
+
+@pytest.mark.parametrize("how", ["over", "deleted", "another"])
+def test_after_a_crash_the_slot_of_what_is_over_is_free(how: str) -> None:
+    cluster = world(concurrentRollouts=1)
+    begin(cluster, "a", 1)
+    run(passes(Process(cluster), "a"))
+    begin(cluster, "b", 2)
+    if how == "deleted":
+        cluster.remove(MODEL_DEPLOYMENT, "a")
+    else:
+        end(cluster, "a")
+        if how == "another":
+            begin(cluster, "a", 3)  # its next rollout does not inherit the slot of the last one
+    run(passes(Process(cluster), "a", "b"))
+    assert set(running(cluster)) == {"b"}
+
+
+def test_a_look_at_all_slots_sets_free_what_a_crash_has_left() -> None:
+    cluster = world(concurrentRollouts=1)
+    begin(cluster, "a", 1)
+    run(passes(Process(cluster), "a"))
+    end(cluster, "a")
+    begin(cluster, "b", 2)
+    process = Process(cluster)
+    run(process.slots.sweep())
+    assert process.woken == [(b.NAMESPACE, "b")]
+    assert not cluster.objects[LEASE, "operators", "modelrollout-slot-p-0"]["spec"]
+
+
+def test_a_process_that_sees_old_things_takes_no_slot_from_who_runs() -> None:
+    """It remembers a's former rollout, which is over; the slot is that of the present one."""
+    cluster = world(concurrentRollouts=1)
+    begin(cluster, "a", 1)
+    end(cluster, "a")
+    begin(cluster, "b", 5)
+    late = Process(cluster)
+    begin(cluster, "a", 3)
+    run(passes(Process(cluster), "a"))
+    assert set(running(cluster)) == {"a"}
+    run(late.one_pass("b"))
+    run(late.slots.sweep())
+    run(late.one_pass("b"))
+    assert set(running(cluster)) == {"a"}
+
+
+def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
+    cluster = world(concurrentRollouts=3)
+    for i, name in enumerate("abc"):
+        begin(cluster, name, i)
+    run(passes(Process(cluster), "a", "b", "c"))
+    cluster.policy("p", limits={"concurrentRollouts": 2})
+    begin(cluster, "d", 9)
+    end(cluster, "a")
+    run(passes(Process(cluster), "a", "d"))
+    assert set(running(cluster)) == {"b", "c"}
+    end(cluster, "c")
+    run(passes(Process(cluster), "c", "d"))
+    assert set(running(cluster)) == {"b", "d"}
+
+
+def test_two_policies_are_taken_in_the_order_of_their_names() -> None:
+    cluster = world(concurrentRollouts=1)
+    cluster.policy("q", limits={"concurrentRollouts": 1})
+    begin(cluster, "a", 1)
+    begin(cluster, "b", 2)
+    process = Process(cluster)
+    run(passes(process, "b", "a"))
+    assert set(running(cluster)) == {"a"}
+    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {"modelrollout-slot-p-0", "modelrollout-slot-q-0"}
+
+
+def test_without_a_limit_nothing_is_asked() -> None:
+    cluster = Cluster()
+    cluster.policy("p", gates={"digest": True})
+    begin(cluster, "a", 1)
+    process = Process(cluster)
+    cluster.requests.clear()
+    seen = process.seen("a")
+    assert seen is not None and run(process.slots.view(seen)) == ()
+    run(process.slots.settle(seen))
+    run(process.slots.sweep())
+    assert cluster.requests == []
+
+
+def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
+    """Neither process knows of the other's rollout, and each finds a slot of its own: the list afterwards tells the later one that it is too many."""
+    cluster = world(gpus=4)
+    begin(cluster, "e", 1, GPUS["e"])
+    one = Process(cluster)
+    begin(cluster, "c", 2, GPUS["c"])
+    other = Process(cluster)
+    other.store.gone(MODEL_DEPLOYMENT, b.NAMESPACE, "e", cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, "e"]["metadata"]["uid"])
+
+    async def main() -> None:
+        await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 2, "both have a slot"
+        for _ in range(3):
+            await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
+        assert len(running(cluster)) == 1
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 1, "the other one gave its slot back"
+
+    asyncio.run(main())
+
+
+class TestStanding:
+    LIMIT = Limit("p", "u", 2, 4)
+
+    def held(self, name: str, version: int, gpus: int = 1, ended: bool = False) -> Held:
+        return Held(version, Claim(f"ns/{name}/u", "r", gpus), version, ended)
+
+    def test_a_small_one_does_not_slip_past_a_large_one(self) -> None:
+        queue = [Claim("ns/large/u", "r", 4), Claim("ns/small/u", "r", 1)]
+        assert not stand(self.LIMIT, [self.held("x", 1)], queue, queue[0]).turn
+        small = stand(self.LIMIT, [self.held("x", 1)], queue, queue[1])
+        assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
+
+    def test_who_took_the_last_one_later_is_over_the_limit(self) -> None:
+        both = [self.held("x", 5, 3), self.held("y", 6, 3)]
+        assert within(self.LIMIT, both, both[0]) and not within(self.LIMIT, both, both[1])
+
+    def test_what_has_ended_makes_room(self) -> None:
+        queue = [Claim("ns/a/u", "r", 1)]
+        assert stand(self.LIMIT, [self.held("x", 1), self.held("y", 2, ended=True)], queue, queue[0]).turn
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("pass"), st.integers(0, 2), st.sampled_from("abcde")),
+    st.tuples(st.just("pass"), st.integers(0, 2), st.sampled_from("abcde")),
+    st.tuples(st.just("hear"), st.integers(0, 2), st.just("")),
+    st.tuples(st.just("begin"), st.just(0), st.sampled_from("abcde")),
+    st.tuples(st.just("end"), st.just(0), st.sampled_from("abcde")),
+    st.tuples(st.just("crash"), st.integers(0, 2), st.just("")),
+    st.tuples(st.just("sweep"), st.integers(0, 2), st.just("")),
+    st.tuples(st.just("tick"), st.just(0), st.just("")),
+    st.tuples(st.just("die"), st.integers(0, 2), st.sampled_from("abcde")),
+    st.tuples(st.just("both"), st.integers(0, 2), st.sampled_from("abcde")),
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    limits=st.sampled_from([{"concurrentRollouts": 1}, {"concurrentRollouts": 2}, {"gpus": 3}, {"concurrentRollouts": 3, "gpus": 4}]),
+    actions=st.lists(ACTIONS, max_size=60),
+)
+def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[str, int, str]]) -> None:
+    """Three processes that see old things, die between two requests, and act between each other's requests."""
+
+    async def main() -> None:
+        cluster = world(**limits)
+        processes = [Process(cluster) for _ in range(3)]
+        time = 0.0
+        for name in "abc":
+            time += 1
+            begin(cluster, name, time, GPUS[name])
+        for what, which, name in actions:
+            process = processes[which]
+            time += 1
+            alive = (MODEL_DEPLOYMENT, b.NAMESPACE, name) in cluster.objects
+            over = alive and cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, name]["status"]["rollout"]["stage"] == "Done"
+            if what == "begin" and (not alive or over):
+                begin(cluster, name, time, GPUS[name])
+            elif what == "end" and alive:
+                end(cluster, name)
+            elif what == "hear":
+                process.hear()
+            elif what == "crash":
+                processes[which] = Process(cluster)
+            elif what == "tick":
+                cluster.now += timedelta(seconds=6)
+            elif what in ("pass", "sweep", "die", "both"):
+                left = [2]
+
+                def before(verb: str, resource: Any, n: str, what: str = what, left: list[int] = left, which: int = which) -> None:
+                    left[0] -= 1
+                    if what == "die" and left[0] < 0:
+                        raise Unavailable(0, "ConnectionError", "killed")
+
+                cluster.before = before
+                try:
+                    if what == "sweep":
+                        await process.slots.sweep()
+                    elif what == "both":  # two processes at the same time, request by request
+                        other = processes[(which + 1) % 3]
+                        await asyncio.gather(process.one_pass(name), other.one_pass("c"), return_exceptions=True)
+                    else:
+                        await process.one_pass(name)
+                except KubeError:
+                    pass
+                cluster.before = lambda verb, resource, n: None
+                if what == "die":
+                    processes[which] = Process(cluster)
+            found = running(cluster)
+            assert len(found) <= limits.get("concurrentRollouts", 99), found
+            assert sum(found.values()) <= limits.get("gpus", 99), found
+        # in the end everybody gets his turn
+        process = Process(cluster)
+        for _ in range(12):
+            for name in list(running(cluster)):
+                end(cluster, name)
+            cluster.now += timedelta(seconds=6)
+            for name in "abcde":
+                if (MODEL_DEPLOYMENT, b.NAMESPACE, name) in cluster.objects:
+                    for _ in range(3):
+                        process.hear()
+                        await process.one_pass(name)
+            assert sum(running(cluster).values()) <= limits.get("gpus", 99)
+            assert len(running(cluster)) <= limits.get("concurrentRollouts", 99)
+        process.hear()
+        assert not process.store.marked(cache.QUEUED), "somebody waits for ever"
+
+    asyncio.run(main())

@@ -1,0 +1,203 @@
+"""The strategies as objects: real observe, decide and act against the cluster in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.kube.client import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE
+from tests.unit.controller.fakecluster import Cluster, Operator
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "grpc": {"hostnames": ["digits-grpc.example.com"]}, "gateway": {"name": "public"}}
+BLUE = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "autoPromote": False}, "bake": "30s", "scaleDownDelay": "20s"}
+TEST = {"abTest": {"headers": [{"name": "x-group", "value": "b"}]}}
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
+
+
+async def on_trial(rollout: dict[str, Any], **facts: Any) -> tuple[Cluster, Operator]:
+    """Version 1 is stable, version 2 is on trial and judged to be neither good nor bad yet."""
+    cluster = Cluster()
+    cluster.user(b.spec(1, rollout=rollout, **facts))
+    operator = Operator(cluster)
+    await operator.live()
+    operator.assessment = b.judged("Inconclusive")
+    cluster.user(b.spec(2, rollout=rollout, **facts))
+    await operator.live(rounds=8)
+    assert cluster.status.rollout and cluster.status.rollout.step and cluster.status.rollout.step.phase == "Observing", cluster.status.rollout
+    return cluster, operator
+
+
+def backends(o: Any, rule: int = -1) -> dict[str, int]:
+    return {ref["name"]: ref["weight"] for ref in o["spec"]["rules"][rule]["backendRefs"]}
+
+
+def say(cluster: Cluster, verb: str, revision: str = V2, step: str = "") -> None:
+    cluster.annotate(revision, verb, f"{step} 7f3a".strip())
+
+
+def test_blue_green_from_preview_to_stable() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial(BLUE, traffic=TRAFFIC)
+        shown, service = cluster.find(HTTP_ROUTE, "digits-preview"), cluster.find(SERVICE, "digits-preview")
+        assert shown and backends(shown) == {V2: 100} and cluster.find(GRPC_ROUTE, "digits-preview") is None
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2
+        assert cluster.weights() == {V1: 100} == cluster.weights(GRPC_ROUTE)
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=2)
+        assert (cluster.status.phase, cluster.status.step, cluster.weights()) == ("Paused", "2/2", {V1: 100})
+        say(cluster, "promote", step="2/2")
+        await operator.live(rounds=3)
+        assert cluster.status.phase == "Baking" and cluster.weights() == {V2: 100} and cluster.status.stable == cluster.status.stable
+        assert set(cluster.all(DEPLOYMENT)) == {V1, V2}
+        budget = cluster.find(POD_DISRUPTION_BUDGET)
+        assert budget and budget["spec"]["selector"]["matchLabels"][names.LABEL_REVISION] == V2
+        await operator.live(rounds=8)
+        assert cluster.status.stable and cluster.status.stable.revision == V2 and set(cluster.all(DEPLOYMENT)) == {V1, V2}
+        await operator.live(rounds=6)
+        assert set(cluster.all(DEPLOYMENT)) == {V2}, "after its delay, without a write of status"
+        shown = cluster.find(HTTP_ROUTE, "digits-preview")
+        assert shown and backends(shown) == {V2: 100}, "a preview always leads somewhere"
+
+    run(main())
+
+
+def test_a_regression_in_bake_gives_everything_back() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"bake": "10m", "canary": {"steps": [{"weight": 50}]}}, traffic=TRAFFIC)
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=3)
+        assert cluster.status.phase == "Baking" and cluster.weights() == {V2: 100}
+        operator.assessment = b.judged("Failed")
+        await operator.live(rounds=4)
+        assert cluster.weights() == {V1: 100} and cluster.status.stable and cluster.status.stable.revision == V1
+        assert cluster.status.rollout and cluster.status.rollout.outcome == "RolledBack"
+
+    run(main())
+
+
+def test_a_test_by_headers_and_its_end() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial(TEST, traffic=TRAFFIC)
+        for kind in (HTTP_ROUTE, GRPC_ROUTE):
+            route = cluster.find(kind)
+            assert route and len(route["spec"]["rules"]) == 2 and backends(route, 0) == {V2: 100} and backends(route) == {V1: 100}
+            assert route["spec"]["rules"][0]["matches"][0]["headers"][0]["name"] == "x-group"
+        operator.assessment = b.judged("Failed")
+        await operator.live(rounds=4)
+        for kind in (HTTP_ROUTE, GRPC_ROUTE):
+            route = cluster.find(kind)
+            assert route and len(route["spec"]["rules"]) == 1 and backends(route) == {V1: 100}
+
+    run(main())
+
+
+def test_a_test_at_rest_makes_no_request() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial(TEST, traffic=TRAFFIC)
+        cluster.requests.clear()
+        for _ in range(3):
+            assert await operator.once()
+        assert cluster.requests == []
+
+    run(main())
+
+
+def test_blue_green_without_a_gateway() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"blueGreen": {}}, gateway=False)
+        service, shown = cluster.find(SERVICE), cluster.find(SERVICE, "digits-preview")
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V1
+        assert shown and shown["spec"]["selector"][names.LABEL_REVISION] == V2
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=4)
+        service = cluster.find(SERVICE)
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2 and cluster.status.phase == "Stable"
+
+    run(main())
+
+
+def test_a_restart_is_an_annotation_of_the_pods_that_stays() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, traffic=TRAFFIC))
+        operator = Operator(cluster)
+        await operator.live()
+        say(cluster, "restart", V1)
+        await operator.live(rounds=2)
+
+        def stands() -> str | None:
+            live = cluster.find(DEPLOYMENT, V1)
+            assert live
+            found: str | None = live["spec"]["template"]["metadata"]["annotations"].get(names.ANNOTATION_RESTARTED)
+            return found
+
+        first = stands()
+        assert first
+        cluster.user(b.spec(1, traffic=TRAFFIC, replicas=4))
+        await operator.live(rounds=2)
+        assert stands() == first, "scaled, not restarted"
+        cluster.change(MODEL_DEPLOYMENT, b.NAME, lambda o: o.pop("status"))
+        await Operator(cluster).live(rounds=2)
+        cluster.user(b.spec(1, traffic=TRAFFIC, replicas=3))
+        await Operator(cluster).live(rounds=2)
+        assert stands() == first, "a lost status restarts nothing"
+
+    run(main())
+
+
+def test_abort_works_with_a_spec_that_cannot_be_read() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        assert cluster.weights() == {V1: 75, V2: 25}
+        before = copy.deepcopy(cluster.find(HTTP_ROUTE))
+        cluster.change(MODEL_DEPLOYMENT, b.NAME, lambda o: o["spec"].update(surprise=True))
+        await operator.live(rounds=2)
+        assert cluster.weights() == {V1: 75, V2: 25} and before is not None
+        say(cluster, "abort")
+        await operator.live(rounds=3)
+        live = cluster.find(HTTP_ROUTE)
+        assert live and cluster.weights() == {V1: 100} == cluster.weights(GRPC_ROUTE)
+        assert live["spec"]["hostnames"] == before["spec"]["hostnames"] and live["spec"]["parentRefs"] == before["spec"]["parentRefs"]
+        assert cluster.status.rollout and (cluster.status.rollout.stage, cluster.status.rollout.outcome) == ("Failed", "Aborted")
+        assert set(cluster.all(DEPLOYMENT)) == {V1, V2}, "nothing else changes"
+        cluster.now += timedelta(minutes=1)
+        assert await operator.settle() is None
+
+    run(main())
+
+
+def test_what_the_gateway_is_known_to_lack_is_refused() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.put(GATEWAY, {"metadata": {"name": "public"}, "spec": {"gatewayClassName": "simple"}})
+        kind = {"metadata": {"name": "simple"}, "status": {"supportedFeatures": [{"name": "HTTPRoute"}]}}
+        cluster.objects[GATEWAY_CLASS, "", "simple"] = kind
+        cluster.user(b.spec(1, traffic=TRAFFIC))
+        operator = Operator(cluster)
+        await operator.live(rounds=2)
+        stalled = next(c for c in cluster.status.conditions if c.type == "Stalled")
+        assert stalled.reason == "GatewayFeatureMissing" and "GRPCRoute (spec.traffic.grpc)" in stalled.message
+
+    run(main())
+
+
+def test_a_test_without_a_gateway_is_refused() -> None:
+    """The API server refuses it too, unless its definitions are older."""
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, gateway=False, rollout=TEST))
+        operator = Operator(cluster)
+        await operator.live(rounds=2)
+        assert next(c for c in cluster.status.conditions if c.type == "Stalled").reason == "GatewayRequired"
+
+    run(main())

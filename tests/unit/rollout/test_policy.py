@@ -1,0 +1,213 @@
+"""RolloutPolicies: what they match, what they say together, when they freeze, and what they demand of a spec."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
+from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.policy import NO_RULES, Policy, combine, filled, frozen, read
+from tests.unit.rollout import builders as b
+
+
+def policy(name: str = "p", **spec: Any) -> Policy:
+    return read({"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+class TestMatching:
+    @pytest.mark.parametrize(
+        ("selector", "namespace", "labels", "matches"),
+        [
+            ({}, "any", {}, True),
+            ({"namespaces": ["models", "team-*"]}, "team-a", {}, True),
+            ({"namespaces": ["models", "team-*"]}, "models-2", {}, False),
+            ({"matchLabels": {"tier": "production"}}, "any", {"tier": "production", "x": "y"}, True),
+            ({"matchLabels": {"tier": "production"}}, "any", {"tier": "test"}, False),
+            ({"namespaces": ["models"], "matchLabels": {"tier": "production"}}, "other", {"tier": "production"}, False),
+        ],
+    )
+    def test_namespace_and_labels_must_both_hold(self, selector: Any, namespace: str, labels: Any, matches: bool) -> None:
+        assert policy(selector=selector).matches(namespace, labels) is matches
+
+    def test_one_that_cannot_be_read_still_knows_whom_it_is_for(self) -> None:
+        broken = policy(selector={"namespaces": ["models"]}, gates={"gold": True})
+        assert broken.error is not None and "spec.gates.gold" in broken.error
+        assert broken.matches("models", {}) and not broken.matches("other", {})
+
+    def test_with_a_selector_that_cannot_be_read_it_is_for_everybody(self) -> None:
+        assert policy(selector={"namespace": "models"}).matches("other", {})
+
+
+class TestCombining:
+    ALL = (
+        policy("a", defaults={"onFailure": "Pause", "canary": {"steps": [{"weight": 1}]}}, limits={"gpus": 4}, gates={"golden": True}),
+        policy("b", defaults={"onFailure": "Rollback", "progressDeadline": "2h"}, gates={"metrics": [{"name": "errors", "max": 0.1}]}),
+        policy("c", limits={"concurrentRollouts": 2}, analysisTemplates=[{"name": "t", "metrics": [{"name": "errors", "max": 0.3}]}]),
+        policy(
+            "d", analysisTemplates=[{"name": "t", "metrics": [{"name": "errors", "max": 0.4}]}], gates={"metrics": [{"name": "errors", "max": 0.2}]}
+        ),
+    )
+
+    def test_the_order_in_which_they_are_seen_is_no_matter(self) -> None:
+        assert len({repr(combine(order)) for order in itertools.permutations(self.ALL)}) == 1
+
+    def test_defaults_and_templates_are_those_of_the_first_by_name(self) -> None:
+        rules = combine(reversed(self.ALL))
+        assert rules.defaults == {"onFailure": "Pause", "canary": {"steps": [{"weight": 1}]}, "progressDeadline": "2h"}
+        assert [m.max for m in rules.templates["t"]] == [0.3]
+
+    def test_gates_and_limits_all_hold(self) -> None:
+        rules = combine(self.ALL)
+        assert rules.mandatory == (Metric(name="errors", max=0.1), Metric(name="errors", max=0.2))
+        assert [(x.policy, x.rollouts, x.gpus) for x in rules.limits] == [("a", None, 4), ("c", 2, None)]
+        assert [name for name, _ in rules.gates] == ["a", "b", "d"]
+
+    def test_none_is_nothing(self) -> None:
+        assert combine([]) is NO_RULES
+
+
+class TestDefaults:
+    def test_what_the_spec_says_wins(self) -> None:
+        given = {"canary": {}, "analysis": {"interval": "5s"}, "onFailure": "Rollback"}
+        defaults = {"onFailure": "Pause", "onInconclusive": "Rollback", "canary": {"steps": [{"weight": 1}]}, "analysis": {"prometheus": "x"}}
+        assert filled(given, defaults) == {
+            "canary": {"steps": [{"weight": 1}]}, "analysis": {"interval": "5s", "prometheus": "x"}, "onFailure": "Rollback",
+            "onInconclusive": "Rollback",
+        }  # fmt: skip
+
+    def test_lists_are_taken_whole(self) -> None:
+        assert filled({"canary": {"steps": [{"weight": 50}]}}, {"canary": {"steps": [{"weight": 1}, {"weight": 2}]}}) == {
+            "canary": {"steps": [{"weight": 50}]}
+        }
+
+
+def ends(now: str, *windows: dict[str, Any]) -> str | None:
+    found = frozen(combine([policy(freezeWindows=list(windows))]), utc(now))
+    return found.until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") if found and found.until else None
+
+
+WEEKEND = {"schedule": "0 16 * * FRI", "timezone": "Europe/Berlin", "duration": "63h"}
+
+
+class TestFreeze:
+    @pytest.mark.parametrize(
+        ("now", "end"),
+        [
+            ("2026-11-20T14:59:59", None),  # Friday 15:59:59 in Berlin
+            ("2026-11-20T15:00:00", "2026-11-23T06:00"),
+            ("2026-11-23T05:59:59", "2026-11-23T06:00"),
+            ("2026-11-23T06:00:00", None),
+            ("2026-07-03T13:59:59", None),  # in summer an hour earlier
+            ("2026-07-03T14:00:00", "2026-07-06T05:00"),
+        ],
+    )
+    def test_a_weekend(self, now: str, end: str | None) -> None:
+        assert ends(now, WEEKEND) == end
+
+    @pytest.mark.parametrize(("day", "begins"), [("2026-03-29", "01:00"), ("2026-10-25", "00:30")])
+    def test_on_the_days_when_the_clock_changes_it_comes_once_and_lasts_its_time(self, day: str, begins: str) -> None:
+        """02:30 does not exist in March, and comes twice in October."""
+        start = utc(f"{day}T00:00:00")
+        minutes = [start + timedelta(minutes=m) for m in range(24 * 60)]
+        held = [
+            m for m in minutes if ends(m.strftime("%Y-%m-%dT%H:%M:%S"), {"schedule": "30 2 * * *", "timezone": "Europe/Berlin", "duration": "45m"})
+        ]
+        first = utc(f"{day}T{begins}:00")
+        assert held == [first + timedelta(minutes=m) for m in range(45)]
+
+    def test_windows_that_follow_one_another_end_together(self) -> None:
+        end_of_year = {"start": "2026-11-23T05:00:00Z", "end": "2026-12-01T00:00:00+01:00"}
+        assert ends("2026-11-21T00:00:00", WEEKEND, end_of_year) == "2026-11-30T23:00"
+
+    def test_longer_than_its_period_it_never_ends_but_says_so_step_by_step(self) -> None:
+        end = ends("2026-11-21T12:00:00", {"schedule": "0 0 * * *", "duration": "25h"})
+        assert end is not None and end > "2027-01-01"
+
+    def test_of_several_policies_the_longest(self) -> None:
+        two = [
+            policy("a", freezeWindows=[{"start": "2026-11-21T00:00:00Z", "end": "2026-11-22T00:00:00Z"}]),
+            policy("b", freezeWindows=[{"start": "2026-11-21T00:00:00Z", "end": "2026-11-23T00:00:00Z", "reason": "audit"}]),
+        ]
+        found = frozen(combine(two), utc("2026-11-21T12:00:00"))
+        assert found is not None
+        assert found.message == "RolloutPolicy b freezes rollouts until 2026-11-23 00:00 UTC (audit); rollbacks and aborts work"
+        assert found.left(utc("2026-11-21T12:00:00")) == 600.0 and found.left(utc("2026-11-22T23:59:00")) == 60.0
+
+    @pytest.mark.parametrize(
+        ("window", "told"),
+        [
+            ({"schedule": "0 16 * * FRY", "duration": "1h"}, "spec.freezeWindows[0].schedule: '0 16 * * FRY': Bad day-of-week"),
+            ({"schedule": "@daily", "duration": "1h"}, "write minute hour day month weekday"),
+            ({"schedule": "0 0 * * * *", "duration": "1h"}, "it needs five parts"),
+            ({"schedule": "0 0 30 2 *", "duration": "1h"}, "spec.freezeWindows[0].schedule: '0 0 30 2 *'"),
+            ({"schedule": "0 0 * * *", "duration": "0s"}, "spec.freezeWindows[0].duration: say how long it lasts"),
+            ({"schedule": "0 0 * * *", "duration": "1h", "timezone": "Mars/Base"}, "there is no time zone 'Mars/Base'"),
+            ({"schedule": "0 0 * * *", "duration": "1h", "timezone": "../etc/passwd"}, "there is no time zone"),
+            ({"start": "2026-12-20T00:00:00Z", "end": "2026-12-19T00:00:00Z"}, "it lies before start"),
+            ({"start": "2026-13-20T00:00:00Z", "end": "2026-12-19T00:00:00Z"}, "write for example 2026-12-20T00:00:00Z"),
+        ],
+    )
+    def test_a_window_that_means_nothing_is_told_and_fails_closed(self, window: dict[str, Any], told: str) -> None:
+        broken = policy(freezeWindows=[window])
+        assert broken.error is not None and told in broken.error
+        found = frozen(combine([broken]), utc("2026-11-21T12:00:00"))
+        assert found is not None and found.until is None and found.left(utc("2026-11-21T12:00:00")) == 600.0
+
+
+def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
+    uris = [("spec.model.uri", spec.model.uri)] + (
+        [("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri)] if spec.rollout.analysis.golden else []
+    )
+    found = unmet(combine(policies), spec, uris, sum(gpus_asked(spec).values()))
+    return f"{found.reason}: {found.message}" if found else None
+
+
+GATED = {"optimization": {"steps": [{"int8": {}}], "gate": {"data": {"uri": "s3://data/x.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.05}]}}}
+
+
+class TestDemands:
+    @pytest.mark.parametrize(
+        ("rules", "spec", "told"),
+        [
+            ({"gates": {"golden": True}}, b.spec(1), "GateRequired: spec.rollout.analysis.golden: give golden data; RolloutPolicy p demands it"),
+            ({"gates": {"golden": True}}, b.spec(1, golden=True), None),
+            ({"gates": {"digest": True}}, b.spec(1), "GateRequired: spec.model.sha256"),
+            ({"gates": {"digest": True}}, b.spec(1, pinned=True), None),
+            (
+                {"gates": {"heldOut": True}},
+                b.spec(1, optimization={"steps": [{"int8": {}}]}),
+                "GateRequired: spec.optimization.gate: give held-out data",
+            ),
+            ({"gates": {"heldOut": True}}, b.spec(1), None),
+            ({"gates": {"maxDrop": 0.02}}, b.spec(1, **GATED), "GateRequired: spec.optimization.gate.metrics[accuracy].maxDrop: at most 0.02, 0.05"),
+            ({"gates": {"maxDrop": 0.05}}, b.spec(1, **GATED), None),
+            ({"gates": {"maxDrop": 0.001}}, b.spec(1, golden=True), "GateRequired: spec.rollout.analysis.golden.maxDrop: 0.01 is more than 0.001"),
+            (
+                {"allowedSources": {"models": ["s3://models/approved"]}},
+                b.spec(1),
+                "SourceNotAllowed: spec.model.uri: s3://models/digits/v1/model.onnx",
+            ),
+            ({"allowedSources": {"models": ["s3://models/dig"]}}, b.spec(1), "SourceNotAllowed"),  # a prefix ends at a separator
+            ({"allowedSources": {"models": ["s3://models/digits/"]}}, b.spec(1, golden=True), None),
+            ({"allowedSources": {"data": ["s3://data/"]}}, b.spec(1, golden=True), "SourceNotAllowed: spec.rollout.analysis.golden.uri"),
+            ({"limits": {"gpus": 1}}, b.spec(1), "LimitTooSmall: spec.serving: the pods of a new revision ask for 2 GPUs"),
+            ({"limits": {"gpus": 2}}, b.spec(1), None),
+            ({"gates": {"nonsense": 1}}, b.spec(1), "PolicyInvalid: RolloutPolicy p cannot be read"),
+        ],
+    )
+    def test_each(self, rules: dict[str, Any], spec: ModelDeploymentSpec, told: str | None) -> None:
+        found = demand(spec, policy(**rules))
+        assert (found is None) if told is None else (found is not None and found.startswith(told)), found
+
+    def test_a_source_must_be_allowed_by_every_policy(self) -> None:
+        wide, narrow = policy("a", allowedSources={"models": ["s3://models/"]}), policy("b", allowedSources={"models": ["s3://other/"]})
+        assert demand(b.spec(1), wide) is None
+        assert (demand(b.spec(1), wide, narrow) or "").startswith("SourceNotAllowed")
