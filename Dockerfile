@@ -1,10 +1,22 @@
-# Two images from one source: `operator` (the operator, the feedback service, the command line) and `optimizer` (what the Jobs run).
+# Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run) and `trainer` (the
+# same with JAX, for optimization steps that train).
 # They share no dependencies to speak of, so neither carries the other's weight. BASE is any image with Python 3.11 or later as python3.
 # Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS optimizer
 COPY requirements/job.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
+    && /opt/venv/bin/pip uninstall -qy pip setuptools
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+COPY operator/modelrollout /opt/modelrollout/modelrollout
+RUN python -m compileall -q /opt/modelrollout
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
+
+FROM ${BASE} AS trainer
+COPY requirements/trainer.txt /opt/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall -qy pip setuptools
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp

@@ -10,8 +10,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos
-SOURCES := operator sandbox demo calibrate chaos tests
+PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
+SOURCES := operator sandbox demo calibrate chaos bench tests
 
 .PHONY: help
 help: ## List what can be done
@@ -61,6 +61,10 @@ endif
 .PHONY: calibrate
 calibrate: venv ## The operator's judgement and two rivals' on a million simulated rollouts: false alarms, misses, time, harm (under 10 minutes)
 	@$(BIN)/python -m calibrate --picture docs
+
+.PHONY: bench-optimizer
+bench-optimizer: venv ## Every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency (trains once, then cached)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, layer contracts, generated files current

@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--only", help="one scenario")
     parser.add_argument("--picture", type=Path, metavar="FOLDER", help="write calibration.svg there")
     asked = parser.parse_args()
+    if asked.picture and asked.only:
+        parser.error("the picture needs every scenario: leave --only out")
     began = time.monotonic()
     print(f"# {_machine()}; {asked.rollouts} rollouts for each scenario and rate, seed {asked.seed}, {asked.processes} processes", flush=True)
     tasks = _tasks(asked.rollouts, asked.seed, asked.only)
@@ -46,7 +48,7 @@ def main() -> None:
             print(f"\r{done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
     print(f"\n# {time.monotonic() - began:.0f} s; load {os.getloadavg()[2]:.1f}", file=sys.stderr)
     if asked.picture:
-        (asked.picture / "calibration.svg").write_text(picture.draw(values))
+        (asked.picture / "calibration.svg").write_text(picture.draw(values, asked.rollouts))
 
 
 def _tasks(rollouts: int, seed: int, only: str | None) -> list[Task]:

@@ -29,11 +29,11 @@ _WIDTH, _LEFT, _RIGHT = 900, 250, 790
 _ROW, _BAR = 21, 14
 
 
-def draw(values: Mapping[str, float]) -> str:
+def draw(values: Mapping[str, float], rollouts: int) -> str:
     """From the figures by name. Raises KeyError where one is missing: a picture of a part would mislead."""
     parts: list[str] = []
     y = _legend(parts, 26)
-    y = _false_alarms(parts, values, y + 24)
+    y = _false_alarms(parts, values, rollouts, y + 24)
     y = _harm(parts, values, y + 34)
     body = "\n".join(parts)
     title = "False rollbacks and bad requests until rollback, of the operator's judgement and two fixed-threshold rules"
@@ -52,9 +52,9 @@ def _legend(parts: list[str], y: int) -> int:
     return y
 
 
-def _false_alarms(parts: list[str], values: Mapping[str, float], y: int) -> int:
+def _false_alarms(parts: list[str], values: Mapping[str, float], rollouts: int, y: int) -> int:
     parts.append(_text(20, y + 6, "A healthy canary, watched for an hour: taken back by mistake", "head"))
-    parts.append(_text(20, y + 26, "share of 10,000 simulated rollouts; the thresholds ask for a success of at least 99 %", "dim"))
+    parts.append(_text(20, y + 26, f"share of {rollouts:,} simulated rollouts; the thresholds ask for a success of at least 99 %", "dim"))
     y += 40
     top, width = y, _RIGHT - _LEFT
     rows: list[str] = []

@@ -17,7 +17,7 @@ from modelrollout.rollout.stages.canary import REWRITE_SECONDS
 SHARE, WEIGHT = 0.01, 0.2
 INSTANCES = ("gateway-a", "gateway-b")
 RESTART, UNSCRAPED, OUTAGE = 1 / 100, 1 / 10, 1 / 60  # a look, an instance; an outage of Prometheus begins with a look and lasts a minute
-_FIELDS = 12  # bad, total and spread of both sides
+_FIELDS = 8  # bad and total of both sides, spread of stable
 
 
 @dataclass
@@ -37,13 +37,13 @@ def false_rollbacks(rng: np.random.Generator, rate: float, rollouts: int) -> flo
         table[:, :, rollout] = _one(rng, rate, looks)
     back = np.zeros(rollouts, dtype=np.bool_)
     for c in table:
-        evidence = evidence_of(Counts(c[0], c[1], c[6], c[7]), Spread(*c[2:6]), Spread(*c[8:12]))
+        evidence = evidence_of(Counts(c[0], c[1], c[2], c[3]), Spread(*c[4:8]))
         back |= over_steps(evidence, ()) >= -np.log(ALPHA)
     return float(np.mean(back))
 
 
 def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]:
-    """Bad, total and spread of canary and stable at every look of one rollout."""
+    """Bad and total of canary and stable, and the spread of stable, at every look of one rollout."""
     share = np.array([WEIGHT, 1 - WEIGHT]) * rate * LOOK / len(INSTANCES)
     good = rng.poisson(share * (1 - SHARE), (looks, len(INSTANCES), 2)).tolist()
     bad = rng.poisson(share * SHARE, (looks, len(INSTANCES), 2)).tolist()
@@ -69,5 +69,6 @@ def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]
                 shown[side] = fold(written[side], raw)
                 if written[side] is None or (look + 1) * LOOK % REWRITE_SECONDS == 0:
                     written[side] = shown[side]
-        rows.append([v for c in shown for v in (c.bad, c.total, *spread_of(c))])
+        canary, stable = shown
+        rows.append([canary.bad, canary.total, stable.bad, stable.total, *spread_of(stable)])
     return rows

@@ -50,37 +50,33 @@ class Ours:
         proven = np.zeros(self._rollouts, dtype=np.bool_)
         for i, new in enumerate(news):
             c = self._counts[i] = Counts(*(a + b for a, b in zip(self._counts[i], new, strict=True)))
-            canary, stable = self._written[i].since(c)
-            self._evidence[i] = evidence_of(c, canary, stable)
+            stable = self._written[i].since(c)
+            self._evidence[i] = evidence_of(c, stable)
             proven |= over_steps(self._evidence[i], self._carried[i]) >= -np.log(ALPHA)
             if second % REWRITE_SECONDS == 0:
-                self._written[i].write(c, canary, stable)
+                self._written[i].write(c, stable)
         return proven
 
 
-def evidence_of(c: Counts, canary: Spread[Floats], stable: Spread[Floats]) -> Floats:
+def evidence_of(c: Counts, stable: Spread[Floats]) -> Floats:
     """This step's evidence, with the counts divided by their dispersion."""
-    apart = dispersion((c.total, c.bad, canary), (c.stable_total, c.stable_bad, stable))
+    apart = dispersion(c.stable_total, c.stable_bad, stable)
     return log_evidence(c.bad / apart, c.total / apart, c.stable_bad / apart, c.stable_total / apart, TOLERANCE)
 
 
 class _Side:
-    """Counts and spreads as last written to the status."""
+    """Counts, and the spread of stable's, as last written to the status."""
 
     def __init__(self, rollouts: int) -> None:
         self._counts = _zero(rollouts)
         nothing = np.zeros(rollouts)
-        self._canary = self._stable = Spread(nothing, nothing, nothing, nothing)
+        self._stable = Spread(nothing, nothing, nothing, nothing)
 
-    def since(self, c: Counts) -> tuple[Spread[Floats], Spread[Floats]]:
-        w = self._counts
-        return (
-            widened(self._canary, c.total - w.total, c.bad - w.bad),
-            widened(self._stable, c.stable_total - w.stable_total, c.stable_bad - w.stable_bad),
-        )
+    def since(self, c: Counts) -> Spread[Floats]:
+        return widened(self._stable, c.stable_total - self._counts.stable_total, c.stable_bad - self._counts.stable_bad)
 
-    def write(self, c: Counts, canary: Spread[Floats], stable: Spread[Floats]) -> None:
-        self._counts, self._canary, self._stable = c, canary, stable
+    def write(self, c: Counts, stable: Spread[Floats]) -> None:
+        self._counts, self._stable = c, stable
 
 
 class Threshold:

@@ -83,10 +83,16 @@ def cache_root() -> Path:
 
 def load(cache: Path | None = None) -> Splits:
     """All sets, downloaded on first use."""
+    return split(*whole(cache))
+
+
+def whole(cache: Path | None = None) -> tuple[Split, Split]:
+    """The data set as it is published: 60,000 images to train on and 10,000 to test with."""
     folder = _fetch(cache or cache_root())
-    training = Split(read_images(folder / "train-images-idx3-ubyte"), read_labels(folder / "train-labels-idx1-ubyte"))
-    test = Split(read_images(folder / "t10k-images-idx3-ubyte"), read_labels(folder / "t10k-labels-idx1-ubyte"))
-    return split(training, test)
+    return (
+        Split(read_images(folder / "train-images-idx3-ubyte"), read_labels(folder / "train-labels-idx1-ubyte")),
+        Split(read_images(folder / "t10k-images-idx3-ubyte"), read_labels(folder / "t10k-labels-idx1-ubyte")),
+    )
 
 
 def split(training: Split, test: Split) -> Splits:

@@ -1,4 +1,4 @@
-"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the two images and for development.
+"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the images and for development.
 
 Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not kept: it takes the newest that fit.
 """
@@ -34,10 +34,12 @@ def main() -> None:
     shared = [d for d in project["project"]["dependencies"] if d.startswith(SHARED)]
     operator = resolve("operator", ".")
     job = resolve("job", *shared, *project["project"]["optional-dependencies"]["job"])
+    train = project["project"]["optional-dependencies"]["train"]
+    resolve("trainer", *shared, *project["project"]["optional-dependencies"]["job"], *train, constraints=job)
     both = ROOT / "requirements" / ".both.txt"
     both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *job.read_text().splitlines(keepends=True)})))
     try:
-        resolve("dev", ".[job]", *project["dependency-groups"]["dev"], constraints=both)
+        resolve("dev", ".[job,train]", *project["dependency-groups"]["dev"], constraints=both)
     finally:
         both.unlink()
 

@@ -131,6 +131,8 @@ def metric(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return put(METRICS, [fields])
 
 
+TRAINING = {"data": {"uri": "s3://models/t.npz"}}
+
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
     "unknown field deep inside": (put(f"{STEPS}.0.wieght", 3), "wieght"),
@@ -141,7 +143,18 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "scheme of held-out data": (put("spec.optimization.gate.data.uri", "/data/x.npz"), "unsupported URI"),
     "digest": (put("spec.model.sha256", "sha256:abc"), "spec.model.sha256"),
     "static without calibration": (put("spec.optimization.steps.0.int8", {"method": "Static"}), "int8 with method Static needs calibration"),
-    "empty optimization step": (put("spec.optimization.steps.0", {}), "name one step"),
+    "empty optimization step": (put("spec.optimization.steps.0", {}), "name exactly one step"),
+    "two steps in one": (put("spec.optimization.steps.0", {"graph": {}, "int4": {}}), "name exactly one step"),
+    "calibration method of Dynamic": (put("spec.optimization.steps.0.int8", {"calibrationMethod": "Entropy"}), "belongs to method Static"),
+    "left out of Dynamic": (put("spec.optimization.steps.0.int8", {"leaveOut": "BySensitivity"}), "belongs to method Static"),
+    "activations of nothing": (put("spec.optimization.steps.0", {"prune": {"sparsity": 0.5, "importance": "Activation"}}), "give training"),
+    "sparsity of everything": (put("spec.optimization.steps.0", {"prune": {"sparsity": 1}}), "should be less than 1"),
+    "no student": (put("spec.optimization.steps.0", {"distill": {"training": TRAINING}}), "distill needs either student"),
+    "student and size": (
+        put("spec.optimization.steps.0", {"distill": {"training": TRAINING, "size": 0.1, "student": TRAINING["data"]}}),
+        "distill needs either student",
+    ),
+    "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
     "gate metric without a budget": (put("spec.optimization.gate.metrics", [{"name": "accuracy"}]), "a gate metric needs maxDrop or min"),
     "gate without metrics": (put("spec.optimization.gate.metrics", []), "should have at least 1 items"),
     "negative replicas": (put("spec.serving.replicas", -1), "spec.serving.replicas in body should be greater than or equal to 0"),
@@ -246,7 +259,7 @@ def test_fields_that_a_policy_may_fill_in_have_no_default_in_the_schema(kubectl:
     body = deployment(example="smallest.yaml")
     stored = json.loads(kubectl.ok("create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json", body=body))
     assert not {"onFailure", "onInconclusive", "progressDeadline"} & set(stored["spec"]["rollout"])
-    assert stored["spec"]["rollout"]["canary"] == {}
+    assert "canary" not in stored["spec"]["rollout"]
     assert stored["spec"]["rollout"]["analysis"]["interval"] == "5s"
 
 

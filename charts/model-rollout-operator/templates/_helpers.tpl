@@ -88,6 +88,7 @@ capabilities: {drop: [ALL]}
   "optimizer" (include "modelrollout.image" (dict "root" $ "image" .Values.optimizer.image))
   "triton" .Values.triton.image
   "pullPolicy" .Values.workloadPullPolicy }}
+{{- if .Values.trainer.image.repository }}{{ $_ := set $images "trainer" (include "modelrollout.image" (dict "root" $ "image" .Values.trainer.image)) }}{{ end }}
 {{- dict
   "stores" .Values.stores
   "artifacts" $artifacts

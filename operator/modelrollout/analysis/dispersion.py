@@ -1,12 +1,13 @@
 """Requests that fail together (one bad client, one lost node) are less evidence than their number: by how much, the looks tell.
 
 Independent requests vary from look to look as a binomial does. With n requests in a look and x of them bad, the difference of the shares of one
-look and the one before has the variance p (1 - p) (1/n + 1/n'). What the differences show more than that, on both sides together, is the
-dispersion (the design effect of sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive differences), and
-counts are divided by it before they are judged. Successive differences, and not those from the mean: a regression that begins in the middle of
-a step, and the course of a day, are no dispersion. A look is here the time from one writing of the status to the next, a minute: clusters that
-last longer are not seen. Requests that fail together but are dealt to the two sides one by one, as a gateway deals them, need none of this: the
-evidence holds for them (compare.py). It is for whole clusters on one side: sticky sessions, gRPC connections, one node.
+look and the one before has the variance p (1 - p) (1/n + 1/n'). What the differences show more than that is the dispersion (the design effect of
+sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive differences), and counts are divided by it before they
+are judged. It is told from stable, which shows how requests fail together here: a canary that fails from some moment on would look like one large
+cluster. Successive differences, and not those from the mean: the course of a day is no dispersion. A look is here the time from one writing of
+the status to the next, a minute: clusters that last longer are not seen. Requests that fail together but are dealt to the two sides one by one,
+as a gateway deals them, need none of this: the evidence holds for them (compare.py). It is for whole clusters on one side: sticky sessions, gRPC
+connections, one node.
 """
 
 from __future__ import annotations
@@ -45,24 +46,17 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
     )
 
 
-def dispersion(*sides: tuple[N, N, Spread[N]]) -> N:
-    """By what to divide the counts: from (total, bad, spread) of each side. At least 1 + 1 / (1 + J)^2 for J differences of looks, so that
-    counts weigh half in the first minute, when nothing is known of their spread; more where the looks clearly show it.
+def dispersion(total: N, bad: N, spread: Spread[N]) -> N:
+    """By what to divide the counts, from those of one side. At least 1 + 1 / (1 + J)^2 for J differences of looks, so that counts weigh half in the
+    first minute, when nothing is known of their spread; more where the looks clearly show it.
 
-    A side with only good or only bad requests says nothing. Squared standard error: 3 / J + 1 / bad.
+    Only good or only bad requests say nothing. Squared standard error: 3 / J + 1 / bad.
     """
-    xp = functions_of(sides[0][0])
-    nothing = sides[0][0] * 0.0
-    ratios, count, variance, looks = nothing, nothing, nothing, nothing
-    for total, bad, spread in sides:
-        share = bad / xp.maximum(total, 1.0)
-        expected = share * (1 - share)
-        tells = expected > 0
-        j = xp.where(tells, spread.differences, 0.0)
-        ratios = ratios + xp.where(tells, spread.squares / xp.maximum(expected, 1e-12), 0.0)
-        variance = variance + 3 * j + j * j / xp.maximum(xp.minimum(bad, total - bad), 1.0)
-        count = count + j
-        looks = looks + spread.differences
-    known = xp.maximum(count, 1.0)
-    found = ratios / known
-    return xp.maximum(xp.where(found > 1 + _CLEARLY * xp.sqrt(variance) / known, found, nothing), 1 + 1 / ((1 + looks) * (1 + looks)))
+    xp = functions_of(total)
+    share = bad / xp.maximum(total, 1.0)
+    expected = share * (1 - share)
+    looks = spread.differences
+    j = xp.maximum(looks, 1.0)
+    found = spread.squares / xp.maximum(expected, 1e-12) / j
+    clearly = 1 + _CLEARLY * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
+    return xp.maximum(xp.where((expected > 0) & (looks > 0) & (found > clearly), found, total * 0.0), 1 + 1 / ((1 + looks) * (1 + looks)))

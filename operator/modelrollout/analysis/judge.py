@@ -171,8 +171,9 @@ def _criteria(
     """The comparison first. A limit as well takes half of the budget; what was carried belongs to the comparison where there is a margin."""
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
-    sides = [canary] if stable is None else [canary, stable]
-    apart = dispersion(*((s.total, s.bad, spread_of(s)) for s in sides))
+    # What goes on with stable shows how requests fail together here; a canary that fails from some moment on is no proof of it.
+    usual = canary if stable is None else stable
+    apart = dispersion(usual.total, usual.bad, spread_of(usual))
     bad, total = canary.bad / apart, canary.total / apart
     found = []
     if stable is not None and margin is not None:

@@ -61,6 +61,7 @@ class Images(_Config):
     """Images of Jobs and servers, best by digest."""
 
     optimizer: str
+    trainer: str | None = Field(None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 

@@ -7,6 +7,7 @@ API server can check are CEL rules here (``Rule``), with messages that say what 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -122,6 +123,23 @@ class Data(ApiModel):
     credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
 
 
+class ModelFile(ApiModel):
+    """Another ONNX file."""
+
+    uri: Uri = Field(description="Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal; checked when given.")
+    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
+
+
+class Training(ApiModel):
+    """Training on labelled data in the Job, with Adam and a learning rate that falls to nothing."""
+
+    data: Data = Field(description="Labelled training data; never the gate's.")
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the data.")
+    learning_rate: float = Field(0.001, gt=0, le=1, description="At the start.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Samples in a batch.")
+
+
 class Int8(ApiModel):
     """Quantize weights and activations to 8 bit with ONNX Runtime."""
 
@@ -129,16 +147,119 @@ class Int8(ApiModel):
         "Dynamic", description="Static measures activations on calibration data and is faster; Dynamic needs no data."
     )
     calibration: Data | None = Field(None, description="Calibration data, a few hundred inputs like those of production; required for Static.")
+    calibration_method: Literal["MinMax", "Entropy", "Percentile"] = Field(
+        "MinMax",
+        description="Static: range of an activation. MinMax: all that was seen; Entropy: the one that keeps most information; Percentile: 99.999 %, "
+        "which cuts outliers.",
+    )
+    per_channel: bool = Field(True, description="A scale for each output channel of a weight instead of one for the tensor; more accurate.")
+    leave_out: Literal["Never", "BySensitivity"] = Field(
+        "Never",
+        description="BySensitivity (Static): while the calibration data shows a larger loss than the gate's maxDrop, the operators whose "
+        "quantization disturbs the outputs most stay in float.",
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("self.method != 'Static' || has(self.calibration)", "int8 with method Static needs calibration: {uri: ...}; or use method Dynamic"),
+        Rule("self.method == 'Static' || self.calibrationMethod == 'MinMax'", "calibrationMethod belongs to method Static"),
+        Rule(
+            "self.method == 'Static' || self.leaveOut == 'Never'", "leaveOut: BySensitivity measures on calibration data: it belongs to method Static"
+        ),
     )
+
+
+class Prune(ApiModel):
+    """Take the least important weights away, and train what is left."""
+
+    sparsity: float = Field(gt=0, lt=1, description="Share of the model's weights that is to go, for example 0.5.")
+    granularity: Literal["Structured", "Unstructured"] = Field(
+        "Structured",
+        description="Structured removes whole channels: the file is smaller and the model faster. Unstructured sets single weights to zero, which "
+        "makes the file smaller only where it is compressed, and the model no faster with ONNX Runtime.",
+    )
+    importance: Literal["Magnitude", "Activation"] = Field(
+        "Magnitude", description="What makes a weight important: its size, or that times the activations that it meets on the training data."
+    )
+    training: Training | None = Field(None, description="Fine-tuning afterwards; left out: none, and little can be pruned without loss.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self.importance != 'Activation' || has(self.training)", "importance: Activation measures on the training data: give training"),
+    )
+
+
+class Distill(ApiModel):
+    """Train a smaller model, the student, to answer as the source model does."""
+
+    student: ModelFile | None = Field(None, description="The student: an ONNX file with the source model's inputs and outputs, and any weights.")
+    size: float | None = Field(
+        None, gt=0, lt=1, description="Instead of a student: the source model, evenly narrowed to this share of its weights, for example 0.1."
+    )
+    temperature: float = Field(4, gt=0, le=100, description="Softens the teacher's scores, so that it also teaches what it holds for less likely.")
+    hard_labels: float = Field(0.3, ge=0, le=1, description="Share of the loss that comes from the data's labels; the rest comes from the teacher.")
+    training: Training = Field(description="Training data and how long.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.student) != has(self.size)", "distill needs either student: {uri: ...} or size, for example 0.1"),
+    )
+
+
+class HalfPrecision(ApiModel):
+    """Half the size: weights of 16 bit; inputs and outputs stay float32."""
+
+    type: Literal["Float16", "BFloat16"] = Field(
+        "Float16",
+        description="Float16 also computes in 16 bit, which is faster on GPUs. BFloat16 keeps float32's range with fewer digits; it "
+        "computes in float32.",
+    )
+
+
+class Int4(ApiModel):
+    """Weights of large matrix products (MatMul) to 4 bit in blocks; activations stay float. For models bound by memory, such as language models."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = Field(32, description="Weights that share a scale; fewer are more accurate and larger.")
+    min_weights: int = Field(65536, ge=1, description="Smaller matrices stay as they are.")
+
+
+class Graph(ApiModel):
+    """Simplify the graph with the same answers: fold constants, fuse operators, drop what is not needed."""
 
 
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
+    graph: Graph | None = None
+    prune: Prune | None = None
+    distill: Distill | None = None
+    half_precision: HalfPrecision | None = None
     int8: Int8 | None = None
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.int8)", "name one step, for example int8: {method: Dynamic}"),)
+    int4: Int4 | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4)].exists_one(x, x)",
+            "name exactly one step, for example int8: {method: Dynamic}",
+        ),
+    )
+
+    def chosen(self) -> tuple[str, ApiModel]:
+        """(kind as on the wire, the step)."""
+        return next((to_camel(name), step) for name in type(self).model_fields if (step := getattr(self, name)) is not None)
+
+    def sources(self) -> dict[str, Data | ModelFile]:
+        """What the step reads, by the field's path below it, for example ``int8.calibration``."""
+        kind, step = self.chosen()
+        return dict(_sources(step, f"{kind}."))
+
+    @property
+    def needs_trainer(self) -> bool:
+        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on."""
+        kind, step = self.chosen()
+        return kind == "int4" or getattr(step, "training", None) is not None
+
+
+def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFile]]:
+    for name in type(value).model_fields:
+        inner, path = getattr(value, name), f"{prefix}{to_camel(name)}"
+        if isinstance(inner, Data | ModelFile):
+            yield path, inner
+        elif isinstance(inner, ApiModel):
+            yield from _sources(inner, f"{path}.")
 
 
 class GateMetric(ApiModel):

@@ -280,6 +280,13 @@ def _refusal(
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
         return problem
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    if heavy is not None and config.images.trainer is None:
+        field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
+        return Problem(
+            "TrainerMissing",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
+        )
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -305,8 +312,7 @@ def _refusal(
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     found = [("spec.model.uri", spec.model.uri)]
     for i, step in enumerate(spec.optimization.steps):
-        if step.int8 and step.int8.calibration:
-            found.append((f"spec.optimization.steps[{i}].int8.calibration.uri", step.int8.calibration.uri))
+        found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
     if spec.optimization.gate:
         found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
     if spec.rollout.analysis.golden:

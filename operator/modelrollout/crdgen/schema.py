@@ -97,7 +97,7 @@ def _type_schema(tp: Any) -> Schema:
     if origin in (Union, types.UnionType):
         return _union_schema([a for a in args if a is not types.NoneType])
     if origin is Literal:
-        return {"type": "string", "enum": list(args)}
+        return {"type": "integer" if all(isinstance(a, int) for a in args) else "string", "enum": list(args)}
     if origin in (list, tuple):
         if origin is tuple and (len(args) != 2 or args[1] is not Ellipsis):
             raise SchemaError(f"{tp} is not a list of one type")

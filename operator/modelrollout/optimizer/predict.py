@@ -37,23 +37,32 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 Advance = Callable[[int, int | None], None]
 
 
-def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
-    """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
-    shaped = [(a[:n].reshape(a[:n].shape[:1] + tuple(d for d in a.shape[1:] if d != 1)) if a.ndim else a) for a in outputs]
-    first = shaped[0]
-    if first.dtype.kind in "iu" and first.shape == (n,):
-        return first.astype(np.int64), None
-    for array in shaped:
+def _shaped(outputs: Sequence[NDArray[Any]], n: int) -> list[NDArray[Any]]:
+    return [(a[:n].reshape(a[:n].shape[:1] + tuple(d for d in a.shape[1:] if d != 1)) if a.ndim else a) for a in outputs]
+
+
+def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> int:
+    """Which output holds the class scores of the first ``n`` rows; raises JobError (OutputNotClasses)."""
+    for index, array in enumerate(_shaped(outputs, n)):
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
-            classes = array.argmax(axis=1).astype(np.int64)
-            classes[np.isnan(array).any(axis=1)] = -1
-            return classes, array.shape[1]
+            return index
     found = ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
     raise bad_input(
         "OutputNotClasses",
         f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a first output of integer classes [n]; "
         f"the model gives {found}",
     )
+
+
+def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
+    """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
+    shaped = _shaped(outputs, n)
+    if shaped[0].dtype.kind in "iu" and shaped[0].shape == (n,):
+        return shaped[0].astype(np.int64), None
+    array = shaped[score_output(outputs, names, n, field)]
+    classes = array.argmax(axis=1).astype(np.int64)
+    classes[np.isnan(array).any(axis=1)] = -1
+    return classes, array.shape[1]
 
 
 def check_label_range(labels: NDArray[np.int64], classes: int | None, field: str) -> None:

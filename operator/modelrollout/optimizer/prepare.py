@@ -12,6 +12,7 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,25 @@ from numpy.typing import NDArray
 
 from modelrollout.analysis.gate import GateDecision, accuracies, decide
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Gate, Interface, Paired, PrepareTask, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, Gate, Int8Step, Interface, ModelFile, Paired, PrepareTask, Step, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
-from modelrollout.optimizer import artifact
-from modelrollout.optimizer.data import Arrays, Data, match, read_archive
+from modelrollout.optimizer import artifact, steps
+from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.model import ModelInfo, check
 from modelrollout.optimizer.predict import check_label_range, open_session, predict
-from modelrollout.optimizer.quantize import quantize
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 MAX_SLICE_VALUES = 64
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
 FIELD_GATE = "spec.optimization.gate.data"
-
-
-def field_step(index: int) -> str:
-    """What messages call a step."""
-    return f"spec.optimization.steps[{index}].int8"
 
 
 @dataclass(frozen=True)
@@ -56,46 +51,54 @@ class _DataFile:
     field: str
 
 
-def _data_sets(task: PrepareTask) -> dict[str, DataSet]:
-    """Every data set of the task by the field that names it. Raises JobError (CalibrationMissing)."""
-    found: dict[str, DataSet] = {}
+def _sources(task: PrepareTask) -> dict[str, tuple[DataSet | ModelFile, Step | None]]:
+    """Everything besides the source that is fetched, by the field that names it, with its step (None: the gate's).
+
+    Raises JobError (CalibrationMissing).
+    """
     for index, step in enumerate(task.steps):
-        if step.method == "Static":
-            if step.calibration is None:
-                raise bad_input("CalibrationMissing", f"{field_step(index)}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
-            found[f"{field_step(index)}.calibration"] = step.calibration
+        if isinstance(step, Int8Step) and step.method == "Static" and step.calibration is None:
+            where = steps.field_of(index, step)
+            raise bad_input("CalibrationMissing", f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
+    found: dict[str, tuple[DataSet | ModelFile, Step | None]] = {
+        f"{steps.field_of(index, step)}.{name}": (wanted, step) for index, step in enumerate(task.steps) for name, wanted in step.sources().items()
+    }
     if task.gate:
-        found[FIELD_GATE] = task.gate.data
+        found[FIELD_GATE] = (task.gate.data, None)
     return found
 
 
-def tools() -> dict[str, str]:
-    """What shapes the result besides its inputs."""
-    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
+def tools(recipe: Sequence[Step]) -> dict[str, str]:
+    """What shapes the result besides its inputs. Raises JobError (ToolMissing)."""
+    always = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
+    return always | {name: v for i, step in enumerate(recipe) for name, v in steps.tools(step, steps.field_of(i, step)).items()}
 
 
 def inputs_of(task: PrepareTask, data: dict[str, str]) -> dict[str, Any]:
     """Everything that the artifact depends on; data sets and source by their digests, never by where they lie."""
 
-    def told(dataset: DataSet | None, field: str) -> dict[str, Any] | None:
-        return {"sha256": data[field], "labels": dataset.labels, "slices": list(dataset.slices)} if dataset else None
+    def told(wanted: DataSet | ModelFile, field: str) -> dict[str, Any]:
+        if isinstance(wanted, ModelFile):
+            return {"sha256": data[field]}
+        return {"sha256": data[field], "labels": wanted.labels, "slices": list(wanted.slices)}
+
+    def recipe(index: int, step: Step) -> dict[str, Any]:
+        where = steps.field_of(index, step)
+        found = step.model_dump()
+        for name, wanted in step.sources().items():
+            *outer, last = name.split(".")
+            reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
+        return found
 
     return {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format,
-        "steps": [
-            {
-                "kind": step.kind,
-                "method": step.method,
-                "calibration": told(step.calibration, f"{field_step(i)}.calibration") if step.method == "Static" else None,
-            }
-            for i, step in enumerate(task.steps)
-        ],
+        "steps": [recipe(index, step) for index, step in enumerate(task.steps)],
         "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
-        "tools": tools(),
+        "tools": tools(task.steps),
         "targetHardware": task.target_hardware,
     }
 
@@ -197,11 +200,12 @@ def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
 def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     files: dict[str, _DataFile] = {}
     with progress.stage("data"):
-        for number, (field, dataset) in enumerate(_data_sets(task).items()):
-            path = folder / f"data-{number}.npz"
-            files[field] = _DataFile(
-                path, Store(dataset.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update), field
-            )
+        for number, (field, (wanted, _)) in enumerate(_sources(task).items()):
+            path = folder / f"source-{number}"
+            fetched = Store(wanted.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update)
+            if isinstance(wanted, ModelFile) and wanted.sha256:
+                expect_digest(fetched, wanted.sha256, f"{field}.sha256", wanted.location.uri)
+            files[field] = _DataFile(path, fetched, field)
     inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()})
     key = key_of(inputs)
     location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
@@ -226,27 +230,25 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
                 f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
                 "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
             ) from None
-        data = {
-            field: match(read_archive(file.path, field), dataset, info.inputs, field, labelled=field == FIELD_GATE)
-            for (field, dataset), file in zip(_data_sets(task).items(), files.values(), strict=True)
-        }
-    warnings: list[str] = []
-    optimized, done = source, []
-    for index, step in enumerate(task.steps):
-        target = folder / f"step-{index}.onnx"
-        calibration: Arrays | None = data[f"{field_step(index)}.calibration"].inputs if step.method == "Static" else None
-        with progress.stage("optimize"):
-            done.append(
-                quantize(
-                    optimized,
-                    target,
-                    check(optimized) if index else info,
-                    calibration,
-                    symmetric=task.instance_kind == "KIND_GPU",
-                    field=field_step(index),
-                )
-            )
-        optimized = target
+        data: dict[str, Data] = {}
+        for field, (wanted, step) in _sources(task).items():
+            if isinstance(wanted, DataSet):
+                arrays = read_archive(files[field].path, field)
+                labelled = step is None or steps.labels_in(step, arrays, wanted.labels)
+                data[field] = match(arrays, wanted, info.inputs, field, labelled=labelled)
+    budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
+    with progress.stage("optimize"):
+        applied = steps.apply(
+            task.steps,
+            source,
+            folder,
+            data,
+            {field: file.path for field, file in files.items() if field not in data},
+            max_drop=min(budgets, default=None),
+            symmetric=task.instance_kind == "KIND_GPU",
+            advance=progress.update,
+        )
+    optimized, warnings = applied.path, applied.warnings
     size_after = optimized.stat().st_size
     if task.steps:
         open_session(optimized, "the optimized model")
@@ -255,7 +257,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         if size_after >= fetched.size:
             warnings.append(f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights are few")
         if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
-            warnings.append("calibration and held-out data are the same file: the accuracy after is too optimistic; use different samples")
+            warnings.append("a step's data and held-out data are the same file: the accuracy after is too optimistic; use different samples")
 
     gate: dict[str, Any] | None = None
     decision: GateDecision | None = None
@@ -282,7 +284,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         "model": {"inputs": [str(t) for t in info.inputs], "outputs": [str(t) for t in info.outputs], "opset": info.opset},
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
-        "steps": done,
+        "steps": applied.done,
         "gate": gate,
         "warnings": warnings,
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import onnxruntime.quantization
@@ -25,6 +27,9 @@ PER_CHANNEL_OPSET = 13
 
 # ONNX Runtime's dynamic quantization would also turn Conv into ConvInteger, which it cannot run with signed weights on the CPU.
 DYNAMIC_OPS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "EmbedLayerNormalization")
+
+# Operators with weights: they decide the size and most of the time.
+WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 # What the quantizer raises for models that it cannot handle.
 _SHAPE_ERROR: type[Exception] = onnx.shape_inference.InferenceError
@@ -57,52 +62,125 @@ def _has_subgraph(model: onnx.ModelProto) -> bool:
     return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
 
 
-def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | None, *, symmetric: bool, field: str) -> dict[str, Any]:
-    """Write the int8 model: Static (QDQ, per channel) with calibration inputs, Dynamic without. Returns what was done, for the report.
+@dataclass(frozen=True)
+class Options:
+    """How to quantize. ``symmetric``: activations without a zero point, which TensorRT demands; elsewhere a zero point keeps more accuracy."""
 
-    ``symmetric``: activations without a zero point, which TensorRT demands; elsewhere a zero point keeps more accuracy. Raises JobError:
-    AlreadyQuantized, OpsetTooOld, NothingToQuantize, QuantizationFailed.
-    """
-    if info.quantized:
-        raise bad_input("AlreadyQuantized", f"{field}: the model is quantized already; remove the step, or give the model in float")
-    if calibration is not None and info.opset < PER_CHANNEL_OPSET:
-        raise bad_input(
-            "OpsetTooOld",
-            f"{field}: opset {info.opset}, static quantization per channel needs {PER_CHANNEL_OPSET} or later; export with opset_version=17",
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
+    symmetric: bool = False
+    calibration_method: Literal["MinMax", "Entropy", "Percentile"] = "MinMax"
+    per_channel: bool = True
+
+
+class Quantizer:
+    """A model made ready for quantization; one measurement of its activations serves any choice of nodes. Close it (``with``)."""
+
+    def __init__(self, source: Path, info: ModelInfo, calibration: Arrays | None, options: Options, field: str) -> None:
+        """Static (QDQ) with calibration inputs, Dynamic without. Raises JobError: AlreadyQuantized, OpsetTooOld, QuantizationFailed."""
+        if info.quantized:
+            raise bad_input("AlreadyQuantized", f"{field}: the model is quantized already; remove the step, or give the model in float")
+        self._per_channel = options.per_channel
+        if info.opset < PER_CHANNEL_OPSET and self._per_channel:
+            if calibration is not None:
+                raise bad_input(
+                    "OpsetTooOld",
+                    f"{field}: opset {info.opset}, static quantization per channel needs {PER_CHANNEL_OPSET} or later; export with opset_version=17",
+                )
+            self._per_channel = False
+        self._info, self._calibration, self._options, self._field = info, calibration, options, field
+        self._folder = tempfile.TemporaryDirectory()
+        self.prepared = Path(self._folder.name) / "prepared.onnx"
+        with self._refusals():
+            quant_pre_process(source, self.prepared, skip_symbolic_shape=True)  # symbolic inference is for transformers and needs sympy
+        model = onnx.load(self.prepared)
+        name_nodes(model)
+        onnx.save(model, self.prepared)
+        # The static quantizer does not see what the body of a Loop, If or Scan takes from outside, and folds a ReLU before it away.
+        self.captured = feeding_bodies(model) if calibration is not None else ()
+
+    def __enter__(self) -> Quantizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         try:
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)  # symbolic inference is for transformers and needs sympy
-            if calibration is None:
+            yield
+        except _ERRORS as error:
+            raise refused("QuantizationFailed", self._field, error, "remove the step, use the other method, or export with a newer opset") from None
+
+    def candidates(self) -> list[str]:
+        """Names of the nodes with weights that Static quantizes, in the graph's order."""
+        return [n.name for n in onnx.load(self.prepared).graph.node if n.op_type in WEIGHTED_OPS and n.name not in self.captured]
+
+    def write(self, target: Path, *, left_out: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
+        """Write the int8 model without the nodes ``left_out``, or with ``only`` some. Returns what was done, for the report.
+
+        Raises JobError: NothingToQuantize, QuantizationFailed.
+        """
+        with self._refusals():
+            if self._calibration is None:
                 q.quantize_dynamic(
-                    prepared,
-                    target,
-                    op_types_to_quantize=list(DYNAMIC_OPS),
-                    weight_type=q.QuantType.QInt8,
-                    per_channel=info.opset >= PER_CHANNEL_OPSET,
+                    self.prepared, target, op_types_to_quantize=list(DYNAMIC_OPS), weight_type=q.QuantType.QInt8, per_channel=self._per_channel
                 )
             else:
                 q.quantize_static(
-                    prepared,
+                    self.prepared,
                     target,
-                    _Reader(calibration, *batch_rows(info.inputs, BATCH_ROWS, field)),
+                    _Reader(self._calibration, *batch_rows(self._info.inputs, BATCH_ROWS, self._field)),
                     quant_format=q.QuantFormat.QDQ,
-                    per_channel=True,
+                    per_channel=self._per_channel,
                     activation_type=q.QuantType.QInt8,
                     weight_type=q.QuantType.QInt8,
-                    calibrate_method=q.CalibrationMethod.MinMax,
-                    extra_options={"ActivationSymmetric": symmetric},
+                    calibrate_method=q.CalibrationMethod[self._options.calibration_method],
+                    nodes_to_quantize=list(only) if only is not None else None,
+                    nodes_to_exclude=sorted({*left_out, *self.captured}),
+                    extra_options={"ActivationSymmetric": self._options.symmetric},
+                    calibration_cache_path=self.prepared.with_name("ranges.json"),
                 )
-        except _ERRORS as error:
-            raise refused("QuantizationFailed", field, error, "remove the step, use the other method, or export with a newer opset") from None
-    operators = _tidy(target)
-    done = {
-        name: count
-        for name, count in sorted(operators.items())
-        if name in {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "DynamicQuantizeLSTM"}
-    }
-    if not done:
-        remedy = "use method Static with calibration data" if calibration is None else "remove the step"
-        raise bad_input("NothingToQuantize", f"{field}: the model has no operator that this method quantizes ({sorted(operators)}); {remedy}")
-    return {"method": "Dynamic" if calibration is None else "Static", "operators": done, "symmetric": symmetric if calibration is not None else False}
+        operators = _tidy(target)
+        done = {
+            name: count
+            for name, count in sorted(operators.items())
+            if name in {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "DynamicQuantizeLSTM"}
+        }
+        if not done:
+            remedy = "use method Static with calibration data" if self._calibration is None else "remove the step"
+            raise bad_input(
+                "NothingToQuantize", f"{self._field}: the model has no operator that this method quantizes ({sorted(operators)}); {remedy}"
+            )
+        return {"operators": done}
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """A name for every node of the graph that has none, or shares one: nodes are left out by name."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+        seen.add(node.name)
+
+
+def feeding_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes whose outputs the bodies of Loop, If and Scan take from outside."""
+    taken: set[str] = set()
+
+    def visit(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            taken.update(node.input)
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    visit(body)
+
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                visit(body)
+    return tuple(node.name for node in model.graph.node if taken.intersection(node.output))
+
+
+def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | None, *, symmetric: bool, field: str) -> dict[str, Any]:
+    """Write the int8 model with every node that can be quantized; returns what was done. Raises as ``Quantizer`` and its ``write``."""
+    with Quantizer(source, info, calibration, Options(symmetric=symmetric), field) as quantizer:
+        return quantizer.write(target)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from pydantic import TypeAdapter
+from pydantic.alias_generators import to_camel
+
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
@@ -14,11 +17,24 @@ from modelrollout.api.tasks import (
     ExitCode,
     Gate,
     GateMetric,
-    Int8Step,
     PrepareTask,
     ResolveTask,
+    Step,
 )
-from modelrollout.api.v1alpha1 import Credentials, Data, Golden, Model, Optimization, Resources, Serving, seconds
+from modelrollout.api.tasks import ModelFile as StepModelFile
+from modelrollout.api.v1alpha1 import (
+    ApiModel,
+    Credentials,
+    Data,
+    Golden,
+    Model,
+    ModelFile,
+    Optimization,
+    OptimizationStep,
+    Resources,
+    Serving,
+    seconds,
+)
 from modelrollout.resources.common import (
     Located,
     Object,
@@ -44,6 +60,35 @@ def _data(field: str, data: Data, fallback: Credentials | None, config: Operator
     return DataSet(location=located.location, labels=data.labels, slices=tuple(data.slices or ())), located
 
 
+def _step(index: int, step: OptimizationStep, fallback: Credentials | None, config: OperatorConfig) -> tuple[Step, list[Located]]:
+    """The step as a task: the same fields, with sources located."""
+    found: list[Located] = []
+
+    def told(value: ApiModel, path: str) -> dict[str, object]:
+        return {name: inside(getattr(value, name), f"{path}.{to_camel(name)}") for name in type(value).model_fields}
+
+    def inside(value: object, path: str) -> object:
+        field = f"spec.optimization.steps[{index}].{path}"
+        folder = f"{path.split('.', 1)[-1].replace('.', '-')}-{index}"
+        match value:
+            case Data():
+                data, where = _data(field, value, fallback, config, folder)
+                found.append(where)
+                return data
+            case ModelFile():
+                where = locate(value.uri, allowed(f"{field}.uri", value.uri, config), value.credentials or fallback, folder)
+                found.append(where)
+                return StepModelFile(location=where.location, sha256=value.sha256)
+            case ApiModel():
+                return told(value, path)
+            case _:
+                return value
+
+    kind, chosen = step.chosen()
+    task: Step = TypeAdapter(Step).validate_python({"kind": kind} | told(chosen, kind))
+    return task, found
+
+
 def _job(
     owner: Owner,
     name: str,
@@ -55,6 +100,7 @@ def _job(
     timeout: float,
     serving: Serving,
     config: OperatorConfig,
+    image: str | None = None,
 ) -> Object:
     spec: Object = {
         "restartPolicy": "Never",
@@ -65,7 +111,7 @@ def _job(
         "containers": [
             {
                 "name": "job",
-                "image": config.images.optimizer,
+                "image": image or config.images.optimizer,
                 "imagePullPolicy": config.images.pull_policy,
                 "command": ["python", "-m", module],
                 "env": [
@@ -139,16 +185,11 @@ def prepare_job(
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
     located = [source, artifacts]
-    steps: list[Int8Step] = []
+    steps = []
     for i, step in enumerate(optimization.steps):
-        assert step.int8 is not None  # the API server's rule: exactly one field is set
-        calibration = None
-        if step.int8.calibration:
-            calibration, where = _data(
-                f"spec.optimization.steps[{i}].int8.calibration", step.int8.calibration, model.credentials, config, f"calibration-{i}"
-            )
-            located.append(where)
-        steps.append(Int8Step(method=step.int8.method, calibration=calibration))
+        task_step, where_from = _step(i, step, model.credentials, config)
+        steps.append(task_step)
+        located += where_from
     gate = None
     if optimization.gate:
         data, where = _data("spec.optimization.gate.data", optimization.gate.data, model.credentials, config, "gate")
@@ -176,6 +217,7 @@ def prepare_job(
         seconds(optimization.timeout),
         serving,
         config,
+        config.images.trainer if any(step.needs_trainer for step in optimization.steps) else None,
     )
 
 

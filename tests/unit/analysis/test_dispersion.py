@@ -19,7 +19,7 @@ def found(bad: Sizes, total: Sizes) -> float:
     spread = NOTHING
     for x, n in zip(bad.tolist(), total.tolist(), strict=True):
         spread = widened(spread, n, x)
-    return dispersion((float(total.sum()), float(bad.sum()), spread))
+    return dispersion(float(total.sum()), float(bad.sum()), spread)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3])
@@ -37,7 +37,7 @@ def test_clusters_of_four_weigh_a_quarter() -> None:
     assert found(4.0 * rng.poisson(1.0, 400), total) == pytest.approx(4, rel=0.2)
 
 
-def test_a_regression_that_begins_in_the_step_is_no_dispersion() -> None:
+def test_a_slow_course_is_no_dispersion() -> None:
     bad = np.array([1.0, 1.0] * 20 + [10.0, 10.0] * 20)
     assert found(bad, np.full(80, 100.0)) < 1.3
 
@@ -47,7 +47,7 @@ def test_what_is_not_known_yet_is_assumed(looks: int, least: float) -> None:
     spread = NOTHING
     for _ in range(looks):
         spread = widened(spread, 10.0, 0.0)
-    assert dispersion((10.0 * looks, 0.0, spread)) == pytest.approx(least)
+    assert dispersion(10.0 * looks, 0.0, spread) == pytest.approx(least)
 
 
 def test_a_look_without_requests_changes_nothing() -> None:
@@ -78,5 +78,5 @@ def test_arrays_and_numbers_agree() -> None:
     spread = Spread(zero, zero, zero, zero)
     for x, n in zip(bad.T, total.T, strict=True):
         spread = widened(spread, n, x)
-    together = dispersion((total.sum(axis=1), bad.sum(axis=1), spread))
+    together = dispersion(total.sum(axis=1), bad.sum(axis=1), spread)
     assert together == pytest.approx([found(b, n) for b, n in zip(bad, total, strict=True)])

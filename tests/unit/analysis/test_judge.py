@@ -19,9 +19,9 @@ QUERY = Metric(name="memory", query="x", min=1, max=10)
 
 
 def counter(bad: float, total: float) -> Counter:
-    """With looks that vary as those of independent requests do, a hundred of them."""
+    """With looks that vary as those of independent requests do, a thousand of them."""
     share = bad / total if total else 0.0
-    return Counter(bad=bad, total=total, spread=[total / 100, bad / 100, 100.0, 100 * share * (1 - share)])
+    return Counter(bad=bad, total=total, spread=[total / 1000, bad / 1000, 1000.0, 1000 * share * (1 - share)])
 
 
 def judged(metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25) -> MetricStatus:
@@ -179,8 +179,13 @@ def test_the_evidence_is_that_of_the_step_and_of_the_tolerance() -> None:
 
 
 def test_what_fails_together_counts_less() -> None:
-    alone = counter(60, 2000)
-    together = alone.model_copy(update={"spread": [20.0, 0.0, 100.0, 6 * 100 * 0.03 * 0.97]})
-    stable = counter(80, 8000)
-    assert judged(ERRORS, alone, stable).verdict == "Failed"
-    assert judged(ERRORS, together, stable).verdict == "Inconclusive"
+    canary, alone = counter(60, 2000), counter(80, 8000)
+    together = alone.model_copy(update={"spread": [80.0, 0.0, 100.0, 6 * 100 * 0.01 * 0.99]})
+    assert judged(ERRORS, canary, alone).verdict == "Failed"
+    assert judged(ERRORS, canary, together).verdict == "Inconclusive"
+
+
+def test_a_canary_that_fails_from_some_moment_on_is_no_cluster() -> None:
+    """Nothing failed in ten looks, then every second request of it."""
+    canary = counter(60, 2120).model_copy(update={"spread": [120.0, 60.0, 10.0, 0.25 * 200 * 120 / 320]})
+    assert judged(ERRORS, canary, counter(80, 8000)).verdict == "Failed"

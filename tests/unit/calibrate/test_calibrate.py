@@ -87,8 +87,8 @@ def test_the_picture_is_drawn_from_the_figures() -> None:
     values = {f"{r}.{s}.{rate}.false_rollback_rate": 0.5 for r in picture.RULES for s in picture.HEALTHY for rate in rates}
     for figure, value in (("bad_requests", 123.0), ("seconds_to_rollback", 45.0)):
         values |= {f"{r}.{s}.100.{figure}": value for r in picture.RULES for s in picture.REGRESSIONS}
-    text = picture.draw(values)
+    text = picture.draw(values, 100)
     ElementTree.fromstring(text)
     assert text.count("123 in 45 s") == len(picture.RULES) * len(picture.REGRESSIONS)
     with pytest.raises(KeyError):
-        picture.draw({})
+        picture.draw({}, 100)

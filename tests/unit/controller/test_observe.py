@@ -265,6 +265,7 @@ def refusal(spec: Any, *others: tuple[Resource, Object], config: OperatorConfig 
 
 GOLDEN = {"analysis": {"golden": {"uri": "s3://elsewhere/golden.npz"}}}
 GATE = {"gate": {"data": {"uri": "s3://elsewhere/gate.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.1}]}}
+TRAINED = {"steps": [{"graph": {}}, {"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://elsewhere/t.npz"}}}}]}
 STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://elsewhere/c.npz"}}}]}
 
 
@@ -277,11 +278,21 @@ STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://e
         (b.spec(1, rollout=GOLDEN), "spec.rollout.analysis.golden.uri"),
         (b.spec(1, optimization=GATE), "spec.optimization.gate.data.uri"),
         (b.spec(1, optimization=STATIC), "spec.optimization.steps[0].int8.calibration.uri"),
+        (b.spec(1, optimization=TRAINED), "spec.optimization.steps[1].prune.training.data.uri"),
     ],
 )
 def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec: Any, field: str) -> None:
     found = refusal(spec)
     assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "s3://models" in found[1]
+
+
+def test_a_step_that_trains_needs_an_image_that_can() -> None:
+    spec = b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]})
+    found = refusal(spec)
+    assert found and found[0] == "TrainerMissing" and found[1].startswith("spec.optimization.steps[0].prune: ") and "trainer.image" in found[1]
+    images = CONFIG.images.model_copy(update={"trainer": "trainer:1"})
+    assert refusal(spec, config=CONFIG.model_copy(update={"images": images})) is None
+    assert refusal(b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5}}]})) is None
 
 
 def test_a_prometheus_that_is_not_allowed_is_named() -> None:

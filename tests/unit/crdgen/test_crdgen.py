@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -146,7 +147,8 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         return found
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
-    wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and ".calibration." not in path}
+    data = re.compile(r"\.(calibration|training\.data)\.")  # the gate's data shows all fields of a data set
+    wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and not data.search(path)}
     assert wanted - {path for example in examples for path in used(example, "spec")} == set()
 
 

@@ -93,7 +93,7 @@ async def test_refused_requests_fail_once_each_and_say_why(tmp_path: Path) -> No
 
 async def test_a_late_answer_is_a_failed_request(tmp_path: Path) -> None:
     found = await run(FakeServer(delay=0.5), tmp_path, 0.2, deadline=0.2)
-    assert found["sent"] == found["failed"] > 5 and found["answered"] == 0
+    assert found["sent"] == found["failed"] > 1 and found["answered"] == 0
     assert {f["error"].split(":")[0] for f in found["failures"]} == {"TimeoutError", "gRPC DEADLINE_EXCEEDED"}
 
 
@@ -125,7 +125,15 @@ async def test_every_answer_is_handed_in_as_feedback_with_its_version(tmp_path: 
 
 async def test_refused_feedback_is_sent_again(tmp_path: Path) -> None:
     server = FakeServer(feedback_refusals=2)
-    found = await run(server, tmp_path, 2.5)
+    async with server.serve() as ports:
+        client = Client(settings(tmp_path, ports), live(), Record(tmp_path))
+        running = asyncio.create_task(client.run())
+        async with asyncio.timeout(60):
+            while not server.feedback:  # noqa: ASYNC110  taken at the third time
+                await asyncio.sleep(0.05)
+        client.stop()
+        await running
+    found: dict[str, Any] = json.loads((tmp_path / "client.json").read_text())
     assert found["feedback"]["errors"] == 2 and found["failed"] == 0
     assert found["feedback"]["sent"] == found["answered"] == len(server.feedback)
 

@@ -13,7 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, Batching, ExitCode, FetchTask, Gate, GateMetric, Int8Step, PrepareTask, TaskResult
+from modelrollout.api.tasks import (
+    RESULT_LIMIT_BYTES,
+    Batching,
+    DistillStep,
+    ExitCode,
+    FetchTask,
+    Gate,
+    GateMetric,
+    Int8Step,
+    ModelFile,
+    PrepareTask,
+    PruneStep,
+    TaskResult,
+    Training,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
@@ -378,3 +392,45 @@ def test_a_large_interface_leaves_room_in_the_termination_message() -> None:
     assert (large.inputs, large.outputs, large.counts) == (None, None, (300, 1))
     listed = interface_of([f"feature_{i}: FP32 [n, 1]" for i in range(15)], ["y: FP32 [n]"])
     assert listed.inputs is not None and len(listed.model_dump_json()) < RESULT_LIMIT_BYTES / 2
+
+
+def test_a_pruned_model_is_trained_gated_and_published(store: ObjectStore) -> None:
+    store.objects["/data/training.npz"] = labelled(1500, seed=8)
+    training = Training(data=dataset(store.s3("data/training.npz")), epochs=1, learning_rate=0.01, batch_size=64)
+    int8 = Int8Step(method="Static", calibration=dataset(store.s3("data/calibration.npz")))
+    gate = Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.06),))  # one short epoch
+    task = task_for(store, steps=(PruneStep(sparsity=0.5, training=training), int8), gate=gate)
+    result = prepared(task)
+    assert result.artifact_size_bytes is not None and result.artifact_size_bytes < 0.4 * len(MODEL)
+    report = json.loads(next(body for path, body in artifact_objects(store).items() if "/report-" in path))
+    assert [step["kind"] for step in report["steps"]] == ["prune", "int8"]
+    assert {"jax", "jaxlib", "optax"} <= set(report["inputs"]["tools"])
+    assert "127.0.0.1" not in json.dumps(report), "sources are told by their digests, never by their places"
+    assert prepared(task).reused
+
+
+def test_a_student_is_checked_before_anything_is_trained(store: ObjectStore) -> None:
+    store.objects["/data/training.npz"] = labelled(100, seed=8)
+    store.objects["/models/student.onnx"] = classifier(hidden=8).SerializeToString()
+    training = Training(data=dataset(store.s3("data/training.npz")))
+    student = ModelFile(location=store.s3("models/student.onnx"), sha256="0" * 64)
+    error = refusal(task_for(store, steps=(DistillStep(student=student, training=training),)))
+    assert error.reason == "DigestMismatch" and error.message.startswith("spec.optimization.steps[0].distill.student.sha256: ")
+
+
+def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:
+    training = Training(data=dataset(store.s3("data/training.npz")))
+    where = "spec.optimization.steps[0].prune.training.data"
+    one = PruneStep(sparsity=0.5, training=training)
+    changes: list[dict[str, Any]] = [
+        {"sparsity": 0.6},
+        {"granularity": "Unstructured"},
+        {"importance": "Activation"},
+        {"training": training.model_copy(update={"epochs": 4})},
+    ]
+    digests = {"spec.optimization.gate.data": "a", where: "b"}
+    keys = [key_of(inputs_of(task_for(store, steps=(step,)), digests)) for step in (one, *(one.model_copy(update=c) for c in changes))]
+    keys.append(key_of(inputs_of(task_for(store, steps=(one,)), digests | {where: "c"})))
+    assert len(set(keys)) == len(changes) + 2
+    moved = one.model_copy(update={"training": training.model_copy(update={"data": dataset(store.s3("elsewhere/t.npz"))})})
+    assert key_of(inputs_of(task_for(store, steps=(moved,)), digests)) == keys[0]

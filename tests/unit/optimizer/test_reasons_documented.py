@@ -9,7 +9,7 @@ from pathlib import Path
 from modelrollout.api.tasks import ExitCode
 
 ROOT = Path(__file__).parents[3]
-SOURCES = [f for folder in ("jobs", "optimizer", "evaluator") for f in sorted((ROOT / "operator" / "modelrollout" / folder).glob("*.py"))]
+SOURCES = [f for folder in ("jobs", "optimizer", "evaluator") for f in sorted((ROOT / "operator" / "modelrollout" / folder).rglob("*.py"))]
 HELPERS = {"bad_input": ExitCode.BAD_INPUT, "denied": ExitCode.DENIED, "retryable": ExitCode.RETRYABLE, "refused": ExitCode.BAD_INPUT}
 # named by data: the gate's decisions, and results that are no errors
 OTHERS = {

@@ -19,7 +19,7 @@ CONFIG = OperatorConfig(
         Store(name="open", uri="https://open.example.com"),
     ],
     artifacts=Store(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
-    images=Images(optimizer="example/optimizer@sha256:1", triton="example/triton@sha256:2", pull_policy="Always"),
+    images=Images(optimizer="example/optimizer@sha256:1", trainer="example/trainer@sha256:3", triton="example/triton@sha256:2", pull_policy="Always"),
     drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
 )
 MODEL = Model.model_validate({"uri": "s3://models/digits/v1.onnx"})

@@ -29,6 +29,46 @@ def test_prepare_has_all_it_needs() -> None:
     assert task["target_hardware"] == "gpu"
 
 
+TRAINING = {"data": {"uri": "s3://models/t.npz"}, "epochs": 7}
+STUDENT = {"uri": "s3://models/small.onnx", "sha256": "0" * 64, "credentials": {"secretRef": {"name": "mine"}}}
+EVERY_STEP = [
+    {"graph": {}},
+    {"prune": {"sparsity": 0.5, "importance": "Activation", "training": TRAINING}},
+    {"distill": {"student": STUDENT, "temperature": 2, "hardLabels": 0.1, "training": TRAINING}},
+    {"halfPrecision": {"type": "BFloat16"}},
+    {"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz"}, "calibrationMethod": "Entropy", "leaveOut": "BySensitivity"}},
+    {"int4": {"blockSize": 64, "minWeights": 10}},
+]
+
+
+def test_every_step_reaches_its_job_as_it_was_written() -> None:
+    job = o.prepare(optimization=Optimization.model_validate({"steps": EVERY_STEP}))
+    steps = o.task(job)["steps"]
+    assert [step["kind"] for step in steps] == ["graph", "prune", "distill", "halfPrecision", "int8", "int4"]
+    assert steps[1]["importance"] == "Activation" and steps[1]["training"]["epochs"] == 7
+    assert steps[1]["training"]["data"]["location"]["uri"] == "s3://models/t.npz"
+    assert (steps[2]["temperature"], steps[2]["hard_labels"], steps[2]["student"]["sha256"]) == (2, 0.1, "0" * 64)
+    assert steps[3]["type"] == "BFloat16"
+    assert (steps[4]["calibration_method"], steps[4]["leave_out"], steps[4]["per_channel"]) == ("Entropy", "BySensitivity", True)
+    assert (steps[5]["block_size"], steps[5]["min_weights"]) == (64, 10)
+    mounted = {name: secret for name, secret in secrets(job).items() if name[-1].isdigit()}
+    assert mounted == {
+        "credentials-training-data-1": "s3-reader",
+        "credentials-training-data-2": "s3-reader",
+        "credentials-student-2": "mine",
+        "credentials-calibration-4": "s3-reader",
+    }
+
+
+def test_only_steps_that_train_get_the_image_that_can() -> None:
+    def image(steps: list[dict[str, object]]) -> str:
+        found: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))["containers"][0]["image"]
+        return found
+
+    assert image(EVERY_STEP) == "example/trainer@sha256:3"
+    assert image([{"prune": {"sparsity": 0.5}}, EVERY_STEP[4]]) == "example/optimizer@sha256:1"
+
+
 def test_each_location_has_its_own_credentials() -> None:
     assert secrets(o.prepare()) == {
         "credentials-source": "s3-reader",
@@ -117,6 +157,14 @@ def test_jobs_do_not_ask_for_the_servers_gpu() -> None:
         (
             lambda: o.prepare(optimization=Optimization.model_validate({"steps": [{"int8": {"calibration": {"uri": "https://x.example.com/c"}}}]})),
             "spec.optimization.steps[0].int8.calibration.uri",
+        ),
+        (
+            lambda: o.prepare(
+                optimization=Optimization.model_validate(
+                    {"steps": [{"distill": {"student": {"uri": "https://x.example.com/s"}, "training": {"data": {"uri": "s3://models/t.npz"}}}}]}
+                )
+            ),
+            "spec.optimization.steps[0].distill.student.uri",
         ),
     ],
 )

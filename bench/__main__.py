@@ -1,0 +1,190 @@
+"""``python -m bench``: every step on every model, as lines ``MODEL.STEP.FIGURE: value``; lines that begin with # are remarks.
+
+Ratios are before / after, or after / before, so that more is better. ``speedup`` is that of the median latency of one image, ``throughput_ratio``
+that of batches of 32, both on one thread. Accuracy is that on MNIST's 10,000 test images, which no training and no step sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import baseline, measure, networks
+from demo import data as digits
+from modelrollout.api.names import canonical_json
+from modelrollout.api.tasks import DataSet, DistillStep, HalfPrecisionStep, Int4Step, Int8Step, Location, ModelFile, PruneStep, Step, Training
+from modelrollout.jobs.errors import JobError
+from modelrollout.optimizer import steps
+from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.prepare import RECIPE_VERSION
+
+HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched
+DATA = DataSet(location=HERE)
+INT8 = Int8Step(method="Static", calibration=DATA)
+DYNAMIC = Int8Step(method="Dynamic")
+
+
+def _training(epochs: int, rate: float) -> Training:
+    return Training(data=DATA, epochs=epochs, learning_rate=rate, batch_size=128)
+
+
+PRUNE = PruneStep(sparsity=0.7, training=_training(1, 1e-3))
+RECIPES: dict[str, dict[str, tuple[Step, ...]]] = {
+    "cnn": {
+        "int8_static": (INT8,),
+        "prune_structured": (PRUNE,),
+        "prune_int8": (PRUNE, INT8),
+        "distill": (DistillStep(size=0.1, training=_training(2, 2e-3)),),
+        "float16": (HalfPrecisionStep(),),
+        "int4": (Int4Step(),),
+    },
+    "mlp": {
+        "int8_dynamic": (DYNAMIC,),
+        "int8_static": (INT8,),
+        "prune_structured": (PRUNE,),
+        "prune_int8": (PRUNE, INT8),
+        "distill": (DistillStep(size=0.1, training=_training(3, 2e-3)),),
+        "float16": (HalfPrecisionStep(),),
+        "int4": (Int4Step(),),
+    },
+    "trees": {
+        "int8_static": (INT8,),
+        "prune_structured": (PRUNE,),
+        "float16": (HalfPrecisionStep(),),
+        "distill": (DistillStep(student=ModelFile(location=HERE), training=_training(3, 2e-3)),),
+    },
+}
+ALLOWED = {"int8_static": 0.005, "int8_dynamic": 0.005}  # points of accuracy / 100; all others:
+ALLOWED_ELSE = 0.01
+TARGETS = {
+    ("cnn", "int8_static"): {"size_ratio": 3.7, "speedup": 2.2},
+    ("cnn", "prune_structured"): {"size_ratio": 2.0, "speedup": 1.6},
+    ("cnn", "prune_int8"): {"size_ratio": 7.0, "speedup": 4.0},
+    ("cnn", "distill"): {"parameter_ratio": 10.0},
+}
+
+
+def say(line: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def optimized(model: str, recipe: tuple[Step, ...], source: Path, data: dict[str, Data]) -> Path:
+    """The model after the steps, by the optimizer's own code; from the cache where equal work was done before. Raises JobError."""
+    path = source
+    for step in recipe:
+        path = _stepped(model, step, path, data)
+    return path
+
+
+def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Path:
+    told = {
+        "source": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "step": step.model_dump(),
+        "tools": steps.tools(step, model),
+        "recipeVersion": RECIPE_VERSION,
+    }
+    kept = baseline.cache() / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(told).encode()).hexdigest()[:12]}.onnx"
+    if kept.exists():
+        return kept
+    with tempfile.TemporaryDirectory(dir=baseline.cache()) as folder:
+        fields = {f"{steps.field_of(0, step)}.{name}": name for name in step.sources()}
+        student = Path(folder) / "student.onnx"
+        if "student" in fields.values():
+            networks.student_of_trees(student, data["training.data"].inputs[networks.INPUT].shape[1])
+        applied = steps.apply(
+            [step],
+            source,
+            Path(folder),
+            {field: data[name] for field, name in fields.items() if name in data},
+            {field: student for field, name in fields.items() if name == "student"},
+            max_drop=None,
+            symmetric=False,
+            advance=lambda done, total: None,
+        )
+        for warning in applied.warnings:
+            say(f"# {warning}")
+        partial = kept.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(applied.path, partial)
+        partial.rename(kept)
+    return kept
+
+
+def bench(model: str, training: digits.Split, test: digits.Split, only: str | None) -> None:
+    """All steps of one model."""
+    train = training.part(0, len(training) - 1000)
+    source = baseline.trained(model, train, say)
+    calibration = baseline.samples(training.part(len(training) - baseline.CALIBRATION, len(training)), model)
+    data = {"calibration": calibration, "training.data": baseline.samples(train, model)}
+    held_out = baseline.samples(test, model)
+    before = measure.classes(source, held_out)
+    right = float((before == test.labels).mean())
+    say(f"{model}.float32.accuracy: {right:.4f}")
+    say(f"{model}.float32.size_bytes: {source.stat().st_size}")
+    say(f"{model}.float32.parameters: {measure.parameters(source)}")
+    for name, recipe in RECIPES[model].items():
+        if only in (None, name):
+            started = time.monotonic()
+            try:
+                path = optimized(model, recipe, source, data)
+            except JobError as error:
+                say(f"# {model}.{name} does not apply: {error.reason}: {error.message}")
+                continue
+            say(f"# {model}.{name}: {time.monotonic() - started:.0f} s")
+            _report(model, name, source, path, held_out, before)
+
+
+def _report(model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]) -> None:
+    assert held_out.labels is not None
+    after = measure.classes(path, held_out)
+    old, new = measure.speeds([source, path], held_out)
+    allowed = ALLOWED.get(name, ALLOWED_ELSE)
+    verdict, (low, high) = measure.gate(held_out.labels, before, after, allowed)
+    figures = {
+        "size_ratio": source.stat().st_size / path.stat().st_size,
+        "parameter_ratio": measure.parameters(source) / measure.parameters(path),
+        "speedup": old.p50_ms / new.p50_ms,
+        "p99_ratio": old.p99_ms / new.p99_ms,
+        "throughput_ratio": new.images_per_second / old.images_per_second,
+        "accuracy_drop_points": 100 * float((before == held_out.labels).mean() - (after == held_out.labels).mean()),
+    }
+    for figure, value in figures.items():
+        say(f"{model}.{name}.{figure}: {value:.3f}")
+    say(f"{model}.{name}.p50_ms: {old.p50_ms:.4f} -> {new.p50_ms:.4f}")
+    say(f"{model}.{name}.p99_ms: {old.p99_ms:.4f} -> {new.p99_ms:.4f}")
+    say(f"{model}.{name}.images_per_second: {old.images_per_second:.0f} -> {new.images_per_second:.0f}")
+    say(f"{model}.{name}.gate: {verdict} at {100 * allowed:.1f} points, 95 % interval of the loss [{100 * low:.2f}, {100 * high:.2f}] points")
+    for figure, least in TARGETS.get((model, name), {}).items():
+        reached = figures[figure] >= least and figures["accuracy_drop_points"] <= 100 * allowed
+        say(f"# target {model}.{name}.{figure} >= {least} at <= {100 * allowed:.1f} points: {'reached' if reached else 'MISSED'}")
+
+
+def main() -> None:
+    """Measure what the arguments name; everything by default."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--model", choices=sorted(RECIPES))
+    parser.add_argument("--step")
+    arguments = parser.parse_args()
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    vector = "AVX512-VNNI" if "avx512_vnni" in flags else "no AVX512-VNNI"
+    say(f"# {platform.machine()}, {os.cpu_count()} cores, {vector}; load average {os.getloadavg()[0]:.1f}")
+    say("# " + ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "jax", "scikit-learn", "skl2onnx", "numpy")))
+    training, test = digits.whole()
+    for model in [arguments.model] if arguments.model else RECIPES:
+        bench(model, training, test, arguments.step)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Sizes, accuracy, latency and throughput of two models side by side.
+
+Their runs alternate in one process on one thread, and what counts is that thread's CPU time, which is the latency on a machine with nothing else to
+do: on a busy one the wall clock mostly says how long the thread waited for a core.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from modelrollout.analysis.gate import decide
+from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.predict import open_session, predict
+from modelrollout.optimizer.prepare import count_pairs
+
+ort: Any = onnxruntime
+
+LATENCY_RUNS = 2000  # of one image
+THROUGHPUT_BATCH = 32
+THROUGHPUT_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one image: p50 and p99 in milliseconds; of batches: images in a second."""
+
+    p50_ms: float
+    p99_ms: float
+    images_per_second: float
+
+
+def speeds(paths: list[Path], data: Data) -> list[Speed]:
+    """Of each model, measured in turns."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    sessions = [ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
+    one = _times(sessions, data, 1, LATENCY_RUNS)
+    many = _times(sessions, data, THROUGHPUT_BATCH, THROUGHPUT_RUNS)
+    return [
+        Speed(float(np.median(a)) * 1e3, float(np.quantile(a, 0.99)) * 1e3, THROUGHPUT_BATCH / float(np.median(b)))
+        for a, b in zip(one, many, strict=True)
+    ]
+
+
+def _times(sessions: list[Any], data: Data, rows: int, runs: int) -> NDArray[np.float64]:
+    """[sessions, runs] seconds."""
+    found = np.zeros((len(sessions), runs))
+    for run in range(-runs // 10, runs):  # the first tenth warms up
+        at = run * rows % (data.n - rows)
+        part = {name: array[at : at + rows] for name, array in data.inputs.items()}
+        for number, session in enumerate(sessions):
+            started = time.thread_time()
+            session.run(None, part)
+            found[number, run] = time.thread_time() - started
+    return found
+
+
+def classes(path: Path, data: Data) -> NDArray[np.int64]:
+    """What the model answers, read as the gate reads it."""
+    return predict(open_session(path, str(path)), check(path).inputs, data.inputs, str(path), lambda done, total: None)[0]
+
+
+def gate(labels: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64], allowed: float) -> tuple[str, tuple[float, float]]:
+    """(the verdict of the optimizer's gate, 95 % interval of the loss)."""
+    decision = decide(count_pairs(labels, before, after), max_drop=allowed, minimum=None)
+    return decision.verdict, decision.interval
+
+
+def parameters(path: Path) -> int:
+    """Numbers in the model's constants; zero points and scales are few and count too. Trees keep theirs in attributes."""
+    model = onnx.load(path)
+    inside = [len(a.floats) + len(a.ints) for node in model.graph.node if node.domain == "ai.onnx.ml" for a in node.attribute]
+    return int(sum(np.prod(t.dims, dtype=np.int64) for t in model.graph.initializer) + sum(inside))

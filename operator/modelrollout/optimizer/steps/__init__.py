@@ -1,0 +1,126 @@
+"""The optimization steps: one file for each family, one entry here. A step's function is imported when it is asked for: most need no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from modelrollout.api.tasks import DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.predict import Advance
+from modelrollout.optimizer.steps.work import Work
+
+_TRAINING = ("jax", "jaxlib", "optax")
+
+
+def field_of(index: int, step: Step) -> str:
+    """What messages call a step."""
+    return f"spec.optimization.steps[{index}].{step.kind}"
+
+
+def run(step: Step, work: Work) -> dict[str, Any]:
+    """Do one step; returns what it did. Raises JobError."""
+    match step:
+        case Int8Step():
+            from modelrollout.optimizer.steps.int8 import int8
+
+            return int8(step, work)
+        case PruneStep():
+            from modelrollout.optimizer.steps.prune import prune
+
+            return prune(step, work)
+        case DistillStep():
+            from modelrollout.optimizer.steps.distill import distill
+
+            return distill(step, work)
+        case HalfPrecisionStep():
+            from modelrollout.optimizer.steps.half_precision import half_precision
+
+            return half_precision(step, work)
+        case Int4Step():
+            from modelrollout.optimizer.steps.int4 import int4
+
+            return int4(step, work)
+        case GraphStep():
+            from modelrollout.optimizer.steps.graph import graph
+
+            return graph(step, work)
+
+
+def tools(step: Step, where: str) -> dict[str, str]:
+    """Versions of the distributions that shape this step's result, besides those of every Job. Raises JobError (ToolMissing)."""
+    match step:
+        case PruneStep(training=None):
+            names: tuple[str, ...] = ()
+        case PruneStep() | DistillStep():
+            names = _TRAINING
+        case Int4Step():
+            names = ("onnx_ir",)
+        case _:
+            names = ()
+    try:
+        return {name: version(name) for name in names}
+    except PackageNotFoundError as error:
+        raise bad_input(
+            "ToolMissing", f"{where}: this image has no {error.name}; the step needs the image that trains (trainer.image in the chart's values)"
+        ) from None
+
+
+def labels_in(step: Step, arrays: Container[str], labels: str) -> bool:
+    """Whether the labels of the step's data set are used."""
+    match step:
+        case Int8Step():
+            return step.leave_out == "BySensitivity" and labels in arrays  # without labels the answers are compared with the float model's
+        case DistillStep():
+            return step.hard_labels > 0
+        case _:
+            return True
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What the steps made. ``done``: one entry a step, for the report."""
+
+    path: Path
+    done: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
+
+
+def apply(
+    steps: Sequence[Step],
+    source: Path,
+    folder: Path,
+    data: Mapping[str, Data],
+    models: Mapping[str, Path],
+    *,
+    max_drop: float | None,
+    symmetric: bool,
+    advance: Advance,
+) -> Applied:
+    """All steps in order; ``data`` and ``models`` by their whole field (``spec.optimization.steps[0].int8.calibration``). Raises JobError."""
+    path, applied = source, Applied(source, [])
+    for index, step in enumerate(steps):
+        where, target = field_of(index, step), folder / f"step-{index}.onnx"
+        inner = tuple(step.sources())
+        work = Work(
+            field=where,
+            source=path,
+            target=target,
+            info=check(path),
+            original=source,
+            data={name: data[f"{where}.{name}"] for name in inner if f"{where}.{name}" in data},
+            models={name: models[f"{where}.{name}"] for name in inner if f"{where}.{name}" in models},
+            max_drop=max_drop,
+            symmetric=symmetric,
+            advance=advance,
+            warn=applied.warnings.append,
+        )
+        before = path.stat().st_size
+        applied.done.append({"kind": step.kind} | run(step, work) | {"sizeBefore": before, "sizeAfter": target.stat().st_size})
+        path = target
+    return Applied(path, applied.done, applied.warnings)

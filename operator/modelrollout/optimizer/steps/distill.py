@@ -1,0 +1,81 @@
+"""Distillation: the source model, which knows more than the labels say, teaches a smaller one (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from modelrollout.api.tasks import DistillStep
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.channels import Channels
+from modelrollout.optimizer.data import Data, batch_rows, batches
+from modelrollout.optimizer.model import ModelInfo, check
+from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_output
+from modelrollout.optimizer.steps.prune import narrowed
+from modelrollout.optimizer.steps.work import Work
+
+_LEAST = 1e-30  # of a probability, before its logarithm
+
+
+def distill(step: DistillStep, work: Work) -> dict[str, Any]:
+    """Train the student; the teacher is the model as it was given.
+
+    Raises JobError: StudentMismatch, NothingToPrune, SparsityTooHigh, OutputNotClasses, and those of training.
+    """
+    from modelrollout.optimizer.training.fit import Recipe, Soft, fit
+    from modelrollout.optimizer.training.network import Network
+
+    data, where = work.data["training.data"], f"{work.field}.training"
+    teacher = check(work.original)
+    done: dict[str, Any]
+    if "student" in work.models:
+        student, done = work.models["student"], {"student": "given"}
+        _expect_same_face(check(student), teacher, work.field)
+    else:
+        assert step.size is not None  # the API server's rule
+        if teacher.quantized:
+            raise bad_input("AlreadyQuantized", f"{work.field}.size: a quantized model cannot be narrowed; give a student, or the model in float")
+        model, done = narrowed(Channels(onnx.load(work.original)), 1 - step.size, work.field, {})
+        student = work.target
+        student.write_bytes(model.SerializeToString(deterministic=True))
+    network = Network(student, data.inputs, work.field)
+    soft = Soft(teacher_scores(work.original, teacher, data, work), step.temperature, step.hard_labels)
+    training = step.training
+    recipe = Recipe(training.epochs, training.learning_rate, training.batch_size)
+    weights, losses = fit(network, data, recipe, where, work.advance, soft)
+    network.save(weights, work.target)
+    return done | {"temperature": step.temperature, "hardLabels": step.hard_labels, "losses": losses}
+
+
+def teacher_scores(path: Path, info: ModelInfo, data: Data, work: Work) -> NDArray[np.float32]:
+    """[n, classes] logits of the teacher; where it gives probabilities, their logarithms, which are the logits but for a constant."""
+    session = open_session(path, work.field)
+    names = [output.name for output in session.get_outputs()]
+    rows, fill = batch_rows(info.inputs, BATCH_ROWS, work.field)
+    found = []
+    for count, part in batches(data.inputs, rows, fill):
+        outputs = session.run(None, part)
+        found.append(outputs[score_output(outputs, names, count, work.field)][:count].reshape(count, -1))
+        work.advance(sum(map(len, found)), data.n)
+    scores = np.concatenate(found).astype(np.float32)
+    if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+        scores = np.log(np.maximum(scores, np.float32(_LEAST)))
+    return scores
+
+
+def _expect_same_face(student: ModelInfo, teacher: ModelInfo, field: str) -> None:
+    """Raise StudentMismatch unless clients can send and read the same."""
+
+    def face(info: ModelInfo) -> list[tuple[str, str, tuple[int, ...]]]:
+        return [(t.name, t.datatype, t.shape[1:]) for t in (*info.inputs, *info.outputs)]
+
+    if face(student) != face(teacher):
+        raise bad_input(
+            "StudentMismatch",
+            f"{field}.student: it takes and gives {[str(t) for t in (*student.inputs, *student.outputs)]}, the source model "
+            f"{[str(t) for t in (*teacher.inputs, *teacher.outputs)]}; give the student the same inputs and outputs",
+        )

@@ -1,0 +1,35 @@
+"""Graph optimization by ONNX Runtime at its basic level: only standard operators, the same on every machine.
+
+Later levels fuse into operators of ONNX Runtime's own and of this CPU; it does that by itself when it loads the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from modelrollout.api.tasks import GraphStep
+from modelrollout.optimizer.predict import ORT_ERRORS, ort, refused
+from modelrollout.optimizer.steps.work import Work
+
+
+def graph(_: GraphStep, work: Work) -> dict[str, Any]:
+    """Write the optimized graph; raises JobError (GraphOptimizationFailed)."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(work.target)
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        ort.InferenceSession(work.source, options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise refused("GraphOptimizationFailed", work.field, error, "leave the step out") from None
+    before, after = onnx.load(work.source), onnx.load(work.target)
+    after.ir_version = before.ir_version
+    used = {node.domain for node in after.graph.node}
+    kept = [o for o in after.opset_import if o.domain in used | {""} or any(o.domain == b.domain for b in before.opset_import)]
+    del after.opset_import[:]
+    after.opset_import.extend(kept)
+    work.target.write_bytes(after.SerializeToString(deterministic=True))
+    return {"nodesBefore": len(before.graph.node), "nodesAfter": len(after.graph.node)}

@@ -1,0 +1,62 @@
+"""Weights of 16 bit. The model takes and gives what it did before: clients notice nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers import float16  # the maintained copy of onnxconverter-common's
+
+from modelrollout.api.tasks import HalfPrecisionStep
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.steps.work import Work
+
+to_float16: Any = float16.convert_float_to_float16  # they have no types
+OnnxModel: Any = ONNXModel
+
+BFLOAT16_OPSET = 13  # Cast knows bfloat16 from here on
+_SMALL = 16  # numbers; what is smaller is not worth a Cast
+
+
+def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
+    """Write the model with weights of 16 bit; raises JobError: AlreadyQuantized, OpsetTooOld, OutOfRange, NothingToConvert."""
+    if work.info.quantized:
+        raise bad_input("AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps")
+    model = onnx.load(work.source)
+    weights = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
+    if not weights:
+        raise bad_input("NothingToConvert", f"{work.field}: the model has no float32 weights; remove the step")
+    if step.type == "BFloat16":
+        if work.info.opset < BFLOAT16_OPSET:
+            raise bad_input("OpsetTooOld", f"{work.field}: opset {work.info.opset}, BFloat16 needs {BFLOAT16_OPSET} or later; export with opset 17")
+        converted = _bfloat16(model)
+    else:
+        largest = max(float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in weights)
+        if largest > float(np.finfo(np.float16).max):
+            raise bad_input("OutOfRange", f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16")
+        sorted_model = OnnxModel(to_float16(model, keep_io_types=True))
+        sorted_model.topological_sort()  # it adds its casts at the end
+        model = sorted_model.model
+        converted = sum(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
+    work.target.write_bytes(model.SerializeToString(deterministic=True))
+    return {"type": step.type, "weights": converted}
+
+
+def _bfloat16(model: ModelProto) -> int:
+    """Store weights as bfloat16 and cast them back before use, which ONNX Runtime folds when it loads the model. Returns how many."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALL:
+            continue
+        name, stored = tensor.name, f"{tensor.name}_bfloat16"
+        values = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
+        tensor.CopyFrom(helper.make_tensor(stored, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True))
+        casts.append(helper.make_node("Cast", [stored], [name], name=f"{stored}_cast", to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    return len(casts)

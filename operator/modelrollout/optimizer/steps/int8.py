@@ -1,0 +1,104 @@
+"""int8, and which operators stay in float.
+
+The choice is made on the calibration data alone: to choose by the gate's held-out data would bend the gate's verdict.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelrollout.api.tasks import Int8Step
+from modelrollout.optimizer.data import Data, batch_rows, batches
+from modelrollout.optimizer.predict import BATCH_ROWS, open_session, predict
+from modelrollout.optimizer.quantize import Options, Quantizer
+from modelrollout.optimizer.steps.work import Work
+
+SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
+
+
+def int8(step: Int8Step, work: Work) -> dict[str, Any]:
+    """Quantize; by sensitivity leave the worst nodes out, one by one, until the calibration data shows no larger loss than allowed.
+
+    Raises JobError: AlreadyQuantized, OpsetTooOld, NothingToQuantize, QuantizationFailed.
+    """
+    calibration = work.data.get("calibration")
+    options = Options(work.symmetric, step.calibration_method, step.per_channel)
+    with Quantizer(work.source, work.info, calibration.inputs if calibration else None, options, work.field) as quantizer:
+        done = quantizer.write(work.target)
+        if quantizer.captured:
+            work.warn(f"{work.field}: left in float, because the body of a Loop, If or Scan takes their outputs: {', '.join(quantizer.captured)}")
+        report: dict[str, Any] = {"method": step.method, "symmetric": work.symmetric and calibration is not None}
+        if calibration is not None:
+            report |= {"calibrationMethod": step.calibration_method, "perChannel": step.per_channel, "captured": list(quantizer.captured)}
+            if step.leave_out == "BySensitivity" and work.max_drop is None:
+                work.warn(f"{work.field}.leaveOut: the gate has no maxDrop, so there is no budget to keep: every operator is quantized")
+            elif step.leave_out == "BySensitivity" and work.max_drop is not None:
+                report |= _leave_out(quantizer, work, calibration, work.max_drop)
+                done = report.pop("done", done)
+    return report | done
+
+
+def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: float) -> dict[str, Any]:
+    answers = _classes(work.source, work, calibration)
+
+    def loss() -> float:
+        """Of accuracy on the calibration data; without labels there, the share of answers that changed, which is never less."""
+        now = _classes(work.target, work, calibration)
+        if calibration.labels is None:
+            return float(np.mean(now != answers))
+        return float(np.mean(answers == calibration.labels) - np.mean(now == calibration.labels))
+
+    before = now = loss()
+    if now <= allowed:
+        return {"calibrationLoss": before, "leftOut": []}
+    errors = _sensitivity(quantizer, work, calibration)
+    ranked = sorted(errors, key=lambda name: -errors[name])
+    left: list[str] = []
+    done: dict[str, Any] = {}
+    for name in ranked[:-1]:  # all but one: with none left there is nothing to quantize
+        left.append(name)
+        done = quantizer.write(work.target, left_out=left)
+        now = loss()
+        if now <= allowed:
+            break
+    else:
+        work.warn(f"{work.field}: with {len(left)} operators in float the calibration data still shows a loss of {now:.4f}; the gate decides")
+    return {
+        "done": done,
+        "calibrationLoss": now,
+        "lossWithAll": before,
+        "leftOut": left,
+        "sensitivity": {n: float(f"{errors[n]:.4g}") for n in ranked},
+    }
+
+
+def _classes(path: Path, work: Work, calibration: Data) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return predict(open_session(path, work.field), work.info.inputs, calibration.inputs, f"{work.field}.calibration", work.advance)[0]
+
+
+def _sensitivity(quantizer: Quantizer, work: Work, calibration: Data) -> dict[str, float]:
+    """Each node's error: the outputs' relative squared change when it alone is quantized."""
+    rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)
+    sample = {name: array[:SENSITIVITY_SAMPLES] for name, array in calibration.inputs.items()}
+
+    def outputs(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+        session = open_session(path, work.field)
+        found = []
+        for count, part in batches(sample, rows, fill):
+            found += [a[:count].astype(np.float64).ravel() for a in session.run(None, part) if a.dtype.kind == "f" and a.ndim]
+        return np.concatenate(found)
+
+    float_outputs = outputs(quantizer.prepared)
+    power = float(np.mean(float_outputs**2)) or 1.0
+    errors: dict[str, float] = {}
+    alone = work.target.with_suffix(".alone.onnx")
+    names = quantizer.candidates()
+    for index, name in enumerate(names):
+        quantizer.write(alone, only=[name])
+        errors[name] = float(np.mean((outputs(alone) - float_outputs) ** 2)) / power
+        work.advance(index + 1, len(names))
+    alone.unlink(missing_ok=True)
+    return errors

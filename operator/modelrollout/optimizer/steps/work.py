@@ -1,0 +1,28 @@
+"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns what it did, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.model import ModelInfo
+from modelrollout.optimizer.predict import Advance
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's work. ``data`` and ``models`` are fetched and checked, by the field's path below the step (``training.data``)."""
+
+    field: str  # what messages call the step: spec.optimization.steps[0].int8
+    source: Path  # what the step before made
+    target: Path
+    info: ModelInfo  # of ``source``
+    original: Path  # the model as it was given
+    data: Mapping[str, Data]
+    models: Mapping[str, Path]
+    max_drop: float | None  # the smallest loss of accuracy that the gate allows; None: no gate, or none against the original
+    symmetric: bool  # activations without a zero point, for TensorRT
+    advance: Advance
+    warn: Callable[[str], None]

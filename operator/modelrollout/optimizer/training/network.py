@@ -1,0 +1,152 @@
+"""An ONNX classifier as a JAX function of its weights, and back. There is no well-kept library for it that installs beside today's onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.data import Arrays, batch_rows, batches
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_output
+from modelrollout.optimizer.training.operators import OPERATORS, UnsupportedError
+
+Parameters = dict[str, Any]
+
+OLDEST_OPSET = 13
+CONVERTED_OPSET = 17
+PARITY = 1e-3  # largest difference to ONNX Runtime's scores, relative to the largest score
+
+# Where a float constant is a weight that training may change: operator and positions of its inputs.
+_WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "Add": (0, 1),
+    "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+    "Gather": (0,),
+}
+_TO_SCORES = ("Softmax", "LogSoftmax", "Sigmoid", "Identity")  # what may come after the logits: none changes which is the largest
+
+
+class Network:
+    """The part of a graph that leads to its class scores. ``weights``: float32 arrays by the initializer's name."""
+
+    def __init__(self, path: Path, sample: Arrays, field: str) -> None:
+        """``sample``: a few inputs, to find the scores and to compare with ONNX Runtime.
+
+        Raises JobError: AlreadyQuantized, TrainingUnsupported, OutputNotClasses.
+        """
+        self._field = field
+        info = check(path)
+        if info.quantized:
+            raise bad_input("AlreadyQuantized", f"{field}: a quantized model cannot be trained; put this step before int8 and int4")
+        rows, fill = batch_rows(info.inputs, BATCH_ROWS, field)
+        self.fixed_rows = rows if fill else None
+        self.model = _modern(onnx.load(path), field)
+        count, part = next(batches(sample, rows, fill))
+        session = open_session(path, field)
+        outputs = session.run(None, part)
+        index = score_output(outputs, [o.name for o in session.get_outputs()], count, field)
+        self.classes = int(outputs[index].size // rows) if fill else int(outputs[index].size // count)
+        self.scores = self.model.graph.output[index].name
+        graph = self.model.graph
+        self._made = {name: node for node in graph.node for name in node.output}
+        self.logits = self._logits()
+        self._nodes = self._needed()
+        known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        trained = {node.input[i] for node in self._nodes for i in _WEIGHTS.get(node.op_type, ()) if i < len(node.input) and node.input[i] in known}
+        self.weights = {name: known[name] for name in sorted(trained) if known[name].dtype == np.float32}
+        self._constants = {name: value for name, value in known.items() if name not in self.weights}
+        if not self.weights:
+            raise bad_input("TrainingUnsupported", f"{field}: the model has no float32 weights to train; give it in float32")
+        self._compare(part, outputs[index])
+
+    def _logits(self) -> str:
+        name: str = self.scores
+        while (node := self._made.get(name)) is not None and node.op_type in _TO_SCORES:
+            name = node.input[0]
+        return name
+
+    def _needed(self) -> list[onnx.NodeProto]:
+        """Nodes that the scores depend on, in order; raises TrainingUnsupported for one that is not known."""
+        wanted, kept = {self.scores}, []
+        for node in reversed(self.model.graph.node):
+            if wanted.intersection(node.output):
+                kept.append(node)
+                wanted.update(node.input)
+        unknown = sorted({n.op_type for n in kept if n.op_type not in {*OPERATORS, "Constant"} or n.domain not in ("", "ai.onnx")})
+        if unknown:
+            raise bad_input(
+                "TrainingUnsupported",
+                f"{self._field}: this operator cannot train through {', '.join(unknown)}; train the model where it was made, or leave the step out",
+            )
+        return kept[::-1]
+
+    def run(self, weights: Parameters, inputs: Mapping[str, Any], wanted: str | None = None) -> Any:
+        """The logits [n, classes] (or the tensor ``wanted``) for inputs of one batch."""
+        values: dict[str, Any] = {"": None, **self._constants, **weights, **inputs}
+        target = wanted or self.logits
+        for node in self._nodes:
+            if target in values:
+                break
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "Constant":
+                values[node.output[0]] = _constant(attributes)
+            else:
+                values[node.output[0]] = OPERATORS[node.op_type](attributes, *(values[name] for name in node.input))
+        found = values[target]
+        return found.reshape((found.shape[0], -1)) if wanted is None else found
+
+    def _compare(self, inputs: Arrays, expected: NDArray[Any]) -> None:
+        """ONNX Runtime's scores must come out: an operator that is understood otherwise would be trained wrongly without a word."""
+        try:
+            found = np.asarray(jax.jit(partial(self.run, wanted=self.scores))(self.weights, {k: jnp.asarray(v) for k, v in inputs.items()}))
+        except (UnsupportedError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise bad_input("TrainingUnsupported", f"{self._field}: {said}; train the model where it was made, or leave the step out") from None
+        scale = float(np.abs(expected).max()) or 1.0
+        if found.shape != expected.shape or float(np.abs(found - expected).max()) > PARITY * scale:
+            raise bad_input(
+                "TrainingUnsupported",
+                f"{self._field}: the training framework and ONNX Runtime give different scores for this model; train it where it was made",
+            )
+
+    def save(self, weights: Mapping[str, Any], path: Path) -> None:
+        """Write the model with these weights."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(numpy_helper.from_array(np.asarray(weights[tensor.name], np.float32), tensor.name))
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _constant(attributes: dict[str, Any]) -> NDArray[Any]:
+    name, value = next(iter(attributes.items()))
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value, np.float32 if "float" in name else np.int64)
+
+
+def _modern(model: onnx.ModelProto, field: str) -> onnx.ModelProto:
+    """With an opset whose operators are the ones here; raises JobError (TrainingUnsupported)."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset >= OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, CONVERTED_OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise bad_input("TrainingUnsupported", f"{field}: opset {opset} is too old, and cannot be converted: {said}; export with opset 17") from None

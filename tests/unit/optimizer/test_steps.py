@@ -1,0 +1,216 @@
+"""int8 and what it leaves out, 16 bit, 4 bit, graph optimization; all steps in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from modelrollout.api.tasks import DataSet, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location
+from modelrollout.jobs.errors import JobError
+from modelrollout.optimizer import steps
+from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.steps.graph import graph
+from modelrollout.optimizer.steps.half_precision import half_precision
+from modelrollout.optimizer.steps.int4 import int4
+from modelrollout.optimizer.steps.int8 import int8
+from tests.unit.optimizer.job_fakes import classifier, samples, save
+from tests.unit.optimizer.network_fakes import Builder, depthwise, images, plain, residual, work
+
+CALIBRATION = DataSet(location=Location(uri="s3://data/x"))
+
+
+def scores(path: Path, x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = ort.InferenceSession(path).run(None, {"x": x})[0]
+    return found
+
+
+@pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_calibration_methods(tmp_path: Path, method: Literal["MinMax", "Entropy", "Percentile"], per_channel: bool) -> None:
+    data = images(64)
+    w = work(save(plain(), tmp_path), data={"calibration": data})
+    done = int8(Int8Step(method="Static", calibration=CALIBRATION, calibration_method=method, per_channel=per_channel), w)
+    assert (done["calibrationMethod"], done["perChannel"]) == (method, per_channel)
+    scales = [t for t in onnx.load(w.target).graph.initializer if t.name.endswith("_scale") and t.dims and t.dims[0] > 1]
+    assert bool(scales) == per_channel
+    assert (scores(w.target, data.inputs["x"]).argmax(1) == scores(w.source, data.inputs["x"]).argmax(1)).mean() > 0.8
+
+
+def fragile() -> onnx.ModelProto:
+    """Two branches are added before the scores: one does not survive 8 bit, because a huge value that cancels out shares its range."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(4, 16)).astype(np.float32)
+    huge = np.concatenate([first * 1, np.full((4, 1), 1e6, np.float32)], axis=1)
+    back = np.concatenate([np.linalg.pinv(first), np.zeros((1, 4), np.float32)]).astype(np.float32)
+    b = Builder()
+    x = b.node("MatMul", "x", b.constant(value=huge))
+    x = b.node("MatMul", x, b.constant(value=back))
+    x = b.node("MatMul", x, b.constant(value=rng.normal(size=(4, 32)).astype(np.float32)))
+    b.node("MatMul", x, b.constant(value=rng.normal(size=(32, 4)).astype(np.float32)))
+    return b.model(["n", 4])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_does_not_survive_stays_in_float(tmp_path: Path, labelled: bool) -> None:
+    source = save(fragile(), tmp_path)
+    x = samples(200, 3)[0]
+    answers = scores(source, x).argmax(1)
+    data = Data({"x": x}, answers if labelled else None, {})
+    step = Int8Step(method="Static", calibration=CALIBRATION, leave_out="BySensitivity")
+    plain_loss = int8(step.model_copy(update={"leave_out": "Never"}), work(source, data={"calibration": data}, max_drop=0.05))
+    assert "leftOut" not in plain_loss
+    w = work(source, data={"calibration": data}, max_drop=0.05)
+    done = int8(step, w)
+    assert done["lossWithAll"] > 0.2
+    assert 1 <= len(done["leftOut"]) <= 3
+    assert list(done["sensitivity"])[: len(done["leftOut"])] == done["leftOut"]
+    assert done["calibrationLoss"] <= 0.05
+    assert (scores(w.target, x).argmax(1) == answers).mean() >= 0.95
+    assert done["operators"]["QuantizeLinear"]
+
+
+def test_nothing_is_left_out_within_the_budget(tmp_path: Path) -> None:
+    step = Int8Step(method="Static", calibration=CALIBRATION, leave_out="BySensitivity")
+    data = Data({"x": samples(200, 3)[0]}, None, {})
+    done = int8(step, work(save(classifier(), tmp_path), data={"calibration": data}, max_drop=0.1))
+    assert done["leftOut"] == [] and "sensitivity" not in done
+    warnings: list[str] = []
+    int8(step, work(save(classifier(), tmp_path), data={"calibration": data}, warnings=warnings))
+    assert any("no maxDrop" in text for text in warnings)
+
+
+def looping() -> onnx.ModelProto:
+    """A ReLU whose output only the body of a Loop takes, from outside: x -> relu(x w) summed three times -> scores."""
+    rng = np.random.default_rng(0)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Add", ["sum_in", "hidden"], ["sum_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_in", TensorProto.FLOAT, ["n", 16]),
+        ],
+        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, ["n", 16])],
+    )
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["before"]),
+        helper.make_node("Relu", ["before"], ["hidden"]),
+        helper.make_node("Sub", ["hidden", "hidden"], ["zero"]),
+        helper.make_node("Loop", ["three", "go", "zero"], ["sum"], body=body),
+        helper.make_node("Gemm", ["sum", "w2"], ["scores"]),
+    ]
+    constants = {
+        "w1": rng.normal(size=(4, 16)).astype(np.float32),
+        "w2": rng.normal(size=(16, 4)).astype(np.float32),
+        "three": np.array(3, np.int64),
+        "go": np.array(True),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_a_loops_body_takes_is_not_folded_away(tmp_path: Path) -> None:
+    x = samples(200, 3)[0]
+    warnings: list[str] = []
+    w = work(save(looping(), tmp_path), data={"calibration": Data({"x": x}, None, {})}, warnings=warnings)
+    done = int8(Int8Step(method="Static", calibration=CALIBRATION), w)
+    assert len(done["captured"]) == 1 and any("Loop" in text for text in warnings)
+    assert (scores(w.target, x).argmax(1) == scores(w.source, x).argmax(1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["Float16", "BFloat16"])
+@pytest.mark.parametrize("network", [plain, residual, depthwise])
+def test_half_the_size_and_the_same_face(tmp_path: Path, kind: Literal["Float16", "BFloat16"], network: Any) -> None:
+    w = work(save(network(), tmp_path))
+    half_precision(HalfPrecisionStep(type=kind), w)
+    assert w.target.stat().st_size < 0.62 * w.source.stat().st_size or network is depthwise
+    before, after = check(w.source), check(w.target)
+    assert (before.inputs, before.outputs) == (after.inputs, after.outputs)
+    x = images(32).inputs["x"]
+    one, two = scores(w.source, x), scores(w.target, x)
+    assert np.abs(one - two).max() < 0.03 * np.abs(one).max()
+
+
+def test_what_16_bit_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as error:
+        half_precision(HalfPrecisionStep(), work(save(fragile(), tmp_path)))
+    assert error.value.reason == "OutOfRange"
+    w = work(save(fragile(), tmp_path))
+    half_precision(HalfPrecisionStep(type="BFloat16"), w)
+    old = save(classifier(opset=11), tmp_path, "old.onnx")
+    with pytest.raises(JobError) as error:
+        half_precision(HalfPrecisionStep(type="BFloat16"), work(old))
+    assert error.value.reason == "OpsetTooOld"
+
+
+def test_four_bits(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.node("Relu", b.node("Gemm", "x", b.constant(512, 4), b.constant(512), transB=1))
+    x = b.node("Relu", b.node("Gemm", x, b.constant(512, 512), b.constant(512), transB=1))
+    b.node("MatMul", x, b.constant(512, 4))
+    w = work(save(b.model(["n", 4]), tmp_path))
+    done = int4(Int4Step(block_size=32), w)
+    assert done["operators"] == {"MatMulNBits": 1}
+    assert w.target.stat().st_size < 0.2 * w.source.stat().st_size
+    x = samples(300)[0]
+    assert (scores(w.target, x).argmax(1) == scores(w.source, x).argmax(1)).mean() > 0.9
+    assert check(w.target).quantized
+    with pytest.raises(JobError) as error:
+        int4(Int4Step(), work(w.target, target=tmp_path / "again.onnx"))
+    assert error.value.reason == "AlreadyQuantized"
+    with pytest.raises(JobError) as error:
+        int4(Int4Step(min_weights=10**6), work(w.source))
+    assert error.value.reason == "NothingToQuantize" and "minWeights" in error.value.message
+
+
+def test_the_graph_gets_simpler_and_says_the_same(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        w = work(save(residual(), tmp_path), target=tmp_path / name)
+        done = graph(GraphStep(), w)
+    assert done["nodesAfter"] < done["nodesBefore"]
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    x = images(16).inputs["x"]
+    assert np.allclose(scores(w.target, x), scores(w.source, x), atol=1e-4)
+    assert {o.domain for o in onnx.load(w.target).opset_import} == {""}
+
+
+def test_steps_in_order(tmp_path: Path) -> None:
+    source = save(residual(), tmp_path)
+    recipe = (GraphStep(), Int8Step(method="Static", calibration=CALIBRATION))
+    field = "spec.optimization.steps[1].int8.calibration"
+    applied = steps.apply(recipe, source, tmp_path, {field: images(32)}, {}, max_drop=None, symmetric=False, advance=lambda *_: None)
+    assert [done["kind"] for done in applied.done] == ["graph", "int8"]
+    assert applied.done[1]["sizeBefore"] == applied.done[0]["sizeAfter"]
+    assert applied.path.stat().st_size == applied.done[1]["sizeAfter"] < source.stat().st_size
+
+
+def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelrollout.api.tasks import PruneStep, Training
+
+    training = Training(data=CALIBRATION)
+    assert steps.tools(PruneStep(sparsity=0.5), "f") == {}
+    assert set(steps.tools(PruneStep(sparsity=0.5, training=training), "f")) == {"jax", "jaxlib", "optax"}
+
+    def missing(name: str) -> str:
+        raise steps.PackageNotFoundError(name)
+
+    monkeypatch.setattr(steps, "version", missing)
+    with pytest.raises(JobError) as error:
+        steps.tools(PruneStep(sparsity=0.5, training=training), "f")
+    assert error.value.reason == "ToolMissing" and "jax" in error.value.message
