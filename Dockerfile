@@ -1,5 +1,5 @@
-# Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run) and `trainer` (the
-# same with JAX, for optimization steps that train).
+# Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run), `trainer` (the same
+# with JAX, for optimization steps that train) and `trees` (the same with the libraries of scikit-learn, XGBoost and LightGBM models).
 # They share no dependencies to speak of, so neither carries the other's weight. BASE is any image with Python 3.11 or later as python3.
 # Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
@@ -15,8 +15,21 @@ USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
+# `images.trainer` of the operator's configuration.
 FROM ${BASE} AS trainer
 COPY requirements/trainer.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
+    && /opt/venv/bin/pip uninstall -qy pip setuptools
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+COPY operator/modelrollout /opt/modelrollout/modelrollout
+RUN python -m compileall -q /opt/modelrollout
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
+
+# `images.trees` of the operator's configuration.
+FROM ${BASE} AS trees
+COPY requirements/trees.txt /opt/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall -qy pip setuptools
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp

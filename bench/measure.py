@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from modelrollout.analysis.gate import decide
 from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.metrics import count_pairs
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.predict import open_session, predict
-from modelrollout.optimizer.prepare import count_pairs
 
 ort: Any = onnxruntime
 

@@ -33,15 +33,16 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     shared = [d for d in project["project"]["dependencies"] if d.startswith(SHARED)]
     operator = resolve("operator", ".")
-    job = resolve("job", *shared, *project["project"]["optional-dependencies"]["job"])
-    train = project["project"]["optional-dependencies"]["train"]
-    resolve("trainer", *shared, *project["project"]["optional-dependencies"]["job"], *train, constraints=job)
-    both = ROOT / "requirements" / ".both.txt"
-    both.write_text("".join(sorted({*operator.read_text().splitlines(keepends=True), *job.read_text().splitlines(keepends=True)})))
+    extras = project["project"]["optional-dependencies"]
+    job = resolve("job", *shared, *extras["job"])
+    trees = resolve("trees", *shared, *extras["job"], *extras["trees"], constraints=job)
+    trainer = resolve("trainer", *shared, *extras["job"], *extras["train"], constraints=trees)
+    together = ROOT / "requirements" / ".all.txt"
+    together.write_text("".join(sorted({line for pins in (operator, trees, trainer) for line in pins.read_text().splitlines(keepends=True)})))
     try:
-        resolve("dev", ".[job,train]", *project["dependency-groups"]["dev"], constraints=both)
+        resolve("dev", ".[job,train,trees]", *project["dependency-groups"]["dev"], constraints=together)
     finally:
-        both.unlink()
+        together.unlink()
 
 
 if __name__ == "__main__":

@@ -335,3 +335,29 @@ class TestRendered:
         kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
         assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
         assert "prometheus.io/scrape" not in text
+
+
+def test_jobs_reach_the_stores_and_little_else() -> None:
+    from modelrollout.api import names
+
+    policies = pick("full", "NetworkPolicy", "mro-model-rollout-operator-jobs")
+    assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
+    spec = policies[0]["spec"]
+    (wanted,) = spec["podSelector"]["matchExpressions"]
+    assert (wanted["key"], set(wanted["values"])) == (
+        names.LABEL_COMPONENT,
+        {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_EVALUATE},
+    )
+    assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
+    dns, servers, stores = spec["egress"]
+    assert {p["port"] for p in dns["ports"]} == {53}
+    assert servers["to"] == [{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]
+    assert {p["port"] for p in servers["ports"]} == {names.PORT_HTTP, names.PORT_GRPC}
+    assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
+    assert pick("default", "NetworkPolicy") == []
+
+
+@pytest.mark.parametrize(("more", "says"), [([], "networkPolicy.jobs.namespaces"), (["--set", "namespaces={models}"], "networkPolicy.jobs.stores")])
+def test_a_policy_for_jobs_that_lacks_something_is_refused(more: list[str], says: str) -> None:
+    on = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "networkPolicy.jobs.enabled=true", *more]
+    assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *on, ok=False)

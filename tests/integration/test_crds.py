@@ -110,6 +110,7 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 DELETE = object()
 METRICS = "spec.rollout.analysis.metrics"
 STEPS = "spec.rollout.canary.steps"
+GATE_METRICS = "spec.optimization.gate.metrics"
 
 
 def strategy(also: Callable[[dict[str, Any]], None] = lambda _: None, **rollout: Any) -> Callable[[dict[str, Any]], None]:
@@ -155,8 +156,20 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "distill needs either student",
     ),
     "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
-    "gate metric without a budget": (put("spec.optimization.gate.metrics", [{"name": "accuracy"}]), "a gate metric needs maxDrop or min"),
-    "gate without metrics": (put("spec.optimization.gate.metrics", []), "should have at least 1 items"),
+    "gate metric without a budget": (put(GATE_METRICS, [{"name": "accuracy"}]), "a gate metric needs maxDrop"),
+    "gate metric without k": (put(GATE_METRICS, [{"name": "topK", "min": 0.9}]), "topK needs k"),
+    "k of another metric": (put(GATE_METRICS, [{"name": "f1", "k": 3, "min": 0.9}]), "topK needs k"),
+    "average of accuracy": (put(GATE_METRICS, [{"name": "accuracy", "average": "Macro", "min": 0.9}]), "average belongs to precision, recall and f1"),
+    "errors with maxDrop": (put(GATE_METRICS, [{"name": "mae", "maxDrop": 0.1}]), "do not belong to mae and mse"),
+    "accuracy with maxIncrease": (put(GATE_METRICS, [{"name": "accuracy", "maxIncrease": 0.1}]), "belong to mae and mse"),
+    "slices of errors with min": (put(GATE_METRICS, [{"name": "mae", "max": 1, "slices": {"min": 0.1}}]), "slices: maxDrop"),
+    "slices without a budget": (put(GATE_METRICS, [{"name": "f1", "min": 0.9, "slices": {}}]), "name a budget"),
+    "slices that data does not name": (
+        put("spec.optimization.gate", {"data": {"uri": "s3://d/x.npz"}, "metrics": [{"name": "f1", "min": 0.9, "slices": {"min": 0.9}}]}),
+        "a metric with slices needs data: {slices: [...]}",
+    ),
+    "errors beside accuracy": (put(GATE_METRICS, [{"name": "mae", "max": 1}, {"name": "f1", "min": 0.9}]), "a gate has one or the other"),
+    "gate without metrics": (put(GATE_METRICS, []), "should have at least 1 items"),
     "negative replicas": (put("spec.serving.replicas", -1), "spec.serving.replicas in body should be greater than or equal to 0"),
     "quantity": (put("spec.serving.resources.limits", {"memory": "lots"}), "spec.serving.resources.limits.memory"),
     "negative quantity": (put("spec.serving.resources.limits", {"cpu": -1}), "spec.serving.resources.limits.cpu"),

@@ -89,6 +89,7 @@ capabilities: {drop: [ALL]}
   "triton" .Values.triton.image
   "pullPolicy" .Values.workloadPullPolicy }}
 {{- if .Values.trainer.image.repository }}{{ $_ := set $images "trainer" (include "modelrollout.image" (dict "root" $ "image" .Values.trainer.image)) }}{{ end }}
+{{- if .Values.trees.image.repository }}{{ $_ := set $images "trees" (include "modelrollout.image" (dict "root" $ "image" .Values.trees.image)) }}{{ end }}
 {{- dict
   "stores" .Values.stores
   "artifacts" $artifacts

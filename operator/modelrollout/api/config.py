@@ -62,6 +62,7 @@ class Images(_Config):
 
     optimizer: str
     trainer: str | None = Field(None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused.")
+    trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 
@@ -120,10 +121,14 @@ def load_config(path: Path) -> OperatorConfig:
     """Read the file; raises ConfigError with the field and the remedy."""
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as e:
+    except (OSError, yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, dates that are none
         raise ConfigError(f"{path}: {e}") from e
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     try:
         return OperatorConfig.model_validate(raw)
+    except RecursionError:
+        raise ConfigError(f"{path}: a value holds itself") from None
     except ValidationError as e:
         lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
         raise ConfigError(f"{path}: {lines}") from e

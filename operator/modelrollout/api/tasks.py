@@ -51,16 +51,35 @@ class DataSet(_Model):
     """
 
     location: Location
-    labels: str = "labels"  # array of shape [n], integer classes
+    labels: str = "labels"  # array of shape [n]: integer classes, or numbers for a regression
     slices: tuple[str, ...] = ()
 
 
-class GateMetric(_Model):
-    """A budget for one metric. ``max_drop`` is absolute (0.01 is one point of accuracy) against the original model."""
+class GateBudget(_Model):
+    """What may be lost against the original model, absolute (0.01 is one point of accuracy) or as a share of its value; limits of the value itself.
 
-    name: Literal["accuracy"] = "accuracy"
+    ``max_increase`` and ``max`` are for errors (mae, mse), where more is worse; the others for all other metrics.
+    """
+
     max_drop: float | None = None
+    max_drop_relative: float | None = None
     min: float | None = None
+    max_increase: float | None = None
+    max_increase_relative: float | None = None
+    max: float | None = None
+
+
+MetricName = Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"]
+Average = Literal["Macro", "Weighted", "Binary"]
+
+
+class GateMetric(GateBudget):
+    """A budget for one metric; ``slices``: what each value of each slice of the data must keep."""
+
+    name: MetricName = "accuracy"
+    k: int | None = None  # topK
+    average: Average | None = None  # precision, recall, f1; None: Binary with two classes, else Macro
+    slices: GateBudget | None = None
 
 
 class ModelFile(_Model):
@@ -166,6 +185,18 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
+SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
+
+SIGNER_DIR = "/var/run/modelrollout/signer"
+
+
+class Signature(_Model):
+    """A detached signature of the source (OpenSSF model signing), and the file with the signer's public key (PEM)."""
+
+    location: Location
+    key_file: str
+
+
 class ResolveTask(_Model):
     """Find the sha256 and the size of the source."""
 
@@ -180,7 +211,8 @@ class PrepareTask(_Model):
     task: Literal["prepare"] = "prepare"
     source: Location
     sha256: str
-    format: Literal["ONNX"] = "ONNX"
+    signature: Signature | None = None
+    format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
@@ -258,6 +290,23 @@ class Paired(_Model):
     both_wrong: int
 
 
+class MetricResult(_Model):
+    """One metric of the gate: both models' values, the 95 % interval of the loss, the verdict on all that the metric asks, slices included.
+
+    ``slice``: the slice's value that decided, as NAME=VALUE, where one did; the numbers are then that slice's.
+    """
+
+    name: str
+    n: int
+    before: float
+    after: float
+    interval: tuple[float, float]
+    allowed: float | None = None  # largest loss, in the metric's units
+    verdict: Literal["Successful", "Failed", "Inconclusive"]
+    reason: str
+    slice: str | None = None
+
+
 class Interface(_Model):
     """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one digest and counts only."""
 
@@ -294,6 +343,7 @@ class TaskResult(_Model):
     paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
     interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
+    metrics: tuple[MetricResult, ...] = ()  # the gate's
     seconds: dict[str, float] = {}
     # evaluate
     samples: int | None = None

@@ -95,6 +95,23 @@ class Credentials(ApiModel):
     )
 
 
+class SecretKey(ApiModel):
+    """A key of a Secret in the same namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(description="Key in the Secret.")
+
+
+class Signature(ApiModel):
+    """The model must be signed: verified on its bytes before anything of it is parsed.
+
+    Sign with OpenSSF model signing: model_signing sign key MODEL --private_key KEY --signature MODEL.sig
+    """
+
+    key_secret_ref: SecretKey = Field(description="Where the signer's public key is, in PEM form (elliptic curve P-256, P-384 or P-521).")
+    uri: Uri | None = Field(None, description="The signature file; left out: the model's URI with .sig at its end.")
+
+
 class Model(ApiModel):
     """The trained model."""
 
@@ -102,8 +119,13 @@ class Model(ApiModel):
         description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
-    format: Literal["ONNX"] | None = Field(None, description="Format of the file; left out: told from the file.")
+    format: Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"] | None = Field(
+        None,
+        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ) and LightGBM (txt) are converted to ONNX in an image "
+        "of their own. Pickles are never read.",
+    )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
+    signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
     interface_change: Literal["Refused", "Allowed"] = Field(
         "Refused",
         description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
@@ -113,12 +135,19 @@ class Model(ApiModel):
         None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
     )
 
+    @property
+    def needs_trees(self) -> bool:
+        """Whether the Job needs the image with the libraries that the format is converted with."""
+        return self.format not in (None, "ONNX")
+
 
 class Data(ApiModel):
     """A data set: an .npz archive with one array for each model input and one with the labels."""
 
     uri: Uri = Field(description="The .npz archive: s3://BUCKET/KEY or http(s)://HOST/PATH.")
-    labels: str = Field("labels", description="Name of the array with the labels (integer classes, shape [n]).", max_length=128)
+    labels: str = Field(
+        "labels", description="Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse.", max_length=128
+    )
     slices: Annotated[list[str], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
     credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
 
@@ -262,13 +291,65 @@ def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFi
             yield from _sources(inner, f"{path}.")
 
 
-class GateMetric(ApiModel):
-    """A budget for one metric on the held-out data."""
+def _errors_and_scores(of: str, at: str) -> tuple[Rule, ...]:
+    """mae and mse grow when they get worse, others fall: each has its own words. ``of``: CEL of the budget, ``at``: what messages put first."""
+    return (
+        Rule(
+            f"self.name in ['mae', 'mse'] || !(has({of}.maxIncrease) || has({of}.maxIncreaseRelative) || has({of}.max))",
+            f"{at}maxIncrease, maxIncreaseRelative and max belong to mae and mse; other metrics have maxDrop, maxDropRelative and min",
+        ),
+        Rule(
+            f"!(self.name in ['mae', 'mse']) || !(has({of}.maxDrop) || has({of}.maxDropRelative) || has({of}.min))",
+            f"{at}maxDrop, maxDropRelative and min do not belong to mae and mse, where more is worse: use maxIncrease, maxIncreaseRelative or max",
+        ),
+    )
 
-    name: Literal["accuracy"] = Field(description="Which metric: accuracy.")
+
+def _any_budget(of: str) -> str:
+    return " || ".join(f"has({of}.{field})" for field in ("maxDrop", "maxDropRelative", "min", "maxIncrease", "maxIncreaseRelative", "max"))
+
+
+class GateBudget(ApiModel):
+    """What may be lost against the original model, and limits of the value itself. Where several are given, each must be kept."""
+
     max_drop: float | None = Field(None, ge=0, le=1, description="Largest loss against the original model, absolute: 0.01 is one point.")
+    max_drop_relative: float | None = Field(
+        None, ge=0, le=1, description="Largest loss as a share of the original model's value: 0.01 is one percent of it."
+    )
     min: float | None = Field(None, ge=0, le=1, description="Smallest value allowed.")
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("has(self.maxDrop) || has(self.min)", "a gate metric needs maxDrop or min"),)
+    max_increase: float | None = Field(None, ge=0, description="mae, mse: largest increase against the original model, in their own units.")
+    max_increase_relative: float | None = Field(None, ge=0, description="mae, mse: largest increase as a share of the original model's value.")
+    max: float | None = Field(None, ge=0, description="mae, mse: largest value allowed.")
+    rules: ClassVar[tuple[Rule, ...]] = (Rule(_any_budget("self"), "name a budget, for example maxDrop: 0.01"),)
+
+
+class GateMetric(GateBudget):
+    """A budget for one metric on the held-out data, judged with a 95 % interval on both models' answers to the same samples.
+
+    Too little data to tell is Inconclusive, and the version is Rejected: TooFewSamples says how much more it takes.
+    """
+
+    name: Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"] = Field(
+        description="accuracy; topK (the label is among the k highest scores); precision, recall, f1; auc (area under the ROC curve; with several "
+        "classes the mean of one against the rest); agreement (same class as the original model, needs no labels); mae, mse (mean absolute and "
+        "squared error of a regression)."
+    )
+    k: int | None = Field(None, ge=2, le=1000, description="topK: how many classes count.")
+    average: Literal["Macro", "Weighted", "Binary"] | None = Field(
+        None,
+        description="precision, recall, f1: Macro (each class counts alike), Weighted (by its samples) or Binary (of class 1). Left out: Binary with "
+        "two classes, else Macro.",
+    )
+    slices: GateBudget | None = Field(
+        None, description="What each value of each of data.slices must keep; intervals are widened so that all of them hold together (Bonferroni)."
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(f"{_any_budget('self')} || has(self.slices)", "a gate metric needs maxDrop, maxDropRelative or min; mae and mse: maxIncrease or max"),
+        *_errors_and_scores("self", ""),
+        *(Rule(f"!has(self.slices) || ({rule.rule})", rule.message) for rule in _errors_and_scores("self.slices", "slices: ")),
+        Rule("(self.name == 'topK') == has(self.k)", "topK needs k, for example k: 5; k belongs to no other metric"),
+        Rule("!has(self.average) || self.name in ['precision', 'recall', 'f1']", "average belongs to precision, recall and f1"),
+    )
 
 
 class Gate(ApiModel):
@@ -277,6 +358,16 @@ class Gate(ApiModel):
     data: Data = Field(description="Held-out data that training did not see.")
     metrics: Annotated[list[GateMetric], Field(min_length=1, max_length=8), ListMapKey("name")] = Field(
         description="Budgets, each of which must be kept."
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.metrics.exists(m, has(m.slices)) || (has(self.data.slices) && size(self.data.slices) > 0)",
+            "a metric with slices needs data: {slices: [...]}, the arrays that divide the data",
+        ),
+        Rule(
+            "self.metrics.all(m, m.name in ['mae', 'mse']) || !self.metrics.exists(m, m.name in ['mae', 'mse'])",
+            "mae and mse are for models that give numbers, the other metrics for classifiers: a gate has one or the other",
+        ),
     )
 
 
@@ -836,6 +927,20 @@ class ShadowStatus(StatusModel):
     promoted: Literal["Step", "Full"] | None = Field(None, description="What somebody said by hand: on to the first step, or past all of them.")
 
 
+class GateMetricEvidence(StatusModel):
+    """What the gate found on one metric."""
+
+    name: str
+    verdict: VerdictName
+    reason: str
+    samples: int
+    before: float
+    after: float
+    interval: list[float] = Field(description="95 % interval of the loss: worse than the original model is positive.")
+    allowed: float | None = Field(None, description="Largest loss allowed, in the metric's units.")
+    slice: str | None = Field(None, description="NAME=VALUE of the slice that decided; the numbers are its own.")
+
+
 class Interface(StatusModel):
     """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large one only digest and counts are kept."""
 
@@ -856,6 +961,7 @@ class ArtifactEvidence(StatusModel):
     accuracy_after: float | None = None
     samples: int | None = None
     drop_interval: list[float] | None = None
+    metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
 

@@ -23,7 +23,8 @@ from rich.text import Text
 from modelrollout.api.config import ConfigError
 from modelrollout.cli import analyze as analysis
 from modelrollout.cli import cluster as clusters
-from modelrollout.cli import verbs, view
+from modelrollout.cli import report as reports
+from modelrollout.cli import report_html, report_text, verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import Kube, KubeError
@@ -46,6 +47,15 @@ class Output(StrEnum):
     """Forms of output."""
 
     text = "text"
+    json = "json"
+
+
+class ReportOutput(StrEnum):
+    """Forms of a report."""
+
+    text = "text"
+    markdown = "markdown"
+    html = "html"
     json = "json"
 
 
@@ -104,6 +114,37 @@ def history(name: Name, output: Form = Output.text, namespace: Namespace = None,
             _say(f"{name} has no revision yet: {verbs.idle(found)}")
         if found.unread and output is Output.text:
             _say(f"not shown, written by another version of the operator: {', '.join(found.unread)}")
+
+    _run(show, namespace, kubeconfig, context)
+
+
+@app.command()
+def report(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME[/REVISION]", help="ModelDeployment, and a revision (name or number); default: of the last rollout.")
+    ],
+    output: Annotated[
+        ReportOutput, typer.Option("--output", "-o", help="text, markdown, html (one file, with pictures) or json.")
+    ] = ReportOutput.text,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step with intervals and verdicts, times by stage."""
+    deployment, _, wanted = name.partition("/")
+
+    async def show(cluster: Cluster) -> None:
+        found = await cluster.rollout(deployment)
+        told = reports.of(found, reports.which(found, wanted or None))
+        match output:
+            case ReportOutput.json:
+                _print_json(told.as_json())
+            case ReportOutput.markdown:
+                typer.echo(report_text.markdown(told), nl=False)
+            case ReportOutput.html:
+                typer.echo(report_html.html(told), nl=False)
+            case ReportOutput.text:
+                _show(report_text.text(told))
 
     _run(show, namespace, kubeconfig, context)
 

@@ -113,7 +113,7 @@ def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
     flying = in_flight(rollout)
     if flying is not None:
         raise Refused(f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort it first")
-    target = _named(rollout, revision).name if revision is not None else _wanted(rollout)
+    target = named(rollout, revision).name if revision is not None else _wanted(rollout)
     if target is None and (rollout.status.rollout is None or rollout.status.rollout.stage != "Failed"):
         raise Refused(f"nothing to retry: {idle(rollout)}")
     if target is not None and rollout.status.stable is not None and target == rollout.status.stable.revision:
@@ -139,7 +139,7 @@ def _target(rollout: Rollout, to: str | None) -> Revision:
     stable = rollout.status.stable
     candidates = [r for r in rollout.revisions if r.status.outcome in SERVED and not (stable and r.name == stable.revision)]
     if to is not None:
-        target = _named(rollout, to)
+        target = named(rollout, to)
         if target in candidates or (stable and target.name == stable.revision):
             return target
         raise Refused(f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}")
@@ -189,7 +189,7 @@ def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
         return False
 
 
-def _named(rollout: Rollout, wanted: str) -> Revision:
+def named(rollout: Rollout, wanted: str) -> Revision:
     """By name or by number."""
     found = next((r for r in rollout.revisions if wanted in (r.name, str(r.spec.number))), None)
     if found is None:

@@ -59,7 +59,7 @@ def history(revisions: Sequence[Revision], stable: str | None, now: datetime) ->
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
-        cells = (_styled(s.outcome), s.reason or "-", s.accuracy or "-", s.size or "-", s.p99 or "-", age(revision.created, now))
+        cells = (styled(s.outcome), s.reason or "-", s.accuracy or "-", s.size or "-", s.p99 or "-", age(revision.created, now))
         table.add_row(str(revision.spec.number), name, *cells)
     return table
 
@@ -118,9 +118,9 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
     s = rollout.status
     ready = next((c for c in s.conditions if c.type == "Ready"), None)
     grid = _grid()
-    grid.add_row(Text(rollout.name, "bold"), Text.assemble(_styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
+    grid.add_row(Text(rollout.name, "bold"), Text.assemble(styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
     if ready:
-        grid.add_row("Ready", Text.assemble(_styled(ready.status), f"  {ready.reason}: {ready.message}"))
+        grid.add_row("Ready", Text.assemble(styled(ready.status), f"  {ready.reason}: {ready.message}"))
     if s.stable:
         grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
@@ -191,6 +191,7 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
         if a.accuracy_before is not None and a.accuracy_after is not None:
             on = f" on {a.samples} samples" if a.samples else ""
             words.append(f"accuracy {a.accuracy_after:.3f} ({a.accuracy_after - a.accuracy_before:+.3f}){on}")
+        words += [f"{m.name} {m.after:.4g} ({m.after - m.before:+.2g})" for m in a.metrics if m.name != "accuracy"]
         if a.reused:
             words.append("done before, reused")
         return ", ".join(words)
@@ -225,10 +226,10 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
             phase = "Paused" if r.held else r.step.phase
-            table.add_row(Text("▶", "cyan"), number, what, _styled(phase), age(since, now), r.step.override or "")
+            table.add_row(Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or "")
         elif i in ended:
             mark = Text("✔", "green") if ended[i].verdict == "Successful" else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
-            table.add_row(mark, number, what, _styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
+            table.add_row(mark, number, what, styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
         elif current is not None and i < current:
             table.add_row(Text("✔", "green"), number, what, "passed", "", "")
         else:
@@ -243,7 +244,7 @@ def metrics(found: Sequence[MetricStatus]) -> RenderableType:
     for m in found:
         # A metric by query has one value and no counts.
         canary = count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
-        verdict = Text.assemble(_styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
+        verdict = Text.assemble(styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
         table.add_row(m.name, canary, count(m.stable) if m.stable else "-", interval(m.interval), verdict)
         why.add_row(Text(m.name, "dim"), Text(f"{m.reason}: {m.message}" if m.message else m.reason, "dim"))
     return Group(table, why)
@@ -266,7 +267,7 @@ def _conditions(rollout: Rollout, now: datetime) -> Table:
     table = columns("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
-        table.add_row(c.type, Text(c.status, "red") if stalled else _styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
+        table.add_row(c.type, Text(c.status, "red") if stalled else styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
     return table
 
 
@@ -399,7 +400,8 @@ def _grid() -> Table:
     return Table.grid(padding=(0, 2, 0, 0))
 
 
-def _styled(word: str) -> Text:
+def styled(word: str) -> Text:
+    """A word in the colour of what it means."""
     return Text(word, _STYLES.get(word, ""))
 
 

@@ -280,13 +280,8 @@ def _refusal(
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
         return problem
-    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
-    if heavy is not None and config.images.trainer is None:
-        field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
-        return Problem(
-            "TrainerMissing",
-            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
-        )
+    if problem := _image_missing(spec, config):
+        return problem
     provider = spec.rollout.analysis.prometheus
     if provider is not None and config.prometheus_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
@@ -309,8 +304,30 @@ def _refusal(
     return route_problem(spec, gateway) or _host_conflict(store, deployment, spec)
 
 
+def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """A Job has one image: what trains (and int4) and what converts other formats are in two, because together they would be a gigabyte."""
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    if heavy is None:
+        return None
+    field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
+    if spec.model.needs_trees:
+        return Problem(
+            "ImageFlavoursClash",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image trees, and a Job has one; leave the step "
+            "out, or export the model to ONNX where it was trained",
+        )
+    if config.images.trainer is None:
+        return Problem(
+            "TrainerMissing",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
+        )
+    return None
+
+
 def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     found = [("spec.model.uri", spec.model.uri)]
+    if spec.model.signature:
+        found.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
     for i, step in enumerate(spec.optimization.steps):
         found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
     if spec.optimization.gate:

@@ -25,8 +25,8 @@ from modelrollout.jobs.errors import JobError, bad_input, retryable
 from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.data import Arrays, Data, batch_rows, batches, match, read_archive
 from modelrollout.optimizer.fetch import Store
+from modelrollout.optimizer.metrics import count_pairs
 from modelrollout.optimizer.predict import check_label_range, scores_or_classes
-from modelrollout.optimizer.prepare import count_pairs
 from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
 
 FIELD = "spec.rollout.analysis.golden"

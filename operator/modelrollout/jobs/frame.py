@@ -27,13 +27,15 @@ TERMINATION_LOG = "/dev/termination-log"
 AnyTask = ResolveTask | PrepareTask | FetchTask | EvaluateTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
+_MESSAGE_START = 300  # characters of a message that are worth more than a metric's numbers
 _HEARTBEATS = (2.0, 3.0, 5.0, 10.0)  # seconds between two lines of progress; the last one repeats
 
 
 def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
     """The result as JSON of at most ``limit`` bytes, still a valid TaskResult.
 
-    Given up in this order until it fits: ``extra`` and ``seconds``, the end of the message, everything but reason and message.
+    Given up in this order until it fits: ``extra`` and ``seconds``, metrics (those that passed first) where a start of the message needs the place,
+    the end of the message, everything but reason and message.
     """
 
     def dump(value: TaskResult) -> bytes:
@@ -43,7 +45,11 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
         if len(dump(whole)) <= limit:
             return dump(whole)
 
-    base = result.model_copy(update={"extra": {}, "seconds": {}, "message": ""})
+    metrics = sorted(result.metrics, key=lambda m: m.verdict == "Successful")
+    start = result.message[:_MESSAGE_START]
+    while metrics and len(dump(result.model_copy(update={"extra": {}, "seconds": {}, "message": start, "metrics": tuple(metrics)}))) > limit - 3:
+        metrics.pop()
+    base = result.model_copy(update={"extra": {}, "seconds": {}, "message": "", "metrics": tuple(metrics)})
     if len(dump(base)) > limit:
         base = TaskResult(reason=result.reason[:64])
 

@@ -59,11 +59,22 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
     """The manifest; raises JobError (ArtifactCorrupt) for another form or a path that leaves the folder."""
     try:
         manifest = Manifest.model_validate_json(content)
-    except ValidationError:
+    except (ValidationError, RecursionError):
         raise bad_input("ArtifactCorrupt", f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again") from None
     if any(not _PATH.match(text) for name, entry in manifest.files.items() for text in (name, entry.path)):
         raise bad_input("ArtifactCorrupt", f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared again")
     return manifest
+
+
+def parse_report(content: bytes, what: str) -> dict[str, Any]:
+    """The report; raises JobError (ArtifactCorrupt) unless it is a JSON object."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise bad_input("ArtifactCorrupt", f"{what}: report.json is no JSON object; delete the folder, and it is prepared again")
+    return found
 
 
 def entry_for(name: str, sha256: str, size: int) -> Entry:
@@ -81,13 +92,12 @@ def find(store: Store) -> tuple[str, Manifest, dict[str, Any]] | None:
     if content is None:
         return None
     manifest = parse_manifest(content, store.uri)
-    if any(store.size(entry.path) != entry.size for entry in manifest.files.values()):
+    if REPORT not in manifest.files or any(store.size(entry.path) != entry.size for entry in manifest.files.values()):
         return None
     report = store.read(manifest.files[REPORT].path, max_bytes=REPORT_LIMIT_BYTES)
     if report is None or hashlib.sha256(report).hexdigest() != manifest.files[REPORT].sha256:
         return None
-    found: dict[str, Any] = json.loads(report)
-    return digest_of(content), manifest, found
+    return digest_of(content), manifest, parse_report(report, store.uri)
 
 
 def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]], *, replace: bool) -> bool:

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.api.tasks import DataSet
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.limits import memory_limit
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 
 DATA_LIMIT_BYTES = 8 << 30  # unpacked; a data set is held in memory
 
+MAX_ARRAYS = 1024
+
+# What zipfile, its decompressors and numpy raise for files that are damaged, encrypted or made to harm.
+_BROKEN: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, TypeError, OverflowError,
+    SyntaxError, TokenError,
+)  # fmt: skip
+
 _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 
 
 @dataclass(frozen=True)
 class Data:
-    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n]."""
+    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n].
+
+    ``targets``: [n] float64, the labels of a regression.
+    """
 
     inputs: Arrays
     labels: NDArray[np.int64] | None
     slices: Arrays
+    targets: NDArray[np.float64] | None = None
 
     @property
     def n(self) -> int:
@@ -44,28 +61,55 @@ class Data:
 
 
 def read_archive(path: Path, field: str) -> Arrays:
-    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge."""
+    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge.
+
+    Nothing is allocated that the file does not hold: sizes are looked at before a byte is unpacked.
+    """
+    memory = memory_limit()
+    limit = min(DATA_LIMIT_BYTES, memory // 2) if memory else DATA_LIMIT_BYTES
+    arrays: Arrays = {}
+    what = "the file"
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError):
-        raise bad_input("DataNotNpz", f"{field}.uri: the file is no .npz archive, or is cut off; {_REMEDY}") from None
-    if size > DATA_LIMIT_BYTES:
-        raise bad_input("TooLarge", f"{field}.uri: {size} bytes unpacked, more than the limit of {DATA_LIMIT_BYTES}; use fewer samples")
-    arrays: Arrays = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for name in archive.files:
-            try:
-                arrays[name] = archive[name]
-            except ValueError:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > limit or len(entries) > MAX_ARRAYS:
                 raise bad_input(
-                    "DataPickleRefused",
-                    f"{field}.uri: array {name!r} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings",
-                ) from None
-            except (zipfile.BadZipFile, EOFError, OSError):
-                raise bad_input("DataNotNpz", f"{field}.uri: array {name!r} is damaged; {_REMEDY} and upload it again") from None
-    # numpy hands out entries that are no .npy files as bytes
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+                    "TooLarge",
+                    f"{field}.uri: {size} bytes unpacked in {len(entries)} arrays, more than the limit of {limit} (half of the Job's memory, at most "
+                    f"{DATA_LIMIT_BYTES}) or of {MAX_ARRAYS} arrays; use fewer samples, or raise spec.optimization.resources.limits.memory",
+                )
+            for entry in entries:
+                what = f"array {entry.filename.removesuffix('.npy')!r}"
+                if not entry.filename.endswith(".npy"):
+                    continue
+                if entry.filename.removesuffix(".npy") in arrays:
+                    raise bad_input("DataNotNpz", f"{field}.uri: {what} is there twice; {_REMEDY}")
+                with archive.open(entry) as file:
+                    arrays[entry.filename.removesuffix(".npy")] = _read_array(file, entry.file_size, what, field)
+    except _BROKEN:
+        raise bad_input("DataNotNpz", f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted; {_REMEDY}") from None
+    return arrays
+
+
+def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[Any]:
+    """One .npy file of ``size`` bytes; raises JobError (DataPickleRefused, DataNotNpz) or one of _BROKEN."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):  # 3.0 is for names of fields in other alphabets, and no input of a model has fields
+        raise bad_input("DataNotNpz", f"{field}.uri: {what} has format version {version}; store plain numbers or fixed-width strings")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(file)
+    if dtype.hasobject:
+        raise bad_input(
+            "DataPickleRefused", f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings"
+        )
+    wanted = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or wanted != size - file.tell():
+        raise bad_input(
+            "DataNotNpz", f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds {size - file.tell()}; {_REMEDY}"
+        )
+    plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
+    return plain.view(dtype).reshape(shape, order="F" if by_columns else "C") if wanted else np.empty(shape, dtype)
 
 
 def _shape_text(shape: Sequence[int]) -> str:
@@ -106,26 +150,35 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
     return array
 
 
-def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str) -> NDArray[np.int64]:
-    """[n] integer classes; raises JobError: LabelsMissing, LabelsNotInteger, LabelsShape, LabelsLength."""
+def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str, *, numbers: bool) -> NDArray[Any]:
+    """[n] integer classes, or finite ``numbers``; raises JobError: LabelsMissing, LabelsNotInteger, LabelsNotNumbers, LabelsShape, LabelsLength."""
     labels = arrays.get(dataset.labels)
     if labels is None:
         raise bad_input(
             "LabelsMissing", f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the array of labels or add it"
         )
-    if labels.dtype.kind not in "iu":
+    if numbers and (labels.dtype.kind not in "iuf" or not np.isfinite(labels).all()):
+        raise bad_input(
+            "LabelsNotNumbers", f"{field}.labels: array {dataset.labels!r} ({labels.dtype}) does not hold finite numbers, which mae and mse need"
+        )
+    if not numbers and labels.dtype.kind not in "iu":
         raise bad_input("LabelsNotInteger", f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers from 0")
     if labels.ndim != 1:
         raise bad_input(
-            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one class number a sample, shape [n]"
+            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one label a sample, shape [n]"
         )
     if len(labels) != n:
         raise bad_input("LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one")
-    return labels.astype(np.int64)
+    return labels.astype(np.float64 if numbers else np.int64)
 
 
-def match(arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool) -> Data:
-    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input."""
+def match(
+    arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool, numbers: bool = False, sliced: bool | None = None
+) -> Data:
+    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input.
+
+    ``numbers``: labels are those of a regression; ``sliced``: whether slices are read, left out: where there are labels.
+    """
     aside = {dataset.labels, *dataset.slices}
     candidates = [name for name in arrays if name not in aside]
     names = {spec.name: spec.name for spec in inputs}
@@ -142,12 +195,13 @@ def match(arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field:
     n = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
         raise bad_input("DataLengthMismatch", f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree")
-    labels = _labels(arrays, dataset, n, field) if labelled else None
-    for name in dataset.slices if labelled else ():
+    labels = _labels(arrays, dataset, n, field, numbers=numbers) if labelled else None
+    slices = dataset.slices if (labelled if sliced is None else sliced) else ()
+    for name in slices:
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
-    return Data(fitted, labels, {name: arrays[name] for name in dataset.slices} if labelled else {})
+    return Data(fitted, None if numbers else labels, {name: arrays[name] for name in slices}, labels if numbers else None)
 
 
 def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[int, bool]:

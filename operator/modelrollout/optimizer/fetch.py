@@ -181,7 +181,8 @@ class Store:
             return bad_input("CertificateRefused", f"{what}: the store's TLS certificate is not trusted; use one that the image's CA bundle knows")
         return retryable("StoreUnreachable", f"{what}: the store does not answer or broke the connection; check the endpoint and network policies")
 
-    def _chunks(self, max_bytes: int, advance: Advance | None, name: str) -> Iterator[bytes]:
+    def chunks(self, max_bytes: int, advance: Advance | None = None, name: str = "") -> Iterator[bytes]:
+        """The object's bytes; at most ``max_bytes``, else TooLarge."""
         too_large = bad_input("TooLarge", f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes")
         with self._told_apart(name):
             answer = obstore.get(self._store, self._path(name))
@@ -201,7 +202,7 @@ class Store:
         """Write the object to ``target``; at most ``max_bytes``, else TooLarge."""
         digest, size = hashlib.sha256(), 0
         with target.open("wb") as file:
-            for chunk in self._chunks(max_bytes, advance, name):
+            for chunk in self.chunks(max_bytes, advance, name):
                 digest.update(chunk)
                 file.write(chunk)
                 size += len(chunk)
@@ -210,7 +211,7 @@ class Store:
     def digest(self, *, max_bytes: int, advance: Advance | None = None) -> Fetched:
         """Read the whole object and keep nothing."""
         digest, size = hashlib.sha256(), 0
-        for chunk in self._chunks(max_bytes, advance, ""):
+        for chunk in self.chunks(max_bytes, advance):
             digest.update(chunk)
             size += len(chunk)
         return Fetched(digest.hexdigest(), size)
@@ -218,7 +219,7 @@ class Store:
     def read(self, name: str, *, max_bytes: int) -> bytes | None:
         """A small object below this place; None when there is none."""
         try:
-            return b"".join(self._chunks(max_bytes, None, name))
+            return b"".join(self.chunks(max_bytes, None, name))
         except JobError as error:
             if error.reason == "ObjectMissing":
                 return None
@@ -252,11 +253,11 @@ class Store:
 
 
 def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:
-    """Raise DigestMismatch unless the bytes are the ones that were pinned."""
+    """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` is the digest's."""
     if found.sha256 != wanted.removeprefix("sha256:"):
         raise JobError(
             ExitCode.BAD_INPUT,
             "DigestMismatch",
             f"{field}: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file was replaced after it was pinned: "
-            "correct spec.model.sha256, or publish each version under a URI of its own",
+            f"correct {field}, or publish each version under a URI of its own",
         )

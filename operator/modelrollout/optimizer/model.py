@@ -5,6 +5,7 @@ Nothing in a file is ever executed to find out what it is: formats are told apar
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,12 +14,23 @@ from typing import Literal
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.tensors import TensorSpec
 
+FIELD = "spec.model.uri"
+
 PROTOBUF_LIMIT = (2 << 30) - 1  # a protobuf message cannot be larger; ONNX goes beyond it only with external data
+
+ELEMENTS_LIMIT = 1 << 31  # of one tensor: what a file says beyond it is a mistake or a trap
+
+# Operators that every ONNX Runtime has. Anything else is a library that would have to be loaded, that is, code.
+KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+# Of com.microsoft, those that read other files or run what they carry.
+_REFUSED_OPS = frozenset({"EPContext", "PyOp"})
+
+save_as_external = "save it with onnx.save(model, path, save_as_external_data=True), and pack the folder"
 
 _EXPORT = "export it to ONNX: torch.onnx.export for PyTorch, skl2onnx for scikit-learn, tf2onnx for TensorFlow and Keras, jax2onnx for JAX"
 
@@ -74,15 +86,15 @@ def _pickle(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def sniff(path: Path) -> JobError | None:
+def sniff(path: Path, field: str) -> JobError | None:
     """The reason why this is no ONNX file, if its first bytes tell; None when they do not."""
     with path.open("rb") as file:
         head = file.read(512)
     refused = f"loading it could run any code, so it is never opened here; {_EXPORT}"
     if not head:
-        return bad_input("ModelTruncated", "spec.model.uri: the file is empty; upload it again")
+        return bad_input("ModelTruncated", f"{field}: the file is empty; upload it again")
     if _pickle(head):
-        return bad_input("PickleRefused", f"spec.model.uri: the file is a Python pickle; {refused}")
+        return bad_input("PickleRefused", f"{field}: the file is a Python pickle; {refused}")
     if head.startswith(b"PK\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -90,13 +102,11 @@ def sniff(path: Path) -> JobError | None:
         except (zipfile.BadZipFile, OSError):
             names = []
         if any(name.endswith(".pkl") for name in names):
-            return bad_input("PickleRefused", f"spec.model.uri: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}")
-        inside = next((name for name in names if name.endswith(".onnx")), None)
-        remedy = f"it holds {inside!r}: upload that file itself" if inside else _EXPORT
-        return bad_input("NotOnnx", f"spec.model.uri: the file is a zip archive (Keras, or a packed model), not an ONNX file; {remedy}")
+            return bad_input("PickleRefused", f"{field}: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}")
+        return bad_input("NotOnnx", f"{field}: the file is a zip archive (Keras, or a packed model) without an .onnx file; {_EXPORT}")
     for offset, magic, what in _FORMATS:
         if head[offset : offset + len(magic)] == magic:
-            return bad_input("NotOnnx", f"spec.model.uri: the file is {what}, not an ONNX file; {_EXPORT}")
+            return bad_input("NotOnnx", f"{field}: the file is {what}, not an ONNX file; {_EXPORT}")
     return None
 
 
@@ -130,12 +140,12 @@ def ending(data: bytes) -> Literal["whole", "cut", "foreign"]:
     return "whole" if at == len(view) else "cut"
 
 
-def _parse(path: Path) -> ModelProto:
+def parse(path: Path, field: str = FIELD) -> ModelProto:
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
         raise bad_input(
             "ModelTooLarge",
-            f"spec.model.uri: {size} bytes; an ONNX file ends at 2 GiB, and external data is not supported: use a smaller model or FP16",
+            f"{field}: {size} bytes; an ONNX file ends at 2 GiB: use a smaller model, FP16 or int8",
         )
     data = path.read_bytes()
     model = ModelProto()
@@ -143,12 +153,13 @@ def _parse(path: Path) -> ModelProto:
         model.ParseFromString(data)
     except DecodeError:
         if ending(data) == "cut":
-            raise bad_input("ModelTruncated", f"spec.model.uri: the file ends in the middle (after {size} bytes); upload it again") from None
-        raise bad_input("NotOnnx", f"spec.model.uri: the file is not an ONNX file; {_EXPORT}") from None
+            raise bad_input("ModelTruncated", f"{field}: the file ends in the middle (after {size} bytes); upload it again") from None
+        deep = " or nests its graphs deeper than protobuf allows" if ending(data) == "whole" else ""
+        raise bad_input("NotOnnx", f"{field}: the file is not an ONNX file{deep}; {_EXPORT}") from None
     if not model.HasField("graph"):
         # A SavedModel is a protobuf too: schema version 1, then graphs in the field that ONNX uses for the producer's name.
         what = "a TensorFlow SavedModel" if data.startswith(b"\x08\x01\x12") else "not an ONNX file (it holds no graph)"
-        raise bad_input("NotOnnx", f"spec.model.uri: the file is {what}; {_EXPORT}")
+        raise bad_input("NotOnnx", f"{field}: the file is {what}; {_EXPORT}")
     return model
 
 
@@ -169,18 +180,18 @@ def _node_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]
             yield from _graph_tensors(graph)
 
 
-def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _node_tensors(a for node in function.node for a in node.attribute)
 
 
-def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
+def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         raise bad_input(
             "TypeUnsupported",
-            f"spec.model.uri: {what} {value.name!r} is a {kind or 'thing of no type'}, not a tensor; "
+            f"{field}: {what} {value.name!r} is a {kind or 'thing of no type'}, not a tensor; "
             "export without it (skl2onnx: options={'zipmap': False})",
         )
     tensor = value.type.tensor_type
@@ -188,42 +199,126 @@ def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
     if datatype is None:
         raise bad_input(
             "TypeUnsupported",
-            f"spec.model.uri: {what} {value.name!r} has type {TensorProto.DataType.Name(tensor.elem_type)}, which cannot be served; "
+            f"{field}: {what} {value.name!r} has type {TensorProto.DataType.Name(tensor.elem_type)}, which cannot be served; "
             "cast it, for example to FLOAT",
         )
     if not tensor.HasField("shape"):
-        raise bad_input("ShapeUnknown", f"spec.model.uri: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are fine)")
+        raise bad_input("ShapeUnknown", f"{field}: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are fine)")
+    fixed = math.prod(d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value > 0)
+    if fixed > ELEMENTS_LIMIT or any(d.dim_value < 0 for d in tensor.shape.dim):
+        raise bad_input(
+            "TensorTooLarge",
+            f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most {ELEMENTS_LIMIT} elements",
+        )
     return TensorSpec(value.name, datatype, tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim))
 
 
-def check(path: Path) -> ModelInfo:
-    """Check the file.
+def check(path: Path, field: str = FIELD) -> ModelInfo:
+    """Check the file; ``field`` names it in messages.
 
-    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ModelInvalid, TypeUnsupported, ShapeUnknown.
+    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, CustomOperator, TensorTooLarge, ModelInvalid,
+    TypeUnsupported, ShapeUnknown.
     """
-    refusal = sniff(path)
+    refusal = sniff(path, field)
     if refusal:
         raise refusal
-    model = _parse(path)
-    external = next((t.name for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL), None)
+    model = parse(path, field)
+    external = next((t.name for t in all_tensors(model) if t.data_location == TensorProto.EXTERNAL), None)
     if external is not None:
         raise bad_input(
             "ExternalData",
-            f"spec.model.uri: tensor {external!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False)",
+            f"{field}: tensor {external!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False), "
+            "or pack model and data into one .zip or .tar",
         )
+    _check_operators(model, field)
+    for tensor in all_tensors(model):
+        _check_size(tensor, field)
     if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
-        model = onnx.shape_inference.infer_shapes(model)
+        try:
+            model = onnx.shape_inference.infer_shapes(model)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+            raise _invalid(error, field) from None
     initializers = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
     info = ModelInfo(
         # Up to IR version 3 initializers were listed as inputs too.
-        inputs=tuple(_spec(value, "input") for value in model.graph.input if value.name not in initializers),
-        outputs=tuple(_spec(value, "output") for value in model.graph.output),
+        inputs=tuple(_spec(value, "input", field) for value in model.graph.input if value.name not in initializers),
+        outputs=tuple(_spec(value, "output", field) for value in model.graph.output),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
     )
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        line = str(error).strip().splitlines()[0][:300]
-        raise bad_input("ModelInvalid", f"spec.model.uri: the ONNX checker says: {line}; export the model again, with a released opset") from None
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise _invalid(error, field) from None
     return info
+
+
+def _invalid(error: Exception, field: str) -> JobError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return bad_input("ModelInvalid", f"{field}: the ONNX checker says: {line}; export the model again, with a released opset")
+
+
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes with those of the graphs inside them; protobuf itself bounds the depth."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
+def _check_operators(model: ModelProto, field: str) -> None:
+    """Raise CustomOperator for an operator that ONNX Runtime alone does not have, ModelInvalid for functions that call themselves: it would inline
+    them without end."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    for node in _nodes([*model.graph.node, *(n for f in model.functions for n in f.node)]):
+        if (node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in functions) or node.op_type in _REFUSED_OPS:
+            raise bad_input(
+                "CustomOperator",
+                f"{field}: operator {node.op_type!r} of domain {node.domain or 'ai.onnx'!r} is not one of ONNX; custom operators are code, "
+                "which is never loaded: export the model without it",
+            )
+    calls = {key: {(n.domain, n.op_type) for n in _nodes(f.node)} & functions.keys() for key, f in functions.items()}
+    while calls:
+        leaves = {key for key, called in calls.items() if not called & calls.keys()}
+        if not leaves:
+            raise bad_input("ModelInvalid", f"{field}: function {sorted(calls)[0][1]!r} calls itself; export the model without local functions")
+        calls = {key: called for key, called in calls.items() if key not in leaves}
+
+
+def _check_size(tensor: TensorProto, field: str) -> None:
+    """Raise TensorTooLarge or ModelInvalid for a tensor that says of itself what its data does not bear out."""
+    if not tensor.dims:
+        return
+    elements = math.prod(tensor.dims)
+    if min(tensor.dims) < 0 or elements > ELEMENTS_LIMIT:
+        raise bad_input(
+            "TensorTooLarge",
+            f"{field}: tensor {tensor.name!r} says that it has shape {list(tensor.dims)[:8]}; at most {ELEMENTS_LIMIT} elements",
+        )
+    if tensor.HasField("raw_data"):
+        bits = _BITS.get(tensor.data_type)
+        if bits is not None and (elements * bits + 7) // 8 != len(tensor.raw_data):
+            raise bad_input(
+                "ModelInvalid",
+                f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, but {len(tensor.raw_data)} bytes; export it again",
+            )
+
+
+def _element_bits() -> dict[int, int]:
+    found = {}
+    for kind in TensorProto.DataType.values():
+        try:
+            found[kind] = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
+        except (KeyError, TypeError):
+            continue
+    known = set(TensorProto.DataType.keys())
+    half = ("UINT4", "INT4", "FLOAT4E2M1")
+    quarter = ("UINT2", "INT2")
+    for names, bits in ((half, 4), (quarter, 2)):
+        found |= {TensorProto.DataType.Value(name): bits for name in names if name in known}
+    found.pop(TensorProto.STRING, None)
+    return found
+
+
+_BITS = _element_bits()

@@ -1,4 +1,4 @@
-"""Class predictions of a model, by ONNX Runtime on the CPU.
+"""Predictions of a model, by ONNX Runtime on the CPU.
 
 Convention for classifiers, the same for files and for served models: if the first output is of integers and has shape [n] or [n, 1],
 those are the classes (scikit-learn's ``label``). Otherwise the first output of floats with shape [n, k], k at least 2, holds the scores
@@ -9,9 +9,10 @@ it is never right.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ from modelrollout.triton.tensors import TensorSpec
 ort: Any = onnxruntime  # it has no types
 
 BATCH_ROWS = 32
+BATCH_LIMIT_SECONDS = 300.0  # a model may loop for ever
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -37,26 +39,68 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 Advance = Callable[[int, int | None], None]
 
 
-def _shaped(outputs: Sequence[NDArray[Any]], n: int) -> list[NDArray[Any]]:
+class Batch(NamedTuple):
+    """Outputs of the samples from ``start`` on; only the first ``rows`` rows are answers, the rest fills a fixed batch."""
+
+    start: int
+    rows: int
+    outputs: Sequence[NDArray[Any]]
+    names: Sequence[str]
+
+
+def _squeezed(outputs: Sequence[NDArray[Any]], n: int) -> list[NDArray[Any]]:
+    """The first ``n`` rows, without dimensions of size 1 after the first."""
     return [(a[:n].reshape(a[:n].shape[:1] + tuple(d for d in a.shape[1:] if d != 1)) if a.ndim else a) for a in outputs]
+
+
+def _told(outputs: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
 
 
 def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> int:
     """Which output holds the class scores of the first ``n`` rows; raises JobError (OutputNotClasses)."""
-    for index, array in enumerate(_shaped(outputs, n)):
+    for index, array in enumerate(_squeezed(outputs, n)):
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
             return index
-    found = ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
     raise bad_input(
         "OutputNotClasses",
         f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a first output of integer classes [n]; "
-        f"the model gives {found}",
+        f"the model gives {_told(outputs, names)}",
+    )
+
+
+def scores_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> NDArray[np.float64]:
+    """[n, k] class scores of the first ``n`` rows, or [n, 1] of class 1 where that is all that the model gives; raises JobError (OutputNotScores)."""
+    shaped = _squeezed(outputs, n)
+    for array in shaped:
+        if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
+            return array.astype(np.float64)
+    for array in shaped:
+        if array.dtype.kind == "f" and array.shape == (n,):
+            return array.astype(np.float64)[:, None]
+    raise bad_input(
+        "OutputNotScores", f"{field}: auc and topK need scores: an output of floats [n, k], or [n] for auc; the model gives {_told(outputs, names)}"
+    )
+
+
+def values_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> NDArray[np.float64]:
+    """[n] numbers of a regression: the first output of floats with shape [n] or [n, 1]; raises JobError: OutputNotNumbers, OutputNotFinite."""
+    for array in _squeezed(outputs, n):
+        if array.dtype.kind == "f" and array.shape == (n,):
+            if not np.isfinite(array).all():
+                raise bad_input(
+                    "OutputNotFinite",
+                    f"{field}: the model answers {int((~np.isfinite(array)).sum())} of {n} samples with NaN or Inf; use a wider type",
+                )
+            return array.astype(np.float64)
+    raise bad_input(
+        "OutputNotNumbers", f"{field}: mae and mse need a regression: an output of floats [n] or [n, 1]; the model gives {_told(outputs, names)}"
     )
 
 
 def scores_or_classes(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> tuple[NDArray[np.int64], int | None]:
     """([n] classes, number of classes if scores tell it) of the first ``n`` rows; raises JobError (OutputNotClasses)."""
-    shaped = _shaped(outputs, n)
+    shaped = _squeezed(outputs, n)
     if shaped[0].dtype.kind in "iu" and shaped[0].shape == (n,):
         return shaped[0].astype(np.int64), None
     array = shaped[score_output(outputs, names, n, field)]
@@ -95,9 +139,14 @@ def open_session(path: Path, what: str) -> Any:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        if "bad alloc" in str(error) or "Failed to allocate" in str(error):
-            raise MemoryError from None
+        _tell_memory(error)
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
+
+
+def _tell_memory(error: Exception) -> None:
+    """Raise MemoryError where ONNX Runtime means that."""
+    if "bad alloc" in str(error) or "Failed to allocate" in str(error):
+        raise MemoryError from None
 
 
 def refused(reason: str, what: str, error: Exception, remedy: str) -> JobError:
@@ -105,19 +154,37 @@ def refused(reason: str, what: str, error: Exception, remedy: str) -> JobError:
     return bad_input(reason, f"{what}: ONNX Runtime says: {str(error).strip().splitlines()[0][:300]}; {remedy}")
 
 
-def predict(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field: str, advance: Advance) -> tuple[NDArray[np.int64], int | None]:
-    """([n] classes, number of classes or None) for all samples; raises JobError: OutputNotClasses, InferenceFailed, NoBatchDimension."""
+def outputs_of(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field: str, advance: Advance) -> Iterator[Batch]:
+    """The model's outputs on all samples, batch by batch; raises JobError: InferenceFailed, InferenceTimeout, NoBatchDimension."""
     rows, fill = batch_rows(specs, BATCH_ROWS, field)
     n = len(next(iter(inputs.values())))
     names = [output.name for output in session.get_outputs()]
+    done = 0
+    for count, part in batches(inputs, rows, fill):
+        options = ort.RunOptions()
+        watchdog = threading.Timer(BATCH_LIMIT_SECONDS, setattr, (options, "terminate", True))
+        watchdog.start()
+        try:
+            outputs = session.run(None, part, options)
+        except ORT_ERRORS as error:
+            if options.terminate:
+                raise bad_input(
+                    "InferenceTimeout", f"{field}: the model took more than {BATCH_LIMIT_SECONDS:g} s for {rows} samples; does a loop in it ever end?"
+                ) from None
+            _tell_memory(error)
+            raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
+        finally:
+            watchdog.cancel()
+        yield Batch(done, count, outputs, names)
+        done += count
+        advance(done, n)
+
+
+def predict(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field: str, advance: Advance) -> tuple[NDArray[np.int64], int | None]:
+    """([n] classes, number of classes or None) for all samples; raises JobError: OutputNotClasses, InferenceFailed, NoBatchDimension."""
     found: list[NDArray[np.int64]] = []
     classes: int | None = None
-    for count, part in batches(inputs, rows, fill):
-        try:
-            outputs = session.run(None, part)
-        except ORT_ERRORS as error:
-            raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
+    for _, count, outputs, names in outputs_of(session, specs, inputs, field, advance):
         part_classes, classes = scores_or_classes(outputs, names, count, field)
         found.append(part_classes)
-        advance(sum(map(len, found)), n)
     return np.concatenate(found), classes

@@ -19,29 +19,32 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import GateDecision, accuracies, decide
+from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Gate, Int8Step, Interface, ModelFile, Paired, PrepareTask, Step, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Step, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, steps
+from modelrollout.optimizer.archive import is_archive, unpack
+from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
-from modelrollout.optimizer.model import ModelInfo, check
-from modelrollout.optimizer.predict import check_label_range, open_session, predict
+from modelrollout.optimizer.gate import FIELD as FIELD_GATE
+from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
+from modelrollout.optimizer.model import check
+from modelrollout.optimizer.predict import open_session
+from modelrollout.optimizer.signature import load_key, verify
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+from modelrollout.triton.tensors import TensorSpec
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
 RECIPE_VERSION = 2
 
-MAX_SLICE_VALUES = 64
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
-FIELD_GATE = "spec.optimization.gate.data"
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,35 @@ def _sources(task: PrepareTask) -> dict[str, tuple[DataSet | ModelFile, Step | N
     return found
 
 
+def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[TensorSpec]) -> tuple[dict[str, Data], dict[str, Path]]:
+    """Data sets that fit the source model's ``inputs``, and models that can be run, by their fields; raises JobError."""
+    labels = labels_wanted(task.gate) if task.gate else None
+    data: dict[str, Data] = {}
+    models: dict[str, Path] = {}
+    for field, (wanted, step) in _sources(task).items():
+        path = files[field].path
+        if isinstance(wanted, ModelFile):
+            check(path, f"{field}.uri")
+            open_session(path, f"{field}.uri")
+            models[field] = path
+            continue
+        arrays = read_archive(path, field)
+        if step is None:
+            data[field] = match(arrays, wanted, inputs, field, labelled=labels is not None, numbers=labels == "numbers", sliced=True)
+        else:
+            data[field] = match(arrays, wanted, inputs, field, labelled=steps.labels_in(step, arrays, wanted.labels))
+    return data, models
+
+
 def tools(recipe: Sequence[Step]) -> dict[str, str]:
     """What shapes the result besides its inputs. Raises JobError (ToolMissing)."""
     always = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
     return always | {name: v for i, step in enumerate(recipe) for name, v in steps.tools(step, steps.field_of(i, step)).items()}
 
 
-def inputs_of(task: PrepareTask, data: dict[str, str]) -> dict[str, Any]:
-    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie."""
+def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None) -> dict[str, Any]:
+    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie. ``signer``: digest of the public key
+    that the source was verified with, so that what nobody has verified is not taken for what was."""
 
     def told(wanted: DataSet | ModelFile, field: str) -> dict[str, Any]:
         if isinstance(wanted, ModelFile):
@@ -90,15 +114,15 @@ def inputs_of(task: PrepareTask, data: dict[str, str]) -> dict[str, Any]:
             reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
         return found
 
-    return {
+    return ({"signer": signer} if signer else {}) | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
-        "format": task.format,
+        "format": task.format or "ONNX",
         "steps": [recipe(index, step) for index, step in enumerate(task.steps)],
         "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
-        "tools": tools(task.steps),
+        "tools": tools(task.steps) | versions(task.format or "ONNX"),
         "targetHardware": task.target_hardware,
     }
 
@@ -108,56 +132,10 @@ def key_of(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
-def count_pairs(labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> Paired:
-    """Paired counts; all three are [n] classes of the same samples."""
-    right_b, right_c = baseline == labels, candidate == labels
-    return Paired(
-        n=len(labels),
-        both_right=int((right_b & right_c).sum()),
-        only_candidate_right=int((~right_b & right_c).sum()),
-        only_baseline_right=int((right_b & ~right_c).sum()),
-        both_wrong=int((~right_b & ~right_c).sum()),
-    )
-
-
-def by_slice(data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very many."""
-    report: dict[str, dict[str, Any]] = {}
-    for name, values in data.slices.items():
-        kinds, counts = np.unique(values, return_counts=True)
-        kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
-        report[name] = {str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump() for v in sorted(kept) for m in (values == v,)}
-    return report
-
-
-@dataclass(frozen=True)
-class _Measured:
-    paired: Paired
-    decision: GateDecision
-    slices: dict[str, dict[str, Any]]
-    duplicates: int
-
-
-def _gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress) -> _Measured:
-    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only ``min`` counts for it."""
-    labels = held_out.labels
-    assert labels is not None
-    with progress.stage("gate"):
-        before, classes = predict(open_session(original, FIELD_SOURCE), info.inputs, held_out.inputs, FIELD_GATE, progress.update)
-        check_label_range(labels, classes, FIELD_GATE)
-        same = optimized == original
-        after = (
-            before if same else predict(open_session(optimized, "the optimized model"), info.inputs, held_out.inputs, FIELD_GATE, progress.update)[0]
-        )
-    paired = count_pairs(labels, before, after)
-    decisions = [decide(paired, max_drop=None if same else metric.max_drop, minimum=metric.min) for metric in gate.metrics]
-    worst = max(decisions, key=lambda d: ("Successful", "Inconclusive", "Failed").index(d.verdict))
-    return _Measured(paired, worst, by_slice(held_out, labels, before, after), held_out.duplicates())
-
-
 def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | None, reused: bool) -> TaskResult:
     """The summary, from the report alone: a reused one says the same as the first."""
     gate = report["gate"]
+    paired = Paired.model_validate(gate["paired"]) if gate and gate["paired"] else None
     return TaskResult(
         message="; ".join(report["warnings"]),
         sha256=task.sha256,
@@ -169,9 +147,10 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         interface=interface_of(report["model"]["inputs"], report["model"]["outputs"]),
         accuracy_before=gate["accuracyBefore"] if gate else None,
         accuracy_after=gate["accuracyAfter"] if gate else None,
-        paired=Paired.model_validate(gate["paired"]) if gate else None,
-        drop_interval=tuple(gate["interval"]) if gate else None,
-        samples=gate["paired"]["n"] if gate else None,
+        paired=paired,
+        drop_interval=drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right) if paired else None,
+        samples=gate["samples"] if gate else None,
+        metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
     )
 
 
@@ -206,19 +185,39 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             if isinstance(wanted, ModelFile) and wanted.sha256:
                 expect_digest(fetched, wanted.sha256, f"{field}.sha256", wanted.location.uri)
             files[field] = _DataFile(path, fetched, field)
-    inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()})
+    signer = load_key(task.signature) if task.signature else None
+    inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
     key = key_of(inputs)
     location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
     store = Store(location, "artifacts")
     with progress.stage("look-up"):
         found = artifact.find(store)
     if found:
-        return _result(task, found[2], key, found[0], reused=True)
+        try:
+            return _result(task, found[2], key, found[0], reused=True)
+        except (KeyError, TypeError, ValueError):
+            raise bad_input(
+                "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
+            ) from None
 
     source = folder / "source.onnx"
     with progress.stage("fetch"):
         fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
-    expect_digest(fetched, task.sha256, FIELD_SOURCE, task.source.uri)
+    expect_digest(fetched, task.sha256, "spec.model.sha256", task.source.uri)
+    if task.signature and signer:
+        with progress.stage("signature"):
+            verify(task.signature, signer[0], fetched.sha256)
+    kind = expect_format(source, task.format)
+    original: Original | None = None
+    if kind != "ONNX":
+        with progress.stage("convert"):
+            probe(source, kind)
+            original = load(source, kind, folder)
+            convert(original, kind, folder / "converted.onnx")
+        source = folder / "converted.onnx"
+    elif is_archive(source):
+        with progress.stage("unpack"):
+            source = unpack(source, folder) or source
     with progress.stage("check"):
         info = check(source)
         open_session(source, FIELD_SOURCE)
@@ -230,12 +229,15 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
                 f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
                 "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
             ) from None
-        data: dict[str, Data] = {}
-        for field, (wanted, step) in _sources(task).items():
-            if isinstance(wanted, DataSet):
-                arrays = read_archive(files[field].path, field)
-                labelled = step is None or steps.labels_in(step, arrays, wanted.labels)
-                data[field] = match(arrays, wanted, info.inputs, field, labelled=labelled)
+        data, models = _checked(task, files, info.inputs)
+    warnings: list[str] = []
+    conversion: dict[str, Any] | None = None
+    if original:
+        with progress.stage("parity"):
+            given = data.get(FIELD_GATE) or next(iter(data.values()), None)
+            conversion = parity(original, kind, source, given.inputs[INPUT] if given else None)
+        if conversion["generated"]:
+            warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
     budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
     with progress.stage("optimize"):
         applied = steps.apply(
@@ -243,12 +245,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             source,
             folder,
             data,
-            {field: file.path for field, file in files.items() if field not in data},
+            models,
             max_drop=min(budgets, default=None),
             symmetric=task.instance_kind == "KIND_GPU",
             advance=progress.update,
         )
-    optimized, warnings = applied.path, applied.warnings
+    optimized = applied.path
+    warnings += applied.warnings
     size_after = optimized.stat().st_size
     if task.steps:
         open_session(optimized, "the optimized model")
@@ -259,24 +262,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
             warnings.append("a step's data and held-out data are the same file: the accuracy after is too optimistic; use different samples")
 
-    gate: dict[str, Any] | None = None
-    decision: GateDecision | None = None
+    measured: Measured | None = None
     if task.gate:
-        measured = _gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
-        decision = measured.decision
-        before, after = accuracies(measured.paired)
-        if measured.duplicates:
-            warnings.append(f"{measured.duplicates} of {measured.paired.n} held-out samples repeat others: they add no information")
-        gate = {
-            "accuracyBefore": before,
-            "accuracyAfter": after,
-            "paired": measured.paired.model_dump(),
-            "interval": list(decision.interval),
-            "verdict": decision.verdict,
-            "reason": decision.reason,
-            "slices": measured.slices,
-            "duplicates": measured.duplicates,
-        }
+        measured = run_gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
+        if measured.report["duplicates"]:
+            warnings.append(
+                f"{measured.report['duplicates']} of {measured.report['samples']} held-out samples repeat others: they add no information"
+            )
     report: dict[str, Any] = {
         "format": 1,
         "key": key,
@@ -284,14 +276,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         "model": {"inputs": [str(t) for t in info.inputs], "outputs": [str(t) for t in info.outputs], "opset": info.opset},
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
+        "conversion": conversion,
         "steps": applied.done,
-        "gate": gate,
+        "gate": measured.report if measured else None,
         "warnings": warnings,
     }
-    if decision and decision.verdict != "Successful":
-        code = ExitCode.GATE_FAILED if decision.verdict == "Failed" else ExitCode.GATE_INCONCLUSIVE
-        evidence = _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None})
-        raise JobError(code, decision.reason, f"spec.optimization.gate: {decision.message}", evidence)
+    if measured:
+        raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
     with progress.stage("publish"):
         entries = {
             MODEL_FILE: _file_entry(optimized),

@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
+    SIGNER_DIR,
     TASK_ENV,
     Batching,
     DataSet,
@@ -19,6 +20,7 @@ from modelrollout.api.tasks import (
     GateMetric,
     PrepareTask,
     ResolveTask,
+    Signature,
     Step,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
@@ -185,6 +187,9 @@ def prepare_job(
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
     located = [source, artifacts]
+    signature, signer = _signature(model, config)
+    if signature:
+        located.append(signature[1])
     steps = []
     for i, step in enumerate(optimization.steps):
         task_step, where_from = _step(i, step, model.credentials, config)
@@ -194,11 +199,13 @@ def prepare_job(
     if optimization.gate:
         data, where = _data("spec.optimization.gate.data", optimization.gate.data, model.credentials, config, "gate")
         located.append(where)
-        gate = Gate(data=data, metrics=tuple(GateMetric(name=m.name, max_drop=m.max_drop, min=m.min) for m in optimization.gate.metrics))
+        # Field by field the same; what the spec leaves out keeps the task's default.
+        gate = Gate(data=data, metrics=tuple(GateMetric.model_validate(m.model_dump(exclude_none=True)) for m in optimization.gate.metrics))
     task = PrepareTask(
         source=source.location,
         sha256=sha256,
-        format=model.format or "ONNX",
+        signature=signature[0] if signature else None,
+        format=model.format,
         steps=tuple(steps),
         gate=gate,
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
@@ -206,7 +213,7 @@ def prepare_job(
         artifacts=artifacts.location,
         target_hardware=_hardware(serving),
     )
-    return _job(
+    job = _job(
         owner,
         name,
         labels(deployment, names.COMPONENT_PREPARE, owner.name, number),
@@ -217,8 +224,32 @@ def prepare_job(
         seconds(optimization.timeout),
         serving,
         config,
-        config.images.trainer if any(step.needs_trainer for step in optimization.steps) else None,
+        _image(model, optimization, config),
     )
+    pod = job["spec"]["template"]["spec"]
+    pod["volumes"] += [volume for volume, _ in signer]
+    pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    return job
+
+
+def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
+    """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
+    if any(step.needs_trainer for step in optimization.steps):
+        return config.images.trainer
+    return config.images.trees if model.needs_trees else None
+
+
+def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:
+    """The signature that is asked for with where it lies, and (volume, mount) of the signer's key."""
+    wanted = model.signature
+    if wanted is None:
+        return None, []
+    uri = wanted.uri or f"{model.uri}.sig"
+    where = locate(uri, allowed("spec.model.signature.uri", uri, config), model.credentials, "signature")
+    ref = wanted.key_secret_ref
+    secret = {"secretName": ref.name, "optional": True, "defaultMode": 0o440, "items": [{"key": ref.key, "path": ref.key}]}
+    volume, mount = {"name": "signer", "secret": secret}, {"name": "signer", "mountPath": SIGNER_DIR, "readOnly": True}
+    return (Signature(location=where.location, key_file=f"{SIGNER_DIR}/{ref.key}"), where), [(volume, mount)]
 
 
 def _hardware(serving: Serving) -> str:

@@ -339,6 +339,9 @@ def _accuracy(rollout: RolloutStatus, old: ModelRevisionStatus) -> str | None:
         return f"{artifact.accuracy_after:.3f} ({artifact.accuracy_after - artifact.accuracy_before:+.3f})"
     if evaluation and evaluation.accuracy is not None:
         return f"{evaluation.accuracy:.3f}"
+    if artifact and artifact.metrics:  # a regression has no accuracy: its first metric by name
+        first = artifact.metrics[0]
+        return f"{first.name} {first.after:.4g} ({first.after - first.before:+.2g})"
     return old.accuracy
 
 

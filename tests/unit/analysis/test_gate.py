@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.analysis.gate import accuracies, decide, drop_interval, samples_needed
-from modelrollout.api.tasks import Paired
+from modelrollout.analysis.gate import accuracies, decide, drop_interval, judge, samples_needed, share_estimate, z_of
+from modelrollout.api.tasks import GateBudget, Paired
 
 
 def pairs(n: int, b: int, c: int, wrong: int = 0) -> Paired:
@@ -110,7 +110,7 @@ def test_interval_holds_the_adjusted_drop_and_mirrors(paired: Paired) -> None:
 
 @given(counts, budgets)
 def test_samples_needed_is_enough(paired: Paired, budget: float) -> None:
-    need = samples_needed(paired, budget)
+    need = samples_needed(share_estimate("accuracy", paired), budget)
     assert need >= max(1, paired.n)
     rate_b, rate_c = (paired.only_baseline_right / paired.n, paired.only_candidate_right / paired.n) if paired.n else (0, 0)
     low, high = drop_interval(need, rate_b * need, rate_c * need)
@@ -122,3 +122,44 @@ def test_accuracies_are_shares(paired: Paired) -> None:
     before, after = accuracies(paired)
     assert 0 <= before <= 1
     assert 0 <= after <= 1
+
+
+def test_a_relative_budget_is_a_share_of_the_original() -> None:
+    half_right = pairs(4000, 60, 20, wrong=2000)  # 0.49 against 0.505 before: 0.01 is 2 % of it
+    assert judge(share_estimate("topK", half_right), GateBudget(max_drop_relative=0.05)).verdict == "Successful"
+    decision = judge(share_estimate("topK", half_right), GateBudget(max_drop_relative=0.01))
+    assert (decision.verdict, decision.reason) == ("Failed", "MetricDrop")
+
+
+def test_the_smaller_of_two_budgets_counts() -> None:
+    estimate = share_estimate("accuracy", pairs(2000, 60, 10))
+    assert judge(estimate, GateBudget(max_drop=0.5, max_drop_relative=0.001)).verdict == "Failed"
+    assert judge(estimate, GateBudget(max_drop=0.001, max_drop_relative=0.5)).verdict == "Failed"
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(20, "Inconclusive"), (2000, "Successful")])
+def test_a_limit_of_the_value_needs_data_too(n: int, verdict: str) -> None:
+    decision = judge(share_estimate("agreement", pairs(n, 0, 0)), GateBudget(min=0.95))
+    assert decision.verdict == verdict
+
+
+def test_golden_data_keeps_its_plain_threshold() -> None:
+    assert decide(pairs(20, 0, 0), max_drop=0.5, minimum=0.95).verdict == "Successful"
+
+
+@pytest.mark.parametrize(("share", "n"), [(1.0, 50), (0.98, 200), (0.9, 100), (0.5, 40)])
+def test_the_interval_of_a_value_covers_in_simulation(share: float, n: int) -> None:
+    rng = random.Random(3)
+    runs, hits = 600, 0
+    for _ in range(runs):
+        right = sum(rng.random() < share for _ in range(n))
+        low, high = share_estimate(
+            "accuracy", Paired(n=n, both_right=right, only_candidate_right=0, only_baseline_right=0, both_wrong=n - right)
+        ).value_interval()
+        hits += low <= share <= high
+    assert hits / runs >= 0.94
+
+
+def test_many_comparisons_widen_intervals() -> None:
+    assert z_of(1) == pytest.approx(1.959964, abs=1e-6)
+    assert z_of(50) == pytest.approx(3.2905, abs=1e-3)  # 1 - 0.025 / 50

@@ -74,8 +74,8 @@ def test_labels_that_no_answer_can_match(labels: list[int], known: int | None) -
 
 def test_valid_onnx_that_the_runtime_does_not_know(tmp_path: Path) -> None:
     model = classifier()
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-    model.graph.node[2].domain, model.graph.node[2].op_type = "com.example", "Own"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[2].domain, model.graph.node[2].op_type = "com.microsoft", "Own"
     path = save(model, tmp_path)
     check(path)
     with pytest.raises(JobError) as error:
@@ -160,3 +160,24 @@ def test_what_cannot_be_quantized(tmp_path: Path) -> None:
         with pytest.raises(JobError) as error:
             quantize(path, tmp_path / "out.onnx", check(path), calibration, symmetric=False, field="f")
         assert error.value.reason == reason
+
+
+def test_a_loop_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_module, "BATCH_LIMIT_SECONDS", 0.2)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["v"], ["w"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 3])],
+    )
+    model = classifier()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("Loop", ["", "yes", "scores"], ["never"], body=body))
+    model.graph.output[0].name = "never"
+    with pytest.raises(JobError) as error:
+        classes(save(model, tmp_path), samples(4)[0])
+    assert error.value.reason == "InferenceTimeout"

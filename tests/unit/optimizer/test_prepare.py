@@ -67,6 +67,10 @@ def task_for(store: ObjectStore, **changes: Any) -> PrepareTask:
     return PrepareTask(**(fields | changes))
 
 
+def gate_for(store: ObjectStore, *metrics: GateMetric, slices: tuple[str, ...] = ("writer",), **changes: Any) -> Gate:
+    return Gate(data=dataset(store.s3("data/heldout.npz"), slices=slices, **changes), metrics=metrics)
+
+
 def prepared(task: PrepareTask) -> TaskResult:
     return run(task, Progress())
 
@@ -166,9 +170,11 @@ def test_without_steps_the_model_is_served_as_it_is(store: ObjectStore) -> None:
 
 def test_without_steps_a_gate_needs_no_thousands_of_samples(store: ObjectStore) -> None:
     store.objects["/data/heldout.npz"] = labelled(20, writer=np.arange(20))
-    result = prepared(task_for(store, steps=()))
+    result = prepared(task_for(store, steps=(), gate=gate_for(store, GateMetric(max_drop=0.02, min=0.5))))
     assert result.paired is not None
     assert result.accuracy_before == result.accuracy_after
+    error = refusal(task_for(store, steps=()))  # but 20 samples do not prove 80 %
+    assert (error.code, error.reason) == (ExitCode.GATE_INCONCLUSIVE, "TooFewSamples")
 
 
 def test_optimized_without_gate_is_said(store: ObjectStore) -> None:

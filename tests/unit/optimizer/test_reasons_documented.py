@@ -17,6 +17,8 @@ OTHERS = {
     ("Terminated", 1),
     ("AccuracyDrop", 12),
     ("AccuracyLow", 12),
+    ("MetricDrop", 12),
+    ("MetricLow", 12),
     ("TooFewSamples", 13),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelrollout.api.tasks import ExitCode
-from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving
+from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
 
@@ -22,7 +22,7 @@ def test_resolve_asks_for_nothing_but_the_source() -> None:
 
 def test_prepare_has_all_it_needs() -> None:
     task = o.task(o.prepare())
-    assert task["sha256"] == o.SHA and task["format"] == "ONNX"
+    assert task["sha256"] == o.SHA and "format" not in task
     assert task["steps"][0]["method"] == "Static" and task["steps"][0]["calibration"]["location"]["uri"] == "s3://models/c.npz"
     assert task["gate"]["metrics"] == [{"name": "accuracy", "max_drop": 0.005}] and task["gate"]["data"]["slices"] == ["writer"]
     assert task["artifacts"]["uri"] == "s3://artifacts/all/ml", "caches are per tenant"
@@ -171,3 +171,34 @@ def test_jobs_do_not_ask_for_the_servers_gpu() -> None:
 def test_a_uri_outside_the_allowed_stores_is_refused_by_field(make: object, field: str) -> None:
     with pytest.raises(NotAllowedError, match=f"^{field.replace('[', '.').replace(']', '.')}: .* s3://models"):
         make()  # type: ignore[operator]
+
+
+def test_a_signed_model_brings_the_signers_key() -> None:
+    model = o.MODEL.model_copy(update={"signature": Signature.model_validate({"keySecretRef": {"name": "signers", "key": "digits.pub"}})})
+    job = o.prepare(model=model)
+    assert o.task(job)["signature"] == {
+        "location": o.task(job)["source"] | {"uri": f"{model.uri}.sig", "credentials": "signature"},
+        "key_file": "/var/run/modelrollout/signer/digits.pub",
+    }
+    pod = job["spec"]["template"]["spec"]
+    volume = next(v for v in pod["volumes"] if v["name"] == "signer")
+    assert (volume["secret"]["secretName"], volume["secret"]["items"]) == ("signers", [{"key": "digits.pub", "path": "digits.pub"}])
+    assert {"name": "signer", "mountPath": "/var/run/modelrollout/signer", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    assert "signature" not in o.task(o.prepare())
+
+
+def test_a_signature_lies_in_an_allowed_store() -> None:
+    elsewhere = Signature.model_validate({"keySecretRef": {"name": "signers", "key": "k"}, "uri": "s3://elsewhere/m.sig"})
+    with pytest.raises(NotAllowedError, match=r"spec.model.signature.uri"):
+        o.prepare(model=o.MODEL.model_copy(update={"signature": elsewhere}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "image"), [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1")]
+)
+def test_the_image_goes_with_the_format(monkeypatch: pytest.MonkeyPatch, kind: str | None, image: str) -> None:
+    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1"})
+    monkeypatch.setattr(o, "CONFIG", o.CONFIG.model_copy(update={"images": images}))
+    job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}))
+    assert o.pod(job)["containers"][0]["image"] == image
+    assert o.task(job).get("format") == kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode, Paired, TaskResult
+from modelrollout.api.tasks import ExitCode, MetricResult, Paired, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, Work
 from tests.unit.rollout import builders as b
@@ -19,6 +19,8 @@ MADE = TaskResult(
     accuracy_after=0.975,
     paired=Paired(n=2000, both_right=1950, only_candidate_right=0, only_baseline_right=10, both_wrong=40),
     drop_interval=(0.002, 0.009),
+    samples=2000,
+    metrics=(MetricResult(name="f1", n=2000, before=0.97, after=0.96, interval=(0.002, 0.02), verdict="Successful", reason="WithinBudget"),),
 )
 LOST_TOO_MUCH = MADE.model_copy(
     update={"artifact_uri": None, "artifact_digest": None, "reason": "AccuracyDrop", "message": "the loss exceeds the budget"}
@@ -43,6 +45,7 @@ def test_what_was_made_is_kept_as_evidence() -> None:
     assert to.stage == "Provision" and to.artifact is not None
     assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == ("sha256:aa", 1000, 260, 2000)
     assert (to.artifact.accuracy_before, to.artifact.accuracy_after, to.artifact.drop_interval) == (0.98, 0.975, [0.002, 0.009])
+    assert [(m.name, m.verdict, m.samples, m.interval) for m in to.artifact.metrics] == [("f1", "Successful", 2000, [0.002, 0.02])]
 
 
 def test_a_revision_that_was_prepared_before_is_not_prepared_again() -> None:

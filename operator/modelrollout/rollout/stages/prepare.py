@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, Interface
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
@@ -64,8 +64,22 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
         size_after=result.artifact_size_bytes or 0,
         accuracy_before=result.accuracy_before,
         accuracy_after=result.accuracy_after,
-        samples=result.paired.n if result.paired else None,
+        samples=result.samples,
         drop_interval=list(result.drop_interval) if result.drop_interval else None,
+        metrics=[
+            GateMetricEvidence(
+                name=m.name,
+                verdict=m.verdict,
+                reason=m.reason,
+                samples=m.n,
+                before=m.before,
+                after=m.after,
+                interval=list(m.interval),
+                allowed=m.allowed,
+                slice=m.slice,
+            )
+            for m in result.metrics
+        ],
         reused=result.reused,
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
     )
@@ -73,6 +87,7 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
     size = f"{evidence.size_before} -> {evidence.size_after} bytes"
-    if evidence.accuracy_after is None or evidence.accuracy_before is None:
-        return Event("Prepared", f"{size}, no accuracy gate")
-    return Event("Prepared", f"{size}, accuracy {evidence.accuracy_before:.4f} -> {evidence.accuracy_after:.4f} on {evidence.samples} samples")
+    if not evidence.metrics:
+        return Event("Prepared", f"{size}, no gate")
+    metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
+    return Event("Prepared", f"{size}, {metrics} on {evidence.samples} samples")

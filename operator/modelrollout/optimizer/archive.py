@@ -1,0 +1,226 @@
+"""A model that comes as an archive: one .onnx file, with the files that its large tensors lie in. Nothing leaves the folder.
+
+Every member is looked at before the first byte is written: names that lead out of the folder, links, devices and archives larger than the limit
+are refused by name. External data is read from the archive's own files only and put into the model, so that what is published is one file again.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from onnx import ModelProto, TensorProto
+
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer.model import PROTOBUF_LIMIT, all_tensors, parse, save_as_external
+
+MAX_MEMBERS = 10_000
+UNPACKED_LIMIT_BYTES = 3 << 30  # the model itself ends at 2 GiB
+_CHUNK = 1 << 20
+_FIELD = "spec.model.uri"
+
+# What the readers raise for archives that are damaged, encrypted, or packed in a way that they do not know.
+_BROKEN: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, OverflowError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    size: int
+    plain: bool  # a regular file
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is a zip or (packed) tar archive, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
+
+
+def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path | None:
+    """The model of an archive as one file in ``folder``; None where the archive holds no .onnx file.
+
+    Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``inline``.
+    """
+    with _told(), _reader(path) as reader:
+        members = list(reader.members())
+        models = [m.name for m in members if m.plain and m.name.endswith(".onnx")]
+        if not models:
+            return None
+        _check(members, limit)
+        if len(models) > 1:
+            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} .onnx files ({', '.join(sorted(models)[:5])}); keep one")
+        root = folder / "archive"
+        for member in members:
+            if member.plain:
+                _write(reader, member, root / member.name)
+    target = folder / "unpacked.onnx"
+    target.write_bytes(inline(parse(root / models[0]), (root / models[0]).parent, root).SerializeToString())
+    return target
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Trouble of the readers as a reason."""
+    try:
+        yield
+    except JobError:
+        raise
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the disk's, not the archive's
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise bad_input(
+            "ArchiveBroken", f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it anew, without a password"
+        ) from None
+
+
+class _Zip:
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+
+    def close(self) -> None:
+        self._zip.close()
+
+    def members(self) -> Iterator[_Member]:
+        for entry in self._zip.infolist():
+            kind = stat.S_IFMT(entry.external_attr >> 16)
+            if not entry.is_dir():
+                yield _Member(entry.filename, entry.file_size, kind in (0, stat.S_IFREG))
+
+    def open(self, name: str) -> IO[bytes]:
+        return self._zip.open(name)
+
+
+class _Tar:
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "r:*")  # noqa: SIM115
+        self._entries: dict[str, tarfile.TarInfo] = {}
+
+    def close(self) -> None:
+        self._tar.close()
+
+    def members(self) -> Iterator[_Member]:
+        total = 0
+        for entry in self._tar:
+            total += entry.size
+            if len(self._entries) > MAX_MEMBERS or total > UNPACKED_LIMIT_BYTES:  # every look at the next one unpacks what lies between
+                raise _too_large(total, UNPACKED_LIMIT_BYTES)
+            self._entries.setdefault(entry.name, entry)
+            if not entry.isdir():
+                yield _Member(entry.name, entry.size, entry.isreg())
+
+    def open(self, name: str) -> IO[bytes]:
+        found = self._tar.extractfile(self._entries[name])
+        assert found is not None  # a regular file
+        return found
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[_Zip | _Tar]:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    reader = _Zip(path) if zipped else _Tar(path)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _check(members: list[_Member], limit: int) -> None:
+    if len(members) > MAX_MEMBERS:
+        raise bad_input("TooLarge", f"{_FIELD}: the archive holds {len(members)} files, more than {MAX_MEMBERS}; pack the model and its data only")
+    seen: set[str] = set()
+    for member in members:
+        parts = PurePosixPath(member.name)
+        if not member.plain:
+            raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a link or a device; pack plain files only")
+        if parts.is_absolute() or ".." in parts.parts or "\\" in member.name or "\0" in member.name or ":" in member.name or not parts.parts:
+            raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive leads out of its folder; pack it with relative names")
+        if str(parts) in seen:
+            raise bad_input(
+                "ArchiveUnsafe", f"{_FIELD}: {member.name!r} is in the archive twice, so that it is not clear what was meant; pack it once"
+            )
+        seen.add(str(parts))
+    total = sum(member.size for member in members)
+    if total > limit:
+        raise _too_large(total, limit)
+
+
+def _too_large(total: int, limit: int) -> JobError:
+    return bad_input("TooLarge", f"{_FIELD}: {total} bytes or more unpacked, more than the limit of {limit}; pack the model and its data only")
+
+
+def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
+    """The member's bytes; a size that was announced too small is a lie, and refused."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with reader.open(member.name) as source, target.open("xb") as file:
+            done = 0
+            while chunk := source.read(_CHUNK):
+                done += len(chunk)
+                if done > member.size:
+                    raise bad_input("ArchiveBroken", f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it anew")
+                file.write(chunk)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew") from None
+
+
+def inline(model: ModelProto, folder: Path, root: Path) -> ModelProto:
+    """The model with its external data inside it. ``folder``: where locations begin; files must lie in ``root``.
+
+    Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge.
+    """
+    total = model.ByteSize()
+    for tensor in all_tensors(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        location = where.get("location", "")
+        path = PurePosixPath(location)
+        if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
+            raise bad_input(
+                "ExternalDataUnsafe", f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive; {save_as_external}"
+            )
+        file = folder / path
+        if not file.is_file() or not file.resolve().is_relative_to(root.resolve()):
+            raise bad_input(
+                "ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too"
+            )
+        data = _part(tensor.name, location, file, where)
+        total += len(data)
+        if total > PROTOBUF_LIMIT:
+            raise bad_input("ModelTooLarge", f"{_FIELD}: the model with its external data exceeds 2 GiB, the limit of an ONNX file; use FP16 or int8")
+        tensor.raw_data = data
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.DEFAULT
+    return model
+
+
+def _part(tensor: str, location: str, file: Path, where: dict[str, str]) -> bytes:
+    size = file.stat().st_size
+    try:
+        offset = int(where.get("offset", "0"))
+        length = int(where.get("length", size - offset))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length < 0 or offset + length > size:
+        raise bad_input(
+            "ExternalDataMissing",
+            f"{_FIELD}: tensor {tensor!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of {location!r}, "
+            f"which has {size}; {save_as_external}",
+        )
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(length)

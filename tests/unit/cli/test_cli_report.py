@@ -1,0 +1,196 @@
+"""What ``modelrollout report`` says, in all its forms."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from cli_fakes import STABLE, FakeKube, deployment, revision, rollout
+from typer.testing import Result
+
+from modelrollout.cli.report import Judged
+from modelrollout.cli.report_text import bar
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION
+
+Cli = Callable[..., Result]
+
+HOSTILE = "<script>alert(1)</script> | `x` [a](http://evil) & \"q\" 'p'"
+ARTIFACT: dict[str, Any] = {
+    "uri": "s3://a/k", "digest": "sha256:" + "e" * 64, "sizeBefore": 1_600_000, "sizeAfter": 408_000, "accuracyBefore": 0.988, "accuracyAfter": 0.986,
+    "samples": 10_000,
+    "metrics": [
+        {"name": "accuracy", "verdict": "Successful", "reason": "WithinBudget", "samples": 10_000, "before": 0.988, "after": 0.986,
+         "interval": [0.0005, 0.0036], "allowed": 0.005},
+        {"name": "f1", "verdict": "Failed", "reason": "MetricDrop", "samples": 400, "before": 0.91, "after": 0.85, "interval": [0.02, 0.1],
+         "allowed": 0.01, "slice": "writer=7"},
+        {"name": "recall", "verdict": "Inconclusive", "reason": "TooFewSamples", "samples": 40, "before": 0.9, "after": 0.9, "interval": [-0.1, 0.1]},
+    ],
+}  # fmt: skip
+METRICS: list[dict[str, Any]] = [
+    {"name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut", "message": HOSTILE, "canary": {"total": 1204, "bad": 3},
+     "stable": {"total": 3590, "bad": 9}, "interval": [-0.0031, 0.0044]},
+    {"name": "gpu-memory", "verdict": "Successful", "reason": "WithinLimits", "value": 6.1e10},
+]  # fmt: skip
+SPENT = {"Prepare": 34.0, "Canary": 191.0}
+STEPS: list[dict[str, Any]] = [
+    {"index": 0, "weight": 5, "verdict": "Successful", "reason": "RegressionRuledOut", "seconds": 61.0, "metrics": METRICS},
+    {"index": 1, "weight": 25, "verdict": "Failed", "reason": "ErrorsHigh", "seconds": 130.0, "metrics": METRICS[:1]},
+]
+
+
+@pytest.fixture
+def ended(kube: FakeKube) -> FakeKube:
+    """digits-8d1b was rolled back."""
+    kube.add(
+        MODEL_REVISION,
+        revision(
+            "digits-8d1b", 3, "RolledBack", reason="ErrorsHigh", message=HOSTILE, artifact=ARTIFACT, steps=STEPS, stages=SPENT,
+            evaluation={"verdict": "Successful", "reason": "ProvenNotWorse", "samples": 10_000, "accuracy": 0.986, "stableAccuracy": 0.983,
+                        "stable": "digits-6c9f", "onlyCandidateRight": 60, "onlyStableRight": 30, "latencyP99Ms": 2.9},
+        ),
+    )  # fmt: skip
+    failed = rollout("Failed", outcome="RolledBack", reason="ErrorsHigh", message=HOSTILE)
+    del failed["stages"]
+    kube.add(
+        MODEL_DEPLOYMENT,
+        deployment(phase="Failed", stable=STABLE, rollout={**failed, "history": STEPS, "stages": SPENT}),
+    )
+    return kube
+
+
+def ran(cli: Cli, *args: str) -> str:
+    result = cli("report", *args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
+    text = ran(cli, "digits")
+    for words in (
+        ("digits-8d1b", "#3", "RolledBack"), ("ErrorsHigh: <script>",), ("source sha256", "a" * 64), ("artifact digest", "sha256:eeee"),
+        ("size as served", "398.4 KiB (408000 B), -74.5%"), ("f1, writer=7", "0.8500 of 400", "+0.0200 to +0.1000, allowed 0.01", "Failed"),
+        ("recall", "0.9000 of 40", "Inconclusive"), ("accuracy", "0.9860 of 10000", "0.9830 (digits-6c9f)", "-0.0049 to -0.0011", "Successful"),
+        ("Canary step 1, 5 %", "1m1s", "Successful", "RegressionRuledOut"), ("errors", "3 bad of 1204 (0.25%)", "9 bad of 3590"),
+        ("gpu-memory", "6.1e+10"), ("Canary step 2, 25 %", "Failed", "ErrorsHigh"), ("Prepare", "34s", "█"), ("Canary", "3m11s"),
+    ):  # fmt: skip
+        assert any(all(w in line for w in words) for line in text.splitlines()), f"{words}\n{text}"
+
+
+def test_markdown_is_tables_and_nothing_else(cli: Cli, ended: FakeKube) -> None:
+    text = ran(cli, "digits", "-o", "markdown")
+    assert "| f1, writer=7 | 0.8500 | 0.9100 | 400 | +0.0600 | +0.0200 to +0.1000 | 0.01 | Failed | MetricDrop |" in text
+    assert "### Step 2: 25 % of the requests, 2m10s" in text
+    assert "<script>" not in text
+    assert "[a](" not in text
+    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith(("| errors", "| accuracy"))}
+    assert widths == {10}
+
+
+class Page(HTMLParser):
+    """Tags that a page opens and does not close, and where it would load something from."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_html_is_one_sound_file_with_pictures(cli: Cli, ended: FakeKube) -> None:
+    text = ran(cli, "digits", "-o", "html")
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.loads == []
+    assert HOSTILE in page.words
+    pictures = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
+    assert len(pictures) == 6  # gate, golden, steps, two steps' intervals, times
+    for picture in pictures:
+        assert "aria-label" in picture
+    assert "prefers-color-scheme:dark" in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_json_has_numbers(cli: Cli, ended: FakeKube) -> None:
+    found = json.loads(ran(cli, "digits", "-o", "json"))
+    assert found["outcome"] == "RolledBack"
+    assert found["facts"]["artifact digest"] == ARTIFACT["digest"]
+    assert [(m["verdict"], m["interval"], m["margin"]) for m in found["gate"]] == [
+        ("Successful", [0.0005, 0.0036], 0.005),
+        ("Failed", [0.02, 0.1], 0.01),
+        ("Inconclusive", [-0.1, 0.1], None),
+    ]
+    assert found["steps"][0]["metrics"][0]["margin"] == 0.005  # of spec
+    assert found["stages"] == {"Prepare": 34.0, "Canary": 191.0}
+
+
+def test_the_one_in_flight_comes_with_its_present_step(cli: Cli) -> None:
+    found = json.loads(ran(cli, "digits", "-o", "json"))
+    assert (found["revision"], found["outcome"], found["reason"]) == ("digits-8d1b", "in flight", "Canary")
+    assert [(s["number"], s["weight"], s["ended"]) for s in found["steps"]] == [(1, 5, True), (2, 25, False)]
+    for form in ("text", "markdown", "html"):
+        assert "in progress" in ran(cli, "digits", "-o", form)
+
+
+@pytest.mark.parametrize("wanted", ["digits-6c9f", "2"])
+def test_a_revision_by_name_or_number(cli: Cli, wanted: str) -> None:
+    assert json.loads(ran(cli, f"digits/{wanted}", "-o", "json"))["revision"] == "digits-6c9f"
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])
+def test_a_revision_without_evidence(cli: Cli, form: str) -> None:
+    assert "digits-5aaa" in ran(cli, "digits/1", "-o", form)
+
+
+def test_what_is_not_there(cli: Cli, kube: FakeKube) -> None:
+    result = cli("report", "digits/17")
+    assert result.exit_code == 1
+    assert "digits-8d1b" in result.stderr
+    kube.objects = {key: value for key, value in kube.objects.items() if key[0] != MODEL_REVISION.plural}
+    result = cli("report", "digits")
+    assert result.exit_code == 1
+    assert "no revision yet" in result.stderr
+
+
+def row(**fields: Any) -> Judged:
+    return Judged(**({"name": "m", "verdict": "Successful", "reason": "r", "candidate": "1", "reference": "1"} | fields))
+
+
+def test_the_picture_in_the_terminal() -> None:
+    inside = bar(row(interval=(-0.005, 0.005), margin=0.01, harm=0.0), 41)
+    assert inside.index("!") == 30  # what is allowed is half-way between the middle and the end
+    assert (inside.index("─"), inside.rindex("─"), inside[20]) == (15, 25, "●")
+    beyond = bar(row(interval=(-1.0, 1.0), margin=0.01), 41)
+    assert (beyond[0], beyond[-1], beyond[20], beyond[30]) == ("<", ">", "┼", "╫")
+    assert bar(row()) == ""
+    assert len(bar(row(interval=(0.0, 0.0)))) == 33
+
+
+def test_pictures_are_well_formed(cli: Cli, ended: FakeKube) -> None:
+    text = ran(cli, "digits", "-o", "html")
+    for part in text.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
