@@ -110,7 +110,8 @@ def probe(path: Path, kind: SourceFormat) -> None:
     run = f"import sys; from pathlib import Path; from modelrollout.optimizer.convert import try_out; try_out(Path(sys.argv[1]), {kind!r})"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", run, str(path)]
-        environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PATH": os.environ.get("PATH", ""), "HOME": folder, "TMPDIR": folder}
+        kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
+        environment = kept | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "HOME": folder, "TMPDIR": folder}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, timeout=PROBE_SECONDS, check=False)
         except subprocess.TimeoutExpired:

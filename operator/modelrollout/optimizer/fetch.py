@@ -253,11 +253,11 @@ class Store:
 
 
 def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:
-    """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` is the digest's."""
+    """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` holds ``uri`` and ``sha256``."""
     if found.sha256 != wanted.removeprefix("sha256:"):
         raise JobError(
             ExitCode.BAD_INPUT,
             "DigestMismatch",
-            f"{field}: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file was replaced after it was pinned: "
-            f"correct {field}, or publish each version under a URI of its own",
+            f"{field}.uri: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file was replaced after it was pinned: "
+            f"correct {field}.sha256, or publish each version under a URI of its own",
         )

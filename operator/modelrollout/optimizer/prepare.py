@@ -183,7 +183,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             path = folder / f"source-{number}"
             fetched = Store(wanted.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update)
             if isinstance(wanted, ModelFile) and wanted.sha256:
-                expect_digest(fetched, wanted.sha256, f"{field}.sha256", wanted.location.uri)
+                expect_digest(fetched, wanted.sha256, field, wanted.location.uri)
             files[field] = _DataFile(path, fetched, field)
     signer = load_key(task.signature) if task.signature else None
     inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
@@ -203,7 +203,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     source = folder / "source.onnx"
     with progress.stage("fetch"):
         fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
-    expect_digest(fetched, task.sha256, "spec.model.sha256", task.source.uri)
+    expect_digest(fetched, task.sha256, "spec.model", task.source.uri)
     if task.signature and signer:
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)

@@ -195,11 +195,12 @@ def test_too_large_is_not_read(server: ObjectStore, tmp_path: Path, monkeypatch:
 
 
 def test_other_bytes_than_pinned() -> None:
-    expect_digest(fetch.Fetched(SHA, 1), f"sha256:{SHA}", "spec.model.uri", "s3://b/k")
+    expect_digest(fetch.Fetched(SHA, 1), f"sha256:{SHA}", "spec.model", "s3://b/k")
     with pytest.raises(JobError) as error:
-        expect_digest(fetch.Fetched(SHA, 1), "0" * 64, "spec.model.uri", "s3://b/k")
+        expect_digest(fetch.Fetched(SHA, 1), "0" * 64, "steps[0].distill.student", "s3://b/k")
     assert (error.value.code, error.value.reason) == (ExitCode.BAD_INPUT, "DigestMismatch")
-    assert SHA in error.value.message
+    assert error.value.message.startswith(f"steps[0].distill.student.uri: s3://b/k has sha256 {SHA}, ")
+    assert "correct steps[0].distill.student.sha256" in error.value.message
 
 
 def test_spaces_and_percent_signs_in_names(server: ObjectStore, tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def test_what_was_pruned_is_learned_again(tmp_path: Path, importance: str) -> No
     test = images(400, seed=6)
     right = scores(onnx.load(w.target), test.inputs["x"]).argmax(1) == test.labels
     assert right.mean() > 0.7  # untrained: a quarter
-    again = prune(step, work(source, data=data, target=tmp_path / "again.onnx"))
-    assert again == done
-    assert (tmp_path / "again.onnx").read_bytes() == w.target.read_bytes()
+    if importance == "Activation":  # which takes all that Magnitude does; every training is compiled anew
+        again = prune(step, work(source, data=data, target=tmp_path / "again.onnx"))
+        assert again == done
+        assert (tmp_path / "again.onnx").read_bytes() == w.target.read_bytes()
 
 
 def test_zeros_stay_zeros_when_trained(tmp_path: Path) -> None:
