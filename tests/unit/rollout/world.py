@@ -347,7 +347,7 @@ class World:
     def serve(self) -> None:
         """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the verdict is good."""
         self.verdict = "Successful"
-        for _ in range(60):
+        for _ in range(90):
             before = (self.version, self.route_version)
             self.kindly()
             self.reconcile()

@@ -17,7 +17,7 @@ from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.facts import Problem, Server
 from modelrollout.traffic.features import GatewayFacts
 from modelrollout.traffic.mirror import Mirror, MirrorRouter, way_of
-from modelrollout.traffic.router import GatewayRouter, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, weights
 from tests.unit.rollout import builders as b
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
@@ -187,3 +187,14 @@ def test_the_trial_is_judged_apart_from_the_clients_route() -> None:
     assert made.tried(seen(made)).taken_up
     assert not made.tried({}).taken_up
     assert router("RequestMirror", routed=False).tried({}).taken_up, "GatewayClass has said so"
+
+
+def test_a_kept_route_loses_its_mirror() -> None:
+    """The spec cannot be read, and the rollout is aborted."""
+    live = children(router())["HTTPRoute", b.NAME]
+    kept = MirrorRouter(KeptRoutes(b.NAME, {("HTTPRoute", b.NAME): live}), b.NAME, None, None, config())
+    assert not kept.taken_up(SPLIT, {("HTTPRoute", b.NAME): live}, {}).taken_up
+    [route] = kept.children(OWNER, SPLIT)
+    assert not is_mirrored(route) and route["spec"]["rules"][0]["backendRefs"] == [
+        {"group": "", "kind": "Service", "name": "digits-1", "port": names.PORT_HTTP, "weight": 100}
+    ]
