@@ -421,7 +421,7 @@ def test_a_student_is_checked_before_anything_is_trained(store: ObjectStore) -> 
     training = Training(data=dataset(store.s3("data/training.npz")))
     student = ModelFile(location=store.s3("models/student.onnx"), sha256="0" * 64)
     error = refusal(task_for(store, steps=(DistillStep(student=student, training=training),)))
-    assert error.reason == "DigestMismatch" and error.message.startswith("spec.optimization.steps[0].distill.student.sha256: ")
+    assert error.reason == "DigestMismatch" and error.message.startswith("spec.optimization.steps[0].distill.student.uri: ")
 
 
 def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:
