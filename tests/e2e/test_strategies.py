@@ -95,7 +95,7 @@ def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: S
 
 
 def test_pause_holds_resume_and_promote_full_go_on_and_restart_replaces_pods(stage: Stage) -> None:
-    stage.apply(deployment(stage, "good.onnx", canary={"steps": [{"weight": 20}, {"pause": {}}, {"weight": 60}, {"pause": {}}]}))
+    stage.apply(deployment(stage, "good.onnx", canary={"steps": [{"weight": 20, "for": "20s"}, {"pause": {}}, {"weight": 60}, {"pause": {}}]}))
     reached(stage, "Canary", {})
     stage.cluster.modelrollout("pause", NAME, "-n", stage.namespace)
     stage.until("it is held", lambda: stage.get(NAME)["status"]["rollout"].get("held"))
@@ -107,7 +107,7 @@ def test_pause_holds_resume_and_promote_full_go_on_and_restart_replaces_pods(sta
     stage.cluster.modelrollout("promote", NAME, "--full", "-n", stage.namespace)
     reached(stage, "Stable", {})
     status = stage.get(NAME)["status"]
-    selector = f"modelrollout.dev/revision={status['stable']['revision']}"
+    selector = f"modelrollout.dev/revision={status['stable']['revision']},modelrollout.dev/component=server"
     before = {p["metadata"]["uid"] for p in stage.cluster.pods(stage.namespace, selector)}
     stage.cluster.modelrollout("restart", NAME, "-n", stage.namespace)
 
