@@ -131,9 +131,11 @@ class LeaderElector:
         """Take or renew the lease if that is allowed; False when it is not or the API server does not answer."""
         leading = self._renewed is not None
         try:
-            if leading and await self._write():  # on the state last seen: saves a read, and the guard tells when it was stale
-                return True
-            await self._look()
+            if leading:
+                if await self._write():  # on the state last seen: saves a read, and the guard tells when it was stale
+                    return True
+            else:
+                await self._look()
             if leading and self._renewed is None:
                 return False  # another may have led meanwhile: stop first, contend later
             return self._may_take() and await self._write()
@@ -159,7 +161,10 @@ class LeaderElector:
         return bool(self._clock() >= self._observed + duration)
 
     async def _write(self, holder: str | None = None) -> bool:
-        """Write us (or ``holder``) into the lease as last seen; False when it is not at that state any more."""
+        """Write us (or ``holder``) into the lease as last seen; False when it is not at that state any more.
+
+        Where a kept-alive connection breaks, the HTTP client sends the request again by itself: a write that was done then meets a conflict.
+        """
         holder = self._holder if holder is None else holder
         sent, now = self._clock(), self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         old = _spec(self._lease)
@@ -176,7 +181,10 @@ class LeaderElector:
         try:
             self._lease = await (self._kube.replace(LEASE, body) if self._lease else self._kube.create(LEASE, body))
         except (AlreadyExists, Conflict, NotFound):
-            return False
+            await self._look()
+            found = _spec(self._lease)
+            if (found.get("holderIdentity"), found.get("renewTime")) != (holder, now):
+                return False
         self._observed = self._clock()
         self._renewed = sent if holder else None
         return True

@@ -11,7 +11,7 @@ from modelrollout.kube.client import AlreadyExists, Conflict, NotFound, Object, 
 
 class FakeApi:
     """``latency`` in seconds for each way of a request, ``answer_latency`` more for the way back;
-    ``down`` fails every request; ``lose_answers`` does it and fails nevertheless."""
+    ``down`` fails every request; ``lose_answers`` does it and fails nevertheless; ``repeats`` does it twice, as a client whose connection broke."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
@@ -20,6 +20,7 @@ class FakeApi:
         self.answer_latency = 0.0
         self.down = False
         self.lose_answers = False
+        self.repeats = False
         self.requests: list[str] = []
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
@@ -31,7 +32,10 @@ class FakeApi:
         key = (resource.plural, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
         if key in self.objects:
             raise AlreadyExists(409, "AlreadyExists", key[2])
-        return await self._answer(self._store(key, obj))
+        stored = self._store(key, obj)
+        if self.repeats:
+            raise AlreadyExists(409, "AlreadyExists", key[2])
+        return await self._answer(stored)
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
         await self._arrive("replace")
@@ -39,7 +43,10 @@ class FakeApi:
         live = self._find(resource, metadata.get("namespace"), metadata["name"])
         if metadata["resourceVersion"] != live["metadata"]["resourceVersion"]:
             raise Conflict(409, "Conflict", metadata["name"])
-        return await self._answer(self._store((resource.plural, metadata.get("namespace", ""), metadata["name"]), obj))
+        stored = self._store((resource.plural, metadata.get("namespace", ""), metadata["name"]), obj)
+        if self.repeats:
+            raise Conflict(409, "Conflict", metadata["name"])
+        return await self._answer(stored)
 
     async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
         await self._arrive("patch")

@@ -275,6 +275,22 @@ def test_a_renewal_whose_answer_was_lost_is_recognized_as_our_own() -> None:
     run(main())
 
 
+def test_a_write_that_was_done_and_sent_again_is_recognized_as_our_own() -> None:
+    async def main() -> None:
+        api = FakeApi()
+        api.repeats = True
+        a, b = Candidate(api, "a"), Candidate(api, "b")
+        leader = await until_leader(a, b)
+        for _ in range(200):
+            await asyncio.sleep(0.3)
+            assert [c for c in (a, b) if c.leads] == [leader]
+        assert [what for _, what in leader.log] == ["started"]
+        await a.close()
+        await b.close()
+
+    run(main())
+
+
 def test_a_lease_taken_by_force_ends_leading_at_the_next_renewal() -> None:
     async def main() -> None:
         api = FakeApi()
