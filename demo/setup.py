@@ -39,6 +39,7 @@ def chart_values(target: Target) -> dict[str, Any]:
         "artifacts": {"name": "artifacts", "uri": f"s3://{target.store.artifacts}/", **s3},
         "prometheus": [{"name": PROMETHEUS, "url": target.prometheus}],
         "gatewayMetrics": {"provider": PROMETHEUS},
+        "shadow": {"traefik": target.gateway.traefik_services},
         # An image that changed under the same name must restart the pods.
         "podAnnotations": {"demo/images": target.revision},
     }

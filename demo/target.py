@@ -31,6 +31,7 @@ class Gateway(_Part):
     namespace: str
     http: str = Field(description="HOST:PORT for HTTP, from here")
     grpc: str = Field(description="HOST:PORT for gRPC (h2c), from here")
+    traefik_services: bool = Field(False, description="it is Traefik with providers.kubernetesCRD: it mirrors by its own TraefikService")
 
 
 class Store(_Part):
@@ -99,7 +100,9 @@ def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
     keys = json.loads(Path(status["objectstore"]["keys_file"]).read_text())
     gateway, store = status["gateway"], status["objectstore"]
     return Target(
-        gateway=Gateway(name=gateway["name"], namespace=gateway["namespace"], http=gateway["address"], grpc=gateway["address"]),
+        gateway=Gateway(
+            name=gateway["name"], namespace=gateway["namespace"], http=gateway["address"], grpc=gateway["address"], traefik_services=True
+        ),
         store=Store(
             endpoint=store["endpoint"],
             endpoint_in_cluster=store["endpoint_in_cluster"],

@@ -202,7 +202,7 @@ class Sandbox:
             note = f"about {part.cold_seconds} s when nothing is cached" if part.cold_seconds else ""
             with progress.step(f"build {part.name}", logs / f"build-{part.name}.log", note):
                 parts.build(part, logs / f"build-{part.name}.log")
-        parts.gateway_crds(logs / "gateway-api.log")
+        parts.crds(logs / "gateway-api.log")
         packages.kubectl(logs / "kubectl.log")
 
     def _boot(self, progress: Progress, options: Options) -> Config:
@@ -288,14 +288,15 @@ class Sandbox:
 
     def _addons(self, progress: Progress, c: Config) -> None:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
-            crds = parts.gateway_crds(self.state.logs / "gateway-api.log")
-            self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
+            for crds in parts.crds(self.state.logs / "gateway-api.log"):
+                self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
             self.kubectl(
                 c,
                 "wait",
                 "--for=condition=Established",
                 "--timeout=30s",
                 "crd/gateways.gateway.networking.k8s.io",
+                "crd/traefikservices.traefik.io",
             )
             self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(addons.gateway()))
             self._start("gateway")

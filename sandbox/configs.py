@@ -194,6 +194,7 @@ def traefik_flags(c: Config) -> list[str]:
         "--ping=true",
         "--providers.kubernetesgateway=true",
         f"--providers.kubernetesgateway.statusaddress.ip={c.slot.infra}",
+        "--providers.kubernetescrd=true",  # mirroring is a kind of its own: TraefikService
         "--providers.providersthrottleduration=100ms",
         "--metrics.prometheus=true",
         "--metrics.prometheus.entrypoint=metrics",

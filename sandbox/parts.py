@@ -57,14 +57,20 @@ def build(part: pins.Part, log: Path) -> None:
         temporary.rename(target)
 
 
-def gateway_crds(log: Path) -> Path:
-    """The Gateway API's standard channel, as one file, out of its Go module."""
-    target = cache_root() / f"gateway-api-{pins.GATEWAY_API}.yaml"
+def crds(log: Path) -> list[Path]:
+    """The definitions that the gateway needs, each as one file: the Gateway API's standard channel, and Traefik's own kinds."""
+    gateway_api = _yaml_of("gateway-api", f"sigs.k8s.io/gateway-api@v{pins.GATEWAY_API}", "config/crd/standard/gateway.networking*.yaml", log)
+    # Its provider of these kinds watches all of them, so all have to be there.
+    kinds = "docs/content/reference/dynamic-configuration/traefik.io_*.yaml"
+    return [gateway_api, _yaml_of("traefik-crds", f"github.com/traefik/traefik/v3@v{pins.TRAEFIK}", kinds, log)]
+
+
+def _yaml_of(name: str, module: str, pattern: str, log: Path) -> Path:
+    """Files out of a Go module, joined and kept in the cache."""
+    target = cache_root() / f"{name}-{module.rpartition('@v')[2]}.yaml"
     if not target.exists():
-        found = json.loads(
-            capture([go(log), "mod", "download", "-json", f"sigs.k8s.io/gateway-api@v{pins.GATEWAY_API}"], cwd=SOURCE / "parts" / "pause")
-        )
-        files = sorted((Path(found["Dir"]) / "config" / "crd" / "standard").glob("gateway.networking*.yaml"))
+        found = json.loads(capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause"))
+        files = sorted(Path(found["Dir"]).glob(pattern))
         temporary = target.with_suffix(f".{os.getpid()}")
         temporary.write_text("\n---\n".join(f.read_text() for f in files))
         temporary.rename(target)

@@ -262,6 +262,15 @@ class TestRendered:
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}
         assert bound == roles
 
+    def test_gateways_are_read_by_name_and_traefik_services_written_only_when_asked_for(self) -> None:
+        for case in ("default", "full"):
+            (role,) = pick(case, "ClusterRole", f"{FULLNAME}-gateways")
+            assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["gateways", "gatewayclasses"], ["get"])]
+        (without,) = pick("default", "ClusterRole", FULLNAME)
+        roles = [r for r in pick("full", "Role", FULLNAME) if r["metadata"]["namespace"].startswith("models")]
+        assert not [r for r in without["rules"] if "traefik.io" in r["apiGroups"]]
+        assert len(roles) == 2 and all(["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles)
+
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"

@@ -71,6 +71,11 @@ RULES = [
         )
     ),
 ]
+SHADOWS: list[dict[str, Any]] = [
+    {},
+    {"shadow": {"minSamples": 10}},
+    {"shadow": {"minSamples": 10, "for": "20s", "outputs": [{"name": "logits", "argmax": True}]}},
+]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
 
@@ -83,10 +88,23 @@ class RolloutMachine(RuleBasedStateMachine):
         serves=st.sampled_from([0, 1, 1, 2, 2]),
         strategy=st.sampled_from(STRATEGIES),
         policy=st.sampled_from(POLICIES),
+        shadow=st.sampled_from(SHADOWS),
+        way=st.sampled_from(["TraefikService", "TraefikService", "RequestMirror"]),
         rounds=st.integers(0, 8),
         verdict=st.sampled_from(["Successful", "Inconclusive", None]),
     )
-    def begin(self, gateway: bool, golden: bool, serves: int, strategy: dict[str, Any], policy: dict[str, Any], rounds: int, verdict: Any) -> None:
+    def begin(
+        self,
+        gateway: bool,
+        golden: bool,
+        serves: int,
+        strategy: dict[str, Any],
+        policy: dict[str, Any],
+        shadow: dict[str, Any],
+        way: Any,
+        rounds: int,
+        verdict: Any,
+    ) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
             "version": 1,
@@ -95,10 +113,11 @@ class RolloutMachine(RuleBasedStateMachine):
             "strategy": STRATEGIES[0],
             "replicas": 2,
             "rollout": POLICIES[0],
+            "shadow": shadow if gateway else {},
             "revisionHistoryLimit": 2,
         }
         self.nonce = 0
-        self.world = World(self.spec())
+        self.world = World(self.spec(), way=way)
         self.former: World | None = None
         for version in range(1, serves + 1):
             self.world.serve()
@@ -109,7 +128,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def spec(self) -> Any:
         made = {**self.wanted}
-        rollout = {**made.pop("rollout"), **made.pop("strategy")}
+        rollout = {**made.pop("rollout"), **made.pop("shadow"), **made.pop("strategy")}
         if not made["gateway"] and "abTest" in rollout:
             rollout |= STRATEGIES[0]  # the API server would refuse it
             del rollout["abTest"]
@@ -158,7 +177,9 @@ class RolloutMachine(RuleBasedStateMachine):
             except Refused:
                 assert former.version != self.world.version
         elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
-            self.world.change_route(plan.desired.split, former.aside(s, plan.desired))
+            mirror = former.wanted_mirror(s)
+            routed = mirror.canary.revision if mirror and mirror.routed else None
+            self.world.change_route(plan.desired.split, former.aside(s, plan.desired), routed)
 
     # --- the world
 
@@ -217,6 +238,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def another_strategy(self, strategy: dict[str, Any], policy: dict[str, Any]) -> None:
         self.edit(strategy=strategy, rollout=policy)
 
+    @precondition(lambda self: self.wanted["gateway"])
+    @rule(shadow=st.sampled_from(SHADOWS))
+    def shadow_on_or_off(self, shadow: dict[str, Any]) -> None:
+        self.edit(shadow=shadow)
+
     @rule(replicas=st.integers(0, 4))
     def scale(self, replicas: int) -> None:
         self.edit(replicas=replicas)
@@ -231,7 +257,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.edit(None)
         self.world.reconcile()
         rollout = self.world.status.rollout
-        if abort and rollout is not None and in_flight(rollout) and rollout.stage in ("Canary", "Bake"):
+        if abort and rollout is not None and in_flight(rollout) and rollout.stage in ("Shadow", "Canary", "Bake"):
             self.nonce += 1
             self.world.say("abort", rollout.revision or "", f"n{self.nonce}")
             for _ in range(3):
@@ -239,7 +265,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 self.world.kindly()
             ended, stable = self.world.status.rollout, self.world.status.stable
             assert ended is not None and ended.stage == "Failed" and stable is not None
-            assert self.world.route in (None, ((stable.revision, 100),)) and self.world.matched is None
+            assert self.world.route in (None, ((stable.revision, 100),)) and self.world.matched is None and self.world.route_mirror is None
 
     @rule(refusal=st.sampled_from([None, None, Problem("StoreNotAllowed", "use another store")]))
     def what_is_allowed(self, refusal: Problem | None) -> None:
@@ -310,6 +336,15 @@ class RolloutMachine(RuleBasedStateMachine):
     def nobody_looks_for_a_while(self, seconds: float) -> None:
         self.world.away(seconds)
 
+    @rule()
+    def the_comparer_dies(self) -> None:
+        self.world.comparer = False
+
+    @rule()
+    def somebody_takes_the_mirror_out_of_the_route(self) -> None:
+        if self.world.route and self.world.route_mirror:
+            self.world.change_route(self.world.route, self.world.matched)
+
     @rule(which=st.integers(0, 2))
     def somebody_deletes_a_deployment(self, which: int) -> None:
         servers = sorted(self.world.servers)
@@ -346,8 +381,12 @@ class RolloutMachine(RuleBasedStateMachine):
             if not in_flight(world.status.rollout):
                 break
             rollout = world.status.rollout
-            assert rollout is not None and rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
-            assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"
+            assert rollout is not None
+            if rollout.stage == "Shadow":
+                assert rollout.shadow is not None and rollout.shadow.phase == "Paused", f"{rollout} does not end"
+            else:
+                assert rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
+                assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"
             self.nonce += 1
             world.say("abort", rollout.revision or "", f"n{self.nonce}")
         assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"
@@ -357,6 +396,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if stable is not None and world.route is not None:
             assert world.route == ((stable.revision, 100),) == world.plane
             assert set(world.servers) == {stable.revision}
+            assert (world.mirror, world.route_mirror, world.plane_mirror) == (None, None, None)
 
 
 TestRollouts = RolloutMachine.TestCase

@@ -97,6 +97,7 @@ capabilities: {drop: [ALL]}
   "gatewayMetrics" $gateway
   "images" $images
   "drain" .Values.drain
+  "shadow" .Values.shadow
   "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers
@@ -137,4 +138,11 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- end -}}
+
+{{/* And with Traefik, which mirrors by a kind of its own. */}}
+{{- define "modelrollout.traefikRules" -}}
+- apiGroups: [traefik.io]
+  resources: [traefikservices]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end -}}

@@ -16,7 +16,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, RevisionRef, seconds
 
 Profile = Literal["traefik", "none"]
-Shape = Literal["codes", "buckets", "outcomes", "labels", "value"]
+Shape = Literal["codes", "buckets", "outcomes", "labels", "pairs", "value"]
 
 READING = "reading"
 PLACEHOLDERS = ("revision", "stable", "version", "stableVersion", "weight", "namespace", "name", "window")
@@ -26,6 +26,7 @@ _OWN_LABELS = {
     "traefik_service_requests_total": ("service", "code", "method", "protocol"),
     "traefik_service_request_duration_seconds_bucket": ("service", "code", "method", "protocol", "le"),
     "modelrollout_feedback_total": ("name", "version", "slice", "result"),
+    "modelrollout_shadow_total": ("name", "canary", "stable", "result"),
     "nv_inference_request_success": ("revision", "model", "version"),
     "nv_inference_request_failure": ("revision", "model", "version", "reason"),
 }
@@ -135,16 +136,23 @@ def _services(target: Target) -> str:
     return f'service=~"{_any([label for r in sides for label in service_labels(target.namespace, r.revision)])}"'
 
 
+def agreement_query(target: Target, *, baseline: bool) -> Query:
+    """The pairs that the comparer counted for the canary against stable."""
+    stable = target.stable.number if target.stable else 0
+    common = f'name="{target.name}",canary="{target.canary.number}",stable="{stable}",result=~"agree|disagree|canary_error"'
+    return Query("agreement", _counters("modelrollout_shadow_total", _ours(target, common), "canary", ("result",), baseline), "pairs")
+
+
 def _feedback(target: Target, baseline: bool, by_slice: bool) -> str:
     versions = _any([str(r.number) for r in (target.canary, target.stable) if r])
     common = f'name="{target.name}",version=~"{versions}"'
-    # A scrape without honor_labels renames our label, because the target has one of the same name.
-    selectors = [
-        f'namespace="{target.namespace}",exported_namespace="",{common}',
-        f'exported_namespace="{target.namespace}",{common}',
-    ]
     kinds = ("result", "slice") if by_slice else ("result",)
-    return _counters("modelrollout_feedback_total", selectors, "version", kinds, baseline)
+    return _counters("modelrollout_feedback_total", _ours(target, common), "version", kinds, baseline)
+
+
+def _ours(target: Target, common: str) -> list[str]:
+    """Selectors of a counter that carries the model's namespace: a scrape without honor_labels renames it, as the target has one of the same name."""
+    return [f'namespace="{target.namespace}",exported_namespace="",{common}', f'exported_namespace="{target.namespace}",{common}']
 
 
 def _triton(target: Target, baseline: bool) -> str:

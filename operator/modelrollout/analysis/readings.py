@@ -92,7 +92,7 @@ def name_bounds(problem: Problem, bounds: Answer) -> Problem:
 
 
 def _side_label(query: Query) -> str:
-    return {"codes": "service", "buckets": "service", "outcomes": "revision", "labels": "version"}[query.shape]
+    return {"codes": "service", "buckets": "service", "outcomes": "revision", "labels": "version", "pairs": "canary"}[query.shape]
 
 
 def _sides(query: Query, target: Target) -> dict[str, tuple[Side, str]]:
@@ -142,6 +142,8 @@ def _is_bad(query: Query, series: Series) -> bool:
         code = series.labels.get("code", "")
         grpc = series.labels.get("service", "").endswith("-grpc@kubernetesgateway")
         return code in GRPC_BAD if grpc else code.startswith("5")
+    if query.shape == "pairs":
+        return series.labels.get("result") != "agree"
     return series.labels.get(READING) == "bad" if query.shape == "outcomes" else series.labels.get("result") == "wrong"
 
 

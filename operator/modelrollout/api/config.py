@@ -75,6 +75,14 @@ class Drain(_Config):
     margin_seconds: int = 5
 
 
+class Shadow(_Config):
+    """Limits of the comparer of shadow traffic, and whether Traefik mirrors for us."""
+
+    traefik: bool = Field(False, description="Traefik runs with providers.kubernetesCRD, and the operator may write TraefikServices.")
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="Larger requests are not mirrored. Traefik reserves it for each.")
+    concurrency: int = Field(4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time.")
+
+
 class Capacity(_Config):
     """Whether the operator may look how many GPUs are free."""
 
@@ -91,6 +99,7 @@ class OperatorConfig(_Config):
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     images: Images
     drain: Drain = Field(default_factory=Drain)
+    shadow: Shadow = Field(default_factory=Shadow)
     capacity: Capacity = Field(default_factory=Capacity)
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)

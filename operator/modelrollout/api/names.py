@@ -25,6 +25,7 @@ COMPONENT_SERVER = "server"
 COMPONENT_RESOLVE = "resolve"
 COMPONENT_PREPARE = "prepare"
 COMPONENT_EVALUATE = "evaluate"
+COMPONENT_SHADOW = "shadow"
 
 # Annotations on the object that they speak of.
 ANNOTATION_APPLIED = f"{GROUP}/applied"  # hash of what the operator last applied: an equal one needs no write
@@ -40,6 +41,7 @@ VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollba
 PORT_HTTP = 8000
 PORT_GRPC = 8001
 PORT_METRICS = 8002
+PORT_COMPARER = 8080
 
 
 def verb_annotation(verb: str) -> str:
@@ -80,3 +82,8 @@ def slot_name(policy: str, index: int) -> str:
 def stage_job_name(revision: str, component: str, rollout_id: str) -> str:
     """Name of a revision's prepare or evaluate Job; another rollout or attempt gets another name. At most 63 characters."""
     return f"{revision}-{component}-{rollout_id}"
+
+
+def shadow_name(revision: str) -> str:
+    """Name of what shadows a revision: the comparer's Deployment and Service, and the route that tries the mirror out."""
+    return f"{revision}-shadow"

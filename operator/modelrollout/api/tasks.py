@@ -253,6 +253,33 @@ class EvaluateTask(_Model):
 Task = Annotated[ResolveTask | PrepareTask | FetchTask | EvaluateTask, Field(discriminator="task")]
 
 
+class OutputTolerance(_Model):
+    """When two answers agree in an output: ``|a - b| <= abs_tolerance + rel_tolerance * |b|``, b stable's; or only the argmax of the last axis."""
+
+    name: str
+    abs_tolerance: float = 1e-3
+    rel_tolerance: float = 1e-2
+    argmax: bool = False
+
+
+class CompareTask(_Model):
+    """What the comparer of shadow traffic does (``python -m modelrollout.evaluator.comparer``): it is a server and hands nothing back."""
+
+    task: Literal["compare"] = "compare"
+    namespace: str
+    model: str
+    candidate_http: str  # host:port
+    candidate_number: int
+    stable_http: str
+    stable_number: int
+    outputs: tuple[OutputTolerance, ...] = ()  # others: floats within the default tolerances, everything else exactly
+    port: int = 8080
+    max_body_bytes: int = 1 << 20
+    concurrency: int = 4
+    queue: int = 64
+    timeout_seconds: float = 10.0
+
+
 class Paired(_Model):
     """Counts of a paired comparison on the same ``n`` inputs."""
 

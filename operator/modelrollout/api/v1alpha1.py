@@ -663,9 +663,38 @@ class Analysis(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = ()
 
 
+class ShadowOutput(ApiModel):
+    """When two answers agree in one output. Unlisted outputs: floats within the default tolerances, everything else exactly."""
+
+    name: str = Field(min_length=1, max_length=256, description="Name of the model's output.")
+    abs_tolerance: float | None = Field(
+        None, ge=0, description="Floats agree when they differ by at most absTolerance + relTolerance * |stable's|. Default 0.001."
+    )
+    rel_tolerance: float | None = Field(None, ge=0, le=1, description="Share of stable's value; see absTolerance. Default 0.01.")
+    argmax: bool = Field(False, description="Only the position of the largest value along the last axis has to agree: the class of a classifier.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!self.argmax || (!has(self.absTolerance) && !has(self.relTolerance))", "argmax compares positions: leave the tolerances out"),
+    )
+
+
+class Shadow(ApiModel):
+    """Before any traffic: the gateway mirrors HTTP requests to a comparer, which asks both revisions. Clients get stable's answers."""
+
+    percent: int = Field(100, ge=1, le=100, description="Share of the HTTP requests that is mirrored; stable is asked these once more.")
+    for_: Duration | None = Field(None, alias="for", description="Compare at least this long; left out: go on as soon as the evidence allows.")
+    min_samples: int = Field(500, ge=1, le=10_000_000, description="Fewer compared requests than this are no verdict.")
+    min_agreement: float = Field(
+        0.99, gt=0, lt=1, description="Share of the requests whose answers must agree. Proven less: Rejected. Proven at least as much: goes on."
+    )
+    outputs: Annotated[list[ShadowOutput], Field(max_length=32), ListMapKey("name")] | None = Field(
+        None, description="How outputs are compared; see outputs of the model in its metadata."
+    )
+
+
 class Rollout(ApiModel):
     """How a new version gets traffic: canary (the default), blueGreen or abTest."""
 
+    shadow: Shadow | None = Field(None, description="Compare the answers on mirrored requests first; needs a gateway that can mirror.")
     canary: Canary | None = Field(None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50.")
     blue_green: BlueGreen | None = None
     ab_test: AbTest | None = None
@@ -726,6 +755,10 @@ class ModelDeploymentSpec(ApiModel):
     revision_history_limit: int = Field(5, ge=1, le=50, description="Old revisions kept to roll back to.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
+            "!has(self.rollout) || !has(self.rollout.shadow) || (has(self.traffic) && has(self.traffic.gateway) && has(self.traffic.http))",
+            "rollout.shadow mirrors HTTP requests at a gateway: set traffic.gateway and traffic.http, or leave rollout.shadow out",
+        ),
+        Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
             "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
         ),
@@ -775,13 +808,14 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
 Phase = Literal[
-    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Canary", "Previewing", "Testing", "Paused", "Promoting", "Baking",
-    "RollingBack", "Stable", "Failed",
+    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused", "Promoting",
+    "Baking", "RollingBack", "Stable", "Failed",
 ]  # fmt: skip
 Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
+MirrorWay = Literal["RequestMirror", "TraefikService"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
 
@@ -877,6 +911,20 @@ class StepStatus(StatusModel):
     measured: str | None = Field(None, description="When the metrics below were written.")
     metrics: list[MetricStatus] = Field(default_factory=list)
     override: str | None = Field(None, description="Who let the rollout go on without a verdict, and from which step.")
+
+
+class ShadowStatus(StatusModel):
+    """Where in the shadow the rollout is, and what it has shown."""
+
+    phase: Literal["Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving"]
+    since: str = Field(description="Start of the phase.")
+    mirror: MirrorWay | None = Field(None, description="How the gateway mirrors; kept for as long as it does.")
+    outputs: str = Field("", description="Hash of the tolerances: evidence under others is no evidence.")
+    observed_since: str | None = Field(None, description="When the data plane had taken the mirror up.")
+    measured: str | None = Field(None, description="When the metric was written.")
+    metric: MetricStatus | None = Field(None, description="Agreement with stable; its canary's counter counts requests, bad are those that disagree.")
+    override: str | None = Field(None, description="Who let the rollout go on without a verdict.")
+    promoted: Literal["Step", "Full"] | None = Field(None, description="What somebody said by hand: on to the first step, or past all of them.")
 
 
 class GateMetricEvidence(StatusModel):
@@ -986,6 +1034,7 @@ class RolloutStatus(StatusModel):
     outcome: Outcome | None = None
     artifact: ArtifactEvidence | None = None
     evaluation: EvaluationEvidence | None = None
+    shadow: ShadowStatus | None = None
     history: list[StepEvidence] = Field(default_factory=list, description="Verdicts of the steps that have ended.")
     stages: dict[str, float] = Field(default_factory=dict, description="Seconds spent in each stage that has ended.")
 
@@ -1043,6 +1092,7 @@ class ModelRevisionStatus(StatusModel):
     message: str = ""
     artifact: ArtifactEvidence | None = None
     evaluation: EvaluationEvidence | None = None
+    shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
     steps: list[StepEvidence] = Field(default_factory=list)
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None

@@ -47,7 +47,7 @@ def in_flight(rollout: Rollout) -> RolloutStatus | None:
 
 
 def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = False) -> Request:
-    """Let the present step go on without waiting for its verdict; ``full``: past all steps, to all traffic."""
+    """Let the present step, or the shadow, go on without waiting for its verdict; ``full``: past all steps, to all traffic."""
     flying, step = _on_trial(rollout, revision, "promote")
     if full and flying.stage == "Bake":
         raise Refused(f"nothing to promote in full: {flying.revision} has all traffic already; promote ends its bake")
@@ -91,7 +91,9 @@ def _on_trial(rollout: Rollout, revision: str | None, verb: str) -> tuple[Rollou
     if revision is not None and revision not in (flying.revision, str(flying.number)):
         raise Refused(f"nothing to {verb}: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
     step = rollout.status.step
-    if flying.stage not in ("Canary", "Bake") or flying.revision is None or step is None:
+    if flying.stage == "Shadow" and verb != "promote":
+        raise Refused(f"nothing to {verb}: {flying.revision} is in its shadow, where no client gets its answers; promote or abort")
+    if flying.stage not in ("Shadow", "Canary", "Bake") or flying.revision is None or step is None:
         raise Refused(f"nothing to {verb}: {flying.revision or rollout.name} is in stage {flying.stage}, and that is only for the steps of a trial")
     return flying, step
 

@@ -16,7 +16,7 @@ from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.rollout.steps import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake")
+STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake")
 EVENTS = 6  # shown, newest last
 _DOES: dict[str, str] = {
     "Resolve": "the digest of the source is being pinned; then the model is prepared",
@@ -72,6 +72,8 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     flying = in_flight(rollout)
     if flying is None:
         return _next_when_idle(rollout)
+    if flying.stage == "Shadow" and flying.shadow is not None:
+        return _next_in_shadow(rollout, flying, now)
     if flying.stage == "Bake" and flying.step is not None and rollout.spec is not None:
         return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
@@ -157,10 +159,12 @@ def _pods(rollout: Rollout, revision: str) -> str:
 
 def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
-    reached = r.stage if r.stage in STAGES else next((x for x in reversed(STAGES) if x in r.stages), "Resolve")
-    at = len(STAGES) if r.stage == "Done" else STAGES.index(reached)
+    shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
+    stages = [s for s in STAGES if s != "Shadow" or shadowed]
+    reached: Stage = r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
+    at = len(stages) if r.stage == "Done" else stages.index(reached)
     over = r.stage in ("Failed", "Revert")
-    for i, stage in enumerate(STAGES):
+    for i, stage in enumerate(stages):
         spent = r.stages.get(stage)
         note = _stage_note(rollout, r, stage)
         if i < at:
@@ -203,6 +207,8 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
             worst = max(e.slices, key=lambda part: part.interval[0])
             words.append(f"worst slice {worst.name}: {-worst.drop:+.3f} on {worst.samples}")
         return ", ".join(words)
+    if stage == "Shadow" and r.shadow:
+        return r.shadow.metric.message if r.shadow.metric else r.message or r.shadow.phase
     return r.message or "" if stage == r.stage else ""
 
 
@@ -295,6 +301,20 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
     if last is None and s.stable is None:
         return ["the operator begins the first rollout; if that lasts, look whether it runs"]
     return [f"nothing: {idle(rollout)}"]
+
+
+def _next_in_shadow(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
+    assert r.shadow is not None
+    promote, abort = f"go on: modelrollout promote {rollout.name}", f"end it: modelrollout abort {rollout.name}"
+    if r.shadow.phase == "Paused":
+        return [f"waits for a person: {r.message or r.reason}", promote, abort]
+    if r.shadow.phase == "Leaving":
+        return ["the gateway is taking the mirror out; then comes the canary", abort]
+    lines = [r.message or "answers to mirrored requests are being compared; as soon as the evidence allows comes the canary"]
+    if rollout.spec:
+        verb = {"Pause": "the rollout pauses", "Rollback": "it is rejected", "Promote": "it goes on unproven"}[rollout.spec.rollout.on_inconclusive]
+        lines += _deadline(rollout, r.since, now, verb)
+    return [*lines, promote, abort]
 
 
 def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:

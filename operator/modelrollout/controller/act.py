@@ -24,6 +24,7 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD_DISRUPTION_BUDGET,
     SERVICE,
+    TRAEFIK_SERVICE,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -36,17 +37,21 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs, server
 from modelrollout.resources.common import NotAllowedError, Owner
+from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
+from modelrollout.traffic.router import accepted
 
 log = logging.getLogger(__name__)
 
-RESOURCES: Mapping[str, Resource] = {r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)}
+RESOURCES: Mapping[str, Resource] = {
+    r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
+}
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
-_PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind)
+_PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
 _EXACT = frozenset({"selector", "matchLabels"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
-_GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind)
+_GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 
 
 class ChildRefused(KubeError):
@@ -85,7 +90,7 @@ class Actor:
         keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
         if desired.work is not None:
             keep.add((JOB.kind, desired.work[1]))
-        wrote |= await self._prune(seen, keep)
+        wrote |= await self._prune(seen, desired, keep)
         for name, status in desired.revision_status.items():
             wrote |= await self._record(seen, name, status)
         for name in desired.forget:
@@ -226,12 +231,12 @@ class Actor:
         self.store.read(resource, live)
         return live
 
-    async def _prune(self, seen: Seen, wanted: set[tuple[str, str]]) -> bool:
+    async def _prune(self, seen: Seen, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
         wrote = False
         for (kind, name), live in seen.children.items():
             if kind not in _PRUNED or (kind, name) in wanted or not _ours(live):
                 continue
-            if kind == JOB.kind and _ended(live):
+            if (kind == JOB.kind and _ended(live)) or _still_mirrored(seen, desired, live):
                 continue
             wrote |= await self._delete(RESOURCES[kind], live)
         return wrote
@@ -274,6 +279,20 @@ class Actor:
             raise
         self.store.written(MODEL_REVISION, answer, guarded=True)
         return True
+
+
+def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
+    """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say because status was lost in the midst of it.
+
+    It goes once the gateway has accepted the route without it (the route's status wakes the pass that does so) and its canary has drained.
+    """
+    labels = live["metadata"].get("labels") or {}
+    if labels.get(names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
+        return False
+    if labels.get(names.LABEL_REVISION) in desired.draining:
+        return True
+    route = seen.children.get((HTTP_ROUTE.kind, seen.snapshot.name))
+    return route is not None and live is not route and (is_mirrored(route) or not accepted(route))
 
 
 def _controller(o: Object) -> str | None:

@@ -32,6 +32,7 @@ from modelrollout.kube.client import (
     POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
     SERVICE,
+    TRAEFIK_SERVICE,
     Conflict,
     Kube,
     KubeError,
@@ -48,7 +49,7 @@ from modelrollout.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
-OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)
+OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
@@ -87,6 +88,8 @@ class Operator:
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
         kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
+        if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
+            kinds.append(TRAEFIK_SERVICE)
         self._resources = tuple(kinds)
         missing = [r.kind for r in OPTIONAL if r not in kinds]
         if ROLLOUT_POLICY.kind in missing:

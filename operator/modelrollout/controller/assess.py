@@ -6,20 +6,23 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from modelrollout.analysis.look import Counts, Reading, counts_of
+from modelrollout.analysis.agreement import judge_agreement
+from modelrollout.analysis.look import Counts, Measurement, Reading, counts_of
 from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import Reader, look
+from modelrollout.analysis.providers.measure import Reader, look, measure_agreement
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Target
-from modelrollout.analysis.verdict import parts_of
+from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
-from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
+
+_NO_PROMETHEUS = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
 
 
 class PrometheusAssessor:
@@ -37,6 +40,8 @@ class PrometheusAssessor:
     async def assess(self, s: Snapshot) -> Assessment | None:
         """The verdict on the present step from its first measurement until now; problems of a provider are verdicts too."""
         rollout = s.status.rollout
+        if rollout is not None and rollout.stage == "Shadow":
+            return await self._agreement(s)
         if s.spec is None or rollout is None or rollout.step is None or rollout.revision is None or rollout.number is None:
             return None
         now = self._now()
@@ -55,6 +60,29 @@ class PrometheusAssessor:
         )
         return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics)), now)
 
+    async def _agreement(self, s: Snapshot) -> Assessment | None:
+        """The verdict on the shadow, from what the comparer counted."""
+        rollout = s.status.rollout
+        if s.spec is None or s.spec.rollout.shadow is None or rollout is None or rollout.shadow is None:
+            return None
+        assert rollout.revision is not None and rollout.number is not None
+        canary = RevisionRef(revision=rollout.revision, number=rollout.number)
+        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none")
+        before = rollout.shadow.metric.canary if rollout.shadow.metric else None
+        found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
+        verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
+        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,))
+
+    async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
+        provider = self._config.prometheus_for(name)
+        if provider is None:
+            return Measurement(before, problem=_NO_PROMETHEUS)
+        try:
+            async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
+                return await measure_agreement(self._reader(provider), target, before)
+        except TimeoutError:
+            return Measurement(before, problem=_late(provider))
+
     async def _readings(self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
         """From all providers side by side: together they take no longer than the slowest may."""
         asked = self._by_provider(metrics, name, target)
@@ -64,14 +92,12 @@ class PrometheusAssessor:
     async def _from(self, name: str | None, metrics: list[Metric], target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
         provider = self._config.prometheus_for(name)
         if provider is None:
-            text = "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand"
-            return _all(metrics, Problem("NoSource", text))
+            return _all(metrics, _NO_PROMETHEUS)
         try:
             async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
                 return await look(self._reader(provider), target, metrics, counters)
         except TimeoutError:
-            text = f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s"
-            return _all(metrics, Problem("ProviderTimeout", text))
+            return _all(metrics, _late(provider))
 
     def _by_provider(self, metrics: Sequence[Metric], analysis: str | None, target: Target) -> dict[str | None, list[Metric]]:
         """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another."""
@@ -90,6 +116,10 @@ class PrometheusAssessor:
         if provider.name not in self._readers:
             self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
+
+
+def _late(provider: PrometheusProvider) -> Problem:
+    return Problem("ProviderTimeout", f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s")
 
 
 def _all(metrics: Sequence[Metric], problem: Problem) -> dict[str, Reading]:

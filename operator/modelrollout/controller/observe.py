@@ -28,13 +28,14 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.routes import missing_features, needed_features
 from modelrollout.resources.server import fetched_artifact, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.policy import NO_RULES, Rules, filled
 from modelrollout.rollout.rebuild import sound
+from modelrollout.traffic.features import GatewayFacts, route_problem
+from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
 
 
@@ -53,12 +54,12 @@ def observe(
     key: Key,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
-    features: frozenset[str] = frozenset(),
+    gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
 ) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
 
-    ``features``: what the GatewayClass of its Gateway says that it supports; empty: unknown. ``rules``: of the RolloutPolicies that match it.
+    ``gateway``: what is known of its Gateway (``controller.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
@@ -87,10 +88,12 @@ def observe(
     )
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
-        kept: Router = KeptRoutes(key[1], by_name) if _routed(by_name, key[1]) else ServiceRouter(key[1], {}, stable)
+        kept = _kept(by_name, key[1], stable, config)
         return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
-    snapshot = replace(snapshot, refusal=_refusal(store, deployment, spec, config, gateway_kinds, features, rules))
+    snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
+    refusal = _refusal(store, deployment, spec, config, gateway_kinds, gateway, rules)
+    snapshot = replace(snapshot, refusal=refusal or snapshot.mirror.problem)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
     wanted = split(snapshot)
@@ -99,6 +102,9 @@ def observe(
         if snapshot.gateway
         else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
     )
+    if snapshot.gateway:
+        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
+        snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
@@ -106,8 +112,18 @@ def observe(
     return Seen(deployment, by_name, snapshot, router)
 
 
-def _routed(by_name: Mapping[tuple[str, str], Object], name: str) -> bool:
-    return any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind))
+def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
+    if spec.rollout.shadow is None:
+        return MirrorFacts()
+    way = way_of(spec, gateway, config)
+    return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
+
+
+def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | None, config: OperatorConfig) -> Router:
+    """For a spec that cannot be read: the routes as they are, without a mirror."""
+    if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
+        return MirrorRouter(KeptRoutes(name, by_name), name, None, None, config)
+    return ServiceRouter(name, {}, stable)
 
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
@@ -197,7 +213,9 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         status = o.get("status") or {}
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
-        own = [p for p in pods if _label(p, names.LABEL_REVISION) == name and _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER]
+        # A revision's servers, or the comparer of its shadow.
+        part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
+        own = [p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part]
         found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1), restarted_at(o))
     return found
 
@@ -251,7 +269,7 @@ def _refusal(
     spec: ModelDeploymentSpec,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
-    features: frozenset[str],
+    gateway: GatewayFacts | Problem | None,
     rules: Rules,
 ) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
@@ -283,14 +301,7 @@ def _refusal(
             "GatewayRequired",
             "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
         )
-    needed = needed_features(spec)
-    missing = missing_features(needed, features)
-    if missing:
-        told = ", ".join(f"{feature} ({needed[feature]})" for feature in missing)
-        return Problem(
-            "GatewayFeatureMissing", f"the GatewayClass of spec.traffic.gateway does not support {told}; take another gateway, or leave it out"
-        )
-    return _host_conflict(store, deployment, spec)
+    return route_problem(spec, gateway) or _host_conflict(store, deployment, spec)
 
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:

@@ -13,10 +13,10 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.act import Actor, ChildRefused
 from modelrollout.controller.admission import Admission
+from modelrollout.controller.gateways import Gateways
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Forbidden, Kube, NotFound
-from modelrollout.kube.features import GatewayFeatures
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
@@ -55,8 +55,8 @@ class Reconciler:
         self._kube, self._store, self._config = kube, store, config
         self._assessor, self._reporter, self._admission = assessor, reporter, admission
         self._now, self._may_write, self._looking_since = now, may_write, looking_since
-        self._features = GatewayFeatures(kube)
         self._actor = Actor(kube, store, config, may_write)
+        self._gateways = Gateways(kube)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
 
@@ -70,7 +70,7 @@ class Reconciler:
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._store.get(MODEL_DEPLOYMENT, *key)
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
-        seen = observe(self._store, key, self._config, kinds, await self._features.of(deployment), rules)
+        seen = observe(self._store, key, self._config, kinds, await self._gateways.of(deployment), rules)
         if seen is None:
             self._refused.pop(key, None)
             self._admission.slots.gone(key)
@@ -131,5 +131,6 @@ def _describe(status: ModelDeploymentStatus) -> str:
     rollout = status.rollout
     if rollout is None:
         return status.phase
-    words = [rollout.stage, f"step {status.step}" if status.step else "", rollout.step.phase if rollout.step else "", rollout.reason or ""]
+    phase = rollout.step.phase if rollout.step else rollout.shadow.phase if rollout.stage == "Shadow" and rollout.shadow else ""
+    words = [rollout.stage, f"step {status.step}" if status.step else "", phase, rollout.reason or ""]
     return f"{status.phase}: {' '.join(w for w in words if w)}"

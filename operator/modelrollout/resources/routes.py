@@ -5,14 +5,13 @@ The routes belong to the operator alone, so that neither Git nor Argo CD ever se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, ModelDeploymentSpec, Preview, Traffic
+from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
-_CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 
 
 def routes(owner: Owner, traffic: Traffic, split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Object]:
@@ -26,25 +25,6 @@ def routes(owner: Owner, traffic: Traffic, split: Split, headers: Iterable[Heade
 def preview_routes(owner: Owner, gateway: GatewayRef, preview: Preview, revision: str) -> list[Object]:
     """Routes NAME-preview of the preview's own host names to one revision."""
     return _routes(owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, [([], ((revision, 100),))])
-
-
-def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
-    """Features of Gateway API (as a GatewayClass lists them) that the spec needs, each with the field that asks for it.
-
-    Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no feature of its own: a gateway that has none
-    refuses the route.
-    """
-    if spec.traffic.gateway is None:
-        return {}
-    parts = (("HTTPRoute", "spec.traffic.http", spec.traffic.http), ("GRPCRoute", "spec.traffic.grpc", spec.traffic.grpc))
-    return {feature: field for feature, field, part in parts if part is not None}
-
-
-def missing_features(needed: Iterable[str], supported: Set[str]) -> list[str]:
-    """Which of the needed features the gateway is known not to have. Nothing listed means that nothing is known; likewise where a list leaves out all
-    that every gateway has."""
-    known = supported if supported & _CORE else supported | _CORE
-    return sorted(f for f in needed if supported and f not in known)
 
 
 _Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)

@@ -91,7 +91,7 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
     if same:
         return None
     message = f"spec (generation {s.generation}) asks for another version"
-    end = revert if rollout.stage in ("Canary", "Promote", "Bake") else fail
+    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") else fail
     return Move(end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),))
 
 

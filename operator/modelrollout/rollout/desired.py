@@ -6,7 +6,7 @@ import math
 from datetime import datetime
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Canary, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus, StepStatus
+from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus, StepStatus
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import (
     NOT_READY,
@@ -27,7 +27,7 @@ from modelrollout.rollout.facts import (
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
-_SERVING_STAGES = ("Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert")
+_SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert")
 
 
 def desired(s: Snapshot, now: datetime) -> Desired:
@@ -40,6 +40,7 @@ def desired(s: Snapshot, now: datetime) -> Desired:
         servers=servers,
         restarts={name: at for name in servers if (at := s.status.restarted.get(name) or s.server(name).restarted)},
         split=split(s),
+        draining=frozenset(still_draining(s, now)),
         matched=matched(s),
         preview=preview(s),
         selector=service_selector(s),
@@ -57,8 +58,10 @@ def only_traffic(s: Snapshot) -> Desired:
 
 
 def measured(s: Snapshot) -> bool:
-    """Whether the revision in flight is to be judged on its traffic now."""
+    """Whether the revision in flight is to be judged now, on its traffic or on what is mirrored."""
     rollout = s.status.rollout
+    if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
+        return rollout.shadow.phase == "Observing" or (rollout.shadow.phase == "Mirroring" and s.traffic.taken_up)
     if rollout is None or rollout.step is None or s.spec is None:
         return False
     if rollout.stage == "Promote":  # as long as it waits for pods, it has the weight of the last step
@@ -121,7 +124,7 @@ def carriers(s: Snapshot) -> dict[str, int]:
         found[new] = max(1, full)
         if rollout.stage == "Revert":
             found[new] = s.server(new).asked or found[new]
-        elif s.gateway and rollout.stage in ("Provision", "Evaluate"):
+        elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             found[new] = trial_pods(s)
         elif s.gateway and rollout.stage in ("Canary", "Promote"):
             found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], s.server(new).asked)
@@ -312,6 +315,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "message": (rollout.message or "") if ended or rollout.stage == "Revert" else "",
             "artifact": artifact,
             "evaluation": evaluation,
+            "shadow": _without_counters(rollout.shadow.metric) if rollout.shadow and rollout.shadow.metric else old.shadow,
             "steps": rollout.history or old.steps,
             "stages": dict(rollout.stages) if ended else old.stages,
             "started": rollout.started,
@@ -321,6 +325,11 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "p99": f"{evaluation.latency_p99_ms:.1f}ms" if evaluation and evaluation.latency_p99_ms is not None else old.p99,
         }
     )
+
+
+def _without_counters(metric: MetricStatus) -> MetricStatus:
+    counted = metric.canary.model_copy(update={"last": {}, "scraped": None}) if metric.canary else None
+    return metric.model_copy(update={"canary": counted, "stable": None})
 
 
 def _accuracy(rollout: RolloutStatus, old: ModelRevisionStatus) -> str | None:

@@ -20,6 +20,7 @@ from modelrollout.api.v1alpha1 import (
     EvaluationEvidence,
     Metric,
     MetricStatus,
+    MirrorWay,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
@@ -129,8 +130,17 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class MirrorFacts:
+    """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would take up the mirror that was made."""
+
+    way: MirrorWay | None = None
+    problem: Problem | None = None
+    tried: Traffic = Traffic()
+
+
+@dataclass(frozen=True)
 class Assessment:
-    """The verdict on the present step with the metrics behind it."""
+    """The verdict on the shadow or on the present step with the metrics behind it."""
 
     verdict: VerdictName
     reason: str
@@ -174,6 +184,7 @@ class Snapshot:
     work: Work = Work()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
+    mirror: MirrorFacts = MirrorFacts()
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
@@ -227,6 +238,7 @@ class Desired:
     restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
+    draining: frozenset[str] = frozenset()  # revisions that keep what they have: pods, and what mirrored requests to them
     preview: str | None = None  # revision behind the preview's host names and Service; None: there is no preview
     selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
     budget: str | None = None

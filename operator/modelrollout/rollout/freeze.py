@@ -22,7 +22,11 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
     freeze = frozen(s.rules, now)
     if freeze is None or rollout is None or rollout.mode == "Rollback":
         return move
-    if move.status.handled_verbs != s.status.handled_verbs:
+    by_hand = move.status.handled_verbs != s.status.handled_verbs
+    before = s.status.rollout
+    if before is not None and before.stage == "Shadow" and before.shadow is not None:
+        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+    if by_hand:
         return Move(move.status, (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")), move.requeue_after)
     return Move(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 

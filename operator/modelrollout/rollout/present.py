@@ -7,17 +7,18 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, Stage, Strategy
+from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, carrier, in_flight, stamp
 from modelrollout.rollout.policy import Freeze, frozen
-from modelrollout.rollout.transitions import is_held
+from modelrollout.rollout.transitions import SHADOW_STEP, is_held
 
 _PHASES: dict[Stage, Phase] = {
     "Resolve": "Resolving",
     "Prepare": "Preparing",
     "Provision": "Provisioning",
     "Evaluate": "Evaluating",
+    "Shadow": "Shadowing",
     "Canary": "Canary",
     "Promote": "Promoting",
     "Bake": "Baking",
@@ -25,12 +26,13 @@ _PHASES: dict[Stage, Phase] = {
     "Failed": "Failed",
     "Done": "Stable",
 }
-_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Done")
+_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Done")
 _CONDITION_OF: dict[Stage, str] = {
     "Resolve": "Resolved",
     "Prepare": "Prepared",
     "Provision": "Provisioned",
     "Evaluate": "Evaluated",
+    "Shadow": "Shadowed",
     "Canary": "CanaryPassed",
     "Promote": "Promoted",
     "Bake": "Baked",
@@ -41,6 +43,7 @@ _WAITING: dict[Stage, str] = {
     "Prepare": "the model is being fetched, verified and optimized",
     "Provision": "the model servers are starting",
     "Evaluate": "golden data is being sent through the served model",
+    "Shadow": "the revision's answers are being compared with stable's on mirrored requests",
     "Canary": "the revision is being judged on live traffic",
     "Promote": "the data plane is taking the revision up as stable",
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
@@ -66,6 +69,9 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
         label = stepping.step_label(rollout, s.spec)
         weight = step.weight
+        verdict = rollout.reason or "in progress"
+    elif rollout and rollout.stage == "Shadow":
+        label, weight = SHADOW_STEP, 0
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage in ("Failed", "Revert"):
         verdict = rollout.reason
@@ -94,6 +100,8 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
         return "Failed" if s.spec_error or s.refusal else "Stable" if status.stable else "Pending"
     if rollout.stage in ("Canary", "Bake") and rollout.step and (rollout.step.phase == "Paused" or rollout.held):
         return "Paused"
+    if rollout.stage == "Shadow" and rollout.shadow and rollout.shadow.phase == "Paused":
+        return "Paused"
     if rollout.stage == "Canary" and rollout.step:
         return _PHASE_OF_TRIAL[rollout.step.strategy]
     if rollout.stage == "Failed" and _is_current(s, status):
@@ -108,7 +116,7 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
     freeze = frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
-    rows = [*_summary(s, status, freeze), *_stages(status)]
+    rows = [*_summary(s, status, freeze), *_stages(s, status)]
     if freeze:
         rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
     old = {c.type: c for c in s.status.conditions}
@@ -153,7 +161,8 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Ready", "False", "Pending", "waiting for pods of the stable revision" if stable else "the rollout has not begun"))
         rows.append(("Reconciling", "True", "Pending", "waiting"))
-    paused = flying and rollout is not None and rollout.step is not None and rollout.step.phase == "Paused" and rollout.reason != "PauseStep"
+    at = (rollout.shadow if rollout.stage == "Shadow" else rollout.step) if rollout is not None else None
+    paused = flying and rollout is not None and at is not None and at.phase == "Paused" and rollout.reason != "PauseStep"
     if problem and not flying:
         rows.append(("Stalled", "True", problem.reason, problem.message))
     elif paused and rollout:
@@ -179,8 +188,8 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     return None
 
 
-def _stages(status: ModelDeploymentStatus) -> list[_Row]:
-    """One condition for each stage of the latest rollout."""
+def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
+    """One condition for each stage of the latest rollout; the shadow's only where there is one."""
     rollout = status.rollout
     if rollout is None:
         return []
@@ -188,16 +197,24 @@ def _stages(status: ModelDeploymentStatus) -> list[_Row]:
     reached = rollout.stage if rollout.stage in _ORDER else _last_stage(rollout.stages)
     at = _ORDER.index(reached)
     ended_badly = rollout.stage in ("Failed", "Revert")
+    shadowed = rollout.shadow is not None or (s.spec is not None and s.spec.rollout.shadow is not None)
     for i, stage in enumerate(_ORDER[:-1]):
+        if stage == "Shadow" and not shadowed:
+            continue
         kind = _CONDITION_OF[stage]
         if i < at:
             skipped = stage not in rollout.stages
             rows.append((kind, "True", "Skipped" if skipped else "Passed", "not needed or proven before" if skipped else ""))
         elif i == at:
-            rows.append((kind, "False", rollout.reason or ("Failed" if ended_badly else "InProgress"), rollout.message or _WAITING.get(stage, "")))
+            rows.append((kind, "False", rollout.reason or ("Failed" if ended_badly else "InProgress"), rollout.message or _doing(rollout)))
         else:
             rows.append((kind, "Unknown", "NotReached", ""))
     return rows
+
+
+def _doing(rollout: RolloutStatus) -> str:
+    metric = rollout.shadow.metric if rollout.stage == "Shadow" and rollout.shadow else None
+    return metric.message if metric and metric.message else _WAITING.get(rollout.stage, "")
 
 
 def _last_stage(spent: dict[str, float]) -> Stage:

@@ -13,7 +13,8 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Revis
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
-_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert", "Done"})  # stages of a revision that has a name
+# Stages of a revision that has a name.
+_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -32,6 +33,8 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
         # Counting begins anew: that costs time and proves nothing wrong.
         changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
+    elif rollout is not None and rollout.shadow is not None and rollout.shadow.metric is not None and not _is_measured(rollout.shadow.metric):
+        changes["rollout"] = rollout.model_copy(update={"shadow": rollout.shadow.model_copy(update={"metric": None})})
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
     if verbs != status.handled_verbs:
         changes["handled_verbs"] = verbs
@@ -43,6 +46,8 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     times = [rollout.since, rollout.started]
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if rollout.shadow is not None:
+        times += [rollout.shadow.since, *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None)]
     if rollout.held is not None:
         times.append(rollout.held.since)
     if rollout.queue is not None:
@@ -52,7 +57,9 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
     if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
         return False
-    if rollout.stage in ("Canary", "Bake", "Revert") and status.stable is None:
+    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert") and status.stable is None:
+        return False
+    if rollout.stage == "Shadow" and rollout.shadow is None:
         return False
     if rollout.queue is not None and rollout.stage != "Provision":
         return False

@@ -23,6 +23,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stamp
 
+SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
 MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there

@@ -12,8 +12,9 @@ from modelrollout.rollout.facts import Event, Revision, Snapshot, Verb, in_fligh
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
+from modelrollout.rollout.stages.onward import in_shadow
 from modelrollout.rollout.steps import step_label
-from modelrollout.rollout.transitions import allocate, begin, change, enter, fail, pin, record, revert, succeed
+from modelrollout.rollout.transitions import SHADOW_STEP, allocate, begin, change, enter, fail, pin, record, revert, succeed
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
@@ -52,6 +53,8 @@ _Answer = tuple[str | None, Move | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    if _is_in_shadow(s, verb):
+        return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
@@ -66,6 +69,8 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _promote_full(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    if _is_in_shadow(s, verb):
+        return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
@@ -80,6 +85,25 @@ def _promote_full(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
 
 
+def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
+    rollout = s.status.rollout
+    return rollout is not None and rollout.stage == "Shadow" and rollout.revision == verb.revision
+
+
+def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    """The mirror is taken out of the route first; then come the steps, or all traffic."""
+    rollout = s.status.rollout
+    assert rollout is not None and rollout.shadow is not None
+    if verb.step != SHADOW_STEP:
+        return f"it means step {verb.step or '(none)'}, the rollout is at step {SHADOW_STEP}", None
+    if rollout.shadow.phase == "Leaving":
+        return "the shadow has ended already", None
+    full = verb.verb == "promote-full"
+    left = in_shadow(s.status, "Leaving", now, override=_override(verb, SHADOW_STEP), promoted="Full" if full else "Step")
+    past = ", and past all steps" if full else ""
+    return None, Move(left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand{past}"),))
+
+
 def _override(verb: Verb, present: str) -> str:
     return f"{verb.verb} {verb.nonce[:64]} at {present}"
 
@@ -87,6 +111,8 @@ def _override(verb: Verb, present: str) -> str:
 def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
     """Why the verb does not mean what is under way now."""
     rollout = s.status.rollout
+    if _is_in_shadow(s, verb):
+        return f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to hold: say promote or abort"
     if rollout is None or rollout.stage not in ("Canary", "Bake") or rollout.step is None or rollout.revision != verb.revision:
         return f"{verb.revision} is not in a step of a trial"
     assert s.spec is not None
@@ -143,7 +169,7 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Move:
     rollout = s.status.rollout
     assert rollout is not None
-    end = revert if rollout.stage in ("Canary", "Promote", "Bake") and s.status.stable else fail
+    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable else fail
     return Move(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 

@@ -82,8 +82,7 @@ _NOBODY = Owner("", "", "", "")
 
 
 def _with_split(route: Object, split: Split) -> Object:
-    default = route["spec"]["rules"][-1]
-    port = default["backendRefs"][0]["port"]
+    port = names.PORT_HTTP if route["kind"] == "HTTPRoute" else names.PORT_GRPC
     refs = [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
     metadata = {key: route["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences")}
     spec = {key: route["spec"][key] for key in ("parentRefs", "hostnames") if key in route["spec"]}
@@ -96,10 +95,10 @@ _Rule = tuple[tuple[tuple[str, str, str], ...], dict[str, int]]  # headers (type
 def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
     if route is None or _rules(route) != wanted:
         return Traffic(False, f"{kind} is not written yet")
-    problem = _refused(kind, route)
+    problem = refusal_of(kind, route)
     if problem is not None:
         return Traffic(False, problem.message, problem)
-    if not _accepted(route):
+    if not accepted(route):
         return Traffic(False, f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet")
     return Traffic(True)
 
@@ -127,14 +126,15 @@ def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
     return [c for parent in (route.get("status") or {}).get("parents") or [] for c in parent.get("conditions") or []]
 
 
-def _accepted(route: Object) -> bool:
+def accepted(route: Object) -> bool:
     """Accepted and ResolvedRefs are True for the present generation."""
     generation = route["metadata"].get("generation", 0)
     true = {c["type"] for c in _conditions(route) if c["status"] == "True" and c.get("observedGeneration", 0) >= generation}
     return {"Accepted", "ResolvedRefs"} <= true
 
 
-def _refused(kind: str, route: Object) -> Problem | None:
+def refusal_of(kind: str, route: Object) -> Problem | None:
+    """What the gateway has against the route's present generation."""
     generation = route["metadata"].get("generation", 0)
     for c in _conditions(route):
         if c["type"] in ("Accepted", "ResolvedRefs") and c["status"] == "False" and c.get("observedGeneration", 0) >= generation:

@@ -11,7 +11,7 @@ from modelrollout.analysis.problem import ProblemKind
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
-SOURCES = [*(PACKAGE / "analysis" / f"{m}.py" for m in ("golden", "judge", "look", "verdict")), PACKAGE / "rollout" / "judgement.py"]
+SOURCES = [*(PACKAGE / "analysis" / f"{m}.py" for m in ("agreement", "golden", "judge", "look", "verdict")), PACKAGE / "rollout" / "judgement.py"]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 VERDICTS = ("Successful", "Failed", "Inconclusive", "Error")
 

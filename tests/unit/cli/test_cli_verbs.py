@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import STABLE, FakeKube, canary_status, deployment, revision, rollout
+from cli_fakes import STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 from typer.testing import Result
 
 from modelrollout.cli import cluster, main
@@ -358,6 +358,17 @@ class TestPauseResumeFullRestart:
         assert asked(kube)[2] == "modelrollout.dev/resume"
         shown = cli("status", "digits").stdout
         assert "somebody has paused it" in shown and "modelrollout resume digits" in shown
+
+    @pytest.mark.parametrize(("words", "annotation"), [(["promote", "digits"], "promote"), (["promote", "digits", "--full"], "promote-full")])
+    def test_a_shadow_is_promoted_by_its_name(self, words: list[str], annotation: str, cli: Cli, kube: FakeKube) -> None:
+        with_status(kube, step="shadow", rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}))
+        assert cli(*words).exit_code == 0
+        assert asked(kube)[2] == f"modelrollout.dev/{annotation}" and asked(kube)[3].startswith("shadow ")
+
+    @pytest.mark.parametrize("verb", ["pause", "resume"])
+    def test_nobody_can_hold_a_shadow(self, verb: str, cli: Cli, kube: FakeKube) -> None:
+        with_status(kube, step="shadow", rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}))
+        refused(cli(verb, "digits"), "is in its shadow, where no client gets its answers; promote or abort")
 
     @pytest.mark.parametrize("verb", ["pause", "resume", "promote"])
     def test_at_rest_there_is_nothing_to_hold(self, verb: str, cli: Cli, kube: FakeKube) -> None:

@@ -179,13 +179,17 @@ def test_what_the_gateway_is_known_to_lack_is_refused() -> None:
     async def main() -> None:
         cluster = Cluster()
         cluster.put(GATEWAY, {"metadata": {"name": "public"}, "spec": {"gatewayClassName": "simple"}})
-        kind = {"metadata": {"name": "simple"}, "status": {"supportedFeatures": [{"name": "HTTPRoute"}]}}
+        kind = {
+            "metadata": {"name": "simple"},
+            "spec": {"controllerName": "example.com/gateway"},
+            "status": {"supportedFeatures": [{"name": "HTTPRoute"}]},
+        }
         cluster.objects[GATEWAY_CLASS, "", "simple"] = kind
         cluster.user(b.spec(1, traffic=TRAFFIC))
         operator = Operator(cluster)
         await operator.live(rounds=2)
         stalled = next(c for c in cluster.status.conditions if c.type == "Stalled")
-        assert stalled.reason == "GatewayFeatureMissing" and "GRPCRoute (spec.traffic.grpc)" in stalled.message
+        assert stalled.reason == "GatewayFeatureMissing" and "spec.traffic.grpc: " in stalled.message and "not support GRPCRoute" in stalled.message
 
     run(main())
 

@@ -107,7 +107,7 @@ def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     before = {"input_hash": input_hash(snapshot(spec(version))), "generation": 1, "since": ago(10), "started": ago(60)}
     named = {} if stage == "Resolve" else {"sha256": sha(version), "revision": revision_name(version), "number": version}
     made = RolloutStatus.model_validate({"stage": stage, **before, **named})
-    if stage in ("Provision", "Evaluate", "Canary", "Promote", "Bake", "Revert"):
+    if stage in ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert"):
         made = made.model_copy(update={"artifact": artifact(version)})
     return made.model_copy(update=changes)
 

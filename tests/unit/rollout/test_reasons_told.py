@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
-    PACKAGE / "traffic" / "router.py",
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "act")),
+    *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "act", "gateways")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
@@ -20,6 +20,8 @@ NO_REASONS = {
     *("PodScheduled", "ResolvedRefs"),  # conditions of others
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror"),  # features of the Gateway API
+    *("RequestMirror", "TraefikService"),  # how a gateway mirrors
     *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
     "OnTime",  # in the timeline of modelrollout analyze
     *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
@@ -42,5 +44,5 @@ def test_every_reason_is_explained() -> None:
 def test_nothing_is_explained_that_is_never_given() -> None:
     text = "".join(source.read_text() for source in SOURCES)
     told = {word for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()) if REASON.fullmatch(word)}
-    known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay"}
+    known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay", "ShadowDisagrees"}
     assert {word for word in told - known if f'"{word}"' not in text} == set()

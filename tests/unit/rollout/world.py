@@ -13,8 +13,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus, RolloutStatus, VerdictName, seconds
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    MetricStatus,
+    MirrorWay,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    RolloutStatus,
+    VerdictName,
+    seconds,
+)
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, has_pods_for, matched, measured, preview, service_selector, split, stage_job
@@ -22,6 +33,7 @@ from modelrollout.rollout.facts import (
     QUARANTINED,
     Assessment,
     Desired,
+    MirrorFacts,
     Plan,
     Problem,
     Revision,
@@ -37,10 +49,12 @@ from modelrollout.rollout.facts import (
 )
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.rollout.stages.move import GRACE_SECONDS
+from modelrollout.traffic.mirror import Mirror, MirrorRouter, mirror_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
 from tests.unit.rollout import builders
 
 SETTLE = 3.0
+CONFIG = OperatorConfig.model_construct()
 LIVELOCK = 40  # more writes than this without any change outside is going in circles
 STATUS_LIMIT = 32 * 1024
 VERSION = {"model": True, "optimization": True, "serving": {"triton", "resources", "batching", "node_selector"}}
@@ -79,6 +93,14 @@ class World:
     accepted: bool = False
     arriving: tuple[datetime, Split] | None = None  # accepted by the gateway, not yet in all its processes
     plane: Split = ()  # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    way: MirrorWay | None = "TraefikService"  # how this gateway mirrors
+    mirror: str | None = None  # revision for which comparer and TraefikService exist
+    mirror_known: bool = False  # the data plane has had time to take the TraefikService up
+    tried: bool = False  # the gateway has accepted the route that tries the mirror out
+    route_mirror: str | None = None  # the revision for which the route mirrors; likewise the next two
+    arriving_mirror: str | None = None
+    plane_mirror: str | None = None
+    comparer: bool = False  # its pod is ready
     preview: str | None = None  # the preview's route and Service lead there
     preview_version: int = 0
     preview_accepted: bool = False
@@ -111,7 +133,8 @@ class World:
             spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
-            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted) for name, p in self.servers.items()},
+            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted) for name, p in self.servers.items()}
+            | ({names.shadow_name(self.mirror): Server(1, int(self.comparer), None, 1)} if self.mirror else {}),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
@@ -123,7 +146,9 @@ class World:
         )
         if self.spec is None:
             stable = s.status.stable.revision if s.status.stable else None
-            kept: Router = KeptRoutes(builders.NAME, self._objects()) if self.route is not None else ServiceRouter(s.name, {}, stable)
+            kept: Router = ServiceRouter(s.name, {}, stable)
+            if self.route is not None:
+                kept = MirrorRouter(KeptRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG)
             return replace(s, traffic=kept.taken_up(split(s), self._objects(), s.servers))
         job = stage_job(s.status, s)
         s = replace(s, work=self.jobs.get(job[1], Work()) if job else Work())
@@ -134,8 +159,16 @@ class World:
             if s.gateway
             else ServiceRouter(s.name, carriers(s), service_selector(s))
         )
+        if s.gateway:
+            router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
+            missing = Problem("GatewayFeatureMissing", "it cannot mirror") if self.spec.rollout.shadow and self.way is None else None
+            s = replace(s, mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())), refusal=s.refusal or missing)
         s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
-        return replace(s, assessment=self._assessment()) if measured(s) else s
+        found = self._assessment() if measured(s) else None
+        if found is not None and s.status.rollout and s.status.rollout.stage == "Shadow":
+            agreement = MetricStatus(name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100))
+            found = replace(found, metrics=(agreement,))
+        return replace(s, assessment=found) if found else s
 
     def _assessment(self) -> Assessment | None:
         return builders.judged(self.verdict) if self.verdict else None
@@ -154,8 +187,11 @@ class World:
 
         if self.route is not None:
             aside = [{"matches": [{"headers": json.loads(h)}], "backendRefs": [{"name": r, "weight": 100}]} for h, r in filter(None, [self.matched])]
-            rules = [*aside, {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}]
+            filters = {"filters": [{"type": "RequestMirror"}]} if self.route_mirror else {}
+            rules = [*aside, {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]} | filters]
             route(builders.NAME, rules, self.route_version, self.accepted)
+        if self.mirror is not None:
+            route(names.shadow_name(self.mirror), [], 1, self.tried)
         if self.preview is not None:
             route(f"{builders.NAME}-preview", [{"backendRefs": [{"name": self.preview, "weight": 100}]}], self.preview_version, self.preview_accepted)
         if self.service is not None:
@@ -203,8 +239,8 @@ class World:
         if s.spec is None:
             if self.service != desired.selector:
                 yield lambda: self._select(desired.selector)
-            if self.route is not None and (self.route, self.matched) != (desired.split, aside):
-                yield lambda: self._apply_route(desired.split, aside)
+            if self.route is not None and (self.route, self.matched, self.route_mirror) != (desired.split, aside, None):
+                yield lambda: self._apply_route(desired.split, aside, None)
             return
         for name, count in desired.servers.items():
             restart = desired.restarts.get(name)
@@ -215,14 +251,22 @@ class World:
             yield lambda: self._show(desired.preview)
         if desired.selector is not None and self.service != desired.selector:
             yield lambda: self._select(desired.selector)
-        if s.gateway and desired.split and (self.route, self.matched) != (desired.split, aside):
-            yield lambda: self._apply_route(desired.split, aside)
+        wanted = self.wanted_mirror(s)
+        revision = wanted.canary.revision if wanted else None
+        routed = revision if wanted and wanted.routed else None
+        if revision is not None and self.mirror != revision:
+            yield lambda: self._make_mirror(revision)
+        if s.gateway and desired.split and (self.route, self.matched, self.route_mirror) != (desired.split, aside, routed):
+            yield lambda: self._apply_route(desired.split, aside, routed)
         if self.preview is not None and desired.preview is None:
             yield lambda: self._show(None)
         if self.route is not None and (not s.gateway or not desired.split):
             yield self._delete_route
         for name in [n for n in self.servers if n not in desired.servers]:
             yield lambda name=name: self._delete_server(name)  # type: ignore[misc]
+        gone = self.route is None or (self.route_mirror is None and self.accepted)
+        if self.mirror is not None and revision is None and gone and self.mirror not in desired.draining:
+            yield self._delete_mirror
         if self.service is not None and desired.selector is None:
             yield lambda: self._select(None)
         for name in [n for n, w in self.jobs.items() if w.state == "Running" and (desired.work is None or n != desired.work[1])]:
@@ -235,6 +279,9 @@ class World:
             yield lambda name=name: self.delete_revision(name)  # type: ignore[misc]
         if desired.work is not None and desired.work[1] not in self.jobs:
             yield lambda: self.jobs.update({desired.work[1]: Work("Running")} if desired.work else {})
+
+    def wanted_mirror(self, s: Snapshot) -> Mirror | None:
+        return mirror_of(s) if s.gateway else None
 
     def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
         if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.gateway:
@@ -256,15 +303,18 @@ class World:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
         if self.arriving and (self.now - self.arriving[0]).total_seconds() >= SETTLE * 0.9:
-            self.plane, self.arriving = self.arriving[1], None
+            self.plane, self.plane_mirror, self.arriving = self.arriving[1], self.arriving_mirror, None
+        if self.tried and seconds >= SETTLE * 0.9:
+            self.mirror_known = True
 
     def accept(self) -> None:
         """The gateway accepts the route; its processes may lag."""
         if self.route is not None and not self.accepted:
             carried = (*self.route, *((r, 0) for _, r in filter(None, [self.matched])))
-            if self.arriving and self.arriving[1] != carried:
-                self.plane = self.arriving[1]  # in order
-            self.accepted, self.arriving = True, (self.now, carried)
+            if self.arriving and (self.arriving[1], self.arriving_mirror) != (carried, self.route_mirror):
+                self.plane, self.plane_mirror = self.arriving[1], self.arriving_mirror  # in order
+            self.accepted, self.arriving, self.arriving_mirror = True, (self.now, carried), self.route_mirror
+        self.tried = self.mirror is not None
         self.preview_accepted = self.preview is not None
 
     def pods(self, name: str, ready: int, problem: Problem | None = None) -> None:
@@ -297,7 +347,7 @@ class World:
     def serve(self) -> None:
         """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the verdict is good."""
         self.verdict = "Successful"
-        for _ in range(60):
+        for _ in range(90):
             before = (self.version, self.route_version)
             self.kindly()
             self.reconcile()
@@ -309,6 +359,7 @@ class World:
         for name, pods in self.servers.items():
             self.pods(name, pods.asked)
         self.end_job("ok")
+        self.comparer = self.mirror is not None
         self.accept()
         self.tick(SETTLE + 1)
 
@@ -340,9 +391,9 @@ class World:
         self.tick(seconds)
         self.looking_since = self.now
 
-    def change_route(self, split: Split, aside: tuple[str, str] | None = None) -> None:
+    def change_route(self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None) -> None:
         """Somebody else than the leader writes the route."""
-        self.route, self.matched, self.accepted, self.damaged = split, aside, False, True
+        self.route, self.matched, self.route_mirror, self.accepted, self.damaged = split, aside, mirror, False, True
         self.route_version += 1
 
     def lose_status(self) -> None:
@@ -395,13 +446,23 @@ class World:
     def _select(self, selector: str | None) -> None:
         self.service = selector
 
-    def _apply_route(self, wanted: Split, aside: tuple[str, str] | None) -> None:
+    def _make_mirror(self, revision: str) -> None:
+        self.mirror, self.mirror_known, self.tried, self.comparer = revision, False, False, False
+
+    def _delete_mirror(self) -> None:
+        assert self.route_mirror is None, "a mirror goes before the route that names it"
+        self.mirror, self.mirror_known, self.tried, self.comparer = None, False, False, False
+
+    def _apply_route(self, wanted: Split, aside: tuple[str, str] | None, mirror: str | None) -> None:
         self._check_route(wanted, aside)
-        self.route, self.matched, self.accepted = wanted, aside, False
+        if mirror is not None and not self.damaged:
+            assert self.mirror == mirror and self.mirror_known, "the data plane does not know what the route is about to name"
+        self.route, self.matched, self.route_mirror, self.accepted = wanted, aside, mirror, False
         self.route_version += 1
 
     def _delete_route(self) -> None:
         self.route, self.matched, self.accepted, self.arriving, self.plane = None, None, False, None, ()
+        self.route_mirror = self.arriving_mirror = self.plane_mirror = None
 
     def _record(self, name: str, status: ModelRevisionStatus) -> None:
         assert len(json.dumps(status.wire())) < STATUS_LIMIT
@@ -475,6 +536,7 @@ class World:
         s = self.deciding
         assert s is not None and old is not None, "a rollout begins with no traffic"
         by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
+        by_hand |= old.shadow is not None and old.stage == "Shadow" and old.shadow.promoted is not None
         assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
@@ -498,8 +560,16 @@ class World:
             asked = [step.weight for step in steps if step.weight is not None]
             nearest = min((w for w in asked if w > old.step.weight), default=100)
             assert self.weight(after) == nearest or verb == "promote-full", "a step was left out"
+        elif old.stage == "Shadow":
+            assert old.shadow is not None and old.shadow.phase == "Leaving"
+            assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
+            assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), "nobody proved that they agree"
+            assert self.spec is not None
+            first = stepping.steps_of(self.spec.rollout)[0].weight or 0
+            assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
+            assert self.spec is not None and (self.spec.rollout.shadow is None or before.stable is None or before.stable.revision == new.revision)
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
             assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), "golden data comes before traffic"
         else:
@@ -512,6 +582,9 @@ class World:
         if stable is None or self.damaged or stable.revision not in self.revisions:
             return
         assert stable.revision in self.servers, "the pods of stable are gone"
+        if self.plane_mirror is not None:
+            assert self.mirror == self.plane_mirror, "the data plane still mirrors to what is gone"
+            assert self.plane_mirror in self.servers or self.plane_mirror not in self.revisions, "the comparer still asks a canary that is gone"
         for revision, _ in self.plane:
             assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
 
@@ -563,6 +636,7 @@ class World:
         if stable is None or stable not in self.revisions or not self._renders(self.snapshot(), stable):
             return
         behind = self.plane != self.route or (self.arriving is not None and self.arriving[1] != self.route)
+        behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
         assert asked[stable] >= spec.serving.replicas
@@ -584,6 +658,11 @@ class World:
             others = {n: w for n, w in shares.items() if n != stable}
             assert set(others) <= {rollout.revision} and all(w <= rollout.step.weight for w in others.values())
             assert shares[stable] > 0 and self.service == stable
+        if rollout is None or rollout.stage != "Shadow":
+            assert self.route_mirror is None, "only the shadow mirrors"
+        if self.mirror is not None and self.accepted:
+            s = self.snapshot()
+            assert self.wanted_mirror(s) is not None or self.mirror in still_draining(s, self.now), "a mirror that nobody needs"
         if gateway and not (trial and rollout and rollout.step and rollout.step.strategy == "ABTest"):
             assert self.matched is None, "only a test looks at headers"
         assert (self.preview is not None) == (spec.rollout.blue_green is not None)

@@ -9,10 +9,8 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
-from modelrollout.resources.routes import missing_features, needed_features
 from modelrollout.rollout.facts import Server
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, real_share, weights
-from tests.unit.rollout import builders as b
 
 NAME = "digits"
 OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
@@ -221,23 +219,3 @@ def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
         assert route["spec"]["hostnames"] == before["hostnames"] and route["spec"]["parentRefs"] == before["parentRefs"]
         assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == before["rules"][-1]["backendRefs"][0]["port"]
     assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, {}, {}).taken_up
-
-
-# --- what a gateway can do
-
-
-def test_what_is_known_to_be_missing() -> None:
-    needed = needed_features(b.spec(1, traffic={"gateway": {"name": "g"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}))
-    assert needed == {"HTTPRoute": "spec.traffic.http", "GRPCRoute": "spec.traffic.grpc"}
-    assert missing_features(needed, {"Gateway", "HTTPRoute"}) == ["GRPCRoute"]
-    assert missing_features(needed, {"Gateway", "HTTPRoute", "GRPCRoute"}) == []
-    assert missing_features(["HTTPRouteRequestMirror"], {"HTTPRoute"}) == ["HTTPRouteRequestMirror"]
-
-
-def test_what_is_not_said_is_not_missing() -> None:
-    assert missing_features(["GRPCRoute", "HTTPRouteRequestMirror"], frozenset()) == []
-    assert missing_features(["GRPCRoute"], {"HTTPRouteQueryParamMatching"}) == [], "a list without what every gateway has"
-
-
-def test_without_a_gateway_nothing_is_needed() -> None:
-    assert needed_features(b.spec(1, gateway=False)) == {}

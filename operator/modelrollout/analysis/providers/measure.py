@@ -7,9 +7,9 @@ from typing import Protocol
 
 from modelrollout.analysis.look import Counts, Measurement, Reading, fold_in
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.queries import Query, Target, bounds_query, build
+from modelrollout.analysis.queries import Query, Target, agreement_query, bounds_query, build
 from modelrollout.analysis.readings import name_bounds, read
-from modelrollout.api.v1alpha1 import Metric
+from modelrollout.api.v1alpha1 import Counter, Metric
 
 
 class Reader(Protocol):
@@ -38,6 +38,13 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
 async def measure(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
     """Measure every metric. Its first look sets the baseline and counts nothing; a step of another weight begins with no ``counters``."""
     return fold_in(await look(reader, target, metrics, counters), counters, stable=target.stable is not None)
+
+
+async def measure_agreement(reader: Reader, target: Target, before: Counter | None) -> Measurement:
+    """The pairs that the comparer has counted since the first look, which sets the baseline."""
+    query = agreement_query(target, baseline=before is None)
+    [answer] = await reader.ask([query.promql])
+    return fold_in(read(query, answer, target), {query.metric: Counts(before)}, stable=False)[query.metric]
 
 
 def _names(metric: Metric) -> list[str]:

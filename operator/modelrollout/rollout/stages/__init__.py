@@ -15,12 +15,14 @@ from modelrollout.rollout.stages.prepare import prepare
 from modelrollout.rollout.stages.promote import promote, revert
 from modelrollout.rollout.stages.provision import provision
 from modelrollout.rollout.stages.resolve import resolve
+from modelrollout.rollout.stages.shadow import shadow
 
 STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
     "Resolve": resolve,
     "Prepare": prepare,
     "Provision": provision,
     "Evaluate": evaluate,
+    "Shadow": shadow,
     "Canary": canary,
     "Promote": promote,
     "Bake": bake,

@@ -6,17 +6,17 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
 from modelrollout.rollout.facts import Event, Snapshot
-from modelrollout.rollout.stages.canary import begin_trial
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
+from modelrollout.rollout.stages.onward import after_evaluate
 from modelrollout.rollout.stages.resolve import lost
 from modelrollout.rollout.transitions import change, fail
 
 
 def evaluate(s: Snapshot, now: datetime) -> Move:
-    """Judge the golden answers, then put the revision on trial; with nothing to compare with, promote it."""
+    """Judge the golden answers, then go on."""
     assert s.spec is not None
     if s.spec.rollout.analysis.golden is None:
-        return Move(begin_trial(s, s.status, now))
+        return Move(after_evaluate(s, s.status, now))
     work, evidence = s.work, s.evaluation
     if work.state == "Failed":
         return failed_job(s, work, now)
@@ -27,7 +27,7 @@ def evaluate(s: Snapshot, now: datetime) -> Move:
     if evidence.verdict != "Successful":
         rejected = fail(s.status, now, "Rejected", evidence.reason, evidence.message)
         return Move(change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),))
-    return Move(change(begin_trial(s, s.status, now), evaluation=evidence), (_event(evidence),))
+    return Move(change(after_evaluate(s, s.status, now), evaluation=evidence), (_event(evidence),))
 
 
 def _event(evidence: EvaluationEvidence) -> Event:

@@ -1,0 +1,151 @@
+"""Shadow through the real gateway: a model that agrees goes on, one that does not is rejected, and clients only ever get stable's answers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from demo.cluster import NotThereError
+from tests.e2e.conftest import Stage
+from tests.e2e.models import FEATURES, inputs
+
+pytestmark = pytest.mark.sandbox
+
+NAME, HOST = "shadowed", "shadowed.e2e.example"
+TRAEFIK = "/apis/traefik.io/v1alpha1/namespaces/{}/traefikservices"
+
+
+class Client(threading.Thread):
+    """About 60 requests a second; every answer is compared with what the good model says. Every other one asks for bytes, not JSON."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self._address, self._over = address, threading.Event()
+        self.seen: Counter[str] = Counter()
+        self.versions: Counter[str] = Counter()
+        self._x, self._classes = inputs(64, 11)
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=10)
+        i = 0
+        while not self._over.is_set():
+            try:
+                self.seen[self._ask(connection, i)] += 1
+            except OSError as e:
+                self.seen[type(e).__name__] += 1
+                connection.close()
+            except http.client.HTTPException as e:
+                self.seen[type(e).__name__] += 1
+                connection.close()
+            i += 1
+            time.sleep(1 / 60)
+
+    def _ask(self, connection: http.client.HTTPConnection, i: int) -> str:
+        k, binary = i % len(self._x), bool(i % 2)
+        body = {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": self._x[k].tolist()}],
+            "outputs": [{"name": "logits", "parameters": {"binary_data": binary}}],
+        }
+        connection.request("POST", f"/v2/models/{NAME}/infer", json.dumps(body), {"Host": HOST, "Content-Type": "application/json"})
+        response = connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            return f"status {response.status}"
+        if binary:
+            length = int(response.headers["Inference-Header-Content-Length"])
+            answer, logits = json.loads(content[:length]), np.frombuffer(content[length:], np.float32)
+        else:
+            answer = json.loads(content)
+            logits = np.array(answer["outputs"][0]["data"])
+        self.versions[answer["model_version"]] += 1
+        return "right" if int(np.argmax(logits)) == self._classes[k] else "wrong"
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(15)
+
+
+@contextmanager
+def traffic(stage: Stage) -> Iterator[Client]:
+    client = Client(stage.cluster.target.gateway.http)
+    client.start()
+    try:
+        yield client
+    finally:
+        client.end()
+
+
+def deployment(stage: Stage, file: str, **shadow: object) -> dict[str, object]:
+    gateway = stage.cluster.target.gateway
+    return stage.deployment(
+        NAME,
+        file,
+        traffic={"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}},
+        rollout={
+            "shadow": {"minSamples": 100, "minAgreement": 0.95, **shadow},
+            "canary": {"steps": [{"weight": 100}]},
+            "analysis": {"interval": "1s"},
+            "progressDeadline": "2m",
+        },
+    )
+
+
+def nothing_left(stage: Stage, revision: str) -> bool:
+    mirrors = stage.cluster.get(TRAEFIK.format(stage.namespace))["items"]
+    try:
+        stage.cluster.get(f"/apis/apps/v1/namespaces/{stage.namespace}/deployments/{revision}-shadow")
+    except NotThereError:
+        return not mirrors
+    return False
+
+
+def route(stage: Stage) -> str:
+    return json.dumps(stage.cluster.get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{stage.namespace}/httproutes/{NAME}")["spec"]["rules"])
+
+
+def test_a_model_that_agrees_goes_on_and_its_comparer_may_die(stage: Stage) -> None:
+    stage.apply(deployment(stage, "good.onnx"))
+    stage.until_ready(NAME)
+    assert stage.condition(NAME, "Shadowed")["reason"] == "Skipped", "there was nothing to compare with"
+    with traffic(stage) as client:
+        stage.apply(deployment(stage, "better.onnx", minSamples=300))
+        stage.until("the gateway mirrors", lambda: "TraefikService" in route(stage))
+        revision = stage.get(NAME)["status"]["rollout"]["revision"]
+        assert stage.get(NAME)["status"]["phase"] == "Shadowing"
+        selector = f"modelrollout.dev/revision={revision},modelrollout.dev/component=shadow"
+        # Somebody reverts the route by hand, and the comparer's pod dies.
+        plain = {"group": "", "kind": "Service", "name": stage.get(NAME)["status"]["stable"]["revision"], "port": 8000}
+        patch = json.dumps({"spec": {"rules": [{"backendRefs": [plain]}]}})
+        stage.cluster.kubectl("patch", "httproute", NAME, "-n", stage.namespace, "--type=merge", "-p", patch)
+        stage.until("it is written anew", lambda: "TraefikService" in route(stage))
+        stage.cluster.kubectl("delete", "pods", "-n", stage.namespace, "-l", selector, "--force", "--grace-period=0", "--wait=false")
+        stage.until("the canary has the traffic", lambda: stage.get(NAME)["status"]["stable"]["revision"] == revision)
+    assert set(client.seen) == {"right"}, f"requests failed: {client.seen}"
+    shadow = stage.cluster.revision(stage.namespace, revision)["status"]["shadow"]
+    assert shadow["verdict"] == "Successful" and shadow["canary"]["total"] >= 300 and shadow["canary"]["bad"] == 0
+    stage.until("the mirror and its comparer are gone", lambda: nothing_left(stage, revision))
+    stage.until_ready(NAME)
+
+
+def test_a_model_that_disagrees_is_rejected_and_no_client_gets_its_answers(stage: Stage) -> None:
+    stable = stage.get(NAME)["status"]["stable"]
+    with traffic(stage) as client:
+        stage.apply(deployment(stage, "wrong.onnx"))
+        message = stage.until_stalled(NAME, "ShadowDisagrees")
+    assert "mirrored requests were answered differently" in message
+    assert set(client.seen) == {"right"}, f"requests failed or were changed: {client.seen}"
+    assert set(client.versions) == {str(stable["number"])}, "only stable answered"
+    status = stage.get(NAME)["status"]
+    assert status["stable"]["revision"] == stable["revision"]
+    rejected = status["rollout"]["revision"]
+    assert stage.cluster.revision(stage.namespace, rejected)["status"]["outcome"] == "Rejected"
+    assert "TraefikService" not in route(stage)
+    stage.until("the mirror and its comparer are gone", lambda: nothing_left(stage, rejected))

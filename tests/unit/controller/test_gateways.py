@@ -1,0 +1,73 @@
+"""What is read of gateways: seldom, with get alone, and a failure never forgets what was known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelrollout.controller.gateways import KNOWN_SECONDS, UNKNOWN_SECONDS, Gateways
+from modelrollout.kube.client import Forbidden, NotFound, Object, Resource
+from modelrollout.rollout.facts import Problem
+from modelrollout.traffic.features import GatewayFacts
+
+
+def of_gateway(gateway: Any) -> Object:
+    return {"metadata": {"namespace": "ml", "name": "digits"}, "spec": {"traffic": {"gateway": gateway}}}
+
+
+HERE = of_gateway({"name": "public"})
+THERE = of_gateway({"name": "public", "namespace": "gateways"})
+
+
+class Kube:
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.error: Exception | None = None
+        self.features: list[Any] = [{"name": "HTTPRouteRequestMirror"}, "GRPCRoute"]
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> dict[str, Any]:
+        self.reads.append(f"{resource.kind} {namespace} {name}")
+        if self.error:
+            raise self.error
+        if resource.kind == "Gateway":
+            return {"spec": {"gatewayClassName": "shiny"}}
+        return {"spec": {"controllerName": "example.com/gateway"}, "status": {"supportedFeatures": self.features}}
+
+
+async def test_facts_are_read_once_for_all_and_again_after_a_while() -> None:
+    kube, now = Kube(), [1000.0]
+    gateways = Gateways(kube, lambda: now[0])
+    found = await gateways.of(THERE)
+    assert found == GatewayFacts("gateways/public", "shiny", "example.com/gateway", frozenset({"HTTPRouteRequestMirror", "GRPCRoute"}))
+    assert await gateways.of(THERE) == found
+    assert kube.reads == ["Gateway gateways public", "GatewayClass None shiny"]
+    here = await gateways.of(HERE)
+    assert isinstance(here, GatewayFacts) and here.gateway == "ml/public"
+    now[0] += KNOWN_SECONDS + 1
+    kube.features = []
+    again = await gateways.of(THERE)
+    assert isinstance(again, GatewayFacts) and again.features is None
+    now[0] += KNOWN_SECONDS + 1
+    kube.error = Forbidden(403, "Forbidden", "no")
+    assert await gateways.of(THERE) == again, "an API server that is away changes nothing"
+
+
+async def test_what_cannot_be_read_is_told_and_asked_again_sooner() -> None:
+    kube, now = Kube(), [1000.0]
+    gateways = Gateways(kube, lambda: now[0])
+    for error, word in ((NotFound(404, "NotFound", "no"), "there is no Gateway"), (Forbidden(403, "Forbidden", "may not get"), "may not get")):
+        kube.error = error
+        for _ in range(3):
+            found = await gateways.of(THERE)
+            assert isinstance(found, Problem) and found.reason == "GatewayUnknown" and word in found.message
+        now[0] += UNKNOWN_SECONDS + 1
+    assert len(kube.reads) == 2
+    kube.error = None
+    assert isinstance(await gateways.of(THERE), GatewayFacts)
+
+
+async def test_without_a_gateway_nothing_is_asked() -> None:
+    kube = Kube()
+    gateways = Gateways(kube)
+    for deployment in (None, {"metadata": {"namespace": "ml"}, "spec": {}}, of_gateway("odd")):
+        assert await gateways.of(deployment) is None
+    assert kube.reads == []
