@@ -295,6 +295,20 @@ def test_a_step_that_trains_needs_an_image_that_can() -> None:
     assert refusal(b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5}}]})) is None
 
 
+@pytest.mark.parametrize(("step", "kind"), [("prune", {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}), ("int4", {})])
+def test_a_job_has_one_image(step: str, kind: Any) -> None:
+    images = CONFIG.images.model_copy(update={"trainer": "trainer:1", "trees": "trees:1"})
+    config = CONFIG.model_copy(update={"images": images})
+    spec = b.spec(1, optimization={"steps": [{"graph": {}}, {step: kind}]})
+    trees = spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})})
+    found = refusal(trees, config=config)
+    assert found and found[0] == "ImageFlavoursClash"
+    assert found[1].startswith(f"spec.optimization.steps[1].{step}: ") and "spec.model.format: XGBoost" in found[1]
+    assert refusal(spec, config=config) is None
+    light = trees.model_copy(update={"optimization": b.spec(1, optimization={"steps": [{"graph": {}}]}).optimization})
+    assert refusal(light, config=config) is None
+
+
 def test_a_prometheus_that_is_not_allowed_is_named() -> None:
     found = refusal(b.spec(1, rollout={"analysis": {"prometheus": "mine"}}))
     assert found and found[0] == "PrometheusNotAllowed" and "main" in found[1]

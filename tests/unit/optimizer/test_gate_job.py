@@ -140,6 +140,15 @@ def test_errors_of_a_regression(store: ObjectStore) -> None:
     assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "MetricLow")
 
 
+def test_a_regression_is_calibrated_on_data_without_labels(store: ObjectStore) -> None:
+    """Numbers are labels of the gate's data alone; a step's data has its own needs."""
+    x = samples(N)[0]
+    store.objects |= {"/m.onnx": regression(), "/heldout.npz": npz(x=x, labels=x.sum(1)), "/calibration.npz": npz(x=samples(200, 5)[0])}
+    static = Int8Step(method="Static", calibration=dataset(store.http("calibration.npz")))
+    result = prepared(store, GateMetric(name="mae", max=0.5), slices=(), steps=(static,))
+    assert (result.metrics[0].before, result.metrics[0].verdict) == (pytest.approx(0, abs=1e-3), "Successful")
+
+
 def test_a_failed_metric_tells_of_all(store: ObjectStore) -> None:
     error = refusal(store, GateMetric(min=0.9999), GateMetric(name="f1", min=0.9999), GateMetric(name="recall", max_drop=0.5))
     assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyLow")

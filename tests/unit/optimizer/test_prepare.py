@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import fetch
+from modelrollout.optimizer import fetch, steps
 from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
 from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
@@ -415,13 +416,48 @@ def test_a_pruned_model_is_trained_gated_and_published(store: ObjectStore) -> No
     assert prepared(task).reused
 
 
-def test_a_student_is_checked_before_anything_is_trained(store: ObjectStore) -> None:
+def custom() -> bytes:
+    model = classifier(hidden=8)
+    model.graph.node[0].domain = "mine"
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("content", "sha256", "reason", "says"),
+    [
+        (classifier(hidden=8).SerializeToString(), "0" * 64, "DigestMismatch", "correct spec.optimization.steps[0].distill.student.sha256"),
+        (pickle.dumps([1]), None, "PickleRefused", "any code"),
+        (custom(), None, "CustomOperator", "'mine'"),
+        (classifier(hidden=8).SerializeToString()[:-20], None, "ModelTruncated", "upload it again"),
+    ],
+)
+def test_a_student_is_checked_like_the_model_before_anything_is_trained(
+    store: ObjectStore, content: bytes, sha256: str | None, reason: str, says: str
+) -> None:
     store.objects["/data/training.npz"] = labelled(100, seed=8)
-    store.objects["/models/student.onnx"] = classifier(hidden=8).SerializeToString()
+    store.objects["/models/student.onnx"] = content
     training = Training(data=dataset(store.s3("data/training.npz")))
-    student = ModelFile(location=store.s3("models/student.onnx"), sha256="0" * 64)
+    student = ModelFile(location=store.s3("models/student.onnx"), sha256=sha256)
     error = refusal(task_for(store, steps=(DistillStep(student=student, training=training),)))
-    assert error.reason == "DigestMismatch" and error.message.startswith("spec.optimization.steps[0].distill.student.uri: ")
+    assert error.reason == reason and says in error.message
+    assert error.message.startswith("spec.optimization.steps[0].distill.student.uri: ")
+
+
+def test_steps_get_the_smallest_budget_of_the_gate(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[float | None] = []
+    real = steps.apply
+
+    def spied(*given: Any, **named: Any) -> steps.Applied:
+        found.append(named["max_drop"])
+        return real(*given, **named)
+
+    monkeypatch.setattr(steps, "apply", spied)
+    for metrics in (
+        (GateMetric(max_drop=0.05), GateMetric(name="f1", max_drop=0.02), GateMetric(name="auc", max_drop=0.04)),
+        (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),
+    ):
+        prepared(task_for(store, gate=gate_for(store, *metrics)))
+    assert found == [0.02, None]
 
 
 def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:
