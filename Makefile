@@ -41,7 +41,7 @@ test: lint test-unit ## All tests: static checks, unit and property, integration
 	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
 
 .PHONY: test-unit
-test-unit: venv ## Unit and property tests, without root, in under a minute
+test-unit: venv ## Unit and property tests, without root, in about two minutes
 	$(PYTEST) -q -n 2 tests/unit tests/property
 
 .PHONY: test-integration

@@ -59,10 +59,11 @@ def test_only_requests_with_the_header_reach_the_new_revision(stage: Stage) -> N
     stage.apply(deployment(stage, "better.onnx", abTest={"headers": [{"name": "x-group", "value": "beta"}], "autoPromote": False}))
     reached(stage, "Testing", {})
     reached(stage, "Paused", {}, beta)
-    assert (asked(stage, 20), asked(stage, 20, **beta), asked(stage, 5, **{"x-group": "alpha"})) == ({"1"}, {"2"}, {"1"})
+    stage.until("the data plane looks at the header", lambda: asked(stage, 20, **beta) == {"2"}, 10)
+    assert (asked(stage, 20), asked(stage, 5, **{"x-group": "alpha"})) == ({"1"}, {"1"})
     stage.cluster.modelrollout("promote", NAME, "-n", stage.namespace)
     reached(stage, "Stable", {}, beta)
-    assert asked(stage, 20) == {"2"}
+    stage.until("the data plane has taken that up", lambda: asked(stage, 20) == {"2"}, 10)
 
 
 def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: Stage) -> None:
@@ -72,23 +73,25 @@ def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: S
     reached(stage, "Previewing", {})
     stage.until("the preview's host is served", lambda: answers_at(PREVIEW, stage))
     reached(stage, "Paused", {}, {"host": PREVIEW})
-    assert (asked(stage, 10), asked(stage, 10, host=PREVIEW)) == ({"2"}, {"3"})
+    stage.until("the preview leads to the new revision", lambda: asked(stage, 10, host=PREVIEW) == {"3"}, 10)
+    assert asked(stage, 10) == {"2"}
     stage.cluster.modelrollout("promote", NAME, "-n", stage.namespace)
     reached(stage, "Baking", {})
     status = stage.get(NAME)["status"]
     new = status["rollout"]["revision"]
-    assert asked(stage, 10) == {"3"} and new in status["selector"] and status["stable"]["number"] == 2
+    stage.until("it has all traffic", lambda: asked(stage, 10) == {"3"}, 10)
+    assert new in status["selector"] and status["stable"]["number"] == 2
     assert stage.condition(NAME, "Ready")["status"] == "False"
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)
     stage.until("it is taken back", lambda: stage.get(NAME)["status"]["rollout"]["stage"] == "Failed")
-    assert asked(stage, 10) == {"2"}
+    stage.until("the data plane has taken that up", lambda: asked(stage, 10) == {"2"}, 10)
     assert stage.cluster.revision(stage.namespace, new)["status"]["outcome"] == "Aborted"
     stage.cluster.modelrollout("retry", NAME, "-n", stage.namespace)
     reached(stage, "Paused", {}, {"host": PREVIEW})
     stage.apply(deployment(stage, "third.onnx", **wanted | {"bake": "2s"}))
     stage.cluster.modelrollout("promote", NAME, "-n", stage.namespace)
     reached(stage, "Stable", {})
-    assert asked(stage, 10) == {"3"}
+    stage.until("the data plane has taken that up", lambda: asked(stage, 10) == {"3"}, 10)
     former = {d["revision"] for d in stage.get(NAME)["status"]["draining"]}
     kept = {p["metadata"]["labels"].get("modelrollout.dev/revision") for p in stage.cluster.pods(stage.namespace, f"modelrollout.dev/name={NAME}")}
     assert former & kept, "the former stable keeps its pods for scaleDownDelay"

@@ -32,19 +32,19 @@ _SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake
 
 def desired(s: Snapshot, now: datetime) -> Desired:
     """Everything that is to exist now; what is not named goes away."""
-    loaded = carrier(s.status)
+    loaded, shares = carrier(s.status), split(s)
     servers = replicas(s, now)
     return Desired(
         new_revision=_new_revision(s),
         work=stage_job(s.status, s),
         servers=servers,
         restarts={name: at for name in servers if (at := s.status.restarted.get(name) or s.server(name).restarted)},
-        split=split(s),
+        split=shares,
         draining=frozenset(still_draining(s, now)),
         matched=matched(s),
         preview=preview(s),
         selector=service_selector(s),
-        budget=loaded.revision if loaded else None,
+        budget=loaded.revision if loaded else shares[0][0] if shares else None,
         revision_status=revision_status(s),
         forget=_beyond_history(s, now),
     )

@@ -624,6 +624,8 @@ def test_a_damaged_status_restarts_no_pod_and_begins_no_rollout(damage: Any) -> 
         cluster.change(MODEL_DEPLOYMENT, "digits", damage)
         cluster.requests.clear()
         await operator.settle()
+        cluster.now += timedelta(seconds=4)  # what is promoted anew waits for the data plane
+        await operator.settle()
         assert cluster.status.stable and (cluster.status.stable.revision, cluster.status.stable.number) == (V2, 2)
         assert conditions(cluster)["Ready"] == ("True", "Stable") and cluster.status.last_number == 2
         assert cluster.find(DEPLOYMENT, V2) == deployment and cluster.find(HTTP_ROUTE) == route

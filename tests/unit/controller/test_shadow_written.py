@@ -71,6 +71,7 @@ async def test_what_mirrored_drains_with_the_canary_whatever_comes_next() -> Non
     operator.assessment = judged("Failed")
     await operator.settle()
     cluster.accept_routes()
+    cluster.now += timedelta(seconds=4)
     cluster.user(b.spec(3, rollout={"shadow": {"minSamples": 10}}, traffic=TRAFFIC))
     await operator.settle()
     assert cluster.status.rollout and cluster.status.rollout.revision != V2, "another rollout is under way"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from modelrollout.rollout.decide import decide
@@ -19,6 +21,16 @@ def test_the_new_revision_is_stable_once_the_data_plane_has_it() -> None:
     plan = decide(b.second("Promote"), b.START)
     assert (b.moved(plan).stage, b.moved(plan).outcome) == ("Done", "Promoted")
     assert plan.status.stable and plan.status.stable.revision == V2
+
+
+@pytest.mark.parametrize(
+    ("stage", "end", "changes"), [("Promote", "Done", {}), ("Revert", "Failed", {"outcome": "RolledBack", "reason": "AccuracyLow"})]
+)
+def test_accepted_is_not_taken_up(stage: Any, end: str, changes: dict[str, Any]) -> None:
+    """A gateway accepts a route before its processes have it: whoever waits for Ready must not meet a 404."""
+    s = b.second(stage, changes={**changes, "since": b.ago(1)})
+    assert decide(s, b.START).requeue_after == pytest.approx(2.0)
+    assert b.moved(decide(s, b.at(2.1))).stage == end
 
 
 def test_the_former_stable_keeps_its_pods_until_its_traffic_has_surely_gone() -> None:

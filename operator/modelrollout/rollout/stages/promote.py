@@ -7,7 +7,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome
 from modelrollout.rollout.desired import has_all_pods, too_few
-from modelrollout.rollout.facts import NOT_READY, Event, Snapshot, baseline
+from modelrollout.rollout.facts import NOT_READY, Event, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse
 from modelrollout.rollout.stages.move import Move, remaining, wait
@@ -23,13 +23,19 @@ def promote(s: Snapshot, now: datetime) -> Move:
     server = s.server(rollout.revision)
     if server.ready == 0:
         return wait(s, server.problem or NOT_READY, 5.0)
-    if not s.traffic.taken_up:
-        return wait(s, s.traffic.problem, 5.0)
+    if (left := _until_taken_up(s, now)) > 0:
+        return wait(s, s.traffic.problem, left)
     proven = rollout.mode == "Rollback" and rollout.proven
     if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
         return Move(begin_bake(s, now), (Event("BakeStarted", f"revision {rollout.revision} has all traffic and is watched"),))
     outcome: Outcome = "Stable" if proven or s.status.stable is None else "Promoted"
     return Move(succeed(s, s.status, now, outcome), (Event(outcome, f"revision {rollout.revision} serves all traffic"),))
+
+
+def _until_taken_up(s: Snapshot, now: datetime) -> float:
+    """Seconds to wait for the data plane: a gateway accepts a route before its processes have it, and Ready is said when they do."""
+    assert s.status.rollout is not None
+    return max(0.0, s.settle_seconds - since(s.status.rollout.since, now)) if s.traffic.taken_up else 5.0
 
 
 def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
@@ -50,8 +56,8 @@ def revert(s: Snapshot, now: datetime) -> Move:
     """The rollout has failed once stable has all traffic again, and not before."""
     rollout = s.status.rollout
     assert rollout is not None
-    if not s.traffic.taken_up:
-        return Move(s.status, requeue_after=5.0)
+    if (left := _until_taken_up(s, now)) > 0:
+        return Move(s.status, requeue_after=left)
     ended = enter(s.status, "Failed", now, reason=rollout.reason, message=rollout.message, step=None)
     event = Event(rollout.outcome or "RolledBack", f"revision {rollout.revision}: {rollout.message}; stable has all traffic", "Warning")
     return Move(retire(ended, rollout.revision, rollout.number, now, s.settle_seconds), (event,))
