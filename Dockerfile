@@ -29,6 +29,8 @@ ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
 # `images.trees` of the operator's configuration.
 FROM ${BASE} AS trees
+# LightGBM takes OpenMP from the system.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements/trees.txt /opt/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall -qy pip setuptools

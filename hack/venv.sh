@@ -16,7 +16,16 @@ if [ -z "$python" ]; then
         echo "venv: needs Python 3.11 or later with venv: install python3 and python3-venv" >&2; exit 1
     fi
 fi
-echo "venv: building $dir with $($python --version), about a minute" >&2
+# The wheel of LightGBM is the only one that takes OpenMP from the system.
+if grep -q '^lightgbm==' "$requirements" && ! PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null | grep -q 'libgomp\.so\.1'; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "venv: installing libgomp1" >&2
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 >&2
+    else
+        echo "venv: LightGBM needs libgomp.so.1: install libgomp1" >&2; exit 1
+    fi
+fi
+echo "venv: building $dir with $($python --version), one to three minutes" >&2
 rm -rf "$dir.new"; "$python" -m venv "$dir.new"
 "$dir.new/bin/python" -m pip install -q --disable-pip-version-check -r "$requirements"
 rm -rf "$dir"; mv "$dir.new" "$dir"
