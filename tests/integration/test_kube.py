@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator
 
@@ -33,15 +32,6 @@ pytestmark = pytest.mark.sandbox
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap")
 CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
-
-
-@pytest_asyncio.fixture
-async def kube() -> AsyncIterator[Kube]:
-    kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
-    if not kubeconfig:
-        pytest.fail("MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m 'not sandbox'")
-    async with await Kube.connect(kubeconfig, component="test") as kube:
-        yield kube
 
 
 @pytest_asyncio.fixture

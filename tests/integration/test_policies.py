@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -29,15 +28,6 @@ pytestmark = pytest.mark.sandbox
 ROOT = Path(__file__).parents[2]
 CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
-
-
-@pytest_asyncio.fixture
-async def kube() -> AsyncIterator[Kube]:
-    kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
-    if not kubeconfig:
-        pytest.fail("MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m 'not sandbox'")
-    async with await Kube.connect(kubeconfig, component="test") as kube:
-        yield kube
 
 
 @pytest_asyncio.fixture
@@ -145,7 +135,8 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
             await kube.replace(LEASE, {**lease, "metadata": {**lease["metadata"], "resourceVersion": "1"}, "spec": {"holderIdentity": "x/y/z"}})
     finally:
         await kube.delete(ROLLOUT_POLICY, None, policy)
-    for _ in range(150):  # the garbage collector takes the slots of a policy that is gone
+    # The garbage collector takes the slots of a policy that is gone. It learns of new kinds every 30 s, and starts anew with each of them.
+    for _ in range(900):
         if not (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items:
             return
         await asyncio.sleep(0.2)

@@ -28,7 +28,6 @@ COMPONENT_EVALUATE = "evaluate"
 COMPONENT_SHADOW = "shadow"
 
 # Annotations on the object that they speak of.
-ANNOTATION_APPLIED = f"{GROUP}/applied"  # hash of what the operator last applied: an equal one needs no write
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
 ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods

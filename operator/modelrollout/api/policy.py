@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from modelrollout.api.v1alpha1 import (
+    STEPS_RULES,
     ApiModel,
     Condition,
     Duration,
@@ -43,14 +44,7 @@ class DefaultCanary(ApiModel):
     """Defaults of spec.rollout.canary."""
 
     steps: Annotated[list[Step], Field(min_length=1, max_length=32)] | None = Field(None, description="Steps; weights must grow.")
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
-            "weights must grow from step to step, for example 5, 25, 50",
-        ),
-        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = STEPS_RULES
 
 
 class DefaultAnalysis(ApiModel):

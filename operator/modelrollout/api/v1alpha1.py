@@ -485,6 +485,14 @@ class Step(ApiModel):
     )
 
 
+STEPS_RULES: tuple[Rule, ...] = (
+    Rule(
+        "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
+        "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
+        "weights must grow from step to step, for example 5, 25, 50",
+    ),
+    Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
+)
 DEFAULT_STEPS: tuple[Step, ...] = (Step(weight=5), Step(weight=25), Step(weight=50))
 
 
@@ -500,14 +508,7 @@ class Canary(ApiModel):
         description="Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of serving.replicas, rounded up; "
         "a weight is raised when the pods for it are ready. Without a gateway the pods are the weight.",
     )
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-            "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
-            "weights must grow from step to step, for example 5, 25, 50",
-        ),
-        Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = STEPS_RULES
 
 
 class Preview(ApiModel):

@@ -53,36 +53,28 @@ _Answer = tuple[str | None, Move | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    """promote: past the present step; promote-full: past all of them."""
     if _is_in_shadow(s, verb):
         return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    present = step_label(s.status.rollout, s.spec)
-    status = record(s.status, "Inconclusive", "PromotedByUser", now)
-    event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
-    if s.status.rollout.stage == "Bake":
-        return None, Move(succeed(s, status, now, "Promoted"), (event,))
-    position = stepping.locate(stepping.steps_of(s.spec.rollout), s.status.rollout.step)
-    return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
-
-
-def _promote_full(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    if _is_in_shadow(s, verb):
-        return _past_shadow(s, verb, now)
-    refusal = _not_at(s, verb)
-    if refusal:
-        return refusal, None
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    if s.status.rollout.stage == "Bake":
+    full, bakes = verb.verb == "promote-full", s.status.rollout.stage == "Bake"
+    if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
     present = step_label(s.status.rollout, s.spec)
     status = record(s.status, "Inconclusive", "PromotedByUser", now)
     assert status.rollout is not None and status.rollout.step is not None
-    step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
-    event = Event("PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others")
-    return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
+    if full:
+        step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
+        event = Event("PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others")
+        return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
+    event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
+    if bakes:
+        return None, Move(succeed(s, status, now, "Promoted"), (event,))
+    position = stepping.locate(stepping.steps_of(s.spec.rollout), s.status.rollout.step)
+    return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
 
 
 def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
@@ -243,7 +235,7 @@ def _within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
 
 _ACTIONS = {
     "promote": _promote,
-    "promote-full": _promote_full,
+    "promote-full": _promote,
     "pause": _pause,
     "resume": _resume,
     "abort": _abort,

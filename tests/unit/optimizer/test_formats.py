@@ -19,7 +19,7 @@ from modelrollout.api.tasks import ExitCode, Gate, GateMetric, PrepareTask, Task
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import convert, fetch, prepare
+from modelrollout.optimizer import convert, prepare
 from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
@@ -39,11 +39,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "probe", lambda path, kind: None)
-
-
-@pytest.fixture(autouse=True)
-def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
 
 
 @pytest.fixture

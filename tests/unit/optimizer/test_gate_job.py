@@ -17,17 +17,11 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import fetch
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 N = 3000
 GATE = "spec.optimization.gate"
 X, Y = samples(50)
-
-
-@pytest.fixture(autouse=True)
-def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
 
 
 @pytest.fixture

@@ -20,11 +20,6 @@ CONTENT = bytes(range(256)) * 4096
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
-
-
 @pytest.fixture
 def server() -> Iterator[ObjectStore]:
     with object_store() as store:

@@ -33,17 +33,12 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import fetch, steps
+from modelrollout.optimizer import steps
 from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
 from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 MODEL = classifier(hidden=1024).SerializeToString()
-
-
-@pytest.fixture(autouse=True)
-def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
 
 
 @pytest.fixture
