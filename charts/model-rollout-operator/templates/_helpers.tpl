@@ -137,7 +137,7 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, patch, list]  # list: why a Job gets no pod stands nowhere else
 {{- end -}}
 
 {{/* And with Traefik, which mirrors by a kind of its own. */}}

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
+TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program ends itself, and can say what took so long
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
 
@@ -23,11 +24,13 @@ class ExitCode(IntEnum):
     """Exit codes of a Job. ``RETRYABLE`` may be tried again; the others are final for this input."""
 
     OK = 0
-    RETRYABLE = 1  # store unreachable, server error, out of disk
+    RETRYABLE = 1  # store unreachable, server error
     BAD_INPUT = 10  # the user must change something: wrong digest, not ONNX, labels missing
     DENIED = 11  # credentials missing or refused
     GATE_FAILED = 12  # the accuracy budget was exceeded, proven
     GATE_INCONCLUSIVE = 13  # too little held-out data to tell
+    OUT_OF_RESOURCES = 14  # memory or disk: with the same limits it would end the same way
+    TIMEOUT = 15  # not done within the limit for one run
 
 
 class _Model(BaseModel):

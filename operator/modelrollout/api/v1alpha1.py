@@ -378,13 +378,19 @@ class Resources(ApiModel):
     requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
 
 
+QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)]
+
+
 class Optimization(ApiModel):
     """Make the model smaller and faster before it serves."""
 
     steps: Annotated[list[OptimizationStep], Field(max_length=8)] = Field(default_factory=list, description="Steps in order; none: served as it is.")
     gate: Gate | None = Field(None, description="Accuracy gate; strongly advised with any step.")
     resources: Resources | None = Field(None, description="Resources of the Job; default 1 CPU and 2Gi.")
-    timeout: Duration = Field("1h", description="Limit for one run of the Job.")
+    timeout: Duration = Field("1h", description="Limit for one run of the Job. Time in a queue, without a pod, and of earlier tries does not count.")
+    queue_name: QueueName | None = Field(
+        None, description="Kueue's LocalQueue in this namespace that admits the Job; left out: none, or Kueue's own default. No part of the version."
+    )
 
 
 class Triton(ApiModel):
@@ -791,7 +797,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
         "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
-        "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
+        "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout", "queue_name"}),
         "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge"}),
     }
 

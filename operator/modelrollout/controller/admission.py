@@ -1,4 +1,4 @@
-"""What a rollout needs before its pods are made, looked up between observe and decide: slots of RolloutPolicies, and free GPUs."""
+"""What a pass looks up between observe and decide: slots of RolloutPolicies, free GPUs, and why a Job has no pod."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
+from modelrollout.controller import podless
 from modelrollout.controller.capacity import Capacity
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.policies import Policies
@@ -32,7 +33,7 @@ class Admission:
         now: Callable[[], datetime],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._now = now
+        self._kube, self._now = kube, now
         self.policies = Policies(kube, store, wake, now)
         self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
         self._capacity = Capacity(kube, config, clock)
@@ -41,6 +42,8 @@ class Admission:
         """The snapshot with what the present state asks for."""
         s = seen.snapshot
         rollout = s.status.rollout
+        if s.work.podless:
+            return replace(s, work=await podless.asked(self._kube, seen, self._now()))
         if rollout is None or rollout.stage != "Provision" or s.spec is None:
             return s
         if rollout.queue is None:

@@ -11,13 +11,25 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, TASK_ENV, EvaluateTask, ExitCode, FetchTask, PrepareTask, ResolveTask, Task, TaskResult
+from modelrollout.api.tasks import (
+    RESULT_LIMIT_BYTES,
+    TASK_ENV,
+    TIMEOUT_ENV,
+    EvaluateTask,
+    ExitCode,
+    FetchTask,
+    PrepareTask,
+    ResolveTask,
+    Task,
+    TaskResult,
+)
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 
@@ -66,10 +78,10 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
 def _unexpected(error: BaseException) -> JobError:
     """An exception that no code foresaw, as a reason; only its first line, without secrets."""
     if isinstance(error, MemoryError):
-        return JobError(ExitCode.RETRYABLE, "OutOfMemory", "the Job ran out of memory; raise spec.optimization.resources.limits.memory")
+        return JobError(ExitCode.OUT_OF_RESOURCES, "OutOfMemory", "the Job ran out of memory; raise spec.optimization.resources.limits.memory")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobError(
-            ExitCode.RETRYABLE,
+            ExitCode.OUT_OF_RESOURCES,
             "OutOfDisk",
             "the Job ran out of disk; raise spec.optimization.resources.limits[ephemeral-storage] or free the node's disk",
         )
@@ -115,7 +127,8 @@ def write_result(result: TaskResult) -> None:
 
 
 def main(runner: Runner) -> int:
-    """Run the task of this process's environment; returns the exit code. SIGTERM ends the process within a second, code RETRYABLE."""
+    """Run the task of this process's environment; returns the exit code. SIGTERM ends the process within a second, code RETRYABLE; the limit of
+    ``TIMEOUT_ENV`` (seconds, without what the task spent waiting for others) ends it with code TIMEOUT."""
     log.setup()
     progress = log.Progress()
     outcome: list[tuple[ExitCode, TaskResult]] = []
@@ -127,17 +140,24 @@ def main(runner: Runner) -> int:
         finally:
             done.set()
 
+    def end(code: ExitCode, reason: str, message: str) -> None:
+        write_result(TaskResult(reason=reason, message=message, seconds=dict(progress.seconds)))
+        os._exit(code)  # not sys.exit: the task's thread may be inside a long native call
+
     def terminate(_signal: int, _frame: FrameType | None) -> None:
-        write_result(
-            TaskResult(reason="Terminated", message="the Job was told to end before it was done; it will run again", seconds=dict(progress.seconds))
-        )
-        os._exit(ExitCode.RETRYABLE)  # not sys.exit: the task's thread may be inside a long native call
+        end(ExitCode.RETRYABLE, "Terminated", "the Job was told to end before it was done; it will run again")
 
     previous = signal.signal(signal.SIGTERM, terminate)
     threading.Thread(target=work, name="task", daemon=True).start()
+    limit = float(os.environ.get(TIMEOUT_ENV, "inf"))
+    begun = time.monotonic()
     beats = iter(_HEARTBEATS)
     wait = next(beats)
-    while not done.wait(wait):
+    while not done.wait(max(0.0, min(wait, limit - progress.worked(begun)))):
+        if progress.worked(begun) >= limit:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            text = f"not done within {limit:g} s: {progress.told()}; raise the limit (of prepare: spec.optimization.timeout), or ask for less"
+            end(ExitCode.TIMEOUT, "DeadlineExceeded", text)
         progress.beat()
         wait = next(beats, _HEARTBEATS[-1])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the result is being written: it is not replaced by Terminated any more

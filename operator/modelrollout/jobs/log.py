@@ -68,6 +68,8 @@ class Progress:
         self._since = time.monotonic()
         self._done = 0
         self._total: int | None = None
+        self._for: tuple[str, float] | None = None  # whom it waits for, since when
+        self._waited = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -82,6 +84,28 @@ class Progress:
             say("end", stage=name, seconds=round(took, 3))
             self._stage = "between"
 
+    @contextmanager
+    def waiting(self, whom: str) -> Iterator[None]:
+        """Within a stage: others do the work meanwhile; it does not count against the limit for one run."""
+        since = time.monotonic()
+        self._for = (whom, since)
+        say("waiting", stage=self._stage, waits_for=whom)
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - since
+            self._for = None
+
+    def worked(self, begun: float) -> float:
+        """Seconds since ``begun`` (monotonic) without those spent waiting for others."""
+        now = time.monotonic()
+        return now - begun - self._waited - (now - waits[1] if (waits := self._for) else 0.0)
+
+    def told(self) -> str:
+        """Which stage runs and for how long, and what those before it took, for people."""
+        before = "".join(f", {name} took {seconds:.0f} s" for name, seconds in list(self.seconds.items()) if seconds >= 1)
+        return f"stage {self._stage} has run for {time.monotonic() - self._since:.0f} s{before}"
+
     def update(self, done: int, total: int | None) -> None:
         """How far the stage is, in bytes, rows or requests; ``total`` None: not known."""
         self._done, self._total = done, total
@@ -91,4 +115,6 @@ class Progress:
         fields: dict[str, Any] = {"stage": self._stage, "seconds": round(time.monotonic() - self._since, 1)}
         if self._done:
             fields |= {"done": self._done, "total": self._total}
+        if self._for:
+            fields["waits_for"] = self._for[0]
         say("running", **fields)

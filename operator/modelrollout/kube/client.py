@@ -220,16 +220,18 @@ class Kube:
         """Read one object."""
         return await self._request("get", resource, resource.path(namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = "", limit: int = 500
+    ) -> Listing:
         """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, in one piece."""
         try:
-            return await self._list(resource, namespace, label_selector, limit)
+            return await self._list(resource, namespace, label_selector, field_selector, limit)
         except Gone:
-            return await self._list(resource, namespace, label_selector, 0)
+            return await self._list(resource, namespace, label_selector, field_selector, 0)
 
-    async def _list(self, resource: Resource, namespace: str | None, label_selector: str, limit: int) -> Listing:
+    async def _list(self, resource: Resource, namespace: str | None, label_selector: str, field_selector: str, limit: int) -> Listing:
         items: list[Object] = []
-        query = {"labelSelector": label_selector, "limit": str(limit) if limit else "", "continue": ""}
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(limit) if limit else "", "continue": ""}
         while True:
             page = await self._request("list", resource, resource.path(namespace), query=query)
             # lists of built-in kinds leave these two out of the items

@@ -12,6 +12,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
     SIGNER_DIR,
     TASK_ENV,
+    TIMEOUT_ENV,
     Batching,
     DataSet,
     EvaluateTask,
@@ -52,7 +53,11 @@ from modelrollout.resources.common import (
 )
 from modelrollout.resources.server import GPU, wants_gpu
 
-_FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
+FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
+KILLED = 137  # SIGKILL: by the kernel for memory, or by somebody else; the pod's status tells which
+CRASHED = frozenset({132, 134, 135, 136, 139})  # SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: native code and this file
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+RETRIES = 5  # of a store that is away, and of pods that were taken away
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
@@ -104,11 +109,15 @@ def _job(
     config: OperatorConfig,
     image: str | None = None,
 ) -> Object:
+    limit = max(1, math.ceil(timeout))
     spec: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 5,
+        # The program keeps the limit for a run itself (it may wait for another Job's result as long again); this is for one that hangs. A deadline of
+        # the Job would count the time without a pod, and of earlier tries, too.
+        "activeDeadlineSeconds": 2 * limit + 300,
         "securityContext": pod_security(),
         "containers": [
             {
@@ -118,6 +127,7 @@ def _job(
                 "command": ["python", "-m", module],
                 "env": [
                     {"name": TASK_ENV, "value": task},
+                    {"name": TIMEOUT_ENV, "value": str(limit)},
                     # Libraries size their pools by the node's cores, not by the container's limit.
                     {"name": "OMP_NUM_THREADS", "value": "1"},
                 ],
@@ -137,18 +147,23 @@ def _job(
         "kind": "Job",
         "metadata": metadata(owner, name, own_labels),
         "spec": {
-            "backoffLimit": 3,
-            "activeDeadlineSeconds": max(1, math.ceil(timeout)),
+            "backoffLimit": RETRIES,
             "ttlSecondsAfterFinished": config.job_ttl_seconds,
             "podFailurePolicy": {
-                "rules": [
-                    {"action": "FailJob", "onExitCodes": {"containerName": "job", "operator": "In", "values": _FINAL}},
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                "rules": [  # the first that fits
+                    _fail_on(FINAL),
+                    # Counted as a try like others, so that their number is bounded; and before the exit codes: who takes a pod away kills it.
+                    {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    _fail_on(CRASHED | {KILLED}),
                 ]
             },
             "template": {"metadata": {"labels": own_labels}, "spec": spec},
         },
     }
+
+
+def _fail_on(codes: frozenset[int]) -> Object:
+    return {"action": "FailJob", "onExitCodes": {"containerName": "job", "operator": "In", "values": sorted(codes)}}
 
 
 def _task(task: ResolveTask | PrepareTask | EvaluateTask) -> str:
@@ -226,6 +241,9 @@ def prepare_job(
         config,
         _image(model, optimization, config),
     )
+    if optimization.queue_name:
+        # Kueue's webhook suspends it until it is admitted; where there is no Kueue it runs at once, and the label does nothing.
+        job["metadata"]["labels"][LABEL_QUEUE] = optimization.queue_name
     pod = job["spec"]["template"]["spec"]
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]

@@ -56,7 +56,12 @@ class Work:
     state: Literal["Absent", "Running", "Succeeded", "Failed"] = "Absent"
     exit_code: int | None = None
     result: TaskResult | None = None
-    problem: Problem | None = None
+    problem: Problem | None = None  # of the end; while it runs, what keeps its pod from starting
+    retried: Problem | None = None  # why the try before the present one ended
+    idle_since: str | None = None  # since when none of its pods works; None: one does
+    podless: bool = False
+    stuck: tuple[str, Problem] | None = None  # since when a pod should be gone that is not
+    queued: Problem | None = None  # it is suspended: its turn has not come
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 from modelrollout.api import names
@@ -77,7 +78,9 @@ class Cluster:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         return self._answer(self._begin("get", resource, namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = "", limit: int = 500
+    ) -> Listing:
         self.requests.append(f"list {resource.kind}")
         self.before("list", resource, "")
         key, _, value = label_selector.partition("=")
@@ -86,6 +89,9 @@ class Cluster:
             for i, o in self.objects.items()
             if i[0] == resource and namespace in (None, i[1]) and (not key or (o["metadata"].get("labels") or {}).get(key) == value)
         ]
+        for term in filter(None, field_selector.split(",")):
+            path, wanted = term.split("=")
+            found = [o for o in found if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted]
         return Listing(found, str(self._version))
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
@@ -158,7 +164,8 @@ class Cluster:
 
     def _create(self, i: _Id, obj: Object) -> Object:
         made = _defaulted(_without_status(copy.deepcopy(obj)))
-        made["metadata"] |= {"uid": f"uid-{self._version}", "generation": 1, "creationTimestamp": f"2026-11-22T12:00:00Z-{self._version:06}"}
+        created = (self.now + timedelta(microseconds=self._version)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        made["metadata"] |= {"uid": f"uid-{self._version}", "generation": 1, "creationTimestamp": created}
         return self._put(i, made)
 
     def _put(self, i: _Id, obj: Object) -> Object:

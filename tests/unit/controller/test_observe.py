@@ -187,7 +187,7 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     assert children.work
     name = children.work[1]
     status = {"conditions": [{"type": c, "status": "True", "reason": f"{c}Reason", "message": "as the controller says"} for c in conditions]}
-    found = [obj(JOB, name, status=status)]
+    found = [obj(JOB, name, spec={}, status=status)]
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
         labels = {"batch.kubernetes.io/job-name": name}
@@ -204,7 +204,62 @@ def test_no_job_yet() -> None:
 
 
 def test_a_job_that_runs() -> None:
-    assert work(*job()) == Work("Running")
+    assert work(*job()) == Work("Running", podless=True)
+    (resource, made), *_ = job()
+    made["metadata"]["creationTimestamp"] = "2026-11-22T12:00:00Z"
+    name = made["metadata"]["name"]
+    assert work((resource, made)) == Work("Running", podless=True, idle_since="2026-11-22T12:00:00Z")
+    assert work((resource, made), job_pod(name, {"running": {}})) == Work("Running")
+    starts = job_pod(name, {"waiting": {"reason": "ContainerCreating"}}, created="2026-11-22T12:03:00Z")
+    assert work((resource, made), starts) == Work("Running", idle_since="2026-11-22T12:03:00Z"), "it counts from this pod on"
+
+
+def job_pod(name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any) -> tuple[Resource, Object]:
+    resource, made = obj(POD, f"{name}-{created}", labels={"batch.kubernetes.io/job-name": name})
+    made["metadata"]["creationTimestamp"] = created
+    return resource, made | {"status": {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status}
+
+
+def test_a_job_that_is_tried_again_says_why() -> None:
+    (resource, made), *_ = job()
+    name = made["metadata"]["name"]
+    lost = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for a more important pod"}]
+    first = job_pod(name, {"terminated": {"exitCode": 137, "finishedAt": "2026-11-22T12:05:00Z"}}, phase="Failed", conditions=lost)
+    between = work((resource, made), first)
+    assert between.state == "Running" and between.retried and between.retried.reason == "Preempted" and "more important" in between.retried.message
+    assert between.idle_since == "2026-11-22T12:05:00Z"
+    second = work((resource, made), first, job_pod(name, {"running": {}}, created="2026-11-22T12:06:00Z"))
+    assert second.retried == between.retried and second.idle_since is None
+    away = {"terminated": {"exitCode": 1, "message": '{"reason": "StoreUnreachable", "message": "no answer"}'}}
+    told = work((resource, made), job_pod(name, away, phase="Failed")).retried
+    assert told and told.reason == "StoreUnreachable"
+    speechless = work((resource, made), job_pod(name, {"terminated": {"exitCode": 1}}, phase="Failed")).retried
+    assert speechless and speechless.reason == "JobFailed" and "code 1" in speechless.message
+
+
+def test_what_the_job_controller_would_try_in_vain_has_failed() -> None:
+    (resource, made), *_ = job()
+    full = job_pod(made["metadata"]["name"], {}, phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')
+    found = work((resource, made), full)
+    assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
+
+
+def test_a_pod_on_a_node_that_does_not_answer() -> None:
+    (resource, made), *_ = job()
+    kind, hangs = job_pod(made["metadata"]["name"], {"running": {}})
+    hangs["metadata"]["deletionTimestamp"] = "2026-11-22T12:09:00Z"
+    found = work((resource, made), (kind, hangs))
+    assert found.stuck and found.stuck[0] == "2026-11-22T12:09:00Z" and found.stuck[1].reason == "NodeLost" and not found.podless
+
+
+@pytest.mark.parametrize(("queue", "told"), [("optimizers", "LocalQueue optimizers"), (None, "suspended")])
+def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
+    (resource, made), *_ = job()
+    made["spec"]["suspend"] = True
+    made["metadata"]["labels"] = made["metadata"]["labels"] | ({"kueue.x-k8s.io/queue-name": queue} if queue else {})
+    found = work((resource, made))
+    assert found.queued and found.queued.reason == "Queued" and told in found.queued.message
+    assert found.idle_since is None and not found.podless, "no deadline runs"
 
 
 def test_a_job_that_ended_well_with_its_result() -> None:
@@ -226,7 +281,12 @@ def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> Non
     told = work(*job("Failed", code=10, message='{"reason": "NotOnnx", "message": "a pickle"}'))
     assert told.state == "Failed" and told.exit_code == 10 and told.result and told.result.reason == "NotOnnx"
     silent = work(*job("Failed"))
-    assert silent.result is None and silent.problem and (silent.problem.reason, silent.problem.message) == ("FailedReason", "as the controller says")
+    assert (
+        silent.result is None
+        and silent.problem
+        and silent.problem.reason == "JobFailed"
+        and "FailedReason: as the controller says" in silent.problem.message
+    )
 
 
 @pytest.mark.parametrize("message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"'])

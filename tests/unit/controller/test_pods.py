@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.pods import pod_problem, termination
+from modelrollout.api import names
+from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, stuck
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}
 
@@ -89,24 +90,116 @@ def ended(code: int, message: str = "", **more: Any) -> list[dict[str, Any]]:
     return [container(state={"terminated": {"exitCode": code, "message": message} | more})]
 
 
+def disrupted(why: str, message: str = "by somebody") -> list[dict[str, str]]:
+    return [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": message}]
+
+
+def end(**status: Any) -> Ending:
+    found = ending([pod(phase="Failed", **status)])
+    assert found is not None
+    return found
+
+
+def why(**status: Any) -> str | None:
+    problem = end(**status).problem
+    return problem.reason if problem else None
+
+
 def test_the_newest_pod_that_ended_speaks() -> None:
     old = pod("a", "2026-01-01T00:00:00Z", phase="Failed", containerStatuses=ended(1, '{"reason": "StoreUnreachable"}'))
-    new = pod("b", "2026-01-01T00:01:00Z", phase="Succeeded", containerStatuses=ended(0, '{"sha256": "ab"}'))
+    new = pod("b", "2026-01-01T00:01:00Z", phase="Succeeded", containerStatuses=ended(0, '{"sha256": "ab"}', finishedAt="2026-01-01T00:03:00Z"))
     runs = pod("c", "2026-01-01T00:02:00Z", phase="Running", containerStatuses=[container(state={"running": {}})])
     for order in ((old, new, runs), (runs, new, old)):
-        code, result, problem = termination(order)
-        assert code == 0 and result and result.sha256 == "ab" and problem is None
-
-
-def test_an_out_of_memory_kill_leaves_no_message() -> None:
-    code, result, problem = termination([pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))])
-    assert (code, result) == (137, None) and problem and problem.reason == "OutOfMemory" and "limits.memory" in problem.message
-
-
-def test_a_pod_that_was_evicted_has_a_reason_of_its_own() -> None:
-    code, result, problem = termination([pod(phase="Failed", reason="Evicted", message="the node was low on memory")])
-    assert (code, result) == (None, None) and problem and (problem.reason, problem.message) == ("Evicted", "the node was low on memory")
+        found = ending(order)
+        assert found and found.exit_code == 0 and found.result and found.result.sha256 == "ab" and found.problem is None
+        assert found.at == "2026-01-01T00:03:00Z"
 
 
 def test_nothing_has_ended() -> None:
-    assert termination([]) == (None, None, None) == termination([pod(phase="Running")])
+    assert ending([]) is None and ending([pod(phase="Running")]) is None
+
+
+@pytest.mark.parametrize(("limits", "told"), [({"memory": "2Gi"}, "its limit of 2Gi"), ({}, "the node's memory")])
+def test_an_out_of_memory_kill_names_the_limit_and_its_field(limits: dict[str, str], told: str) -> None:
+    killed = pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))
+    killed["spec"] = {"nodeName": "n1", "containers": [{"name": "job", "resources": {"limits": limits}}]}
+    found = ending([killed])
+    assert found and found.exit_code == 137 and found.problem and found.problem.reason == "OutOfMemory"
+    assert (
+        told in found.problem.message and "spec.optimization.resources.limits.memory" in found.problem.message and "node n1" in found.problem.message
+    )
+
+
+def test_the_fields_of_prepare_are_not_told_of_another_job() -> None:
+    killed = pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))
+    killed["metadata"]["labels"] = {names.LABEL_COMPONENT: names.COMPONENT_EVALUATE}
+    found = ending([killed])
+    assert found and found.problem and "spec.optimization" not in found.problem.message
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("PreemptionByScheduler", "Preempted"),
+        ("DeletionByTaintManager", "NodeLost"),
+        ("DeletionByPodGC", "NodeLost"),
+        ("EvictionByEvictionAPI", "Evicted"),
+        ("TerminationByKubelet", "Evicted"),
+    ],
+)
+@pytest.mark.parametrize("code", [1, 137, 143])
+def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(condition: str, expected: str, code: int) -> None:
+    """The program's own word, Terminated, says less; and a SIGKILL is not for memory here."""
+    found = end(conditions=disrupted(condition), containerStatuses=ended(code, '{"reason": "Terminated"}'))
+    assert found.problem and (found.problem.reason, found.result, found.hopeless) == (expected, None, False)
+    assert "by somebody" in found.problem.message
+
+
+def test_what_the_program_found_out_before_it_was_taken_away_holds() -> None:
+    found = end(conditions=disrupted("EvictionByEvictionAPI"), containerStatuses=ended(10, '{"reason": "NotOnnx"}'))
+    assert found.problem is None and found.result and found.result.reason == "NotOnnx"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        'Container job exceeded its local ephemeral storage limit "1Gi". ',
+        'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+    ],
+)
+def test_an_eviction_for_its_own_disk_is_bad_sizing(message: str) -> None:
+    """The kubelet's words; it sets no DisruptionTarget then, so the Job controller would try it again."""
+    found = end(reason="Evicted", message=message, containerStatuses=ended(1, '{"reason": "Terminated"}'))
+    assert found.problem and found.problem.reason == "OutOfDisk" and found.hopeless
+    assert "limits.ephemeral-storage" in found.problem.message and "1Gi" in found.problem.message
+
+
+def test_an_eviction_for_the_nodes_sake_is_none() -> None:
+    found = end(reason="Evicted", message="The node was low on resource: ephemeral-storage.", conditions=disrupted("TerminationByKubelet"))
+    assert found.problem and found.problem.reason == "Evicted" and not found.hopeless
+    assert why(reason="Evicted", message="The node was low on resource: memory.") == "Evicted"
+
+
+def test_a_pod_that_hung_is_not_tried_again() -> None:
+    found = end(reason="DeadlineExceeded", message="Pod was active on the node longer than the specified deadline")
+    assert found.problem and found.problem.reason == "DeadlineExceeded" and found.hopeless and "spec.optimization.timeout" in found.problem.message
+
+
+def test_other_ends() -> None:
+    assert why(reason="UnexpectedAdmissionError", message="no device") == "PodRefused"
+    assert why(containerStatuses=ended(137, reason="Error")) == "Killed"
+    assert why(containerStatuses=ended(139, reason="Error")) == "JobCrashed"
+    assert why(containerStatuses=ended(1, "")) is None
+
+
+def test_pods_that_start_run_and_hang() -> None:
+    works = pod(phase="Running", containerStatuses=[container(state={"running": {}})])
+    pulls = pod("q", phase="Pending", containerStatuses=[container(state={"waiting": {"reason": "ContainerCreating"}})])
+    done = pod("r", phase="Failed")
+    gone = pod("s", phase="Running", containerStatuses=[container(state={"running": {}})])
+    gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
+    assert running([works, pulls]) and not running([pulls, done, gone]) and not running([])
+    assert starting([works, pulls, done, gone]) == [pulls]
+    found = stuck([works, gone])
+    assert found and found[0] == "2026-01-01T00:05:00Z" and found[1].reason == "NodeLost" and stuck([works, pulls, done]) is None

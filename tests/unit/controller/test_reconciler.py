@@ -15,6 +15,7 @@ from modelrollout.api.v1alpha1 import ModelRevisionStatus
 from modelrollout.controller.act import NotLeading
 from modelrollout.kube.client import (
     DEPLOYMENT,
+    EVENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
     JOB,
@@ -475,6 +476,49 @@ def test_a_refused_job_is_told_ends_at_the_deadline_and_gets_on_when_it_is_allow
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
         assert cluster.status.stable and cluster.status.stable.revision == V2
+
+    run(main())
+
+
+def test_a_job_that_gets_no_pod_says_why_in_the_words_of_the_quota() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        await operator.settle(limit=6)
+        (job,) = (o for o in cluster.all(JOB).values() if not (o.get("status") or {}).get("conditions"))
+        assert "list Event" not in cluster.requests, "a Job that was made just now may have no pod yet"
+        for uid, reason, message in (
+            (job["metadata"]["uid"], "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: small, limited: limits.memory=1Gi'),
+            (job["metadata"]["uid"], "SuccessfulCreate", "another story"),
+            ("of-another", "FailedCreate", "another Job"),
+        ):
+            told = {"reason": reason, "message": message, "lastTimestamp": "2026-11-22T12:00:00Z", "involvedObject": {"uid": uid}}
+            cluster.put(EVENT, {"metadata": {"name": f"e-{uid}-{reason}"}} | told)
+        cluster.now += timedelta(seconds=30)
+        await operator.settle(limit=6)
+        assert cluster.status.rollout and cluster.status.rollout.reason == "PodRefused"
+        assert "exceeded quota: small" in (cluster.status.rollout.message or "")
+        operator.assessment = b.judged("Successful")
+        await operator.live(rounds=20)
+        assert cluster.status.stable and cluster.status.stable.revision == V2
+
+    run(main())
+
+
+def test_without_the_right_to_read_events_nothing_else_suffers() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH))
+        await operator.settle(limit=6)
+
+        def forbidden(verb: str, resource: Resource, name: str) -> None:
+            if resource == EVENT:
+                raise Forbidden(403, "Forbidden", "events is forbidden")
+
+        cluster.before = forbidden
+        cluster.now += timedelta(seconds=30)
+        await operator.settle(limit=6)
+        assert cluster.status.rollout and cluster.status.rollout.reason is None and "list Event" in cluster.requests
 
     run(main())
 

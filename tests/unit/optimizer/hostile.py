@@ -334,7 +334,7 @@ CASES: tuple[Case, ...] = (
     Case("tensor of negative size", "TensorTooLarge", MODEL, changed(dims(-4, -64))),
     Case("tensor with other data", "ModelInvalid", MODEL, changed(dims(4, 65))),
     Case("input of 2^60 elements", "TensorTooLarge", MODEL, changed(wide_input)),
-    Case("terabytes out of a few bytes", "OutOfMemory", "the Job ran out of memory", changed(constant_of([1 << 20, 1 << 20])), labelled(64), code=1),
+    Case("terabytes out of a few bytes", "OutOfMemory", "the Job ran out of memory", changed(constant_of([1 << 20, 1 << 20])), labelled(64), code=14),
     Case("map as output", "TypeUnsupported", MODEL, changed(_map_output), says="zipmap"),
     Case("sequence as input", "TypeUnsupported", MODEL, changed(input_of(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, [1]))))),
     Case("complex numbers", "TypeUnsupported", MODEL, changed(input_of(helper.make_tensor_type_proto(TensorProto.COMPLEX64, ["n", 4])))),

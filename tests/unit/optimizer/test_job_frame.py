@@ -62,8 +62,8 @@ def test_task_that_is_none(text: str | None) -> None:
     [
         (bad_input("NotOnnx", "no"), ExitCode.BAD_INPUT, "NotOnnx"),
         (KeyError("surprise"), ExitCode.RETRYABLE, "InternalError"),
-        (MemoryError(), ExitCode.RETRYABLE, "OutOfMemory"),
-        (OSError(errno.ENOSPC, "full"), ExitCode.RETRYABLE, "OutOfDisk"),
+        (MemoryError(), ExitCode.OUT_OF_RESOURCES, "OutOfMemory"),
+        (OSError(errno.ENOSPC, "full"), ExitCode.OUT_OF_RESOURCES, "OutOfDisk"),
         (SystemExit(0), ExitCode.RETRYABLE, "InternalError"),  # a library that exits has not done the task
     ],
 )
@@ -139,6 +139,26 @@ def test_sigterm_ends_a_native_call_at_once(tmp_path: Path) -> None:
     assert child.returncode == ExitCode.RETRYABLE
     assert TaskResult.model_validate_json((tmp_path / "termination").read_bytes()).reason == "Terminated"
     child.stderr.close()
+
+
+def test_the_limit_for_a_run_ends_a_native_call_and_says_what_took_so_long(tmp_path: Path) -> None:
+    body = (
+        "    with progress.stage('hash'):\n        import hashlib\n        hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)\n    return TaskResult()"
+    )
+    child = run_child(body, tmp_path, MODELROLLOUT_TIMEOUT_SECONDS="1")
+    child.communicate(timeout=20)
+    assert child.returncode == ExitCode.TIMEOUT
+    result = TaskResult.model_validate_json((tmp_path / "termination").read_bytes())
+    assert result.reason == "DeadlineExceeded" and "stage hash has run for 1 s" in result.message and "spec.optimization.timeout" in result.message
+
+
+def test_what_others_take_does_not_count_against_the_limit(tmp_path: Path) -> None:
+    body = "    with progress.stage('claim'), progress.waiting('ml/other'):\n        time.sleep(2.4)\n    return TaskResult()"
+    child = run_child(body, tmp_path, MODELROLLOUT_TIMEOUT_SECONDS="1")
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 0
+    heard = [line for line in map(json.loads, stderr.splitlines()) if line["message"] == "running"]
+    assert heard and heard[0]["waits_for"] == "ml/other"
 
 
 def test_long_stage_is_heard_of(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ HELPERS = {"bad_input": ExitCode.BAD_INPUT, "denied": ExitCode.DENIED, "retryabl
 OTHERS = {
     ("Completed", 0),
     ("Terminated", 1),
+    ("DeadlineExceeded", 15),
     ("AccuracyDrop", 12),
     ("AccuracyLow", 12),
     ("MetricDrop", 12),

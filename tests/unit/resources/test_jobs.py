@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode
+from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
 from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
@@ -108,13 +108,26 @@ def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: 
 def test_prepare_has_the_users_resources_and_time() -> None:
     optimization = o.OPTIMIZATION.model_copy(update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources})
     job = o.prepare(optimization=optimization)
-    assert o.pod(job)["containers"][0]["resources"] == {"limits": {"cpu": "4"}} and job["spec"]["activeDeadlineSeconds"] == 5400
+    assert o.pod(job)["containers"][0]["resources"] == {"limits": {"cpu": "4"}} and limit(job) == "5400"
+
+
+def limit(job: o.Object) -> str:
+    (found,) = (e["value"] for e in o.pod(job)["containers"][0]["env"] if e["name"] == TIMEOUT_ENV)
+    return str(found)
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [("500ms", 1), ("0s", 1), ("1.5s", 2), ("1h", 3600)])
-def test_a_time_limit_is_never_zero(timeout: str, seconds: int) -> None:
-    """The API server refuses activeDeadlineSeconds 0."""
-    assert o.prepare(optimization=o.OPTIMIZATION.model_copy(update={"timeout": timeout}))["spec"]["activeDeadlineSeconds"] == seconds
+def test_a_time_limit_is_never_zero_and_is_the_pods(timeout: str, seconds: int) -> None:
+    """The API server refuses activeDeadlineSeconds 0; a Job's would count its time in a queue and all tries together."""
+    job = o.prepare(optimization=o.OPTIMIZATION.model_copy(update={"timeout": timeout}))
+    assert limit(job) == str(seconds) and o.pod(job)["activeDeadlineSeconds"] > 2 * seconds and "activeDeadlineSeconds" not in job["spec"]
+
+
+def test_a_queue_is_a_label_of_the_prepare_job_and_of_no_pod() -> None:
+    """Kueue's webhook suspends a Job with it; a suspend of our own would never end where there is no Kueue."""
+    job = o.prepare(optimization=o.OPTIMIZATION.model_copy(update={"queue_name": "optimizers"}))
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "optimizers" and "suspend" not in job["spec"]
+    assert "kueue" not in str(job["spec"]["template"]) and "kueue" not in str(o.prepare()) + str(o.resolve()) + str(o.evaluate())
 
 
 def test_evaluate_asks_candidate_and_stable_by_their_own_services() -> None:
@@ -128,14 +141,17 @@ def test_evaluate_without_stable() -> None:
     assert not {k for k in o.task(o.evaluate(stable=None)) if k.startswith("stable")}
 
 
-def test_what_is_final_is_not_tried_again_and_a_lost_node_is_no_failure() -> None:
+def test_what_is_final_is_not_tried_again_and_what_was_taken_away_is() -> None:
+    """The order matters: a pod that is preempted dies by SIGKILL too."""
     spec = o.prepare()["spec"]
-    final, lost = spec["podFailurePolicy"]["rules"]
-    assert final["action"] == "FailJob"
+    final, taken, killed = spec["podFailurePolicy"]["rules"]
+    assert final["action"] == killed["action"] == "FailJob" and taken["action"] == "Count"
     assert set(final["onExitCodes"]["values"]) == {int(c) for c in ExitCode} - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
-    assert lost["action"] == "Ignore" and lost["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert {137, 139} <= set(killed["onExitCodes"]["values"]) and 143 not in killed["onExitCodes"]["values"]
+    assert taken["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert 0 < spec["backoffLimit"] < 10, "a number of tries that is bounded, also of pods that are taken away"
     assert o.pod(o.prepare())["restartPolicy"] == "Never", "podFailurePolicy needs it"
-    assert final["onExitCodes"]["containerName"] == o.pod(o.prepare())["containers"][0]["name"]
+    assert {r["onExitCodes"]["containerName"] for r in (final, killed)} == {o.pod(o.prepare())["containers"][0]["name"]}
 
 
 def test_placement_of_the_users_secrets_and_account() -> None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "act", "gateways")),
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "podless", "act", "gateways")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
@@ -20,6 +20,7 @@ NO_REASONS = {
     *("PodScheduled", "ResolvedRefs"),  # conditions of others
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    *("DisruptionTarget", "PreemptionByScheduler", "DeletionByTaintManager", "DeletionByPodGC", "FailedCreate"),  # a pod's condition; an Event
     *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror"),  # features of the Gateway API
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
     *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec

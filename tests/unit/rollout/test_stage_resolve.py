@@ -80,4 +80,7 @@ def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
     waiting = decide(s, b.at(589))
     assert b.moved(waiting).stage == "Resolve" and b.condition(waiting, "Resolved").reason == "Unschedulable"
     assert b.moved(decide(s, b.at(591))).reason == "Unschedulable"
-    assert b.moved(decide(b.second("Resolve", wanted=wanted, work=Work("Running")), b.at(591))).reason == "ProgressDeadlineExceeded"
+    assert (
+        b.moved(decide(b.second("Resolve", wanted=wanted, work=Work("Running", idle_since=b.at(-20).isoformat())), b.at(591))).reason
+        == "ProgressDeadlineExceeded"
+    )

@@ -51,7 +51,7 @@ def test_another_version_begins() -> None:
         b.spec(1, pinned=True),
         b.spec(1, revisionHistoryLimit=9),
         b.spec(1, model={"uri": b.uri(1), "lineage": {"commit": "4f2a9c1"}}),
-        b.spec(1, optimization={"timeout": "2h", "resources": {"limits": {"cpu": 8}}}),
+        b.spec(1, optimization={"timeout": "2h", "queueName": "q", "resources": {"limits": {"cpu": 8}}}),
     ],
     ids=["replicas", "rollout", "traffic", "the digest itself", "history", "lineage", "the job's resources"],
 )

@@ -6,9 +6,9 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
 from modelrollout.rollout.facts import Event, Snapshot
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
+from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.stages.onward import after_evaluate
-from modelrollout.rollout.stages.resolve import lost
 from modelrollout.rollout.transitions import change, fail
 
 
@@ -21,9 +21,9 @@ def evaluate(s: Snapshot, now: datetime) -> Move:
     if work.state == "Failed":
         return failed_job(s, work, now)
     if work.state != "Succeeded":
-        return wait_or_fail(s, now, work.problem, "the evaluate Job") if work.problem or s.refused else wait(s, None, CHECK_SECONDS)
+        return under_way(s, now, "the evaluate Job")
     if evidence is None:
-        return lost(s, now)
+        return again(s, now, RESULT_LOST)
     if evidence.verdict != "Successful":
         rejected = fail(s.status, now, "Rejected", evidence.reason, evidence.message)
         return Move(change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
-from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since, stamp
+from modelrollout.rollout.facts import Event, Problem, Snapshot, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
@@ -35,16 +35,8 @@ def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHE
     return Move(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
-def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
-    """A Job that ended badly for good: the program's own reason, or the pod's."""
-    result, problem = work.result, work.problem
-    reason = result.reason if result else problem.reason if problem else "JobFailed"
-    message = result.message if result else problem.message if problem else "the Job failed and left no message; see its pod's log"
-    return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))
-
-
-def remaining(s: Snapshot, now: datetime) -> float:
-    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed.
+def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> float:
+    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed. ``idle_since``: it counts from then.
 
     It waits while somebody holds the rollout. Time in which no operator looked may have taken all of it: a new leader gives every stage
     ``GRACE_SECONDS`` of its own (or the whole deadline, if that is shorter).
@@ -55,15 +47,16 @@ def remaining(s: Snapshot, now: datetime) -> float:
         return CHECK_SECONDS
     limit = seconds(s.spec.rollout.progress_deadline)
     start = rollout.step.since if rollout.step and rollout.stage in ("Canary", "Bake") else rollout.since
+    start = max(start, idle_since or start, key=datetime.fromisoformat)
     bake = seconds(s.spec.rollout.bake) if rollout.stage == "Bake" and s.spec.rollout.bake else 0.0
     left = bake + limit - since(start, now)
     grace = min(limit, GRACE_SECONDS) - since(stamp(s.looking_since), now) if s.looking_since else left
     return max(left, grace)
 
 
-def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str) -> Move:
+def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None) -> Move:
     """Wait until the progress deadline, then fail with what stood in the way."""
-    left = remaining(s, now)
+    left = remaining(s, now, idle_since)
     problem = problem or s.refused
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))

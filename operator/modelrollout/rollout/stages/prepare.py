@@ -8,9 +8,9 @@ from modelrollout.api.tasks import ExitCode, TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
+from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.move import Move, wait_or_fail
 from modelrollout.rollout.stages.provision import queued
-from modelrollout.rollout.stages.resolve import lost
 from modelrollout.rollout.transitions import change, enter, fail
 
 
@@ -25,8 +25,7 @@ def prepare(s: Snapshot, now: datetime) -> Move:
         return _onward(s, revision.prepared, now)
     work = s.work
     if work.state == "Running" or work.state == "Absent":
-        # The Job has a deadline of its own (spec.optimization.timeout); only what keeps it from starting is ours to time.
-        return wait_or_fail(s, now, work.problem, "the prepare Job") if work.problem or s.refused else wait(s, None, CHECK_SECONDS)
+        return under_way(s, now, "the prepare Job")
     evidence = _evidence(work.result) if work.result else None
     if work.state == "Failed":
         if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:
@@ -38,7 +37,7 @@ def prepare(s: Snapshot, now: datetime) -> Move:
             return Move(rejected, (Event(work.result.reason, work.result.message, "Warning"),))
         return failed_job(s, work, now)
     if evidence is None or not evidence.digest:
-        return lost(s, now)
+        return again(s, now, RESULT_LOST)
     return _onward(s, evidence, now, _gate_event(evidence))
 
 
