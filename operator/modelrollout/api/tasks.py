@@ -221,6 +221,7 @@ class PrepareTask(_Model):
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
     artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
+    owner: str = "nobody"  # NAMESPACE/JOB, for those who wait for its result
     target_hardware: str = "any"
     max_bytes: int = 20 << 30
 

@@ -148,8 +148,8 @@ def main(runner: Runner) -> int:
         end(ExitCode.RETRYABLE, "Terminated", "the Job was told to end before it was done; it will run again")
 
     previous = signal.signal(signal.SIGTERM, terminate)
+    progress.limit = limit = float(os.environ.get(TIMEOUT_ENV, "inf"))
     threading.Thread(target=work, name="task", daemon=True).start()
-    limit = float(os.environ.get(TIMEOUT_ENV, "inf"))
     begun = time.monotonic()
     beats = iter(_HEARTBEATS)
     wait = next(beats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ class Progress:
         self._total: int | None = None
         self._for: tuple[str, float] | None = None  # whom it waits for, since when
         self._waited = 0.0
+        self.limit = math.inf  # seconds that a run may take
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

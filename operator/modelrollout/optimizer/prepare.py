@@ -6,10 +6,12 @@ a second ModelDeployment of the same model all find it. The report holds no time
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,13 +21,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
 from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Step, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
-from modelrollout.optimizer import artifact, steps
+from modelrollout.optimizer import artifact, claim, steps
 from modelrollout.optimizer.archive import is_archive, unpack
 from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
 from modelrollout.optimizer.data import Data, match, read_archive
@@ -190,16 +193,42 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     key = key_of(inputs)
     location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
     store = Store(location, "artifacts")
-    with progress.stage("look-up"):
-        found = artifact.find(store)
-    if found:
-        try:
-            return _result(task, found[2], key, found[0], reused=True)
-        except (KeyError, TypeError, ValueError):
-            raise bad_input(
-                "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
-            ) from None
+    give_up = time.monotonic() + progress.limit
+    while True:
+        with progress.stage("look-up"):
+            found = artifact.find(store)
+        if found:
+            try:
+                return _result(task, found[2], key, found[0], reused=True)
+            except (KeyError, TypeError, ValueError):
+                raise bad_input(
+                    "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
+                ) from None
+        with progress.stage("claim"), contextlib.suppress(claim.Ended):
+            held = claim.take(store, task.owner, progress, give_up)
+            break
+    failed: JobError | None = None
+    try:
+        return _make(task, progress, folder, files, inputs, store, signer)
+    except JobError as error:
+        failed = error
+        raise
+    finally:
+        if held:
+            held.end(failed)
 
+
+def _make(
+    task: PrepareTask,
+    progress: Progress,
+    folder: Path,
+    files: dict[str, _DataFile],
+    inputs: dict[str, Any],
+    store: Store,
+    signer: tuple[EllipticCurvePublicKey, str] | None,
+) -> TaskResult:
+    """The work itself, up to the published artifact."""
+    key = key_of(inputs)
     source = folder / "source.onnx"
     with progress.stage("fetch"):
         fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
@@ -294,6 +323,6 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         published = artifact.find(store)  # what is there now, ours or that of a Job that was faster
     if not published:
         raise JobError(
-            ExitCode.RETRYABLE, "ArtifactLost", f"{location.uri}: what was written is not there; does another program delete from the artifact store?"
+            ExitCode.RETRYABLE, "ArtifactLost", f"{store.uri}: what was written is not there; does another program delete from the artifact store?"
         )
     return _result(task, published[2], key, published[0], reused=False)

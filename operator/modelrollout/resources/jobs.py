@@ -226,6 +226,7 @@ def prepare_job(
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
         instance_kind="KIND_AUTO",
         artifacts=artifacts.location,
+        owner=f"{owner.namespace}/{name}",
         target_hardware=_hardware(serving),
     )
     job = _job(

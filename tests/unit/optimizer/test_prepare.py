@@ -78,7 +78,8 @@ def refusal(task: PrepareTask | FetchTask) -> JobError:
 
 
 def artifact_objects(store: ObjectStore) -> dict[str, bytes]:
-    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/")}
+    """Without claims, which speak of Jobs and not of artifacts."""
+    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/") and "/claim-" not in path}
 
 
 def fetch_task(store: ObjectStore, result: TaskResult, target: Path) -> FetchTask:
@@ -117,7 +118,7 @@ def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None
         sum(report["gate"]["slices"]["writer"]["0"][k] for k in ("both_right", "only_candidate_right", "only_baseline_right", "both_wrong")) == 1000
     )
     assert "127.0.0.1" not in json.dumps(report)
-    assert [request for request in store.requests if request[0] == "PUT"][-1][1].endswith("manifest.json")
+    assert [path for verb, path in store.requests if verb == "PUT" and "/claim-" not in path][-1].endswith("manifest.json")
 
 
 def test_same_work_is_not_done_twice(store: ObjectStore) -> None:
