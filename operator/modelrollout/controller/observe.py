@@ -14,7 +14,8 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
-from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, stuck
+from modelrollout.controller.pods import pod_problem
+from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -28,7 +29,6 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
 from modelrollout.resources.server import fetched_artifact, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
@@ -241,53 +241,7 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
         return Work()
-    own = [p for p in pods if _label(p, "batch.kubernetes.io/job-name") == found["metadata"]["name"]]
-    conditions = {c["type"]: c for c in (found.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
-    end = ending(own) or Ending(None, None)
-    if "Complete" in conditions:
-        # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
-        return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if "Failed" in conditions or end.hopeless:
-        failed = conditions.get("Failed") or {}
-        why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
-        return Work("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
-    if found["spec"].get("suspend"):
-        return Work("Running", queued=_queued(found))
-    return Work(
-        "Running",
-        problem=pod_problem(own),
-        retried=_retried(end),
-        idle_since=_idle_since(found, own, end),
-        podless=not own,
-        stuck=stuck(own),
-    )
-
-
-def _queued(job: Object) -> Problem:
-    name, queue = job["metadata"]["name"], _label(job, LABEL_QUEUE)
-    if queue is None:
-        return Problem("Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit")
-    return Problem(
-        "Queued", f"Job {name} waits in Kueue's LocalQueue {queue} until it is admitted; kubectl get workloads says why. It has no time limit"
-    )
-
-
-def _retried(end: Ending) -> Problem | None:
-    """Why the Job is at another try."""
-    problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
-    if problem is None:
-        return Problem("JobFailed", f"a pod ended with code {end.exit_code} and left no word; it is tried again") if end.exit_code else None
-    return replace(problem, message=f"{problem.message}; it is tried again, at most {RETRIES} times")
-
-
-def _idle_since(job: Object, pods: Iterable[Object], end: Ending) -> str | None:
-    """Since when no pod of it works: the newest one does not start yet, or the Job controller has made none."""
-    if running(pods):
-        return None
-    if waiting := starting(pods):
-        return max(p["metadata"].get("creationTimestamp") or "" for p in waiting) or None
-    times = (job["metadata"].get("creationTimestamp"), (job.get("status") or {}).get("startTime"), end.at)
-    return max((t for t in times if t), default=None)
+    return work_of(found, [p for p in pods if _label(p, "batch.kubernetes.io/job-name") == found["metadata"]["name"]])
 
 
 def _evaluation(s: Snapshot) -> EvaluationEvidence | None:

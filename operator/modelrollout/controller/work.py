@@ -1,0 +1,59 @@
+"""How the Job of a stage stands, from its status and that of its pods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, stuck
+from modelrollout.kube.client import Object
+from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
+from modelrollout.rollout.facts import Problem, Work
+
+
+def work_of(job: Object, pods: Sequence[Object]) -> Work:
+    """``pods``: those of this Job."""
+    conditions = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
+    end = ending(pods) or Ending(None, None)
+    if "Complete" in conditions:
+        # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
+        return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
+    if "Failed" in conditions or end.hopeless:
+        failed = conditions.get("Failed") or {}
+        why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
+        return Work("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
+    if job["spec"].get("suspend"):
+        return Work("Running", queued=_queued(job))
+    return Work(
+        "Running",
+        problem=pod_problem(pods),
+        retried=_retried(end),
+        idle_since=_idle_since(job, pods, end),
+        podless=not pods,
+        stuck=stuck(pods),
+    )
+
+
+def _queued(job: Object) -> Problem:
+    name, queue = job["metadata"]["name"], (job["metadata"].get("labels") or {}).get(LABEL_QUEUE)
+    if queue is None:
+        return Problem("Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit")
+    return Problem("Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit; see kubectl get workloads")
+
+
+def _retried(end: Ending) -> Problem | None:
+    """Why the Job is at another try."""
+    problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
+    if problem is None:
+        return Problem("JobFailed", f"a pod ended with code {end.exit_code} and left no word; it is tried again") if end.exit_code else None
+    return replace(problem, message=f"{problem.message}; it is tried again, at most {RETRIES} times")
+
+
+def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
+    """Since when no pod of it works: the newest one does not start yet, or the Job controller has made none."""
+    if running(pods):
+        return None
+    if waiting := starting(pods):
+        return max(p["metadata"].get("creationTimestamp") or "" for p in waiting) or None
+    times = (job["metadata"].get("creationTimestamp"), (job.get("status") or {}).get("startTime"), end.at)
+    return max((t for t in times if t), default=None)

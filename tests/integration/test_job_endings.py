@@ -1,0 +1,193 @@
+"""How the real Job controller takes the ends of pods, and what the operator makes of it. Pods are never scheduled: their status is written by hand, as a
+kubelet would."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from modelrollout.api.v1alpha1 import Optimization
+from modelrollout.controller import podless
+from modelrollout.controller.observe import Seen
+from modelrollout.controller.work import work_of
+from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, Kube, Object, Resource
+from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
+from modelrollout.rollout.facts import Work
+from tests.unit.resources import objects as o
+from tests.unit.rollout import builders as b
+
+pytestmark = pytest.mark.sandbox
+
+NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+QUOTA = Resource("", "v1", "resourcequotas", "ResourceQuota")
+NAME = "digits-prepare"
+OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+KILLED = {"terminated": {"exitCode": 137, "reason": "Error"}}
+TOLD_TO_END = {"terminated": {"exitCode": 1, "reason": "Error", "message": '{"reason": "Terminated", "message": "told to end"}'}}
+AWAY = {"terminated": {"exitCode": 1, "reason": "Error", "message": '{"reason": "StoreUnreachable", "message": "no answer"}'}}
+BAD_INPUT = {"terminated": {"exitCode": 10, "reason": "Error", "message": '{"reason": "NotOnnx", "message": "a pickle"}'}}
+BAD_RECIPE = {"terminated": {"exitCode": 12, "reason": "Error", "message": '{"reason": "AccuracyDrop", "message": "too much"}'}}
+
+
+def taken_away(why: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": "by hand"}]}
+
+
+@pytest_asyncio.fixture
+async def namespace(kube: Kube) -> AsyncIterator[str]:
+    name = f"jobs-{uuid.uuid4().hex[:8]}"
+    await kube.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    await kube.delete(NAMESPACE, None, name)
+
+
+async def made(kube: Kube, namespace: str, queue: str | None = None, **spec: Any) -> Object:
+    optimization = Optimization.model_validate({"queueName": queue})
+    job = prepare_job(o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, o.CONFIG)
+    job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
+    job["spec"] |= spec
+    job["spec"]["template"]["spec"]["nodeSelector"] = {"no": "node"}
+    return await kube.create(JOB, job)
+
+
+async def work(kube: Kube, namespace: str) -> Work:
+    return work_of(await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items)
+
+
+async def until(kube: Kube, namespace: str, holds: Callable[[Work], bool]) -> Work:
+    for _ in range(300):
+        found = await work(kube, namespace)
+        if holds(found):
+            return found
+        await asyncio.sleep(0.1)
+    pytest.fail(f"{found} after 30 s")
+
+
+async def pod(kube: Kube, namespace: str, number: int = 1) -> Object:
+    """The newest pod, once there are so many."""
+    for _ in range(600):
+        found = sorted(
+            (await kube.list(POD, namespace)).items, key=lambda p: (p["metadata"]["creationTimestamp"], int(p["metadata"]["resourceVersion"]))
+        )
+        if len(found) >= number:
+            return found[-1]
+        await asyncio.sleep(0.1)
+    pytest.fail(f"{len(found)} pods and not {number}")
+
+
+async def end(kube: Kube, namespace: str, state: dict[str, Any] | None, number: int = 1, **status: Any) -> None:
+    """The newest pod ends as it would under a kubelet."""
+    found = await pod(kube, namespace, number)
+    container = {"name": "job", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    told = {"phase": "Failed", "containerStatuses": [container] if state else []} | status
+    await kube.replace_status(POD, found | {"status": told})
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "reason"),
+    [
+        (OOM, {}, "OutOfMemory"),
+        (BAD_INPUT, {}, "NotOnnx"),
+        (BAD_RECIPE, {}, "AccuracyDrop"),
+        (KILLED, {}, "Killed"),
+        (BAD_INPUT, taken_away("x"), "NotOnnx"),
+    ],
+)
+async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str) -> None:
+    await made(kube, namespace)
+    await end(kube, namespace, state, **status)
+    found = await until(kube, namespace, lambda w: w.state == "Failed")
+    assert (found.result.reason if found.result else found.problem.reason if found.problem else None) == reason
+    assert len((await kube.list(POD, namespace)).items) == 1
+    if reason == "OutOfMemory":
+        assert found.problem and "its limit of 2Gi" in found.problem.message
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "reason"),
+    [
+        (AWAY, {}, "StoreUnreachable"),
+        (TOLD_TO_END, taken_away("EvictionByEvictionAPI"), "Evicted"),
+        (KILLED, taken_away("PreemptionByScheduler"), "Preempted"),
+        (None, taken_away("DeletionByPodGC"), "NodeLost"),
+    ],
+)
+async def test_what_may_help_is_tried_again(kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str) -> None:
+    await made(kube, namespace)
+    await end(kube, namespace, state, **status)
+    await pod(kube, namespace, 2)
+    found = await work(kube, namespace)
+    assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+
+
+async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controller(kube: Kube, namespace: str) -> None:
+    await made(kube, namespace)
+    await end(kube, namespace, TOLD_TO_END, reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')
+    await pod(kube, namespace, 2)
+    found = await work(kube, namespace)
+    assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
+
+
+async def test_the_number_of_tries_is_bounded_also_of_pods_that_are_taken_away(kube: Kube, namespace: str) -> None:
+    await made(kube, namespace, backoffLimit=1)
+    await end(kube, namespace, KILLED, **taken_away("PreemptionByScheduler"))
+    await end(kube, namespace, KILLED, 2, **taken_away("DeletionByTaintManager"))
+    found = await until(kube, namespace, lambda w: w.state == "Failed")
+    assert found.problem and found.problem.reason == "NodeLost"
+
+
+async def test_a_queue_suspends_and_admits_and_takes_the_place_back(kube: Kube, namespace: str) -> None:
+    """What Kueue's webhook and controller do to a Job with its label, done by hand."""
+    job = await made(kube, namespace, queue="optimizers", suspend=True)
+    assert job["metadata"]["labels"][LABEL_QUEUE] == "optimizers"
+    await asyncio.sleep(1)
+    waits = await work(kube, namespace)
+    assert waits.queued and "optimizers" in waits.queued.message and not (await kube.list(POD, namespace)).items
+    await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
+    await pod(kube, namespace)
+    admitted = await work(kube, namespace)
+    assert admitted.queued is None and admitted.idle_since is not None and admitted.idle_since > job["metadata"]["creationTimestamp"]
+    await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": True}})
+    back = await until(kube, namespace, lambda w: w.queued is not None)
+    assert back.state == "Running"
+    for _ in range(100):
+        if not (await kube.list(POD, namespace)).items:
+            break
+        await asyncio.sleep(0.1)
+    await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
+    await pod(kube, namespace)
+    assert ((await kube.get(JOB, namespace, NAME)).get("status") or {}).get("failed", 0) == 0, "to lose one's place is no failed try"
+
+
+async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Kube, namespace: str) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"namespace": namespace, "name": "small"},
+        "spec": {"hard": {"limits.memory": "1Gi"}},
+    }
+    await kube.create(QUOTA, quota)
+    for _ in range(100):  # without a status it admits nothing, and says so in other words
+        if (await kube.get(QUOTA, namespace, "small")).get("status", {}).get("hard"):
+            break
+        await asyncio.sleep(0.1)
+    job = await made(kube, namespace)
+    seen_work = await until(kube, namespace, lambda w: w.podless and w.idle_since is not None)
+    s = replace(b.second("Prepare", work=seen_work), namespace=namespace)
+    children = b.children(s)
+    assert children.work is not None
+    deployment = {"metadata": {"name": "digits", "namespace": namespace}, "kind": MODEL_DEPLOYMENT.kind}
+    seen = Seen(deployment, {(JOB.kind, children.work[1]): job}, s, None)
+    for _ in range(100):
+        found = await podless.asked(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
+        if found.problem:
+            break
+        await asyncio.sleep(0.1)
+    assert found.problem and found.problem.reason == "PodRefused" and "exceeded quota: small" in found.problem.message
