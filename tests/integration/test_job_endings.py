@@ -1,5 +1,7 @@
-"""How the real Job controller takes the ends of pods, and what the operator makes of it. Pods are never scheduled: their status is written by hand, as a
-kubelet would."""
+"""How the real Job controller takes the ends of pods, and what the operator makes of it.
+
+Pods are never scheduled: their status is written by hand, as a kubelet would.
+"""
 
 from __future__ import annotations
 
