@@ -18,8 +18,10 @@ import typer
 import yaml
 
 from modelrollout.api.config import OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
 from modelrollout.controller import app as operator
+from modelrollout.jobs.frame import parse_task
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "model-rollout-operator"
@@ -118,6 +120,35 @@ class TestWithoutHelm:
         assert {p.name: p.read_text() for p in (CHART / "files" / "crds").glob("*.yaml")} == committed
         assert not (CHART / "crds").exists(), "helm never upgrades what is there"
 
+    def test_the_clean_up_is_a_task_that_the_job_reads(self) -> None:
+        (cron,) = pick("full", "CronJob")
+        pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (first,), (second,) = pod["initContainers"], pod["containers"]
+        task = parse_task(second["env"][0]["value"])
+        assert isinstance(task, CleanTask)
+        assert (task.artifacts.uri, task.artifacts.endpoint, task.artifacts.credentials) == (
+            "s3://model-artifacts/",
+            "https://s3.example.com",
+            "artifacts",
+        )
+        assert task.older_than_seconds == 14 * 86400 and task.namespaces == ("models", "models-staging") and not task.dry_run
+        assert f"--output={task.references}" in first["args"] and {"--namespace=models", "--namespace=models-staging"} <= set(first["args"])
+        assert not pick("default", "CronJob")
+
+    def test_the_clean_up_keeps_the_key_to_the_store_and_the_token_apart(self) -> None:
+        (cron,) = pick("full", "CronJob")
+        pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        mounts = {c["name"]: {m["name"] for m in c["volumeMounts"]} for c in (*pod["initContainers"], *pod["containers"])}
+        assert mounts == {"references": {"references", "token"}, "clean": {"references", "tmp", "credentials"}}
+        roles = [o for o in pick("full", "Role") if o["metadata"]["name"].endswith("-cleanup")]
+        assert {o["metadata"]["namespace"] for o in roles} == {"models", "models-staging"}
+        assert {verb for o in roles for rule in o["rules"] for verb in rule["verbs"]} == {"list"}
+
+    def test_what_cannot_be_listed_is_not_cleaned_up(self) -> None:
+        where = ["-f", str(CHART / "ci" / "full-values.yaml"), "--set", "artifacts.uri=https://files.example.com/artifacts/"]
+        assert "artifactCleanup.enabled" in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False)
+
     def test_the_version_is_that_of_the_package(self) -> None:
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
         version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
@@ -159,7 +190,7 @@ class TestWithoutHelm:
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
             "/pods": {"get", "list", "watch"},
-            "/events": {"create", "patch"},
+            "/events": {"create", "patch", "list"},
         }
 
 
@@ -257,6 +288,8 @@ class TestRendered:
         assert roles == {
             ("models", FULLNAME),
             ("models-staging", FULLNAME),
+            ("models", f"{FULLNAME}-cleanup"),
+            ("models-staging", f"{FULLNAME}-cleanup"),
             ("modelrollout", f"{FULLNAME}-lease"),
         }
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}

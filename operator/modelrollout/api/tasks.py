@@ -237,6 +237,17 @@ class FetchTask(_Model):
     target: str = "/models"
 
 
+class CleanTask(_Model):
+    """Remove what nobody refers to from the artifact store; a CronJob of the chart runs it (docs/safety.md)."""
+
+    task: Literal["clean"] = "clean"
+    artifacts: Location  # the whole store, without a namespace
+    references: str  # file that ``modelrollout references`` wrote
+    namespaces: tuple[str, ...] = ()  # whose artifacts may go; empty: all
+    older_than_seconds: float = Field(ge=3600)  # less would race with Jobs that have just found something
+    dry_run: bool = False
+
+
 class EvaluateTask(_Model):
     """Golden data once through the served candidate and, where there is one, through stable; over HTTP and gRPC."""
 
@@ -254,7 +265,7 @@ class EvaluateTask(_Model):
     timeout_seconds: float = 30.0
 
 
-Task = Annotated[ResolveTask | PrepareTask | FetchTask | EvaluateTask, Field(discriminator="task")]
+Task = Annotated[ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask, Field(discriminator="task")]
 
 
 class OutputTolerance(_Model):

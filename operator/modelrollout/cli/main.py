@@ -347,6 +347,28 @@ def feedback(
         raise _fail(Unanswered(f"the feedback service cannot start: {e}")) from e
 
 
+@app.command()
+def references(
+    output: Annotated[Path, typer.Option("--output", help="File to write: JSON with the URIs of all artifacts that are in use.")],
+    namespaces: Annotated[list[str] | None, typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces.")] = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Write which artifacts are in use, for the clean-up of the artifact store. Whatever cannot be read, nothing is written."""
+    from modelrollout.cli.references import in_use
+
+    async def go() -> list[str]:
+        async with await Kube.connect(kubeconfig, context, component="references") as kube:
+            return await in_use(kube, namespaces or [None])
+
+    try:
+        found = asyncio.run(go())
+        output.write_text(json.dumps({"artifacts": found}))
+    except (KubeError, OSError) as e:
+        raise _fail(Unanswered(f"the references cannot be read: {e}")) from e
+    _say(f"{len(found)} artifacts are in use")
+
+
 def _ask(
     name: str,
     choose: Callable[[Rollout, str], verbs.Request],

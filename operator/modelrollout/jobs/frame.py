@@ -22,6 +22,7 @@ from modelrollout.api.tasks import (
     RESULT_LIMIT_BYTES,
     TASK_ENV,
     TIMEOUT_ENV,
+    CleanTask,
     EvaluateTask,
     ExitCode,
     FetchTask,
@@ -36,7 +37,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
 
-AnyTask = ResolveTask | PrepareTask | FetchTask | EvaluateTask
+AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
 _MESSAGE_START = 300  # characters of a message that are worth more than a metric's numbers

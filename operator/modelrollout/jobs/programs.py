@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelrollout.api.tasks import EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult
+from modelrollout.api.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult
 from modelrollout.jobs.frame import AnyTask
 from modelrollout.jobs.log import Progress
 
@@ -22,6 +22,10 @@ def run(task: AnyTask, progress: Progress) -> TaskResult:
             from modelrollout.optimizer.fetch_repository import fetch_repository
 
             return fetch_repository(task, progress)
+        case CleanTask():
+            from modelrollout.optimizer.clean import clean
+
+            return clean(task, progress)
         case EvaluateTask():
             from modelrollout.evaluator.golden import evaluate
 

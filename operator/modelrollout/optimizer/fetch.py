@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -44,6 +44,15 @@ class Fetched:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object below a place: its name there, bytes, and when it was last written, by the store's clock."""
+
+    name: str
+    size: int
+    modified: datetime
 
 
 def _secret(folder: Path, key: str) -> str | None:
@@ -155,7 +164,7 @@ class Store:
             if any(code in text for code in _UNKNOWN_KEY):
                 return denied("AccessDenied", f"{what}: the store does not know the access key; check the Secret's keys")
             return bad_input("ObjectMissing", f"{what} does not exist; correct the URI or upload the file")
-        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or "(code: AccessDenied)" in text:  # so DeleteObjects says it, with a 200
             if self._anonymous:
                 return denied(
                     "CredentialsMissing", f"{what}: the store wants credentials and none were given; set credentials: {{secretRef: {{name: ...}}}}"
@@ -250,6 +259,32 @@ class Store:
                     raise
                 obstore.put(self._store, self._path(name), content)
         return True
+
+    def list(self) -> Iterator[Listed]:
+        """Everything below this place."""
+        with self._told_apart():
+            for chunk in obstore.list(self._store, prefix=self._prefix):
+                for found in chunk:
+                    yield Listed(found["path"].removeprefix(f"{self._prefix}/"), found["size"], found["last_modified"])
+
+    def modified(self, name: str) -> datetime | None:
+        """When an object below this place was last written, by the store's clock; None when there is none."""
+        try:
+            with self._told_apart(name):
+                return obstore.head(self._store, self._path(name))["last_modified"]
+        except JobError as error:
+            if error.reason == "ObjectMissing":
+                return None
+            raise
+
+    def delete(self, name: str) -> None:
+        """Remove an object below this place; that it is gone already is well."""
+        try:
+            with self._told_apart(name):
+                obstore.delete(self._store, self._path(name))
+        except JobError as error:
+            if error.reason != "ObjectMissing":
+                raise
 
 
 def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:

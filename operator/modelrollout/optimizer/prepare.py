@@ -30,6 +30,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, claim, steps
 from modelrollout.optimizer.archive import is_archive, unpack
+from modelrollout.optimizer.clean import mark_used
 from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
@@ -198,6 +199,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         with progress.stage("look-up"):
             found = artifact.find(store)
         if found:
+            mark_used(store, task.owner)
             try:
                 return _result(task, found[2], key, found[0], reused=True)
             except (KeyError, TypeError, ValueError):

@@ -83,11 +83,13 @@ class Cluster:
     ) -> Listing:
         self.requests.append(f"list {resource.kind}")
         self.before("list", resource, "")
-        key, _, value = label_selector.partition("=")
+        key, equals, value = label_selector.partition("=")
+
+        def selected(labels: dict[str, str]) -> bool:
+            return not key or (labels.get(key) == value if equals else key in labels)
+
         found = [
-            o
-            for i, o in self.objects.items()
-            if i[0] == resource and namespace in (None, i[1]) and (not key or (o["metadata"].get("labels") or {}).get(key) == value)
+            o for i, o in self.objects.items() if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})
         ]
         for term in filter(None, field_selector.split(",")):
             path, wanted = term.split("=")

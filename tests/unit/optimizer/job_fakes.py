@@ -1,14 +1,18 @@
-"""Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and enough of S3 (GET, HEAD, PUT)."""
+"""Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and enough of S3 (GET, HEAD, PUT, DELETE, list)."""
 
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import onnx
@@ -18,6 +22,7 @@ from modelrollout.api.tasks import DataSet, Location
 
 CLASSES = 3
 FEATURES = 4
+LONG_AGO = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
 
 
 class ObjectStore:
@@ -25,6 +30,7 @@ class ObjectStore:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.modified: dict[str, datetime] = {}  # others are of 2015
         self.statuses: dict[str, tuple[int, bytes]] = {}
         self.truncated: set[str] = set()  # closes the connection in the middle
         self.authorization: str | None = None
@@ -57,7 +63,7 @@ def object_store() -> Iterator[ObjectStore]:
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+            self.send_header("Last-Modified", format_datetime(store.modified.get(self.path, LONG_AGO), usegmt=True))
             self.send_header("ETag", '"1"')
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -80,6 +86,9 @@ def object_store() -> Iterator[ObjectStore]:
         def do_GET(self) -> None:
             if self.refused():
                 return
+            if "list-type=2" in self.path:
+                self.list()
+                return
             body = store.objects.get(self.path)
             if body is None:
                 self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
@@ -94,6 +103,32 @@ def object_store() -> Iterator[ObjectStore]:
                 self.answer(200, body)
 
         do_HEAD = do_GET
+
+        def list(self) -> None:
+            parts = urlsplit(self.path)
+            (prefix,) = parse_qs(parts.query)["prefix"]
+            bucket = parts.path.rstrip("/") + "/"
+            items = "".join(
+                f"<Contents><Key>{path.removeprefix(bucket)}</Key><Size>{len(body)}</Size><LastModified>"
+                f"{store.modified.get(path, LONG_AGO).isoformat()}</LastModified><ETag>1</ETag></Contents>"
+                for path, body in sorted(store.objects.items())
+                if path.startswith(bucket + prefix)
+            )
+            self.answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode())
+
+        def do_POST(self) -> None:
+            """DeleteObjects, which obstore also asks for one."""
+            wanted = re.findall(r"<Key>([^<]+)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode())
+            told = ""
+            for key in wanted:
+                path = f"{urlsplit(self.path).path.rstrip('/')}/{key}"
+                store.requests.append(("DELETE", path))
+                if path in store.statuses:
+                    told += f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                else:
+                    store.objects.pop(path, None)
+                    told += f"<Deleted><Key>{key}</Key></Deleted>"
+            self.answer(200, f"<DeleteResult>{told}</DeleteResult>".encode())
 
         def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

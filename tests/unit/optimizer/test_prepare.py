@@ -78,8 +78,8 @@ def refusal(task: PrepareTask | FetchTask) -> JobError:
 
 
 def artifact_objects(store: ObjectStore) -> dict[str, bytes]:
-    """Without claims, which speak of Jobs and not of artifacts."""
-    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/") and "/claim-" not in path}
+    """Without claims and marks of use, which speak of Jobs and not of artifacts."""
+    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/") and "/claim-" not in path and "/used." not in path}
 
 
 def fetch_task(store: ObjectStore, result: TaskResult, target: Path) -> FetchTask:

@@ -1,0 +1,98 @@
+"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made or found for long, goes.
+
+What is referred to was read from the cluster **before** the store is listed. A Job that finds an artifact marks it as used, so that it is young
+again; the mark is looked at once more right before the artifact goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from modelrollout.api.tasks import CleanTask, TaskResult
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.jobs.log import LOGGER, Progress, say
+from modelrollout.optimizer.artifact import MANIFEST
+from modelrollout.optimizer.fetch import Listed, Store
+
+FIELD = "artifactCleanup"
+USED = "used.json"  # overwritten by every Job that finds the artifact: its time says when
+_FOLDER = re.compile(r"^([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{64})/([^/]+)$")  # NAMESPACE/KEY/FILE
+
+
+@dataclass
+class Folder:
+    """An artifact, or what is left of one."""
+
+    newest: datetime
+    size: int = 0
+    files: list[str] = field(default_factory=list)
+
+
+def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespaces: frozenset[str], before: datetime) -> dict[str, Folder]:
+    """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was written since ``before``.
+
+    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all. What is not named like an artifact is not ours, and stays.
+    """
+    folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
+    for found in objects:
+        named = _FOLDER.match(found.name)
+        if named is None or (namespaces and named[1] not in namespaces):
+            continue
+        folder = folders[f"{named[1]}/{named[2]}"]
+        folder.newest = max(folder.newest, found.modified)
+        folder.size += found.size
+        folder.files.append(named[3])
+    base = root.rstrip("/")
+    return {name: folder for name, folder in folders.items() if f"{base}/{name}" not in kept and folder.newest < before}
+
+
+def clean(task: CleanTask, progress: Progress) -> TaskResult:
+    """Delete them, or with ``dry_run`` only say so; raises JobError."""
+    kept = _references(Path(task.references))
+    store = Store(task.artifacts, FIELD)
+    before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
+    with progress.stage("list"):
+        found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before)
+    freed = 0
+    with progress.stage("delete"):
+        for number, (name, folder) in enumerate(sorted(found.items())):
+            progress.update(number, len(found))
+            say("would delete" if task.dry_run else "delete", artifact=name, bytes=folder.size, newest=folder.newest.isoformat())
+            if task.dry_run or _delete(store, name, folder, before):
+                freed += folder.size
+    verb = "would free" if task.dry_run else "freed"
+    return TaskResult(message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed)
+
+
+def _delete(store: Store, name: str, folder: Folder, before: datetime) -> bool:
+    used = store.modified(f"{name}/{USED}")
+    if used is not None and used >= before:
+        LOGGER.info("found by a Job meanwhile", extra={"fields": {"artifact": name}})
+        return False
+    for file in sorted(folder.files, key=lambda f: (f != MANIFEST, f)):
+        store.delete(f"{name}/{file}")
+    return True
+
+
+def mark_used(store: Store, owner: str) -> None:
+    """A Job has found the artifact and will refer to it."""
+    try:
+        store.write(USED, json.dumps({"owner": owner}).encode())
+    except JobError as error:
+        LOGGER.warning("cannot mark the artifact as used", extra={"fields": {"reason": error.reason}})
+
+
+def _references(path: Path) -> frozenset[str]:
+    """URIs, as ``modelrollout references`` writes them; raises JobError (ReferencesInvalid). An unread list must never look like an empty one."""
+    try:
+        found = json.loads(path.read_text())
+        uris = frozenset(str(uri).rstrip("/") for uri in found["artifacts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise bad_input("ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted") from None
+    return uris

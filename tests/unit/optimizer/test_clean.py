@@ -1,0 +1,142 @@
+"""Clean-up of the artifact store: by reference and by age, and never what somebody is about to use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelrollout.api.tasks import CleanTask
+from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.log import Progress
+from modelrollout.jobs.programs import run
+from modelrollout.optimizer import clean
+from modelrollout.optimizer.clean import USED, doomed
+from modelrollout.optimizer.fetch import Listed, Store
+from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+MONTH = timedelta(days=30)
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+ROOT = "s3://artifacts/all"
+
+
+def listed(folder: str, age_days: float, *files: str, size: int = 10) -> list[Listed]:
+    return [Listed(f"{folder}/{file}", size, NOW - timedelta(days=age_days)) for file in files or ("manifest.json", "model-0.onnx")]
+
+
+def goes(objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT) -> set[str]:
+    return set(doomed(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
+
+
+def test_what_is_old_and_not_referred_to_goes() -> None:
+    objects = listed(f"ml/{A}", 40) + listed(f"ml/{B}", 40) + listed(f"ml/{C}", 20)
+    assert goes(objects, (f"{ROOT}/ml/{B}",)) == {f"ml/{A}"}
+    assert goes(objects, (f"{ROOT}/ml/{B}",), root=f"{ROOT}/") == {f"ml/{A}"}
+
+
+def test_the_youngest_file_is_the_age() -> None:
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, USED)) == set(), "a Job has found it"
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, "claim-2.json")) == set(), "a Job makes it anew"
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 31, USED)) == {f"ml/{A}"}
+
+
+def test_a_reference_in_another_namespace_is_another_artifact() -> None:
+    assert goes(listed(f"ml/{A}", 40), (f"{ROOT}/other/{A}",)) == {f"ml/{A}"}
+
+
+def test_only_in_the_namespaces_that_were_asked() -> None:
+    assert goes(listed(f"ml/{A}", 40) + listed(f"other/{A}", 40), namespaces=("ml",)) == {f"ml/{A}"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", f"{A}/manifest.json", f"ml/{A[:-1]}/x", f"ml/{A}/deeper/x", f"ML/{A}/x", f"ml/{A.upper()}/x"])
+def test_what_is_not_named_like_an_artifact_is_not_ours(name: str) -> None:
+    assert goes([Listed(name, 1, NOW - timedelta(days=1000))]) == set()
+
+
+# --- against a store
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectStore]:
+    with object_store() as made:
+        for key in (A, B):
+            for file in ("manifest.json", "model-0.onnx", "claim-1.json"):
+                made.objects[f"/artifacts/all/ml/{key}/{file}"] = b"0123456789"
+        yield made
+
+
+@pytest.fixture
+def task(server: ObjectStore, tmp_path: Path) -> Callable[..., CleanTask]:
+    def make(in_use: object = None, **more: Any) -> CleanTask:
+        path = tmp_path / "references.json"
+        path.write_text(json.dumps({"artifacts": [f"{ROOT}/ml/{B}"]} if in_use is None else in_use))
+        return CleanTask(artifacts=server.s3("artifacts/all/"), references=str(path), **({"older_than_seconds": 86400.0} | more))
+
+    return make
+
+
+def keys(server: ObjectStore) -> set[str]:
+    return {path.split("/")[4] for path in server.objects}
+
+
+def test_it_goes_manifest_first(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
+    result = run(task(), Progress())
+    assert keys(server) == {B} and result.size_bytes == 30 and "1 artifacts" in result.message
+    assert next(path for verb, path in server.requests if verb == "DELETE").endswith(f"{A}/manifest.json")
+    assert run(task(), Progress()).size_bytes == 0
+
+
+def test_a_dry_run_only_says_so(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
+    result = run(task(dry_run=True), Progress())
+    assert keys(server) == {A, B} and "would free 30 bytes" in result.message
+
+
+def test_what_is_found_while_it_lists_stays(server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = clean.doomed
+
+    def late(*args: Any) -> Any:
+        found = real(*args)
+        server.objects[f"/artifacts/all/ml/{A}/{USED}"] = b"{}"
+        server.modified[f"/artifacts/all/ml/{A}/{USED}"] = datetime.now(UTC)
+        return found
+
+    monkeypatch.setattr(clean, "doomed", late)
+    run(task(), Progress())
+    assert keys(server) == {A, B}
+
+
+@pytest.mark.parametrize("in_use", [[], {}, {"artifacts": None}, {"artifacts": 5}, "x"])
+def test_a_list_that_cannot_be_read_is_no_empty_list(server: ObjectStore, task: Callable[..., CleanTask], in_use: object) -> None:
+    with pytest.raises(JobError) as error:
+        run(task(in_use), Progress())
+    assert error.value.reason == "ReferencesInvalid" and keys(server) == {A, B}
+
+
+def test_no_list_at_all(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
+    with pytest.raises(JobError):
+        run(task().model_copy(update={"references": "/no/such"}), Progress())
+    assert keys(server) == {A, B}
+
+
+def test_an_age_that_would_race_is_refused(task: Callable[..., CleanTask]) -> None:
+    with pytest.raises(ValueError, match="3600"):
+        task(older_than_seconds=60)
+
+
+def test_a_store_that_refuses_to_list_or_delete_says_so(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
+    server.statuses[f"/artifacts/all/ml/{A}/manifest.json"] = (403, b"<Error><Code>AccessDenied</Code></Error>")
+    with pytest.raises(JobError) as error:
+        run(task(), Progress())
+    assert error.value.reason in ("AccessDenied", "CredentialsMissing") and keys(server) == {A, B}, "the manifest is the first to go, or nothing goes"
+
+
+def test_what_is_gone_already_is_well(server: ObjectStore) -> None:
+    store = Store(server.s3("artifacts/all"), "artifacts")
+    store.delete(f"ml/{A}/manifest.json")
+    store.delete(f"ml/{A}/manifest.json")
+    assert store.modified(f"ml/{A}/manifest.json") is None and store.modified(f"ml/{B}/manifest.json") is not None
