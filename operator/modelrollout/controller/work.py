@@ -22,7 +22,8 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
         failed = conditions.get("Failed") or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
         return Work("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
-    if job["spec"].get("suspend"):
+    # When it is admitted its start is set anew together with this condition: until then only the time before the queue is known.
+    if job["spec"].get("suspend") or "Suspended" in conditions:
         return Work("Running", queued=_queued(job))
     return Work(
         "Running",

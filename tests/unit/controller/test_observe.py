@@ -260,6 +260,12 @@ def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
     found = work((resource, made))
     assert found.queued and found.queued.reason == "Queued" and told in found.queued.message
     assert found.idle_since is None and not found.podless, "no deadline runs"
+    made["spec"]["suspend"] = False
+    made["metadata"]["creationTimestamp"] = "2026-11-20T12:00:00Z"
+    made["status"] = {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]}
+    assert work((resource, made)).queued, "admitted, but the Job controller has not seen it: days of waiting would pass for idleness"
+    made["status"] = {"startTime": "2026-11-22T12:00:00Z", "conditions": [{"type": "Suspended", "status": "False", "reason": "JobResumed"}]}
+    assert work((resource, made)) == Work("Running", idle_since="2026-11-22T12:00:00Z", podless=True)
 
 
 def test_a_job_that_ended_well_with_its_result() -> None:

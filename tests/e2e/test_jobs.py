@@ -1,0 +1,67 @@
+"""Jobs on the real cluster: a fleet prepares once, a limit that was hit is named, a queue is waited for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Stage
+
+pytestmark = pytest.mark.sandbox
+
+INT8 = {"steps": [{"int8": {"method": "Dynamic"}}]}
+
+
+def revision(stage: Stage, name: str) -> dict[str, Any]:
+    found = json.loads(stage.cluster.kubectl("get", "mrev", "-n", stage.namespace, "-l", f"modelrollout.dev/name={name}", "-o", "json"))["items"]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+def test_a_fleet_prepares_once(stage: Stage) -> None:
+    fleet = [f"fleet-{n}" for n in range(3)]
+    stage.apply(*(stage.deployment(name, optimization=INT8) for name in fleet))
+    for name in fleet:
+        stage.until_ready(name)
+    artifacts = [revision(stage, name)["status"]["artifact"] for name in fleet]
+    assert len({(a["uri"], a["digest"]) for a in artifacts}) == 1
+    assert sorted(bool(a.get("reused")) for a in artifacts) == [False, True, True]
+
+
+def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: Stage) -> None:
+    small = {**INT8, "resources": {"limits": {"memory": "40Mi", "cpu": "1"}}}
+    stage.apply(stage.deployment("small", "better.onnx", optimization=small))
+    message = stage.until_stalled("small", "OutOfMemory")
+    assert "its limit of 40Mi" in message and "spec.optimization.resources.limits.memory" in message
+    jobs = json.loads(stage.cluster.kubectl("get", "pods", "-n", stage.namespace, "-l", "modelrollout.dev/name=small", "-o", "json"))["items"]
+    prepared = [p for p in jobs if p["metadata"]["labels"]["modelrollout.dev/component"] == "prepare"]
+    assert len(prepared) == 1, "with the same limit it would end the same way"
+    stage.apply(stage.deployment("small", "better.onnx", optimization={**INT8, "resources": {"limits": {"memory": "2Gi", "cpu": "1"}}}))
+    name = revision(stage, "small")["metadata"]["name"]
+    stage.cluster.kubectl("annotate", "mrev", name, "-n", stage.namespace, "modelrollout.dev/retry=larger")
+    stage.until_ready("small")
+
+
+def test_a_queue_is_waited_for_and_no_deadline_runs(stage: Stage) -> None:
+    """What Kueue does to a Job with its label is done by hand here: there is no Kueue."""
+    wanted = {**INT8, "queueName": "optimizers", "resources": {"requests": {"cpu": "900"}, "limits": {"cpu": "900", "memory": "1Gi"}}}
+    stage.apply(stage.deployment("queued", "third.onnx", optimization=wanted, rollout={"progressDeadline": "10m"}))
+    stage.until("the pod has no node", lambda: stage.condition("queued", "Prepared")["reason"] == "Unschedulable")
+    selector = ("-n", stage.namespace, "-l", "kueue.x-k8s.io/queue-name=optimizers")
+    (job,) = json.loads(stage.cluster.kubectl("get", "jobs", *selector, "-o", "json"))["items"]
+
+    def suspend(value: bool) -> None:
+        patch = json.dumps({"spec": {"suspend": value}})
+        stage.cluster.kubectl("patch", "job", job["metadata"]["name"], "-n", stage.namespace, "--type=merge", "-p", patch)
+
+    suspend(True)
+    stage.until("it waits in the queue", lambda: stage.condition("queued", "Prepared")["reason"] == "Queued")
+    assert "LocalQueue optimizers" in stage.condition("queued", "Prepared")["message"]
+    stage.set_rollout("queued", {"progressDeadline": "1s"})
+    stage.until("the operator has seen it", lambda: stage.get("queued")["status"]["observedGeneration"] == 2)
+    assert stage.condition("queued", "Prepared")["reason"] == "Queued" and stage.condition("queued", "Stalled")["status"] == "False"
+    stage.set_rollout("queued", {"progressDeadline": "15s"})
+    suspend(False)
+    assert "nodes are available" in stage.until_stalled("queued", "Unschedulable"), "outside of a queue the deadline counts"
