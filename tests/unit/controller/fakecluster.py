@@ -88,9 +88,7 @@ class Cluster:
         def selected(labels: dict[str, str]) -> bool:
             return not key or (labels.get(key) == value if equals else key in labels)
 
-        found = [
-            o for i, o in self.objects.items() if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})
-        ]
+        found = [o for i, o in self.objects.items() if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})]
         for term in filter(None, field_selector.split(",")):
             path, wanted = term.split("=")
             found = [o for o in found if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted]
