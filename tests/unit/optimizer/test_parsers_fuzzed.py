@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelrollout.api.config import ConfigError, OperatorConfig, load_config
-from modelrollout.controller.pods import termination
+from modelrollout.controller.pods import ending
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import parse_task
 from modelrollout.optimizer import archive, artifact, data, signature
@@ -102,9 +102,9 @@ def test_termination_message(message: str) -> None:
         "metadata": {"name": "p"},
         "status": {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 10, "message": message}}}]},
     }
-    code, result, problem = termination([pod])
-    assert (code, problem) == (10, None)
-    assert result is None or isinstance(result.reason, str)
+    found = ending([pod])
+    assert found is not None and (found.exit_code, found.problem) == (10, None)
+    assert found.result is None or isinstance(found.result.reason, str)
 
 
 @FUZZ
