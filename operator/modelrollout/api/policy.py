@@ -90,6 +90,11 @@ class AllowedSources(ApiModel):
     data: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
         None, description="For calibration, held-out and golden data; left out: any store."
     )
+    code: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Where models may lie that carry code (spec.serving.triton.code: Allowed). Without a policy that says so there is no such place; "
+        "where several do, the model must lie in a place of each.",
+    )
 
 
 class FreezeWindow(ApiModel):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
+REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
 
@@ -187,6 +188,8 @@ class Batching(_Model):
 
 SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
 
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+
 SIGNER_DIR = "/var/run/modelrollout/signer"
 
 
@@ -195,6 +198,23 @@ class Signature(_Model):
 
     location: Location
     key_file: str
+
+
+class Tensor(_Model):
+    """An input or output: Triton data type, and shape with the batch first (-1: any size)."""
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+
+
+class Served(_Model):
+    """A source that is served as it is by a backend of Triton; without ``inputs`` and ``outputs`` its own config.pbtxt says them."""
+
+    backend: Backend
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    code: bool = False  # whether it may carry code
 
 
 class ResolveTask(_Model):
@@ -213,6 +233,7 @@ class PrepareTask(_Model):
     sha256: str
     signature: Signature | None = None
     format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
+    served: Served | None = None  # as it is; then there are no steps and no gate
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
@@ -230,7 +251,7 @@ class FetchTask(_Model):
     digest: str  # sha256 of manifest.json
     model: str
     number: int
-    target: str = "/models"
+    target: str = REPOSITORY
 
 
 class EvaluateTask(_Model):

@@ -387,10 +387,62 @@ class Optimization(ApiModel):
     timeout: Duration = Field("1h", description="Limit for one run of the Job.")
 
 
+DataType = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+]  # fmt: skip
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+
+
+class Tensor(ApiModel):
+    """An input or output, in the words of the KServe v2 protocol."""
+
+    name: str = Field(min_length=1, max_length=256, description="Its name in the model.")
+    data_type: DataType = Field(description="Data type; BYTES are strings.")
+    shape: Annotated[list[Annotated[int, Field(ge=-1, le=1 << 31)]], Field(min_length=1, max_length=16)] = Field(
+        description="Shape with the batch first; -1 is a dimension of any size."
+    )
+
+
 class Triton(ApiModel):
     """The inference server."""
 
-    image: str | None = Field(None, max_length=512, description="Triton image; left out: the operator's default.")
+    image: str | None = Field(
+        None,
+        max_length=512,
+        description="Triton image; left out: the operator's default. It must have the backend, of a version that reads the file.",
+    )
+    backend: Backend | None = Field(
+        None,
+        description="The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), and, as archives, SavedModel, "
+        "OpenVINO, Python (model.py) and VLLM (model.json with the weights). Left out: ONNX Runtime.",
+    )
+    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
+        None, description="What the model takes, for a backend; left out: config.pbtxt in the archive says it."
+    )
+    outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
+        None, description="What the model gives, for a backend; left out: config.pbtxt in the archive says it."
+    )
+    code: Literal["Allowed"] | None = Field(
+        None,
+        description="Allowed: the model may carry code that runs in its pods (Python; VLLM with trust_remote_code or pickled weights). It also takes "
+        "a RolloutPolicy with the model's place in allowedSources.code. Left out: a model with code is refused.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.inputs) == has(self.outputs)", "give inputs and outputs, or neither: then config.pbtxt in the archive has both"),
+        Rule(
+            "has(self.backend) || !(has(self.inputs) || has(self.code))",
+            "inputs, outputs and code belong to a backend; an ONNX file says itself what it takes and gives",
+        ),
+        Rule(
+            "!has(self.backend) || self.backend != 'Python' || has(self.code)",
+            "backend: Python runs the model's own code: say code: Allowed, and have a RolloutPolicy allow the place in allowedSources.code",
+        ),
+        Rule(
+            "!has(self.backend) || !has(self.code) || self.backend in ['Python', 'VLLM']",
+            "code belongs to the backends Python and VLLM; the others run none from a model",
+        ),
+        Rule("!has(self.backend) || self.backend != 'VLLM' || !has(self.inputs)", "backend: VLLM has inputs and outputs of its own: leave them out"),
+    )
 
 
 class Batching(ApiModel):
@@ -745,6 +797,9 @@ class Rollout(ApiModel):
     )
 
 
+_BACKEND = "has(self.serving.triton) && has(self.serving.triton.backend)"
+
+
 class ModelDeploymentSpec(ApiModel):
     """One model in production: what it is, how it is made small, served, reached and rolled out."""
 
@@ -762,6 +817,23 @@ class ModelDeploymentSpec(ApiModel):
         Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
             "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.model.format)",
+            "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of them out",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 && !has(self.optimization.gate))",
+            "serving.triton.backend serves the file as it is: leave optimization.steps and gate out; rollout.analysis.golden judges the served model",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !(has(self.rollout.shadow) || (has(self.rollout.analysis) && "
+            "has(self.rollout.analysis.golden)))",
+            "backend: VLLM streams text, and golden data and shadow compare tensors: leave rollout.analysis.golden and rollout.shadow out",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !has(self.serving.batching) || self.serving.batching.maxBatchSize == 0",
+            "backend: VLLM batches by itself: leave serving.batching out",
         ),
         Rule(
             "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",

@@ -22,7 +22,7 @@ import onnxruntime
 
 from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Step, TaskResult
+from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Served, Step, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, steps
@@ -33,6 +33,7 @@ from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
 from modelrollout.optimizer.model import check
+from modelrollout.optimizer.passthrough import pass_through
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.signature import load_key, verify
 from modelrollout.triton.config import BatchingImpossible, render
@@ -114,7 +115,8 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
             reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
         return found
 
-    return ({"signer": signer} if signer else {}) | {
+    own = ({"signer": signer} if signer else {}) | ({"served": task.served.model_dump()} if task.served else {})
+    return own | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format or "ONNX",
@@ -207,6 +209,8 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     if task.signature and signer:
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)
+    if task.served:
+        return _published(task, store, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
     kind = expect_format(source, task.format)
     original: Original | None = None
     if kind != "ONNX":
@@ -283,9 +287,36 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     }
     if measured:
         raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
+    return _published(task, store, key, {MODEL_FILE: optimized}, config, report, progress)
+
+
+def _pass_through(
+    task: PrepareTask, served: Served, source: Path, folder: Path, key: str, inputs: dict[str, Any], progress: Progress
+) -> tuple[dict[str, Path], str, dict[str, Any]]:
+    """(files of the version, config.pbtxt, report) of a source that is served as it is."""
+    with progress.stage("check"):
+        found = pass_through(source, served, task.batching, task.instance_kind, folder, task.max_bytes)
+    size = sum(path.stat().st_size for path in found.files.values())
+    report = {
+        "format": 1,
+        "key": key,
+        "inputs": inputs,
+        "model": {"inputs": [str(t) for t in found.inputs], "outputs": [str(t) for t in found.outputs]},
+        "sizeBefore": size,  # of the files, not of the archive: nothing was made smaller
+        "sizeAfter": size,
+        "conversion": None,
+        "steps": [],
+        "gate": None,
+        "warnings": list(found.warnings),
+    }
+    return found.files, found.config, report
+
+
+def _published(
+    task: PrepareTask, store: Store, key: str, files: dict[str, Path], config: str, report: dict[str, Any], progress: Progress
+) -> TaskResult:
     with progress.stage("publish"):
-        entries = {
-            MODEL_FILE: _file_entry(optimized),
+        entries = {name: _file_entry(path) for name, path in files.items()} | {
             CONFIG_FILE: _file_entry(config.encode()),
             artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
         }
@@ -294,6 +325,6 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         published = artifact.find(store)  # what is there now, ours or that of a Job that was faster
     if not published:
         raise JobError(
-            ExitCode.RETRYABLE, "ArtifactLost", f"{location.uri}: what was written is not there; does another program delete from the artifact store?"
+            ExitCode.RETRYABLE, "ArtifactLost", f"{store.uri}: what was written is not there; does another program delete from the artifact store?"
         )
     return _result(task, published[2], key, published[0], reused=False)

@@ -20,8 +20,10 @@ from modelrollout.api.tasks import (
     GateMetric,
     PrepareTask,
     ResolveTask,
+    Served,
     Signature,
     Step,
+    Tensor,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
 from modelrollout.api.v1alpha1 import (
@@ -35,6 +37,7 @@ from modelrollout.api.v1alpha1 import (
     OptimizationStep,
     Resources,
     Serving,
+    Triton,
     seconds,
 )
 from modelrollout.resources.common import (
@@ -206,6 +209,7 @@ def prepare_job(
         sha256=sha256,
         signature=signature[0] if signature else None,
         format=model.format,
+        served=_served(serving.triton),
         steps=tuple(steps),
         gate=gate,
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
@@ -230,6 +234,14 @@ def prepare_job(
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
     return job
+
+
+def _served(triton: Triton) -> Served | None:
+    """How a source is served as it is; None for what goes to ONNX Runtime."""
+    if triton.backend is None:
+        return None
+    inputs, outputs = (tuple(Tensor.model_validate(t.model_dump()) for t in tensors or ()) for tensors in (triton.inputs, triton.outputs))
+    return Served(backend=triton.backend, inputs=inputs, outputs=outputs, code=triton.code == "Allowed")
 
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:

@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import TASK_ENV, FetchTask
+from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask
 from modelrollout.api.v1alpha1 import Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
 BUILDER = "1"
 GPU = "nvidia.com/gpu"
-_MODELS = "/models"
 _FETCH = "fetch"
 
 
@@ -30,7 +29,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, namespace))
-    models = {"name": "models", "mountPath": _MODELS}
+    models = {"name": "models", "mountPath": REPOSITORY}
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
     spec: Object = {
@@ -57,7 +56,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 **pull,
                 "command": ["tritonserver"],
                 "args": [
-                    f"--model-repository={_MODELS}",
+                    f"--model-repository={REPOSITORY}",
                     # Explicit, one model: readiness of the server says nothing about models, so the probes ask for the model.
                     "--model-control-mode=explicit",
                     f"--load-model={deployment}",
@@ -162,7 +161,7 @@ def server_deployment(
     """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, and when its pods were last asked to start
     anew."""
     fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=_MODELS
+        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=REPOSITORY
     )
     # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})

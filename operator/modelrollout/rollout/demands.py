@@ -20,6 +20,8 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
             prefixes = sources.models if field == "spec.model.uri" else sources.data
             if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
                 return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
+    if problem := _code(rules, spec):
+        return problem
     for name, gates in rules.gates:
         if told := next(_missing(gates, spec), None):
             return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
@@ -27,6 +29,25 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
         if limit.gpus is not None and gpus > limit.gpus:
             text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
             return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
+    return None
+
+
+def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Whether the model would run its own code without being allowed to: some policy must name its place, and none that names places may leave it
+    out."""
+    triton = spec.serving.triton
+    if triton.code is None and triton.backend != "Python":
+        return None
+    text = f"spec.serving.triton.code: {spec.model.uri} may run its own code, which "
+    places = [(name, sources.code) for name, sources in rules.sources if sources.code is not None]
+    if not places:
+        remedy = "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a format without code"
+        return Problem("CodeNotAllowed", f"{text}no RolloutPolicy allows; {remedy}")
+    for name, prefixes in places:
+        if not any(lies_in(spec.model.uri, prefix) for prefix in prefixes):
+            return Problem(
+                "CodeNotAllowed", f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve another format"
+            )
     return None
 
 
