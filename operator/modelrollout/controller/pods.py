@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from modelrollout.kube.client import Object
 from modelrollout.rollout.facts import Problem
 
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+# As tritonserver ends where its one model cannot be loaded.
+_LOAD_FAILED = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
+_NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
@@ -52,8 +56,22 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
             return Problem(told.reason, f"{where}: {told.message}")
         if last.get("reason") == "OOMKilled":
             return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
+        if unloaded := _not_loaded(last.get("message", "")):
+            return Problem(unloaded.reason, f"{where}: {unloaded.message}")
         return Problem("ServerCrashed", f"{where} ended with code {last.get('exitCode')}; see kubectl logs --previous")
     return None
+
+
+def _not_loaded(log: str) -> Problem | None:
+    """Why Triton did not load the model, from the end of its log."""
+    found = _LOAD_FAILED.search(log)
+    if found is None:
+        return None
+    why = " ".join(found[1].split())[:400].rstrip("; ")
+    if backend := _NO_BACKEND.search(why):
+        remedy = "set spec.serving.triton.image to one that has it"
+        return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
+    return Problem("ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?")
 
 
 def _result(message: str) -> TaskResult | None:

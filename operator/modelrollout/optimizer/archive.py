@@ -78,7 +78,7 @@ def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:
         _check(members, limit)
         for member in members:
             _write(reader, member, root / member.name)
-    return tuple(member.name for member in members)
+    return tuple(PurePosixPath(member.name).as_posix() for member in members)
 
 
 @contextmanager

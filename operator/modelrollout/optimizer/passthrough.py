@@ -19,7 +19,7 @@ from modelrollout.api.tasks import Backend, Batching, Served
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer import openvino_ir, vllm_engine
 from modelrollout.optimizer.archive import extract, is_archive
-from modelrollout.optimizer.artifact import is_name
+from modelrollout.optimizer.artifact import REPORT, is_name
 from modelrollout.optimizer.passthrough_config import CONFIG_LIMIT_BYTES, Config, written
 from modelrollout.triton.backends import KINDS
 from modelrollout.triton.layout import CONFIG_FILE
@@ -56,27 +56,28 @@ def pass_through(source: Path, served: Served, batching: Batching, instance_kind
     """Check ``source`` for its backend; what is unpacked of it lies in ``folder``, at most ``limit`` bytes.
 
     Raises JobError: those of archives and of the configuration, BackendFileMissing, BackendFileInvalid, BackendFileAmbiguous, PickleRefused,
-    CodeRefused, TensorUnknown, and those of ``vllm_engine``.
+    CodeRefused, NameRefused, TensorUnknown, and those of ``vllm_engine``.
     """
     if served.backend == "Python" and not served.code:
         raise bad_input("CodeRefused", "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve another format")
-    files, own = _found(source, served.backend, folder, limit)
-    files, left = _servable(files, served)
+    found, own, outside = _found(source, served.backend, folder, limit)
+    files = _servable(found, served)
+    left = sorted(outside | found.keys() - files.keys())
     config = written(served, own, batching, instance_kind)
     _check(files, served, config, folder)
     told = f"files of the archive that {served.backend} does not read are not served: {', '.join(left[:5])}{', ...' if left[5:] else ''}"
     return PassedThrough(files, config.text, config.inputs, config.outputs, (told,) if left else ())
 
 
-def _found(source: Path, backend: Backend, folder: Path, limit: int) -> tuple[dict[str, Path], bytes | None]:
-    """(the files of the version's folder by their names there, config.pbtxt if there is one)."""
+def _found(source: Path, backend: Backend, folder: Path, limit: int) -> tuple[dict[str, Path], bytes | None, set[str]]:
+    """(the files of the version's folder by their names there, config.pbtxt if there is one, names of other files)."""
     kind = KINDS[backend]
     if source.stat().st_size == 0:
         raise bad_input("ModelTruncated", f"{FIELD}: the file is empty; upload it again")
     if not is_archive(source) or (backend == "TorchScript" and _is_torch(source)):
         if backend not in _SINGLE:
             raise bad_input("BackendFileMissing", f"{FIELD}: {backend} needs a folder: pack {kind.file} and what belongs to it into a .zip or .tar")
-        return {kind.file: source}, None
+        return {kind.file: source}, None, set()
     root = folder / "archive"
     names = [n for n in extract(source, root, limit) if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(n).parts)]
     configs = [n for n in names if PurePosixPath(n).name == CONFIG_FILE]
@@ -90,7 +91,7 @@ def _found(source: Path, backend: Backend, folder: Path, limit: int) -> tuple[di
     if configs:
         with (root / configs[0]).open("rb") as file:
             own = file.read(CONFIG_LIMIT_BYTES + 1)
-    return files, own
+    return files, own, {n for n in names if not n.startswith(top)} - set(configs)
 
 
 def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) -> PurePosixPath:
@@ -115,20 +116,20 @@ def _ambiguous(what: str, where: Sequence[str]) -> JobError:
     return bad_input("BackendFileAmbiguous", f"{FIELD}: the archive holds {what} ({', '.join(sorted(where)[:5])}); keep one model in one version")
 
 
-def _servable(files: dict[str, Path], served: Served) -> tuple[dict[str, Path], list[str]]:
-    """(what is served, names that are not); raises JobError: CodeRefused, ArchiveUnsafe, TooLarge."""
+def _servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
+    """What is served; raises JobError: CodeRefused, NameRefused, TooLarge."""
     kept = {name: path for name, path in files.items() if served.code or _reads(name, served.backend)}
-    left = sorted(files.keys() - kept.keys())
     if code := next((name for name in sorted(files) if not served.code and _is_code(name, served.backend)), None):
         remedy = "say spec.serving.triton.code: Allowed" if served.backend == "VLLM" else "put libraries into the Triton image"
         raise bad_input("CodeRefused", f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}")
-    if odd := next((name for name in sorted(kept) if not is_name(name)), None):
+    if odd := next((name for name in sorted(kept) if not is_name(name) or name == REPORT), None):
         raise bad_input(
-            "ArchiveUnsafe", f"{FIELD}: {odd[:250]!r} in the archive: a name of at most 200 letters, digits and . _ + - is possible; rename it"
+            "NameRefused",
+            f"{FIELD}: {odd[:250]!r} in the archive: at most 200 letters, digits and . _ + - are possible, and {REPORT} is taken; rename it",
         )
     if len(kept) > MAX_FILES:
         raise bad_input("TooLarge", f"{FIELD}: the archive holds {len(kept)} files to serve, more than {MAX_FILES}; pack the model and its data only")
-    return kept, left
+    return kept
 
 
 def _reads(name: str, backend: Backend) -> bool:

@@ -15,7 +15,7 @@ FIELD = "spec.model.uri"
 LIMIT_BYTES = 64 << 10
 DATA_SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt", ".tiktoken", ".jinja"})
 
-_FOLDERS = ("model", "tokenizer")
+_FOLDERS = {"model": "config.json", "tokenizer": "tokenizer"}  # with what the names of their files begin
 # Arguments that choose sizes and speeds. Every other one may name a class, a plugin or another place, and takes the right to run code.
 _HARMLESS = frozenset(
     {
@@ -61,7 +61,7 @@ def _refuse_code(arguments: dict[str, Any]) -> None:
     remedy = "leave it out, or say spec.serving.triton.code: Allowed"
     if arguments.get("trust_remote_code", False) is not False:
         raise bad_input("CodeRefused", f"{FIELD}: model.json: trust_remote_code runs code that lies with the weights; {remedy}")
-    if unknown := sorted(arguments.keys() - _HARMLESS - set(_FOLDERS)):
+    if unknown := sorted(arguments.keys() - _HARMLESS - _FOLDERS.keys()):
         raise bad_input("CodeRefused", f"{FIELD}: model.json: {unknown[0][:100]!r} is not known to be harmless; {remedy}")
 
 
@@ -70,10 +70,10 @@ def _folder(key: str, value: object, names: Collection[str]) -> str:
     path = PurePosixPath(value) if isinstance(value, str) and value else PurePosixPath("/")
     text = path.as_posix()
     inside = "" if text == "." else f"{text}/"
-    if path.is_absolute() or ".." in path.parts or not any(n.startswith(inside) and n.endswith(".json") for n in names):
+    if path.is_absolute() or ".." in path.parts or not any(n.startswith(inside + _FOLDERS[key]) for n in names):
         raise bad_input(
             "WeightsMissing",
-            f"{FIELD}: model.json: {key} {str(value)[:200]!r} is no folder of the archive with the model's config.json; pack the weights, and write "
+            f"{FIELD}: model.json: {key} {str(value)[:200]!r} is no folder of the archive with {_FOLDERS[key]}; pack the weights, and write "
             "its name: nothing is fetched from a hub when the server starts",
         )
     return text

@@ -72,6 +72,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 ],
                 "resources": serving.resources.wire(),
                 "securityContext": container_security(),
+                "terminationMessagePolicy": "FallbackToLogsOnError",  # the last line says why a model was not loaded
                 "startupProbe": model_ready
                 | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout)))},
                 "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},

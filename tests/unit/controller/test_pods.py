@@ -75,6 +75,32 @@ def test_a_crash_without_words() -> None:
     )
 
 
+# The end of tritonserver 2.51's log.
+NOT_LOADED = """I1122 15:17:46.053269 28754 server.cc:345] "Timeout 5: Found 0 live models and 0 in-flight non-inference requests"
+error: creating server: Invalid argument - load failed for model 'digits': version 7 is at UNAVAILABLE state: {};
+
+"""
+NO_BACKEND = "Invalid argument: unable to find backend library for backend 'tensorrt', try specifying runtime on the model configuration."
+
+
+@pytest.mark.parametrize(
+    ("why", "expected", "says"),
+    [
+        (NO_BACKEND, "BackendMissing", "no backend tensorrt: set spec.serving.triton.image"),
+        (
+            "Internal: ModuleNotFoundError: No module named 'numpy'\n\nAt:\n  utils.py(30)\n",
+            "ModelNotLoaded",
+            "No module named 'numpy' At:",
+        ),
+        ("x" * 5000, "ModelNotLoaded", "x" * 400),
+    ],
+)
+def test_a_model_that_triton_does_not_load_is_told_from_its_log(why: str, expected: str, says: str) -> None:
+    last = {"terminated": {"exitCode": 1, "message": NOT_LOADED.format(why)}}
+    problem = pod_problem([pod(containerStatuses=[container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=last)])])
+    assert problem and problem.reason == expected and says in problem.message and len(problem.message) < 600
+
+
 def test_pods_that_end_or_go_are_no_trouble() -> None:
     bad = container(state={"waiting": {"reason": "ErrImagePull"}})
     going = pod(containerStatuses=[bad])

@@ -135,8 +135,9 @@ def test_examples_are_what_the_types_read(example: Path) -> None:
 
 
 def test_full_example_names_every_field_of_the_spec() -> None:
-    """Together with those of the strategies that exclude each other, and of metrics of regressions."""
-    examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in ("full", "blue-green", "ab-test", "regression")]
+    """Together with those of what excludes each other (strategies, backends), and of metrics of regressions."""
+    names = ("full", "blue-green", "ab-test", "regression", "tensorrt", "python-backend")
+    examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in names]
 
     def used(value: Any, path: str) -> set[str]:
         found = {path}

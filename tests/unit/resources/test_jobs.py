@@ -60,6 +60,17 @@ def test_every_step_reaches_its_job_as_it_was_written() -> None:
     }
 
 
+def test_a_backend_reaches_the_job_with_its_tensors() -> None:
+    tensor = {"name": "x", "dataType": "FP32", "shape": [-1, 4]}
+    triton = {"backend": "TensorRT", "inputs": [tensor], "outputs": [tensor | {"name": "y"}]}
+    served = o.task(o.prepare(serving=Serving.model_validate({"resources": {}, "triton": triton})))["served"]
+    assert served["backend"] == "TensorRT" and served["code"] is False
+    assert served["inputs"] == [{"name": "x", "data_type": "FP32", "shape": [-1, 4]}] and served["outputs"][0]["name"] == "y"
+    python = Serving.model_validate({"resources": {}, "triton": {"backend": "Python", "code": "Allowed"}})
+    assert o.task(o.prepare(serving=python))["served"] == {"backend": "Python", "code": True, "inputs": [], "outputs": []}
+    assert "served" not in o.task(o.prepare())
+
+
 def test_only_steps_that_train_get_the_image_that_can() -> None:
     def image(steps: list[dict[str, object]]) -> str:
         found: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))["containers"][0]["image"]

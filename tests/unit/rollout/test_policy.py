@@ -207,6 +207,28 @@ class TestDemands:
         found = demand(spec, policy(**rules))
         assert (found is None) if told is None else (found is not None and found.startswith(told)), found
 
+    @pytest.mark.parametrize(
+        ("policies", "told"),
+        [
+            ([], "CodeNotAllowed: spec.serving.triton.code: s3://models/digits/v1/model.onnx may run its own code, which no RolloutPolicy allows"),
+            ([{"allowedSources": {"models": ["s3://models/"]}}], "CodeNotAllowed"),  # a place for models is none for code
+            ([{"allowedSources": {"code": ["s3://models/digits/"]}}], None),
+            ([{"allowedSources": {"code": ["s3://models/dig"]}}], "CodeNotAllowed"),
+            ([{"allowedSources": {"code": ["s3://models/"]}}, {"allowedSources": {"data": ["s3://data/"]}}], None),
+            ([{"allowedSources": {"code": ["s3://models/"]}}, {"allowedSources": {"code": ["s3://x/"]}}], "RolloutPolicy p1 allows only in s3://x/"),
+            ([{"allowedSources": {"code": ["s3://models/"], "models": ["s3://x/"]}}], "SourceNotAllowed"),
+        ],
+    )
+    @pytest.mark.parametrize("triton", [{"backend": "Python", "code": "Allowed"}, {"backend": "VLLM", "code": "Allowed"}, {"backend": "Python"}])
+    def test_code_runs_only_where_a_policy_says_so(self, policies: list[dict[str, Any]], told: str | None, triton: dict[str, Any]) -> None:
+        spec = b.spec(1, serving={"resources": {}, "triton": triton})
+        found = demand(spec, *(policy(f"p{i}", **rules) for i, rules in enumerate(policies)))
+        assert (found is None) if told is None else (found is not None and told in found), found
+
+    @pytest.mark.parametrize("backend", ["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "VLLM"])
+    def test_what_runs_no_code_needs_no_policy(self, backend: str) -> None:
+        assert demand(b.spec(1, serving={"resources": {}, "triton": {"backend": backend}})) is None
+
     def test_a_source_must_be_allowed_by_every_policy(self) -> None:
         wide, narrow = policy("a", allowedSources={"models": ["s3://models/"]}), policy("b", allowedSources={"models": ["s3://other/"]})
         assert demand(b.spec(1), wide) is None
