@@ -82,7 +82,7 @@ class PolicyGates(ApiModel):
 
 
 class AllowedSources(ApiModel):
-    """Prefixes that URIs must lie in. They narrow the stores of the operator's configuration and never widen them."""
+    """Prefixes that URIs must lie in. They narrow the stores of the operator's configuration and never widen them; only code opens something."""
 
     models: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
         None, description="For spec.model.uri, for example s3://models/approved/; left out: any store."
