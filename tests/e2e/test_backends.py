@@ -1,4 +1,4 @@
-"""Models that other backends of Triton serve as they are, on the real Triton: code only by policy, judged by golden data, told when they do not load."""
+"""Models that other backends of Triton serve as they are, on the real Triton: code by policy, golden data, and why one does not load."""
 
 from __future__ import annotations
 
