@@ -54,7 +54,7 @@ def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path 
 
     Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``inline``.
     """
-    with _told(), _reader(path, limit) as reader:
+    with _told(), _reader(path) as reader:
         members = list(reader.members())
         models = [m.name for m in members if m.plain and m.name.endswith(".onnx")]
         if not models:
@@ -140,7 +140,7 @@ class _Tar:
 
 
 @contextmanager
-def _reader(path: Path, limit: int) -> Iterator[_Zip | _Tar]:
+def _reader(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Iterator[_Zip | _Tar]:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     reader = _Zip(path) if zipped else _Tar(path, limit)

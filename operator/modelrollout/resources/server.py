@@ -15,7 +15,7 @@ from modelrollout.api.v1alpha1 import Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
-BUILDER = "1"
+BUILDER = "2"
 GPU = "nvidia.com/gpu"
 _FETCH = "fetch"
 
