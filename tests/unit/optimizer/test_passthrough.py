@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.tasks import Batching, FetchTask, PrepareTask, Served, TaskResult, Tensor
+from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
+from modelrollout.optimizer import artifact
 from modelrollout.optimizer.prepare import interface_of
 from modelrollout.triton.config import parse, pb
 from tests.unit.optimizer.backend_files import CONFIG, IR, MODEL_PY, OPENVINO, PLAN, SAVED_MODEL, TORCHSCRIPT, engine, packed, vllm
@@ -34,7 +36,7 @@ def store() -> Iterator[ObjectStore]:
 def prepared(store: ObjectStore, model: bytes, backend: str, told: bool = False, code: bool = False, **changes: Any) -> TaskResult:
     store.objects["/m"] = model
     tensors: dict[str, Any] = {"inputs": (X,), "outputs": (Y,)} if told else {}
-    served = Served(backend=backend, code=code, **tensors)  # type: ignore[arg-type]
+    served = Served(backend=backend, code=code, **tensors)
     fields: dict[str, Any] = {"source": store.http("m"), "sha256": hashlib.sha256(model).hexdigest(), "artifacts": store.s3("artifacts/a")}
     return run(PrepareTask(served=served, **(fields | changes)), Progress())
 
@@ -197,6 +199,25 @@ def test_strings_and_brain_floats_have_names(store: ObjectStore) -> None:
         served=Served(backend="TensorRT", inputs=tensors, outputs=(Y,)),
     )
     assert run(task, Progress()).interface == interface_of(["a: BYTES [n]", "b: BF16 [2, 2]"], ["scores: FP32 [n, 3]"])
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("model.plan", True), ("a/b/__init__.py", True), ("variables.data-00000-of-00001", True), ("../x", False), ("a/../x", False), ("/x", False),
+        ("a//x", False), ("a/", False), (".hidden", False), ("a/.hidden", False), ("a b", False), ("a\nb", False), ("", False), ("x\n", False),
+        ("a" * 201, False),
+    ],
+)  # fmt: skip
+def test_names_in_a_manifest(name: str, good: bool) -> None:
+    entry = {"sha256": "0" * 64, "size": 1, "path": "p"}
+    manifest = json.dumps({"format": 1, "key": "k", "files": {name: entry}}).encode()
+    if good:
+        assert set(artifact.parse_manifest(manifest, "m").files) == {name}
+        return
+    with pytest.raises(JobError) as error:
+        artifact.parse_manifest(manifest, "m")
+    assert error.value.reason == "ArtifactCorrupt"
 
 
 def test_a_tar_is_limited_by_what_may_be_fetched(store: ObjectStore) -> None:
