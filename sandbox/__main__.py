@@ -87,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
         "--flavour", action="append", default=[], choices=images.FLAVOURS, help="this flavour of the optimizer too, from now on (may be repeated)"
     )
     s.set_defaults(run=load_images)
+    s = sub.add_parser("load-own-image", help="build FOLDER/Dockerfile, load it, print its name by digest")
+    s.add_argument("name", help="localhost/NAME:dev is what it is called")
+    s.add_argument("folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE")
+    s.set_defaults(run=load_own_image)
     return p
 
 
@@ -244,6 +248,13 @@ def load_images(a: argparse.Namespace) -> int:
     with Progress(err) as progress:
         Sandbox().load_images(progress, a.flavour)
     err.print(progress.table())
+    return 0
+
+
+def load_own_image(a: argparse.Namespace) -> int:
+    with Progress(err) as progress:
+        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve())
+    sys.stdout.write(f"{name}\n")
     return 0
 
 

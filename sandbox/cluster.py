@@ -356,6 +356,16 @@ class Sandbox:
             for load in [pool.submit(self._load_images, progress, c, node, built) for node in NODES]:
                 load.result()
 
+    def load_own_image(self, progress: Progress, name: str, folder: Path) -> str:
+        """Build and load one image that is not the project's; returns its name by digest."""
+        self.running()
+        log = self.state.logs / f"image-{images.slug(name)}.log"
+        with progress.step(f"{name} image", log):
+            built = images.build_own(name, folder, log)
+        for node in NODES:
+            images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
+        return built.by_digest
+
     # -- parts
 
     def running(self) -> tuple[Record, Config]:

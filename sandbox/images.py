@@ -44,6 +44,10 @@ class Built:
     key: str
     manifest: str
 
+    @property
+    def by_digest(self) -> str:
+        return f"{self.ref.rpartition(':')[0]}@{self.manifest}"
+
 
 def digest(values: Iterable[str | bytes]) -> str:
     h = hashlib.sha256()
@@ -127,13 +131,16 @@ def sparse(built: Built, have: Callable[[str], bool], out: IO[bytes]) -> list[st
     """The image as an OCI archive without the layers that are there already; returns the layers it carries."""
     manifest, config, *layers = blobs(built.manifest)
     carried = list(dict.fromkeys(name for name in layers if not have(name)))
-    described = {
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": manifest,
-        "size": blob(manifest).stat().st_size,
-        "annotations": {"io.containerd.image.name": built.ref},
-    }
-    index = {"schemaVersion": 2, "manifests": [described]}
+    described = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": manifest,
+            "size": blob(manifest).stat().st_size,
+            "annotations": {"io.containerd.image.name": name},
+        }
+        for name in (built.ref, built.by_digest)
+    ]
+    index = {"schemaVersion": 2, "manifests": described}
     with tarfile.open(fileobj=out, mode="w|") as tar:
         for name, value in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
             data = json.dumps(value).encode()
@@ -316,6 +323,15 @@ def build_project(target: str, log: Path) -> Built:
     ref = project_ref(target)
     with locked(_LOCK):
         image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, BASE=BASE)
+        return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
+
+
+def build_own(name: str, folder: Path, log: Path) -> Built:
+    """An image from somebody's Dockerfile, which gets this sandbox's base image as BASE."""
+    ensure_base(log)
+    ref = f"localhost/{name}:dev"
+    with locked(_LOCK):
+        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, BASE=BASE)
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 

@@ -99,3 +99,54 @@ def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage,
     assert prepared_by(stage, "network") == stage.cluster.target.images.flavours["trainer"]
     x, labels = models.inputs(200, 13)
     assert (answers(stage, "network", x)["logits"].argmax(1) == labels).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def own_image(flavours: Stage) -> str:
+    """The training image of the documentation; on a cluster of one's own it has to be in a registry."""
+    if "KUBECONTEXT" in os.environ:
+        return os.environ.get("TRAINING_IMAGE") or pytest.skip("TRAINING_IMAGE names no image of examples/training-image by its digest")
+    build = [sys.executable, "-m", "sandbox", "load-own-image", "training-example", str(ROOT / "examples" / "training-image")]
+    return subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def own(stage: Stage, name: str, image: str, *args: str) -> dict[str, Any]:
+    """A ModelDeployment whose model that image makes smaller, and int8 after it."""
+    container = {"image": image, "args": list(args), "data": {"uri": stage.data("own-training.npz")}}
+    gate = {"data": {"uri": stage.data("own-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.06}]}
+    optimization = {"steps": [{"graph": {}}, {"container": container}, {"int8": {}}], "gate": gate}
+    return stage.deployment(name, model={"uri": stage.uri("own.model")}, optimization=optimization, serving=SERVING)
+
+
+@pytest.fixture(scope="module")
+def own_data(flavours: Stage, tmp_path_factory: pytest.TempPathFactory) -> None:
+    x, labels = models.inputs(3000, 21)
+    folder = tmp_path_factory.mktemp("container") / "own"
+    folder.mkdir()
+    put(flavours, folder, models.perceptron(), training={"x": x[:1000]}, heldout={"x": x[1000:], "labels": labels[1000:]})
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_image: str) -> None:
+    stage = flavours
+    stage.apply(own(stage, "own", own_image, "0.4"))
+    status = stage.until_ready("own", 240)["status"]
+    artifact = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
+    assert [m["verdict"] for m in artifact["metrics"]] == ["Successful"]
+    assert artifact["sizeAfter"] < 0.6 * artifact["sizeBefore"]
+    x, labels = models.inputs(200, 22)
+    assert (answers(stage, "own", x)["logits"].argmax(1) == labels).mean() > 0.9
+    # The same work for somebody else: found, and the image does not run again.
+    stage.apply(own(stage, "own-again", own_image, "0.4"))
+    status = stage.until_ready("own-again", 240)["status"]
+    again = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
+    assert (again["digest"], again["reused"]) == (artifact["digest"], True)
+    [pod] = stage.cluster.pods(stage.namespace, "modelrollout.dev/name=own-again,modelrollout.dev/component=prepare")
+    assert [bool(c["state"].get("terminated")) for c in pod["status"]["initContainerStatuses"]] == [True, False]
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_users_own_image_that_fails_says_why(flavours: Stage, own_image: str) -> None:
+    flavours.apply(own(flavours, "own-broken", own_image, "half"))
+    message = flavours.until_stalled("own-broken", "ContainerFailed")
+    assert "code 1: ValueError: could not convert string to float: 'half'" in message
