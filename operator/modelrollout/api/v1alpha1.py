@@ -420,6 +420,17 @@ class Optimization(ApiModel):
         """The step that is the user's own image, if there is one."""
         return next((step.container for step in self.steps if step.container), None)
 
+    def carried_out_as(self, present: Optimization) -> Optimization:
+        """This recipe with the resources and the time that ``present`` gives it: they are no part of a version."""
+
+        def step_now(step: OptimizationStep) -> OptimizationStep:
+            if step.container is None or present.container is None:
+                return step
+            return step.model_copy(update={"container": step.container.model_copy(update={"resources": present.container.resources})})
+
+        steps = [step_now(step) for step in self.steps]
+        return self.model_copy(update={"steps": steps, "resources": present.resources, "timeout": present.timeout})
+
 
 class Triton(ApiModel):
     """The inference server."""
@@ -832,7 +843,12 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
         "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
-        "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
+        "optimization": optimization.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"resources": True, "timeout": True, "steps": {"__all__": {"container": {"resources"}}}},
+        ),
         "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor"}),
     }
 
