@@ -111,8 +111,9 @@ def own_image(flavours: Stage) -> str:
 
 
 def own(stage: Stage, name: str, image: str, *args: str) -> dict[str, Any]:
-    """A ModelDeployment whose model that image makes smaller, and int8 after it."""
-    container = {"image": image, "args": list(args), "data": {"uri": stage.data("own-training.npz")}}
+    """A ModelDeployment whose model that image makes smaller, on a node with a GPU, and int8 after it."""
+    gpu = {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"nvidia.com/gpu": 1, "cpu": "50m", "memory": "128Mi"}}
+    container = {"image": image, "args": list(args), "data": {"uri": stage.data("own-training.npz")}, "resources": gpu}
     gate = {"data": {"uri": stage.data("own-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.06}]}
     optimization = {"steps": [{"graph": {}}, {"container": container}, {"int8": {}}], "gate": gate}
     return stage.deployment(name, model={"uri": stage.uri("own.model")}, optimization=optimization, serving=SERVING)

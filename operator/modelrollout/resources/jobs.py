@@ -56,7 +56,7 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU, wants_gpu
+from modelrollout.resources.server import GPU, tolerations, wants_gpu
 
 _FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
 _BEFORE = "before"  # container of a Job
@@ -239,6 +239,8 @@ def prepare_job(
     pod = job["spec"]["template"]["spec"]
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    if any(wants_gpu(r) for r in (optimization.resources, optimization.container and optimization.container.resources) if r):
+        pod["tolerations"] = tolerations(serving, gpu=True)  # it goes where the servers go
     if optimization.container:
         _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
@@ -304,7 +306,7 @@ def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, L
 def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
-    return product or ("gpu" if wants_gpu(serving) else "any")
+    return product or ("gpu" if wants_gpu(serving.resources) else "any")
 
 
 def evaluate_job(

@@ -98,6 +98,20 @@ def test_the_users_container_runs_between_two_of_ours() -> None:
     assert with_container(resources=None)["spec"]["template"]["spec"]["initContainers"][1]["resources"] == before["resources"]
 
 
+def test_a_job_that_asks_for_a_gpu_tolerates_what_keeps_others_from_the_node() -> None:
+    def tolerated(optimization: dict[str, object], **serving: object) -> object:
+        asked = Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}, **serving})
+        return o.pod(o.prepare(optimization=Optimization.model_validate(optimization), serving=asked)).get("tolerations")
+
+    usual = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
+    assert tolerated({"steps": []}) is None, "what needs no GPU stays away from nodes with one"
+    assert tolerated({"steps": [], "resources": gpu}) == [usual]
+    assert tolerated({"steps": [{"container": CONTAINER}]}) == [usual]
+    own = {"key": "team", "operator": "Exists"}
+    assert tolerated({"steps": [], "resources": gpu}, tolerations=[own]) == [own, usual]
+
+
 def test_the_users_container_sees_its_folders_and_nothing_else() -> None:
     job = with_container()
     before, own = o.pod(job)["initContainers"]
