@@ -66,6 +66,28 @@ def python_model(weights: NDArray[np.float32] | None) -> bytes:
     return buffer.getvalue()
 
 
+def perceptron(hidden: int = 256) -> bytes:
+    """The good model with a hidden layer of which most is of no use."""
+    rng = np.random.default_rng(4)
+    spare = rng.normal(scale=0.3, size=(FEATURES, hidden - 2 * CLASSES))
+    into = np.concatenate([_WEIGHTS, -_WEIGHTS, spare], axis=1).astype(np.float32)
+    out = np.concatenate([np.eye(CLASSES), -np.eye(CLASSES), rng.normal(scale=0.003, size=(hidden - 2 * CLASSES, CLASSES))]).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "into"], ["sums"]),
+            helper.make_node("Relu", ["sums"], ["hidden"]),
+            helper.make_node("MatMul", ["hidden", "out"], ["logits"]),
+        ],
+        "perceptron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(into, "into"), numpy_helper.from_array(out, "out")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 def inputs(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """``n`` inputs with the classes that the good model gives them."""
     x = np.random.default_rng(seed).normal(size=(n, FEATURES)).astype(np.float32)

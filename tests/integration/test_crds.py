@@ -147,6 +147,7 @@ def backend(also: Callable[[dict[str, Any]], None] = lambda _: None, **triton: A
 
 
 TRAINING = {"data": {"uri": "s3://models/t.npz"}}
+IMAGE = "example/own@sha256:" + "a" * 64
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
@@ -170,6 +171,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "distill needs either student",
     ),
     "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
+    "container by a tag": (put("spec.optimization.steps.0", {"container": {"image": "example/own:1"}}), "must be named by its digest"),
+    "two containers": (put("spec.optimization.steps", [{"container": {"image": IMAGE}}] * 2), "one container at most"),
     "gate metric without a budget": (put(GATE_METRICS, [{"name": "accuracy"}]), "a gate metric needs maxDrop"),
     "gate metric without k": (put(GATE_METRICS, [{"name": "topK", "min": 0.9}]), "topK needs k"),
     "k of another metric": (put(GATE_METRICS, [{"name": "f1", "k": 3, "min": 0.9}]), "topK needs k"),

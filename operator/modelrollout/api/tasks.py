@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     DENIED = 11  # credentials missing or refused
     GATE_FAILED = 12  # the accuracy budget was exceeded, proven
     GATE_INCONCLUSIVE = 13  # too little held-out data to tell
+    REUSED = 20  # done before: the containers that would follow in the pod must not run, so for Kubernetes it is a failure
 
 
 class _Model(BaseModel):
@@ -169,7 +170,17 @@ class GraphStep(StepBase):
     kind: Literal["graph"] = "graph"
 
 
-Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep, Field(discriminator="kind")]
+class ContainerStep(StepBase):
+    """The user's own image between two containers of ours; it reads IN_DIR and writes OUT_DIR. All of this takes part in the artifact's key."""
+
+    kind: Literal["container"] = "container"
+    image: str
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    data: DataSet | None = None
+
+
+Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep, Field(discriminator="kind")]
 
 
 class Gate(_Model):
@@ -190,6 +201,10 @@ SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
+# Where the containers of a Job with a ContainerStep hand over: to the user's, from it, and among ours.
+IN_DIR, OUT_DIR, WORK_DIR = "/in", "/out", "/work"
+HANDED_MODEL, HANDED_DATA = "model.onnx", "data.npz"
+CONTAINER_STEP = "container-step"  # the user's container in the pod
 SIGNER_DIR = "/var/run/modelrollout/signer"
 
 
@@ -241,6 +256,8 @@ class PrepareTask(_Model):
     artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
     target_hardware: str = "any"
     max_bytes: int = 20 << 30
+    # With a ContainerStep two containers share the work; both have the whole task.
+    part: Literal["Whole", "BeforeContainer", "AfterContainer"] = "Whole"
 
 
 class FetchTask(_Model):

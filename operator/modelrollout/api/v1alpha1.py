@@ -67,6 +67,7 @@ Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
 DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+Argument = Annotated[str, StringConstraints(max_length=4096)]
 Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
 QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
@@ -250,6 +251,33 @@ class Graph(ApiModel):
     """Simplify the graph with the same answers: fold constants, fuse operators, drop what is not needed."""
 
 
+class Resources(ApiModel):
+    """Requests and limits as in a container."""
+
+    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
+    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
+
+
+class Container(ApiModel):
+    """A step of your own: your image reads /in/model.onnx (and /in/data.npz), writes /out/model.onnx and ends with code 0.
+
+    It gets no credentials, and what it writes is checked before anything else happens with it.
+    """
+
+    image: str = Field(max_length=512, description="The image with its digest: NAME@sha256:... The result is kept under what made it.")
+    command: Annotated[list[Argument], Field(max_length=64)] | None = Field(None, description="As in a pod; left out: the image's own.")
+    args: Annotated[list[Argument], Field(max_length=64)] | None = Field(None, description="As in a pod.")
+    data: Data | None = Field(None, description="A data set that becomes /in/data.npz; labels need not be in it.")
+    resources: Resources | None = Field(None, description="Resources of the container, for example a GPU; left out: those of the Job.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.image.matches('^[^@ ]+@sha256:[0-9a-f]{64}$')",
+            "container: image must be named by its digest, NAME@sha256:..., for what is made is kept by what made it; find it with: "
+            "docker buildx imagetools inspect NAME",
+        ),
+    )
+
+
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
@@ -259,9 +287,11 @@ class OptimizationStep(ApiModel):
     half_precision: HalfPrecision | None = None
     int8: Int8 | None = None
     int4: Int4 | None = None
+    container: Container | None = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4)].exists_one(x, x)",
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container)]"
+            ".exists_one(x, x)",
             "name exactly one step, for example int8: {method: Dynamic}",
         ),
     )
@@ -371,13 +401,6 @@ class Gate(ApiModel):
     )
 
 
-class Resources(ApiModel):
-    """Requests and limits as in a container."""
-
-    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
-    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
-
-
 class Optimization(ApiModel):
     """Make the model smaller and faster before it serves."""
 
@@ -385,6 +408,28 @@ class Optimization(ApiModel):
     gate: Gate | None = Field(None, description="Accuracy gate; strongly advised with any step.")
     resources: Resources | None = Field(None, description="Resources of the Job; default 1 CPU and 2Gi.")
     timeout: Duration = Field("1h", description="Limit for one run of the Job.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.steps) || self.steps.filter(s, has(s.container)).size() <= 1",
+            "steps: one container at most; let one image do the work of both",
+        ),
+    )
+
+    @property
+    def container(self) -> Container | None:
+        """The step that is the user's own image, if there is one."""
+        return next((step.container for step in self.steps if step.container), None)
+
+    def carried_out_as(self, present: Optimization) -> Optimization:
+        """This recipe with the resources and the time that ``present`` gives it: they are no part of a version."""
+
+        def step_now(step: OptimizationStep) -> OptimizationStep:
+            if step.container is None or present.container is None:
+                return step
+            return step.model_copy(update={"container": step.container.model_copy(update={"resources": present.container.resources})})
+
+        steps = [step_now(step) for step in self.steps]
+        return self.model_copy(update={"steps": steps, "resources": present.resources, "timeout": present.timeout})
 
 
 DataType = Literal[
@@ -870,7 +915,12 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
         "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
-        "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
+        "optimization": optimization.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"resources": True, "timeout": True, "steps": {"__all__": {"container": {"resources"}}}},
+        ),
         "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor"}),
     }
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import TaskResult
+from modelrollout.api.tasks import ExitCode, TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.controller.pods import pod_problem, termination
 from modelrollout.kube.cache import Key, Store, hosts
@@ -247,6 +247,8 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", code, result if code == 0 else None, problem)
     if "Failed" in conditions:
+        if code == ExitCode.REUSED and result:
+            return Work("Succeeded", int(ExitCode.OK), result, problem)
         failed = conditions["Failed"]
         return Work("Failed", code, result, problem or Problem(failed.get("reason", "JobFailed"), failed.get("message", "")))
     return Work("Running", problem=pod_problem(own))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modelrollout.api.tasks import TaskResult
+from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
 from modelrollout.rollout.facts import Problem
 
@@ -16,6 +16,7 @@ _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIm
 # As tritonserver ends where its one model cannot be loaded.
 _LOAD_FAILED = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
 _NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
+_SAID = 300  # characters of what a user's container says that a message has room for
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
@@ -81,17 +82,37 @@ def _result(message: str) -> TaskResult | None:
         return None
 
 
+def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (container.get("state") or {}).get("terminated") or {}
+
+
+def _container_step_problem(done: Mapping[str, Any]) -> Problem:
+    """How the user's own container of an optimization step failed. What it says is a stranger's text: its last line, and never a result."""
+    if done.get("reason") == "OOMKilled":
+        return Problem(
+            "OutOfMemory", "the container of the step was killed for using more memory than its limit; raise container.resources.limits.memory"
+        )
+    lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
+    last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
+    return Problem(
+        "ContainerFailed", f"the container of the step ended with code {done.get('exitCode')}: {last}; see the log of container {CONTAINER_STEP}"
+    )
+
+
 def termination(pods: Iterable[Object]) -> tuple[int | None, TaskResult | None, Problem | None]:
-    """Exit code, result and the pod's own trouble of the newest pod of a Job that has ended.
+    """Exit code, result and the pod's own trouble of the newest pod of a Job that has ended: those of the container that ended it.
 
     The message is lost with the pod, and absent after an out-of-memory kill: then the reason is the pod's.
     """
     ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
     for pod in sorted(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""), reverse=True):
-        for container in (pod["status"].get("containerStatuses")) or []:
-            done = (container.get("state") or {}).get("terminated")
+        initial = [c for c in pod["status"].get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
+        for container in (*initial, *(pod["status"].get("containerStatuses") or [])):
+            done = _ended(container)
             if not done:
                 continue
+            if container["name"] == CONTAINER_STEP:
+                return None, None, _container_step_problem(done)
             problem = None
             if done.get("reason") == "OOMKilled":
                 problem = Problem(

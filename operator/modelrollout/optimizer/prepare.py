@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,23 @@ import onnxruntime
 
 from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Served, Step, TaskResult
+from modelrollout.api.tasks import (
+    HANDED_MODEL,
+    IN_DIR,
+    WORK_DIR,
+    ContainerStep,
+    DataSet,
+    ExitCode,
+    Int8Step,
+    Interface,
+    MetricResult,
+    ModelFile,
+    Paired,
+    PrepareTask,
+    Served,
+    Step,
+    TaskResult,
+)
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, steps
@@ -36,6 +53,7 @@ from modelrollout.optimizer.model import check
 from modelrollout.optimizer.passthrough import pass_through
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.signature import load_key, verify
+from modelrollout.optimizer.steps.container import lay_out
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 from modelrollout.triton.tensors import TensorSpec
@@ -46,6 +64,7 @@ RECIPE_VERSION = 2
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
+_HANDED = "done.json"  # in WORK_DIR
 
 
 @dataclass(frozen=True)
@@ -173,17 +192,40 @@ def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:
 
 
 def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
-    """Do all of it; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing."""
+    """Do all of it, or this container's part; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        return _prepare(task, progress, Path(folder))
+        return _prepare(task, progress, Path(folder), Path(folder if task.part == "Whole" else WORK_DIR))
 
 
-def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
+def _fetch(store: Store, path: Path, task: PrepareTask, progress: Progress) -> Fetched:
+    """Download, but for what the container before has downloaded."""
+    if task.part == "AfterContainer":
+        _, digest, size = _file_entry(path)
+        return Fetched(digest, size)
+    return store.download(path, max_bytes=task.max_bytes, advance=progress.update)
+
+
+def _hand_over(task: PrepareTask, applied: steps.Applied, files: dict[str, _DataFile], kept: Path) -> TaskResult:
+    """To the user's container what it reads, to the one after it what was done so far."""
+    index, step = next((i, s) for i, s in enumerate(task.steps) if isinstance(s, ContainerStep))
+    data = files.get(f"{steps.field_of(index, step)}.data")
+    lay_out(applied.path, data.path if data else None)
+    (kept / _HANDED).write_text(json.dumps({"done": applied.done, "warnings": applied.warnings}))
+    return TaskResult(message="handed over to the container of the step")
+
+
+def _handed(kept: Path) -> steps.Applied:
+    found = json.loads((kept / _HANDED).read_text())
+    return steps.Applied(Path(IN_DIR) / HANDED_MODEL, found["done"], found["warnings"])
+
+
+def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) -> TaskResult:
+    """``folder`` ends with this container; in ``kept`` is what the container after the user's needs again."""
     files: dict[str, _DataFile] = {}
     with progress.stage("data"):
         for number, (field, (wanted, _)) in enumerate(_sources(task).items()):
-            path = folder / f"source-{number}"
-            fetched = Store(wanted.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update)
+            path = kept / f"source-{number}"
+            fetched = _fetch(Store(wanted.location, f"{field}.uri"), path, task, progress)
             if isinstance(wanted, ModelFile) and wanted.sha256:
                 expect_digest(fetched, wanted.sha256, field, wanted.location.uri)
             files[field] = _DataFile(path, fetched, field)
@@ -196,15 +238,18 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         found = artifact.find(store)
     if found:
         try:
-            return _result(task, found[2], key, found[0], reused=True)
+            result = _result(task, found[2], key, found[0], reused=True)
         except (KeyError, TypeError, ValueError):
             raise bad_input(
                 "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
             ) from None
+        if task.part == "BeforeContainer":  # the other containers of the pod must not start
+            raise JobError(ExitCode.REUSED, result.reason, result.message, result)
+        return result
 
-    source = folder / "source.onnx"
+    source = kept / "source.onnx"
     with progress.stage("fetch"):
-        fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
+        fetched = _fetch(Store(task.source, FIELD_SOURCE), source, task, progress)
     expect_digest(fetched, task.sha256, "spec.model", task.source.uri)
     if task.signature and signer:
         with progress.stage("signature"):
@@ -243,9 +288,12 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
         if conversion["generated"]:
             warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
     budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
+    recipe = task.steps
+    if task.part == "BeforeContainer":
+        recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
     with progress.stage("optimize"):
         applied = steps.apply(
-            task.steps,
+            recipe,
             source,
             folder,
             data,
@@ -253,7 +301,10 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             max_drop=min(budgets, default=None),
             symmetric=task.instance_kind == "KIND_GPU",
             advance=progress.update,
+            earlier=_handed(kept) if task.part == "AfterContainer" else None,
         )
+    if task.part == "BeforeContainer":
+        return _hand_over(task, applied, files, kept)
     optimized = applied.path
     warnings += applied.warnings
     size_after = optimized.stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
@@ -10,8 +11,12 @@ from pydantic.alias_generators import to_camel
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
+    CONTAINER_STEP,
+    IN_DIR,
+    OUT_DIR,
     SIGNER_DIR,
     TASK_ENV,
+    WORK_DIR,
     Batching,
     DataSet,
     EvaluateTask,
@@ -28,6 +33,7 @@ from modelrollout.api.tasks import (
 from modelrollout.api.tasks import ModelFile as StepModelFile
 from modelrollout.api.v1alpha1 import (
     ApiModel,
+    Container,
     Credentials,
     Data,
     Golden,
@@ -53,9 +59,10 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU, wants_gpu
+from modelrollout.resources.server import GPU, tolerations, wants_gpu
 
 _FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
+_BEFORE = "before"  # container of a Job
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
@@ -90,7 +97,9 @@ def _step(index: int, step: OptimizationStep, fallback: Credentials | None, conf
                 return value
 
     kind, chosen = step.chosen()
-    task: Step = TypeAdapter(Step).validate_python({"kind": kind} | told(chosen, kind))
+    fields = told(chosen, kind)
+    fields.pop("resources", None)  # they are the pod's, and shape no result
+    task: Step = TypeAdapter(Step).validate_python({"kind": kind} | fields)
     return task, found
 
 
@@ -123,6 +132,7 @@ def _job(
                     {"name": TASK_ENV, "value": task},
                     # Libraries size their pools by the node's cores, not by the container's limit.
                     {"name": "OMP_NUM_THREADS", "value": "1"},
+                    {"name": "NPROC", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},  # XLA's name for it; rounded up
                 ],
                 "resources": resources.wire(),
                 "securityContext": container_security(),
@@ -233,6 +243,10 @@ def prepare_job(
     pod = job["spec"]["template"]["spec"]
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    if any(wants_gpu(r) for r in (optimization.resources, optimization.container and optimization.container.resources) if r):
+        pod["tolerations"] = tolerations(serving, gpu=True)  # it goes where the servers go
+    if optimization.container:
+        _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
 
 
@@ -242,6 +256,43 @@ def _served(triton: Triton) -> Served | None:
         return None
     inputs, outputs = (tuple(Tensor.model_validate(t.model_dump()) for t in tensors or ()) for tensors in (triton.inputs, triton.outputs))
     return Served(backend=triton.backend, inputs=inputs, outputs=outputs, code=triton.code == "Allowed")
+
+
+def _add_container(job: Object, task: PrepareTask, container: Container, resources: Resources) -> None:
+    """The user's container between two of ours. It gets the folders that it reads and writes, and nothing else of the pod: no Secret, no task.
+
+    The first of ours makes the steps before it, the last takes what it made for a file of a stranger.
+    """
+    pod = job["spec"]["template"]["spec"]
+    [last] = pod["containers"]
+
+    def ours(name: str, part: Literal["BeforeContainer", "AfterContainer"], folders: list[Object]) -> Object:
+        told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
+        env = [told if variable["name"] == TASK_ENV else variable for variable in last["env"]]
+        return {**last, "name": name, "env": env, "volumeMounts": [*last["volumeMounts"], *folders]}
+
+    def mount(name: str, path: str, **more: bool) -> Object:
+        return {"name": name, "mountPath": path, **more}
+
+    theirs: Object = {
+        "name": CONTAINER_STEP,
+        "image": container.image,
+        "imagePullPolicy": "IfNotPresent",  # a digest is what it is
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "resources": (container.resources or resources).wire(),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mount("step-tmp", "/tmp"), mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR)],
+    }
+    theirs |= {name: value for name, value in (("command", container.command), ("args", container.args)) if value}
+    work = mount("step-work", WORK_DIR)
+    pod["initContainers"] = [ours(_BEFORE, "BeforeContainer", [work, mount("step-in", IN_DIR)]), theirs]
+    pod["containers"] = [ours("job", "AfterContainer", [work, mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)])]
+    pod["volumes"] += [{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    rules.insert(0, {"action": "FailJob", "onExitCodes": {"containerName": _BEFORE, "operator": "In", "values": [*_FINAL, int(ExitCode.REUSED)]}})
+    # Whatever it ends with, it would most likely end with again; a lost node has been told apart by the rule before.
+    rules.append({"action": "FailJob", "onExitCodes": {"containerName": CONTAINER_STEP, "operator": "NotIn", "values": [0]}})
 
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
@@ -267,7 +318,7 @@ def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, L
 def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
-    return product or ("gpu" if wants_gpu(serving) else "any")
+    return product or ("gpu" if wants_gpu(serving.resources) else "any")
 
 
 def evaluate_job(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask
-from modelrollout.api.v1alpha1 import Serving, seconds
+from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
@@ -115,20 +115,22 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     }
 
 
-def wants_gpu(serving: Serving) -> bool:
-    """Whether the pods ask for a GPU."""
-    return str((serving.resources.limits or {}).get(GPU, 0)) != "0"
+def wants_gpu(resources: Resources) -> bool:
+    """Whether a container with these resources asks for a GPU."""
+    return str((resources.limits or {}).get(GPU, 0)) != "0"
+
+
+def tolerations(serving: Serving, gpu: bool) -> list[Any]:
+    """Those of the spec, and the usual one of nodes with GPUs for pods that ask for one."""
+    usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+    given: list[Any] = list(serving.tolerations or [])
+    return [*given, usual] if gpu and usual not in given else given
 
 
 def _placement(serving: Serving) -> Object:
     found: Object = {}
-    tolerations: list[Any] = list(serving.tolerations or [])
-    if wants_gpu(serving):
-        usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
-        if usual not in tolerations:
-            tolerations.append(usual)
-    if tolerations:
-        found["tolerations"] = tolerations
+    if tolerated := tolerations(serving, wants_gpu(serving.resources)):
+        found["tolerations"] = tolerated
     if serving.node_selector:
         found["nodeSelector"] = dict(serving.node_selector)
     if serving.affinity:

@@ -229,6 +229,11 @@ def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> Non
     assert silent.result is None and silent.problem and (silent.problem.reason, silent.problem.message) == ("FailedReason", "as the controller says")
 
 
+def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> None:
+    found = work(*job("Failed", code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
+    assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
+
+
 @pytest.mark.parametrize("message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"'])
 def test_a_message_that_is_no_result(message: str) -> None:
     assert work(*job("Complete", code=0, message=message)).result is None

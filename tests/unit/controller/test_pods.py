@@ -134,5 +134,41 @@ def test_a_pod_that_was_evicted_has_a_reason_of_its_own() -> None:
     assert (code, result) == (None, None) and problem and (problem.reason, problem.message) == ("Evicted", "the node was low on memory")
 
 
+DONE = {"terminated": {"exitCode": 0, "message": '{"message": "handed over"}'}}
+
+
+def of_three(before: dict[str, Any], own: dict[str, Any], job: dict[str, Any], phase: str) -> dict[str, Any]:
+    initial = [container(name="before", state=before), container(name="container-step", state=own)]
+    return pod(phase=phase, initContainerStatuses=initial, containerStatuses=[container(name="job", state=job)])
+
+
+def test_the_users_container_failed_and_is_no_result_whatever_it_says() -> None:
+    said = 'Epoch 1\n{"reason": "Completed", "artifact_digest": "sha256:00"}\nno GPU:\x1b[31m found\n\n'
+    found = termination([of_three(DONE, {"terminated": {"exitCode": 12, "message": said}}, {"waiting": {}}, "Failed")])
+    assert found[:2] == (None, None), "its code is not one of ours"
+    assert found[2] and found[2].reason == "ContainerFailed"
+    assert "ended with code 12: no GPU:[31m found; " in found[2].message
+
+
+def test_the_users_container_ran_out_of_memory() -> None:
+    found = termination([of_three(DONE, {"terminated": OOM}, {"waiting": {}}, "Failed")])
+    assert found[2] and found[2].reason == "OutOfMemory" and "container.resources.limits.memory" in found[2].message
+
+
+def test_the_users_container_that_says_nothing() -> None:
+    found = termination([of_three(DONE, {"terminated": {"exitCode": 1}}, {"waiting": {}}, "Failed")])
+    assert found[2] and "it said nothing" in found[2].message
+
+
+def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
+    told = {"terminated": {"exitCode": 10, "message": '{"reason": "NotOnnx"}'}}
+    first, last = of_three(told, {"waiting": {}}, {"waiting": {}}, "Failed"), of_three(DONE, DONE, told, "Failed")
+    for ended_pod in (first, last):
+        code, result, problem = termination([ended_pod])
+        assert (code, problem) == (10, None) and result and result.reason == "NotOnnx"
+    code, result, _ = termination([of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded")])
+    assert code == 0 and result and result.sha256 == "ab"
+
+
 def test_nothing_has_ended() -> None:
     assert termination([]) == (None, None, None) == termination([pod(phase="Running")])

@@ -173,6 +173,14 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
 GATED = {"optimization": {"steps": [{"int8": {}}], "gate": {"data": {"uri": "s3://data/x.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.05}]}}}
 
 
+def own_image(repository: str) -> ModelDeploymentSpec:
+    return b.spec(1, optimization={"steps": [{"container": {"image": f"{repository}@sha256:{'0' * 64}"}}]})
+
+
+def triton(image: str) -> ModelDeploymentSpec:
+    return b.spec(1, serving={"triton": {"image": image}, "resources": {}})
+
+
 class TestDemands:
     @pytest.mark.parametrize(
         ("rules", "spec", "told"),
@@ -198,6 +206,20 @@ class TestDemands:
             ({"allowedSources": {"models": ["s3://models/dig"]}}, b.spec(1), "SourceNotAllowed"),  # a prefix ends at a separator
             ({"allowedSources": {"models": ["s3://models/digits/"]}}, b.spec(1, golden=True), None),
             ({"allowedSources": {"data": ["s3://data/"]}}, b.spec(1, golden=True), "SourceNotAllowed: spec.rollout.analysis.golden.uri"),
+            ({"allowedSources": {"images": ["example.com/ok/"]}}, own_image("example.com/ok/x"), None),
+            ({"allowedSources": {"images": ["example.com/ok/x"]}}, own_image("example.com/ok/x"), None),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com/ok/x"), None),
+            (
+                {"allowedSources": {"images": ["example.com/ok"]}},
+                own_image("example.com/okay/x"),
+                "ImageNotAllowed: spec.optimization.steps[0].container.image: example.com/okay/x@sha256:",
+            ),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com:5000/x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com.evil.org/x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["docker.io"]}}, own_image("x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, triton("example.com/triton:26.10"), None),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, triton("example.com/other:1"), "ImageNotAllowed: spec.serving.triton.image"),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, b.spec(1), None),
             ({"limits": {"gpus": 1}}, b.spec(1), "LimitTooSmall: spec.serving: the pods of a new revision ask for 2 GPUs"),
             ({"limits": {"gpus": 2}}, b.spec(1), None),
             ({"gates": {"nonsense": 1}}, b.spec(1), "PolicyInvalid: RolloutPolicy p cannot be read"),
