@@ -1,56 +1,48 @@
-# Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run), `trainer` (the same
-# with JAX, for optimization steps that train) and `trees` (the same with the libraries of scikit-learn, XGBoost and LightGBM models).
-# They share no dependencies to speak of, so neither carries the other's weight. BASE is any image with Python 3.11 or later as python3.
+# Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run), and the optimizer's
+# flavours, each with the heavy libraries that only some Jobs need. A flavour adds a layer to those of the optimizer, so a node keeps the rest once.
+# BASE is any Debian with Python 3.11 or later as python3, and pip.
 # Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
 
-FROM ${BASE} AS optimizer
-COPY requirements/job.txt /opt/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools
+FROM ${BASE} AS base
+RUN python3 -m venv --without-pip /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+WORKDIR /tmp
+
+FROM base AS source
 COPY operator/modelrollout /opt/modelrollout/modelrollout
 RUN python -m compileall -q /opt/modelrollout
-USER 65532:65532
-WORKDIR /tmp
+
+FROM base AS jobs
+COPY requirements/job.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/job.txt
 ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
-# `images.trainer` of the operator's configuration.
-FROM ${BASE} AS trainer
-COPY requirements/trainer.txt /opt/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
-COPY operator/modelrollout /opt/modelrollout/modelrollout
-RUN python -m compileall -q /opt/modelrollout
+FROM jobs AS optimizer
+COPY --from=source /opt/modelrollout /opt/modelrollout
 USER 65532:65532
-WORKDIR /tmp
-ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
-# `images.trees` of the operator's configuration.
-FROM ${BASE} AS trees
-# LightGBM takes OpenMP from the system.
+# JAX, for optimization steps that train: `trainer.image` in the chart's values.
+FROM jobs AS trainer
+COPY requirements/trainer.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/trainer.txt
+COPY --from=source /opt/modelrollout /opt/modelrollout
+USER 65532:65532
+
+# The libraries of scikit-learn, XGBoost and LightGBM models: `trees.image`. LightGBM takes OpenMP from the system.
+FROM jobs AS trees
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
-COPY requirements/trees.txt /opt/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
-COPY operator/modelrollout /opt/modelrollout/modelrollout
-RUN python -m compileall -q /opt/modelrollout
+COPY requirements/trees.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/trees.txt
+COPY --from=source /opt/modelrollout /opt/modelrollout
 USER 65532:65532
-WORKDIR /tmp
-ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
-FROM ${BASE} AS operator
-COPY requirements/operator.txt /opt/requirements.txt
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
-    && /opt/venv/bin/pip uninstall -qy pip setuptools
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+FROM base AS operator
+COPY requirements/operator.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/operator.txt
 # The source is not installed as a distribution; the command is this line.
 RUN printf '#!/opt/venv/bin/python\nfrom modelrollout.cli.main import main\nmain()\n' > /opt/venv/bin/modelrollout && chmod 755 /opt/venv/bin/modelrollout
-COPY operator/modelrollout /opt/modelrollout/modelrollout
-RUN python -m compileall -q /opt/modelrollout
+COPY --from=source /opt/modelrollout /opt/modelrollout
 USER 65532:65532
-WORKDIR /tmp
 ENTRYPOINT ["modelrollout"]
 CMD ["run"]

@@ -34,6 +34,7 @@ def chart_values(target: Target) -> dict[str, Any]:
     return {
         "image": _image(target.images.operator),
         "optimizer": {"image": _image(target.images.optimizer)},
+        **{flavour: {"image": _image(name)} for flavour, name in target.images.flavours.items()},
         "triton": {"image": target.images.triton},
         "stores": [{"name": name, "uri": f"s3://{bucket}/", **s3} for name, bucket in (("models", target.store.models), ("data", target.store.data))],
         "artifacts": {"name": "artifacts", "uri": f"s3://{target.store.artifacts}/", **s3},

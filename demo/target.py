@@ -18,6 +18,7 @@ from demo import DemoError
 
 SANDBOX_REGISTRY = "localhost"
 IMAGES = {"operator": "modelrollout-operator:dev", "optimizer": "modelrollout-optimizer:dev", "triton": "tritonserver-cpu:0.7.0"}
+FLAVOURS = ("trainer", "trees")  # of the optimizer; the story needs none, the end-to-end tests do
 
 
 class _Part(BaseModel):
@@ -53,10 +54,12 @@ class Images(_Part):
     operator: str
     optimizer: str
     triton: str
+    flavours: dict[str, str] = Field(default_factory=dict, description="of the optimizer, by their section of the chart's values")
 
     @classmethod
     def of(cls, registry: str) -> Images:
-        return cls(**{part: f"{registry}/{name}" for part, name in IMAGES.items()})
+        named = {part: f"{registry}/{name}" for part, name in IMAGES.items()}
+        return cls.model_validate({**named, "flavours": {flavour: f"{registry}/modelrollout-{flavour}:dev" for flavour in FLAVOURS}})
 
 
 class Target(_Part):

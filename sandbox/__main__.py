@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sandbox import configs, control, packages, parts, slots
+from sandbox import configs, control, images, packages, parts, slots
 from sandbox.cluster import Record, Sandbox, SandboxError
 from sandbox.configs import ADDONS, ORDER, Options
 from sandbox.paths import State, cache_root, state_root
@@ -82,7 +82,15 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("part", choices=PARTS)
     s.add_argument("signal")
     s.set_defaults(run=send_signal)
-    sub.add_parser("load-images", help="build and load the images that changed").set_defaults(run=load_images)
+    s = sub.add_parser("load-images", help="build and load the images that changed")
+    s.add_argument(
+        "--flavour", action="append", default=[], choices=images.FLAVOURS, help="this flavour of the optimizer too, from now on (may be repeated)"
+    )
+    s.set_defaults(run=load_images)
+    s = sub.add_parser("load-own-image", help="build FOLDER/Dockerfile, load it, print its name by digest")
+    s.add_argument("name", help="localhost/NAME:dev is what it is called")
+    s.add_argument("folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE")
+    s.set_defaults(run=load_own_image)
     return p
 
 
@@ -236,10 +244,17 @@ def send_signal(a: argparse.Namespace) -> int:
     return 0
 
 
-def load_images(_: argparse.Namespace) -> int:
+def load_images(a: argparse.Namespace) -> int:
     with Progress(err) as progress:
-        Sandbox().load_images(progress)
+        Sandbox().load_images(progress, a.flavour)
     err.print(progress.table())
+    return 0
+
+
+def load_own_image(a: argparse.Namespace) -> int:
+    with Progress(err) as progress:
+        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve())
+    sys.stdout.write(f"{name}\n")
     return 0
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -337,8 +337,8 @@ class Sandbox:
 
     # -- images
 
-    def _build_images(self, progress: Progress, logs: Path) -> list[images.Built]:
-        return images.build_all(progress, logs)
+    def _build_images(self, progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> list[images.Built]:
+        return images.build_all(progress, logs, sorted({*flavours, *images.loaded_flavours(self.state)}))
 
     def _load_images(self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None) -> None:
         until("containerd's socket", lambda: _listens(str(self.state.containerd(node))), timeout=30)
@@ -346,15 +346,25 @@ class Sandbox:
         if built is not None:
             images.load(self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log")
 
-    def load_images(self, progress: Progress) -> None:
+    def load_images(self, progress: Progress, flavours: Iterable[str] = ()) -> None:
         _, c = self.running()
         logs = cache_root() / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(3) as pool:
-            built = pool.submit(self._build_images, progress, logs)
+            built = pool.submit(self._build_images, progress, logs, flavours)
             built.result()
             for load in [pool.submit(self._load_images, progress, c, node, built) for node in NODES]:
                 load.result()
+
+    def load_own_image(self, progress: Progress, name: str, folder: Path) -> str:
+        """Build and load one image that is not the project's; returns its name by digest."""
+        self.running()
+        log = self.state.logs / f"image-{images.slug(name)}.log"
+        with progress.step(f"{name} image", log):
+            built = images.build_own(name, folder, log)
+        for node in NODES:
+            images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
+        return built.by_digest
 
     # -- parts
 

@@ -27,7 +27,8 @@ from sandbox.shell import CommandError, capture, run, tail
 PAUSE = "localhost/pause:1"
 BASE = "localhost/modelrollout-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
-PROJECT = {"operator": "localhost/modelrollout-operator:dev", "optimizer": "localhost/modelrollout-optimizer:dev"}
+PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
+FLAVOURS = ("trainer", "trees")  # targets that hundreds of megabytes go into: built when somebody asks for them
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
 _CA = "/etc/ssl/certs/ca-certificates.crt"
@@ -43,6 +44,10 @@ class Built:
     key: str
     manifest: str
 
+    @property
+    def by_digest(self) -> str:
+        return f"{self.ref.rpartition(':')[0]}@{self.manifest}"
+
 
 def digest(values: Iterable[str | bytes]) -> str:
     h = hashlib.sha256()
@@ -55,6 +60,10 @@ def digest(values: Iterable[str | bytes]) -> str:
 def folder_key(folder: Path, *more: str) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return digest([*more, *(x for f in files for x in (str(f.relative_to(folder)), f.read_bytes()))])
+
+
+def project_ref(target: str) -> str:
+    return f"localhost/modelrollout-{target}:dev"
 
 
 # -- the layout: one OCI folder for all images, so that a layer which images share is written once
@@ -122,13 +131,16 @@ def sparse(built: Built, have: Callable[[str], bool], out: IO[bytes]) -> list[st
     """The image as an OCI archive without the layers that are there already; returns the layers it carries."""
     manifest, config, *layers = blobs(built.manifest)
     carried = list(dict.fromkeys(name for name in layers if not have(name)))
-    described = {
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": manifest,
-        "size": blob(manifest).stat().st_size,
-        "annotations": {"io.containerd.image.name": built.ref},
-    }
-    index = {"schemaVersion": 2, "manifests": [described]}
+    described = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": manifest,
+            "size": blob(manifest).stat().st_size,
+            "annotations": {"io.containerd.image.name": name},
+        }
+        for name in (built.ref, built.by_digest)
+    ]
+    index = {"schemaVersion": 2, "manifests": described}
     with tarfile.open(fileobj=out, mode="w|") as tar:
         for name, value in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
             data = json.dumps(value).encode()
@@ -212,16 +224,23 @@ def pip_settings(listing: str, certificate: str = _CA) -> str:
 
 def _mounts() -> list[str]:
     """What RUN needs from this machine to install packages; nothing of it stays in the image."""
+    sources = _place("sources.list", f"deb {_mirror()} {pins.DEBIAN_SUITE} main\n")
     certificate = next((v for n in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if (v := os.environ.get(n)) and Path(v).is_file()), _CA)
     try:
         listing = capture(["python3", "-m", "pip", "config", "list"])
     except CommandError:
         listing = ""
-    settings = cache_root() / "pip.conf"
-    temporary = settings.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(pip_settings(listing))
-    temporary.rename(settings)
-    return ["-v", f"{certificate}:{_CA}:ro", "-v", f"{settings}:/etc/pip.conf:ro"]
+    settings = _place("pip.conf", pip_settings(listing))
+    return ["-v", f"{certificate}:{_CA}:ro", "-v", f"{settings}:/etc/pip.conf:ro", "-v", f"{sources}:/etc/apt/sources.list:ro"]
+
+
+def _place(name: str, text: str) -> Path:
+    """A file in the cache, whole at any moment: builds of several checkouts run side by side."""
+    path = cache_root() / name
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(text)
+    temporary.rename(path)
+    return path
 
 
 def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, **arguments: str) -> str:
@@ -301,13 +320,22 @@ def build_triton(log: Path) -> Built:
 
 def build_project(target: str, log: Path) -> Built:
     """Always asked of buildah, whose layer cache knows what changed; the image's id is the key."""
-    ref = PROJECT[target]
+    ref = project_ref(target)
     with locked(_LOCK):
         image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, BASE=BASE)
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
-def build_all(progress: Progress, logs: Path) -> list[Built]:
+def build_own(name: str, folder: Path, log: Path) -> Built:
+    """An image from somebody's Dockerfile, which gets this sandbox's base image as BASE."""
+    ensure_base(log)
+    ref = f"localhost/{name}:dev"
+    with locked(_LOCK):
+        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, BASE=BASE)
+        return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
+
+
+def build_all(progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> list[Built]:
     found: list[Built] = []
     project = (CHECKOUT / "Dockerfile").exists()
     triton = find(TRITON, triton_key())
@@ -318,7 +346,7 @@ def build_all(progress: Progress, logs: Path) -> list[Built]:
         step.note = "cached" if triton else ""
         found.append(triton or build_triton(logs / "image-triton.log"))
     if project:
-        for target in PROJECT:
+        for target in (*PROJECT, *flavours):
             with progress.step(f"{target} image", logs / f"image-{target}.log"):
                 found.append(build_project(target, logs / f"image-{target}.log"))
     return found
@@ -334,6 +362,11 @@ def loaded(state: State) -> dict[str, dict[str, str]]:
     except (FileNotFoundError, ValueError):
         found = {}
     return found
+
+
+def loaded_flavours(state: State) -> set[str]:
+    """Flavours that a node of this sandbox has: they are kept as current as the rest."""
+    return {flavour for flavour in FLAVOURS for node in loaded(state).values() if project_ref(flavour) in node}
 
 
 def load(state: State, node: str, built: list[Built], progress: Progress, log: Path) -> None:

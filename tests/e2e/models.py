@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,64 @@ def classifier(weights: NDArray[np.float32], name: str) -> bytes:
     return model.SerializeToString()
 
 
+_MODEL_PY = """
+import os
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.weights = np.load(os.path.join(pb_utils.get_model_dir(), "weights.npy"))
+
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", x @ self.weights)]) for x in inputs]
+"""
+_CONFIG = f"""
+name: "another"
+max_batch_size: 64
+input {{ name: "x" data_type: TYPE_FP32 dims: {FEATURES} }}
+output {{ name: "logits" data_type: TYPE_FP32 dims: {CLASSES} }}
+version_policy {{ specific {{ versions: 1 }} }}
+"""
+
+
+def python_model(weights: NDArray[np.float32] | None) -> bytes:
+    """The same model for Triton's Python backend, as an archive of its folder; None: without the weights, so that it does not load."""
+    buffer, array = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model/config.pbtxt", _CONFIG)
+        archive.writestr("model/1/model.py", _MODEL_PY)
+        if weights is not None:
+            np.save(array, weights)
+            archive.writestr("model/1/weights.npy", array.getvalue())
+    return buffer.getvalue()
+
+
+def perceptron(hidden: int = 256) -> bytes:
+    """The good model with a hidden layer of which most is of no use."""
+    rng = np.random.default_rng(4)
+    spare = rng.normal(scale=0.3, size=(FEATURES, hidden - 2 * CLASSES))
+    into = np.concatenate([_WEIGHTS, -_WEIGHTS, spare], axis=1).astype(np.float32)
+    out = np.concatenate([np.eye(CLASSES), -np.eye(CLASSES), rng.normal(scale=0.003, size=(hidden - 2 * CLASSES, CLASSES))]).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "into"], ["sums"]),
+            helper.make_node("Relu", ["sums"], ["hidden"]),
+            helper.make_node("MatMul", ["hidden", "out"], ["logits"]),
+        ],
+        "perceptron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(into, "into"), numpy_helper.from_array(out, "out")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 def inputs(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """``n`` inputs with the classes that the good model gives them."""
     x = np.random.default_rng(seed).normal(size=(n, FEATURES)).astype(np.float32)
@@ -43,6 +103,10 @@ def write_models(folder: Path) -> list[Path]:
         "wrong.onnx": classifier(-_WEIGHTS, "wrong"),
         "truncated.onnx": good[: len(good) // 2],
         "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
+        "reviewed-good.zip": python_model(_WEIGHTS),
+        "reviewed-wrong.zip": python_model(-_WEIGHTS),
+        "reviewed-broken.zip": python_model(None),
+        "engine.plan": b"ftrt" + bytes(1000),
         "pickle.onnx": pickle.dumps({"weights": _WEIGHTS}),
     }
     return [_write(folder / name, content) for name, content in files.items()]

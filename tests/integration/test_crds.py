@@ -132,7 +132,22 @@ def metric(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return put(METRICS, [fields])
 
 
+TENSOR = {"name": "x", "dataType": "FP32", "shape": [-1, 4]}
+
+
+def backend(also: Callable[[dict[str, Any]], None] = lambda _: None, **triton: Any) -> Callable[[dict[str, Any]], None]:
+    """The example, served as it is by a backend of Triton, and one more change."""
+
+    def change(target: dict[str, Any]) -> None:
+        target["spec"].pop("optimization", None)
+        target["spec"]["serving"]["triton"] = triton
+        also(target)
+
+    return change
+
+
 TRAINING = {"data": {"uri": "s3://models/t.npz"}}
+IMAGE = "example/own@sha256:" + "a" * 64
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
@@ -156,6 +171,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "distill needs either student",
     ),
     "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
+    "container by a tag": (put("spec.optimization.steps.0", {"container": {"image": "example/own:1"}}), "must be named by its digest"),
+    "two containers": (put("spec.optimization.steps", [{"container": {"image": IMAGE}}] * 2), "one container at most"),
     "gate metric without a budget": (put(GATE_METRICS, [{"name": "accuracy"}]), "a gate metric needs maxDrop"),
     "gate metric without k": (put(GATE_METRICS, [{"name": "topK", "min": 0.9}]), "topK needs k"),
     "k of another metric": (put(GATE_METRICS, [{"name": "f1", "k": 3, "min": 0.9}]), "topK needs k"),
@@ -226,6 +243,32 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no history": (put("spec.revisionHistoryLimit", 0), "spec.revisionHistoryLimit"),
     "on failure": (put("spec.rollout.onFailure", "Explode"), 'supported values: "Rollback", "Pause"'),
     "surge": (put("spec.serving.surge", "Never"), 'supported values: "Auto", "Wait"'),
+    "unknown backend": (backend(backend="ONNX"), 'Unsupported value: "ONNX"'),
+    "backend and format": (backend(put("spec.model.format", "ONNX"), backend="TensorRT"), "leave one of them out"),
+    "backend and steps": (
+        backend(put("spec.optimization", {"steps": [{"graph": {}}]}), backend="TensorRT"),
+        "leave optimization.steps and gate out; rollout.analysis.golden judges the served model",
+    ),
+    "backend and gate": (
+        backend(
+            put("spec.optimization.gate", {"data": {"uri": "s3://d/x.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.1}]}), backend="TensorRT"
+        ),
+        "rollout.analysis.golden judges the served model",
+    ),
+    "inputs without outputs": (backend(backend="TensorRT", inputs=[TENSOR]), "give inputs and outputs, or neither"),
+    "inputs of an ONNX file": (backend(inputs=[TENSOR], outputs=[TENSOR]), "inputs, outputs and code belong to a backend"),
+    "code without a backend": (backend(code="Allowed"), "inputs, outputs and code belong to a backend"),
+    "Python without permission": (backend(backend="Python"), "backend: Python runs the model's own code: say code: Allowed"),
+    "code of a plan": (backend(backend="TensorRT", code="Allowed"), "code belongs to the backends Python and VLLM"),
+    "one tensor twice": (backend(backend="TensorRT", inputs=[TENSOR, TENSOR], outputs=[TENSOR]), "Duplicate value"),
+    "no dimensions": (backend(backend="TensorRT", inputs=[TENSOR | {"shape": []}], outputs=[TENSOR]), "should have at least 1 items"),
+    "data type": (backend(backend="TensorRT", inputs=[TENSOR | {"dataType": "float"}], outputs=[TENSOR]), 'Unsupported value: "float"'),
+    "inputs of vLLM": (backend(put("spec.rollout", {}), backend="VLLM", inputs=[TENSOR], outputs=[TENSOR]), "inputs and outputs of its own"),
+    "golden data for vLLM": (backend(backend="VLLM"), "golden data and shadow compare tensors"),
+    "batches of vLLM": (
+        backend(lambda t: (put("spec.rollout", {})(t), put("spec.serving.batching", {"maxBatchSize": 4})(t))[0], backend="VLLM"),
+        "backend: VLLM batches by itself",
+    ),
     "interface change": (put("spec.model.interfaceChange", True), "spec.model.interfaceChange"),
 }
 
@@ -246,6 +289,7 @@ BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "mandatory metric without a margin": (put("spec.gates.metrics", [{"name": "errors"}]), "errors needs maxIncrease or max"),
     "template twice": (put("spec.analysisTemplates", [{"name": "a", "metrics": [{"name": "errors", "max": 0.1}]}] * 2), "Duplicate value"),
     "source that is no URI": (put("spec.allowedSources.models", ["/models"]), "spec.allowedSources.models[0]"),
+    "place of code that is no URI": (put("spec.allowedSources.code", ["/models"]), "spec.allowedSources.code[0]"),
     "long name": (put("metadata.name", "p" * 64), "metadata.name must be at most 63 characters"),
 }
 

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from demo import target
+from sandbox import images
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "operator" / "modelrollout"
 
@@ -65,3 +68,12 @@ def test_the_state_machine_reads_no_clock_and_does_no_io() -> None:
 def test_crds_are_what_the_types_say() -> None:
     checked = run("-m", "modelrollout.crdgen", "--check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
+    """It stands on the layers of the others, and what is in both must be of one version."""
+    flavours = re.findall(r"^FROM jobs AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert {*images.FLAVOURS, *target.FLAVOURS} < set(flavours), "the sandbox and the tests ask for targets that there are"
+    shared = set((ROOT / "requirements" / "job.txt").read_text().splitlines())
+    for flavour in set(flavours) - {"optimizer"}:
+        assert shared <= set((ROOT / "requirements" / f"{flavour}.txt").read_text().splitlines()), flavour

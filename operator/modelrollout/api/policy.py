@@ -21,6 +21,7 @@ from modelrollout.api.v1alpha1 import (
 
 NamespacePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)]
 SourcePrefix = Annotated[str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024)]
+ImagePrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.:_/-]*$", max_length=512)]
 Moment = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)
 ]
@@ -85,13 +86,24 @@ class PolicyGates(ApiModel):
 
 
 class AllowedSources(ApiModel):
-    """Prefixes that URIs must lie in. They narrow the stores of the operator's configuration and never widen them."""
+    """Prefixes that URIs and images must lie in. They narrow the stores of the operator's configuration and never widen them; only code opens
+    something."""
 
     models: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
         None, description="For spec.model.uri, for example s3://models/approved/; left out: any store."
     )
     data: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
         None, description="For calibration, held-out and golden data; left out: any store."
+    )
+    code: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Where models may lie that carry code (spec.serving.triton.code: Allowed). Without a policy that says so there is no such place; "
+        "where several do, the model must lie in a place of each.",
+    )
+    images: Annotated[list[ImagePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="For images that a spec names: spec.serving.triton.image and those of container steps. A registry, a folder of one or a "
+        "repository, for example registry.example.com/approved/; left out: any image.",
     )
 
 

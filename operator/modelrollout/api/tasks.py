@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
 TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program ends itself, and can say what took so long
+REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
 
@@ -31,6 +32,7 @@ class ExitCode(IntEnum):
     GATE_INCONCLUSIVE = 13  # too little held-out data to tell
     OUT_OF_RESOURCES = 14  # memory or disk: with the same limits it would end the same way
     TIMEOUT = 15  # not done within the limit for one run
+    REUSED = 20  # done before: the containers that would follow in the pod must not run, so for Kubernetes it is a failure
 
 
 class _Model(BaseModel):
@@ -171,7 +173,17 @@ class GraphStep(StepBase):
     kind: Literal["graph"] = "graph"
 
 
-Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep, Field(discriminator="kind")]
+class ContainerStep(StepBase):
+    """The user's own image between two containers of ours; it reads IN_DIR and writes OUT_DIR. All of this takes part in the artifact's key."""
+
+    kind: Literal["container"] = "container"
+    image: str
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    data: DataSet | None = None
+
+
+Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep, Field(discriminator="kind")]
 
 
 class Gate(_Model):
@@ -190,6 +202,12 @@ class Batching(_Model):
 
 SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
 
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+
+# Where the containers of a Job with a ContainerStep hand over: to the user's, from it, and among ours.
+IN_DIR, OUT_DIR, WORK_DIR = "/in", "/out", "/work"
+HANDED_MODEL, HANDED_DATA = "model.onnx", "data.npz"
+CONTAINER_STEP = "container-step"  # the user's container in the pod
 SIGNER_DIR = "/var/run/modelrollout/signer"
 
 
@@ -198,6 +216,23 @@ class Signature(_Model):
 
     location: Location
     key_file: str
+
+
+class Tensor(_Model):
+    """An input or output: Triton data type, and shape with the batch first (-1: any size)."""
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+
+
+class Served(_Model):
+    """A source that is served as it is by a backend of Triton; without ``inputs`` and ``outputs`` its own config.pbtxt says them."""
+
+    backend: Backend
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    code: bool = False  # whether it may carry code
 
 
 class ResolveTask(_Model):
@@ -216,14 +251,17 @@ class PrepareTask(_Model):
     sha256: str
     signature: Signature | None = None
     format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
+    served: Served | None = None  # as it is; then there are no steps and no gate
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
     artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
-    owner: str = "nobody"  # NAMESPACE/JOB, for those who wait for its result
+    owner: str = "nobody"  # NAMESPACE/REVISION, for those who wait for its result
     target_hardware: str = "any"
     max_bytes: int = 20 << 30
+    # With a ContainerStep two containers share the work; both have the whole task.
+    part: Literal["Whole", "BeforeContainer", "AfterContainer"] = "Whole"
 
 
 class FetchTask(_Model):
@@ -234,7 +272,7 @@ class FetchTask(_Model):
     digest: str  # sha256 of manifest.json
     model: str
     number: int
-    target: str = "/models"
+    target: str = REPOSITORY
 
 
 class CleanTask(_Model):

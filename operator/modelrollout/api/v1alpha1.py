@@ -67,6 +67,7 @@ Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
 DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+Argument = Annotated[str, StringConstraints(max_length=4096)]
 Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
 QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
@@ -250,6 +251,33 @@ class Graph(ApiModel):
     """Simplify the graph with the same answers: fold constants, fuse operators, drop what is not needed."""
 
 
+class Resources(ApiModel):
+    """Requests and limits as in a container."""
+
+    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
+    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
+
+
+class Container(ApiModel):
+    """A step of your own: your image reads /in/model.onnx (and /in/data.npz), writes /out/model.onnx and ends with code 0.
+
+    It gets no credentials, and what it writes is checked before anything else happens with it.
+    """
+
+    image: str = Field(max_length=512, description="The image with its digest: NAME@sha256:... The result is kept under what made it.")
+    command: Annotated[list[Argument], Field(max_length=64)] | None = Field(None, description="As in a pod; left out: the image's own.")
+    args: Annotated[list[Argument], Field(max_length=64)] | None = Field(None, description="As in a pod.")
+    data: Data | None = Field(None, description="A data set that becomes /in/data.npz; labels need not be in it.")
+    resources: Resources | None = Field(None, description="Resources of the container, for example a GPU; left out: those of the Job.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.image.matches('^[^@ ]+@sha256:[0-9a-f]{64}$')",
+            "container: image must be named by its digest, NAME@sha256:..., for what is made is kept by what made it; find it with: "
+            "docker buildx imagetools inspect NAME",
+        ),
+    )
+
+
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
@@ -259,9 +287,11 @@ class OptimizationStep(ApiModel):
     half_precision: HalfPrecision | None = None
     int8: Int8 | None = None
     int4: Int4 | None = None
+    container: Container | None = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4)].exists_one(x, x)",
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container)]"
+            ".exists_one(x, x)",
             "name exactly one step, for example int8: {method: Dynamic}",
         ),
     )
@@ -371,13 +401,6 @@ class Gate(ApiModel):
     )
 
 
-class Resources(ApiModel):
-    """Requests and limits as in a container."""
-
-    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
-    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
-
-
 QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)]
 
 
@@ -391,12 +414,86 @@ class Optimization(ApiModel):
     queue_name: QueueName | None = Field(
         None, description="Kueue's LocalQueue in this namespace that admits the Job; left out: none, or Kueue's own default. No part of the version."
     )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.steps) || self.steps.filter(s, has(s.container)).size() <= 1",
+            "steps: one container at most; let one image do the work of both",
+        ),
+    )
+
+    @property
+    def container(self) -> Container | None:
+        """The step that is the user's own image, if there is one."""
+        return next((step.container for step in self.steps if step.container), None)
+
+    def carried_out_as(self, present: Optimization) -> Optimization:
+        """This recipe with the resources, the time and the queue that ``present`` gives it: they are no part of a version."""
+
+        def step_now(step: OptimizationStep) -> OptimizationStep:
+            if step.container is None or present.container is None:
+                return step
+            return step.model_copy(update={"container": step.container.model_copy(update={"resources": present.container.resources})})
+
+        steps = [step_now(step) for step in self.steps]
+        return self.model_copy(update={"steps": steps} | {field: getattr(present, field) for field in ("resources", "timeout", "queue_name")})
+
+
+DataType = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+]  # fmt: skip
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+
+
+class Tensor(ApiModel):
+    """An input or output, in the words of the KServe v2 protocol."""
+
+    name: str = Field(min_length=1, max_length=256, description="Its name in the model.")
+    data_type: DataType = Field(description="Data type; BYTES are strings.")
+    shape: Annotated[list[Annotated[int, Field(ge=-1, le=1 << 31)]], Field(min_length=1, max_length=16)] = Field(
+        description="Shape with the batch first; -1 is a dimension of any size."
+    )
 
 
 class Triton(ApiModel):
     """The inference server."""
 
-    image: str | None = Field(None, max_length=512, description="Triton image; left out: the operator's default.")
+    image: str | None = Field(
+        None,
+        max_length=512,
+        description="Triton image; left out: the operator's default. It must have the backend, of a version that reads the file.",
+    )
+    backend: Backend | None = Field(
+        None,
+        description="The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), and, as archives, SavedModel, "
+        "OpenVINO, Python (model.py) and VLLM (model.json with the weights). Left out: ONNX Runtime.",
+    )
+    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
+        None, description="What the model takes, for a backend; left out: config.pbtxt in the archive says it."
+    )
+    outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
+        None, description="What the model gives, for a backend; left out: config.pbtxt in the archive says it."
+    )
+    code: Literal["Allowed"] | None = Field(
+        None,
+        description="Allowed: the model may carry code that runs in its pods (Python; VLLM with trust_remote_code or pickled weights). It also takes "
+        "a RolloutPolicy with the model's place in allowedSources.code. Left out: a model with code is refused.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.inputs) == has(self.outputs)", "give inputs and outputs, or neither: then config.pbtxt in the archive has both"),
+        Rule(
+            "has(self.backend) || !(has(self.inputs) || has(self.code))",
+            "inputs, outputs and code belong to a backend; an ONNX file says itself what it takes and gives",
+        ),
+        Rule(
+            "!has(self.backend) || self.backend != 'Python' || has(self.code)",
+            "backend: Python runs the model's own code: say code: Allowed, and have a RolloutPolicy allow the place in allowedSources.code",
+        ),
+        Rule(
+            "!has(self.backend) || !has(self.code) || self.backend in ['Python', 'VLLM']",
+            "code belongs to the backends Python and VLLM; the others run none from a model",
+        ),
+        Rule("!has(self.backend) || self.backend != 'VLLM' || !has(self.inputs)", "backend: VLLM has inputs and outputs of its own: leave them out"),
+    )
 
 
 class Batching(ApiModel):
@@ -758,6 +855,9 @@ class Rollout(ApiModel):
     )
 
 
+_BACKEND = "has(self.serving.triton) && has(self.serving.triton.backend)"
+
+
 class ModelDeploymentSpec(ApiModel):
     """One model in production: what it is, how it is made small, served, reached and rolled out."""
 
@@ -775,6 +875,23 @@ class ModelDeploymentSpec(ApiModel):
         Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
             "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.model.format)",
+            "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of them out",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 && !has(self.optimization.gate))",
+            "serving.triton.backend serves the file as it is: leave optimization.steps and gate out; rollout.analysis.golden judges the served model",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !(has(self.rollout.shadow) || (has(self.rollout.analysis) && "
+            "has(self.rollout.analysis.golden)))",
+            "backend: VLLM streams text, and golden data and shadow compare tensors: leave rollout.analysis.golden and rollout.shadow out",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !has(self.serving.batching) || self.serving.batching.maxBatchSize == 0",
+            "backend: VLLM batches by itself: leave serving.batching out",
         ),
         Rule(
             "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
@@ -804,7 +921,12 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
     return {
         "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
-        "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout", "queue_name"}),
+        "optimization": optimization.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"resources": True, "timeout": True, "queue_name": True, "steps": {"__all__": {"container": {"resources"}}}},
+        ),
         "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor"}),
     }
 

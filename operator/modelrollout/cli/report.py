@@ -145,6 +145,8 @@ def _facts(revision: Revision, artifact: ArtifactEvidence | None) -> list[tuple[
         ("source sha256", revision.spec.sha256),
         ("optimization", ", ".join(_step_name(step) for step in steps) or "none: served as it is"),
     ]
+    if backend := (triton := (user.get("serving") or {}).get("triton") or {}).get("backend"):
+        found.append(("backend", f"{backend}, with code of its own" if triton.get("code") else str(backend)))
     if artifact:
         if artifact.size_before:
             found.append(("size of the source", size(artifact.size_before)))

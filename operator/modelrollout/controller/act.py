@@ -158,8 +158,7 @@ class Actor:
         model, serving = Model.model_validate(kept["model"]), Serving.model_validate(kept["serving"])
         if component == names.COMPONENT_PREPARE:
             # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
-            present = {field: getattr(spec.optimization, field) for field in ("resources", "timeout", "queue_name")}
-            optimization = Optimization.model_validate(kept["optimization"]).model_copy(update=present)
+            optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
             return [jobs.prepare_job(owner, s.name, number, name, model, live["spec"]["sha256"], optimization, serving, self.config)]
         golden, stable = spec.rollout.analysis.golden, baseline(s)
         assert golden is not None

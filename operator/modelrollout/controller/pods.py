@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +10,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.tasks import TaskResult
+from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
-from modelrollout.resources.jobs import CRASHED, FINAL, KILLED
+from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
 from modelrollout.rollout.facts import Problem
 
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+# As tritonserver ends where its one model cannot be loaded.
+_LOAD_FAILED = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
+_NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
+_SAID = 300  # characters of what a user's container says that a message has room for
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 # Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under pressure or shutting down) evict.
 _DISRUPTIONS = {"PreemptionByScheduler": "Preempted", "DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost"}
-_HOPELESS = {"OutOfDisk", "DeadlineExceeded"}
+_HOPELESS = {"OutOfDisk", "DeadlineExceeded", "OutOfMemory", "ContainerFailed"}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a Job's pod ended. ``hopeless``: another would end the same way, which the Job controller cannot tell and tries again."""
+    """How a Job's pod ended. ``hopeless``: another would end the same way, which the Job controller cannot always tell and tries again."""
 
     exit_code: int | None
     result: TaskResult | None
@@ -69,13 +74,33 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
             return Problem(told.reason, f"{where}: {told.message}")
         if last.get("reason") == "OOMKilled":
             return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
+        if unloaded := _not_loaded(last.get("message", "")):
+            return Problem(unloaded.reason, f"{where}: {unloaded.message}")
         return Problem("ServerCrashed", f"{where} ended with code {last.get('exitCode')}; see kubectl logs --previous")
     return None
 
 
+def _not_loaded(log: str) -> Problem | None:
+    """Why Triton did not load the model, from the end of its log."""
+    found = _LOAD_FAILED.search(log)
+    if found is None:
+        return None
+    why = " ".join(found[1].split())[:400].rstrip("; ")
+    if backend := _NO_BACKEND.search(why):
+        remedy = "set spec.serving.triton.image to one that has it"
+        return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
+    return Problem("ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?")
+
+
 def starting(pods: Iterable[Object]) -> list[Object]:
     """Pods that have neither ended nor been told to, with no container that runs yet."""
-    return [p for p in _alive(pods) if not any("running" in (c.get("state") or {}) for c in (p.get("status") or {}).get("containerStatuses") or [])]
+    return [p for p in _alive(pods) if not any("running" in (c.get("state") or {}) for c in _containers(p.get("status") or {}))]
+
+
+def starting_since(pod: Object) -> str | None:
+    """Since when such a pod does nothing: from its creation, or, of containers in turn, from the end of the one before."""
+    ends = [_ended(c).get("finishedAt") for c in _containers(pod.get("status") or {})]
+    return max((t for t in (pod["metadata"].get("creationTimestamp"), *ends) if t), default=None)
 
 
 def running(pods: Iterable[Object]) -> bool:
@@ -104,25 +129,31 @@ def _result(message: str) -> TaskResult | None:
         return None
 
 
+def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (container.get("state") or {}).get("terminated") or {}
+
+
 def ending(pods: Iterable[Object]) -> Ending | None:
-    """How the newest of a Job's pods that have ended did so; None when none has.
+    """How the newest of a Job's pods that have ended did so; None when none has. Of containers in turn the one that ended the pod speaks.
 
     Of a pod that was taken away, who did so says more than what the program wrote when it was told to end. The program's message is lost with the
-    pod, and absent after a kill: then the reason is the pod's.
+    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says.
     """
     ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
     if not ended:
         return None
     pod = max(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""))
     status = pod["status"]
-    done: Mapping[str, Any] = next((t for c in status.get("containerStatuses") or [] if (t := (c.get("state") or {}).get("terminated"))), {})
-    code, result = done.get("exitCode"), _result(done.get("message") or "")
-    at = done.get("finishedAt")
+    failed = [c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
+    last: Mapping[str, Any] = next((c for c in (*failed, *(status.get("containerStatuses") or [])) if _ended(c)), {})
+    done, at = _ended(last), _ended(last).get("finishedAt")
+    theirs = last.get("name") == CONTAINER_STEP
+    code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
     if problem := _disruption(pod):
         return Ending(code, None, problem, at=at)
-    if problem := _killed(pod, done):
+    if problem := _pod_ended(pod) or (_container_step_problem(pod, done) if theirs else _killed(pod, last)):
         return Ending(code, None, problem, hopeless=problem.reason in _HOPELESS, at=at)
     return Ending(code, result, at=at)
 
@@ -136,23 +167,37 @@ def _disruption(pod: Object) -> Problem | None:
     return None
 
 
-def _killed(pod: Object, done: Mapping[str, Any]) -> Problem | None:
-    """Why the kubelet or the kernel ended it."""
-    status = pod["status"]
-    reason, message = status.get("reason"), status.get("message", "")
+def _pod_ended(pod: Object) -> Problem | None:
+    """Why the kubelet ended or refused the whole pod."""
+    reason, message = pod["status"].get("reason"), pod["status"].get("message", "")
     if reason == "Evicted" and "limit" in message:  # its own; when the node is low on something the kubelet speaks of no limit
-        return Problem("OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, 'ephemeral-storage')}")
+        name = CONTAINER_STEP if f"Container {CONTAINER_STEP} " in message else ""
+        return Problem("OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}")
     if reason == "DeadlineExceeded":
         return Problem("DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise spec.optimization.timeout")
     if reason == "Evicted":
         return Problem("Evicted", f"{_where(pod)} was taken away: {message}")
-    if reason:
-        return Problem("PodRefused", f"{_where(pod)}: {reason}: {message}")
+    return Problem("PodRefused", f"{_where(pod)}: {reason}: {message}") if reason else None
+
+
+def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
+    """How the user's own container of an optimization step failed. What it says is a stranger's text: its last line, and never a result."""
+    if done.get("reason") == "OOMKilled":
+        return _out_of_memory(pod, CONTAINER_STEP)
+    code = done.get("exitCode")
+    if code in TOLD_TO_END and pod["metadata"].get("deletionTimestamp"):
+        return Problem("Evicted", f"{_where(pod)} was told to end while the container of the step ran")
+    lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
+    last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
+    return Problem("ContainerFailed", f"the container of the step ended with code {code}: {last}; see the log of container {CONTAINER_STEP}")
+
+
+def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
+    """Why the kernel or somebody on the node ended a container of ours."""
+    done = _ended(container)
     code = done.get("exitCode", 0)
     if done.get("reason") == "OOMKilled":
-        limit = _limit(pod, "memory")
-        used = f"its limit of {limit}" if limit else "the node's memory, for it has no limit"
-        return Problem("OutOfMemory", f"{_where(pod)} was killed for using more memory than {used}; raise {_field(pod, 'memory')}")
+        return _out_of_memory(pod, container["name"])
     if code == KILLED:
         return Problem("Killed", f"{_where(pod)} was killed (SIGKILL), and not for its memory")
     if code in CRASHED:
@@ -162,20 +207,31 @@ def _killed(pod: Object, done: Mapping[str, Any]) -> Problem | None:
     return None
 
 
+def _out_of_memory(pod: Object, container: str) -> Problem:
+    limit = _limit(pod, container, "memory")
+    used = f"its limit of {limit}" if limit else "the node's memory, for it has no limit"
+    who = f"{_where(pod)}{': the container of the step' if container == CONTAINER_STEP else ''}"
+    return Problem("OutOfMemory", f"{who} was killed for using more memory than {used}; raise {_field(pod, container, 'memory')}")
+
+
 def _where(pod: Object) -> str:
     node = (pod.get("spec") or {}).get("nodeName")
     return f"pod {pod['metadata']['name']}" + (f" on node {node}" if node else "")
 
 
-def _limit(pod: Object, resource: str) -> str | None:
-    containers = (pod.get("spec") or {}).get("containers") or [{}]
-    found = ((containers[0].get("resources") or {}).get("limits") or {}).get(resource)
-    return str(found) if found is not None else None
+def _limit(pod: Object, container: str, resource: str) -> str | None:
+    spec = pod.get("spec") or {}
+    for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
+        if found["name"] == container and resource in (limits := (found.get("resources") or {}).get("limits") or {}):
+            return str(limits[resource])
+    return None
 
 
-def _field(pod: Object, resource: str) -> str:
-    """The field that sizes the pod; resolve and evaluate have none, what they read decides."""
+def _field(pod: Object, container: str, resource: str) -> str:
+    """The field that sizes the container; resolve and evaluate have none, what they read decides."""
     component = (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
+    if container == CONTAINER_STEP:
+        return f"the step's container.resources.limits.{resource}, and say retry on the revision"
     if component in (None, names.COMPONENT_PREPARE):
         return f"spec.optimization.resources.limits.{resource}, and say retry on the revision"
     return "nothing: give it less data"

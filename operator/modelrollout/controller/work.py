@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, stuck
+from modelrollout.api.tasks import ExitCode
+from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
 from modelrollout.rollout.facts import Problem, Work
@@ -18,6 +19,8 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
+    if end.exit_code == ExitCode.REUSED and end.result:  # for Kubernetes a failure: the containers that would follow must not run
+        return Work("Succeeded", int(ExitCode.OK), end.result)
     if "Failed" in conditions or end.hopeless:
         failed = conditions.get("Failed") or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
@@ -55,6 +58,6 @@ def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
     if running(pods):
         return None
     if waiting := starting(pods):
-        return max(p["metadata"].get("creationTimestamp") or "" for p in waiting) or None
+        return max(starting_since(p) or "" for p in waiting) or None
     times = (job["metadata"].get("creationTimestamp"), (job.get("status") or {}).get("startTime"), end.at)
     return max((t for t in times if t), default=None)

@@ -1,4 +1,5 @@
-"""A model that comes as an archive: one .onnx file, with the files that its large tensors lie in. Nothing leaves the folder.
+"""A model that comes as an archive: one .onnx file, with the files that its large tensors lie in; or a folder for another backend of Triton. Nothing
+leaves the folder.
 
 Every member is looked at before the first byte is written: names that lead out of the folder, links, devices and archives larger than the limit
 are refused by name. External data is read from the archive's own files only and put into the model, so that what is published is one file again.
@@ -70,6 +71,16 @@ def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path 
     return target
 
 
+def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:
+    """All files of an archive, in ``root``; their names. Raises JobError: ArchiveBroken, ArchiveUnsafe, TooLarge."""
+    with _told(), _reader(path, limit) as reader:
+        members = list(reader.members())
+        _check(members, limit)
+        for member in members:
+            _write(reader, member, root / member.name)
+    return tuple(PurePosixPath(member.name).as_posix() for member in members)
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Trouble of the readers as a reason."""
@@ -104,8 +115,9 @@ class _Zip:
 
 
 class _Tar:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: int) -> None:
         self._tar = tarfile.open(path, "r:*")  # noqa: SIM115
+        self._limit = limit
         self._entries: dict[str, tarfile.TarInfo] = {}
 
     def close(self) -> None:
@@ -115,8 +127,8 @@ class _Tar:
         total = 0
         for entry in self._tar:
             total += entry.size
-            if len(self._entries) > MAX_MEMBERS or total > UNPACKED_LIMIT_BYTES:  # every look at the next one unpacks what lies between
-                raise _too_large(total, UNPACKED_LIMIT_BYTES)
+            if len(self._entries) > MAX_MEMBERS or total > self._limit:  # every look at the next one unpacks what lies between
+                raise _too_large(total, self._limit)
             self._entries.setdefault(entry.name, entry)
             if not entry.isdir():
                 yield _Member(entry.name, entry.size, entry.isreg())
@@ -128,10 +140,10 @@ class _Tar:
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator[_Zip | _Tar]:
+def _reader(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Iterator[_Zip | _Tar]:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
-    reader = _Zip(path) if zipped else _Tar(path)
+    reader = _Zip(path) if zipped else _Tar(path, limit)
     try:
         yield reader
     finally:

@@ -24,6 +24,9 @@ MANIFEST_LIMIT_BYTES = 1 << 20
 REPORT_LIMIT_BYTES = 16 << 20
 
 _PATH = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"  # no hidden file, and no way out of the folder
+_NAME = re.compile(rf"^{_PART}(/{_PART})*$")
+NAME_LIMIT = 200
 
 
 class Entry(BaseModel):
@@ -61,7 +64,7 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
         manifest = Manifest.model_validate_json(content)
     except (ValidationError, RecursionError):
         raise bad_input("ArtifactCorrupt", f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again") from None
-    if any(not _PATH.match(text) for name, entry in manifest.files.items() for text in (name, entry.path)):
+    if any(not is_name(name) or not _PATH.fullmatch(entry.path) for name, entry in manifest.files.items()):
         raise bad_input("ArtifactCorrupt", f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared again")
     return manifest
 
@@ -77,8 +80,15 @@ def parse_report(content: bytes, what: str) -> dict[str, Any]:
     return found
 
 
+def is_name(name: str) -> bool:
+    """Whether a file may have this name, relative to its folder."""
+    return len(name) <= NAME_LIMIT and _NAME.fullmatch(name) is not None
+
+
 def entry_for(name: str, sha256: str, size: int) -> Entry:
     """Where a file with these bytes is stored."""
+    if not _PATH.fullmatch(name):  # in a folder
+        return Entry(sha256=sha256, size=size, path=f"file-{sha256[:32]}")
     suffix = PurePosixPath(name).suffix
     return Entry(sha256=sha256, size=size, path=f"{name.removesuffix(suffix)}-{sha256[:16]}{suffix}")
 

@@ -2,8 +2,9 @@
 
 Who creates the claim of the next number does the work; it overwrites its claim every few seconds, and a last time when it has ended. A claim that has
 ended, or that nobody overwrites any more, is over, and the next number is free. Only creating is what two could do at once, and the store lets one
-win; nothing is ever deleted, and no clock is compared with another's. Nothing but double work depends on claims: an artifact is what its manifest
-says, whoever made it. A store that cannot create conditionally lets everybody work, and so does one that is away.
+win; nothing is ever deleted, and no clock is compared with another's. While a user's container works nobody can overwrite the claim: it says so
+before, and may be silent for longer. Nothing but double work depends on claims: an artifact is what its manifest says, whoever made it. A store that cannot
+create conditionally lets everybody work, and so does one that is away.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from modelrollout.optimizer.fetch import Store
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0  # without a beat: the node is lost, or a native call holds the interpreter; then two do the work
+HANDED_SECONDS = 600.0  # while a user's container works: one that takes longer may be doubled, and one that died is waited for as long
 POLL_SECONDS = 5.0
 MOST_CLAIMS = 100  # work that failed so often is not waited for any more: finding the last claim would take too many requests
 _LIMIT_BYTES = 65536
@@ -37,6 +39,7 @@ class _Written(BaseModel):
     owner: str
     nonce: str
     beat: int = 0
+    handed: bool = False  # to the containers that follow in the pod
     ended: bool = False
     code: Literal[12, 13] | None = None  # with ``result``: the gate's verdict
     result: TaskResult | None = None
@@ -69,11 +72,24 @@ class Claim:
         told = {"code": int(verdict.code), "result": verdict.result()} if verdict else {}
         self._write(self.mine.model_copy(update={"ended": True, **told}))
 
+    def hand_over(self) -> str:
+        """Beat no more, for this container ends and a user's follows; returns what ``resumed`` needs in the container after that."""
+        self._over.set()
+        self._thread.join()
+        self._write(self.mine.model_copy(update={"handed": True}))
+        return f"{self.name}\n{self.mine.model_dump_json()}"
+
     def _write(self, content: _Written) -> None:
         try:
             self.store.write(self.name, content.model_dump_json(exclude_defaults=True).encode())
         except JobError as error:
             LOGGER.warning("cannot write the claim", extra={"fields": {"reason": error.reason}})
+
+
+def resumed(store: Store, handed: str) -> Claim:
+    """The claim that ``hand_over`` told of. Should somebody have taken it over meanwhile, two do the work."""
+    name, _, mine = handed.partition("\n")
+    return Claim(store, name, _Written.model_validate_json(mine))
 
 
 class Ended(Exception):
@@ -83,7 +99,7 @@ class Ended(Exception):
 def take(store: Store, owner: str, progress: Progress, give_up: float) -> Claim | None:
     """The claim, as soon as nobody else works; None: work without one, for nobody is to be waited for any more.
 
-    ``owner``: NAMESPACE/JOB, ``give_up``: a time of ``time.monotonic``.
+    ``owner``: NAMESPACE/REVISION, ``give_up``: a time of ``time.monotonic``.
 
     Raises Ended, or the JobError with which the gate of the Job ended that was waited for.
     """
@@ -95,12 +111,14 @@ def take(store: Store, owner: str, progress: Progress, give_up: float) -> Claim 
             if _create(store, name, mine):
                 return Claim(store, name, mine)
             found = _read(store, name)
-        if found is None or found.ended or found.owner == owner:  # our own Job's: that of a pod before this one
+        if found is None or found.ended or found.owner == owner:  # our own: that of a pod before this one
+            continue
+        if _read(store, f"claim-{number + 1}.json") is not None:  # somebody waited for it in vain
             continue
         with progress.waiting(found.owner):
             last = _wait(store, name, found, give_up)
         if last.ended and last.code is not None and last.result is not None:
-            text = f"{last.result.message} (the same work was done by Job {last.owner})"
+            text = f"{last.result.message} (the same work was done for {last.owner})"
             raise JobError(ExitCode(last.code), last.result.reason, text, last.result)
         if last.ended:
             raise Ended
@@ -113,7 +131,7 @@ def take(store: Store, owner: str, progress: Progress, give_up: float) -> Claim 
 def _wait(store: Store, name: str, found: _Written, give_up: float) -> _Written:
     """The claim as it was last seen: ended, or without a beat for long, or when the patience is over."""
     changed = time.monotonic()
-    while not found.ended and (now := time.monotonic()) < give_up and now - changed < DEAD_SECONDS:
+    while not found.ended and (now := time.monotonic()) < give_up and now - changed < (HANDED_SECONDS if found.handed else DEAD_SECONDS):
         time.sleep(POLL_SECONDS)
         seen = _read(store, name)
         if seen is not None and seen != found:

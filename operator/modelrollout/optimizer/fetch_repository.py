@@ -13,7 +13,7 @@ from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
 from modelrollout.optimizer.fetch import Store
-from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE, VERSION_LINK
 
 _FIELD = "artifact"
 _SCRATCH = ".fetch-"
@@ -29,7 +29,7 @@ def _holds(path: Path, entry: artifact.Entry) -> bool:
 
 
 def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
-    """Place ``<target>/<model>/config.pbtxt`` and ``<target>/<model>/<number>/model.onnx`` in one rename; a second run finds them and ends.
+    """Place ``<target>/<model>/config.pbtxt`` and the files in ``<target>/<model>/<number>/`` in one rename; a second run finds them and ends.
 
     Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, and those of the store.
     """
@@ -46,30 +46,36 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
                 f"{store.uri}: manifest.json is not the one that the revision was proven with: it was replaced; retry the revision to prove it anew",
             )
         manifest = artifact.parse_manifest(content, store.uri)
-    model, config = (manifest.files.get(name) for name in (MODEL_FILE, CONFIG_FILE))
-    if model is None or config is None:
-        raise bad_input(
-            "ArtifactCorrupt", f"{store.uri}: manifest.json lists no {MODEL_FILE} or no {CONFIG_FILE}; delete the folder and retry the revision"
-        )
+    config = manifest.files.get(CONFIG_FILE)
+    version = {name: entry for name, entry in manifest.files.items() if name not in (CONFIG_FILE, artifact.REPORT)}
+    if config is None or not version:
+        raise bad_input("ArtifactCorrupt", f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the revision")
     root = Path(task.target)
-    final = root / task.model
-    wanted = {final / CONFIG_FILE: config, final / str(task.number) / MODEL_FILE: model}
+    number = str(task.number)
+    if MODEL_FILE not in version:
+        link = root / VERSION_LINK
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{task.model}/{number}")
+    wanted = {CONFIG_FILE: config} | {f"{number}/{name}": entry for name, entry in version.items()}
+    size = sum(entry.size for entry in version.values())
     with progress.stage("verify"):
-        if all(_holds(path, entry) for path, entry in wanted.items()):
-            return TaskResult(message="already in place", artifact_digest=task.digest, artifact_size_bytes=model.size, reused=True)
+        if all(_holds(root / task.model / name, entry) for name, entry in wanted.items()):
+            return TaskResult(message="already in place", artifact_digest=task.digest, artifact_size_bytes=size, reused=True)
     for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(left)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
-    (scratch / str(task.number)).mkdir()
     with progress.stage("fetch"):
-        for path, entry in ((scratch / CONFIG_FILE, config), (scratch / str(task.number) / MODEL_FILE, model)):
+        for name, entry in wanted.items():
+            path = scratch / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             fetched = store.download(path, max_bytes=entry.size, advance=progress.update, name=entry.path)
             if fetched.sha256 != entry.sha256:
                 raise bad_input(
                     "ArtifactCorrupt", f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the revision"
                 )
-    for folder in (scratch, scratch / str(task.number)):
+    for folder in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
         folder.chmod(0o755)  # mkdtemp's 0700 would lock out the server, whose user may be another
+    final = root / task.model
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
-    return TaskResult(artifact_digest=task.digest, artifact_size_bytes=model.size)
+    return TaskResult(artifact_digest=task.digest, artifact_size_bytes=size)

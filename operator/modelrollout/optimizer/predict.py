@@ -130,14 +130,22 @@ def cpu_limit() -> int:
     return cpus
 
 
-def open_session(path: Path, what: str) -> Any:
-    """A session on the CPU; raises JobError (ModelRefused): valid ONNX that ONNX Runtime does not run."""
-    options = ort.SessionOptions()
+_Options = ort.SessionOptions  # the quantizer's are replaced by ours for a while (``quantize``)
+
+
+def session_options() -> Any:
+    """ONNX Runtime's options with as many threads as the container may use; by itself it takes a thread for every core of the node."""
+    options = _Options()
     options.intra_op_num_threads = cpu_limit()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    return options
+
+
+def open_session(path: Path, what: str) -> Any:
+    """A session on the CPU; raises JobError (ModelRefused): valid ONNX that ONNX Runtime does not run."""
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         _tell_memory(error)
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,23 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from modelrollout.analysis.gate import drop_interval
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, ExitCode, Int8Step, Interface, MetricResult, ModelFile, Paired, PrepareTask, Step, TaskResult
+from modelrollout.api.tasks import (
+    HANDED_MODEL,
+    IN_DIR,
+    WORK_DIR,
+    ContainerStep,
+    DataSet,
+    ExitCode,
+    Int8Step,
+    Interface,
+    MetricResult,
+    ModelFile,
+    Paired,
+    PrepareTask,
+    Served,
+    Step,
+    TaskResult,
+)
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, claim, steps
@@ -37,8 +54,10 @@ from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
 from modelrollout.optimizer.model import check
+from modelrollout.optimizer.passthrough import pass_through
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.signature import load_key, verify
+from modelrollout.optimizer.steps.container import lay_out
 from modelrollout.triton.config import BatchingImpossible, render
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 from modelrollout.triton.tensors import TensorSpec
@@ -49,6 +68,7 @@ RECIPE_VERSION = 2
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
+_HANDED, _CLAIM = "done.json", "claim"  # in WORK_DIR
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,8 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
             reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
         return found
 
-    return ({"signer": signer} if signer else {}) | {
+    own = ({"signer": signer} if signer else {}) | ({"served": task.served.model_dump()} if task.served else {})
+    return own | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format or "ONNX",
@@ -175,17 +196,40 @@ def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:
 
 
 def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
-    """Do all of it; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing."""
+    """Do all of it, or this container's part; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        return _prepare(task, progress, Path(folder))
+        return _prepare(task, progress, Path(folder), Path(folder if task.part == "Whole" else WORK_DIR))
 
 
-def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
+def _fetch(store: Store, path: Path, task: PrepareTask, progress: Progress) -> Fetched:
+    """Download, but for what the container before has downloaded."""
+    if task.part == "AfterContainer":
+        _, digest, size = _file_entry(path)
+        return Fetched(digest, size)
+    return store.download(path, max_bytes=task.max_bytes, advance=progress.update)
+
+
+def _hand_over(task: PrepareTask, applied: steps.Applied, files: dict[str, _DataFile], kept: Path) -> TaskResult:
+    """To the user's container what it reads, to the one after it what was done so far."""
+    index, step = next((i, s) for i, s in enumerate(task.steps) if isinstance(s, ContainerStep))
+    data = files.get(f"{steps.field_of(index, step)}.data")
+    lay_out(applied.path, data.path if data else None)
+    (kept / _HANDED).write_text(json.dumps({"done": applied.done, "warnings": applied.warnings}))
+    return TaskResult(message="handed over to the container of the step")
+
+
+def _handed(kept: Path) -> steps.Applied:
+    found = json.loads((kept / _HANDED).read_text())
+    return steps.Applied(Path(IN_DIR) / HANDED_MODEL, found["done"], found["warnings"])
+
+
+def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) -> TaskResult:
+    """``folder`` ends with this container; in ``kept`` is what the container after the user's needs again."""
     files: dict[str, _DataFile] = {}
     with progress.stage("data"):
         for number, (field, (wanted, _)) in enumerate(_sources(task).items()):
-            path = folder / f"source-{number}"
-            fetched = Store(wanted.location, f"{field}.uri").download(path, max_bytes=task.max_bytes, advance=progress.update)
+            path = kept / f"source-{number}"
+            fetched = _fetch(Store(wanted.location, f"{field}.uri"), path, task, progress)
             if isinstance(wanted, ModelFile) and wanted.sha256:
                 expect_digest(fetched, wanted.sha256, field, wanted.location.uri)
             files[field] = _DataFile(path, fetched, field)
@@ -195,23 +239,25 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
     location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
     store = Store(location, "artifacts")
     give_up = time.monotonic() + progress.limit
-    while True:
-        with progress.stage("look-up"):
-            found = artifact.find(store)
-        if found:
-            mark_used(store, task.owner)
-            try:
-                return _result(task, found[2], key, found[0], reused=True)
-            except (KeyError, TypeError, ValueError):
-                raise bad_input(
-                    "ArtifactCorrupt", f"{location.uri}: report.json has an unknown form; delete the folder, and it is prepared again"
-                ) from None
-        with progress.stage("claim"), contextlib.suppress(claim.Ended):
-            held = claim.take(store, task.owner, progress, give_up)
-            break
+    held: claim.Claim | None = None
+    if task.part == "AfterContainer":
+        if (kept / _CLAIM).exists():
+            held = claim.resumed(store, (kept / _CLAIM).read_text())
+    else:
+        while True:
+            if result := _found(task, store, key, progress):
+                return result
+            with progress.stage("claim"), contextlib.suppress(claim.Ended):
+                held = claim.take(store, task.owner, progress, give_up)
+                break
     failed: JobError | None = None
     try:
-        return _make(task, progress, folder, files, inputs, store, signer)
+        result = _found(task, store, key, progress) if task.part == "AfterContainer" else None
+        result = result or _make(task, progress, folder, kept, files, inputs, store, signer)
+        if held and task.part == "BeforeContainer":
+            (kept / _CLAIM).write_text(held.hand_over())
+            held = None
+        return result
     except JobError as error:
         failed = error
         raise
@@ -220,24 +266,43 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path) -> TaskResult:
             held.end(failed)
 
 
+def _found(task: PrepareTask, store: Store, key: str, progress: Progress) -> TaskResult | None:
+    """What was published before; raises JobError (REUSED) where the other containers of the pod must not start."""
+    with progress.stage("look-up"):
+        found = artifact.find(store)
+    if not found:
+        return None
+    mark_used(store, task.owner)
+    try:
+        result = _result(task, found[2], key, found[0], reused=True)
+    except (KeyError, TypeError, ValueError):
+        raise bad_input("ArtifactCorrupt", f"{store.uri}: report.json has an unknown form; delete the folder, and it is prepared again") from None
+    if task.part == "BeforeContainer":
+        raise JobError(ExitCode.REUSED, result.reason, result.message, result)
+    return result
+
+
 def _make(
     task: PrepareTask,
     progress: Progress,
     folder: Path,
+    kept: Path,
     files: dict[str, _DataFile],
     inputs: dict[str, Any],
     store: Store,
     signer: tuple[EllipticCurvePublicKey, str] | None,
 ) -> TaskResult:
-    """The work itself, up to the published artifact."""
+    """The work itself, up to the published artifact, or to what the user's container is given."""
     key = key_of(inputs)
-    source = folder / "source.onnx"
+    source = kept / "source.onnx"
     with progress.stage("fetch"):
-        fetched = Store(task.source, FIELD_SOURCE).download(source, max_bytes=task.max_bytes, advance=progress.update)
+        fetched = _fetch(Store(task.source, FIELD_SOURCE), source, task, progress)
     expect_digest(fetched, task.sha256, "spec.model", task.source.uri)
     if task.signature and signer:
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)
+    if task.served:
+        return _published(task, store, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
     kind = expect_format(source, task.format)
     original: Original | None = None
     if kind != "ONNX":
@@ -270,9 +335,12 @@ def _make(
         if conversion["generated"]:
             warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
     budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
+    recipe = task.steps
+    if task.part == "BeforeContainer":
+        recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
     with progress.stage("optimize"):
         applied = steps.apply(
-            task.steps,
+            recipe,
             source,
             folder,
             data,
@@ -280,7 +348,10 @@ def _make(
             max_drop=min(budgets, default=None),
             symmetric=task.instance_kind == "KIND_GPU",
             advance=progress.update,
+            earlier=_handed(kept) if task.part == "AfterContainer" else None,
         )
+    if task.part == "BeforeContainer":
+        return _hand_over(task, applied, files, kept)
     optimized = applied.path
     warnings += applied.warnings
     size_after = optimized.stat().st_size
@@ -314,9 +385,36 @@ def _make(
     }
     if measured:
         raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
+    return _published(task, store, key, {MODEL_FILE: optimized}, config, report, progress)
+
+
+def _pass_through(
+    task: PrepareTask, served: Served, source: Path, folder: Path, key: str, inputs: dict[str, Any], progress: Progress
+) -> tuple[dict[str, Path], str, dict[str, Any]]:
+    """(files of the version, config.pbtxt, report) of a source that is served as it is."""
+    with progress.stage("check"):
+        found = pass_through(source, served, task.batching, task.instance_kind, folder, task.max_bytes)
+    size = sum(path.stat().st_size for path in found.files.values())
+    report = {
+        "format": 1,
+        "key": key,
+        "inputs": inputs,
+        "model": {"inputs": [str(t) for t in found.inputs], "outputs": [str(t) for t in found.outputs]},
+        "sizeBefore": size,  # of the files, not of the archive: nothing was made smaller
+        "sizeAfter": size,
+        "conversion": None,
+        "steps": [],
+        "gate": None,
+        "warnings": list(found.warnings),
+    }
+    return found.files, found.config, report
+
+
+def _published(
+    task: PrepareTask, store: Store, key: str, files: dict[str, Path], config: str, report: dict[str, Any], progress: Progress
+) -> TaskResult:
     with progress.stage("publish"):
-        entries = {
-            MODEL_FILE: _file_entry(optimized),
+        entries = {name: _file_entry(path) for name, path in files.items()} | {
             CONFIG_FILE: _file_entry(config.encode()),
             artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
         }

@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model import ModelInfo
-from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, refused
+from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 
 q: Any = onnxruntime.quantization  # it has no types
 
@@ -106,7 +106,8 @@ class Quantizer:
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         try:
-            yield
+            with _bounded_sessions():
+                yield
         except _ERRORS as error:
             raise refused("QuantizationFailed", self._field, error, "remove the step, use the other method, or export with a newer opset") from None
 
@@ -151,6 +152,17 @@ class Quantizer:
                 "NothingToQuantize", f"{self._field}: the model has no operator that this method quantizes ({sorted(operators)}); {remedy}"
             )
         return {"operators": done}
+
+
+@contextmanager
+def _bounded_sessions() -> Iterator[None]:
+    """The quantizer asks for sessions with default options, and lets nobody say how many threads they have."""
+    default = ort.SessionOptions
+    ort.SessionOptions = session_options
+    try:
+        yield
+    finally:
+        ort.SessionOptions = default
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

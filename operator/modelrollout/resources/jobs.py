@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
@@ -10,9 +11,13 @@ from pydantic.alias_generators import to_camel
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
+    CONTAINER_STEP,
+    IN_DIR,
+    OUT_DIR,
     SIGNER_DIR,
     TASK_ENV,
     TIMEOUT_ENV,
+    WORK_DIR,
     Batching,
     DataSet,
     EvaluateTask,
@@ -21,12 +26,15 @@ from modelrollout.api.tasks import (
     GateMetric,
     PrepareTask,
     ResolveTask,
+    Served,
     Signature,
     Step,
+    Tensor,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
 from modelrollout.api.v1alpha1 import (
     ApiModel,
+    Container,
     Credentials,
     Data,
     Golden,
@@ -36,6 +44,7 @@ from modelrollout.api.v1alpha1 import (
     OptimizationStep,
     Resources,
     Serving,
+    Triton,
     seconds,
 )
 from modelrollout.resources.common import (
@@ -51,13 +60,15 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU, wants_gpu
+from modelrollout.resources.server import GPU, tolerations, wants_gpu
 
 FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
 KILLED = 137  # SIGKILL: by the kernel for memory, or by somebody else; the pod's status tells which
+TOLD_TO_END = frozenset({143, KILLED})  # SIGTERM, and who does not listen to it: ours ends with a code of its own then, a user's container need not
 CRASHED = frozenset({132, 134, 135, 136, 139})  # SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: native code and this file
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
+_BEFORE, _JOB = "before", "job"  # containers of a Job
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
@@ -92,7 +103,9 @@ def _step(index: int, step: OptimizationStep, fallback: Credentials | None, conf
                 return value
 
     kind, chosen = step.chosen()
-    task: Step = TypeAdapter(Step).validate_python({"kind": kind} | told(chosen, kind))
+    fields = told(chosen, kind)
+    fields.pop("resources", None)  # they are the pod's, and shape no result
+    task: Step = TypeAdapter(Step).validate_python({"kind": kind} | fields)
     return task, found
 
 
@@ -121,7 +134,7 @@ def _job(
         "securityContext": pod_security(),
         "containers": [
             {
-                "name": "job",
+                "name": _JOB,
                 "image": image or config.images.optimizer,
                 "imagePullPolicy": config.images.pull_policy,
                 "command": ["python", "-m", module],
@@ -130,6 +143,7 @@ def _job(
                     {"name": TIMEOUT_ENV, "value": str(limit)},
                     # Libraries size their pools by the node's cores, not by the container's limit.
                     {"name": "OMP_NUM_THREADS", "value": "1"},
+                    {"name": "NPROC", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},  # XLA's name for it; rounded up
                 ],
                 "resources": resources.wire(),
                 "securityContext": container_security(),
@@ -151,10 +165,10 @@ def _job(
             "ttlSecondsAfterFinished": config.job_ttl_seconds,
             "podFailurePolicy": {
                 "rules": [  # the first that fits
-                    _fail_on(FINAL),
+                    _fail_on(_JOB, FINAL),
                     # Counted as a try like others, so that their number is bounded; and before the exit codes: who takes a pod away kills it.
                     {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    _fail_on(CRASHED | {KILLED}),
+                    _fail_on(_JOB, CRASHED | {KILLED}),
                 ]
             },
             "template": {"metadata": {"labels": own_labels}, "spec": spec},
@@ -162,8 +176,8 @@ def _job(
     }
 
 
-def _fail_on(codes: frozenset[int]) -> Object:
-    return {"action": "FailJob", "onExitCodes": {"containerName": "job", "operator": "In", "values": sorted(codes)}}
+def _fail_on(container: str, codes: frozenset[int], operator: Literal["In", "NotIn"] = "In") -> Object:
+    return {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": operator, "values": sorted(codes)}}
 
 
 def _task(task: ResolveTask | PrepareTask | EvaluateTask) -> str:
@@ -221,12 +235,13 @@ def prepare_job(
         sha256=sha256,
         signature=signature[0] if signature else None,
         format=model.format,
+        served=_served(serving.triton),
         steps=tuple(steps),
         gate=gate,
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
         instance_kind="KIND_AUTO",
         artifacts=artifacts.location,
-        owner=f"{owner.namespace}/{name}",
+        owner=f"{owner.namespace}/{owner.name}",
         target_hardware=_hardware(serving),
     )
     job = _job(
@@ -248,7 +263,57 @@ def prepare_job(
     pod = job["spec"]["template"]["spec"]
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    if any(wants_gpu(r) for r in (optimization.resources, optimization.container and optimization.container.resources) if r):
+        pod["tolerations"] = tolerations(serving, gpu=True)  # it goes where the servers go
+    if optimization.container:
+        _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
+
+
+def _served(triton: Triton) -> Served | None:
+    """How a source is served as it is; None for what goes to ONNX Runtime."""
+    if triton.backend is None:
+        return None
+    inputs, outputs = (tuple(Tensor.model_validate(t.model_dump()) for t in tensors or ()) for tensors in (triton.inputs, triton.outputs))
+    return Served(backend=triton.backend, inputs=inputs, outputs=outputs, code=triton.code == "Allowed")
+
+
+def _add_container(job: Object, task: PrepareTask, container: Container, resources: Resources) -> None:
+    """The user's container between two of ours. It gets the folders that it reads and writes, and nothing else of the pod: no Secret, no task.
+
+    The first of ours makes the steps before it, the last takes what it made for a file of a stranger.
+    """
+    pod = job["spec"]["template"]["spec"]
+    [last] = pod["containers"]
+
+    def ours(name: str, part: Literal["BeforeContainer", "AfterContainer"], folders: list[Object]) -> Object:
+        told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
+        env = [told if variable["name"] == TASK_ENV else variable for variable in last["env"]]
+        return {**last, "name": name, "env": env, "volumeMounts": [*last["volumeMounts"], *folders]}
+
+    def mount(name: str, path: str, **more: bool) -> Object:
+        return {"name": name, "mountPath": path, **more}
+
+    theirs: Object = {
+        "name": CONTAINER_STEP,
+        "image": container.image,
+        "imagePullPolicy": "IfNotPresent",  # a digest is what it is
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "resources": (container.resources or resources).wire(),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [mount("step-tmp", "/tmp"), mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR)],
+    }
+    theirs |= {name: value for name, value in (("command", container.command), ("args", container.args)) if value}
+    work = mount("step-work", WORK_DIR)
+    pod["initContainers"] = [ours(_BEFORE, "BeforeContainer", [work, mount("step-in", IN_DIR)]), theirs]
+    pod["containers"] = [ours(_JOB, "AfterContainer", [work, mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)])]
+    pod["volumes"] += [{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    rules.insert(0, _fail_on(_BEFORE, FINAL))
+    rules.append(_fail_on(_BEFORE, CRASHED | {KILLED}))
+    # Whatever it ends with, it would most likely end with again; but a queue that takes the Job back ends its pod without a word in the status.
+    rules.append(_fail_on(CONTAINER_STEP, TOLD_TO_END | {0}, "NotIn"))
 
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
@@ -274,7 +339,7 @@ def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, L
 def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
-    return product or ("gpu" if wants_gpu(serving) else "any")
+    return product or ("gpu" if wants_gpu(serving.resources) else "any")
 
 
 def evaluate_job(

@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import TASK_ENV, FetchTask
-from modelrollout.api.v1alpha1 import Serving, seconds
+from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask
+from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
-BUILDER = "1"
+BUILDER = "2"
 GPU = "nvidia.com/gpu"
-_MODELS = "/models"
 _FETCH = "fetch"
 
 
@@ -30,7 +29,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, namespace))
-    models = {"name": "models", "mountPath": _MODELS}
+    models = {"name": "models", "mountPath": REPOSITORY}
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
     spec: Object = {
@@ -57,7 +56,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 **pull,
                 "command": ["tritonserver"],
                 "args": [
-                    f"--model-repository={_MODELS}",
+                    f"--model-repository={REPOSITORY}",
                     # Explicit, one model: readiness of the server says nothing about models, so the probes ask for the model.
                     "--model-control-mode=explicit",
                     f"--load-model={deployment}",
@@ -73,6 +72,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 ],
                 "resources": serving.resources.wire(),
                 "securityContext": container_security(),
+                "terminationMessagePolicy": "FallbackToLogsOnError",  # the last line says why a model was not loaded
                 "startupProbe": model_ready
                 | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout)))},
                 "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
@@ -115,20 +115,22 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     }
 
 
-def wants_gpu(serving: Serving) -> bool:
-    """Whether the pods ask for a GPU."""
-    return str((serving.resources.limits or {}).get(GPU, 0)) != "0"
+def wants_gpu(resources: Resources) -> bool:
+    """Whether a container with these resources asks for a GPU."""
+    return str((resources.limits or {}).get(GPU, 0)) != "0"
+
+
+def tolerations(serving: Serving, gpu: bool) -> list[Any]:
+    """Those of the spec, and the usual one of nodes with GPUs for pods that ask for one."""
+    usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+    given: list[Any] = list(serving.tolerations or [])
+    return [*given, usual] if gpu and usual not in given else given
 
 
 def _placement(serving: Serving) -> Object:
     found: Object = {}
-    tolerations: list[Any] = list(serving.tolerations or [])
-    if wants_gpu(serving):
-        usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
-        if usual not in tolerations:
-            tolerations.append(usual)
-    if tolerations:
-        found["tolerations"] = tolerations
+    if tolerated := tolerations(serving, wants_gpu(serving.resources)):
+        found["tolerations"] = tolerated
     if serving.node_selector:
         found["nodeSelector"] = dict(serving.node_selector)
     if serving.affinity:
@@ -162,7 +164,7 @@ def server_deployment(
     """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, and when its pods were last asked to start
     anew."""
     fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=_MODELS
+        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=REPOSITORY
     )
     # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})

@@ -37,9 +37,10 @@ def _dims(tensor: TensorSpec, batched: bool) -> tuple[list[int], bool]:
     return list(tensor.shape[1:]) or [1], len(tensor.shape) == 1
 
 
-def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching, instance_kind: str) -> str:
-    """The file's text. With ``max_batch_size`` > 0 Triton adds the batch dimension itself; raises BatchingImpossible where there is none."""
-    config = pb.ModelConfig(backend="onnxruntime", max_batch_size=batching.max_batch_size, default_model_filename=MODEL_FILE)
+def message(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching) -> Any:
+    """A configuration of tensors and batching alone. With ``max_batch_size`` > 0 Triton adds the batch dimension itself; raises BatchingImpossible
+    where there is none."""
+    config = pb.ModelConfig(max_batch_size=batching.max_batch_size)
     batched = batching.max_batch_size > 0
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
         for tensor in tensors:
@@ -48,9 +49,21 @@ def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching
             entry = field.add(name=tensor.name, data_type=pb.DataType.Value(kind), dims=dims)
             if scalar:
                 entry.reshape.SetInParent()
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(instance_kind))
     if batched:
         config.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
+    return config
+
+
+def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching, instance_kind: str) -> str:
+    """The file's text for an ONNX model; raises BatchingImpossible."""
+    config = message(inputs, outputs, batching)
+    config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(instance_kind))
+    return text(config)
+
+
+def text(config: Any) -> str:
+    """The message as the file has it; equal messages give equal text."""
     return str(text_format.MessageToString(config))
 
 

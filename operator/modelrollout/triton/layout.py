@@ -1,7 +1,9 @@
-"""Names in a Triton model repository: ``<model>/config.pbtxt`` and ``<model>/<number>/model.onnx``.
+"""Names in a Triton model repository: ``<model>/config.pbtxt`` and ``<model>/<number>/model.onnx``, or what another backend reads there.
 
 Imports nothing: init containers need it and should start fast.
 """
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.pbtxt"
+# Beside the model's folder, a link to that of its version, for paths that are written before anybody knows model and number.
+VERSION_LINK = ".version"

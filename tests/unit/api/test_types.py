@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, ModelDeploymentStatus, same_version, seconds
+from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, ModelDeploymentStatus, Optimization, same_version, seconds
 from modelrollout.rollout.steps import steps_of
 from tests.unit.rollout import builders as b
 
@@ -48,6 +48,20 @@ def test_a_version_is_what_changes_answers() -> None:
     for same in (b.spec(1, pinned=True), b.spec(1, replicas=9), b.spec(1, golden=True), b.spec(1, gateway=False)):
         assert same_version(one, same.user_input()) and same.user_input() == one
     assert not same_version(one, b.spec(2).user_input())
+
+
+def test_what_a_container_may_use_is_no_part_of_the_version_and_the_present_one_holds() -> None:
+    def spec(image: str, **resources: object) -> ModelDeploymentSpec:
+        container = {"image": f"example/own@sha256:{image * 64}", **({"resources": resources} if resources else {})}
+        return b.spec(1, optimization={"steps": [{"graph": {}}, {"container": container}], "timeout": "2h"})
+
+    small, large = spec("0", limits={"cpu": "1"}), spec("0", limits={"cpu": "4"})
+    assert same_version(small.user_input(), large.user_input()) and same_version(small.user_input(), spec("0").user_input())
+    assert not same_version(small.user_input(), spec("1").user_input())
+    carried = Optimization.model_validate(small.user_input()["optimization"]).carried_out_as(large.optimization)
+    assert carried == large.optimization
+    without = carried.carried_out_as(b.spec(1).optimization)
+    assert without.container == carried.container and without.timeout == "1h"
 
 
 def test_a_revisions_name_is_that_of_its_input_and_bytes() -> None:

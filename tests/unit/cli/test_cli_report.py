@@ -135,6 +135,14 @@ def test_html_is_one_sound_file_with_pictures(cli: Cli, ended: FakeKube) -> None
     assert "@import" not in text
 
 
+def test_a_model_that_is_served_as_it_is_says_by_what(cli: Cli, kube: FakeKube) -> None:
+    python = revision("digits-8d1b", 3, "Stable", artifact=ARTIFACT)
+    python["spec"]["input"]["serving"]["triton"] = {"backend": "Python", "code": "Allowed"}
+    kube.add(MODEL_REVISION, python)
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable={**STABLE, "revision": "digits-8d1b"}))
+    assert json.loads(ran(cli, "digits/digits-8d1b", "-o", "json"))["facts"]["backend"] == "Python, with code of its own"
+
+
 def test_json_has_numbers(cli: Cli, ended: FakeKube) -> None:
     found = json.loads(ran(cli, "digits", "-o", "json"))
     assert found["outcome"] == "RolledBack"

@@ -295,6 +295,32 @@ def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> Non
     )
 
 
+def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> None:
+    found = work(*job("Failed", code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
+    assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
+    not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
+    assert not_told_yet == found, "nothing is tried again, whatever the Job controller has seen by now"
+
+
+def test_a_users_container_at_work_is_no_idleness_and_its_failure_no_other_try() -> None:
+    (resource, made), *_ = job()
+    before = {"name": "before", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T13:00:00Z"}}}
+
+    def at(state: Object, **status: Any) -> Work:
+        own = {"name": "container-step", "state": state}
+        return work((resource, made), job_pod(made["metadata"]["name"], {"waiting": {}}, initContainerStatuses=[before, own], **status))
+
+    assert at({"running": {}}, phase="Pending") == Work("Running")
+    assert at({"waiting": {"reason": "PodInitializing"}}, phase="Pending").idle_since == "2026-11-22T13:00:00Z"
+    failed = at({"terminated": {"exitCode": 1, "message": "no GPU"}}, phase="Failed")
+    assert (failed.state, failed.exit_code, failed.result) == ("Failed", None, None) and failed.problem and failed.problem.reason == "ContainerFailed"
+    oom = at({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, phase="Failed")
+    assert oom.state == "Failed" and oom.problem and "the step's container.resources.limits.memory" in oom.problem.message
+    lost = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}]
+    drained = at({"terminated": {"exitCode": 137}}, phase="Failed", conditions=lost)
+    assert drained.state == "Running" and drained.retried and drained.retried.reason == "Evicted"
+
+
 @pytest.mark.parametrize("message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"'])
 def test_a_message_that_is_no_result(message: str) -> None:
     assert work(*job("Complete", code=0, message=message)).result is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, stuck
+from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}
 
@@ -76,6 +76,32 @@ def test_a_crash_without_words() -> None:
     )
 
 
+# The end of tritonserver 2.51's log.
+NOT_LOADED = """I1122 15:17:46.053269 28754 server.cc:345] "Timeout 5: Found 0 live models and 0 in-flight non-inference requests"
+error: creating server: Invalid argument - load failed for model 'digits': version 7 is at UNAVAILABLE state: {};
+
+"""
+NO_BACKEND = "Invalid argument: unable to find backend library for backend 'tensorrt', try specifying runtime on the model configuration."
+
+
+@pytest.mark.parametrize(
+    ("why", "expected", "says"),
+    [
+        (NO_BACKEND, "BackendMissing", "no backend tensorrt: set spec.serving.triton.image"),
+        (
+            "Internal: ModuleNotFoundError: No module named 'numpy'\n\nAt:\n  utils.py(30)\n",
+            "ModelNotLoaded",
+            "No module named 'numpy' At:",
+        ),
+        ("x" * 5000, "ModelNotLoaded", "x" * 400),
+    ],
+)
+def test_a_model_that_triton_does_not_load_is_told_from_its_log(why: str, expected: str, says: str) -> None:
+    last = {"terminated": {"exitCode": 1, "message": NOT_LOADED.format(why)}}
+    problem = pod_problem([pod(containerStatuses=[container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=last)])])
+    assert problem and problem.reason == expected and says in problem.message and len(problem.message) < 600
+
+
 def test_pods_that_end_or_go_are_no_trouble() -> None:
     bad = container(state={"waiting": {"reason": "ErrImagePull"}})
     going = pod(containerStatuses=[bad])
@@ -87,7 +113,7 @@ def test_pods_that_end_or_go_are_no_trouble() -> None:
 
 
 def ended(code: int, message: str = "", **more: Any) -> list[dict[str, Any]]:
-    return [container(state={"terminated": {"exitCode": code, "message": message} | more})]
+    return [container(name="job", state={"terminated": {"exitCode": code, "message": message} | more})]
 
 
 def disrupted(why: str, message: str = "by somebody") -> list[dict[str, str]]:
@@ -203,3 +229,114 @@ def test_pods_that_start_run_and_hang() -> None:
     assert starting([works, pulls, done, gone]) == [pulls]
     found = stuck([works, gone])
     assert found and found[0] == "2026-01-01T00:05:00Z" and found[1].reason == "NodeLost" and stuck([works, pulls, done]) is None
+
+
+# --- a user's container between two of ours
+
+DONE = {"terminated": {"exitCode": 0, "message": '{"message": "handed over"}', "finishedAt": "2026-01-01T00:10:00Z"}}
+NEVER: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
+
+
+def of_three(before: dict[str, Any], own: dict[str, Any], job: dict[str, Any], phase: str = "Failed", **status: Any) -> dict[str, Any]:
+    initial = [container(name="before", state=before), container(name="container-step", state=own)]
+    made = pod(phase=phase, initContainerStatuses=initial, containerStatuses=[container(name="job", state=job)], **status)
+    limits = {name: {"resources": {"limits": {"memory": memory}}} for name, memory in (("before", "2Gi"), ("container-step", "8Gi"), ("job", "3Gi"))}
+    (*init, last) = ({"name": name} | more for name, more in limits.items())
+    return made | {"spec": {"nodeName": "n1", "initContainers": init, "containers": [last]}}
+
+
+def end_of(made: dict[str, Any]) -> Ending:
+    found = ending([made])
+    assert found is not None
+    return found
+
+
+def test_the_users_container_failed_and_is_no_result_whatever_it_says() -> None:
+    said = 'Epoch 1\n{"reason": "Completed", "artifact_digest": "sha256:00"}\nno GPU:\x1b[31m found\n\n'
+    found = end_of(of_three(DONE, {"terminated": {"exitCode": 12, "message": said}}, NEVER))
+    assert (found.exit_code, found.result, found.hopeless) == (None, None, True), "its code is not one of ours"
+    assert found.problem and found.problem.reason == "ContainerFailed"
+    assert "ended with code 12: no GPU:[31m found; " in found.problem.message
+
+
+@pytest.mark.parametrize("code", [0, 10, 20])
+def test_the_users_container_cannot_speak_for_ours(code: int) -> None:
+    lied = {"terminated": {"exitCode": code, "message": '{"artifact_digest": "sha256:00", "reused": true}'}}
+    assert end_of(of_three(DONE, lied, NEVER)).result is None
+
+
+@pytest.mark.parametrize("code", [1, 137, 139, 143])
+def test_the_users_container_that_says_nothing(code: int) -> None:
+    """Also one that killed itself: no crash of ours that would be tried again."""
+    found = end_of(of_three(DONE, {"terminated": {"exitCode": code, "reason": "Error"}}, NEVER))
+    assert found.problem and found.problem.reason == "ContainerFailed" and "it said nothing" in found.problem.message and found.hopeless
+
+
+@pytest.mark.parametrize(
+    ("states", "limit", "field"),
+    [
+        ((DONE, {"terminated": OOM}, NEVER), "8Gi", "the step's container.resources.limits.memory"),
+        (({"terminated": OOM}, NEVER, NEVER), "2Gi", "spec.optimization.resources.limits.memory"),
+        ((DONE, DONE, {"terminated": OOM}), "3Gi", "spec.optimization.resources.limits.memory"),
+    ],
+)
+def test_whose_memory_was_too_little(states: tuple[dict[str, Any], ...], limit: str, field: str) -> None:
+    found = end_of(of_three(*states))
+    assert found.problem and found.problem.reason == "OutOfMemory" and found.hopeless, "with the same limit it would end the same way"
+    assert f"its limit of {limit}" in found.problem.message and f"raise {field}" in found.problem.message
+    assert found.exit_code == (None if limit == "8Gi" else 137)
+
+
+@pytest.mark.parametrize("states", [(DONE, {"terminated": {"exitCode": 137, "message": "Epoch 3"}}, NEVER), ({"terminated": OOM}, NEVER, NEVER)])
+def test_who_takes_a_pod_of_three_away_is_the_reason(states: tuple[dict[str, Any], ...]) -> None:
+    found = end_of(of_three(*states, conditions=disrupted("DeletionByTaintManager")))
+    assert found.problem and (found.problem.reason, found.result, found.hopeless) == ("NodeLost", None, False)
+    shut = end_of(of_three(*states, conditions=disrupted("TerminationByKubelet"), reason="Evicted", message="The node was low on resource: memory."))
+    assert shut.problem and shut.problem.reason == "Evicted" and not shut.hopeless
+
+
+def test_a_queue_that_takes_its_job_back_tells_the_pod_to_end_and_nothing_else() -> None:
+    told = of_three(DONE, {"terminated": {"exitCode": 143, "reason": "Error"}}, NEVER)
+    told["metadata"]["deletionTimestamp"] = "2026-01-01T00:20:00Z"
+    found = end_of(told)
+    assert found.problem and found.problem.reason == "Evicted" and not found.hopeless
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ('Container container-step exceeded its local ephemeral storage limit "1Gi". ', "the step's container.resources.limits.ephemeral-storage"),
+        ('Container job exceeded its local ephemeral storage limit "1Gi". ', "spec.optimization.resources.limits.ephemeral-storage"),
+    ],
+)
+def test_whose_disk_was_too_small(message: str, field: str) -> None:
+    found = end_of(of_three(DONE, {"terminated": {"exitCode": 137}}, NEVER, reason="Evicted", message=message))
+    assert found.problem and found.problem.reason == "OutOfDisk" and found.hopeless and f"raise {field}" in found.problem.message
+
+
+def test_a_pod_that_took_too_long_in_the_users_container() -> None:
+    found = end_of(of_three(DONE, {"terminated": {"exitCode": 143}}, NEVER, reason="DeadlineExceeded", message="Pod was active too long"))
+    assert found.problem and found.problem.reason == "DeadlineExceeded" and found.hopeless
+
+
+def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
+    told = {"terminated": {"exitCode": 10, "message": '{"reason": "NotOnnx"}'}}
+    for made in (of_three(told, NEVER, NEVER), of_three(DONE, DONE, told)):
+        found = end_of(made)
+        assert (found.exit_code, found.problem) == (10, None) and found.result and found.result.reason == "NotOnnx"
+    well = end_of(of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded"))
+    assert well.exit_code == 0 and well.result and well.result.sha256 == "ab"
+
+
+def test_what_was_found_done_holds_whoever_takes_the_pod_away_then() -> None:
+    reused = {"terminated": {"exitCode": 20, "message": '{"reused": true}'}}
+    found = end_of(of_three(reused, NEVER, NEVER, conditions=disrupted("EvictionByEvictionAPI")))
+    assert found.exit_code == 20 and found.result and found.result.reused and found.problem is None
+
+
+def test_a_pod_works_while_one_of_its_containers_does() -> None:
+    works: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:11:00Z"}}
+    assert running([of_three(works, NEVER, NEVER, "Pending")]) and running([of_three(DONE, works, NEVER, "Pending")])
+    pulls = of_three(DONE, {"waiting": {"reason": "PodInitializing"}}, NEVER, "Pending")
+    assert starting([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", "not since its creation: it has worked"
+    assert starting_since(pod(phase="Pending")) == "2026-01-01T00:00:00Z"

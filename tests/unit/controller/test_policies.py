@@ -121,6 +121,21 @@ class TestInTheLoop:
 
         asyncio.run(main())
 
+    @pytest.mark.parametrize("policy", [{}, {"gates": {"golden": False}}])
+    def test_code_waits_for_a_policy_that_names_its_place(self, policy: dict[str, Any]) -> None:
+        async def main() -> None:
+            python = {"resources": {}, "triton": {"backend": "Python", "code": "Allowed"}}
+            cluster, operator = await serving(b.spec(2, serving=python), **policy)
+            await operator.live(4)
+            ready = next(c for c in cluster.status.conditions if c.type == "Ready")
+            assert ready.reason == "CodeNotAllowed" and "allowedSources.code" in ready.message
+            assert cluster.status.rollout and cluster.status.rollout.stage == "Done", "not even a Job was made"
+            cluster.policy("q", allowedSources={"code": ["s3://models/"]})
+            await operator.settle()
+            assert cluster.status.rollout and cluster.status.rollout.stage != "Done", "it begins by itself"
+
+        asyncio.run(main())
+
     def test_defaults_fill_in_what_is_left_out_and_are_shown(self) -> None:
         async def main() -> None:
             spec = b.spec(2).wire()

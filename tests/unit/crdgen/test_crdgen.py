@@ -135,8 +135,9 @@ def test_examples_are_what_the_types_read(example: Path) -> None:
 
 
 def test_full_example_names_every_field_of_the_spec() -> None:
-    """Together with those of the strategies that exclude each other, and of metrics of regressions."""
-    examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in ("full", "blue-green", "ab-test", "regression")]
+    """Together with those of what excludes each other (strategies, backends), of metrics of regressions, and of images of one's own."""
+    files = ("full", "blue-green", "ab-test", "regression", "tensorrt", "python-backend", "training-image")
+    examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in files]
 
     def used(value: Any, path: str) -> set[str]:
         found = {path}
@@ -147,7 +148,7 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         return found
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
-    data = re.compile(r"\.(calibration|training\.data)\.")  # the gate's data shows all fields of a data set
+    data = re.compile(r"\.(calibration|training\.data|container\.data)\.")  # the gate's data shows all fields of a data set
     wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and not data.search(path)}
     assert wanted - {path for example in examples for path in used(example, "spec")} == set()
 

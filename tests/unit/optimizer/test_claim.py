@@ -16,7 +16,7 @@ from modelrollout.jobs.errors import JobError, retryable
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import claim, steps
-from modelrollout.optimizer.claim import Claim, Ended, take
+from modelrollout.optimizer.claim import Claim, Ended, resumed, take
 from modelrollout.optimizer.fetch import Store
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
 from tests.unit.optimizer.test_prepare import gate_for, task_for
@@ -126,6 +126,43 @@ def test_who_waited_takes_the_gates_verdict_and_who_comes_later_tries_anew(place
     assert isinstance(error, JobError) and (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyDrop")
     assert "ml/a" in error.message and error.result().accuracy_after == 0.5
     taken(place, "ml/b").end()
+
+
+def test_while_a_users_container_works_the_claim_holds_without_a_beat(place: Store, server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "HANDED_SECONDS", 60.0)
+    handed = taken(place, "ml/a").hand_over()
+    thread, ended = in_background(lambda: take(place, "ml/b", Progress(), FOREVER))
+    thread.join(timeout=2.0)
+    assert thread.is_alive() and stored(server, 1)["handed"], "longer than others may be silent"
+    after = resumed(place, handed)
+    time.sleep(0.2)
+    assert "handed" not in stored(server, 1), "from now on its beats count again"
+    after.end()
+    thread.join(timeout=20)
+    assert isinstance(ended[0], Ended)
+
+
+def test_a_users_container_that_works_longer_is_doubled_and_no_more(place: Store, server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "HANDED_SECONDS", 0.3)
+    handed = taken(place, "ml/a").hand_over()
+    second = taken(place, "ml/b")
+    first = resumed(place, handed)
+    time.sleep(0.2)
+    assert (stored(server, 1)["owner"], stored(server, 2)["owner"]) == ("ml/a", "ml/b")
+    thread, ended = in_background(lambda: take(place, "ml/c", Progress(), FOREVER))
+    first.end()
+    thread.join(timeout=0.5)
+    assert thread.is_alive(), "the claim of the highest number counts"
+    second.end()
+    thread.join(timeout=20)
+    assert isinstance(ended[0], Ended)
+
+
+def test_another_try_of_a_revision_does_not_wait_for_its_container_that_failed(place: Store) -> None:
+    taken(place, "ml/a").hand_over()
+    begun = time.monotonic()
+    taken(place, "ml/a").end()
+    assert time.monotonic() - begun < claim.HANDED_SECONDS
 
 
 def test_patience_ends(place: Store) -> None:

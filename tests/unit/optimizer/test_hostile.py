@@ -19,6 +19,7 @@ import pytest
 
 from modelrollout.api.tasks import RESULT_LIMIT_BYTES, Gate, GateMetric, PrepareTask, Signature, TaskResult
 from tests.unit.optimizer.hostile import CASES, GOOD, SIGNER, Case, changed, entry, external, pem, signature, tarred, zipped
+from tests.unit.optimizer.hostile_backends import BACKEND_CASES
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, object_store
 
 OPERATOR = str(Path(__file__).parents[3] / "operator")
@@ -106,11 +107,11 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 def test_there_are_many_and_each_is_told_apart() -> None:
     assert len(CASES) >= 100
-    assert len({case.name for case in CASES}) == len(CASES)
+    assert len({case.name for case in (*CASES, *BACKEND_CASES)}) == len(CASES) + len(BACKEND_CASES)
     assert len({case.reason for case in CASES}) >= 35
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *BACKEND_CASES], ids=lambda case: case.name)
 def test_ends_with_its_reason(child: Child, case: Case) -> None:
     code, result, peak = child.run(case)
     assert (result.reason, code) == (case.reason, case.code), result.message

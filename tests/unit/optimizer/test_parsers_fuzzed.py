@@ -13,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelrollout.api.config import ConfigError, OperatorConfig, load_config
+from modelrollout.api.tasks import Batching, Served
 from modelrollout.controller.pods import ending
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import parse_task
-from modelrollout.optimizer import archive, artifact, data, signature
+from modelrollout.optimizer import archive, artifact, data, openvino_ir, passthrough_config, signature, vllm_engine
 from modelrollout.optimizer.model import check
+from modelrollout.triton.tensors import TensorSpec
+from tests.unit.optimizer.backend_files import CONFIG as PBTXT
+from tests.unit.optimizer.backend_files import ENGINE, IR, engine
 from tests.unit.optimizer.hostile import SIGNER, entry, npy, tarred, zipped
 from tests.unit.optimizer.hostile import signature as signed_for
 from tests.unit.optimizer.job_fakes import classifier, labelled
@@ -153,6 +157,35 @@ def test_models(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with contextlib.suppress(JobError):
         check(path)
+
+
+@FUZZ
+@given(st.binary(max_size=200) | bent(PBTXT + b"max_batch_size: 4 parameters { key: 'a' value { string_value: 'b' } } instance_group { count: 2 }"))
+def test_configurations_of_others(content: bytes) -> None:
+    with contextlib.suppress(JobError):
+        found = passthrough_config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
+        assert found.inputs and found.outputs
+        assert passthrough_config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found, (
+            "what is written is read"
+        )
+
+
+@FUZZ
+@given(st.binary(max_size=200) | bent(IR))
+def test_networks_of_openvino(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with contextlib.suppress(JobError):
+        openvino_ir.check(path, 48, (TensorSpec("x", "FP32", (-1, 4)),), ())
+
+
+@FUZZ
+@given(st.binary(max_size=200) | bent(engine()) | grafted(ENGINE).map(lambda v: json.dumps(v).encode()))
+def test_engines_of_vllm(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    target = path.with_name("engine")
+    with contextlib.suppress(JobError):
+        found = json.loads(vllm_engine.resolved(path, ["weights/config.json"], target, code=False).read_bytes())
+        assert found["model"].startswith("/models/.version/")
 
 
 @FUZZ

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -42,6 +44,23 @@ def test_predictions_do_not_depend_on_the_batch(tmp_path: Path, batch: int | str
     found = classes(save(classifier(batch), tmp_path), x)
     assert (found == y).mean() > 0.9
     assert np.array_equal(found, classes(save(classifier(extra_labels=True), tmp_path), x))
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_quantization_takes_no_more_threads_than_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool) -> None:
+    seen: list[int] = []
+
+    def session(*arguments: Any, **named: Any) -> Any:
+        seen.append((arguments[1] if len(arguments) > 1 else named["sess_options"]).intra_op_num_threads)
+        return real(*arguments, **named)
+
+    real, options = onnxruntime.InferenceSession, onnxruntime.SessionOptions
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(predict_module, "cpu_limit", lambda: 1)
+    path = save(classifier(), tmp_path)
+    quantize(path, tmp_path / "q.onnx", check(path), {"x": samples(40)[0]} if calibrated else None, symmetric=False, field="f")
+    assert seen and set(seen) == {1}, "0 is a thread for every core of the node"
+    assert onnxruntime.SessionOptions is options
 
 
 def test_convention() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
@@ -60,6 +62,17 @@ def test_every_step_reaches_its_job_as_it_was_written() -> None:
     }
 
 
+def test_a_backend_reaches_the_job_with_its_tensors() -> None:
+    tensor = {"name": "x", "dataType": "FP32", "shape": [-1, 4]}
+    triton = {"backend": "TensorRT", "inputs": [tensor], "outputs": [tensor | {"name": "y"}]}
+    served = o.task(o.prepare(serving=Serving.model_validate({"resources": {}, "triton": triton})))["served"]
+    assert served["backend"] == "TensorRT" and served["code"] is False
+    assert served["inputs"] == [{"name": "x", "data_type": "FP32", "shape": [-1, 4]}] and served["outputs"][0]["name"] == "y"
+    python = Serving.model_validate({"resources": {}, "triton": {"backend": "Python", "code": "Allowed"}})
+    assert o.task(o.prepare(serving=python))["served"] == {"backend": "Python", "code": True, "inputs": [], "outputs": []}
+    assert "served" not in o.task(o.prepare())
+
+
 def test_only_steps_that_train_get_the_image_that_can() -> None:
     def image(steps: list[dict[str, object]]) -> str:
         found: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))["containers"][0]["image"]
@@ -67,6 +80,78 @@ def test_only_steps_that_train_get_the_image_that_can() -> None:
 
     assert image(EVERY_STEP) == "example/trainer@sha256:3"
     assert image([{"prune": {"sparsity": 0.5}}, EVERY_STEP[4]]) == "example/optimizer@sha256:1"
+
+
+CONTAINER = {
+    "image": "example/own@sha256:" + "a" * 64,
+    "command": ["python", "/train.py"],
+    "args": ["--epochs", "3"],
+    "data": {"uri": "s3://models/t.npz", "labels": "y"},
+    "resources": {"limits": {"nvidia.com/gpu": 1}},
+}
+
+
+def with_container(**fields: object) -> o.Object:
+    return o.prepare(optimization=Optimization.model_validate({"steps": [{"graph": {}}, {"container": CONTAINER | fields}, {"int8": {}}]}))
+
+
+def test_the_users_container_runs_between_two_of_ours() -> None:
+    job = with_container()
+    before, own = o.pod(job)["initContainers"]
+    [after] = o.pod(job)["containers"]
+    parts = [json.loads(c["env"][0]["value"])["part"] for c in (before, after)]
+    assert parts == ["BeforeContainer", "AfterContainer"] and before["image"] == after["image"] == "example/optimizer@sha256:1"
+    step = json.loads(after["env"][0]["value"])["steps"][1]
+    assert (step["image"], step["args"], step["data"]["labels"]) == (CONTAINER["image"], ["--epochs", "3"], "y")
+    assert "resources" not in step, "they shape no result, and are no part of the artifact's key"
+    assert (own["image"], own["command"], own["args"]) == (CONTAINER["image"], CONTAINER["command"], CONTAINER["args"])
+    assert own["resources"] == CONTAINER["resources"]
+    assert with_container(resources=None)["spec"]["template"]["spec"]["initContainers"][1]["resources"] == before["resources"]
+
+
+def test_a_job_that_asks_for_a_gpu_tolerates_what_keeps_others_from_the_node() -> None:
+    def tolerated(optimization: dict[str, object], **serving: object) -> object:
+        asked = Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}, **serving})
+        return o.pod(o.prepare(optimization=Optimization.model_validate(optimization), serving=asked)).get("tolerations")
+
+    usual = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    gpu = {"limits": {"nvidia.com/gpu": 1}}
+    assert tolerated({"steps": []}) is None, "what needs no GPU stays away from nodes with one"
+    assert tolerated({"steps": [], "resources": gpu}) == [usual]
+    assert tolerated({"steps": [{"container": CONTAINER}]}) == [usual]
+    own = {"key": "team", "operator": "Exists"}
+    assert tolerated({"steps": [], "resources": gpu}, tolerations=[own]) == [own, usual]
+
+
+def test_the_users_container_sees_its_folders_and_nothing_else() -> None:
+    job = with_container()
+    before, own = o.pod(job)["initContainers"]
+    [after] = o.pod(job)["containers"]
+    assert own["env"] == [{"name": "HOME", "value": "/tmp"}]
+    assert own["securityContext"] == after["securityContext"] == before["securityContext"]
+    assert {(m["name"], m["mountPath"], m.get("readOnly", False)) for m in own["volumeMounts"]} == {
+        ("step-in", "/in", True),
+        ("step-out", "/out", False),
+        ("step-tmp", "/tmp", False),
+    }
+    shared = {m["name"]: m for m in after["volumeMounts"]}
+    assert shared["step-out"]["readOnly"] and shared["step-in"]["readOnly"] and "step-tmp" not in shared
+    assert "step-out" not in {m["name"] for m in before["volumeMounts"]}
+    known = {v["name"] for v in o.pod(job)["volumes"]}
+    assert {m["name"] for c in (before, own, after) for m in c["volumeMounts"]} <= known
+
+
+def test_a_container_that_fails_is_not_run_again_but_a_lost_node_is_forgiven() -> None:
+    rules = with_container()["spec"]["podFailurePolicy"]["rules"]
+    of = {r["onExitCodes"]["containerName"]: (rules.index(r), r["onExitCodes"]) for r in rules if "onExitCodes" in r}
+    told_to_end = [137, 143]  # a queue takes its Job back so; what the kernel killed for its memory is told apart by its status
+    assert of["container-step"][1] == {"containerName": "container-step", "operator": "NotIn", "values": [0, *told_to_end]}
+    taken = next(i for i, r in enumerate(rules) if r["action"] == "Count")
+    assert taken < of["container-step"][0], "a lost node is told apart before"
+    for name in ("before", "job"):
+        final, killed = (r for r in rules if r.get("onExitCodes", {}).get("containerName") == name)
+        assert int(ExitCode.REUSED) in final["onExitCodes"]["values"] and int(ExitCode.RETRYABLE) not in final["onExitCodes"]["values"]
+        assert rules.index(final) < taken < rules.index(killed) and {137, 139} <= set(killed["onExitCodes"]["values"])
 
 
 def test_each_location_has_its_own_credentials() -> None:

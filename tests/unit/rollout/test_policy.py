@@ -173,6 +173,14 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
 GATED = {"optimization": {"steps": [{"int8": {}}], "gate": {"data": {"uri": "s3://data/x.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.05}]}}}
 
 
+def own_image(repository: str) -> ModelDeploymentSpec:
+    return b.spec(1, optimization={"steps": [{"container": {"image": f"{repository}@sha256:{'0' * 64}"}}]})
+
+
+def triton(image: str) -> ModelDeploymentSpec:
+    return b.spec(1, serving={"triton": {"image": image}, "resources": {}})
+
+
 class TestDemands:
     @pytest.mark.parametrize(
         ("rules", "spec", "told"),
@@ -198,6 +206,20 @@ class TestDemands:
             ({"allowedSources": {"models": ["s3://models/dig"]}}, b.spec(1), "SourceNotAllowed"),  # a prefix ends at a separator
             ({"allowedSources": {"models": ["s3://models/digits/"]}}, b.spec(1, golden=True), None),
             ({"allowedSources": {"data": ["s3://data/"]}}, b.spec(1, golden=True), "SourceNotAllowed: spec.rollout.analysis.golden.uri"),
+            ({"allowedSources": {"images": ["example.com/ok/"]}}, own_image("example.com/ok/x"), None),
+            ({"allowedSources": {"images": ["example.com/ok/x"]}}, own_image("example.com/ok/x"), None),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com/ok/x"), None),
+            (
+                {"allowedSources": {"images": ["example.com/ok"]}},
+                own_image("example.com/okay/x"),
+                "ImageNotAllowed: spec.optimization.steps[0].container.image: example.com/okay/x@sha256:",
+            ),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com:5000/x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["example.com"]}}, own_image("example.com.evil.org/x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["docker.io"]}}, own_image("x"), "ImageNotAllowed"),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, triton("example.com/triton:26.10"), None),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, triton("example.com/other:1"), "ImageNotAllowed: spec.serving.triton.image"),
+            ({"allowedSources": {"images": ["example.com/triton"]}}, b.spec(1), None),
             ({"limits": {"gpus": 1}}, b.spec(1), "LimitTooSmall: spec.serving: the pods of a new revision ask for 2 GPUs"),
             ({"limits": {"gpus": 2}}, b.spec(1), None),
             ({"gates": {"nonsense": 1}}, b.spec(1), "PolicyInvalid: RolloutPolicy p cannot be read"),
@@ -206,6 +228,28 @@ class TestDemands:
     def test_each(self, rules: dict[str, Any], spec: ModelDeploymentSpec, told: str | None) -> None:
         found = demand(spec, policy(**rules))
         assert (found is None) if told is None else (found is not None and found.startswith(told)), found
+
+    @pytest.mark.parametrize(
+        ("policies", "told"),
+        [
+            ([], "CodeNotAllowed: spec.serving.triton.code: s3://models/digits/v1/model.onnx may run its own code, which no RolloutPolicy allows"),
+            ([{"allowedSources": {"models": ["s3://models/"]}}], "CodeNotAllowed"),  # a place for models is none for code
+            ([{"allowedSources": {"code": ["s3://models/digits/"]}}], None),
+            ([{"allowedSources": {"code": ["s3://models/dig"]}}], "CodeNotAllowed"),
+            ([{"allowedSources": {"code": ["s3://models/"]}}, {"allowedSources": {"data": ["s3://data/"]}}], None),
+            ([{"allowedSources": {"code": ["s3://models/"]}}, {"allowedSources": {"code": ["s3://x/"]}}], "RolloutPolicy p1 allows only in s3://x/"),
+            ([{"allowedSources": {"code": ["s3://models/"], "models": ["s3://x/"]}}], "SourceNotAllowed"),
+        ],
+    )
+    @pytest.mark.parametrize("triton", [{"backend": "Python", "code": "Allowed"}, {"backend": "VLLM", "code": "Allowed"}, {"backend": "Python"}])
+    def test_code_runs_only_where_a_policy_says_so(self, policies: list[dict[str, Any]], told: str | None, triton: dict[str, Any]) -> None:
+        spec = b.spec(1, serving={"resources": {}, "triton": triton})
+        found = demand(spec, *(policy(f"p{i}", **rules) for i, rules in enumerate(policies)))
+        assert (found is None) if told is None else (found is not None and told in found), found
+
+    @pytest.mark.parametrize("backend", ["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "VLLM"])
+    def test_what_runs_no_code_needs_no_policy(self, backend: str) -> None:
+        assert demand(b.spec(1, serving={"resources": {}, "triton": {"backend": backend}})) is None
 
     def test_a_source_must_be_allowed_by_every_policy(self) -> None:
         wide, narrow = policy("a", allowedSources={"models": ["s3://models/"]}), policy("b", allowedSources={"models": ["s3://other/"]})

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from modelrollout.api.tasks import DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
+from modelrollout.api.tasks import ContainerStep, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import check
@@ -50,6 +50,10 @@ def run(step: Step, work: Work) -> dict[str, Any]:
             from modelrollout.optimizer.steps.graph import graph
 
             return graph(step, work)
+        case ContainerStep():
+            from modelrollout.optimizer.steps.container import container
+
+            return container(step, work)
 
 
 def tools(step: Step, where: str) -> dict[str, str]:
@@ -78,6 +82,8 @@ def labels_in(step: Step, arrays: Container[str], labels: str) -> bool:
             return step.leave_out == "BySensitivity" and labels in arrays  # without labels the answers are compared with the float model's
         case DistillStep():
             return step.hard_labels > 0
+        case ContainerStep():
+            return labels in arrays
         case _:
             return True
 
@@ -101,10 +107,15 @@ def apply(
     max_drop: float | None,
     symmetric: bool,
     advance: Advance,
+    earlier: Applied | None = None,
 ) -> Applied:
-    """All steps in order; ``data`` and ``models`` by their whole field (``spec.optimization.steps[0].int8.calibration``). Raises JobError."""
-    path, applied = source, Applied(source, [])
-    for index, step in enumerate(steps):
+    """All steps in order; ``data`` and ``models`` by their whole field (``spec.optimization.steps[0].int8.calibration``). Raises JobError.
+
+    ``earlier``: what was made of the first steps in another container; it goes on after them.
+    """
+    applied = earlier or Applied(source, [])
+    path = applied.path
+    for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
         where, target = field_of(index, step), folder / f"step-{index}.onnx"
         inner = tuple(step.sources())
         work = Work(

@@ -16,7 +16,7 @@ from modelrollout.api.tasks import PruneStep, Training
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.channels import Channels
 from modelrollout.optimizer.data import Data, batch_rows, batches
-from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused
+from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 from modelrollout.optimizer.steps.work import Work
 
 ACTIVATION_SAMPLES = 512
@@ -154,7 +154,7 @@ def _activations(channels: Channels, data: Data, work: Work) -> Activations:
     known = {value.name: value for value in model.graph.value_info}
     model.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in present)
     try:
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise refused("PruningFailed", work.field, error, "use importance: Magnitude") from None
     rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)

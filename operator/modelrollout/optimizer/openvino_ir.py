@@ -1,0 +1,95 @@
+"""OpenVINO's model.xml: read with expat as it comes, without document types and entities, so that it can refer to nothing and grow into nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+from xml.parsers import expat
+
+from modelrollout.jobs.errors import bad_input
+from modelrollout.triton.tensors import TensorSpec
+
+FIELD = "spec.model.uri"
+XML_LIMIT_BYTES = 512 << 20
+_CHUNK = 1 << 20
+
+
+@dataclass
+class _Seen:
+    root: str = ""
+    layer: str = ""  # type of the one that is open
+    inputs: set[str] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+    parameters: int = 0
+    results: int = 0
+    end: int = 0  # of the weights that a layer says it has
+
+
+def _invalid(what: str) -> NoReturn:
+    raise bad_input("BackendFileInvalid", f"{FIELD}: model.xml: {what}; save the model with openvino.save_model")
+
+
+def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """A network whose weights lie within ``weights`` bytes, with these tensors; raises JobError: BackendFileInvalid, TensorUnknown."""
+    seen = _read(path)
+    if seen.root != "net" or not seen.parameters or not seen.results:
+        _invalid("this is no OpenVINO model (net, with Parameter and Result layers)")
+    if seen.end > weights:
+        _invalid(f"its weights end at byte {seen.end} of model.bin, which has {weights}: one of the two files is cut off, or of another model")
+    for what, told, known, count in (("inputs", inputs, seen.inputs, seen.parameters), ("outputs", outputs, seen.outputs, seen.results)):
+        unknown = sorted({t.name for t in told} - known)
+        if unknown:
+            raise bad_input(
+                "TensorUnknown",
+                f"spec.serving.triton.{what} (or config.pbtxt): no {unknown[0]!r} in the model; it has {', '.join(sorted(known)[:8]) or 'none'}",
+            )
+        if len(told) != count and what == "inputs":
+            raise bad_input("TensorUnknown", f"spec.serving.triton.inputs (or config.pbtxt): {len(told)} inputs are named, the model has {count}")
+
+
+def _read(path: Path) -> _Seen:
+    if path.stat().st_size > XML_LIMIT_BYTES:
+        _invalid(f"it has more than {XML_LIMIT_BYTES} bytes")
+    seen = _Seen()
+    parser = expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        seen.root = seen.root or tag
+        if tag == "layer":
+            seen.layer = attributes.get("type", "")
+            seen.parameters += seen.layer == "Parameter"
+            seen.results += seen.layer == "Result"
+            seen.outputs |= _names(attributes, "output_names")
+        elif tag == "data" and "offset" in attributes:
+            seen.end = max(seen.end, _number(attributes["offset"]) + _number(attributes.get("size", "0")))
+        elif tag == "port":
+            found = _names(attributes, "names")
+            seen.outputs |= found
+            if seen.layer == "Parameter":
+                seen.inputs |= found
+
+    def doctype(*_: object) -> NoReturn:
+        _invalid("it has a document type, which a model needs not, and which could make a small file grow without end")
+
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = doctype
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                parser.Parse(chunk, False)
+            parser.Parse(b"", True)
+    except expat.ExpatError as error:
+        _invalid(f"it is no whole XML ({error})")
+    return seen
+
+
+def _names(attributes: dict[str, str], key: str) -> set[str]:
+    return {name for name in attributes.get(key, "").split(",") if name}
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        _invalid(f"{text[:40]!r} is no place in model.bin")
+    return int(text)

@@ -1,0 +1,66 @@
+"""A step that is the user's own image: what is laid before it, and what is taken from it. Its answer is a file of a stranger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from modelrollout.api.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, OUT_DIR, ContainerStep
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.model import PROTOBUF_LIMIT, ModelInfo, check
+from modelrollout.optimizer.predict import open_session
+from modelrollout.optimizer.steps.work import Work
+
+
+def lay_out(model: Path, data: Path | None) -> None:
+    """What the user's container reads: copies, for it sees nothing else of ours."""
+    shutil.copyfile(model, Path(IN_DIR) / HANDED_MODEL)
+    if data:
+        shutil.copyfile(data, Path(IN_DIR) / HANDED_DATA)
+
+
+def container(step: ContainerStep, work: Work) -> dict[str, Any]:
+    """Take the model that the container wrote, if it can be served in the other's place.
+
+    Raises JobError: ContainerOutputMissing, ContainerOutputInvalid, ContainerOutputMismatch, and those of ``check``.
+    """
+    made = Path(OUT_DIR) / HANDED_MODEL
+    what = f"{work.field}: {made}"
+    with _opened(made, what) as source, work.target.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    info, before = check(work.target, what), check(work.original)
+    if _face(info) != _face(before):
+        raise bad_input(
+            "ContainerOutputMismatch",
+            f"{what} takes and gives {_told(info)}, the source model {_told(before)}; clients rely on them: keep names, types and shapes",
+        )
+    open_session(work.target, what)
+    return {"image": step.image}
+
+
+def _opened(path: Path, what: str) -> BinaryIO:
+    """A plain file and nothing that leads elsewhere: the container may have left a link to what only we can read, or a pipe without an end."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise bad_input(
+            "ContainerOutputMissing", f"{what} is not there; the container has to write the model there before it ends with code 0"
+        ) from None
+    except OSError as error:
+        raise bad_input("ContainerOutputInvalid", f"{what} cannot be read ({error.strerror}); write a plain file that its owner can read") from None
+    status = os.fstat(opened)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > PROTOBUF_LIMIT:
+        os.close(opened)
+        raise bad_input("ContainerOutputInvalid", f"{what} is no plain file of at most {PROTOBUF_LIMIT} bytes; write the ONNX model there")
+    return os.fdopen(opened, "rb")
+
+
+def _face(info: ModelInfo) -> list[tuple[str, str, tuple[int, ...]]]:
+    return sorted((t.name, t.datatype, t.shape) for t in (*info.inputs, *info.outputs))
+
+
+def _told(info: ModelInfo) -> list[str]:
+    return [str(t) for t in (*info.inputs, *info.outputs)]

@@ -1,0 +1,153 @@
+"""The optimizer's heavy images in restricted pods: what they are for works there, and Triton serves the result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from numpy.typing import NDArray
+
+from tests.e2e import models
+from tests.e2e.conftest import Stage
+from tests.unit.optimizer import tree_models
+
+pytestmark = pytest.mark.sandbox
+
+ROOT = Path(__file__).parents[2]
+SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}}}
+
+
+@pytest.fixture(scope="module")
+def flavours(stage: Stage) -> Stage:
+    """A namespace of restricted pods, with the images on the nodes; a cluster of one's own pulls them itself."""
+    if "KUBECONTEXT" not in os.environ:
+        subprocess.run([sys.executable, "-m", "sandbox", "load-images", "--flavour", "trainer", "--flavour", "trees"], cwd=ROOT, check=True)
+    stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    return stage
+
+
+def put(stage: Stage, folder: Path, model: bytes, **data: dict[str, NDArray[Any]]) -> None:
+    """Upload ``folder``'s model as e2e/FOLDER.model and data sets as e2e/FOLDER-NAME.npz."""
+    store, name = stage.cluster.target.store, folder.name
+    (folder / "model").write_bytes(model)
+    stage.cluster.upload(store.models, {f"e2e/{name}.model": folder / "model"})
+    for which, arrays in data.items():
+        np.savez(folder / f"{which}.npz", **arrays)  # type: ignore[arg-type]
+        stage.cluster.upload(store.data, {f"e2e/{name}-{which}.npz": folder / f"{which}.npz"})
+
+
+def answers(stage: Stage, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The served model's outputs by name."""
+    body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
+    address = stage.cluster.service_address(stage.namespace, name, 8000)
+    answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
+    assert answer.status_code == 200, answer.text
+    return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
+
+
+def prepared_by(stage: Stage, name: str) -> str:
+    """The image that the prepare Job of the deployment ran."""
+    [job] = stage.cluster.jobs(stage.namespace, f"modelrollout.dev/name={name},modelrollout.dev/component=prepare")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    return str(container["image"])
+
+
+def test_trees_of_xgboost_are_converted_and_answer_as_xgboost_does(flavours: Stage, tmp_path: Path) -> None:
+    xgboost = pytest.importorskip("xgboost")
+    stage, folder = flavours, tmp_path / "trees"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "tests.unit.optimizer.tree_models", str(folder)], cwd=ROOT, check=True)
+    model = (folder / "xgboost ubj, three classes").read_bytes()
+    x, labels = tree_models.X, tree_models.LABELS["three"]
+    put(stage, folder, model, heldout={"x": x, "labels": labels})
+    gate = {"data": {"uri": stage.data("trees-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.02, "min": 0.9}]}
+    source = {"uri": stage.uri("trees.model"), "format": "XGBoost"}
+    stage.apply(stage.deployment("trees", model=source, optimization={"gate": gate}, serving=SERVING))
+    status = stage.until_ready("trees", 240)["status"]
+    [metric] = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]["metrics"]
+    assert metric["verdict"] == "Successful"
+    assert metric["samples"] == len(x)
+    assert prepared_by(stage, "trees") == stage.cluster.target.images.flavours["trees"]
+    wanted = xgboost.Booster({"nthread": 1}, model_file=bytearray(model)).predict(xgboost.DMatrix(x[:100]))
+    served = answers(stage, "trees", x[:100])
+    [scores] = [value for value in served.values() if value.dtype.kind == "f"]
+    assert np.abs(scores - wanted).max() < 1e-4
+
+
+def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage, tmp_path: Path) -> None:
+    stage, folder = flavours, tmp_path / "network"
+    folder.mkdir()
+    x, labels = models.inputs(6000, 11)
+    put(stage, folder, models.perceptron(), training={"x": x[:4000], "labels": labels[:4000]}, heldout={"x": x[4000:], "labels": labels[4000:]})
+    training = {"data": {"uri": stage.data("network-training.npz")}, "epochs": 5, "learningRate": 0.002}
+    optimization = {
+        "steps": [{"prune": {"sparsity": 0.5, "training": training}}],
+        "gate": {"data": {"uri": stage.data("network-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.06}]},
+        "resources": {"limits": {"cpu": "1", "memory": "1500Mi"}, "requests": {"cpu": "50m", "memory": "512Mi"}},
+    }
+    stage.apply(stage.deployment("network", model={"uri": stage.uri("network.model")}, optimization=optimization, serving=SERVING))
+    status = stage.until_ready("network", 240)["status"]
+    artifact = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
+    assert [m["verdict"] for m in artifact["metrics"]] == ["Successful"]
+    assert artifact["sizeAfter"] < 0.7 * artifact["sizeBefore"]
+    assert prepared_by(stage, "network") == stage.cluster.target.images.flavours["trainer"]
+    x, labels = models.inputs(200, 13)
+    assert (answers(stage, "network", x)["logits"].argmax(1) == labels).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def own_image(flavours: Stage) -> str:
+    """The training image of the documentation; on a cluster of one's own it has to be in a registry."""
+    if "KUBECONTEXT" in os.environ:
+        return os.environ.get("TRAINING_IMAGE") or pytest.skip("TRAINING_IMAGE names no image of examples/training-image by its digest")
+    build = [sys.executable, "-m", "sandbox", "load-own-image", "training-example", str(ROOT / "examples" / "training-image")]
+    return subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def own(stage: Stage, name: str, image: str, *args: str) -> dict[str, Any]:
+    """A ModelDeployment whose model that image makes smaller, on a node with a GPU, and int8 after it."""
+    gpu = {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"nvidia.com/gpu": 1, "cpu": "50m", "memory": "128Mi"}}
+    container = {"image": image, "args": list(args), "data": {"uri": stage.data("own-training.npz")}, "resources": gpu}
+    gate = {"data": {"uri": stage.data("own-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.06}]}
+    optimization = {"steps": [{"graph": {}}, {"container": container}, {"int8": {}}], "gate": gate}
+    return stage.deployment(name, model={"uri": stage.uri("own.model")}, optimization=optimization, serving=SERVING)
+
+
+@pytest.fixture(scope="module")
+def own_data(flavours: Stage, tmp_path_factory: pytest.TempPathFactory) -> None:
+    x, labels = models.inputs(3000, 21)
+    folder = tmp_path_factory.mktemp("container") / "own"
+    folder.mkdir()
+    put(flavours, folder, models.perceptron(), training={"x": x[:1000]}, heldout={"x": x[1000:], "labels": labels[1000:]})
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_image: str) -> None:
+    stage = flavours
+    stage.apply(own(stage, "own", own_image, "0.4"))
+    status = stage.until_ready("own", 240)["status"]
+    artifact = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
+    assert [m["verdict"] for m in artifact["metrics"]] == ["Successful"]
+    assert artifact["sizeAfter"] < 0.6 * artifact["sizeBefore"]
+    x, labels = models.inputs(200, 22)
+    assert (answers(stage, "own", x)["logits"].argmax(1) == labels).mean() > 0.9
+    # The same work for somebody else: found, and the image does not run again.
+    stage.apply(own(stage, "own-again", own_image, "0.4"))
+    status = stage.until_ready("own-again", 240)["status"]
+    again = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
+    assert (again["digest"], again["reused"]) == (artifact["digest"], True)
+    [pod] = stage.cluster.pods(stage.namespace, "modelrollout.dev/name=own-again,modelrollout.dev/component=prepare")
+    assert [bool(c["state"].get("terminated")) for c in pod["status"]["initContainerStatuses"]] == [True, False]
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_users_own_image_that_fails_says_why(flavours: Stage, own_image: str) -> None:
+    flavours.apply(own(flavours, "own-broken", own_image, "half"))
+    message = flavours.until_stalled("own-broken", "ContainerFailed")
+    assert "code 1: ValueError: could not convert string to float: 'half'" in message

@@ -1,0 +1,250 @@
+"""A step that is the user's own image: what it is given, what is taken from it, and that its answer is treated as a stranger's file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from modelrollout.api.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, TaskResult
+from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.log import Progress
+from modelrollout.jobs.programs import run
+from modelrollout.optimizer import claim, prepare
+from modelrollout.optimizer.steps import container
+from tests.unit.optimizer.job_fakes import ObjectStore, centres, classifier, dataset, labelled, object_store
+
+IMAGE = "registry.example.com/team/trainer@sha256:" + "a" * 64
+MODEL = classifier(hidden=64).SerializeToString()
+
+
+class Pod:
+    """The folders of one pod, and its two containers of ours."""
+
+    def __init__(self, store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store, self.folder = store, folder
+        for name in ("in", "out", "work"):
+            (folder / name).mkdir(parents=True)
+        for module in (prepare, container):
+            for name in ("IN_DIR", "OUT_DIR", "WORK_DIR"):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, str(folder / name.partition("_")[0].lower()))
+
+    @property
+    def made(self) -> Path:
+        return self.folder / "out" / "model.onnx"
+
+    def run(self, part: str, **changes: Any) -> TaskResult:
+        self.store.objects |= {"/m": MODEL, "/train.npz": labelled(200), "/held.npz": labelled(600, seed=9)}
+        step = ContainerStep(image=IMAGE, args=("--epochs", "3"), data=dataset(self.store.http("train.npz")))
+        task = PrepareTask(
+            source=self.store.http("m"),
+            sha256=hashlib.sha256(MODEL).hexdigest(),
+            steps=(GraphStep(), step, Int8Step()),
+            gate=Gate(data=dataset(self.store.http("held.npz")), metrics=(GateMetric(max_drop=0.05),)),
+            artifacts=self.store.s3("artifacts/a"),
+            part=part,  # type: ignore[arg-type]
+        )
+        return run(task.model_copy(update=changes), Progress())
+
+    def claims(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for path, body in sorted(self.store.objects.items()) if "/claim-" in path]
+
+    def refusal(self) -> JobError:
+        with pytest.raises(JobError) as error:
+            self.run("AfterContainer")
+        return error.value
+
+
+def published(pod: Pod) -> list[str]:
+    return [path for path in pod.store.objects if path.startswith("/artifacts") and "/claim-" not in path]
+
+
+@pytest.fixture
+def store() -> Iterator[ObjectStore]:
+    with object_store() as server:
+        yield server
+
+
+@pytest.fixture
+def pod(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pod:
+    return Pod(store, tmp_path / "first", monkeypatch)
+
+
+def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_take_what_it_wrote(pod: Pod) -> None:
+    pod.run("BeforeContainer")
+    given = pod.folder / "in" / "model.onnx"
+    onnx.checker.check_model(onnx.load(given))
+    assert sorted(np.load(pod.folder / "in" / "data.npz")) == ["labels", "x"]
+    assert published(pod) == [], "nothing is published before the gate"
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    before = len(pod.store.requests)
+    result = pod.run("AfterContainer")
+    asked = [path for _, path in pod.store.requests[before:]]
+    assert not {"/m", "/train.npz", "/held.npz"} & set(asked), "what the first container has fetched is not fetched again"
+    assert result.metrics[0].verdict == "Successful"
+    assert result.artifact_size_bytes is not None and result.artifact_size_bytes < given.stat().st_size
+    report = next(body.decode() for path, body in pod.store.objects.items() if "/report-" in path)
+    assert [report.index(f'"kind": "{kind}"') > 0 for kind in ("graph", "container", "int8")] == [True] * 3
+    assert IMAGE in report
+
+
+def test_what_was_done_before_is_not_trained_again(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod.run("BeforeContainer")
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    first = pod.run("AfterContainer")
+    second = Pod(pod.store, tmp_path / "second", monkeypatch)
+    with pytest.raises(JobError) as error:
+        second.run("BeforeContainer")
+    told = error.value.result()
+    assert error.value.code == ExitCode.REUSED
+    assert (told.reason, told.reused, told.artifact_digest) == ("Completed", True, first.artifact_digest)
+    assert not (second.folder / "in" / "model.onnx").exists()
+
+
+def test_image_and_arguments_are_part_of_what_is_kept(pod: Pod) -> None:
+    def key(**changes: Any) -> str:
+        task = PrepareTask(
+            source=pod.store.http("m"),
+            sha256="0" * 64,
+            steps=(ContainerStep.model_validate({"image": IMAGE, **changes}),),
+            artifacts=pod.store.s3("artifacts/a"),
+        )
+        return prepare.key_of(prepare.inputs_of(task, {}))
+
+    keys = {key(), key(image=IMAGE.replace("a" * 64, "b" * 64)), key(args=["--epochs", "4"]), key(command=["python"])}
+    assert len(keys) == 4
+
+
+def _other_output() -> bytes:
+    model = classifier(weights=np.concatenate([centres(), centres()[:1]]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 4]))
+    return model.SerializeToString()
+
+
+def _external() -> bytes:
+    model = classifier()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../var/run/modelrollout/credentials/source/AWS_SECRET_ACCESS_KEY")
+    return model.SerializeToString()
+
+
+def _link(path: Path) -> None:
+    (path.parent / "elsewhere").write_bytes(MODEL)
+    path.symlink_to(path.parent / "elsewhere")
+
+
+LEFT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: None, "ContainerOutputMissing"),
+    "a link to what is ours": (_link, "ContainerOutputInvalid"),
+    "a folder": (lambda path: path.mkdir(), "ContainerOutputInvalid"),
+    "a pipe without an end": (lambda path: os.mkfifo(path), "ContainerOutputInvalid"),
+    "more than ONNX can be": (lambda path: (path.touch(), os.truncate(path, 3 << 30)), "ContainerOutputInvalid"),
+    "an empty file": (lambda path: path.touch(), "ModelTruncated"),
+    "half a model": (lambda path: path.write_bytes(MODEL[: len(MODEL) // 2]), "ModelTruncated"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps([1])), "PickleRefused"),
+    "text": (lambda path: path.write_text("accuracy: 0.99\n" * 9), "NotOnnx"),
+    "tensors elsewhere": (lambda path: path.write_bytes(_external()), "ExternalData"),
+    "another number of classes": (lambda path: path.write_bytes(_other_output()), "ContainerOutputMismatch"),
+    "a fixed batch": (lambda path: path.write_bytes(classifier(batch=1).SerializeToString()), "ContainerOutputMismatch"),
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_the_container_leaves_is_a_strangers_file(pod: Pod, what: str) -> None:
+    leave, reason = LEFT[what]
+    pod.run("BeforeContainer")
+    leave(pod.made)
+    error = pod.refusal()
+    assert (error.reason, error.code) == (reason, ExitCode.BAD_INPUT), error.message
+    assert error.message.startswith("spec.optimization.steps[1].container: "), error.message
+    assert published(pod) == []
+
+
+def test_a_worse_model_does_not_pass_the_gate(pod: Pod) -> None:
+    pod.run("BeforeContainer")
+    pod.made.write_bytes(classifier(weights=-centres()).SerializeToString())
+    assert pod.refusal().code == ExitCode.GATE_FAILED
+
+
+def test_the_source_is_what_was_verified(pod: Pod) -> None:
+    """Even if the folder that only our containers see was changed between them."""
+    pod.run("BeforeContainer")
+    pod.made.write_bytes(MODEL)
+    shutil.copy(pod.folder / "in" / "data.npz", pod.folder / "work" / "source.onnx")
+    assert pod.refusal().reason == "DigestMismatch"
+
+
+def test_one_claim_holds_over_all_three_containers(pod: Pod) -> None:
+    pod.run("BeforeContainer", owner="ml/a")
+    assert [(c["owner"], c["handed"]) for c in pod.claims()] == [("ml/a", True)], "the user's container works, and nobody can beat"
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    pod.run("AfterContainer", owner="ml/a")
+    assert [(c["owner"], c["ended"]) for c in pod.claims()] == [("ml/a", True)]
+
+
+def test_who_waited_for_the_claim_finds_what_was_made_and_starts_no_container(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
+    pod.run("BeforeContainer", owner="ml/a")
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    told: list[JobError] = []
+
+    def other() -> None:
+        try:
+            pod.run("BeforeContainer", owner="ml/b")
+        except JobError as error:
+            told.append(error)
+
+    waiting = threading.Thread(target=other, daemon=True)
+    waiting.start()
+    waiting.join(timeout=1.0)
+    assert waiting.is_alive()
+    result = pod.run("AfterContainer", owner="ml/a")
+    waiting.join(timeout=20)
+    assert told and told[0].code == ExitCode.REUSED and told[0].result().artifact_digest == result.artifact_digest
+
+
+def test_who_waited_for_the_claim_takes_the_gates_verdict_of_the_last_container(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod.run("BeforeContainer", owner="ml/a")
+    pod.made.write_bytes(classifier(weights=-centres()).SerializeToString())
+    assert pod.refusal().code == ExitCode.GATE_FAILED
+    (ended,) = pod.claims()
+    assert ended["code"] == ExitCode.GATE_FAILED and ended["result"]["metrics"]
+
+
+def test_a_container_that_took_so_long_that_another_did_the_work_finds_it(pod: Pod) -> None:
+    """Both handed over; the first to pass the gate publishes, the other takes that and lets the waiting ones go."""
+    pod.run("BeforeContainer", owner="ml/a")
+    claims = {path: body for path, body in pod.store.objects.items() if "/claim-" in path}
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    first = pod.run("AfterContainer", owner="ml/a")
+    pod.store.objects |= claims
+    manifests = {path: body for path, body in pod.store.objects.items() if path.endswith("/manifest.json")}
+    second = pod.run("AfterContainer", owner="ml/a")
+    assert second.reused and second.artifact_digest == first.artifact_digest
+    assert {path: body for path, body in pod.store.objects.items() if path.endswith("/manifest.json")} == manifests
+    assert all(c["ended"] for c in pod.claims())
+
+
+@pytest.mark.parametrize("part", ["BeforeContainer", "AfterContainer"])
+def test_a_container_of_ours_that_fails_lets_the_others_go_on(pod: Pod, part: str) -> None:
+    if part == "AfterContainer":
+        pod.run("BeforeContainer")
+    else:
+        pod.store.statuses["/m"] = (503, b"")
+    with pytest.raises(JobError):
+        pod.run(part)
+    assert [c["ended"] for c in pod.claims()] == [True]
