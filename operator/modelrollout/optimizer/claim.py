@@ -3,8 +3,8 @@
 Who creates the claim of the next number does the work; it overwrites its claim every few seconds, and a last time when it has ended. A claim that has
 ended, or that nobody overwrites any more, is over, and the next number is free. Only creating is what two could do at once, and the store lets one
 win; nothing is ever deleted, and no clock is compared with another's. While a user's container works nobody can overwrite the claim: it says so
-before, and may be silent for longer. Nothing but double work depends on claims: an artifact is what its manifest says, whoever made it. A store that cannot
-create conditionally lets everybody work, and so does one that is away.
+before, and may be silent for longer. Nothing but double work depends on claims: an artifact is what its manifest says, whoever made it. A store
+that cannot create conditionally lets everybody work, and so does one that is away.
 """
 
 from __future__ import annotations
