@@ -55,7 +55,7 @@ def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespace
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
     """Delete them, or with ``dry_run`` only say so; raises JobError."""
     kept = _references(Path(task.references))
-    store = Store(task.artifacts, FIELD)
+    store = Store(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
         found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before)

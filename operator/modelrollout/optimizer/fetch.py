@@ -99,7 +99,8 @@ _UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
 class Store:
     """A place in a store: one object, or a folder of objects below it. ``field`` is what error messages name."""
 
-    def __init__(self, location: Location, field: str, credentials_root: Path = Path(CREDENTIALS_DIR)) -> None:
+    def __init__(self, location: Location, field: str, credentials_root: Path = Path(CREDENTIALS_DIR), *, bucket: bool = False) -> None:
+        """``bucket``: the URI may also be a whole bucket."""
         self.field = field
         self.uri = location.uri
         self._anonymous = location.credentials is None
@@ -114,9 +115,10 @@ class Store:
                 f"{field}: a URI must not carry user names, passwords, queries or fragments (they are visible to all); use credentials.secretRef",
             )
         self._prefix = unquote(parts.path).strip("/") if parts.scheme != "s3" else parts.path.strip("/")
-        if not parts.netloc or not self._prefix:
+        whole = bucket and not self._prefix
+        if not parts.netloc or not (self._prefix or whole):
             raise bad_input("UriInvalid", f"{field}: {location.uri!r} names no object; write s3://BUCKET/KEY or http(s)://HOST/PATH")
-        if any(part in ("", ".", "..") for part in self._prefix.split("/")):
+        if not whole and any(part in ("", ".", "..") for part in self._prefix.split("/")):
             raise bad_input("UriInvalid", f"{field}: {location.uri!r} has an empty, '.' or '..' segment in its path; write the key without them")
         address = (location.endpoint or "https://s3") if parts.scheme == "s3" else location.uri
         if address.startswith("http://") and not location.allow_http:
@@ -145,7 +147,7 @@ class Store:
             self._store = HTTPStore(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=RETRY)
 
     def _path(self, name: str) -> str:
-        return f"{self._prefix}/{name}" if name else self._prefix
+        return "/".join(part for part in (self._prefix, name) if part)
 
     @contextmanager
     def _told_apart(self, name: str = "") -> Iterator[None]:
@@ -263,9 +265,9 @@ class Store:
     def list(self) -> Iterator[Listed]:
         """Everything below this place."""
         with self._told_apart():
-            for chunk in obstore.list(self._store, prefix=self._prefix):
+            for chunk in obstore.list(self._store, prefix=self._prefix or None):
                 for found in chunk:
-                    yield Listed(found["path"].removeprefix(f"{self._prefix}/"), found["size"], found["last_modified"])
+                    yield Listed(found["path"].removeprefix(self._path("")).lstrip("/"), found["size"], found["last_modified"])
 
     def modified(self, name: str) -> datetime | None:
         """When an object below this place was last written, by the store's clock; None when there is none."""

@@ -106,7 +106,7 @@ def object_store() -> Iterator[ObjectStore]:
 
         def list(self) -> None:
             parts = urlsplit(self.path)
-            (prefix,) = parse_qs(parts.query)["prefix"]
+            (prefix,) = parse_qs(parts.query).get("prefix", [""])
             bucket = parts.path.rstrip("/") + "/"
             items = "".join(
                 f"<Contents><Key>{path.removeprefix(bucket)}</Key><Size>{len(body)}</Size><LastModified>"

@@ -91,6 +91,15 @@ def test_it_goes_manifest_first(server: ObjectStore, task: Callable[..., CleanTa
     assert run(task(), Progress()).size_bytes == 0
 
 
+def test_a_whole_bucket_may_be_the_store(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
+    server.objects = {path.replace("/artifacts/all/", "/artifacts/"): body for path, body in server.objects.items()}
+    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"]}).model_copy(update={"artifacts": server.s3("artifacts/")})
+    assert "1 artifacts" in run(wanted, Progress()).message
+    assert {path.split("/")[3] for path in server.objects} == {B}
+    with pytest.raises(JobError, match="names no object"):
+        Store(server.s3("artifacts/"), "spec.model.uri")
+
+
 def test_a_dry_run_only_says_so(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
     result = run(task(dry_run=True), Progress())
     assert keys(server) == {A, B} and "would free 30 bytes" in result.message

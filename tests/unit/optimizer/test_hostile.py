@@ -120,7 +120,7 @@ def test_ends_with_its_reason(child: Child, case: Case) -> None:
     assert len(result.model_dump_json(exclude_defaults=True)) <= RESULT_LIMIT_BYTES
     assert peak < 1 << 20  # KiB
     assert [path for path in (child.folder / "tmp").iterdir() if path.name != ".ses"] == []  # ONNX Runtime's own
-    assert not any(path.startswith("/a/") for path in child.store.objects)
+    assert not any(path.startswith("/a/") and "/claim-" not in path for path in child.store.objects)
     assert not list(child.folder.glob("**/escaped"))
     assert not Path("/tmp/ran").exists()
     assert not Path("/tmp/escaped").exists()
