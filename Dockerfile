@@ -1,5 +1,6 @@
 # Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run), `trainer` (the same
-# with JAX, for optimization steps that train) and `trees` (the same with the libraries of scikit-learn, XGBoost and LightGBM models).
+# with JAX, for optimization steps that train), `trees` (the same with the libraries of scikit-learn, XGBoost and LightGBM models) and `tensorflow`
+# (the same with those of TensorFlow, Keras and TFLite models).
 # They share no dependencies to speak of, so neither carries the other's weight. BASE is any image with Python 3.11 or later as python3.
 # Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
@@ -32,6 +33,18 @@ FROM ${BASE} AS trees
 # LightGBM takes OpenMP from the system.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements/trees.txt /opt/requirements.txt
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
+    && /opt/venv/bin/pip uninstall -qy pip setuptools
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+COPY operator/modelrollout /opt/modelrollout/modelrollout
+RUN python -m compileall -q /opt/modelrollout
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
+
+# `images.tensorflow` of the operator's configuration.
+FROM ${BASE} AS tensorflow
+COPY requirements/tensorflow.txt /opt/requirements.txt
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall -qy pip setuptools
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp

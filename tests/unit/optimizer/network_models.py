@@ -46,7 +46,7 @@ HOSTILE: dict[str, tuple[str, str, str]] = {
     "a constant of a terabyte.zip": ("TensorFlow", "TensorTooLarge", "elements"),
     "a node that is not there.zip": ("TensorFlow", "ModelInvalid", "lacks node"),
     "no graph for serving.zip": ("TensorFlow", "ModelInvalid", "tag 'serve'"),
-    "two signatures.zip": ("TensorFlow", "SignatureAmbiguous", "['one', 'two']"),
+    "two signatures.zip": ("TensorFlow", "ServingSignatureMissing", "['one', 'two']"),
     "damaged.zip": ("TensorFlow", "ModelInvalid", "damaged"),
     "no variables.zip": ("TensorFlow", "ModelInvalid", "TensorFlow does not read it"),
     "leads out.zip": ("TensorFlow", "ArchiveUnsafe", "../escaped"),
@@ -270,7 +270,9 @@ def _hostile_keras(work: Path) -> dict[str, bytes]:
         "weights elsewhere.keras": _with(
             good, "model.weights.h5", weights(lambda file: file.create_dataset("a", (4,), "f4", external=[("/etc/passwd", 0, 16)]))
         ),
-        "weights of a terabyte.keras": _with(good, "model.weights.h5", weights(lambda file: file.create_dataset("a", (1 << 38,), "f4", chunks=(1024,)))),
+        "weights of a terabyte.keras": _with(
+            good, "model.weights.h5", weights(lambda file: file.create_dataset("a", (1 << 38,), "f4", chunks=(1024,)))
+        ),
         "no JSON.keras": _with(good, "config.json", b"{"),
         "no weights.h5": weights(lambda file: None),
         "no Input.keras": saved("unbuilt.keras", layers.Dense(2)),
@@ -281,7 +283,7 @@ def _hostile_keras(work: Path) -> dict[str, bytes]:
 def _hostile_tflite() -> dict[str, bytes]:
     import tensorflow as tf
 
-    function = tf.function(lambda x: tf.math.lgamma(x) + tf.math.betainc(x, x, x), input_signature=[tf.TensorSpec([1, 4], tf.float32, "numbers")])
+    function = tf.function(tf.linalg.inv, input_signature=[tf.TensorSpec([4, 4], tf.float32, "numbers")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
     return {"an operator of TensorFlow.tflite": converter.convert(), "noise.tflite": bytes(4) + b"TFL3" + np.random.default_rng(0).bytes(400)}

@@ -27,7 +27,7 @@ _RESAVE = "save it again with tf.saved_model.save or model.export"
 
 
 def load(path: Path, folder: Path) -> Original:
-    """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid, SignatureAmbiguous, TypeUnsupported."""
+    """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid, ServingSignatureMissing, TypeUnsupported."""
     root = unpack_folder(path, folder, MARKER)
     wanted, signature = _signature(root / MARKER)
     import tensorflow as tf
@@ -89,7 +89,7 @@ def _signature(path: Path) -> tuple[Any, Any]:
     chosen = signatures.get(SIGNATURE) or (next(iter(signatures.values())) if len(signatures) == 1 else None)
     if chosen is None:
         raise bad_input(
-            "SignatureAmbiguous",
+            "ServingSignatureMissing",
             f"{FIELD}.uri: the SavedModel has the signatures {sorted(signatures)[:8]}, and none is called {SIGNATURE}: {_RESAVE}, with "
             f"signatures={{{SIGNATURE!r}: ...}}",
         )

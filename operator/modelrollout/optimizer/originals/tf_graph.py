@@ -71,7 +71,7 @@ def check_graph(graph: Any) -> None:
     total = 0
     for node in nodes(graph):
         if node.op not in COMPUTING and node.op not in functions:
-            raise refused(node.op)
+            raise operator_refused(node.op)
         for attribute in node.attr.values():
             tensors = [attribute.tensor] if attribute.HasField("tensor") else attribute.list.tensor
             for tensor in tensors:
@@ -94,7 +94,7 @@ def _elements(shape: Any) -> int:
     return math.prod(max(d.size, 1) for d in shape.dim)
 
 
-def refused(operator: str) -> JobError:
+def operator_refused(operator: str) -> JobError:
     """An operator that is not among those that compute."""
     return bad_input(
         "OperatorRefused",

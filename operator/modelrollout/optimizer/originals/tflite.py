@@ -12,14 +12,14 @@ from onnx import ModelProto
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Arrays
 from modelrollout.optimizer.originals.original import FIELD, Original
-from modelrollout.optimizer.originals.tf_graph import OPSET, arranged, no_inputs, refused, served_type
+from modelrollout.optimizer.originals.tf_graph import OPSET, arranged, no_inputs, operator_refused, served_type
 from modelrollout.optimizer.predict import cpu_limit
 
 _CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and anybody's
 
 
 def load(path: Path, folder: Path) -> Original:
-    """Raises JobError: OperatorRefused, SignatureAmbiguous, TypeUnsupported."""
+    """Raises JobError: OperatorRefused, ServingSignatureMissing, TypeUnsupported."""
     from ai_edge_litert.interpreter import Interpreter
     from tf2onnx.tflite.Model import Model
 
@@ -28,7 +28,7 @@ def load(path: Path, folder: Path) -> Original:
     for index in range(model.OperatorCodesLength()):
         code = model.OperatorCodes(index)
         if code.CustomCode() is not None or code.BuiltinCode() == _CUSTOM:
-            raise refused((code.CustomCode() or b"CUSTOM").decode(errors="replace"))
+            raise operator_refused((code.CustomCode() or b"CUSTOM").decode(errors="replace"))
     interpreter = Interpreter(model_content=content, num_threads=cpu_limit())
     interpreter.allocate_tensors()
     inputs, outputs = _tensors(interpreter)
@@ -63,7 +63,8 @@ def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     signatures = interpreter.get_signature_list()
     if len(signatures) > 1:
         raise bad_input(
-            "SignatureAmbiguous", f"{FIELD}.uri: the model has the signatures {sorted(signatures)[:8]}; convert it with the one that is to be served"
+            "ServingSignatureMissing",
+            f"{FIELD}.uri: the model has the signatures {sorted(signatures)[:8]}; convert it with the one that is to be served",
         )
     if signatures:
         runner = interpreter.get_signature_runner()
