@@ -21,7 +21,7 @@ from modelrollout.jobs.programs import run
 from modelrollout.optimizer import convert
 from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
-from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, N, WRITTEN
+from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, WRITTEN, N
 
 ROOT = Path(__file__).parents[3]
 # Read in a process of its own, as in the Job: that costs seconds each time.

@@ -38,7 +38,7 @@ _LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
 
 
 def load(path: Path, kind: SourceFormat, folder: Path) -> Original:
-    """The model in its own library; raises JobError: ModelInvalid, SkopsUntrusted, KerasUntrusted, OperatorRefused, ServingSignatureMissing, TooLarge."""
+    """The model in its own library; raises JobError: ModelInvalid and those of the loaders."""
     try:
         return _LOADERS[kind](path, folder)
     except JobError:

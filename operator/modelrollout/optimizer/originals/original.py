@@ -34,8 +34,9 @@ def invalid(message: str, remedy: str = REMEDY) -> JobError:
 
 
 def said(kind: str, what: str, error: Exception, remedy: str) -> str:
-    """A library's refusal as a message: the first line of its text."""
+    """A library's refusal as a message: the first line of its text that is no heading."""
     if isinstance(error, MemoryError):
         raise error
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if not line.endswith(":")), type(error).__name__)[:300]
     return f"{FIELD}.uri: {kind} {what}: {line}; {remedy}"

@@ -68,10 +68,11 @@ def check_graph(graph: Any) -> None:
     from tensorflow.core.framework.types_pb2 import DT_STRING
 
     functions = {function.signature.name for function in graph.library.function}
+    foreign = next((node.op for node in nodes(graph) if node.op not in COMPUTING and node.op not in functions), None)
+    if foreign is not None:
+        raise operator_refused(foreign)
     total = 0
     for node in nodes(graph):
-        if node.op not in COMPUTING and node.op not in functions:
-            raise operator_refused(node.op)
         for attribute in node.attr.values():
             tensors = [attribute.tensor] if attribute.HasField("tensor") else attribute.list.tensor
             for tensor in tensors:
