@@ -72,17 +72,17 @@ def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path 
     """
     with _told():
         model = _unpack_around(path, folder / "archive", ".onnx", limit)
-    if model is None:
-        return None
-    target = folder / "unpacked.onnx"
-    target.write_bytes(inline(parse(model), model.parent, folder / "archive").SerializeToString())
-    return target
+        if model is None:
+            return None
+        target = folder / "unpacked.onnx"
+        target.write_bytes(inline(parse(model), model.parent, folder / "archive").SerializeToString())
+        return target
 
 
 def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
     """The folder in an archive that holds the one file named ``marker``; raises JobError as ``unpack`` does."""
     with _told():
-        found = _unpack_around(path, folder / "archive", marker, UNPACKED_LIMIT_BYTES)
+        found = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
     if found is None:
         raise bad_input("ModelInvalid", f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole")
     return found.parent
@@ -92,13 +92,14 @@ def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | No
     """Everything in the archive written below ``root``; the one file whose name ends so, None where there is none: nothing is written then."""
     with _reader(path) as reader:
         members = list(reader.members())
-        models = [m.name for m in members if m.plain and m.name.endswith(ending)]
+        models = [m.name for m in members if m.plain and f"/{m.name}".endswith(ending)]
         if not models:
             return None
         _check(members, limit)
         if len(models) > 1:
             named = ", ".join(sorted(models)[:5])
-            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} {ending} files ({named}); keep one")
+            what = ending.removeprefix("/")
+            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} {what} files ({named}); keep one")
         for member in members:
             if member.plain:
                 _write(reader, member, root / member.name)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.archive import UNPACKED_LIMIT_BYTES, check_members
+from modelrollout.optimizer.archive import UNPACKED_LIMIT_BYTES, check_members, is_archive
 from modelrollout.optimizer.data import Arrays
 from modelrollout.optimizer.originals.original import FIELD, Original, invalid
 from modelrollout.optimizer.originals.tf_graph import no_inputs, served_type, to_onnx
@@ -40,7 +40,7 @@ _RESAVE = "save it again with model.save"
 
 def load(path: Path, folder: Path) -> Original:
     """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of ``check_members``."""
-    zipped = path.read_bytes()[:2] == b"PK"
+    zipped = is_archive(path)
     named = folder / ("source.keras" if zipped else "source.h5")  # Keras tells its formats by the name's end
     named.symlink_to(path)
     if zipped:
