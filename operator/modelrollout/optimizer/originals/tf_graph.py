@@ -111,7 +111,7 @@ def to_onnx(function: Callable[..., Mapping[str, Any]], signature: Sequence[Any]
 
     traced = tf.function(function, input_signature=list(signature), autograph=False)
     check_graph(traced.get_concrete_function().graph.as_graph_def())
-    handlers = {"Erfc": (_erfc, [])}
+    handlers: dict[str, Any] = {"Erfc": (_erfc, [])}
     model: ModelProto = tf2onnx.convert.from_function(traced, input_signature=list(signature), opset=OPSET, custom_op_handlers=handlers)[0]
     return arranged(model, [spec.name for spec in signature], outputs)
 
