@@ -197,7 +197,17 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
-SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
+SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM", "TensorFlow", "Keras", "TFLite"]
+Flavour = Literal["trees", "tensorflow"]
+# The image, of the operator's configuration, that a model of this format is converted in.
+FLAVOURS: dict[str, Flavour] = {
+    "SKLearn": "trees",
+    "XGBoost": "trees",
+    "LightGBM": "trees",
+    "TensorFlow": "tensorflow",
+    "Keras": "tensorflow",
+    "TFLite": "tensorflow",
+}
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from modelrollout.api.tasks import FLAVOURS, Flavour, SourceFormat
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -120,10 +122,10 @@ class Model(ApiModel):
         description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
-    format: Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"] | None = Field(
+    format: SourceFormat | None = Field(
         None,
-        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ) and LightGBM (txt) are converted to ONNX in an image "
-        "of their own. Pickles are never read.",
+        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt), TensorFlow (SavedModel as .zip or "
+        ".tar), Keras (.keras, .h5) and TFLite (.tflite) are converted to ONNX in images of their own. Pickles are never read.",
     )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
     signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
@@ -137,9 +139,9 @@ class Model(ApiModel):
     )
 
     @property
-    def needs_trees(self) -> bool:
-        """Whether the Job needs the image with the libraries that the format is converted with."""
-        return self.format not in (None, "ONNX")
+    def flavour(self) -> Flavour | None:
+        """The image with the libraries that the format is converted with; None: the usual one."""
+        return FLAVOURS.get(self.format or "ONNX")
 
 
 class Data(ApiModel):

@@ -312,11 +312,11 @@ def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem
     if heavy is None:
         return None
     field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
-    if spec.model.needs_trees:
+    if spec.model.flavour:
         return Problem(
             "ImageFlavoursClash",
-            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image trees, and a Job has one; leave the step "
-            "out, or export the model to ONNX where it was trained",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image {spec.model.flavour}, and a Job has one; "
+            "leave the step out, or export the model to ONNX where it was trained",
         )
     if config.images.trainer is None:
         return Problem(

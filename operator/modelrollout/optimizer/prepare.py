@@ -44,7 +44,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, steps
 from modelrollout.optimizer.archive import is_archive, unpack
-from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
+from modelrollout.optimizer.convert import convert, expect_format, parity, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
@@ -257,13 +257,10 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) ->
     if task.served:
         return _published(task, store, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
     kind = expect_format(source, task.format)
-    original: Original | None = None
+    original = source
     if kind != "ONNX":
         with progress.stage("convert"):
-            probe(source, kind)
-            original = load(source, kind, folder)
-            convert(original, kind, folder / "converted.onnx")
-        source = folder / "converted.onnx"
+            source = convert(original, kind, folder)
     elif is_archive(source):
         with progress.stage("unpack"):
             source = unpack(source, folder) or source
@@ -281,10 +278,10 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) ->
         data, models = _checked(task, files, info.inputs)
     warnings: list[str] = []
     conversion: dict[str, Any] | None = None
-    if original:
+    if kind != "ONNX":
         with progress.stage("parity"):
             given = data.get(FIELD_GATE) or next(iter(data.values()), None)
-            conversion = parity(original, kind, source, given.inputs[INPUT] if given else None)
+            conversion = parity(original, kind, folder, source, info.inputs, given.inputs if given else None)
         if conversion["generated"]:
             warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
     budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []

@@ -299,7 +299,7 @@ def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> 
     """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
     if any(step.needs_trainer for step in optimization.steps):
         return config.images.trainer
-    return config.images.trees if model.needs_trees else None
+    return {None: None, "trees": config.images.trees, "tensorflow": config.images.tensorflow}[model.flavour]
 
 
 def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:

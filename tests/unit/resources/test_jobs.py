@@ -274,10 +274,11 @@ def test_a_signature_lies_in_an_allowed_store() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "image"), [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1")]
+    ("kind", "image"),
+    [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1"), ("Keras", "example/tf:1")],
 )
 def test_the_image_goes_with_the_format(monkeypatch: pytest.MonkeyPatch, kind: str | None, image: str) -> None:
-    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1"})
+    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1", "tensorflow": "example/tf:1"})
     monkeypatch.setattr(o, "CONFIG", o.CONFIG.model_copy(update={"images": images}))
     job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}))
     assert o.pod(job)["containers"][0]["image"] == image
