@@ -32,7 +32,9 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from status.get("initContainerStatuses") or []
+    """Once a pod's own containers run, its init containers have done their part; a sidecar that starts anew is what the program beside it expects."""
+    if not any("running" in (c.get("state") or {}) for c in status.get("containerStatuses") or []):
+        yield from status.get("initContainerStatuses") or []
     yield from status.get("containerStatuses") or []
 
 
@@ -56,6 +58,13 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
     return None
 
 
+def _terminated(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """How its containers ended, or an init container that failed, so that they never began. A sidecar is not asked: it is told to end."""
+    ended = [c["state"]["terminated"] for c in status.get("containerStatuses") or [] if (c.get("state") or {}).get("terminated")]
+    inits = [c["state"]["terminated"] for c in status.get("initContainerStatuses") or [] if (c.get("state") or {}).get("terminated")]
+    yield from ended or [done for done in inits if done.get("exitCode")]
+
+
 def _result(message: str) -> TaskResult | None:
     try:
         return TaskResult.model_validate_json(message)
@@ -70,10 +79,7 @@ def termination(pods: Iterable[Object]) -> tuple[int | None, TaskResult | None, 
     """
     ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
     for pod in sorted(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""), reverse=True):
-        for container in (pod["status"].get("containerStatuses")) or []:
-            done = (container.get("state") or {}).get("terminated")
-            if not done:
-                continue
+        for done in _terminated(pod["status"]):
             problem = None
             if done.get("reason") == "OOMKilled":
                 problem = Problem(

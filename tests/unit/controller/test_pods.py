@@ -36,6 +36,13 @@ def test_unschedulable_says_what_the_scheduler_says() -> None:
     assert problem and problem.reason == "Unschedulable" and "insufficient nvidia.com/gpu" in problem.message and "pod p" in problem.message
 
 
+def test_a_sidecar_that_starts_anew_is_no_problem_while_the_program_beside_it_runs() -> None:
+    crashed = [container(restartCount=1, ready=False, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": OOM})]
+    assert reason(pod(phase="Running", initContainerStatuses=crashed, containerStatuses=[container(state={"running": {}})])) is None
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    assert reason(pod(phase="Pending", initContainerStatuses=crashed, containerStatuses=waits)) == "OutOfMemory"
+
+
 def test_gated_pods_are_not_unschedulable() -> None:
     assert reason(pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])) is None
 
@@ -106,6 +113,15 @@ def test_an_out_of_memory_kill_leaves_no_message() -> None:
 def test_a_pod_that_was_evicted_has_a_reason_of_its_own() -> None:
     code, result, problem = termination([pod(phase="Failed", reason="Evicted", message="the node was low on memory")])
     assert (code, result) == (None, None) and problem and (problem.reason, problem.message) == ("Evicted", "the node was low on memory")
+
+
+def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_does() -> None:
+    said = ended(10, '{"reason": "ArtifactCorrupt", "message": "retry"}')
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    code, result, _ = termination([pod(phase="Failed", initContainerStatuses=said, containerStatuses=waits)])
+    assert code == 10 and result and result.reason == "ArtifactCorrupt"
+    code, result, _ = termination([pod(phase="Succeeded", initContainerStatuses=ended(143), containerStatuses=ended(0, '{"reason": "Completed"}'))])
+    assert code == 0 and result and result.reason == "Completed"
 
 
 def test_nothing_has_ended() -> None:
