@@ -66,11 +66,12 @@ class Space:
     delays_us: tuple[int, ...]
 
     def neighbours(self, at: ServingConfig) -> Iterator[ServingConfig]:
-        """One setting changed by one place. A delay means something only where requests are joined."""
+        """One setting changed by one place, batches also to their ends: the smallest gain little where the largest gain most. A delay means something
+        only where requests are joined."""
+        for batch in dict.fromkeys([*_ends(self.batches, at.batch), *_beside(self.batches, at.batch)]):
+            yield at.model_copy(update={"batch": batch} if batch else {"batch": 0, "queue_delay_us": 0})
         for count in _beside(self.instances, at.instances):
             yield at.model_copy(update={"instances": count})
-        for batch in _beside(self.batches, at.batch):
-            yield at.model_copy(update={"batch": batch} if batch else {"batch": 0, "queue_delay_us": 0})
         if at.batch:
             for delay in _beside(self.delays_us, at.queue_delay_us):
                 yield at.model_copy(update={"queue_delay_us": delay})
@@ -79,6 +80,10 @@ class Space:
 def _beside(values: Sequence[int], at: int) -> list[int]:
     higher, lower = [v for v in values if v > at], [v for v in values if v < at]
     return [*higher[:1], *lower[-1:]]
+
+
+def _ends(values: Sequence[int], at: int) -> list[int]:
+    return [v for v in (values[-1], values[0]) if v != at]
 
 
 def space(instances: Sequence[int], max_batch: int, objective_ms: float) -> Space:
