@@ -36,7 +36,7 @@ def measured(model: Path) -> TuneResult:
         (repository / NAME / CONFIG_FILE).write_text(printed(with_serving(config, ServingConfig())))
         with triton.serving(repository, PORT) as address:
             task = TuneTask(
-                grpc=address, repository=folder, model=NAME, objective_ms=OBJECTIVE_MS, share=SHARE, instances=(1,), timeout_seconds=SECONDS
+                http=address, repository=folder, model=NAME, objective_ms=OBJECTIVE_MS, share=SHARE, instances=(1,), timeout_seconds=SECONDS
             )
             found = tune(task, Progress()).tuned
     assert found is not None

@@ -54,9 +54,9 @@ def _root() -> Path:
 
 @contextmanager
 def serving(models: Path, port: int) -> Iterator[str]:
-    """``host:port`` of gRPC of a Triton that loads what it is told to load from the folder ``models``. HTTP and metrics are off."""
+    """``host:port`` of a Triton that loads what it is told to from the folder ``models``, over HTTP."""
     command = ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--disable-auto-complete-config"]
-    command += [f"--grpc-port={port}", "--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false", "--exit-timeout-secs=5"]
+    command += [f"--http-port={port}", "--http-address=127.0.0.1", "--allow-grpc=false", "--allow-metrics=false", "--exit-timeout-secs=5"]
     environment = {"PATH": "/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp"}
     log = baseline.cache() / "triton.log"
     with log.open("wb") as out:
@@ -64,7 +64,7 @@ def serving(models: Path, port: int) -> Iterator[str]:
         server = subprocess.Popen(argv, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + _START_SECONDS
-        while b"Started GRPCInferenceService" not in log.read_bytes():
+        while b"Started HTTPService" not in log.read_bytes():
             if server.poll() is not None or time.monotonic() > end:
                 raise TritonMissing(f"Triton does not start: {log.read_text()[-500:]}")
             time.sleep(0.1)

@@ -263,7 +263,7 @@ class TuneTask(_Model):
     """Find the serving configuration with the highest throughput whose latency keeps to the objective, on a Triton beside the program."""
 
     task: Literal["tune"] = "tune"
-    grpc: str  # host:port of a Triton that loads models only when told to
+    http: str  # host:port of a Triton that loads models only when told to
     repository: str  # its model repository as this program sees it
     model: str
     data: DataSet | None = None  # None: inputs are made up

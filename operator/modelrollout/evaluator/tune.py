@@ -21,7 +21,7 @@ from modelrollout.optimizer.fetch import Store
 from modelrollout.triton.client import TritonError
 from modelrollout.triton.config import parse, serving_of, with_serving
 from modelrollout.triton.layout import CONFIG_FILE
-from modelrollout.triton.load import Generator, encoded
+from modelrollout.triton.load import encoded, window
 from modelrollout.triton.repository import Repository
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
@@ -70,8 +70,8 @@ def requests(task: TuneTask, specs: Sequence[TensorSpec], progress: Progress) ->
 class Bench:
     """Measures configurations of one model, one at a time."""
 
-    def __init__(self, task: TuneTask, config: Any, repository: Repository, generator: Generator, progress: Progress) -> None:
-        self._task, self._config, self._repository, self._generator, self._progress = task, config, repository, generator, progress
+    def __init__(self, task: TuneTask, config: Any, repository: Repository, progress: Progress) -> None:
+        self._task, self._config, self._repository, self._progress = task, config, repository, progress
         self._loaded: ServingConfig | None = None
         self._requests: list[bytes] = []
         self._rows = 1
@@ -81,11 +81,11 @@ class Bench:
         task = self._task
         try:
             self._load(serving)
-            window = self._generator.window(self._requests, in_flight, task.window_seconds, math.ceil(TAIL / (1 - task.share)))
+            seen = window(task.http, self._requests, in_flight, task.window_seconds, math.ceil(TAIL / (1 - task.share)))
         except TritonError as error:
             self._loaded = None
             raise CandidateFailed(f"{error.kind}: {error}"[:PROBLEM]) from None
-        load = Load(in_flight, window.rate * self._rows, window.latency(task.share) * 1e3)
+        load = Load(in_flight, seen.rate * self._rows, seen.latency(task.share) * 1e3)
         say("measured", **serving.model_dump(), in_flight=in_flight, throughput=round(load.throughput, 1), latency_ms=round(load.latency_ms, 3))
         return load
 
@@ -122,8 +122,8 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
         trials.append(trial)
         progress.update(len(trials), len(trials))
 
-    with Repository(task.grpc) as repository, Generator(task.grpc) as generator, progress.stage("search"):
-        measure = Bench(task, config, repository, generator, progress).measure
+    with Repository(task.http) as repository, progress.stage("search"):
+        measure = Bench(task, config, repository, progress).measure
         configured, best = climb(start, settings, measure, task.objective_ms, time_left, tell)
     if all(trial.load is None for trial in trials):
         raise bad_input("InferenceFailed", f"{FIELD}: the server failed under every configuration: {trials[0].problem}; see the log of its container")

@@ -285,7 +285,7 @@ def tune_job(
         data, where = _data(*source, model.credentials, config, "tune")
         located.append(where)
     task = TuneTask(
-        grpc=f"127.0.0.1:{names.PORT_GRPC}",
+        http=f"127.0.0.1:{names.PORT_HTTP}",
         repository=MODELS,
         model=deployment,
         data=data,

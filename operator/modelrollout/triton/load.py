@@ -1,45 +1,47 @@
 # mypy: disallow_untyped_calls=False
-"""Single-sample requests at a served model, a number of them always in flight, over gRPC: a closed loop.
+"""Requests at a served model, a number of them always in flight, over HTTP: a closed loop.
 
-Requests are encoded once and sent as they are, answers are not decoded: what one client can send decides from where on its own processor is measured
-and not the server (about 3,000 requests a second of a core).
+Requests are encoded once and sent as they are, answers are not decoded, and one thread waits for all connections: what a client can send decides from
+where on its own processor is measured and not the server. The usual clients spend more on a request than a small model does.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+import selectors
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import grpc  # type: ignore[import-untyped]
 import numpy as np
+import tritonclient.http as triton_http
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2
-from tritonclient.utils import serialize_byte_tensor
 
 from modelrollout.triton.client import TritonError
 from modelrollout.triton.tensors import TensorSpec
 
-_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _WARM_UP = 0.25  # share of a window before it, in which nothing is counted
 _LONGEST = 4.0  # a window is prolonged to at most so many times its length, until enough requests were answered
-_REQUEST_SECONDS = 60.0
-
-pb: Any = service_pb2  # generated, without types
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 60.0
+_READ_BYTES = 1 << 18
+_END = b"\r\n\r\n"
 
 
 def encoded(model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec]) -> bytes:
     """One request as it goes over the wire."""
-    request = pb.ModelInferRequest(model_name=model)
+    tensors = []
     for spec in specs:
         array = np.ascontiguousarray(inputs[spec.name])
-        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=list(array.shape))
-        request.raw_input_contents.append(serialize_byte_tensor(array).item() if spec.datatype == "BYTES" else array.tobytes())
-    return bytes(request.SerializeToString())
+        tensor = triton_http.InferInput(spec.name, list(array.shape), spec.datatype)
+        tensors.append(tensor.set_data_from_numpy(array))
+    body, header_length = triton_http.InferenceServerClient.generate_request_body(tensors)
+    head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: triton\r\nContent-Length: {len(body)}\r\n"
+    if header_length is not None:
+        head += f"Inference-Header-Content-Length: {header_length}\r\n"
+    return head.encode() + b"\r\n" + bytes(body)
 
 
 @dataclass(frozen=True)
@@ -59,76 +61,78 @@ class Window:
         return self.latencies[math.ceil(share * len(self.latencies)) - 1] if self.latencies else math.inf
 
 
-class Generator:
-    """Sends requests to Triton at ``host:port``."""
+def window(address: str, requests: Sequence[bytes], in_flight: int, seconds: float, enough: int) -> Window:
+    """``requests`` again and again to ``host:port`` for ``seconds``, longer until ``enough`` were answered; raises TritonError when one fails."""
+    connections: list[_Connection] = []
+    try:
+        with selectors.DefaultSelector() as selector:
+            for _ in range(in_flight):
+                connections.append(_Connection(address))
+                selector.register(connections[-1].socket, selectors.EVENT_READ, connections[-1])
+            return _loop(selector, connections, requests, seconds, enough)
+    except TimeoutError:
+        raise TritonError("Timeout", f"no answer within {_ANSWER_SECONDS:g} s") from None
+    except OSError as error:
+        raise TritonError("Unreachable", type(error).__name__) from None
+    finally:
+        for connection in connections:
+            connection.socket.close()
+
+
+def _loop(selector: selectors.BaseSelector, connections: Sequence[_Connection], requests: Sequence[bytes], seconds: float, enough: int) -> Window:
+    latencies: list[float] = []
+    begin = time.perf_counter() + seconds * _WARM_UP
+    for sent, connection in enumerate(connections):
+        connection.send(requests[sent % len(requests)])
+    sent = len(connections)
+    while True:
+        ready = selector.select(_ANSWER_SECONDS)
+        if not ready:
+            raise TimeoutError
+        for key, _ in ready:
+            if not key.data.received():
+                continue
+            now = time.perf_counter()
+            if now >= begin:
+                latencies.append(now - key.data.sent)
+                if now - begin >= seconds * (1.0 if len(latencies) >= enough else _LONGEST):
+                    return Window(now - begin, tuple(sorted(latencies)))
+            key.data.send(requests[sent % len(requests)])
+            sent += 1
+
+
+class _Connection:
+    """One request at a time."""
 
     def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)])
-        self._infer = self._channel.unary_unary(_METHOD)
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), _CONNECT_SECONDS)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(_ANSWER_SECONDS)
+        self.sent = 0.0
+        self._buffer = b""
+        self._wanted: int | None = None  # bytes of the answer, once its head is there
 
-    def __enter__(self) -> Self:
-        return self
+    def send(self, request: bytes) -> None:
+        self._buffer, self._wanted = b"", None
+        self.sent = time.perf_counter()
+        self.socket.sendall(request)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._channel.close()
-
-    def window(self, requests: Sequence[bytes], in_flight: int, seconds: float, enough: int) -> Window:
-        """``requests`` again and again for ``seconds``, longer until ``enough`` of them were answered; raises TritonError when one fails."""
-        return _Loop(self._infer, requests, in_flight, seconds, enough).run()
-
-
-class _Loop:
-    """State of one window. Answers come on gRPC's own thread, each sends the next request."""
-
-    def __init__(self, infer: Any, requests: Sequence[bytes], in_flight: int, seconds: float, enough: int) -> None:
-        self._infer, self._requests, self._in_flight, self._seconds, self._enough = infer, requests, in_flight, seconds, enough
-        self._lock = threading.Lock()
-        self._idle = threading.Event()
-        self._sent = self._open = 0
-        self._latencies: list[float] = []
-        self._failure: TritonError | None = None
-        self._closing = False
-        self._begin = self._end = math.inf
-
-    def run(self) -> Window:
-        self._begin = time.perf_counter() + self._seconds * _WARM_UP
-        for _ in range(self._in_flight):
-            self._send()
-        self._idle.wait()
-        if self._failure is not None:
-            raise self._failure
-        return Window(self._end - self._begin, tuple(sorted(self._latencies)))
-
-    def _send(self) -> None:
-        with self._lock:
-            request = self._requests[self._sent % len(self._requests)]
-            self._sent += 1
-            self._open += 1
-        started = time.perf_counter()
-        call = self._infer.future(request, timeout=_REQUEST_SECONDS)
-        call.add_done_callback(lambda done: self._answered(done, started))
-
-    def _answered(self, call: Any, started: float) -> None:
-        now = time.perf_counter()
-        with self._lock:
-            self._open -= 1
-            if call.code() is not grpc.StatusCode.OK:
-                self._failure = self._failure or _failure(call)
-                self._closing = True
-            if not self._closing and now >= self._begin:
-                self._latencies.append(now - started)
-                spent = now - self._begin
-                self._closing = spent >= self._seconds * _LONGEST or (spent >= self._seconds and len(self._latencies) >= self._enough)
-                self._end = now
-            if self._closing and self._open == 0:
-                self._idle.set()
-            again = not self._closing
-        if again:
-            self._send()
-
-
-def _failure(call: Any) -> TritonError:
-    text = str(call.details())[:300]
-    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TritonError("Timeout", f"no answer within {_REQUEST_SECONDS:g} s")
-    return TritonError("Unreachable" if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) else "Failed", text)
+    def received(self) -> bool:
+        """Take what is there; True when the answer is whole. Raises TritonError for one that is no success, OSError when the server is gone."""
+        part = self.socket.recv(_READ_BYTES)
+        if not part:
+            raise ConnectionResetError
+        self._buffer += part
+        if self._wanted is None:
+            head, found, _ = self._buffer.partition(_END)
+            if not found:
+                return False
+            fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
+            self._wanted = len(head) + len(_END) + int(fields.get(b"content-length", 0))
+        if len(self._buffer) < self._wanted:
+            return False
+        status = self._buffer[9:12]
+        if status != b"200":
+            raise TritonError("Failed", f"{status.decode()}: {self._buffer.partition(_END)[2][:300].decode(errors='replace')}")
+        return True

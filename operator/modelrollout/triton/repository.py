@@ -1,5 +1,5 @@
 # mypy: disallow_untyped_calls=False
-"""Triton's model repository over gRPC: load a model under a configuration of one's own (docs of Triton, "Model Repository Extension")."""
+"""Triton's model repository over HTTP: load a model under a configuration of one's own (docs of Triton, "Model Repository Extension")."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from modelrollout.triton.client import TritonError, told_apart
 from modelrollout.triton.tensors import TensorSpec
 
-_CALL_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 _LOAD_SECONDS = 600.0
+_UNLOAD_SECONDS = 30.0
 _PAUSE_SECONDS = 0.1
 
 
 class Repository:
-    """Triton at ``host:port``, started with ``--model-control-mode=explicit``."""
+    """Triton at ``host:port``, started with ``--model-control-mode=explicit``. Used by one thread only (gevent)."""
 
     def __init__(self, address: str) -> None:
-        self._client = triton_grpc.InferenceServerClient(address)
+        self._client = triton_http.InferenceServerClient(address, connection_timeout=_CONNECT_SECONDS, network_timeout=_LOAD_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -34,7 +35,7 @@ class Repository:
         """Whether a server answers."""
         try:
             with told_apart():
-                return bool(self._client.is_server_live(client_timeout=_CALL_SECONDS))
+                return bool(self._client.is_server_live())
         except TritonError:
             return False
 
@@ -44,16 +45,15 @@ class Repository:
         It is taken away first: a server that holds both at a time may have no memory for them.
         """
         with told_apart():
-            if self._client.is_model_ready(model, client_timeout=_CALL_SECONDS):
-                self._client.unload_model(model, client_timeout=_CALL_SECONDS)
-                end = time.monotonic() + _CALL_SECONDS
-                while self._client.is_model_ready(model, client_timeout=_CALL_SECONDS) and time.monotonic() < end:
+            if self._client.is_model_ready(model):
+                self._client.unload_model(model)
+                end = time.monotonic() + _UNLOAD_SECONDS
+                while self._client.is_model_ready(model) and time.monotonic() < end:
                     time.sleep(_PAUSE_SECONDS)
-            told = json_format.MessageToJson(config, preserving_proto_field_name=True)
-            self._client.load_model(model, config=told, client_timeout=_LOAD_SECONDS)
+            self._client.load_model(model, config=json_format.MessageToJson(config, preserving_proto_field_name=True))
 
     def inputs(self, model: str) -> tuple[TensorSpec, ...]:
         """What the loaded model takes, the batch dimension first; raises TritonError."""
         with told_apart():
-            metadata = self._client.get_model_metadata(model, client_timeout=_CALL_SECONDS)
-        return tuple(TensorSpec(i.name, i.datatype, tuple(i.shape)) for i in metadata.inputs)
+            metadata = self._client.get_model_metadata(model)
+        return tuple(TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"])) for i in metadata["inputs"])

@@ -1,30 +1,30 @@
-"""The measuring program of tuning, against a server that speaks Triton's gRPC protocol."""
+"""The measuring program of tuning, against a server that speaks enough of Triton's HTTP protocol."""
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
-from modelrollout.analysis.tuning import Load, Trial
+from modelrollout.analysis import tuning
+from modelrollout.analysis.tuning import Load, Space, Trial
 from modelrollout.api.tasks import RESULT_LIMIT_BYTES, Batching, DataSet, Location, ServingConfig, TaskResult, TuneTask
 from modelrollout.evaluator import tune as program
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode, parse_task
 from modelrollout.jobs.log import Progress
+from modelrollout.triton.client import TritonError
 from modelrollout.triton.config import parse, printed, render, serving_of, with_serving
-from modelrollout.triton.load import Generator
+from modelrollout.triton.load import encoded, window
 from modelrollout.triton.tensors import TensorSpec
 
 X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("scores", "FP32", (-1, 3))
@@ -32,7 +32,7 @@ NAME = "digits"
 
 
 @dataclass
-class Repo(service_pb2_grpc.GRPCInferenceServiceServicer):
+class Repo:
     """A server without models until one is loaded. ``refuses``: configurations that it does not load; ``dies``: under which requests fail."""
 
     shape: tuple[int, ...] = (-1, 4)
@@ -47,59 +47,88 @@ class Repo(service_pb2_grpc.GRPCInferenceServiceServicer):
     address: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ServerLive(self, request: Any, context: Any) -> Any:
-        self.away -= 1
-        if self.away >= 0:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "no server")
-        return pb.ServerLiveResponse(live=True)
+    def asked(self, path: str) -> tuple[int, Any]:
+        if path == "/v2/health/live":
+            self.away -= 1
+            return (503 if self.away >= 0 else 200), {}
+        if path == f"/v2/models/{NAME}/ready":
+            return (200 if self.serving else 400), {}
+        inputs = [{"name": "x", "datatype": self.datatype, "shape": list(self.shape)}]
+        return 200, {"name": NAME, "versions": ["3"], "inputs": inputs, "outputs": []}
 
-    def ModelReady(self, request: Any, context: Any) -> Any:
-        return pb.ModelReadyResponse(ready=self.serving is not None)
-
-    def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        self.serving = None
-        return pb.RepositoryModelUnloadResponse()
-
-    def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-        config = json.loads(request.parameters["config"].string_param)
-        self.together += self.serving is not None
-        if self.refuses(config):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "failed to load 'digits': out of memory")
-        self.serving = config
-        self.loaded.append(config)
-        return pb.RepositoryModelLoadResponse()
-
-    def ModelMetadata(self, request: Any, context: Any) -> Any:
-        answer = pb.ModelMetadataResponse(name=request.name, versions=["3"])
-        answer.inputs.add(name="x", datatype=self.datatype, shape=list(self.shape))
-        return answer
-
-    def ModelInfer(self, request: Any, context: Any) -> Any:
+    def told(self, path: str, body: bytes, header_length: int) -> tuple[int, Any]:
+        if path == f"/v2/repository/models/{NAME}/unload":
+            self.serving = None
+            return 200, {}
+        if path == f"/v2/repository/models/{NAME}/load":
+            config = json.loads(json.loads(body)["parameters"]["config"])
+            self.together += self.serving is not None
+            if self.refuses(config):
+                return 400, {"error": "failed to load 'digits': out of memory"}
+            self.serving = config
+            self.loaded.append(config)
+            return 200, {}
         if self.serving is None or self.dies(self.serving):
-            context.abort(grpc.StatusCode.UNAVAILABLE, "socket closed")
-        x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(list(request.inputs[0].shape))
+            return 500, {"error": "CUDA error"}
+        shape = json.loads(body[:header_length])["inputs"][0]["shape"]
         with self.lock:
-            self.rows.append(len(x))
-        return pb.ModelInferResponse(model_name=NAME, model_version="3")
+            self.rows.append(np.frombuffer(body[header_length:], np.float32).reshape(shape).shape[0])
+        return 200, {"model_name": NAME, "model_version": "3", "outputs": []}
 
 
 @contextmanager
 def started(repo: Repo) -> Iterator[Repo]:
-    server = grpc.server(ThreadPoolExecutor(8))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(repo, server)
-    repo.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def answer(self, status: int, content: Any) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:5])
+            self.wfile.write(body[5:])  # in parts, as large answers come
+
+        def do_GET(self) -> None:
+            self.answer(*repo.asked(self.path))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(*repo.told(self.path, body, int(self.headers.get("Inference-Header-Content-Length", 0))))
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, *_: Any) -> None:
+            """A window ends by closing its connections."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    repo.address = f"127.0.0.1:{server.server_port}"
     try:
         yield repo
     finally:
-        server.stop(None)
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that they are all tried, however long this machine takes for them."""
+    monkeypatch.setattr(program, "space", lambda instances, max_batch, objective_ms: Space((1, 2), (0, 4) if max_batch else (0,), (0,)))
+    monkeypatch.setattr(tuning, "MAX_IN_FLIGHT", 4)
 
 
 def task(repo: Repo, folder: Path, max_batch: int = 4, **changes: Any) -> TuneTask:
     (folder / NAME).mkdir(exist_ok=True)
     (folder / NAME / "config.pbtxt").write_text(render([X], [Y], Batching(max_batch_size=max_batch), "KIND_AUTO"))
-    usual = {"grpc": repo.address, "repository": str(folder), "model": NAME, "objective_ms": 5000.0, "share": 0.5, "window_seconds": 0.02}
-    return TuneTask.model_validate({**usual, "instances": (1, 2), "timeout_seconds": 2.0, **changes})
+    usual = {"http": repo.address, "repository": str(folder), "model": NAME, "objective_ms": 5000.0, "share": 0.5, "window_seconds": 0.02}
+    return TuneTask.model_validate({**usual, "instances": (1, 2), "timeout_seconds": 600.0, **changes})
 
 
 def test_configurations_are_loaded_one_at_a_time_and_measured(tmp_path: Path) -> None:
@@ -125,13 +154,13 @@ def test_the_data_given_is_what_is_sent(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(program, "Store", Local)
     with started(Repo()) as repo:
-        given = task(repo, tmp_path, data=DataSet(location=Location(uri="s3://data/x.npz")), field="spec.serving.tune.data", timeout_seconds=0.1)
+        given = task(repo, tmp_path, data=DataSet(location=Location(uri="s3://data/x.npz")), field="spec.serving.tune.data")
         result = program.tune(given, Progress())
         sent, rows = program.requests(given, [X], Progress())
     assert result.message == "" and result.tuned is not None
     assert (len(sent), rows) == (3, 1)
-    request = pb.ModelInferRequest.FromString(sent[0])
-    assert request.model_name == NAME and np.frombuffer(request.raw_input_contents[0], np.float32).tolist() == [1, 1, 1, 1]
+    head, _, body = sent[0].partition(b"\r\n\r\n")
+    assert head.startswith(f"POST /v2/models/{NAME}/infer ".encode()) and np.frombuffer(body[-16:], np.float32).tolist() == [1, 1, 1, 1]
 
 
 def test_a_candidate_that_does_not_load_is_failed(tmp_path: Path) -> None:
@@ -155,7 +184,7 @@ def test_a_server_that_dies_under_a_candidate_is_waited_for(tmp_path: Path, monk
     repo.dies = dies
     with started(repo):
         result = program.tune(task(repo, tmp_path), Progress())
-    assert result.tuned is not None and result.tuned.failed >= 1 and result.tuned.candidates > result.tuned.failed + 1
+    assert result.tuned is not None and result.tuned.failed >= 1 and result.tuned.candidates > result.tuned.failed
     assert repo.away < 0, "it was asked until it was back"
 
 
@@ -205,10 +234,37 @@ def test_the_result_has_room_in_the_termination_message() -> None:
     assert len(encode(TaskResult(tuned=found, message="m" * 5000))) <= RESULT_LIMIT_BYTES and back.tuned == found
 
 
-def test_a_failed_request_ends_a_window() -> None:
-    with started(Repo()) as repo, Generator(repo.address) as generator, pytest.raises(program.TritonError) as failed:
-        generator.window([b""], 4, 0.05, 1)
-    assert failed.value.kind in ("Unreachable", "Failed")
+REQUEST = encoded(NAME, {"x": np.zeros((1, 4), np.float32)}, [X])
+
+
+def test_a_window_counts_what_was_answered_and_asks_for_enough() -> None:
+    with started(Repo(serving={})) as repo:
+        repo.serving = {"name": NAME}
+        found = window(repo.address, [REQUEST], 3, 0.01, 50)
+    assert len(found.latencies) >= 1 and found.latencies == tuple(sorted(found.latencies)) and found.rate > 0
+    assert found.latency(1.0) == found.latencies[-1] and found.latency(0.5) in found.latencies
+
+
+def test_a_request_that_fails_ends_a_window() -> None:
+    with started(Repo()) as repo, pytest.raises(TritonError) as failed:
+        window(repo.address, [REQUEST], 4, 0.05, 1)
+    assert failed.value.kind == "Failed" and "CUDA error" in str(failed.value)
+
+
+def test_a_server_that_is_gone_is_unreachable() -> None:
+    with pytest.raises(TritonError) as failed:
+        window("127.0.0.1:1", [REQUEST], 1, 0.05, 1)
+    assert failed.value.kind == "Unreachable"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        with pytest.raises(TritonError) as failed:
+            window(f"127.0.0.1:{server.getsockname()[1]}", [REQUEST], 1, 0.05, 1)
+    assert failed.value.kind == "Unreachable"
+
+
+def test_strings_are_encoded_as_triton_reads_them() -> None:
+    request = encoded(NAME, {"t": np.array([["ab"]], np.object_)}, [TensorSpec("t", "BYTES", (-1, 1))])
+    assert request.endswith(b"\x02\x00\x00\x00ab")
 
 
 def test_what_is_written_is_what_was_measured() -> None:
@@ -223,5 +279,5 @@ def test_what_is_written_is_what_was_measured() -> None:
 
 
 def test_the_task_is_read_back() -> None:
-    given = TuneTask(grpc="127.0.0.1:8001", repository="/models", model=NAME, objective_ms=50)
+    given = TuneTask(http="127.0.0.1:8000", repository="/models", model=NAME, objective_ms=50)
     assert parse_task(given.model_dump_json()) == given

@@ -132,7 +132,7 @@ def test_tune_measures_beside_a_server_of_its_own() -> None:
     job = o.tune({"instances": [1, 2], "timeout": "5m", "share": 0.95})
     task = o.task(job)
     assert (task["objective_ms"], task["share"], task["instances"], task["timeout_seconds"]) == (50.0, 0.95, [1, 2], 300.0)
-    assert task["grpc"] == "127.0.0.1:8001" and task["field"] == "spec.rollout.analysis.golden" and "credentials" not in task["data"]["location"]
+    assert task["http"] == "127.0.0.1:8000" and task["field"] == "spec.rollout.analysis.golden" and "credentials" not in task["data"]["location"]
     assert [c["name"] for c in o.containers(job)] == ["job", "fetch", "triton"]
     program = o.pod(job)["containers"][0]
     assert {"name": "models", "mountPath": task["repository"], "readOnly": True} in program["volumeMounts"]
