@@ -29,6 +29,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.prepare import RECIPE_VERSION
+from modelrollout.triton.client import TritonError
 
 HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched
 DATA = DataSet(location=HERE)
@@ -152,19 +153,18 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
 
 
 def _batching(model: str, path: Path) -> None:
-    objective = f"p99 within {batching.OBJECTIVE_MS:g} ms, {BATCHED[model]}, one instance on the real Triton"
     try:
-        found = batching.measured(path)
-    except (TritonMissing, JobError) as error:
+        alone, joined = batching.measured(path)
+    except (TritonMissing, TritonError, JobError) as error:
         say(f"# {model}.batching was not measured: {error}")
         return
-    one, best = found.configured, found.chosen or found.configured
-    ratio = best.throughput / one.throughput if one.within else float("nan")
+    ratio = joined.requests_per_second / alone.requests_per_second if alone.requests_per_second else float("nan")
     say(f"{model}.batching.throughput_ratio: {ratio:.3f}")
-    say(f"{model}.batching.requests_per_second: {one.throughput:.0f} -> {best.throughput:.0f}")
-    say(f"{model}.batching.p99_ms: {one.latency_ms:.1f} -> {best.latency_ms:.1f}")
-    serving = best.serving
-    say(f"# {model}.batching: batches of {serving.batch} within {serving.queue_delay_us} us; {found.candidates} configurations; {objective}")
+    say(f"{model}.batching.requests_per_second: {alone.requests_per_second:.0f} -> {joined.requests_per_second:.0f}")
+    say(f"{model}.batching.p99_ms: {alone.p99_ms:.1f} -> {joined.p99_ms:.1f}")
+    settings = f"batches of {joined.serving.batch} within {joined.serving.queue_delay_us} us, {joined.in_flight} in flight"
+    objective = f"p99 within {batching.OBJECTIVE_MS:g} ms; {BATCHED[model]}, one instance on the real Triton"
+    say(f"# {model}.batching: {settings} (alone {alone.in_flight}); {objective}")
     for figure, least in TARGETS.get((model, "batching"), {}).items():
         say(f"# target {model}.batching.{figure} >= {least}: {'reached' if ratio >= least else 'MISSED'}")
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import baseline
+from modelrollout.triton.repository import Repository
 from sandbox import images
 
 _WHITEOUT = ".wh."
@@ -62,13 +63,15 @@ def serving(models: Path, port: int) -> Iterator[str]:
     with log.open("wb") as out:
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, str(_root()), str(models), *command]
         server = subprocess.Popen(argv, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    address = f"127.0.0.1:{port}"
     try:
         end = time.monotonic() + _START_SECONDS
-        while b"Started HTTPService" not in log.read_bytes():
-            if server.poll() is not None or time.monotonic() > end:
-                raise TritonMissing(f"Triton does not start: {log.read_text()[-500:]}")
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
+        with Repository(address) as repository:
+            while not repository.is_live():
+                if server.poll() is not None or time.monotonic() > end:
+                    raise TritonMissing(f"Triton does not start: {log.read_text()[-500:]}")
+                time.sleep(0.1)
+        yield address
     finally:
         server.terminate()
         server.wait()
