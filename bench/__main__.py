@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import baseline, measure, networks
+from bench import baseline, batching, measure, networks
+from bench.triton import TritonMissing
 from demo import data as digits
 from modelrollout.api.names import canonical_json
 from modelrollout.api.tasks import DataSet, DistillStep, HalfPrecisionStep, Int4Step, Int8Step, Location, ModelFile, PruneStep, Step, Training
@@ -28,6 +29,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.prepare import RECIPE_VERSION
+from modelrollout.triton.client import TritonError
 
 HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched
 DATA = DataSet(location=HERE)
@@ -67,7 +69,9 @@ RECIPES: dict[str, dict[str, tuple[Step, ...]]] = {
 }
 ALLOWED = {"int8_static": 0.005, "int8_dynamic": 0.005}  # points of accuracy / 100; all others:
 ALLOWED_ELSE = 0.01
+BATCHED = {"cnn": "prune_int8", "mlp": "int8_static"}  # served as this recipe leaves them
 TARGETS = {
+    ("cnn", "batching"): {"throughput_ratio": 2.0},
     ("cnn", "int8_static"): {"size_ratio": 3.7, "speedup": 2.2},
     ("cnn", "prune_structured"): {"size_ratio": 2.0, "speedup": 1.6},
     ("cnn", "prune_int8"): {"size_ratio": 7.0, "speedup": 4.0},
@@ -144,6 +148,25 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
                 continue
             say(f"# {model}.{name}: {time.monotonic() - started:.0f} s")
             _report(model, name, source, path, held_out, before)
+    if only in (None, "batching") and model in BATCHED:
+        _batching(model, optimized(model, RECIPES[model][BATCHED[model]], source, data))
+
+
+def _batching(model: str, path: Path) -> None:
+    try:
+        alone, joined = batching.measured(path)
+    except (TritonMissing, TritonError, JobError) as error:
+        say(f"# {model}.batching was not measured: {error}")
+        return
+    ratio = joined.requests_per_second / alone.requests_per_second if alone.requests_per_second else float("nan")
+    say(f"{model}.batching.throughput_ratio: {ratio:.3f}")
+    say(f"{model}.batching.requests_per_second: {alone.requests_per_second:.0f} -> {joined.requests_per_second:.0f}")
+    say(f"{model}.batching.p99_ms: {alone.p99_ms:.1f} -> {joined.p99_ms:.1f}")
+    settings = f"batches of {joined.serving.batch} within {joined.serving.queue_delay_us} us, {joined.in_flight} in flight"
+    objective = f"p99 within {batching.OBJECTIVE_MS:g} ms; {BATCHED[model]}, one instance on the real Triton"
+    say(f"# {model}.batching: {settings} (alone {alone.in_flight}); {objective}")
+    for figure, least in TARGETS.get((model, "batching"), {}).items():
+        say(f"# target {model}.batching.{figure} >= {least}: {'reached' if ratio >= least else 'MISSED'}")
 
 
 def _report(model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]) -> None:

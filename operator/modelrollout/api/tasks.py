@@ -209,6 +209,15 @@ FLAVOURS: dict[str, Flavour] = {
     "TFLite": "tensorflow",
 }
 
+
+class ServingConfig(_Model):
+    """What tuning chooses of a model's config.pbtxt; largest batch, tensors and the kind of device stay as they are."""
+
+    instances: int = Field(1, ge=1)  # executions of the model side by side
+    batch: int = Field(0, ge=0)  # waiting requests are joined up to so many rows; 0: never
+    queue_delay_us: int = Field(0, ge=0)  # how long a request may wait for others, microseconds
+
+
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
 # Where the containers of a Job with a ContainerStep hand over: to the user's, from it, and among ours.
@@ -279,6 +288,7 @@ class FetchTask(_Model):
     model: str
     number: int
     target: str = REPOSITORY
+    serving: ServingConfig | None = None  # written into config.pbtxt after its digest was checked; None: as it was stored
 
 
 class EvaluateTask(_Model):
@@ -298,7 +308,23 @@ class EvaluateTask(_Model):
     timeout_seconds: float = 30.0
 
 
-Task = Annotated[ResolveTask | PrepareTask | FetchTask | EvaluateTask, Field(discriminator="task")]
+class TuneTask(_Model):
+    """Find the serving configuration with the highest throughput whose latency keeps to the objective, on a Triton beside the program."""
+
+    task: Literal["tune"] = "tune"
+    http: str  # host:port of a Triton that loads models only when told to
+    repository: str  # its model repository as this program sees it
+    model: str
+    data: DataSet | None = None  # None: inputs are made up
+    field: str = ""  # where the data was named
+    objective_ms: float
+    share: float = 0.99  # of the requests that are to be within the objective
+    instances: tuple[int, ...] = (1, 2, 4)
+    timeout_seconds: float = 600.0  # of the search; what is found until then counts
+    window_seconds: float = 1.5  # of one measurement, at least; prolonged where requests are few
+
+
+Task = Annotated[ResolveTask | PrepareTask | FetchTask | EvaluateTask | TuneTask, Field(discriminator="task")]
 
 
 class OutputTolerance(_Model):
@@ -373,6 +399,27 @@ class SlicePairs(NamedTuple):
     only_baseline_right: int
 
 
+class TrialResult(_Model):
+    """A serving configuration as measured: single samples a second and latency at the best number of requests in flight."""
+
+    serving: ServingConfig
+    throughput: float = 0.0
+    latency_ms: float = 0.0  # that the asked share of the requests kept to
+    in_flight: int = 0
+    within: bool = False  # the objective was kept
+    problem: str | None = None  # the server failed under it
+
+
+class TuneResult(_Model):
+    """What tuning found. ``chosen`` None: nothing kept to the objective, or nothing was better than what is configured."""
+
+    configured: TrialResult
+    chosen: TrialResult | None = None
+    candidates: int = 0
+    failed: int = 0
+    trials: tuple[TrialResult, ...] = ()  # the best others, as far as the message has room
+
+
 class TaskResult(_Model):
     """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
 
@@ -402,4 +449,6 @@ class TaskResult(_Model):
     protocols_agree: bool | None = None
     slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
     slices_compared: int = 0
+    # tune
+    tuned: TuneResult | None = None
     extra: dict[str, Any] = {}

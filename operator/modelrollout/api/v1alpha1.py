@@ -499,6 +499,26 @@ class Batching(ApiModel):
     max_queue_delay: Duration = Field("0ms", description="How long a request may wait for others.")
 
 
+class Tune(ApiModel):
+    """Choose instances and batches by measuring: the highest throughput within a latency objective, on a Triton pod of the new version's own.
+
+    It runs once for a version, before its first pods. No part of the version: what was found is kept with the revision.
+    """
+
+    objective: Duration = Field(description="Latency of one request at the server, for example 50ms.")
+    share: float = Field(0.99, ge=0.5, le=0.9999, description="Share of the requests that must be within the objective.")
+    data: Data | None = Field(
+        None,
+        description="Inputs like those of production; labels are not needed. Left out: those of rollout.analysis.golden, else of "
+        "optimization.gate, else they are made up.",
+    )
+    instances: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)] = Field(
+        default_factory=lambda: [1, 2, 4], description="Executions of the model side by side in a pod (on each GPU) that may be chosen."
+    )
+    timeout: Duration = Field("10m", description="Limit for the search; the best found until then is taken.")
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("duration(self.objective) > duration('0s')", "objective must be longer than 0, for example 50ms"),)
+
+
 JsonObject = Annotated[dict[str, Any], PreserveUnknown()]
 
 
@@ -518,6 +538,7 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
+    tune: Tune | None = None
     surge: Literal["Auto", "Wait", "InPlace"] = Field(
         "Auto",
         description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
@@ -940,10 +961,10 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Stage = Literal["Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
 Phase = Literal[
-    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused", "Promoting",
-    "Baking", "RollingBack", "Stable", "Failed",
+    "Pending", "Resolving", "Preparing", "Tuning", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused",
+    "Promoting", "Baking", "RollingBack", "Stable", "Failed",
 ]  # fmt: skip
 Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
@@ -1099,6 +1120,32 @@ class ArtifactEvidence(StatusModel):
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
 
 
+class TuningTrial(StatusModel):
+    """A serving configuration, and what it was measured to do in one pod."""
+
+    instances: int = Field(1, description="Executions of the model side by side.")
+    batch: int = Field(0, description="Requests are joined up to so many samples; 0: never.")
+    queue_delay_microseconds: int = Field(0, description="How long a request may wait for others.")
+    throughput: float = Field(0, description="Samples a second, with as many requests in flight as the objective allows.")
+    latency_ms: float = Field(0, description="What the asked share of the requests kept to.")
+    in_flight: int = 0
+    within: bool = Field(False, description="The objective was kept.")
+    problem: str | None = Field(None, description="How the server failed under it.")
+
+
+class TuningEvidence(StatusModel):
+    """What tuning found; the pods of the revision serve with ``chosen``, or as configured where there is none."""
+
+    objective: str = ""
+    share: float = 0
+    configured: TuningTrial | None = None
+    chosen: TuningTrial | None = None
+    candidates: int = 0
+    failed: int = Field(0, description="Candidates under which the server failed.")
+    trials: list[TuningTrial] = Field(default_factory=list, description="The best of the others.")
+    message: str = ""
+
+
 class SliceEvidence(StatusModel):
     """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy with an interval for all slices together."""
 
@@ -1174,6 +1221,7 @@ class RolloutStatus(StatusModel):
     message: str | None = None
     outcome: Outcome | None = None
     artifact: ArtifactEvidence | None = None
+    tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: ShadowStatus | None = None
     history: list[StepEvidence] = Field(default_factory=list, description="Verdicts of the steps that have ended.")
@@ -1233,6 +1281,7 @@ class ModelRevisionStatus(StatusModel):
     reason: str = "-"
     message: str = ""
     artifact: ArtifactEvidence | None = None
+    tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
     steps: list[StepEvidence] = Field(default_factory=list)

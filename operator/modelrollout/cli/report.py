@@ -16,10 +16,13 @@ from modelrollout.api.v1alpha1 import (
     MetricStatus,
     ModelDeploymentSpec,
     StepEvidence,
+    TuningEvidence,
+    TuningTrial,
 )
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.cli.verbs import in_flight, named
+from modelrollout.rollout.stages.tune import settings
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         outcome="in flight" if flying else status.outcome,
         reason=(now.stage if now and flying else status.reason) or "-",
         message=(now.message or "") if now and flying else status.message,
-        facts=tuple(_facts(revision, artifact)),
+        facts=tuple(_facts(revision, artifact, (now.tuning if now else None) or status.tuning)),
         gate=gate,
         golden=_golden(evaluation, spec) if evaluation else None,
         steps=tuple(steps),
@@ -136,7 +139,7 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit} ({count} B)"
 
 
-def _facts(revision: Revision, artifact: ArtifactEvidence | None) -> list[tuple[str, str]]:
+def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: TuningEvidence | None) -> list[tuple[str, str]]:
     user: Mapping[str, Any] = revision.spec.input
     model = user.get("model") or {}
     steps = (user.get("optimization") or {}).get("steps") or []
@@ -157,6 +160,13 @@ def _facts(revision: Revision, artifact: ArtifactEvidence | None) -> list[tuple[
             found += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
         if artifact.reused:
             found.append(("prepared", "earlier: the same work was in the artifact store"))
+    if tuning:
+        found.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
+        asked = f"{100 * tuning.share:g} % of the requests within {tuning.objective}; "
+        failed = f", the server failed under {tuning.failed}" if tuning.failed else ""
+        found.append(("tuned for", f"{asked if tuning.objective else ''}{tuning.candidates} configurations were measured{failed}"))
+        others = [f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}" for t in tuning.trials]
+        found += [("tried too", "; ".join(others))] if others else []
     images = [c.get("image") for c in (revision.spec.template.get("spec") or {}).get("containers") or [] if c.get("image")]
     found += [("server image", str(image)) for image in images]
     found.append(("builder", revision.spec.builder))

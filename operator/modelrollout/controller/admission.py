@@ -20,7 +20,7 @@ from modelrollout.rollout.policy import frozen
 
 
 class Admission:
-    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Provision costs nothing here."""
+    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Tune or Provision costs nothing here."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Admission:
         """The snapshot with what the present state asks for."""
         s = seen.snapshot
         rollout = s.status.rollout
-        if rollout is None or rollout.stage != "Provision" or s.spec is None:
+        if rollout is None or rollout.stage not in ("Tune", "Provision") or s.spec is None:
             return s
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem

@@ -37,7 +37,9 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from status.get("initContainerStatuses") or []
+    """Once a pod's own containers run, its init containers have done their part; a sidecar that starts anew is what the program beside it expects."""
+    if not any("running" in (c.get("state") or {}) for c in status.get("containerStatuses") or []):
+        yield from status.get("initContainerStatuses") or []
     yield from status.get("containerStatuses") or []
 
 
@@ -86,6 +88,12 @@ def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return (container.get("state") or {}).get("terminated") or {}
 
 
+def _that_ended(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Its containers that have ended, or an init container that failed, so that they never began. A sidecar is not asked: it is told to end."""
+    ended = [c for c in status.get("containerStatuses") or [] if _ended(c)]
+    return ended or [c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
+
+
 def _container_step_problem(done: Mapping[str, Any]) -> Problem:
     """How the user's own container of an optimization step failed. What it says is a stranger's text: its last line, and never a result."""
     if done.get("reason") == "OOMKilled":
@@ -106,11 +114,8 @@ def termination(pods: Iterable[Object]) -> tuple[int | None, TaskResult | None, 
     """
     ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
     for pod in sorted(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""), reverse=True):
-        initial = [c for c in pod["status"].get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
-        for container in (*initial, *(pod["status"].get("containerStatuses") or [])):
+        for container in _that_ended(pod["status"]):
             done = _ended(container)
-            if not done:
-                continue
             if container["name"] == CONTAINER_STEP:
                 return None, None, _container_step_problem(done)
             problem = None

@@ -17,14 +17,25 @@ from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, TASK_ENV, EvaluateTask, ExitCode, FetchTask, PrepareTask, ResolveTask, Task, TaskResult
+from modelrollout.api.tasks import (
+    RESULT_LIMIT_BYTES,
+    TASK_ENV,
+    EvaluateTask,
+    ExitCode,
+    FetchTask,
+    PrepareTask,
+    ResolveTask,
+    Task,
+    TaskResult,
+    TuneTask,
+)
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
 
-AnyTask = ResolveTask | PrepareTask | FetchTask | EvaluateTask
+AnyTask = ResolveTask | PrepareTask | FetchTask | EvaluateTask | TuneTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
 _MESSAGE_START = 300  # characters of a message that are worth more than a metric's numbers

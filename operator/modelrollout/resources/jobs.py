@@ -1,4 +1,4 @@
-"""Jobs: resolve, prepare, evaluate. They have no API access; their task is in the environment, their answer in the termination message."""
+"""Jobs: resolve, prepare, tune, evaluate. They have no API access; their task is in the environment, their answer in the termination message."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from modelrollout.api.tasks import (
     CONTAINER_STEP,
     IN_DIR,
     OUT_DIR,
+    REPOSITORY,
     SIGNER_DIR,
     TASK_ENV,
     WORK_DIR,
@@ -29,6 +30,7 @@ from modelrollout.api.tasks import (
     Signature,
     Step,
     Tensor,
+    TuneTask,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
 from modelrollout.api.v1alpha1 import (
@@ -44,6 +46,7 @@ from modelrollout.api.v1alpha1 import (
     Resources,
     Serving,
     Triton,
+    Tune,
     seconds,
 )
 from modelrollout.resources.common import (
@@ -59,11 +62,14 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU, tolerations, wants_gpu
+from modelrollout.resources.server import FETCH, GPU, beside, tolerations, wants_gpu
 
 _FINAL = [int(c) for c in (ExitCode.BAD_INPUT, ExitCode.DENIED, ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)]
 _BEFORE = "before"  # container of a Job
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
+# What one client can send decides from where on a measurement is the client's: it gets two cores where there are.
+_TUNE_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"})
+_TUNE_MORE_SECONDS = 600.0  # of the Job beyond start and search: images are pulled, the last comparison is made
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
 
@@ -164,7 +170,7 @@ def _job(
     }
 
 
-def _task(task: ResolveTask | PrepareTask | EvaluateTask) -> str:
+def _task(task: ResolveTask | PrepareTask | TuneTask | EvaluateTask) -> str:
     return names.canonical_json(task.model_dump(mode="json", exclude_none=True))
 
 
@@ -319,6 +325,59 @@ def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
     return product or ("gpu" if wants_gpu(serving.resources) else "any")
+
+
+def tune_job(
+    owner: Owner,
+    deployment: str,
+    number: int,
+    name: str,
+    tune: Tune,
+    source: tuple[str, Data] | None,
+    frozen: Object,
+    artifact: tuple[str, str],
+    model: Model,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    """Measures serving configurations on a server of the frozen template beside it; belongs to the revision.
+
+    ``source``: the inputs with the field that names them, None: they are made up; ``artifact``: its URI and digest.
+    """
+    data, located = None, []
+    if source is not None:
+        data, where = _data(*source, model.credentials, config, "tune")
+        located.append(where)
+    task = TuneTask(
+        http=f"127.0.0.1:{names.PORT_HTTP}",
+        repository=REPOSITORY,
+        model=deployment,
+        data=data,
+        field=source[0] if source else "",
+        objective_ms=seconds(tune.objective) * 1e3,
+        share=tune.share,
+        instances=tuple(tune.instances),
+        timeout_seconds=seconds(tune.timeout),
+    )
+    job = _job(
+        owner,
+        name,
+        labels(deployment, names.COMPONENT_TUNE, owner.name, number),
+        "modelrollout.evaluator",
+        _task(task),
+        located,
+        _TUNE_RESOURCES,
+        seconds(serving.startup_timeout) + seconds(tune.timeout) + _TUNE_MORE_SECONDS,
+        serving,
+        config,
+    )
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    rules.insert(1, {"action": "FailJob", "onExitCodes": {"containerName": FETCH, "operator": "In", "values": _FINAL}})
+    pod, server = job["spec"]["template"]["spec"], beside(frozen, deployment, number, *artifact, config)
+    volumes = [*server.pop("volumes"), *(v for x in located for v in x.volumes())]
+    pod.update(server, volumes=volumes)
+    pod["containers"][0]["volumeMounts"].append({"name": "models", "mountPath": REPOSITORY, "readOnly": True})
+    return job
 
 
 def evaluate_job(

@@ -80,6 +80,22 @@ def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
         assert any(all(w in line for w in words) for line in text.splitlines()), f"{words}\n{text}"
 
 
+def test_what_tuning_found_is_told(cli: Cli, kube: FakeKube) -> None:
+    trial = {"instances": 2, "batch": 16, "queueDelayMicroseconds": 500, "throughput": 900, "latencyMs": 40}
+    tuning = {
+        "objective": "50ms", "share": 0.99, "message": "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms", "chosen": trial, "candidates": 9,
+        "failed": 1, "trials": [{**trial, "instances": 4, "problem": "Unreachable: socket closed"}, {"throughput": 400, "latencyMs": 44.5}],
+    }  # fmt: skip
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Stable", artifact=ARTIFACT, tuning=tuning))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    facts = json.loads(ran(cli, "digits/3", "-o", "json"))["facts"]
+    assert facts["tuned"] == tuning["message"]
+    assert facts["tuned for"] == "99 % of the requests within 50ms; 9 configurations were measured, the server failed under 1"
+    assert facts["tried too"] == (
+        "4 instances, batches of 16 within 500 us: Unreachable: socket closed; 1 instance, requests one by one: 400/s at 44.5 ms"
+    )
+
+
 def test_markdown_is_tables_and_nothing_else(cli: Cli, ended: FakeKube) -> None:
     text = ran(cli, "digits", "-o", "markdown")
     assert "| f1, writer=7 | 0.8500 | 0.9100 | 400 | +0.0600 | +0.0200 to +0.1000 | 0.01 | Failed | MetricDrop |" in text

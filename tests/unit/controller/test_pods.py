@@ -36,6 +36,13 @@ def test_unschedulable_says_what_the_scheduler_says() -> None:
     assert problem and problem.reason == "Unschedulable" and "insufficient nvidia.com/gpu" in problem.message and "pod p" in problem.message
 
 
+def test_a_sidecar_that_starts_anew_is_no_problem_while_the_program_beside_it_runs() -> None:
+    crashed = [container(restartCount=1, ready=False, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": OOM})]
+    assert reason(pod(phase="Running", initContainerStatuses=crashed, containerStatuses=[container(state={"running": {}})])) is None
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    assert reason(pod(phase="Pending", initContainerStatuses=crashed, containerStatuses=waits)) == "OutOfMemory"
+
+
 def test_gated_pods_are_not_unschedulable() -> None:
     assert reason(pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])) is None
 
@@ -168,6 +175,15 @@ def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
         assert (code, problem) == (10, None) and result and result.reason == "NotOnnx"
     code, result, _ = termination([of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded")])
     assert code == 0 and result and result.sha256 == "ab"
+
+
+def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_does() -> None:
+    said = ended(10, '{"reason": "ArtifactCorrupt", "message": "retry"}')
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    code, result, _ = termination([pod(phase="Failed", initContainerStatuses=said, containerStatuses=waits)])
+    assert code == 10 and result and result.reason == "ArtifactCorrupt"
+    code, result, _ = termination([pod(phase="Succeeded", initContainerStatuses=ended(143), containerStatuses=ended(0, '{"reason": "Completed"}'))])
+    assert code == 0 and result and result.reason == "Completed"
 
 
 def test_nothing_has_ended() -> None:

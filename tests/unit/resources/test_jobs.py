@@ -1,4 +1,4 @@
-"""Jobs: resolve, prepare, evaluate."""
+"""Jobs: resolve, prepare, tune, evaluate."""
 
 from __future__ import annotations
 
@@ -206,6 +206,24 @@ def test_evaluate_asks_candidate_and_stable_by_their_own_services() -> None:
 
 def test_evaluate_without_stable() -> None:
     assert not {k for k in o.task(o.evaluate(stable=None)) if k.startswith("stable")}
+
+
+def test_tune_measures_beside_a_server_of_its_own() -> None:
+    job = o.tune({"instances": [1, 2], "timeout": "5m", "share": 0.95})
+    task = o.task(job)
+    assert (task["objective_ms"], task["share"], task["instances"], task["timeout_seconds"]) == (50.0, 0.95, [1, 2], 300.0)
+    assert task["http"] == "127.0.0.1:8000" and task["field"] == "spec.rollout.analysis.golden" and "credentials" not in task["data"]["location"]
+    assert [c["name"] for c in o.containers(job)] == ["job", "fetch", "triton"]
+    program = o.pod(job)["containers"][0]
+    assert {"name": "models", "mountPath": task["repository"], "readOnly": True} in program["volumeMounts"]
+    assert job["spec"]["activeDeadlineSeconds"] > 300 + 600, "the search's own limit comes first"
+    assert "annotations" not in job["spec"]["template"]["metadata"], "Prometheus is not to scrape it"
+    ours = {r["onExitCodes"]["containerName"] for r in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in r}
+    assert ours == {"job", "fetch"}, "a server that dies under a candidate does not end the Job"
+
+
+def test_tune_without_data_makes_its_inputs_up() -> None:
+    assert "data" not in o.task(o.tune(data=None))
 
 
 def test_what_is_final_is_not_tried_again_and_a_lost_node_is_no_failure() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, Stage
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.resolve import lost
+from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.transitions import change, enter, fail
 
 
@@ -53,7 +54,8 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
         if baseline(s) is not None and (artifact.interface is None or served(s) is None):
             text = "inputs and outputs were not compared with those of stable: an older operator prepared one of the two"
             events = (*events, Event("SignatureUnknown", text))
-    return Move(enter(s.status, "Provision", now, artifact=artifact, queue=queued(s, now)), events)
+    following: Stage = "Tune" if is_wanted(s) else "Provision"
+    return Move(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
 def _evidence(result: TaskResult) -> ArtifactEvidence:
