@@ -110,8 +110,9 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
             Path(folder),
             {field: data[name] for field, name in fields.items() if name in data},
             {field: student for field, name in fields.items() if name == "student"},
-            max_drop=None,
+            gate=None,
             symmetric=False,
+            hardware="any",
             advance=lambda done, total: None,
         )
         for warning in applied.warnings:

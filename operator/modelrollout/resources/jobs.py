@@ -234,7 +234,8 @@ def prepare_job(
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
     """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
-    if any(step.needs_trainer for step in optimization.steps):
+    wishes = {step.trainer for step in optimization.steps}
+    if "Needed" in wishes or ("Welcome" in wishes and not model.needs_trees):
         return config.images.trainer
     return config.images.trees if model.needs_trees else None
 

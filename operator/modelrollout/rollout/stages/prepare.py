@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
+from modelrollout.api.tasks import ExitCode, Search, TaskResult
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
@@ -82,7 +82,13 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
         ],
         reused=result.reused,
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
+        search=_search(result.search) if result.search else None,
     )
+
+
+def _search(found: Search) -> SearchEvidence:
+    points = [SearchPoint(**point._asdict()) for point in found.points]
+    return SearchEvidence(**found.model_dump(exclude={"points"}), points=points)
 
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
