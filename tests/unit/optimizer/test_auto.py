@@ -180,7 +180,9 @@ class TestWithoutTraining:
     def test_training_that_the_image_cannot_do_is_named(self, tmp_path: Path) -> None:
         warnings: list[str] = []
         data = {"data": points(1600), "training.data": points(200, 7)}
-        found = auto(AutoStep(data=PLACE, training=Training(data=PLACE)), work(save(classifier(), tmp_path), data=data, gate=gate(), warnings=warnings))
+        found = auto(
+            AutoStep(data=PLACE, training=Training(data=PLACE)), work(save(classifier(), tmp_path), data=data, gate=gate(), warnings=warnings)
+        )
         assert any(text.startswith(f"{FIELD[:-5].replace('spec.optimization.', '')}") or "no JAX" in text for text in warnings)
         assert not any("losses" in s for p in found["candidates"] for s in p["steps"])
 
@@ -321,7 +323,8 @@ class TestJob:
 
     def test_a_model_that_stays_as_it_was_has_lost_nothing(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
         """Too few held-out samples for any budget are enough for it, by identity; that nothing was found is said."""
-        monkeypatch.setattr(module, "monotonic", lambda at=iter([0.0]): next(at, 1e9))
+        clock = iter([0.0])
+        monkeypatch.setattr(module, "monotonic", lambda: next(clock, 1e9))
         store.objects["/data/heldout.npz"] = labelled(20, 3)
         result = prepared(task(store))
         assert result.search and (result.search.chosen, result.search.ended) == ("source", "TimeLimit")
