@@ -35,7 +35,8 @@ svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .soft{fill:var(--sof
 .span.good,.dot.good,.end.good{stroke:var(--good);fill:var(--good)}.span.bad,.dot.bad,.end.bad{stroke:var(--bad);fill:var(--bad)}
 .span.wait,.dot.wait,.end.wait{stroke:var(--wait);fill:var(--wait)}.span.odd,.dot.odd,.end.odd{stroke:var(--odd);fill:var(--odd)}.span{stroke-width:3}
 .whisker{stroke:var(--soft);stroke-width:1.5}.name{paint-order:stroke;stroke:var(--panel);stroke-width:4px}.ring{fill:none;stroke:var(--ink);stroke-width:2}.cross{fill:none;stroke:var(--bad);stroke-width:2.5}
-.front{fill:none;stroke:var(--soft);stroke-width:1.5}.grid{stroke:var(--line);stroke-width:1}.taken td{font-weight:600}.found td+td{white-space:nowrap}
+.front{fill:none;stroke:var(--soft);stroke-width:1.5}.grid{stroke:var(--line);stroke-width:1}
+.taken td{font-weight:600}.found td+td{white-space:nowrap}
 .gap{stroke:var(--panel);stroke-width:1}
 """
 

@@ -76,7 +76,6 @@ class _Judge:
         some = data.rows(np.arange(min(data.n, rows * REQUESTS)))
         self._requests = [part for count, part in batches(some.inputs, rows, fill)]
         self._session = open_single(work.source)
-        self._runs = LEAST_RUNS
         once = float(np.median(in_turns([self._session], self._requests, LEAST_RUNS)))
         self._runs = max(LEAST_RUNS, min(MOST_RUNS, int(TIMING_SECONDS / max(2 * once, 1e-6))))
         self._milliseconds = 1e3 * float(np.median(in_turns([self._session], self._requests, self._runs)))
@@ -86,7 +85,9 @@ class _Judge:
 
     def made(self, name: str, path: Path, done: list[dict[str, Any]], warnings: list[str], advance: Advance) -> _Made:
         """Judge and time it; raises JobError for a model that does not run or does not answer."""
-        after = answers(self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance)[0]
+        after = self._before
+        if path != self._work.original:
+            after = answers(self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance)[0]
         measured = self._judged(after)
         first = measured.report["metrics"][0]["judged"][0]  # the whole of the data, by the gate's first metric
         worse = first["after"] - first["before"]

@@ -92,7 +92,7 @@ def _search(found: Search) -> SearchEvidence:
 
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
-    size = f"{evidence.size_before} -> {evidence.size_after} bytes"
+    size = f"{evidence.size_before} -> {evidence.size_after} bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
     if not evidence.metrics:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
