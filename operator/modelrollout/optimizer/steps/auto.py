@@ -61,7 +61,10 @@ class _Made:
 
 
 class _Judge:
-    """Accuracy against the original model, and latency against the source of the search."""
+    """Accuracy against the original model, and latency against the source of the search.
+
+    ``metric``, its value ``before`` and what is ``allowed`` of a loss: of the gate's first metric, on this data.
+    """
 
     def __init__(self, gate: Gate, data: Data, work: Work) -> None:
         """Raises JobError: SelectionUnfit, and those of reading answers."""
@@ -72,6 +75,8 @@ class _Judge:
         untouched = self._judged(self._before)
         if untouched.decision.verdict != "Successful":
             raise bad_input("SelectionUnfit", f"{self._field}: on this data not even the model as it was given passes: {untouched.decision.message}")
+        first = untouched.report["metrics"][0]
+        self.metric, self.before, self.allowed = first["name"], first["judged"][0]["before"], first["judged"][0]["allowed"]
         rows, fill = batch_rows(work.info.inputs, 1, self._field)
         some = data.rows(np.arange(min(data.n, rows * REQUESTS)))
         self._requests = [part for count, part in batches(some.inputs, rows, fill)]
@@ -103,12 +108,6 @@ class _Judge:
         )
         return _Made(point, path, first["after"], tuple(first["interval"]), done, warnings)
 
-    def first_metric(self) -> dict[str, Any]:
-        """``metric``, ``before`` and ``allowed`` of the gate's first metric on this data."""
-        found = self._judged(self._before)
-        told = found.report["metrics"][0]
-        return {"metric": told["name"], "before": told["judged"][0]["before"], "allowed": told["judged"][0]["allowed"]}
-
 
 def auto(step: AutoStep, work: Work) -> dict[str, Any]:
     """Search, and write the chosen model; nothing where no candidate is worth it.
@@ -138,6 +137,7 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
         except (JobError, MemoryError) as error:
             if isinstance(error, JobError) and error.code != ExitCode.BAD_INPUT:
                 raise
+            target.unlink(missing_ok=True)
             outcomes[candidate.name] = "Refused"
             refused[candidate.name] = f"{error.reason}: {error.message}" if isinstance(error, JobError) else "OutOfMemory"
         else:
@@ -156,8 +156,10 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
     frontiers = {o: [p.name for p in frontier([m.point for m in made.values()], o)] for o in OBJECTIVES}
     shown = dict.fromkeys([best.point.name, SOURCE, *(name for names in frontiers.values() for name in names)])
     search = Search(
-        **judge.first_metric(),
         objective=step.objective,
+        metric=judge.metric,
+        before=judge.before,
+        allowed=judge.allowed,
         chosen=best.point.name,
         tried=len(made) - 1,
         ended="TimeLimit" if cut else "Complete",
