@@ -76,6 +76,7 @@ SHADOWS: list[dict[str, Any]] = [
     {"shadow": {"minSamples": 10}},
     {"shadow": {"minSamples": 10, "for": "20s", "outputs": [{"name": "logits", "argmax": True}]}},
 ]
+SURGES: list[dict[str, Any]] = [{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
 
@@ -92,6 +93,8 @@ class RolloutMachine(RuleBasedStateMachine):
         way=st.sampled_from(["TraefikService", "TraefikService", "RequestMirror"]),
         rounds=st.integers(0, 8),
         verdict=st.sampled_from(["Successful", "Inconclusive", None]),
+        gpus=st.sampled_from([None, None, 2, 3, 4]),
+        surge=st.sampled_from(SURGES),
     )
     def begin(
         self,
@@ -104,6 +107,8 @@ class RolloutMachine(RuleBasedStateMachine):
         way: Any,
         rounds: int,
         verdict: Any,
+        gpus: int | None,
+        surge: dict[str, Any],
     ) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
         self.wanted: dict[str, Any] = {
@@ -112,6 +117,7 @@ class RolloutMachine(RuleBasedStateMachine):
             "golden": golden,
             "strategy": STRATEGIES[0],
             "replicas": 2,
+            "surge": {},
             "rollout": POLICIES[0],
             "shadow": shadow if gateway else {},
             "revisionHistoryLimit": 2,
@@ -121,7 +127,8 @@ class RolloutMachine(RuleBasedStateMachine):
         self.former: World | None = None
         for version in range(1, serves + 1):
             self.world.serve()
-            self.edit(version=version + 1, strategy=strategy, rollout=policy)
+            self.edit(version=version + 1, strategy=strategy, rollout=policy, surge=surge)
+        self.world.gpus = gpus
         self.world.verdict = verdict
         if serves:
             self.all_goes_well_for_a_while(rounds)
@@ -129,12 +136,13 @@ class RolloutMachine(RuleBasedStateMachine):
     def spec(self) -> Any:
         made = {**self.wanted}
         rollout = {**made.pop("rollout"), **made.pop("shadow"), **made.pop("strategy")}
+        serving = {"replicas": made.pop("replicas"), "resources": {"limits": {"nvidia.com/gpu": 1}}, **made.pop("surge")}
         if not made["gateway"] and "abTest" in rollout:
             rollout |= STRATEGIES[0]  # the API server would refuse it
             del rollout["abTest"]
         if not made["gateway"] and "blueGreen" in rollout:
             rollout["blueGreen"] = {k: v for k, v in rollout["blueGreen"].items() if k != "preview"}
-        return b.spec(made.pop("version"), rollout=rollout, **made)
+        return b.spec(made.pop("version"), rollout=rollout, serving=serving, **made)
 
     def edit(self, **changes: Any) -> None:
         self.wanted |= changes
@@ -200,8 +208,13 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def pods_start(self) -> None:
-        for name, pods in self.world.servers.items():
-            self.world.pods(name, pods.asked)
+        self.world.schedule()
+
+    @rule(gpus=st.sampled_from([None, 2, 3, 4, 6]), surge=st.sampled_from(SURGES))
+    def gpus_come_and_go(self, gpus: int | None, surge: dict[str, Any]) -> None:
+        """An autoscaler or another team; who has one keeps it."""
+        self.world.gpus = gpus
+        self.edit(surge=surge)
 
     @rule()
     def the_gateway_accepts(self) -> None:
@@ -373,7 +386,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        world.refusal, world.rules = None, NO_RULES
+        world.refusal, world.rules, world.gpus = None, NO_RULES, None
         if world.spec is None:
             world.edit(self.spec())
         for _ in range(3):

@@ -76,6 +76,9 @@ class PolicyGates(ApiModel):
     max_drop: float | None = Field(
         None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
     )
+    bake: Duration | None = Field(
+        None, description="Every rollout bakes at least that long after promotion, whatever spec.rollout.bake says; proven worse, it goes back."
+    )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
     )

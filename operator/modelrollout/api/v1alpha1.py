@@ -465,11 +465,18 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
-    surge: Literal["Auto", "Wait"] = Field(
+    surge: Literal["Auto", "Wait", "InPlace"] = Field(
         "Auto",
         description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
         "find no GPU are pending, so that an autoscaler brings one. Wait: they are made once enough GPUs are free, and none is ever pending. "
-        "No part of the version.",
+        "InPlace: when they find no GPU, stable gives up pods for them, down to the floor. No part of the version.",
+    )
+    floor: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="With surge InPlace: pods that may carry all traffic for a while. Stable keeps that many until the new revision has all "
+        "traffic, which it gets once as many of its own are ready. Left out: half of replicas, at least 1. No part of the version.",
     )
     startup_timeout: Duration = Field("10m", description="How long a pod may take to fetch and load the model.")
 
@@ -838,7 +845,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     return {
         "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
         "optimization": optimization.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"resources", "timeout"}),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge"}),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor"}),
     }
 
 
@@ -1084,6 +1091,13 @@ class QueueStatus(StatusModel):
     short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
 
 
+class InPlaceStatus(StatusModel):
+    """No GPU was free for the new revision, so stable makes room for it (surge InPlace)."""
+
+    of: int = Field(description="Pods that stable had.")
+    keeps: int = Field(description="Pods that it keeps until the rollout ends.")
+
+
 class RolloutStatus(StatusModel):
     """The revision in flight, or the one that failed last."""
 
@@ -1100,6 +1114,7 @@ class RolloutStatus(StatusModel):
     revision: str | None = None
     number: int | None = None
     queue: QueueStatus | None = None
+    in_place: InPlaceStatus | None = None
     step: StepStatus | None = None
     reason: str | None = None
     message: str | None = None
@@ -1152,6 +1167,7 @@ class ModelDeploymentStatus(StatusModel):
     # what the columns of kubectl get show
     canary: str | None = None
     weight: int | None = None
+    share: int | None = Field(None, description="Without a gateway: percent of the ready pods that are the revision's, its real share.")
     step: str | None = None
     verdict: str | None = None
 

@@ -15,7 +15,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Forbidden, Kube, KubeError, Listing, NotFound, Object, Resource
-from modelrollout.rollout.policy import filled
+from modelrollout.rollout.policy import effective
 
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -217,7 +217,7 @@ def _spec(found: Object) -> ModelDeploymentSpec | None:
     """The spec with what policies fill in, as the operator has told."""
     defaults = (found.get("status") or {}).get("defaults") or {}
     try:
-        return ModelDeploymentSpec.model_validate({**found["spec"], "rollout": filled(found["spec"].get("rollout") or {}, defaults)})
+        return ModelDeploymentSpec.model_validate({**found["spec"], "rollout": effective(found["spec"].get("rollout") or {}, defaults)})
     except ValidationError:
         return None
 

@@ -121,11 +121,12 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
     grid.add_row(Text(rollout.name, "bold"), Text.assemble(styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
     if ready:
         grid.add_row("Ready", Text.assemble(styled(ready.status), f"  {ready.reason}: {ready.message}"))
+    share = s.weight or 0 if s.share is None else s.share  # without a gateway whole pods decide
     if s.stable:
-        grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - (s.weight or 0), f", since {age(s.stable.since, now)}"))
+        grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - share, f", since {age(s.stable.since, now)}"))
     flying = in_flight(rollout)
     if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
-        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, s.weight or 0, _beside(flying)))
+        grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, share, _beside(flying)))
     for gone in s.draining:
         left = -_seconds_since(gone.until, now, signed=True)
         if left > 0:

@@ -32,7 +32,7 @@ from modelrollout.resources.server import fetched_artifact, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
-from modelrollout.rollout.policy import NO_RULES, Rules, filled
+from modelrollout.rollout.policy import NO_RULES, Rules, effective
 from modelrollout.rollout.rebuild import sound
 from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
@@ -145,7 +145,7 @@ def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None,
     """The spec, with what policies say where spec.rollout leaves a field out."""
     raw = deployment.get("spec") or {}
     if rules.defaults:
-        raw = {**raw, "rollout": filled(raw.get("rollout") or {}, rules.defaults)}
+        raw = {**raw, "rollout": effective(raw.get("rollout") or {}, rules.defaults)}
     try:
         return ModelDeploymentSpec.model_validate(raw), None
     except ValidationError as e:

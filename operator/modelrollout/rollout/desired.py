@@ -24,6 +24,7 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
+from modelrollout.rollout.in_place import floor, room, under_way
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
@@ -118,16 +119,20 @@ def carriers(s: Snapshot) -> dict[str, int]:
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
+    shared = under_way(status)
     if stable:
         found[stable] = max(full, s.server(stable).asked) if divided else full
+        if shared is not None:
+            found[stable] = max(shared.keeps, floor(s.spec))
     if new and new != stable and rollout:
-        found[new] = max(1, full)
+        found[new] = max(1, full) if shared is None or rollout.stage == "Bake" else room(s.spec)
         if rollout.stage == "Revert":
             found[new] = s.server(new).asked or found[new]
         elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             found[new] = trial_pods(s)
         elif s.gateway and rollout.stage in ("Canary", "Promote"):
-            found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], s.server(new).asked)
+            kept = s.server(new).asked if shared is None else s.server(new).ready  # who finds no GPU asks for no more than is needed
+            found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], kept)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
@@ -156,18 +161,20 @@ def trial_pods(s: Snapshot) -> int:
     """Pods of a revision before and in its trial behind a gateway: those of its step, or those that are to be there before the first."""
     assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
+    shared = under_way(s.status)
     if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
-        return full
+        return full if shared is None else room(s.spec)
     canary = s.spec.rollout.canary or Canary()
     steps, step = canary.steps, rollout.step if rollout else None
     index = stepping.locate(steps, step).index if step else 0
     named = [x.replicas for x in steps[: index + 1] if x.replicas is not None]
+    most = full if shared is None else room(s.spec)
     if named:
-        return min(named[-1], full)
-    if canary.scale == "Full":
+        return min(named[-1], most)
+    if canary.scale == "Full" and shared is None:
         return full
     weight = (step.weight if step else 0) or next(x.weight for x in steps if x.weight is not None)
-    return pods_for(weight, full)
+    return min(most, pods_for(weight, full))
 
 
 def pods_for(weight: int, full: int) -> int:
@@ -189,7 +196,13 @@ def has_all_pods(s: Snapshot) -> bool:
     assert s.status.rollout is not None
     if s.spec is None:
         return s.server(s.status.rollout.revision).ready > 0
-    return s.server(s.status.rollout.revision).ready >= (max(1, s.spec.serving.replicas) if s.gateway else 1)
+    return s.server(s.status.rollout.revision).ready >= (_for_everything(s) if s.gateway else 1)
+
+
+def _for_everything(s: Snapshot) -> int:
+    """Pods that may carry all traffic."""
+    assert s.spec is not None
+    return max(1, s.spec.serving.replicas) if under_way(s.status) is None else floor(s.spec)
 
 
 def too_few(s: Snapshot) -> Problem:
@@ -206,6 +219,15 @@ def too_few(s: Snapshot) -> Problem:
 def share_replicas(stable: int, weight: int) -> int:
     """Canary pods beside ``stable`` pods behind one Service for about ``weight`` percent of the connections; at least one."""
     return max(1, round(stable * weight / (100 - weight))) if weight < 100 else stable
+
+
+def real_share(s: Snapshot) -> int | None:
+    """Without a gateway, percent of the ready pods that are the revision's on trial: the share of the connections that it really gets."""
+    rollout, stable = s.status.rollout, s.status.stable
+    if s.gateway or stable is None or rollout is None or rollout.stage != "Canary":
+        return None
+    old, new = s.server(stable.revision).ready, s.server(rollout.revision).ready
+    return round(100 * new / (old + new)) if old + new else None
 
 
 def split(s: Snapshot) -> Split:
@@ -268,9 +290,7 @@ def service_selector(s: Snapshot) -> str | None:
         return weights[0][0]
     assert s.spec is not None
     arriving = s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
-    if len(weights) > 1 or (
-        arriving and weights[0][0] == candidate(s.status.rollout) and s.server(weights[0][0]).ready < max(1, s.spec.serving.replicas)
-    ):
+    if len(weights) > 1 or (arriving and weights[0][0] == candidate(s.status.rollout) and s.server(weights[0][0]).ready < _for_everything(s)):
         return ALL_REVISIONS
     return weights[0][0]
 

@@ -6,6 +6,7 @@ forbids. Rollbacks work all the same.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -154,6 +155,9 @@ def combine(policies: Iterable[Policy]) -> Rules:
         for template in policy.spec.analysis_templates or ():
             templates.setdefault(template.name, tuple(template.metrics))
     gates = tuple((p.name, p.spec.gates) for p in found if p.spec.gates)
+    bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
+    if bake is not None:
+        defaults["bake"] = bake
     return Rules(
         names=tuple(p.name for p in found),
         broken=tuple((p.name, p.error) for p in found if p.error),
@@ -169,6 +173,16 @@ def combine(policies: Iterable[Policy]) -> Rules:
         templates=templates,
         mandatory=tuple(m for _, g in gates for m in g.metrics or ()),
     )
+
+
+def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """spec.rollout with what policies say where it leaves a field out; a bake that is shorter than theirs is as long as theirs."""
+    found = filled(given, defaults)
+    own, least = found.get("bake"), defaults.get("bake")
+    with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
+        if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
+            found["bake"] = least
+    return found
 
 
 def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
 from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.desired import real_share
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, carrier, in_flight, stamp
 from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.transitions import SHADOW_STEP, is_held
@@ -88,6 +89,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "defaults": dict(s.rules.defaults) or None,
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
+            "share": real_share(replace(s, status=status)),
             "step": label,
             "verdict": verdict,
         }

@@ -165,11 +165,3 @@ class ServiceRouter:
         if self._selector == "*" and len(split) == 1:
             return Traffic(False, "the new revision's pods are not all ready yet")
         return Traffic(True)
-
-
-def real_share(split: Split, servers: Mapping[str, Server]) -> float | None:
-    """Percent of ready pods that are the canary's: the real share of connections without a gateway."""
-    if len(split) != 2:
-        return None
-    stable, canary = (servers.get(r, Server()).ready for r, _ in split)
-    return 100.0 * canary / (stable + canary) if stable + canary else None

@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.rollout.demands import gpus_asked, unmet
-from modelrollout.rollout.policy import NO_RULES, Policy, combine, filled, frozen, read
+from modelrollout.rollout.policy import NO_RULES, Policy, combine, effective, filled, frozen, read
 from tests.unit.rollout import builders as b
 
 
@@ -211,3 +211,9 @@ class TestDemands:
         wide, narrow = policy("a", allowedSources={"models": ["s3://models/"]}), policy("b", allowedSources={"models": ["s3://other/"]})
         assert demand(b.spec(1), wide) is None
         assert (demand(b.spec(1), wide, narrow) or "").startswith("SourceNotAllowed")
+
+
+@pytest.mark.parametrize(("own", "holds"), [(None, "30m"), ("5m", "30m"), ("1h", "1h"), ("half an hour", "half an hour")])
+def test_every_rollout_bakes_as_long_as_the_strictest_policy_says(own: str | None, holds: str) -> None:
+    rules = combine([read({"metadata": {"name": n}, "spec": {"gates": {"bake": bake}}}) for n, bake in (("a", "10m"), ("b", "30m"))])
+    assert effective({} if own is None else {"bake": own}, rules.defaults)["bake"] == holds

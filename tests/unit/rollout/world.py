@@ -47,6 +47,7 @@ from modelrollout.rollout.facts import (
     in_flight,
     still_draining,
 )
+from modelrollout.rollout.in_place import floor, under_way
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.rollout.stages.move import GRACE_SECONDS
 from modelrollout.traffic.mirror import Mirror, MirrorRouter, mirror_of
@@ -112,6 +113,7 @@ class World:
     refusal: Problem | None = None
     rules: Rules = NO_RULES
     slot: bool = True  # whether the rollout that waits is given its slot
+    gpus: int | None = None  # pods that have room; None: as many as are asked for
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -323,6 +325,13 @@ class World:
             self.servers[name].ready = min(ready, self.servers[name].asked)
             self.servers[name].problem = problem
 
+    def schedule(self) -> None:
+        """Every pod starts that finds a GPU."""
+        for name, pods in self.servers.items():
+            others = sum(other.ready for o, other in self.servers.items() if o != name)
+            ready = pods.asked if self.gpus is None else max(pods.ready, min(pods.asked, self.gpus - others))
+            self.pods(name, ready, None if ready == pods.asked else Problem("Unschedulable", "no GPU is free"))
+
     def end_job(self, how: str) -> None:
         """The running Job ends: ok, lost, bad (input), gate, or oom."""
         name = next((n for n, w in self.jobs.items() if w.state == "Running"), None)
@@ -356,8 +365,7 @@ class World:
 
     def kindly(self) -> None:
         """One round in which nothing goes wrong."""
-        for name, pods in self.servers.items():
-            self.pods(name, pods.asked)
+        self.schedule()
         self.end_job("ok")
         self.comparer = self.mirror is not None
         self.accept()
@@ -425,8 +433,11 @@ class World:
         assert name in self.servers or not waits, "pods of a rollout that is queued"
         pods = self.servers.setdefault(name, Pods(count, restarted=restart))
         stable = self.status.stable.revision if self.status.stable else None
-        if name == stable and rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert"):
-            assert count >= pods.asked, "stable is scaled down while it may have to carry everything again"
+        if name == stable and rollout is not None and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert"):
+            shared = under_way(self.status)
+            assert shared is None or self.spec is None or count >= floor(self.spec), "less than the floor of surge InPlace"
+            least = pods.asked if shared is None else min(pods.asked, shared.keeps)
+            assert rollout.stage == "Provision" or count >= least, "stable is scaled down while it may have to carry everything again"
         if restart != pods.restarted:
             assert restart is not None and restart == self.status.restarted.get(name), "new pods that nobody asked for"
         pods.asked, pods.ready, pods.restarted = count, min(pods.ready, count), restart
@@ -605,7 +616,7 @@ class World:
                 continue
             assert ready > 0, "traffic to a revision without pods"
             if rollout.stage in ("Promote", "Bake"):
-                full = self.spec.serving.replicas if self.spec else 1
+                full = floor(self.spec) if self.spec and under_way(self.status) else self.spec.serving.replicas if self.spec else 1
                 assert weight < 100 or not more or ready >= full, "all traffic to a part of the pods"
                 assert weight == 100 or (rollout.step is not None and weight <= rollout.step.weight)
             else:
@@ -639,9 +650,12 @@ class World:
         behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
-        assert asked[stable] >= spec.serving.replicas
+        shared = under_way(status)
+        assert asked[stable] >= (spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps))
         loaded = carrier(status)
-        assert loaded is not None and (loaded.revision not in asked or asked[loaded.revision] >= spec.serving.replicas)
+        assert loaded is not None
+        if loaded.revision in asked and loaded.revision != stable:
+            assert asked[loaded.revision] >= spec.serving.replicas
         assert f"={loaded.revision}" in status.selector, "an autoscaler looks at the pods that have the traffic"
         gateway = spec.traffic.gateway is not None
         shares = dict(self.route or ()) if gateway else {}

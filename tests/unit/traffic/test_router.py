@@ -10,7 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.facts import Server
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, real_share, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, weights
 
 NAME = "digits"
 OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
@@ -130,11 +130,6 @@ def test_all_to_one_revision_is_taken_up_when_the_service_selects_it_alone() -> 
     assert not router.taken_up((("v2", 100),), service("v2"), pods(v2=3)).taken_up
     helping = ServiceRouter("digits", {"v2": 4}, "*")
     assert not helping.taken_up((("v2", 100),), service(None), pods(v2=4)).taken_up
-
-
-def test_the_real_share_is_that_of_ready_pods() -> None:
-    assert real_share(SPLIT, pods(v1=3, v2=1)) == 25.0
-    assert real_share((("v1", 100),), pods(v1=3)) is None and real_share(SPLIT, {}) is None
 
 
 # --- requests with headers, and previews

@@ -11,6 +11,7 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Step,
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.desired import has_pods_for, too_few
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
+from modelrollout.rollout.stages.give_way import give_way
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
@@ -82,6 +83,8 @@ def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
     if remaining(s, now) <= 0:
         message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'too few pods of the canary are ready for it'}"
         return inconclusive(s, step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now)
+    if not there and (given := give_way(s)):
+        return given
     if not there:  # the split does not have this weight yet
         return wait(s, too_few(s), 5.0)
     return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)

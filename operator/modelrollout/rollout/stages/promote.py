@@ -10,6 +10,7 @@ from modelrollout.rollout.desired import has_all_pods, too_few
 from modelrollout.rollout.facts import NOT_READY, Event, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse
+from modelrollout.rollout.stages.give_way import give_way
 from modelrollout.rollout.stages.move import Move, remaining, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
 
@@ -49,6 +50,8 @@ def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
         back = replace(s, status=enter(s.status, "Canary", now))
         text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
         return inconclusive(back, step, too_few(s).reason, text, now, may_promote=False)
+    if given := give_way(s):
+        return given
     return wait(s, too_few(s), min(5.0, interval(s)))
 
 

@@ -10,9 +10,10 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, seconds
 from modelrollout.rollout.demands import gpus_asked
-from modelrollout.rollout.desired import trial_pods
+from modelrollout.rollout.desired import carriers
 from modelrollout.rollout.facts import Event, Gpus, Problem, Slot, Snapshot, since, stamp
 from modelrollout.rollout.policy import frozen
+from modelrollout.rollout.stages.give_way import LACKS, give_way
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
@@ -26,16 +27,18 @@ def provision(s: Snapshot, now: datetime) -> Move:
     if rollout.queue is not None:
         return _waiting(s, rollout.queue, now)
     server = s.server(rollout.revision)
-    wanted = trial_pods(s) if s.gateway else max(1, s.spec.serving.replicas)
+    wanted = carriers(s)[rollout.revision or ""]
     if server.ready >= wanted:
         if rollout.mode == "Rollback" and rollout.proven:
             return Move(enter(s.status, "Promote", now))  # what is proven stays proven
         return Move(enter(s.status, "Evaluate", now))
+    if given := give_way(s):
+        return given
     problem = server.problem
     if problem is not None and problem.reason == "Unschedulable" and s.gpus is not None and s.gpus.free < s.gpus.needed:
         problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
-    if problem is not None and problem.reason in ("Unschedulable", "InsufficientGPU") and limit is not None:
+    if problem is not None and problem.reason in LACKS and limit is not None:
         left = seconds(limit) - since(rollout.since, now)
         if left <= 0:
             return _unscheduled(s, problem, limit, now)

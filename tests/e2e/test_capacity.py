@@ -1,0 +1,137 @@
+"""What a rollout needs before and beside the trial: GPUs (surge InPlace), and what a RolloutPolicy demands, on the real scheduler and API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import requests
+
+from tests.e2e.conftest import Stage
+from tests.e2e.models import FEATURES
+
+pytestmark = pytest.mark.sandbox
+
+HOST = "in-place.e2e.example"
+BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}]}
+
+
+def answers(stage: Stage, name: str, count: int) -> list[int]:
+    url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
+    return [requests.post(url, json=BODY, headers={"Host": HOST}, timeout=10).status_code for _ in range(count)]
+
+
+def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
+    """By revision, whether each of its server pods is ready."""
+    found: dict[str, list[bool]] = {}
+    query = f"labelSelector=modelrollout.dev/name={name},modelrollout.dev/component=server"
+    for pod in stage.cluster.get(f"/api/v1/namespaces/{stage.namespace}/pods?{query}")["items"]:
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in (pod.get("status") or {}).get("conditions", []))
+        found.setdefault(pod["metadata"]["labels"]["modelrollout.dev/revision"], []).append(ready)
+    return found
+
+
+def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage) -> None:
+    """Half of all GPUs for each of two pods: nothing is free for the new revision, and no request fails on the way there or back."""
+    nodes = stage.cluster.get("/api/v1/nodes")["items"]
+    most = max(int(n["status"]["allocatable"].get("nvidia.com/gpu", 0)) for n in nodes)
+    gateway = stage.cluster.target.gateway
+    name = "in-place"
+    limits = {"nvidia.com/gpu": most // 2, "cpu": "500m", "memory": "512Mi"}
+    serving = {"replicas": 2, "surge": "InPlace", "resources": {"limits": limits, "requests": {"cpu": "20m", "memory": "128Mi"}}}
+    analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
+
+    def wanted(file: str, **rollout: Any) -> dict[str, Any]:
+        traffic = {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}}
+        given = {"analysis": analysis, "progressDeadline": "3m", "canary": {"steps": [{"weight": 50}]}, **rollout}
+        return stage.deployment(name, file, serving=serving, traffic=traffic, rollout=given)
+
+    stage.apply(wanted("good.onnx"))
+    stage.until_ready(name, 240)
+    stage.until("the gateway serves", lambda: answers(stage, name, 1) == [200])
+    first = stage.get(name)["status"]["stable"]["revision"]
+    least: list[int] = []
+
+    def under_load(phase: str) -> bool:
+        assert set(answers(stage, name, 20)) == {200}
+        ready = pods(stage, name)
+        least.append(sum(sum(r) for r in ready.values()))
+        return bool(stage.get(name)["status"].get("phase") == phase)
+
+    stage.apply(wanted("better.onnx", canary={"steps": [{"weight": 50}, {"pause": {}}]}))
+    stage.until("the trial pauses", lambda: under_load("Paused") or (under_load("Canary") and stage.get(name)["status"].get("step") == "2/2"), 180)
+    assert stage.get(name)["status"]["rollout"]["inPlace"] == {"of": 2, "keeps": 1}
+    stage.cluster.modelrollout("abort", name, "-n", stage.namespace)
+    stage.until("stable has its pods again", lambda: under_load("Failed") and pods(stage, name) == {first: [True, True]})
+
+    stage.apply(wanted("third.onnx"))
+    stage.until("the next version is stable", lambda: under_load("Stable"), 180)
+    second = stage.get(name)["status"]["stable"]["revision"]
+    stage.until("and has all GPUs", lambda: under_load("Stable") and pods(stage, name) == {second: [True, True]})
+    assert second != first and min(least) >= 1
+    assert "InPlace" in stage.events(name)
+    stage.cluster.kubectl("delete", "mdep", name, "-n", stage.namespace, "--wait=true")
+
+
+@pytest.fixture
+def policy(stage: Stage) -> Iterator[dict[str, Any]]:
+    """A policy for this namespace; tests fill in spec and apply it."""
+    made = {
+        "apiVersion": "modelrollout.dev/v1alpha1",
+        "kind": "RolloutPolicy",
+        "metadata": {"name": stage.namespace},
+        "spec": {"selector": {"namespaces": [stage.namespace]}},
+    }
+    yield made
+    stage.cluster.kubectl("delete", "rpol", stage.namespace, "--ignore-not-found")
+
+
+def applied(stage: Stage, policy: dict[str, Any], **spec: Any) -> None:
+    stage.apply({**policy, "spec": {**policy["spec"], **spec}})
+
+
+def test_in_a_freeze_nothing_begins_and_it_goes_on_by_itself_afterwards(stage: Stage, policy: dict[str, Any]) -> None:
+    now = datetime.now(UTC)
+    window = {"start": (now - timedelta(hours=1)).isoformat(timespec="seconds"), "end": (now + timedelta(hours=1)).isoformat(timespec="seconds"), "reason": "end of the quarter"}
+    applied(stage, policy, freezeWindows=[window])
+    stage.apply(stage.deployment("frozen"))
+    told = stage.until("it says that it is frozen", lambda: (c := stage.condition("frozen", "Frozen"))["status"] == "True" and c)
+    assert "end of the quarter" in told["message"] and stage.condition("frozen", "Stalled")["status"] == "False"
+    assert "rollout" not in stage.get("frozen")["status"]
+    applied(stage, policy, freezeWindows=[{**window, "end": (now - timedelta(seconds=1)).isoformat(timespec="seconds")}])
+    stage.until_ready("frozen")
+    stage.cluster.kubectl("delete", "mdep", "frozen", "-n", stage.namespace, "--wait=true")
+
+
+def test_one_rollout_at_a_time_in_the_order_in_which_they_came(stage: Stage, policy: dict[str, Any]) -> None:
+    applied(stage, policy, limits={"concurrentRollouts": 1})
+    names = ["slot-a", "slot-b", "slot-c"]
+    stage.apply(*(stage.deployment(name) for name in names))
+    waited: set[str] = set()
+    order: list[str] = []
+
+    def all_stable() -> bool:
+        live = {name: stage.get(name).get("status") or {} for name in names}
+        rollouts = {name: status.get("rollout") or {} for name, status in live.items()}
+        holding = [n for n, r in rollouts.items() if r.get("stage") in ("Provision", "Evaluate", "Promote") and not r.get("queue")]
+        assert len(holding) <= 1, f"{holding} at one time"
+        waited.update(n for n, r in rollouts.items() if r.get("reason") == "WaitingForSlot" and f"RolloutPolicy {stage.namespace}" in r["message"])
+        order.extend(n for n in holding if n not in order)
+        return all(status.get("phase") == "Stable" for status in live.values())
+
+    stage.until("all three are stable", all_stable, 240)
+    assert len(waited) == 2 and set(order) <= set(names)
+    slots = stage.cluster.get("/apis/coordination.k8s.io/v1/leases?labelSelector=modelrollout.dev/policy=" + stage.namespace)["items"]
+    assert len(slots) == 1
+
+
+def test_what_a_gate_demands_is_told_and_met(stage: Stage, policy: dict[str, Any]) -> None:
+    applied(stage, policy, gates={"golden": True, "bake": "5s"})
+    stage.apply(stage.deployment("gated"))
+    message = stage.until_stalled("gated", "GateRequired")
+    assert "spec.rollout.analysis.golden" in message and stage.namespace in message
+    stage.set_rollout("gated", {"analysis": {"golden": {"uri": stage.data("good.npz"), "labels": "labels"}}})
+    stage.until_ready("gated")
+    assert stage.get("gated")["status"]["defaults"] == {"bake": "5s"}
