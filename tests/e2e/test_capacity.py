@@ -94,7 +94,11 @@ def applied(stage: Stage, policy: dict[str, Any], **spec: Any) -> None:
 
 def test_in_a_freeze_nothing_begins_and_it_goes_on_by_itself_afterwards(stage: Stage, policy: dict[str, Any]) -> None:
     now = datetime.now(UTC)
-    window = {"start": (now - timedelta(hours=1)).isoformat(timespec="seconds"), "end": (now + timedelta(hours=1)).isoformat(timespec="seconds"), "reason": "end of the quarter"}
+    window = {
+        "start": (now - timedelta(hours=1)).isoformat(timespec="seconds"),
+        "end": (now + timedelta(hours=1)).isoformat(timespec="seconds"),
+        "reason": "end of the quarter",
+    }
     applied(stage, policy, freezeWindows=[window])
     stage.apply(stage.deployment("frozen"))
     told = stage.until("it says that it is frozen", lambda: (c := stage.condition("frozen", "Frozen"))["status"] == "True" and c)

@@ -92,6 +92,7 @@ class TestWithoutTraining:
         assert chosen["within"] and chosen["size"] == min(p["size"] for p in within) == w.target.stat().st_size < 0.6 * by_name["source"]["size"]
         assert by_name["source"]["loss"] == 0 and by_name["source"]["within"]
         assert {"graph", "int8", "int8-dynamic", "float16"} <= {*by_name, *found["refused"]}
+        assert [by_name[name]["steps"][0]["method"] for name in ("int8", "int8-dynamic")] == ["Static", "Dynamic"]
         assert search["tried"] == len(by_name) - 1
         assert [s["kind"] for s in found["steps"]] == [s["kind"] for s in chosen["steps"]] and found["steps"]
         # calibration samples judge nothing

@@ -95,7 +95,7 @@ class _Judge:
             after = answers(self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance)[0]
         measured = self._judged(after)
         first = measured.report["metrics"][0]["judged"][0]  # the whole of the data, by the gate's first metric
-        worse = first["after"] - first["before"]
+        before, value = first["before"], first["after"]
         within = measured.decision.verdict == "Successful" and all(m.allowed is None or m.interval[1] <= m.allowed for m in measured.metrics)
         seconds_of = np.median(in_turns([self._session, open_single(path)], self._requests, self._runs), axis=1)
         milliseconds = self._milliseconds * float(seconds_of[1] / seconds_of[0])  # by the ratio: the machine may be busier than it was
@@ -103,10 +103,10 @@ class _Judge:
             name=name,
             size=path.stat().st_size,
             milliseconds=float(f"{milliseconds:.4g}"),
-            loss=worse if measured.metrics[0].name in ERRORS else -worse,
+            loss=value - before if self.metric in ERRORS else before - value,
             within=within,
         )
-        return _Made(point, path, first["after"], tuple(first["interval"]), done, warnings)
+        return _Made(point, path, value, tuple(first["interval"]), done, warnings)
 
 
 def auto(step: AutoStep, work: Work) -> dict[str, Any]:
@@ -187,7 +187,8 @@ def _make(candidate: Candidate, base: _Made, target: Path, work: Work, judge: _J
 
     advance(0, None)
     warnings: list[str] = []
-    inner = replace(work, source=base.path, target=target, info=check(base.path), advance=advance, warn=warnings.append)
+    data = {name: work.data[name] for name in candidate.step.sources()}
+    inner = replace(work, source=base.path, target=target, info=check(base.path), data=data, advance=advance, warn=warnings.append)
     done = {"kind": candidate.step.kind} | steps.run(candidate.step, inner)
     return judge.made(candidate.name, target, [*base.done, done], [*base.warnings, *warnings], advance)
 
