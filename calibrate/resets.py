@@ -17,7 +17,7 @@ from modelrollout.rollout.stages.canary import REWRITE_SECONDS
 SHARE, WEIGHT = 0.01, 0.2
 INSTANCES = ("gateway-a", "gateway-b")
 RESTART, UNSCRAPED, OUTAGE = 1 / 100, 1 / 10, 1 / 60  # a look, an instance; an outage of Prometheus begins with a look and lasts a minute
-_FIELDS = 8  # bad and total of both sides, spread of stable
+_FIELDS = 10  # bad and total of both sides, spread of stable
 
 
 @dataclass
@@ -37,7 +37,7 @@ def false_rollbacks(rng: np.random.Generator, rate: float, rollouts: int) -> flo
         table[:, :, rollout] = _one(rng, rate, looks)
     back = np.zeros(rollouts, dtype=np.bool_)
     for c in table:
-        evidence = evidence_of(Counts(c[0], c[1], c[2], c[3]), Spread(*c[4:8]))
+        evidence = evidence_of(Counts(c[0], c[1], c[2], c[3]), Spread(*c[4:10]))
         back |= over_steps(evidence, ()) >= -np.log(ALPHA)
     return float(np.mean(back))
 

@@ -24,6 +24,7 @@ CHECK = 60  # seconds between two looks of the rivals, and their window
 
 
 class Rule(Protocol):
+    def before(self, minutes: list[Counts]) -> None: ...
     def next_step(self) -> None: ...
     def look(self, second: int, news: list[Counts]) -> Flags: ...
 
@@ -41,10 +42,17 @@ class Ours:
         self._written = [_Side(rollouts) for _ in streams]
         self._counts = [_zero(rollouts) for _ in streams]
 
+    def before(self, minutes: list[Counts]) -> None:
+        """What stable has shown, stream by stream, in a minute before the rollout."""
+        for written, minute in zip(self._written, minutes, strict=True):
+            written.write(_zero(self._rollouts), written.since(minute))
+
     def next_step(self) -> None:
+        """The hour before a step is here all that was seen of stable."""
         for i, evidence in enumerate(self._evidence):
             self._carried[i].append(evidence)
-            self._written[i], self._counts[i] = _Side(self._rollouts), _zero(self._rollouts)
+            self._written[i].write(_zero(self._rollouts), self._written[i].since(self._counts[i]))
+            self._counts[i] = _zero(self._rollouts)
 
     def look(self, second: int, news: list[Counts]) -> Flags:
         proven = np.zeros(self._rollouts, dtype=np.bool_)
@@ -60,7 +68,7 @@ class Ours:
 
 def evidence_of(c: Counts, stable: Spread[Floats]) -> Floats:
     """This step's evidence, with the counts divided by their dispersion."""
-    apart = dispersion(c.stable_total, c.stable_bad, stable)
+    apart = dispersion(stable)
     return log_evidence(c.bad / apart, c.total / apart, c.stable_bad / apart, c.stable_total / apart, TOLERANCE)
 
 
@@ -70,7 +78,7 @@ class _Side:
     def __init__(self, rollouts: int) -> None:
         self._counts = _zero(rollouts)
         nothing = np.zeros(rollouts)
-        self._stable = Spread(nothing, nothing, nothing, nothing)
+        self._stable = Spread(nothing, nothing, nothing, nothing, nothing, nothing)
 
     def since(self, c: Counts) -> Spread[Floats]:
         return widened(self._stable, c.stable_total - self._counts.stable_total, c.stable_bad - self._counts.stable_bad)
@@ -92,6 +100,9 @@ class Threshold:
         self._due = np.full(rollouts, np.inf)
         self._window = [_zero(rollouts) for _ in streams]
         self._rollouts = rollouts
+
+    def before(self, minutes: list[Counts]) -> None:
+        """Thresholds know nothing of what was usual."""
 
     def next_step(self) -> None:
         """Windows do not know of steps."""

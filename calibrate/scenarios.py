@@ -44,6 +44,7 @@ class Scenario:
     onset: int = 0
     bursts: float = 1.0
     cluster: Literal["Dealt", "Sticky"] = "Dealt"
+    history: int = 60  # minutes in which stable had all traffic before; 0: it has only just begun to serve
 
     @property
     def harmless(self) -> bool:
@@ -82,6 +83,7 @@ SCENARIOS = (
     Scenario("stable_near_threshold", (_errors(0.009, 0.009),)),
     Scenario("clustered_dealt", (_errors(0.01, 0.01),), bursts=5.0),
     Scenario("clustered_sticky", (_errors(0.01, 0.01),), bursts=3.0, cluster="Sticky"),
+    Scenario("clustered_sticky_new", (_errors(0.01, 0.01),), bursts=3.0, cluster="Sticky", history=0),
     Scenario("three_steps", _EQUAL, _CLIMB),
     Scenario("third_step_1_to_2", (_errors(0.01, 0.02),), _CLIMB, onset=2400),
 )

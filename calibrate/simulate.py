@@ -48,6 +48,10 @@ def labelled(task: Task) -> tuple[Task, dict[str, Outcome] | float]:
 def _stream(s: Scenario, rate: int, rollouts: int, rng: np.random.Generator) -> dict[str, Outcome]:
     judges: dict[str, Rule] = rules(s.streams, rollouts)
     found = {name: Outcome(*(np.full(rollouts, v) for v in (np.inf, 0.0, 0.0))) for name in judges}
+    for minute in range(s.history):
+        news = [draw(rng, stream, s, -60 * minute, 0.0, rate * 60, rollouts) for stream in s.streams]
+        for judge in judges.values():
+            judge.before(news)
     second = 0
     for index, step in enumerate(s.steps):
         for judge in judges.values() if index else ():

@@ -94,17 +94,14 @@ def applied(stage: Stage, policy: dict[str, Any], **spec: Any) -> None:
 
 def test_in_a_freeze_nothing_begins_and_it_goes_on_by_itself_afterwards(stage: Stage, policy: dict[str, Any]) -> None:
     now = datetime.now(UTC)
-    window = {
-        "start": (now - timedelta(hours=1)).isoformat(timespec="seconds"),
-        "end": (now + timedelta(hours=1)).isoformat(timespec="seconds"),
-        "reason": "end of the quarter",
-    }
+    begin, end, over = (f"{now + timedelta(hours=h):%Y-%m-%dT%H:%M:%SZ}" for h in (-1, 1, 0))
+    window = {"start": begin, "end": end, "reason": "end of the quarter"}
     applied(stage, policy, freezeWindows=[window])
     stage.apply(stage.deployment("frozen"))
     told = stage.until("it says that it is frozen", lambda: (c := stage.condition("frozen", "Frozen"))["status"] == "True" and c)
     assert "end of the quarter" in told["message"] and stage.condition("frozen", "Stalled")["status"] == "False"
     assert "rollout" not in stage.get("frozen")["status"]
-    applied(stage, policy, freezeWindows=[{**window, "end": (now - timedelta(seconds=1)).isoformat(timespec="seconds")}])
+    applied(stage, policy, freezeWindows=[{**window, "end": over}])
     stage.until_ready("frozen")
     stage.cluster.kubectl("delete", "mdep", "frozen", "-n", stage.namespace, "--wait=true")
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,9 +18,9 @@ from threading import Thread
 import pytest
 
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.look import Counts, Measurement, counts_of
+from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.measure import measure
+from modelrollout.analysis.providers.measure import look
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Query, Target, build
 from modelrollout.analysis.readings import Look, read_counters
@@ -77,6 +77,11 @@ class Exporter:
             Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
             yield f"127.0.0.1:{server.server_port}"
             server.shutdown()
+
+
+async def measure(reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
+    """One look, added to the counts."""
+    return fold_in(await look(reader, target, metrics, counters, time.time()), counters, stable=target.stable is not None)
 
 
 class Bench:
@@ -214,7 +219,7 @@ async def test_labels_are_counted_under_a_scrape_that_renames_namespace(bench: B
 async def test_slices_are_counted_apart_and_together(bench: Bench) -> None:
     metric = Metric(name="accuracy", max_drop=0.01, slices=[Slice(name="night"), Slice(name="writer=12")])
 
-    async def look(before: dict[str, Measurement]) -> dict[str, Measurement]:
+    async def seen(before: dict[str, Measurement]) -> dict[str, Measurement]:
         return await measure(bench.reader, bench.target, [metric], {n: Counts(m.canary, m.stable) for n, m in before.items()})
 
     def labels(part: str, version: int, right: int, wrong: int) -> None:
@@ -222,13 +227,13 @@ async def test_slices_are_counted_apart_and_together(bench: Bench) -> None:
 
     labels("night", 1, 90, 10)
     await bench.scraped()
-    first = await look({})
+    first = await seen({})
     labels("night", 1, 180, 20)
     labels("night", 2, 40, 10)
     labels("day", 2, 100, 1)
     labels("writer=12", 2, 5, 5)
     await bench.scraped()
-    found = await look(first)
+    found = await seen(first)
     assert counts(found["accuracy"]) == (161, 16, 100, 10)
     assert counts(found["accuracy/night"]) == (50, 10, 100, 10)
     assert counts(found["accuracy/writer=12"]) == (10, 5, 0, 0)
@@ -247,9 +252,9 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
     found = await bench.reader.history(query.promql, [now - 7200, now - 3600, now])
     assert not isinstance(found, Problem), found
     assert list(found) == [now - 7200, now - 3600, now] and found[now - 7200] == Answer(())
-    look = read_counters(query, found[now], bench.target)
-    assert isinstance(look, Look)
-    [sample] = look.stable.processes.values()
+    then = read_counters(query, found[now], bench.target)
+    assert isinstance(then, Look)
+    [sample] = then.stable.processes.values()
     assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
     refused = await bench.reader.history("sum(", [1, 2])
     assert isinstance(refused, Problem) and refused.kind == "QueryRejected"

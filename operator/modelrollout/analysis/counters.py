@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from modelrollout.analysis.dispersion import Spread, widened
 from modelrollout.api.v1alpha1 import Counter
 
+NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -63,8 +65,13 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
 
 
 def spread_of(counter: Counter) -> Spread[float]:
-    """As kept in the counter; nothing before the first look that brought requests."""
-    return Spread(*counter.spread) if len(counter.spread) == 4 else Spread(0.0, 0.0, 0.0, 0.0)
+    """As kept in the counter, by an earlier operator too; nothing before the first look that brought requests."""
+    match counter.spread:
+        case [total, bad, differences, squares]:
+            return Spread(total, bad, differences, squares, counter.total, counter.bad)
+        case [_, _, _, _, _, _]:
+            return Spread(*counter.spread)
+    return NO_SPREAD
 
 
 def _stored(sample: Sample) -> list[float]:

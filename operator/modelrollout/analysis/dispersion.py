@@ -4,10 +4,10 @@ Independent requests vary from look to look as a binomial does. With n requests 
 look and the one before has the variance p (1 - p) (1/n + 1/n'). What the differences show more than that is the dispersion (the design effect of
 sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive differences), and counts are divided by it before they
 are judged. It is told from stable, which shows how requests fail together here: a canary that fails from some moment on would look like one large
-cluster. Successive differences, and not those from the mean: the course of a day is no dispersion. A look is here the time from one writing of
-the status to the next, a minute: clusters that last longer are not seen. Requests that fail together but are dealt to the two sides one by one,
-as a gateway deals them, need none of this: the evidence holds for them (compare.py). It is for whole clusters on one side: sticky sessions, gRPC
-connections, one node.
+cluster. Successive differences, and not those from the mean: the course of a day is no dispersion. A look is here a minute: clusters that last
+longer are not seen. A step begins with what stable has shown in the hour before it (usual.py), for its own first minutes show next to nothing.
+Requests that fail together but are dealt to the two sides one by one, as a gateway deals them, need none of this: the evidence holds for them
+(compare.py). It is for whole clusters on one side: sticky sessions, gRPC connections, one node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _CLEARLY = 1.0  # standard errors above 1; less is taken for chance, which would
 
 
 class Spread(NamedTuple, Generic[N]):
-    """How the bad share of one side varies from look to look: the last look with requests, the number of differences, the sum of their squares.
+    """How the bad share of one side varies from look to look: the last look with requests, the number of differences, the sum of their squares,
+    and the requests of all looks.
 
     Each square is divided by 1/n + 1/n', so that one of independent requests is p (1 - p) on average.
     """
@@ -29,6 +30,8 @@ class Spread(NamedTuple, Generic[N]):
     bad: N
     differences: N
     squares: N
+    all_total: N
+    all_bad: N
 
 
 def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
@@ -43,15 +46,18 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
         xp.where(new, bad, spread.bad),
         xp.where(both, spread.differences + 1, spread.differences),
         xp.where(both, spread.squares + change * change * n * before / (n + before), spread.squares),
+        spread.all_total + total,
+        spread.all_bad + bad,
     )
 
 
-def dispersion(total: N, bad: N, spread: Spread[N]) -> N:
-    """By what to divide the counts, from those of one side. At least 1 + 1 / (1 + J)^2 for J differences of looks, so that counts weigh half in the
+def dispersion(spread: Spread[N]) -> N:
+    """By what to divide counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J differences of looks, so that counts weigh half in the
     first minute, when nothing is known of their spread; more where the looks clearly show it.
 
     Only good or only bad requests say nothing. Squared standard error: 3 / J + 1 / bad.
     """
+    total, bad = spread.all_total, spread.all_bad
     xp = functions_of(total)
     share = bad / xp.maximum(total, 1.0)
     expected = share * (1 - share)

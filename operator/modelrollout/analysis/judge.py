@@ -173,7 +173,7 @@ def _criteria(
     scale = 100 / max(1, next_weight)
     # What goes on with stable shows how requests fail together here; a canary that fails from some moment on is no proof of it.
     usual = canary if stable is None else stable
-    apart = dispersion(usual.total, usual.bad, spread_of(usual))
+    apart = dispersion(spread_of(usual))
     bad, total = canary.bad / apart, canary.total / apart
     found = []
     if stable is not None and margin is not None:

@@ -50,10 +50,15 @@ def fold_in(readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, 
         if isinstance(reading, Problem):
             found[name] = Measurement(before.canary, before.stable, problem=reading)
         elif isinstance(reading, Look):
-            found[name] = Measurement(fold_all(before.canary, reading.canary), fold_all(before.stable, reading.stable) if stable else None)
+            found[name] = Measurement(fold_all(before.canary, reading.canary), _of_stable(before.stable, reading) if stable else None)
         else:
             found[name] = Measurement(value=reading)
     return found
+
+
+def _of_stable(before: Counter | None, reading: Look) -> Counter:
+    counted = fold_all(before, reading.stable)
+    return counted if before is not None or reading.usual is None else counted.model_copy(update={"spread": list(reading.usual)})
 
 
 def carried_of(history: Iterable[StepEvidence], step: StepStatus) -> dict[str, list[float]]:

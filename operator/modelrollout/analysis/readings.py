@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.dispersion import Spread
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.queries import READING, Query, Target, service_labels
 
@@ -23,10 +24,12 @@ _SHOWN = 300  # characters of a user's query or labels in a message: it lives in
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The raw counters of both sides at one moment; a side without series has an empty one."""
+    """The raw counters of both sides at one moment; a side without series has an empty one. ``usual``: how stable's bad share has varied before
+    that, as far as it is known; of a look that sets a baseline."""
 
     canary: Raw
     stable: Raw
+    usual: Spread[float] | None = None
 
 
 class _NoBoundError(Exception):

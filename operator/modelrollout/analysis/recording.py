@@ -7,7 +7,8 @@ The first line is the header, each further line one look:
         "errors": {"canary": {"10.0.0.1:9100/http": [1204, 3, 1763812799.5]}, "stable": {"10.0.0.1:9100/http": [40250, 90, 1763812799.5]}},
         "gpu-memory": 61000000000.0, "accuracy": {"problem": "ProviderTimeout", "message": "..."}}}
 
-A process has its raw counters: total, bad, Unix time of the scrape. A slice stands beside its metric as METRIC/SLICE. ``stable`` is null for a first
+A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look, is how stable's bad share varied in the hour before
+(dispersion.Spread). A slice stands beside its metric as METRIC/SLICE. ``stable`` is null for a first
 revision.
 """
 
@@ -20,6 +21,7 @@ from datetime import datetime
 from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.dispersion import Spread
 from modelrollout.analysis.look import Reading
 from modelrollout.analysis.problem import Problem, ProblemKind
 from modelrollout.analysis.readings import Look
@@ -98,7 +100,8 @@ def _wire(reading: Reading) -> object:
         return {"problem": reading.kind, "message": reading.message}
     if isinstance(reading, Look):
         sides = (("canary", reading.canary), ("stable", reading.stable))
-        return {side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides}
+        counters = {side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides}
+        return counters if reading.usual is None else {**counters, "usual": list(reading.usual)}
     return reading
 
 
@@ -109,7 +112,7 @@ def _reading(value: object) -> Reading:
         return Problem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):
         canary, stable = (Raw({str(p): Sample(*map(float, s)) for p, s in value[side].items()}) for side in ("canary", "stable"))
-        return Look(canary, stable)
+        return Look(canary, stable, Spread(*map(float, value["usual"])) if "usual" in value else None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ValueError(f"{value!r} is no reading")

@@ -920,7 +920,8 @@ class Counter(StatusModel):
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
     spread: list[float] = Field(
         default_factory=list,
-        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares.",
+        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares, "
+        "requests and bad ones of all; of stable with those of the hour before the step.",
     )
 
 

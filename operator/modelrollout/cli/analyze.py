@@ -18,10 +18,10 @@ from modelrollout.analysis.effective import effective_metrics
 from modelrollout.analysis.look import Reading, counts_of
 from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import look
+from modelrollout.analysis.providers.measure import look, usual_before
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Query, Target, bounds_query, build
-from modelrollout.analysis.readings import name_bounds, read
+from modelrollout.analysis.readings import Look, name_bounds, read
 from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
 from modelrollout.api import names
 from modelrollout.api.config import PrometheusProvider
@@ -235,6 +235,8 @@ async def past(source: PrometheusReader, spec: ModelDeploymentSpec, target: Targ
                     [bounds] = await source.ask([bounds_query(target)])
                 readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
             found[t] |= readings
+        before = await usual_before(source, target, metric, times[0])
+        found[times[0]] |= {n: replace(r, usual=before.get(n)) for n, r in found[times[0]].items() if n in before and isinstance(r, Look)}
     return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
 
 
@@ -292,7 +294,7 @@ async def present(found: Rollout, source: PrometheusReader, profile: str, now: d
     window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
     canary = RevisionRef(revision=flying.revision, number=flying.number)
     target = target_of(found.namespace, found.name, found.spec, canary, baseline(s), profile, window, flying.step.weight)
-    return judged(s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics)), now)
+    return judged(s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()), now)
 
 
 def target_of(

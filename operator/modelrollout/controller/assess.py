@@ -58,7 +58,7 @@ class PrometheusAssessor:
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
         )
-        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics)), now)
+        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now), now)
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
@@ -83,19 +83,23 @@ class PrometheusAssessor:
         except TimeoutError:
             return Measurement(before, problem=_late(provider))
 
-    async def _readings(self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
+    async def _readings(
+        self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts], now: datetime
+    ) -> dict[str, Reading]:
         """From all providers side by side: together they take no longer than the slowest may."""
         asked = self._by_provider(metrics, name, target)
-        looks = await asyncio.gather(*(self._from(provider, of_provider, target, counters) for provider, of_provider in asked.items()))
+        looks = await asyncio.gather(*(self._from(provider, of_provider, target, counters, now) for provider, of_provider in asked.items()))
         return {name: reading for found in looks for name, reading in found.items()}
 
-    async def _from(self, name: str | None, metrics: list[Metric], target: Target, counters: Mapping[str, Counts]) -> dict[str, Reading]:
+    async def _from(
+        self, name: str | None, metrics: list[Metric], target: Target, counters: Mapping[str, Counts], now: datetime
+    ) -> dict[str, Reading]:
         provider = self._config.prometheus_for(name)
         if provider is None:
             return _all(metrics, _NO_PROMETHEUS)
         try:
             async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
-                return await look(self._reader(provider), target, metrics, counters)
+                return await look(self._reader(provider), target, metrics, counters, now.timestamp())
         except TimeoutError:
             return _all(metrics, _late(provider))
 

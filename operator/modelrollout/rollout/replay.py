@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.dispersion import Spread
 from modelrollout.analysis.effective import effective_metrics
 from modelrollout.analysis.look import Reading, counts_of
 from modelrollout.analysis.problem import Problem
@@ -62,13 +63,16 @@ class Replayed:
 
 @dataclass
 class _Known:
-    """Processes that were seen of late: the baseline of a step has to know them, also one whose last scrape failed."""
+    """What the baseline of a step has to know: processes that were seen of late, also one whose last scrape failed; and what is usual for stable."""
 
+    usual: dict[str, Spread[float]] = field(default_factory=dict)
     seen: dict[tuple[str, str, str], tuple[datetime, Sample]] = field(default_factory=dict)
 
     def add(self, moment: Moment) -> None:
         for name, reading in moment.readings.items():
             if isinstance(reading, Look):
+                if reading.usual is not None:
+                    self.usual[name] = reading.usual
                 for side, raw in (("canary", reading.canary), ("stable", reading.stable)):
                     for process, sample in raw.processes.items():
                         self.seen[name, side, process] = (moment.at, sample)
@@ -82,7 +86,7 @@ class _Known:
             }
             return Raw({**gone, **raw.processes})
 
-        return Look(side("canary", look.canary), side("stable", look.stable))
+        return Look(side("canary", look.canary), side("stable", look.stable), self.usual.get(name))
 
 
 def replay(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0) -> Replayed:

@@ -168,11 +168,11 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
     """Add the verdict on the present step to the rollout's history, without the raw counters."""
     rollout = status.rollout
     assert rollout is not None and rollout.step is not None
-    bare: dict[str, Any] = {"last": {}, "scraped": None, "spread": []}
+    bare: dict[str, Any] = {"last": {}, "scraped": None}
     metrics = [
         m.model_copy(
             update={
-                "canary": m.canary.model_copy(update=bare) if m.canary else None,
+                "canary": m.canary.model_copy(update=bare | {"spread": []}) if m.canary else None,
                 "stable": m.stable.model_copy(update=bare) if m.stable else None,
             }
         )

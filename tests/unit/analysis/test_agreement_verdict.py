@@ -67,6 +67,9 @@ class Prometheus:
         self.asked = list(queries)  # type: ignore[call-overload]
         return [Answer(self.series)]
 
+    async def history(self, query: str, times: object) -> dict[int, Answer] | Problem:
+        raise AssertionError("agreement has no stable to ask about")
+
 
 def counted(result: str, value: float, scraped: float, instance: str = "a:8002") -> list[Series]:
     labels = {"canary": "7", "instance": instance}

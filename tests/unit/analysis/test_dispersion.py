@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from modelrollout.analysis.counters import Raw, Sample, fold, spread_of
+from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample, fold, spread_of
 from modelrollout.analysis.dispersion import Spread, dispersion, widened
 from modelrollout.api.v1alpha1 import Counter
 
-NOTHING = Spread(0.0, 0.0, 0.0, 0.0)
+NOTHING = NO_SPREAD
 Sizes = NDArray[np.float64]
 
 
@@ -19,7 +19,7 @@ def found(bad: Sizes, total: Sizes) -> float:
     spread = NOTHING
     for x, n in zip(bad.tolist(), total.tolist(), strict=True):
         spread = widened(spread, n, x)
-    return dispersion(float(total.sum()), float(bad.sum()), spread)
+    return dispersion(spread)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3])
@@ -47,7 +47,7 @@ def test_what_is_not_known_yet_is_assumed(looks: int, least: float) -> None:
     spread = NOTHING
     for _ in range(looks):
         spread = widened(spread, 10.0, 0.0)
-    assert dispersion(10.0 * looks, 0.0, spread) == pytest.approx(least)
+    assert dispersion(spread) == pytest.approx(least)
 
 
 def test_a_look_without_requests_changes_nothing() -> None:
@@ -70,13 +70,17 @@ def test_a_spread_that_the_operator_did_not_write_is_none() -> None:
     assert spread_of(Counter(total=5, bad=1, spread=[1.0])) == NOTHING
 
 
+def test_a_spread_of_an_earlier_operator_has_the_counts_of_its_step() -> None:
+    assert spread_of(Counter(total=50, bad=2, spread=[10.0, 1.0, 3.0, 0.5])) == Spread(10.0, 1.0, 3.0, 0.5, 50.0, 2.0)
+
+
 def test_arrays_and_numbers_agree() -> None:
     rng = np.random.default_rng(3)
     total = rng.poisson(3, (2, 30)).astype(np.float64)
     bad = rng.binomial(total.astype(np.int64), 0.3).astype(np.float64)
     zero = np.zeros(2)
-    spread = Spread(zero, zero, zero, zero)
+    spread = Spread(zero, zero, zero, zero, zero, zero)
     for x, n in zip(bad.T, total.T, strict=True):
         spread = widened(spread, n, x)
-    together = dispersion(total.sum(axis=1), bad.sum(axis=1), spread)
+    together = dispersion(spread)
     assert together == pytest.approx([found(b, n) for b, n in zip(bad, total, strict=True)])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+import pytest
+
+from modelrollout.analysis.counters import spread_of
+from modelrollout.analysis.dispersion import dispersion
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.look import Counts, counts_of
+from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.measure import measure
+from modelrollout.analysis.providers.measure import look
 from modelrollout.analysis.queries import Target
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
@@ -23,10 +28,21 @@ class FakeReader:
     def __init__(self, **answers: Answer | Problem) -> None:
         self.answers = answers
         self.asked: list[str] = []
+        self.past: list[tuple[str, Sequence[int]]] = []
+        self.before: Callable[[int], Answer] | None = None
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
         self.asked += queries
         return [next(a for word, a in self.answers.items() if word in q) for q in queries]
+
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
+        self.past.append((query, times))
+        return {t: self.before(t) for t in times} if self.before else Problem("ProviderTimeout", "slow")
+
+
+async def measure(reader: FakeReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
+    """One look, added to the counts."""
+    return fold_in(await look(reader, target, metrics, counters, 1_800_000_000.0), counters, stable=target.stable is not None)
 
 
 def requests(scraped: float, new: tuple[int, int] | None = None, old: tuple[int, int] | None = None) -> Answer:
@@ -116,3 +132,26 @@ async def test_without_stable_there_are_no_counts_of_it() -> None:
     alone = Target("a", "digits", TARGET.canary, None, "traefik")
     found = (await measure(FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}))["errors"]
     assert found.canary is not None and found.stable is None
+
+
+async def test_a_step_begins_with_what_stable_has_shown_in_the_hour_before() -> None:
+    reader = FakeReader(traefik_service_requests_total=requests(10, old=(6000, 60)), max=Answer((Series({}, 3.0, 0),)))
+    start = 1_800_000_000 - 3600
+    reader.before = lambda t: requests(t, old=(100 * (t - start) // 60, 6 * ((t - start) // 360)))
+    first = (await measure(reader, TARGET, [ERRORS, QUERY], {}))["errors"]
+    assert first.stable and first.stable.total == 0, "it is no part of the counts"
+    [(query, times)] = reader.past
+    assert (times[0], times[-1], len(times)) == (start, 1_800_000_000, 61) and "digits-new" not in query
+    spread = spread_of(first.stable)
+    assert (spread.all_total, spread.all_bad, spread.differences) == (6060, 60, 59)
+    assert dispersion(spread) == pytest.approx(6, rel=0.3), "six fail together, every six minutes"
+    await measure(reader, TARGET, [ERRORS], {"errors": Counts(first.canary, first.stable)})
+    assert len(reader.past) == 1, "asked once in a step"
+
+
+async def test_where_nobody_can_tell_what_was_usual_the_step_begins_all_the_same() -> None:
+    reader = FakeReader(traefik_service_requests_total=requests(10, old=(100, 1)))
+    first = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
+    assert first.problem is None and first.stable and first.stable.spread == []
+    await measure(reader, replace(TARGET, stable=None), [ERRORS], {})
+    assert len(reader.past) == 1, "without a stable there is nothing to ask for"

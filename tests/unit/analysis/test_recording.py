@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
 from modelrollout.analysis.look import Reading
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.readings import Look
@@ -18,7 +19,9 @@ GOOD = '{"at": "2026-11-22T12:00:00Z", "readings": {}}'
 
 def test_what_is_written_is_read() -> None:
     look = Look(Raw({"g/http": Sample(12, 3, 1700000000.5)}), Raw())
-    readings: dict[str, Reading] = {"errors": look, "accuracy/night": look, "memory": 6.5, "accuracy": Problem("ProviderTimeout", "slow")}
+    first = replace(look, usual=NO_SPREAD)
+    problem = Problem("ProviderTimeout", "slow")
+    readings: dict[str, Reading] = {"errors": look, "accuracy/night": first, "memory": 6.5, "accuracy": problem}
     header = Header("a", "digits", "digits-new", None)
     assert read_header(encode_header(header)) == header
     assert list(read_looks([encode(NOW, readings), "", encode(NOW.replace(minute=1), {})])) == [(NOW, readings), (NOW.replace(minute=1), {})]

@@ -123,8 +123,9 @@ def test_history_is_judged_step_by_step(over: Cli, prometheus: Prometheus) -> No
     assert [e["weight"] for e in passed] == [25, 50]
     assert len(passed[0]["metrics"][0]["interval"]) == 2
     assert passed[0]["metrics"][0]["canary"].keys() == {"total", "bad"}
-    points = [(float(q["end"]) - float(q["start"])) / 5 + 1 for kind, q in prometheus.asked if kind == "query_range"]
+    points = [(float(q["end"]) - float(q["start"])) / 5 + 1 for kind, q in prometheus.asked if kind == "query_range" and q["step"] == "5s"]
     assert sum(points) == 721 and max(points) <= 300, "an hour of looks, in parts"
+    assert [q["step"] for kind, q in prometheus.asked if kind == "query_range"].count("60s") == 1, "and what was usual before it"
 
 
 def test_a_regression_in_history_is_found(over: Cli, prometheus: Prometheus) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from modelrollout.analysis.dispersion import Spread
 from modelrollout.analysis.look import Counts, Measurement, Reading, fold_in
 from modelrollout.analysis.problem import Answer, Problem
 from modelrollout.analysis.queries import Query, Target, agreement_query, bounds_query, build
-from modelrollout.analysis.readings import name_bounds, read
+from modelrollout.analysis.readings import Look, name_bounds, read
+from modelrollout.analysis.usual import times_before, usual
 from modelrollout.api.v1alpha1 import Counter, Metric
 
 
@@ -17,12 +21,18 @@ class Reader(Protocol):
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]: ...
 
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem: ...
 
-async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Reading]:
-    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is read for its baseline."""
-    plans = {m.name: build(m, target, baseline=any(name not in counters or counters[name].canary is None for name in _names(m))) for m in metrics}
+
+async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts], now: float) -> dict[str, Reading]:
+    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is read for its baseline, with what stable has
+    shown in the hour before ``now`` (Unix seconds)."""
+    fresh = [m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))]
+    plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
-    answers = dict(zip((q.metric for q in queries), await reader.ask([q.promql for q in queries]) if queries else [], strict=True))
+    asked, before = await asyncio.gather(_ask(reader, queries), asyncio.gather(*(usual_before(reader, target, m, now) for m in fresh)))
+    answers = dict(zip((q.metric for q in queries), asked, strict=True))
+    known = {name: spread for found in before for name, spread in found.items()}
     found: dict[str, Reading] = {}
     for metric in metrics:
         plan = plans[metric.name]
@@ -32,12 +42,23 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
             [bounds] = await reader.ask([bounds_query(target)])
             readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
         found |= readings
-    return found
+    return {name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r for name, r in found.items()}
 
 
-async def measure(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
-    """Measure every metric. Its first look sets the baseline and counts nothing; a step of another weight begins with no ``counters``."""
-    return fold_in(await look(reader, target, metrics, counters), counters, stable=target.stable is not None)
+async def _ask(reader: Reader, queries: Sequence[Query]) -> list[Answer | Problem]:
+    return await reader.ask([q.promql for q in queries]) if queries else []
+
+
+async def usual_before(reader: Reader, target: Target, metric: Metric, now: float) -> dict[str, Spread[float]]:
+    """How stable's bad share has varied in the hour before ``now``, by reading; nothing where nobody can tell: a provider that is slow, no stable."""
+    if target.stable is None:
+        return {}
+    stable = replace(target, canary=target.stable, stable=None)
+    query = build(metric, stable, baseline=False)
+    if isinstance(query, Problem) or query.shape == "value":
+        return {}
+    past = await reader.history(query.promql, times_before(now))
+    return {} if isinstance(past, Problem) else usual(query, past, stable)
 
 
 async def measure_agreement(reader: Reader, target: Target, before: Counter | None) -> Measurement:

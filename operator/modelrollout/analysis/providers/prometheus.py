@@ -85,10 +85,16 @@ class PrometheusReader:
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
         """What the query would have answered at each time: evenly spaced Unix seconds, growing. Each request has the provider's time-out."""
         found: dict[int, Answer] = {}
+        if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
+            return self._gone[0]
         step = times[1] - times[0] if len(times) > 1 else 1
         for start in range(0, len(times), HISTORY_POINTS):
             part = times[start : start + HISTORY_POINTS]
-            answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._history_now, query, part, step)
+            try:
+                async with asyncio.timeout(self._provider.timeout_seconds):
+                    answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._history_now, query, part, step)
+            except TimeoutError:
+                return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
             if isinstance(answers, Problem):
                 return answers
             found |= answers

@@ -1,0 +1,42 @@
+"""What the hour before a step says of how requests fail together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
+from modelrollout.analysis.dispersion import dispersion
+from modelrollout.analysis.usual import counted, spread
+
+RNG = np.random.default_rng(7)
+
+
+def minutes(rate: float, cluster: int, share: float = 0.01) -> list[tuple[float, float]]:
+    bad = cluster * RNG.poisson(60 * rate * share / cluster, 60)
+    return [(60.0 * rate + b, float(b)) for b in bad]
+
+
+@pytest.mark.parametrize("rate", [10, 100])
+def test_clusters_are_known_before_the_first_request_of_the_canary(rate: float) -> None:
+    assert dispersion(spread(minutes(rate, 4))) == pytest.approx(4, rel=0.5)
+    assert dispersion(spread(minutes(rate, 1))) < 1.5
+
+
+def test_an_outage_in_that_hour_is_not_what_is_usual() -> None:
+    """Taken for a cluster of thousands it would blind the rollout to everything."""
+    usual = minutes(100, 1)
+    outage = [(6000.0, 3000.0)] * 5
+    assert dispersion(spread(usual[:30] + outage + usual[30:])) < 1.5
+    assert dispersion(spread(outage[:2])) < 2.1 and spread([]) == spread([(0.0, 0.0)]) == NO_SPREAD
+
+
+def test_what_was_counted_before_a_process_was_first_seen_belongs_to_no_minute() -> None:
+    looks = [
+        Raw({"a": Sample(1000, 10)}),
+        Raw({"a": Sample(1100, 11), "b": Sample(90_000, 900)}),
+        Raw({"b": Sample(90_050, 900)}),
+        Raw({"a": Sample(20, 0), "b": Sample(90_060, 901)}),
+        Raw({"a": Sample(30, 5), "b": Sample(90_060, 901)}),
+    ]
+    assert counted(looks) == [(100, 1), (50, 0), (10, 1), (10, 5)]
