@@ -180,7 +180,20 @@ class ContainerStep(StepBase):
     data: DataSet | None = None
 
 
-Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep, Field(discriminator="kind")]
+class AutoStep(StepBase):
+    """The other steps searched for the smallest or fastest model within the gate's budgets on ``data``."""
+
+    kind: Literal["auto"] = "auto"
+    objective: Literal["Size", "Latency"] = "Size"
+    data: DataSet
+    calibration: DataSet | None = None  # None: some of data
+    training: Training | None = None
+    time_limit: str = "20m"
+
+
+Step = Annotated[
+    Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep | AutoStep, Field(discriminator="kind")
+]
 
 
 class Gate(_Model):
@@ -390,6 +403,30 @@ class Interface(_Model):
     counts: tuple[int, int] | None = None
 
 
+class SearchPoint(NamedTuple):
+    """One model of a search: bytes, CPU milliseconds of a request, value of the gate's first metric and upper end of its loss's 95 % interval."""
+
+    name: str
+    size: int
+    milliseconds: float
+    value: float
+    highest_loss: float
+    within: bool
+
+
+class Search(_Model):
+    """What the step auto found. ``points``: the chosen one and the source first, then the frontier; as many as the message has room for."""
+
+    objective: Literal["Size", "Latency"]
+    metric: str
+    before: float  # of the original model, on the data of the search
+    allowed: float | None = None
+    chosen: str
+    tried: int
+    ended: Literal["Complete", "TimeLimit"]
+    points: tuple[SearchPoint, ...] = ()
+
+
 class SlicePairs(NamedTuple):
     """Paired counts of one slice; ``name`` is ARRAY=VALUE, cut to 40 characters."""
 
@@ -439,6 +476,7 @@ class TaskResult(_Model):
     interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     metrics: tuple[MetricResult, ...] = ()  # the gate's
+    search: Search | None = None
     seconds: dict[str, float] = {}
     # evaluate
     samples: int | None = None

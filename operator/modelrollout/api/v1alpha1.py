@@ -280,6 +280,29 @@ class Container(ApiModel):
     )
 
 
+class Auto(ApiModel):
+    """Search the other steps for the smallest or fastest model that keeps the gate's budgets on data of its own; the gate judges the one chosen."""
+
+    objective: Literal["Size", "Latency"] = Field(
+        "Size",
+        description="Size: the smallest file. Latency: the fastest on the Job's CPU, one request at a time; for a model that a GPU serves that is no "
+        "proof, and Size says more.",
+    )
+    data: Data = Field(
+        description="What candidates are judged on, with labels (and slices) as the gate's data has them; samples of its own, never the gate's: "
+        "choosing by those would bend the gate's verdict."
+    )
+    calibration: Data | None = Field(
+        None, description="Calibration data for int8; left out: up to 256 samples of data are set aside for it, and judge nothing."
+    )
+    training: Training | None = Field(
+        None, description="Labelled training data and how long; left out: nothing that trains is tried, and little can be pruned without loss."
+    )
+    time_limit: Duration = Field(
+        "20m", description="How long to search; the best one found by then is taken. Less than the timeout of the Job, which also fetches and gates."
+    )
+
+
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
@@ -290,9 +313,11 @@ class OptimizationStep(ApiModel):
     int8: Int8 | None = None
     int4: Int4 | None = None
     container: Container | None = None
+    auto: Auto | None = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container)]"
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container), "
+            "has(self.auto)]"
             ".exists_one(x, x)",
             "name exactly one step, for example int8: {method: Dynamic}",
         ),
@@ -308,10 +333,13 @@ class OptimizationStep(ApiModel):
         return dict(_sources(step, f"{kind}."))
 
     @property
-    def needs_trainer(self) -> bool:
-        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on."""
+    def trainer(self) -> Literal["Needed", "Welcome"] | None:
+        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on. Welcome: auto leaves
+        out what this image alone can do."""
         kind, step = self.chosen()
-        return kind == "int4" or getattr(step, "training", None) is not None
+        if kind == "int4" or getattr(step, "training", None) is not None:
+            return "Welcome" if kind == "auto" else "Needed"
+        return None
 
 
 def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFile]]:
@@ -414,6 +442,22 @@ class Optimization(ApiModel):
         Rule(
             "!has(self.steps) || self.steps.filter(s, has(s.container)).size() <= 1",
             "steps: one container at most; let one image do the work of both",
+        ),
+        Rule(
+            "!self.steps.exists(s, has(s.auto)) || (self.steps.exists_one(s, has(s.auto)) && has(self.steps[size(self.steps) - 1].auto))",
+            "auto is the last step: it searches whatever could follow it, and begins from what the steps before it made",
+        ),
+        Rule(
+            "!self.steps.exists(s, has(s.auto)) || has(self.gate)",
+            "auto needs gate: {data: {uri: ...}, metrics: [...]}: its budgets are what the search keeps",
+        ),
+        Rule(
+            "!has(self.gate) || self.steps.all(s, !has(s.auto) || s.auto.data.uri != self.gate.data.uri)",
+            "auto.data must not be the gate's data: a model chosen by its held-out samples would be judged too well; give it samples of its own",
+        ),
+        Rule(
+            "self.steps.all(s, !has(s.auto) || duration(s.auto.timeLimit) < duration(self.timeout))",
+            "auto.timeLimit must be less than timeout: the Job also fetches the data and runs the gate",
         ),
     )
 
@@ -1104,6 +1148,30 @@ class Interface(StatusModel):
     counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
 
 
+class SearchPoint(StatusModel):
+    """One model that auto made, judged on its own data."""
+
+    name: str = Field(description="The steps, for example prune-0.7+int8; source is the model that auto was given.")
+    size: int = Field(description="Bytes.")
+    milliseconds: float = Field(description="CPU time of one request on the Job's CPU, median of runs in turns with the source.")
+    value: float = Field(description="Of the gate's first metric.")
+    highest_loss: float = Field(description="Upper end of the 95 % interval of the loss of that metric.")
+    within: bool = Field(description="Whether it keeps all budgets.")
+
+
+class SearchEvidence(StatusModel):
+    """What auto found: the chosen model, and those that no other one beats in accuracy and size, or in accuracy and latency."""
+
+    objective: str
+    metric: str
+    before: float = Field(description="That metric of the original model, on auto's data.")
+    allowed: float | None = Field(None, description="Largest loss allowed, in the metric's units.")
+    chosen: str
+    tried: int = Field(description="Models that were made; report.json beside the artifact has them all.")
+    ended: str = Field(description="Complete, or TimeLimit.")
+    points: list[SearchPoint] = Field(default_factory=list)
+
+
 class ArtifactEvidence(StatusModel):
     """What prepare made."""
 
@@ -1118,6 +1186,7 @@ class ArtifactEvidence(StatusModel):
     metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
+    search: SearchEvidence | None = Field(None, description="The frontier that the step auto found.")
 
 
 class TuningTrial(StatusModel):

@@ -318,7 +318,7 @@ def _refusal(
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
     """A Job has one image: what trains (and int4) and what converts other formats are in two, because together they would be a gigabyte."""
-    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.trainer == "Needed"), None)
     if heavy is None:
         return None
     field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"

@@ -303,7 +303,8 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
     """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
-    if any(step.needs_trainer for step in optimization.steps):
+    wishes = {step.trainer for step in optimization.steps}
+    if "Needed" in wishes or ("Welcome" in wishes and not model.needs_trees):
         return config.images.trainer
     return {None: None, "trees": config.images.trees, "tensorflow": config.images.tensorflow}[model.flavour]
 

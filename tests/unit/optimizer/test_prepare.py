@@ -27,6 +27,7 @@ from modelrollout.api.tasks import (
     PrepareTask,
     PruneStep,
     ServingConfig,
+    Step,
     TaskResult,
     Training,
 )
@@ -36,6 +37,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
+from modelrollout.optimizer.steps.work import Work
 from modelrollout.triton.config import parse, serving_of
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
@@ -463,13 +465,13 @@ def test_a_student_is_checked_like_the_model_before_anything_is_trained(
 
 def test_steps_get_the_smallest_budget_of_the_gate(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float | None] = []
-    real = steps.apply
+    real = steps.run
 
-    def spied(*given: Any, **named: Any) -> steps.Applied:
-        found.append(named["max_drop"])
-        return real(*given, **named)
+    def spied(step: Step, work: Work) -> dict[str, Any]:
+        found.append(work.max_drop)
+        return real(step, work)
 
-    monkeypatch.setattr(steps, "apply", spied)
+    monkeypatch.setattr(steps, "run", spied)
     for metrics in (
         (GateMetric(max_drop=0.05), GateMetric(name="f1", max_drop=0.02), GateMetric(name="auc", max_drop=0.04)),
         (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),

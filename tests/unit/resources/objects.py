@@ -50,8 +50,8 @@ def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
     return jobs.resolve_job(DEPLOYMENT, names.resolve_job_name(NAME, "1f2e"), model, serving, CONFIG)
 
 
-def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING) -> Object:
-    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, CONFIG)
+def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
+    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, config)
 
 
 def evaluate(golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING) -> Object:

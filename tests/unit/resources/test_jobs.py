@@ -149,6 +149,25 @@ def test_a_container_that_fails_is_not_run_again_but_a_lost_node_is_forgiven() -
     assert next(i for i, r in enumerate(rules) if r["action"] == "Ignore") < of["container-step"][0]
 
 
+def test_a_search_takes_the_image_that_trains_where_there_is_one_and_none_is_asked_for_by_the_format() -> None:
+    data = {"uri": "s3://models/selection.npz", "credentials": {"secretRef": {"name": "mine"}}}
+    steps = [{"auto": {"objective": "Latency", "data": data, "training": {"data": {"uri": "s3://models/t.npz"}}, "timeLimit": "5m"}}]
+    job = o.prepare(optimization=Optimization.model_validate({"steps": steps}))
+    step = o.task(job)["steps"][0]
+    assert (step["kind"], step["objective"], step["time_limit"], step["training"]["epochs"]) == ("auto", "Latency", "5m", 3)
+    assert secrets(job)["credentials-data-0"] == "mine" and secrets(job)["credentials-training-data-0"] == "s3-reader"
+
+    def image(model: Model | None = None, **images: object) -> str:
+        config = o.CONFIG.model_copy(update={"images": o.CONFIG.images.model_copy(update=images)})
+        job = o.prepare(model or o.MODEL, Optimization.model_validate({"steps": steps}), config=config)
+        found: str = o.pod(job)["containers"][0]["image"]
+        return found
+
+    assert image() == "example/trainer@sha256:3"
+    assert image(trainer=None) == "example/optimizer@sha256:1"
+    assert image(Model(uri="s3://models/m.ubj", format="XGBoost"), trees="example/trees@sha256:4") == "example/trees@sha256:4"
+
+
 def test_each_location_has_its_own_credentials() -> None:
     assert secrets(o.prepare()) == {
         "credentials-source": "s3-reader",
@@ -295,9 +314,8 @@ def test_a_signature_lies_in_an_allowed_store() -> None:
     ("kind", "image"),
     [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1"), ("Keras", "example/tf:1")],
 )
-def test_the_image_goes_with_the_format(monkeypatch: pytest.MonkeyPatch, kind: str | None, image: str) -> None:
+def test_the_image_goes_with_the_format(kind: str | None, image: str) -> None:
     images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1", "tensorflow": "example/tf:1"})
-    monkeypatch.setattr(o, "CONFIG", o.CONFIG.model_copy(update={"images": images}))
-    job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}))
+    job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}), config=o.CONFIG.model_copy(update={"images": images}))
     assert o.pod(job)["containers"][0]["image"] == image
     assert o.task(job).get("format") == kind

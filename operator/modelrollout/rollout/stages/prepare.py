@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, Stage
+from modelrollout.api.tasks import ExitCode, Search, TaskResult
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint, Stage
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, failed_job, wait, wait_or_fail
@@ -84,11 +84,17 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
         ],
         reused=result.reused,
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
+        search=_search(result.search) if result.search else None,
     )
 
 
+def _search(found: Search) -> SearchEvidence:
+    points = [SearchPoint(**point._asdict()) for point in found.points]
+    return SearchEvidence(**found.model_dump(exclude={"points"}), points=points)
+
+
 def _gate_event(evidence: ArtifactEvidence) -> Event:
-    size = f"{evidence.size_before} -> {evidence.size_after} bytes"
+    size = f"{evidence.size_before} -> {evidence.size_after} bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
     if not evidence.metrics:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
