@@ -87,11 +87,11 @@ def test_is_converted_with_its_own_names_and_answers_as_before(store: ObjectStor
     assert parse(published(store, "config-").decode()).max_batch_size == (0 if fixed else 8)
 
 
-@pytest.mark.parametrize("name", ["image.keras", "image.saved_model.zip", "image.tflite"])
-def test_is_compared_and_gated_on_the_data_that_is_given(store: ObjectStore, models: dict[str, bytes], name: str) -> None:
+@pytest.mark.parametrize("file", ["image.keras", "image.saved_model.zip", "image.tflite"])
+def test_is_compared_and_gated_on_the_data_that_is_given(store: ObjectStore, models: dict[str, bytes], file: str) -> None:
     store.objects["/d.npz"] = npz(image=IMAGES, labels=CLASSES)
     gate = Gate(data=dataset(store.http("d.npz")), metrics=(GateMetric(min=0.8),))
-    result = prepared(store, models[name], MODELS[name][0], gate)
+    result = prepared(store, models[file], MODELS[file][0], gate)
     assert result.metrics[0].verdict == "Successful"
     conversion = json.loads(published(store, "report-"))["conversion"]
     assert (conversion["samples"], conversion["generated"], conversion["apart"]) == (N, False, 0)
