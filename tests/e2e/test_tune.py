@@ -83,3 +83,27 @@ def test_the_next_version_is_tuned_too_and_its_canary_goes_on(stage: Stage) -> N
     assert "chosen" not in found and "nothing keeps" in found["message"]
     assert matches(served(stage, revision), found["configured"])
     assert "ObjectiveUnmet" in stage.events(NAME)
+
+
+def test_a_server_that_ends_under_a_candidate_comes_back_and_the_search_goes_on(stage: Stage) -> None:
+    name = "ended"
+    made = wanted(stage, "third.onnx")
+    made["metadata"]["name"] = name
+    stage.apply(made)
+    jobs = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_TUNE}"
+
+    def measures(pod: str) -> bool:
+        return '"measured"' in stage.cluster.kubectl("logs", pod, "-c", "job", "-n", stage.namespace)
+
+    def measuring() -> str | None:
+        pods = stage.cluster.pods(stage.namespace, jobs)
+        running = [p["metadata"]["name"] for p in pods if any("running" in c["state"] for c in p["status"].get("containerStatuses", []))]
+        return next(filter(measures, running), None)
+
+    pod = stage.until("it measures", measuring)
+    stage.cluster.kubectl("exec", pod, "-c", "triton", "-n", stage.namespace, "--", "sh", "-c", "kill 1")
+    revision = stage.until_ready(name, 300)["status"]["stable"]["revision"]
+    [job] = stage.cluster.jobs(stage.namespace, jobs)
+    assert job["status"]["succeeded"] == 1 and not job["status"].get("failed"), "the Job did not begin anew"
+    found = tuning(stage, revision)
+    assert found["failed"] >= 1 and found["candidates"] > found["failed"]
