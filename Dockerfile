@@ -37,6 +37,13 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-versi
 COPY --from=source /opt/modelrollout /opt/modelrollout
 USER 65532:65532
 
+# TensorFlow and LiteRT, for models of TensorFlow, Keras and TFLite: `tensorflow.image`.
+FROM jobs AS tensorflow
+COPY requirements/tensorflow.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/tensorflow.txt
+COPY --from=source /opt/modelrollout /opt/modelrollout
+USER 65532:65532
+
 FROM base AS operator
 COPY requirements/operator.txt /opt/requirements/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/operator.txt

@@ -1,7 +1,8 @@
 """``python -m bench``: every step on every model, as lines ``MODEL.STEP.FIGURE: value``; lines that begin with # are remarks.
 
 Ratios are before / after, or after / before, so that more is better. ``speedup`` is that of the median latency of one image, ``throughput_ratio``
-that of batches of 32, both on one thread. Accuracy is that on MNIST's 10,000 test images, which no training and no step sees.
+that of batches of 32, both on one thread. Accuracy is that on MNIST's 10,000 test images, which no training and no step sees; auto chooses by the
+first half of them, and its accuracy is that on the second.
 """
 
 from __future__ import annotations
@@ -16,18 +17,35 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import baseline, measure, networks
+from bench import baseline, batching, measure, networks
+from bench.triton import TritonMissing
 from demo import data as digits
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import DataSet, DistillStep, HalfPrecisionStep, Int4Step, Int8Step, Location, ModelFile, PruneStep, Step, Training
+from modelrollout.api.tasks import (
+    AutoStep,
+    DataSet,
+    DistillStep,
+    Gate,
+    GateMetric,
+    HalfPrecisionStep,
+    Int4Step,
+    Int8Step,
+    Location,
+    ModelFile,
+    PruneStep,
+    Step,
+    Training,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.prepare import RECIPE_VERSION
+from modelrollout.triton.client import TritonError
 
 HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched
 DATA = DataSet(location=HERE)
@@ -40,6 +58,7 @@ def _training(epochs: int, rate: float) -> Training:
 
 
 PRUNE = PruneStep(sparsity=0.7, training=_training(1, 1e-3))
+AUTO = AutoStep(data=DATA, training=_training(2, 1e-3), time_limit="20m")
 RECIPES: dict[str, dict[str, tuple[Step, ...]]] = {
     "cnn": {
         "int8_static": (INT8,),
@@ -48,6 +67,7 @@ RECIPES: dict[str, dict[str, tuple[Step, ...]]] = {
         "distill": (DistillStep(size=0.1, training=_training(2, 2e-3)),),
         "float16": (HalfPrecisionStep(),),
         "int4": (Int4Step(),),
+        "auto": (AUTO,),
     },
     "mlp": {
         "int8_dynamic": (DYNAMIC,),
@@ -57,17 +77,21 @@ RECIPES: dict[str, dict[str, tuple[Step, ...]]] = {
         "distill": (DistillStep(size=0.1, training=_training(3, 2e-3)),),
         "float16": (HalfPrecisionStep(),),
         "int4": (Int4Step(),),
+        "auto": (AUTO,),
     },
     "trees": {
         "int8_static": (INT8,),
         "prune_structured": (PRUNE,),
         "float16": (HalfPrecisionStep(),),
-        "distill": (DistillStep(student=ModelFile(location=HERE), training=_training(3, 2e-3)),),
+        "distill": (DistillStep(student=ModelFile(location=HERE), training=_training(15, 2e-3)),),
     },
 }
 ALLOWED = {"int8_static": 0.005, "int8_dynamic": 0.005}  # points of accuracy / 100; all others:
 ALLOWED_ELSE = 0.01
+BATCHED = {"cnn": "prune_int8", "mlp": "int8_static"}  # served as this recipe leaves them
+GATE = Gate(data=DATA, metrics=(GateMetric(max_drop=ALLOWED_ELSE),))  # what the search keeps
 TARGETS = {
+    ("cnn", "batching"): {"throughput_ratio": 2.0},
     ("cnn", "int8_static"): {"size_ratio": 3.7, "speedup": 2.2},
     ("cnn", "prune_structured"): {"size_ratio": 2.0, "speedup": 1.6},
     ("cnn", "prune_int8"): {"size_ratio": 7.0, "speedup": 4.0},
@@ -110,16 +134,26 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
             Path(folder),
             {field: data[name] for field, name in fields.items() if name in data},
             {field: student for field, name in fields.items() if name == "student"},
-            max_drop=None,
+            gate=GATE,
             symmetric=False,
+            hardware="any",
             advance=lambda done, total: None,
         )
         for warning in applied.warnings:
             say(f"# {warning}")
+        for done in applied.done:
+            for found in done.get("candidates", ()):
+                say(f"# {model}.{step.kind} found {_said(found)}")
         partial = kept.with_suffix(f".{os.getpid()}")
         shutil.copyfile(applied.path, partial)
         partial.rename(kept)
     return kept
+
+
+def _said(found: dict[str, Any]) -> str:
+    """A candidate of a search."""
+    loss = f"loss {found['loss']:.4f}, up to {found['interval'][1]:.4f}"
+    return f"{found['name']}: {found['size']} bytes, {found['milliseconds']} ms, {loss}, {'within' if found['within'] else 'beyond'} the budget"
 
 
 def bench(model: str, training: digits.Split, test: digits.Split, only: str | None) -> None:
@@ -127,8 +161,9 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
     train = training.part(0, len(training) - 1000)
     source = baseline.trained(model, train, say)
     calibration = baseline.samples(training.part(len(training) - baseline.CALIBRATION, len(training)), model)
-    data = {"calibration": calibration, "training.data": baseline.samples(train, model)}
+    half = len(test) // 2
     held_out = baseline.samples(test, model)
+    data = {"calibration": calibration, "training.data": baseline.samples(train, model), "data": baseline.samples(test.part(0, half), model)}
     before = measure.classes(source, held_out)
     right = float((before == test.labels).mean())
     say(f"{model}.float32.accuracy: {right:.4f}")
@@ -143,7 +178,27 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
                 say(f"# {model}.{name} does not apply: {error.reason}: {error.message}")
                 continue
             say(f"# {model}.{name}: {time.monotonic() - started:.0f} s")
-            _report(model, name, source, path, held_out, before)
+            unseen = held_out.rows(np.arange(half, held_out.n)) if name == "auto" else held_out
+            _report(model, name, source, path, unseen, before[-unseen.n :])
+    if only in (None, "batching") and model in BATCHED:
+        _batching(model, optimized(model, RECIPES[model][BATCHED[model]], source, data))
+
+
+def _batching(model: str, path: Path) -> None:
+    try:
+        alone, joined = batching.measured(path)
+    except (TritonMissing, TritonError, JobError) as error:
+        say(f"# {model}.batching was not measured: {error}")
+        return
+    ratio = joined.requests_per_second / alone.requests_per_second if alone.requests_per_second else float("nan")
+    say(f"{model}.batching.throughput_ratio: {ratio:.3f}")
+    say(f"{model}.batching.requests_per_second: {alone.requests_per_second:.0f} -> {joined.requests_per_second:.0f}")
+    say(f"{model}.batching.p99_ms: {alone.p99_ms:.1f} -> {joined.p99_ms:.1f}")
+    settings = f"batches of {joined.serving.batch} within {joined.serving.queue_delay_us} us, {joined.in_flight} in flight"
+    objective = f"p99 within {batching.OBJECTIVE_MS:g} ms; {BATCHED[model]}, one instance on the real Triton"
+    say(f"# {model}.batching: {settings} (alone {alone.in_flight}); {objective}")
+    for figure, least in TARGETS.get((model, "batching"), {}).items():
+        say(f"# target {model}.batching.{figure} >= {least}: {'reached' if ratio >= least else 'MISSED'}")
 
 
 def _report(model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]) -> None:

@@ -1,28 +1,20 @@
-"""Sizes, accuracy, latency and throughput of two models side by side.
-
-Their runs alternate in one process on one thread, and what counts is that thread's CPU time, which is the latency on a machine with nothing else to
-do: on a busy one the wall clock mostly says how long the thread waited for a core.
-"""
+"""Sizes, accuracy, latency and throughput of two models side by side, in turns (``modelrollout.optimizer.timing``)."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from modelrollout.analysis.gate import decide
-from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.data import Arrays, Data, batches
 from modelrollout.optimizer.metrics import count_pairs
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.predict import open_session, predict
-
-ort: Any = onnxruntime
+from modelrollout.optimizer.timing import in_turns, open_single
 
 LATENCY_RUNS = 2000  # of one image
 THROUGHPUT_BATCH = 32
@@ -40,29 +32,17 @@ class Speed:
 
 def speeds(paths: list[Path], data: Data) -> list[Speed]:
     """Of each model, measured in turns."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    sessions = [ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
-    one = _times(sessions, data, 1, LATENCY_RUNS)
-    many = _times(sessions, data, THROUGHPUT_BATCH, THROUGHPUT_RUNS)
+    sessions = [open_single(path) for path in paths]
+    one = in_turns(sessions, _requests(data, 1), LATENCY_RUNS)
+    many = in_turns(sessions, _requests(data, THROUGHPUT_BATCH), THROUGHPUT_RUNS)
     return [
         Speed(float(np.median(a)) * 1e3, float(np.quantile(a, 0.99)) * 1e3, THROUGHPUT_BATCH / float(np.median(b)))
         for a, b in zip(one, many, strict=True)
     ]
 
 
-def _times(sessions: list[Any], data: Data, rows: int, runs: int) -> NDArray[np.float64]:
-    """[sessions, runs] seconds."""
-    found = np.zeros((len(sessions), runs))
-    for run in range(-runs // 10, runs):  # the first tenth warms up
-        at = run * rows % (data.n - rows)
-        part = {name: array[at : at + rows] for name, array in data.inputs.items()}
-        for number, session in enumerate(sessions):
-            started = time.thread_time()
-            session.run(None, part)
-            found[number, run] = time.thread_time() - started
-    return found
+def _requests(data: Data, rows: int) -> list[Arrays]:
+    return [part for count, part in batches(data.inputs, rows, fill=False) if count == rows]
 
 
 def classes(path: Path, data: Data) -> NDArray[np.int64]:

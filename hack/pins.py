@@ -37,10 +37,11 @@ def main() -> None:
     job = resolve("job", *shared, *extras["job"])
     trees = resolve("trees", *shared, *extras["job"], *extras["trees"], constraints=job)
     trainer = resolve("trainer", *shared, *extras["job"], *extras["train"], constraints=trees)
+    tensorflow = resolve("tensorflow", *shared, *extras["job"], *extras["tensorflow"], constraints=trainer)
     together = ROOT / "requirements" / ".all.txt"
-    together.write_text("".join(sorted({line for pins in (operator, trees, trainer) for line in pins.read_text().splitlines(keepends=True)})))
+    together.write_text("".join(sorted({line for pins in (operator, trees, trainer, tensorflow) for line in pins.read_text().splitlines(keepends=True)})))
     try:
-        resolve("dev", ".[job,train,trees]", *project["dependency-groups"]["dev"], constraints=together)
+        resolve("dev", ".[job,train,trees,tensorflow]", *project["dependency-groups"]["dev"], constraints=together)
     finally:
         together.unlink()
 

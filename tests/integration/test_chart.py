@@ -379,7 +379,7 @@ def test_jobs_reach_the_stores_and_little_else() -> None:
     (wanted,) = spec["podSelector"]["matchExpressions"]
     assert (wanted["key"], set(wanted["values"])) == (
         names.LABEL_COMPONENT,
-        {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_EVALUATE},
+        {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE, names.COMPONENT_EVALUATE},
     )
     assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
     dns, servers, stores = spec["egress"]

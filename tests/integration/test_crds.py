@@ -148,6 +148,7 @@ def backend(also: Callable[[dict[str, Any]], None] = lambda _: None, **triton: A
 
 TRAINING = {"data": {"uri": "s3://models/t.npz"}}
 IMAGE = "example/own@sha256:" + "a" * 64
+SELECTION = {"uri": "s3://models/selection.npz"}
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown field": (put("spec.serving.replica", 3), 'unknown field "spec.serving.replica"'),
@@ -169,6 +170,17 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "student and size": (
         put("spec.optimization.steps.0", {"distill": {"training": TRAINING, "size": 0.1, "student": TRAINING["data"]}}),
         "distill needs either student",
+    ),
+    "search without a gate": (put("spec.optimization", {"steps": [{"auto": {"data": SELECTION}}]}), "auto needs gate"),
+    "search by the held-out data": (
+        put("spec.optimization.steps", [{"auto": {"data": {"uri": "s3://data/digits/heldout.npz"}}}]),
+        "auto.data must not be the gate's data",
+    ),
+    "search before others": (put("spec.optimization.steps", [{"auto": {"data": SELECTION}}, {"graph": {}}]), "auto is the last step"),
+    "two searches": (put("spec.optimization.steps", [{"auto": {"data": SELECTION}}] * 2), "auto is the last step"),
+    "search longer than the Job": (
+        put("spec.optimization.steps", [{"auto": {"data": SELECTION, "timeLimit": "60m"}}]),
+        "auto.timeLimit must be less than timeout",
     ),
     "odd block": (put("spec.optimization.steps.0", {"int4": {"blockSize": 33}}), "Unsupported value: 33"),
     "container by a tag": (put("spec.optimization.steps.0", {"container": {"image": "example/own:1"}}), "must be named by its digest"),

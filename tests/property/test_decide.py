@@ -76,6 +76,7 @@ SHADOWS: list[dict[str, Any]] = [
     {"shadow": {"minSamples": 10}},
     {"shadow": {"minSamples": 10, "for": "20s", "outputs": [{"name": "logits", "argmax": True}]}},
 ]
+TUNES: list[dict[str, Any] | None] = [None, None, {"objective": "50ms"}]
 SURGES: list[dict[str, Any]] = [{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]
 PROBLEMS = [None, Problem("Unschedulable", "no GPU is free"), Problem("ImagePullFailed", "no such image")]
 
@@ -90,6 +91,7 @@ class RolloutMachine(RuleBasedStateMachine):
         strategy=st.sampled_from(STRATEGIES),
         policy=st.sampled_from(POLICIES),
         shadow=st.sampled_from(SHADOWS),
+        tune=st.sampled_from(TUNES),
         way=st.sampled_from(["TraefikService", "TraefikService", "RequestMirror"]),
         rounds=st.integers(0, 8),
         verdict=st.sampled_from(["Successful", "Inconclusive", None]),
@@ -104,6 +106,7 @@ class RolloutMachine(RuleBasedStateMachine):
         strategy: dict[str, Any],
         policy: dict[str, Any],
         shadow: dict[str, Any],
+        tune: dict[str, Any] | None,
         way: Any,
         rounds: int,
         verdict: Any,
@@ -117,6 +120,7 @@ class RolloutMachine(RuleBasedStateMachine):
             "golden": golden,
             "strategy": STRATEGIES[0],
             "replicas": 2,
+            "tune": tune,
             "surge": {},
             "rollout": POLICIES[0],
             "shadow": shadow if gateway else {},
@@ -259,6 +263,10 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(replicas=st.integers(0, 4))
     def scale(self, replicas: int) -> None:
         self.edit(replicas=replicas)
+
+    @rule(tune=st.sampled_from(TUNES))
+    def tuning_on_or_off(self, tune: dict[str, Any] | None) -> None:
+        self.edit(tune=tune)
 
     @rule(golden=st.booleans(), limit=st.integers(1, 3))
     def golden_on_or_off(self, golden: bool, limit: int) -> None:

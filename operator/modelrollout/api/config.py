@@ -61,8 +61,11 @@ class Images(_Config):
     """Images of Jobs and servers, best by digest."""
 
     optimizer: str
-    trainer: str | None = Field(None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused.")
+    trainer: str | None = Field(
+        None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused; auto does without."
+    )
     trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
+    tensorflow: str | None = Field(None, description="Jobs of TensorFlow, Keras and TFLite models; left out: the optimizer's, which refuses them.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 

@@ -24,6 +24,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT_SERVER = "server"
 COMPONENT_RESOLVE = "resolve"
 COMPONENT_PREPARE = "prepare"
+COMPONENT_TUNE = "tune"
 COMPONENT_EVALUATE = "evaluate"
 COMPONENT_SHADOW = "shadow"
 
@@ -79,7 +80,7 @@ def slot_name(policy: str, index: int) -> str:
 
 
 def stage_job_name(revision: str, component: str, rollout_id: str) -> str:
-    """Name of a revision's prepare or evaluate Job; another rollout or attempt gets another name. At most 63 characters."""
+    """Name of a revision's prepare, tune or evaluate Job; another rollout or attempt gets another name. At most 63 characters."""
     return f"{revision}-{component}-{rollout_id}"
 
 

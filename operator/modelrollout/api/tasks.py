@@ -183,7 +183,20 @@ class ContainerStep(StepBase):
     data: DataSet | None = None
 
 
-Step = Annotated[Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep, Field(discriminator="kind")]
+class AutoStep(StepBase):
+    """The other steps searched for the smallest or fastest model within the gate's budgets on ``data``."""
+
+    kind: Literal["auto"] = "auto"
+    objective: Literal["Size", "Latency"] = "Size"
+    data: DataSet
+    calibration: DataSet | None = None  # None: some of data
+    training: Training | None = None
+    time_limit: str = "20m"
+
+
+Step = Annotated[
+    Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep | AutoStep, Field(discriminator="kind")
+]
 
 
 class Gate(_Model):
@@ -200,7 +213,26 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
-SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"]
+SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM", "TensorFlow", "Keras", "TFLite"]
+Flavour = Literal["trees", "tensorflow"]
+# The image, of the operator's configuration, that a model of this format is converted in.
+FLAVOURS: dict[str, Flavour] = {
+    "SKLearn": "trees",
+    "XGBoost": "trees",
+    "LightGBM": "trees",
+    "TensorFlow": "tensorflow",
+    "Keras": "tensorflow",
+    "TFLite": "tensorflow",
+}
+
+
+class ServingConfig(_Model):
+    """What tuning chooses of a model's config.pbtxt; largest batch, tensors and the kind of device stay as they are."""
+
+    instances: int = Field(1, ge=1)  # executions of the model side by side
+    batch: int = Field(0, ge=0)  # waiting requests are joined up to so many rows; 0: never
+    queue_delay_us: int = Field(0, ge=0)  # how long a request may wait for others, microseconds
+
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
@@ -273,6 +305,7 @@ class FetchTask(_Model):
     model: str
     number: int
     target: str = REPOSITORY
+    serving: ServingConfig | None = None  # written into config.pbtxt after its digest was checked; None: as it was stored
 
 
 class CleanTask(_Model):
@@ -303,7 +336,23 @@ class EvaluateTask(_Model):
     timeout_seconds: float = 30.0
 
 
-Task = Annotated[ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask, Field(discriminator="task")]
+class TuneTask(_Model):
+    """Find the serving configuration with the highest throughput whose latency keeps to the objective, on a Triton beside the program."""
+
+    task: Literal["tune"] = "tune"
+    http: str  # host:port of a Triton that loads models only when told to
+    repository: str  # its model repository as this program sees it
+    model: str
+    data: DataSet | None = None  # None: inputs are made up
+    field: str = ""  # where the data was named
+    objective_ms: float
+    share: float = 0.99  # of the requests that are to be within the objective
+    instances: tuple[int, ...] = (1, 2, 4)
+    timeout_seconds: float = 600.0  # of the search; what is found until then counts
+    window_seconds: float = 1.5  # of one measurement, at least; prolonged where requests are few
+
+
+Task = Annotated[ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask, Field(discriminator="task")]
 
 
 class OutputTolerance(_Model):
@@ -369,6 +418,30 @@ class Interface(_Model):
     counts: tuple[int, int] | None = None
 
 
+class SearchPoint(NamedTuple):
+    """One model of a search: bytes, CPU milliseconds of a request, value of the gate's first metric and upper end of its loss's 95 % interval."""
+
+    name: str
+    size: int
+    milliseconds: float
+    value: float
+    highest_loss: float
+    within: bool
+
+
+class Search(_Model):
+    """What the step auto found. ``points``: the chosen one and the source first, then the frontier; as many as the message has room for."""
+
+    objective: Literal["Size", "Latency"]
+    metric: str
+    before: float  # of the original model, on the data of the search
+    allowed: float | None = None
+    chosen: str
+    tried: int
+    ended: Literal["Complete", "TimeLimit"]
+    points: tuple[SearchPoint, ...] = ()
+
+
 class SlicePairs(NamedTuple):
     """Paired counts of one slice; ``name`` is ARRAY=VALUE, cut to 40 characters."""
 
@@ -376,6 +449,27 @@ class SlicePairs(NamedTuple):
     n: int
     only_candidate_right: int
     only_baseline_right: int
+
+
+class TrialResult(_Model):
+    """A serving configuration as measured: single samples a second and latency at the best number of requests in flight."""
+
+    serving: ServingConfig
+    throughput: float = 0.0
+    latency_ms: float = 0.0  # that the asked share of the requests kept to
+    in_flight: int = 0
+    within: bool = False  # the objective was kept
+    problem: str | None = None  # the server failed under it
+
+
+class TuneResult(_Model):
+    """What tuning found. ``chosen`` None: nothing kept to the objective, or nothing was better than what is configured."""
+
+    configured: TrialResult
+    chosen: TrialResult | None = None
+    candidates: int = 0
+    failed: int = 0
+    trials: tuple[TrialResult, ...] = ()  # the best others, as far as the message has room
 
 
 class TaskResult(_Model):
@@ -397,6 +491,7 @@ class TaskResult(_Model):
     interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     metrics: tuple[MetricResult, ...] = ()  # the gate's
+    search: Search | None = None
     seconds: dict[str, float] = {}
     # evaluate
     samples: int | None = None
@@ -407,4 +502,6 @@ class TaskResult(_Model):
     protocols_agree: bool | None = None
     slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
     slices_compared: int = 0
+    # tune
+    tuned: TuneResult | None = None
     extra: dict[str, Any] = {}

@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from modelrollout.api.tasks import FLAVOURS, Flavour, SourceFormat
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -120,10 +122,10 @@ class Model(ApiModel):
         description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
-    format: Literal["ONNX", "SKLearn", "XGBoost", "LightGBM"] | None = Field(
+    format: SourceFormat | None = Field(
         None,
-        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ) and LightGBM (txt) are converted to ONNX in an image "
-        "of their own. Pickles are never read.",
+        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt), TensorFlow (SavedModel as .zip or "
+        ".tar), Keras (.keras, .h5) and TFLite (.tflite) are converted to ONNX in images of their own. Pickles are never read.",
     )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
     signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
@@ -137,9 +139,9 @@ class Model(ApiModel):
     )
 
     @property
-    def needs_trees(self) -> bool:
-        """Whether the Job needs the image with the libraries that the format is converted with."""
-        return self.format not in (None, "ONNX")
+    def flavour(self) -> Flavour | None:
+        """The image with the libraries that the format is converted with; None: the usual one."""
+        return FLAVOURS.get(self.format or "ONNX")
 
 
 class Data(ApiModel):
@@ -278,6 +280,29 @@ class Container(ApiModel):
     )
 
 
+class Auto(ApiModel):
+    """Search the other steps for the smallest or fastest model that keeps the gate's budgets on data of its own; the gate judges the one chosen."""
+
+    objective: Literal["Size", "Latency"] = Field(
+        "Size",
+        description="Size: the smallest file. Latency: the fastest on the Job's CPU, one request at a time; for a model that a GPU serves that is no "
+        "proof, and Size says more.",
+    )
+    data: Data = Field(
+        description="What candidates are judged on, with labels (and slices) as the gate's data has them; samples of its own, never the gate's: "
+        "choosing by those would bend the gate's verdict."
+    )
+    calibration: Data | None = Field(
+        None, description="Calibration data for int8; left out: up to 256 samples of data are set aside for it, and judge nothing."
+    )
+    training: Training | None = Field(
+        None, description="Labelled training data and how long; left out: nothing that trains is tried, and little can be pruned without loss."
+    )
+    time_limit: Duration = Field(
+        "20m", description="How long to search; the best one found by then is taken. Less than the timeout of the Job, which also fetches and gates."
+    )
+
+
 class OptimizationStep(ApiModel):
     """One step; exactly one field is set."""
 
@@ -288,9 +313,11 @@ class OptimizationStep(ApiModel):
     int8: Int8 | None = None
     int4: Int4 | None = None
     container: Container | None = None
+    auto: Auto | None = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container)]"
+            "[has(self.graph), has(self.prune), has(self.distill), has(self.halfPrecision), has(self.int8), has(self.int4), has(self.container), "
+            "has(self.auto)]"
             ".exists_one(x, x)",
             "name exactly one step, for example int8: {method: Dynamic}",
         ),
@@ -306,10 +333,13 @@ class OptimizationStep(ApiModel):
         return dict(_sources(step, f"{kind}."))
 
     @property
-    def needs_trainer(self) -> bool:
-        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on."""
+    def trainer(self) -> Literal["Needed", "Welcome"] | None:
+        """Whether the Job needs the trainer's image: for a framework that trains, or for what the 4 bit quantizer stands on. Welcome: auto leaves
+        out what this image alone can do."""
         kind, step = self.chosen()
-        return kind == "int4" or getattr(step, "training", None) is not None
+        if kind == "int4" or getattr(step, "training", None) is not None:
+            return "Welcome" if kind == "auto" else "Needed"
+        return None
 
 
 def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFile]]:
@@ -419,6 +449,22 @@ class Optimization(ApiModel):
             "!has(self.steps) || self.steps.filter(s, has(s.container)).size() <= 1",
             "steps: one container at most; let one image do the work of both",
         ),
+        Rule(
+            "!self.steps.exists(s, has(s.auto)) || (self.steps.exists_one(s, has(s.auto)) && has(self.steps[size(self.steps) - 1].auto))",
+            "auto is the last step: it searches whatever could follow it, and begins from what the steps before it made",
+        ),
+        Rule(
+            "!self.steps.exists(s, has(s.auto)) || has(self.gate)",
+            "auto needs gate: {data: {uri: ...}, metrics: [...]}: its budgets are what the search keeps",
+        ),
+        Rule(
+            "!has(self.gate) || self.steps.all(s, !has(s.auto) || s.auto.data.uri != self.gate.data.uri)",
+            "auto.data must not be the gate's data: a model chosen by its held-out samples would be judged too well; give it samples of its own",
+        ),
+        Rule(
+            "self.steps.all(s, !has(s.auto) || duration(s.auto.timeLimit) < duration(self.timeout))",
+            "auto.timeLimit must be less than timeout: the Job also fetches the data and runs the gate",
+        ),
     )
 
     @property
@@ -503,6 +549,26 @@ class Batching(ApiModel):
     max_queue_delay: Duration = Field("0ms", description="How long a request may wait for others.")
 
 
+class Tune(ApiModel):
+    """Choose instances and batches by measuring: the highest throughput within a latency objective, on a Triton pod of the new version's own.
+
+    It runs once for a version, before its first pods. No part of the version: what was found is kept with the revision.
+    """
+
+    objective: Duration = Field(description="Latency of one request at the server, for example 50ms.")
+    share: float = Field(0.99, ge=0.5, le=0.9999, description="Share of the requests that must be within the objective.")
+    data: Data | None = Field(
+        None,
+        description="Inputs like those of production; labels are not needed. Left out: those of rollout.analysis.golden, else of "
+        "optimization.gate, else they are made up.",
+    )
+    instances: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)] = Field(
+        default_factory=lambda: [1, 2, 4], description="Executions of the model side by side in a pod (on each GPU) that may be chosen."
+    )
+    timeout: Duration = Field("10m", description="Limit for the search; the best found until then is taken.")
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("duration(self.objective) > duration('0s')", "objective must be longer than 0, for example 50ms"),)
+
+
 JsonObject = Annotated[dict[str, Any], PreserveUnknown()]
 
 
@@ -522,6 +588,7 @@ class Serving(ApiModel):
     )
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
     batching: Batching = Field(default_factory=Batching)
+    tune: Tune | None = None
     surge: Literal["Auto", "Wait", "InPlace"] = Field(
         "Auto",
         description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
@@ -944,10 +1011,10 @@ def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
-Stage = Literal["Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Stage = Literal["Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
 Phase = Literal[
-    "Pending", "Resolving", "Preparing", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused", "Promoting",
-    "Baking", "RollingBack", "Stable", "Failed",
+    "Pending", "Resolving", "Preparing", "Tuning", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused",
+    "Promoting", "Baking", "RollingBack", "Stable", "Failed",
 ]  # fmt: skip
 Strategy = Literal["Canary", "BlueGreen", "ABTest"]
 Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
@@ -1087,6 +1154,30 @@ class Interface(StatusModel):
     counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
 
 
+class SearchPoint(StatusModel):
+    """One model that auto made, judged on its own data."""
+
+    name: str = Field(description="The steps, for example prune-0.7+int8; source is the model that auto was given.")
+    size: int = Field(description="Bytes.")
+    milliseconds: float = Field(description="CPU time of one request on the Job's CPU, median of runs in turns with the source.")
+    value: float = Field(description="Of the gate's first metric.")
+    highest_loss: float = Field(description="Upper end of the 95 % interval of the loss of that metric.")
+    within: bool = Field(description="Whether it keeps all budgets.")
+
+
+class SearchEvidence(StatusModel):
+    """What auto found: the chosen model, and those that no other one beats in accuracy and size, or in accuracy and latency."""
+
+    objective: str
+    metric: str
+    before: float = Field(description="That metric of the original model, on auto's data.")
+    allowed: float | None = Field(None, description="Largest loss allowed, in the metric's units.")
+    chosen: str
+    tried: int = Field(description="Models that were made; report.json beside the artifact has them all.")
+    ended: str = Field(description="Complete, or TimeLimit.")
+    points: list[SearchPoint] = Field(default_factory=list)
+
+
 class ArtifactEvidence(StatusModel):
     """What prepare made."""
 
@@ -1101,6 +1192,33 @@ class ArtifactEvidence(StatusModel):
     metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
+    search: SearchEvidence | None = Field(None, description="The frontier that the step auto found.")
+
+
+class TuningTrial(StatusModel):
+    """A serving configuration, and what it was measured to do in one pod."""
+
+    instances: int = Field(1, description="Executions of the model side by side.")
+    batch: int = Field(0, description="Requests are joined up to so many samples; 0: never.")
+    queue_delay_microseconds: int = Field(0, description="How long a request may wait for others.")
+    throughput: float = Field(0, description="Samples a second, with as many requests in flight as the objective allows.")
+    latency_ms: float = Field(0, description="What the asked share of the requests kept to.")
+    in_flight: int = 0
+    within: bool = Field(False, description="The objective was kept.")
+    problem: str | None = Field(None, description="How the server failed under it.")
+
+
+class TuningEvidence(StatusModel):
+    """What tuning found; the pods of the revision serve with ``chosen``, or as configured where there is none."""
+
+    objective: str = ""
+    share: float = 0
+    configured: TuningTrial | None = None
+    chosen: TuningTrial | None = None
+    candidates: int = 0
+    failed: int = Field(0, description="Candidates under which the server failed.")
+    trials: list[TuningTrial] = Field(default_factory=list, description="The best of the others.")
+    message: str = ""
 
 
 class SliceEvidence(StatusModel):
@@ -1178,6 +1296,7 @@ class RolloutStatus(StatusModel):
     message: str | None = None
     outcome: Outcome | None = None
     artifact: ArtifactEvidence | None = None
+    tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: ShadowStatus | None = None
     history: list[StepEvidence] = Field(default_factory=list, description="Verdicts of the steps that have ended.")
@@ -1237,6 +1356,7 @@ class ModelRevisionStatus(StatusModel):
     reason: str = "-"
     message: str = ""
     artifact: ArtifactEvidence | None = None
+    tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
     steps: list[StepEvidence] = Field(default_factory=list)

@@ -15,11 +15,17 @@ from modelrollout.api.v1alpha1 import (
     Metric,
     MetricStatus,
     ModelDeploymentSpec,
+    SearchEvidence,
     StepEvidence,
+    TuningEvidence,
+    TuningTrial,
 )
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.cli.verbs import in_flight, named
+from modelrollout.rollout.stages.tune import settings
+
+SOURCE = "source"  # what a search calls the model that it begins from
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,35 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class Found:
+    """One model that the step auto made. ``loss`` of the gate's first metric against the original model, ``highest_loss`` the upper end of its 95 %
+    interval; ``gain``: how many times smaller, and faster, than what the search began from."""
+
+    name: str
+    size: int  # bytes
+    milliseconds: float
+    value: float
+    loss: float
+    highest_loss: float
+    within: bool
+    chosen: bool
+    smaller: float
+    faster: float
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What auto found: the frontier, the source, and the chosen one, by size. ``remark``: how it ended."""
+
+    metric: str
+    before: float
+    allowed: float | None
+    smaller_is_better: bool
+    remark: str
+    points: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is known of one version. ``facts`` are (name, value) pairs in the order of reading; ``stages`` seconds by stage in order of time."""
 
@@ -67,6 +102,7 @@ class Report:
     reason: str
     message: str
     facts: tuple[tuple[str, str], ...]
+    search: SearchReport | None
     gate: tuple[Judged, ...]
     golden: Judged | None
     steps: tuple[StepReport, ...]
@@ -117,7 +153,8 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         outcome="in flight" if flying else status.outcome,
         reason=(now.stage if now and flying else status.reason) or "-",
         message=(now.message or "") if now and flying else status.message,
-        facts=tuple(_facts(revision, artifact)),
+        facts=tuple(_facts(revision, artifact, (now.tuning if now else None) or status.tuning)),
+        search=_search(artifact.search) if artifact and artifact.search else None,
         gate=gate,
         golden=_golden(evaluation, spec) if evaluation else None,
         steps=tuple(steps),
@@ -136,7 +173,7 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit} ({count} B)"
 
 
-def _facts(revision: Revision, artifact: ArtifactEvidence | None) -> list[tuple[str, str]]:
+def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: TuningEvidence | None) -> list[tuple[str, str]]:
     user: Mapping[str, Any] = revision.spec.input
     model = user.get("model") or {}
     steps = (user.get("optimization") or {}).get("steps") or []
@@ -157,6 +194,13 @@ def _facts(revision: Revision, artifact: ArtifactEvidence | None) -> list[tuple[
             found += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
         if artifact.reused:
             found.append(("prepared", "earlier: the same work was in the artifact store"))
+    if tuning:
+        found.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
+        asked = f"{100 * tuning.share:g} % of the requests within {tuning.objective}; "
+        failed = f", the server failed under {tuning.failed}" if tuning.failed else ""
+        found.append(("tuned for", f"{asked if tuning.objective else ''}{tuning.candidates} configurations were measured{failed}"))
+        others = [f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}" for t in tuning.trials]
+        found += [("tried too", "; ".join(others))] if others else []
     images = [c.get("image") for c in (revision.spec.template.get("spec") or {}).get("containers") or [] if c.get("image")]
     found += [("server image", str(image)) for image in images]
     found.append(("builder", revision.spec.builder))
@@ -171,6 +215,38 @@ def _step_name(step: Mapping[str, Any]) -> str:
     ((kind, settings), *_) = step.items() or [("?", {})]
     plain = [f"{key} {value}" for key, value in (settings or {}).items() if isinstance(value, (str, int, float))]
     return f"{kind} ({', '.join(plain)})" if plain else kind
+
+
+def _search(found: SearchEvidence) -> SearchReport:
+    errors = found.metric in ("mae", "mse")
+    start = next((p for p in found.points if p.name == SOURCE), None)
+    told = [
+        Found(
+            name=p.name,
+            size=p.size,
+            milliseconds=p.milliseconds,
+            value=p.value,
+            loss=p.value - found.before if errors else found.before - p.value,
+            highest_loss=p.highest_loss,
+            within=p.within,
+            chosen=p.name == found.chosen,
+            smaller=start.size / p.size if start and p.size else 1.0,
+            faster=start.milliseconds / p.milliseconds if start and p.milliseconds else 1.0,
+        )
+        for p in found.points
+    ]
+    ended = "" if found.ended == "Complete" else "; the time limit ended the search"
+    allowed = f", at most {found.allowed:.4g} may be lost" if found.allowed is not None else ""
+    return SearchReport(
+        metric=found.metric,
+        before=found.before,
+        allowed=found.allowed,
+        smaller_is_better=errors,
+        remark=f"objective {found.objective}: {found.chosen} of {found.tried} candidates is taken{ended}. The original model has {found.metric} "
+        f"{_number(found.before)} on the data of the search{allowed}. Shown is what no other beats in {found.metric} and size, or in {found.metric} "
+        "and latency; report.json beside the artifact has all.",
+        points=tuple(sorted(told, key=lambda p: (p.size, p.milliseconds))),
+    )
 
 
 def _number(value: float) -> str:

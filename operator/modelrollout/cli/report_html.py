@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
-from modelrollout.cli.report import Judged, Report, StepReport
-from modelrollout.cli.report_text import scale_of
+from modelrollout.cli.report import Found, Judged, Report, SearchReport, StepReport, size
+from modelrollout.cli.report_text import scale_of, search_headers, search_row
 from modelrollout.cli.view import duration
+from modelrollout.optimizer.search.choice import OBJECTIVES, Objective, Point, cost_of, frontier
 
 _VERDICT = {"Successful": "good", "Failed": "bad", "Rejected": "bad", "RolledBack": "bad", "Stable": "good", "Promoted": "good", "Error": "odd"}
 _STAGES = 6  # colours
@@ -32,6 +34,9 @@ svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .soft{fill:var(--sof
 .limit{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
 .span.good,.dot.good,.end.good{stroke:var(--good);fill:var(--good)}.span.bad,.dot.bad,.end.bad{stroke:var(--bad);fill:var(--bad)}
 .span.wait,.dot.wait,.end.wait{stroke:var(--wait);fill:var(--wait)}.span.odd,.dot.odd,.end.odd{stroke:var(--odd);fill:var(--odd)}.span{stroke-width:3}
+.whisker{stroke:var(--soft);stroke-width:1.5}.name{paint-order:stroke;stroke:var(--panel);stroke-width:4px}.ring{fill:none;stroke:var(--ink);stroke-width:2}.cross{fill:none;stroke:var(--bad);stroke-width:2.5}
+.front{fill:none;stroke:var(--soft);stroke-width:1.5}.grid{stroke:var(--line);stroke-width:1}
+.taken td{font-weight:600}.found td+td{white-space:nowrap}
 .gap{stroke:var(--panel);stroke-width:1}
 """
 
@@ -46,6 +51,8 @@ def html(report: Report) -> str:
         f"<p>{_tag(report.outcome)} {escape(': '.join(w for w in (report.reason, report.message) if w and w != '-'))}</p>",
         f"<h2>Version</h2><table class=facts>{facts}</table>",
     ]
+    if report.search:
+        body += [f"<h2>Search</h2><p class=soft>{escape(report.search.remark)}</p>", *_search(report.search)]
     if report.gate:
         about = "The optimized model against the original one, on the same held-out samples."
         body += [f"<h2>Gate</h2><p class=soft>{about}</p>", *_metrics(report.gate)]
@@ -145,6 +152,114 @@ def _intervals(rows: Sequence[Judged]) -> str:
     about = "Intervals: " + ", ".join(f"{r.name} {r.verdict}" for r in rows)
     caption = "95 % interval of the harm, the dot is the best guess; dashed: what is allowed. An arrow: it goes on beyond the picture."
     return _figure(height, about, parts, caption)
+
+
+def _search(search: SearchReport) -> list[str]:
+    heads = "".join(f"<th>{escape(h)}</th>" for h in search_headers(search))
+    rows = "".join(
+        f"<tr{' class=taken' if p.chosen else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in search_row(p))}</tr>" for p in search.points
+    )
+    table = f"<div class=wide><table class=found><tr>{heads}</tr>{rows}</table></div>"
+    if len(search.points) < 2:
+        return [table]
+    return [*(_scatter(search, objective) for objective in OBJECTIVES), table]
+
+
+def _told(cost: float, objective: Objective) -> str:
+    return size(round(cost)).split(" (")[0] if objective == "Size" else f"{cost:.3g} ms"
+
+
+_PLOT = (64, _WIDTH - 24, 18, 250)  # left, right, top, bottom of the area where points lie
+
+
+def _scatter(search: SearchReport, objective: Objective) -> str:
+    """The metric, better upwards, over a cost on a logarithmic scale; the line joins what no other beats, the ring is what was taken."""
+    left, right, top, bottom = _PLOT
+    models = [Point(p.name, p.size, p.milliseconds, p.loss, p.within) for p in search.points]
+    cost_by_name = {m.name: max(cost_of(objective)(m), 1e-9) for m in models}
+    what = objective.lower()
+
+    def cost(p: Found) -> float:
+        return cost_by_name[p.name]
+
+    def told(value: float) -> str:
+        return _told(value, objective)
+
+    sign = -1.0 if search.smaller_is_better else 1.0
+    limit = None if search.allowed is None else search.before - sign * search.allowed
+    # What lies far below what is allowed would press all else together: it is drawn at the lower edge, as an arrow.
+    depth = 2.5 * search.allowed if search.allowed else max(abs(p.loss) for p in search.points) or 0.01
+    lowest, highest = search.before - sign * depth, max((p.value for p in search.points), key=lambda v: sign * v)
+    room = abs(highest - lowest) * 0.12
+    highest, lowest = highest + sign * room, lowest - sign * room
+    costs = [math.log(cost(p)) for p in search.points]
+    margin = 0.08 * (max(costs) - min(costs)) or 0.1
+    first, last = min(costs) - margin, max(costs) + margin
+
+    def x(p: Found) -> float:
+        return left + (right - left) * (math.log(cost(p)) - first) / (last - first)
+
+    def y(value: float) -> float:
+        return top + (bottom - top) * min(1.0, max(0.0, (highest - value) / (highest - lowest)))
+
+    parts = [
+        _el("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom),
+        _el("line", class_="axis", x1=left, x2=left, y1=top - 8, y2=bottom),
+        _text(left - 6, y(search.before) + 4, f"{search.before:.4g}", "soft", "end"),
+        _el("line", class_="grid", x1=left, x2=right, y1=y(search.before), y2=y(search.before)),
+        _text(4, 12, search.metric, "soft"),
+        _text(right, bottom + 34, f"{what}, logarithmic: better to the left", "soft", "end"),
+    ]
+    if limit is not None:
+        parts.append(_el("line", class_="limit", x1=left, x2=right, y1=y(limit), y2=y(limit)))
+        parts += [_text(left - 6, y(limit) + 4, f"{limit:.4g}", "soft", "end"), _text(right, y(limit) + 15, "allowed", "soft", "end")]
+    for edge, anchor in ((min(search.points, key=cost), "middle"), (max(search.points, key=cost), "middle")):
+        parts.append(_text(x(edge), bottom + 18, told(cost(edge)), "soft", anchor))
+    by_name = {p.name: p for p in search.points}
+    line = [by_name[m.name] for m in frontier(models, objective)]
+    parts.append(_el("path", class_="front", d="M" + " L".join(f"{x(p):.1f},{y(p.value):.1f}" for p in line)))
+    labels = _Labels()
+    for p in sorted(search.points, key=lambda p: (not p.chosen, cost(p))):
+        at, high, kind = x(p), y(p.value), "good" if p.within else "bad"
+        below = (lowest - p.value) * sign > 0
+        drawn = [_el("path", class_=f"dot {kind}", d=f"M{at:.1f},{high:.1f} l-5,-9 l10,0 Z") if below else _mark(at, high, p.within)]
+        drawn.insert(0, _el("line", class_="whisker", x1=at, x2=at, y1=high, y2=y(search.before - sign * p.highest_loss)))
+        if p.chosen:
+            drawn.append(_el("circle", class_="ring", cx=at, cy=high, r=10))
+        drawn.append(labels.place(at, high, p.name, left, right, top, bottom))
+        parts.append(_group(f"{p.name}: {told(cost(p))}, {search.metric} {p.value:.4f}, budget {'kept' if p.within else 'not kept'}", *drawn))
+    about = f"{search.metric} against {what}: " + ", ".join(f"{p.name} {p.value:.4f} at {told(cost(p))}" for p in line)
+    caption = (
+        f"{search.metric} against {what}. Dots keep the budget, crosses do not (arrows: far below); the whisker reaches to what the 95 % "
+        "interval does not rule out; the line joins what no other beats, the ring is the one that was taken."
+    )
+    return _figure(bottom + 42, about, parts, caption)
+
+
+def _mark(x: float, y: float, within: bool) -> str:
+    if within:
+        return _el("circle", class_="dot good", cx=x, cy=y, r=5)
+    return _el("path", class_="cross", d=f"M{x - 4:.1f},{y - 4:.1f} l8,8 m0,-8 l-8,8")
+
+
+class _Labels:
+    """Names beside points, none over another: above, below, or left out where there is no room (pointing at the point tells it)."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[float, float, float, float]] = []
+
+    def place(self, x: float, y: float, name: str, left: float, right: float, top: float, bottom: float) -> str:
+        """The text, or nothing."""
+        words = _short(name, 30)
+        wide = 6.3 * len(words)
+        start = min(max(x - wide / 2, left + 3), right - wide)
+        for base in (y - 13, y + 23, y - 27, y + 37, y - 41, y + 51):
+            box = (start, base - 11, start + wide, base + 3)
+            free = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._taken)
+            if free and box[1] > top - 16 and box[3] < bottom:
+                self._taken.append(box)
+                return _text(start, base, words, "name")
+        return ""
 
 
 def _end(x: float, y: float, kind: str, *, beyond: bool, right: bool) -> str:

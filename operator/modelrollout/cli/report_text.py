@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.cli.report import Judged, Report
+from modelrollout.cli.report import Found, Judged, Report, SearchReport, size
 from modelrollout.cli.view import duration, styled
 
 WIDTH = 33  # of an interval's picture, in characters; odd, so that 0 has a column
@@ -28,6 +28,8 @@ def text(report: Report) -> RenderableType:
     for name, value in report.facts:
         facts.add_row(Text(name, "dim"), Text(value))
     parts += _section("Version", facts)
+    if report.search:
+        parts += _section("Search: what auto found", Group(Text(report.search.remark, "dim"), _found(report.search)))
     if report.gate:
         parts += _section("Gate: against the original model, on held-out data", _judged(report.gate))
     if report.golden:
@@ -53,6 +55,35 @@ def _why(report: Report) -> str:
 def _section(title: str | Text, body: RenderableType) -> list[RenderableType]:
     head = Text(title, "bold") if isinstance(title, str) else title
     return [Text(""), head, Padding(body, (0, 0, 0, 2))]
+
+
+def _found(search: SearchReport) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for header in search_headers(search):
+        table.add_column(header.upper(), overflow="fold")
+    for point in search.points:
+        table.add_row(*search_row(point), style="bold" if point.chosen else "" if point.within else "dim")
+    return table
+
+
+def search_headers(search: SearchReport) -> tuple[str, ...]:
+    """Of the table of a search, in all forms."""
+    return ("model", "size", "smaller", "latency (CPU)", "faster", search.metric, "loss, up to", "budget", "")
+
+
+def search_row(point: Found) -> tuple[str, ...]:
+    """One model of a search under those headers."""
+    return (
+        point.name,
+        size(point.size).split(" (")[0],
+        f"{point.smaller:.2f} x",
+        f"{point.milliseconds:.3g} ms",
+        f"{point.faster:.2f} x",
+        f"{point.value:.4f}",
+        f"{point.loss:+.4f}, {point.highest_loss:+.4f}",
+        "kept" if point.within else "not kept",
+        "taken" if point.chosen else "",
+    )
 
 
 def _judged(rows: Sequence[Judged]) -> RenderableType:
@@ -112,6 +143,9 @@ def markdown(report: Report) -> str:
     """The same as GitHub's Markdown."""
     lines = [f"# {_cell(report.revision)} (#{report.number} of {_cell(report.deployment)})", ""]
     lines += [f"**{_cell(report.outcome)}**: {_cell(_why(report))}", "", *_table(("", ""), report.facts)]
+    if report.search:
+        found = report.search
+        lines += ["", "## Search", _cell(found.remark), "", *_table(search_headers(found), [search_row(point) for point in found.points])]
     if report.gate:
         lines += ["", "## Gate", "Against the original model, on held-out data.", "", *_rows(report.gate)]
     if report.golden:

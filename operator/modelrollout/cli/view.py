@@ -16,11 +16,12 @@ from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.rollout.steps import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake")
+STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake")
 EVENTS = 6  # shown, newest last
 _DOES: dict[str, str] = {
     "Resolve": "the digest of the source is being pinned; then the model is prepared",
     "Prepare": "the model is being fetched, verified and optimized; then its servers start",
+    "Tune": "serving configurations are being measured on a Triton of its own; then its servers start",
     "Provision": "the model servers are starting; then golden data is sent, if there is any, and the canary begins",
     "Evaluate": "golden data is being sent through the served model; then the canary begins",
     "Promote": "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.v1alpha1 import Model, ModelRevisionStatus, Optimization, Serving
+from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
 from modelrollout.controller.observe import Seen
 from modelrollout.kube.cache import Store
 from modelrollout.kube.client import (
@@ -40,6 +40,7 @@ from modelrollout.resources.common import NotAllowedError, Owner
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
+from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted
 
 log = logging.getLogger(__name__)
@@ -109,15 +110,18 @@ class Actor:
         for name, replicas in desired.servers.items():
             revision, live = s.revision(name), seen.children.get((MODEL_REVISION.kind, name))
             artifact = revision.status.artifact if revision else None
-            if s.status.rollout and s.status.rollout.revision == name and s.status.rollout.artifact:
-                artifact = s.status.rollout.artifact
+            tuning = revision.status.tuning if revision else None
+            if s.status.rollout and s.status.rollout.revision == name:
+                artifact, tuning = s.status.rollout.artifact or artifact, s.status.rollout.tuning or tuning
             if revision is None or live is None or artifact is None or not artifact.digest:
                 continue
             mine = _owner(live, MODEL_REVISION.kind)
             frozen = live["spec"]["template"]
             restarted = desired.restarts.get(name)
             found.append(
-                server.server_deployment(mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config, restarted)
+                server.server_deployment(
+                    mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config, restarted, served_with(tuning)
+                )
             )
             found.append(server.revision_service(mine, s.name, revision.number))
         if desired.preview is not None:
@@ -160,6 +164,11 @@ class Actor:
             # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
             optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
             return [jobs.prepare_job(owner, s.name, number, name, model, live["spec"]["sha256"], optimization, serving, self.config)]
+        if component == names.COMPONENT_TUNE:
+            tune, artifact = spec.serving.tune, s.status.rollout.artifact
+            assert tune is not None and artifact is not None
+            where, frozen = (artifact.uri, artifact.digest), live["spec"]["template"]
+            return [jobs.tune_job(owner, s.name, number, name, tune, _inputs(spec), frozen, where, model, serving, self.config)]
         golden, stable = spec.rollout.analysis.golden, baseline(s)
         assert golden is not None
         against = (stable.revision, stable.number) if stable else None
@@ -277,6 +286,16 @@ class Actor:
             raise
         self.store.written(MODEL_REVISION, answer, guarded=True)
         return True
+
+
+def _inputs(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
+    """What tuning sends, and the field that names it."""
+    golden, gate = spec.rollout.analysis.golden, spec.optimization.gate
+    if spec.serving.tune is not None and spec.serving.tune.data is not None:
+        return "spec.serving.tune.data", spec.serving.tune.data
+    if golden is not None:
+        return "spec.rollout.analysis.golden", golden
+    return ("spec.optimization.gate.data", gate.data) if gate is not None else None
 
 
 def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:

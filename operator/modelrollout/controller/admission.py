@@ -21,7 +21,7 @@ from modelrollout.rollout.policy import frozen
 
 
 class Admission:
-    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Provision costs nothing here."""
+    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Tune or Provision costs nothing here."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Admission:
         rollout = s.status.rollout
         if s.work.podless:
             return replace(s, work=await podless.asked(self._kube, seen, self._now()))
-        if rollout is None or rollout.stage != "Provision" or s.spec is None:
+        if rollout is None or rollout.stage not in ("Tune", "Provision") or s.spec is None:
             return s
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem

@@ -13,7 +13,14 @@ from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, EvaluationEvidence, ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
+from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
+    EvaluationEvidence,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    TuningEvidence,
+)
 from modelrollout.controller.pods import pod_problem
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Key, Store, hosts
@@ -29,12 +36,13 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.resources.server import fetched_artifact, restarted_at
+from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.policy import NO_RULES, Rules, effective
 from modelrollout.rollout.rebuild import sound
+from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
@@ -191,8 +199,10 @@ def _revision_status(revision: Object, server: Object | None) -> ModelRevisionSt
             status = ModelRevisionStatus.model_validate(
                 {"outcome": annotations.get(names.ANNOTATION_OUTCOME, "Pending"), "reason": annotations.get(names.ANNOTATION_REASON, "-")}
             )
-    if status.artifact is None and server is not None and (fetched := fetched_artifact(server)):
-        status = status.model_copy(update={"artifact": ArtifactEvidence(uri=fetched[0], digest=fetched[1], size_before=0, size_after=0)})
+    if status.artifact is None and server is not None and (found := fetched(server)):
+        artifact = ArtifactEvidence(uri=found.artifact.uri, digest=found.digest, size_before=0, size_after=0)
+        tuning = TuningEvidence(chosen=trial(found.serving)) if found.serving else None
+        status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
     return status
 
 
@@ -298,15 +308,15 @@ def _refusal(
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
     """A Job has one image: what trains (and int4) and what converts other formats are in two, because together they would be a gigabyte."""
-    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.needs_trainer), None)
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.trainer == "Needed"), None)
     if heavy is None:
         return None
     field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
-    if spec.model.needs_trees:
+    if spec.model.flavour:
         return Problem(
             "ImageFlavoursClash",
-            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image trees, and a Job has one; leave the step "
-            "out, or export the model to ONNX where it was trained",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image {spec.model.flavour}, and a Job has one; "
+            "leave the step out, or export the model to ONNX where it was trained",
         )
     if config.images.trainer is None:
         return Problem(
@@ -324,6 +334,8 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
         found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
     if spec.optimization.gate:
         found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
+    if spec.serving.tune and spec.serving.tune.data:
+        found.append(("spec.serving.tune.data.uri", spec.serving.tune.data.uri))
     if spec.rollout.analysis.golden:
         found.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
     return found

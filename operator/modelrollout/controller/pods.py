@@ -54,7 +54,9 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from status.get("initContainerStatuses") or []
+    """Once a pod's own containers run, its init containers have done their part; a sidecar that starts anew is what the program beside it expects."""
+    if not any("running" in (c.get("state") or {}) for c in status.get("containerStatuses") or []):
+        yield from status.get("initContainerStatuses") or []
     yield from status.get("containerStatuses") or []
 
 
@@ -133,6 +135,12 @@ def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return (container.get("state") or {}).get("terminated") or {}
 
 
+def _that_ended(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Its containers that have ended, or an init container that failed, so that they never began. A sidecar is not asked: it is told to end."""
+    ended = [c for c in status.get("containerStatuses") or [] if _ended(c)]
+    return ended or [c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
+
+
 def ending(pods: Iterable[Object]) -> Ending | None:
     """How the newest of a Job's pods that have ended did so; None when none has. Of containers in turn the one that ended the pod speaks.
 
@@ -144,8 +152,7 @@ def ending(pods: Iterable[Object]) -> Ending | None:
         return None
     pod = max(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""))
     status = pod["status"]
-    failed = [c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
-    last: Mapping[str, Any] = next((c for c in (*failed, *(status.get("containerStatuses") or [])) if _ended(c)), {})
+    last: Mapping[str, Any] = next(iter(_that_ended(status)), {})
     done, at = _ended(last), _ended(last).get("finishedAt")
     theirs = last.get("name") == CONTAINER_STEP
     code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
@@ -174,7 +181,8 @@ def _pod_ended(pod: Object) -> Problem | None:
         name = CONTAINER_STEP if f"Container {CONTAINER_STEP} " in message else ""
         return Problem("OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}")
     if reason == "DeadlineExceeded":
-        return Problem("DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise spec.optimization.timeout")
+        limit = "spec.serving.tune.timeout" if _component(pod) == names.COMPONENT_TUNE else "spec.optimization.timeout"
+        return Problem("DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise {limit}")
     if reason == "Evicted":
         return Problem("Evicted", f"{_where(pod)} was taken away: {message}")
     return Problem("PodRefused", f"{_where(pod)}: {reason}: {message}") if reason else None
@@ -219,6 +227,10 @@ def _where(pod: Object) -> str:
     return f"pod {pod['metadata']['name']}" + (f" on node {node}" if node else "")
 
 
+def _component(pod: Object) -> str | None:
+    return (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
+
+
 def _limit(pod: Object, container: str, resource: str) -> str | None:
     spec = pod.get("spec") or {}
     for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
@@ -229,9 +241,8 @@ def _limit(pod: Object, container: str, resource: str) -> str | None:
 
 def _field(pod: Object, container: str, resource: str) -> str:
     """The field that sizes the container; resolve and evaluate have none, what they read decides."""
-    component = (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
     if container == CONTAINER_STEP:
         return f"the step's container.resources.limits.{resource}, and say retry on the revision"
-    if component in (None, names.COMPONENT_PREPARE):
+    if _component(pod) in (None, names.COMPONENT_PREPARE):
         return f"spec.optimization.resources.limits.{resource}, and say retry on the revision"
     return "nothing: give it less data"

@@ -30,6 +30,7 @@ from modelrollout.api.tasks import (
     ResolveTask,
     Task,
     TaskResult,
+    TuneTask,
 )
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
@@ -37,7 +38,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
 
-AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask
+AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
 _MESSAGE_START = 300  # characters of a message that are worth more than a metric's numbers
@@ -47,8 +48,8 @@ _HEARTBEATS = (2.0, 3.0, 5.0, 10.0)  # seconds between two lines of progress; th
 def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
     """The result as JSON of at most ``limit`` bytes, still a valid TaskResult.
 
-    Given up in this order until it fits: ``extra`` and ``seconds``, metrics (those that passed first) where a start of the message needs the place,
-    the end of the message, everything but reason and message.
+    Given up in this order until it fits: ``extra`` and ``seconds``; where a start of the message needs the place, points of a search (the last ones
+    first) and metrics (those that passed first); the end of the message; everything but reason and message.
     """
 
     def dump(value: TaskResult) -> bytes:
@@ -58,11 +59,15 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
         if len(dump(whole)) <= limit:
             return dump(whole)
 
-    metrics = sorted(result.metrics, key=lambda m: m.verdict == "Successful")
-    start = result.message[:_MESSAGE_START]
-    while metrics and len(dump(result.model_copy(update={"extra": {}, "seconds": {}, "message": start, "metrics": tuple(metrics)}))) > limit - 3:
-        metrics.pop()
-    base = result.model_copy(update={"extra": {}, "seconds": {}, "message": "", "metrics": tuple(metrics)})
+    metrics = tuple(sorted(result.metrics, key=lambda m: m.verdict == "Successful"))
+    base = result.model_copy(update={"extra": {}, "seconds": {}, "message": result.message[:_MESSAGE_START], "metrics": metrics})
+    while len(dump(base)) > limit - 3 and (base.metrics or base.search):
+        if base.search:
+            search = base.search.model_copy(update={"points": base.search.points[:-1]}) if base.search.points else None
+            base = base.model_copy(update={"search": search})
+        else:
+            base = base.model_copy(update={"metrics": base.metrics[:-1]})
+    base = base.model_copy(update={"message": ""})
     if len(dump(base)) > limit:
         base = TaskResult(reason=result.reason[:64])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelrollout.api.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult
+from modelrollout.api.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult, TuneTask
 from modelrollout.jobs.frame import AnyTask
 from modelrollout.jobs.log import Progress
 
@@ -30,3 +30,7 @@ def run(task: AnyTask, progress: Progress) -> TaskResult:
             from modelrollout.evaluator.golden import evaluate
 
             return evaluate(task, progress)
+        case TuneTask():
+            from modelrollout.evaluator.tune import tune
+
+            return tune(task, progress)

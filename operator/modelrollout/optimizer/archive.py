@@ -1,5 +1,5 @@
-"""A model that comes as an archive: one .onnx file, with the files that its large tensors lie in; or a folder for another backend of Triton. Nothing
-leaves the folder.
+"""A model that comes as an archive: one .onnx file with the files that its large tensors lie in, a SavedModel, or a folder for another backend of
+Triton. Nothing leaves the folder.
 
 Every member is looked at before the first byte is written: names that lead out of the folder, links, devices and archives larger than the limit
 are refused by name. External data is read from the archive's own files only and put into the model, so that what is published is one file again.
@@ -49,26 +49,62 @@ def is_archive(path: Path) -> bool:
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
 
 
+def holds(path: Path, name: str) -> bool:
+    """Whether a file of this name is in the archive, in whatever folder; False for what is no archive that can be read."""
+    try:
+        with _reader(path) as reader:
+            return any(member.plain and PurePosixPath(member.name).name == name for member in reader.members())
+    except JobError:  # too large, which ``unpack`` tells
+        return False
+    except _BROKEN:
+        return False
+
+
+def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
+    """Raise JobError (ArchiveBroken, ArchiveUnsafe, TooLarge) for an archive that another library will unpack."""
+    with _told(), _reader(path) as reader:
+        _check(list(reader.members()), limit)
+
+
 def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path | None:
     """The model of an archive as one file in ``folder``; None where the archive holds no .onnx file.
 
     Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``inline``.
     """
-    with _told(), _reader(path) as reader:
+    with _told():
+        model = _unpack_around(path, folder / "archive", ".onnx", limit)
+        if model is None:
+            return None
+        target = folder / "unpacked.onnx"
+        target.write_bytes(inline(parse(model), model.parent, folder / "archive").SerializeToString())
+        return target
+
+
+def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
+    """The folder in an archive that holds the one file named ``marker``; raises JobError as ``unpack`` does."""
+    with _told():
+        found = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
+    if found is None:
+        raise bad_input("ModelInvalid", f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole")
+    return found.parent
+
+
+def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | None:
+    """Everything in the archive written below ``root``; the one file whose name ends so, None where there is none: nothing is written then."""
+    with _reader(path) as reader:
         members = list(reader.members())
-        models = [m.name for m in members if m.plain and m.name.endswith(".onnx")]
+        models = [m.name for m in members if m.plain and f"/{m.name}".endswith(ending)]
         if not models:
             return None
         _check(members, limit)
         if len(models) > 1:
-            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} .onnx files ({', '.join(sorted(models)[:5])}); keep one")
-        root = folder / "archive"
+            named = ", ".join(sorted(models)[:5])
+            what = ending.removeprefix("/")
+            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} {what} files ({named}); keep one")
         for member in members:
             if member.plain:
                 _write(reader, member, root / member.name)
-    target = folder / "unpacked.onnx"
-    target.write_bytes(inline(parse(root / models[0]), (root / models[0]).parent, root).SerializeToString())
-    return target
+    return root / models[0]
 
 
 def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:

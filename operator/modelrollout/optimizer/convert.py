@@ -1,39 +1,36 @@
-"""scikit-learn (skops), XGBoost (JSON, UBJ) and LightGBM (txt) to ONNX, and the proof that the converted model answers like the original.
-
-Needs the image flavour ``trees``; the libraries are imported where they are used. None of these formats runs code when it is read; pickles of the
-same libraries do, and are refused before anything comes here.
-"""
+"""Models of other formats than ONNX: told apart, converted in a process of their own (``originals``), and compared with the original."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from modelrollout.api.tasks import SourceFormat
-from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.predict import ORT_ERRORS, open_session, refused
+from modelrollout.api.tasks import FLAVOURS, ExitCode, SourceFormat
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.archive import holds, is_archive
+from modelrollout.optimizer.data import Arrays, batch_rows, batches
+from modelrollout.optimizer.originals import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL
+from modelrollout.optimizer.originals.original import FIELD, REMEDY
+from modelrollout.optimizer.predict import BATCH_ROWS, open_session, outputs_of
+from modelrollout.triton.tensors import NUMPY, TensorSpec
 
-FIELD = "spec.model"
-INPUT = "x"  # the converted model's one input: float32 [n, features]
-OPSET = 15  # onnxmltools knows trees up to ai.onnx.ml 3, which goes with it
 PARITY_SAMPLES = 2000
-PROBE_SECONDS = 300.0
-MAX_FEATURES = 100_000
+PARITY_ELEMENTS = 1 << 25  # of an input: large images are compared on fewer samples
+UNKNOWN_DIMENSION = 32  # of generated inputs
+SECONDS = 600.0
 # Thresholds of trees and sums of leaves are float32 in ONNX and float64 in LightGBM and scikit-learn: a few samples right at a threshold take the
-# other branch. More than that is a wrong conversion.
+# other branch. More than that is a wrong conversion. Networks add up float32 in another order.
 PARITY_TOLERANCE = 1e-4  # absolute and relative
 PARITY_SHARE = 0.001
 
@@ -41,34 +38,41 @@ _LIBRARIES: dict[SourceFormat, tuple[str, ...]] = {
     "SKLearn": ("sklearn", "skops", "skl2onnx"),
     "XGBoost": ("xgboost", "onnxmltools"),
     "LightGBM": ("lightgbm", "onnxmltools"),
+    "TensorFlow": ("tensorflow", "tf2onnx"),
+    "Keras": ("tensorflow", "keras", "tf2onnx"),
+    "TFLite": ("tensorflow", "ai_edge_litert", "tf2onnx"),
 }
-_REMEDY = "export the model to ONNX where it was trained"
-_TREE = "sklearn.tree._tree.Tree"
-
-Predictor = Callable[[NDArray[np.float32]], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Original:
-    """A model in its own library: its predictions (scores [n, k], the score of class 1 [n], or numbers [n]) and how many features it takes."""
-
-    model: Any
-    predict: Predictor
-    features: int
+_SAVES: dict[SourceFormat, str] = {
+    "SKLearn": "a file of skops",
+    "XGBoost": "XGBoost's JSON or UBJ",
+    "LightGBM": "LightGBM's text",
+    "TensorFlow": "a SavedModel's folder as .zip or .tar",
+    "Keras": "a .keras or .h5 file",
+    "TFLite": "a .tflite file",
+}
 
 
 def sniff(path: Path) -> SourceFormat | None:
-    """The format by the file's first bytes; None: none of these."""
+    """The format by the file's first bytes, or by the names in an archive; None: none of these."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"tree\nversion="):
         return "LightGBM"
     if head.startswith(b"{") and b"learner" in head:
         return "XGBoost"
+    if head[4:8] == b"TFL3":
+        return "TFLite"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "Keras"
     if head.startswith(b"PK\x03\x04"):
         names = _tail(path)
-        return "SKLearn" if b"schema.json" in names and b".onnx" not in names else None
-    return None
+        if b".onnx" in names:
+            return None
+        if b"model.weights.h5" in names and b"config.json" in names:
+            return "Keras"
+        if b"schema.json" in names:
+            return "SKLearn"
+    return "TensorFlow" if is_archive(path) and holds(path, "saved_model.pb") else None
 
 
 def _tail(path: Path) -> bytes:
@@ -84,211 +88,114 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
     if wanted is None and found != "ONNX":
         raise bad_input("FormatNotSet", f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses the image")
     if wanted is not None and wanted != found:
-        what = f"is a model of {found}" if found != "ONNX" else "is none that its safe formats write (skops, XGBoost JSON or UBJ, LightGBM txt)"
-        if wanted != "ONNX" or found != "ONNX":
-            raise bad_input("FormatMismatch", f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again")
+        what = f"is a model of {found}" if found != "ONNX" else f"is not what is read of it ({_SAVES[wanted]})"
+        raise bad_input("FormatMismatch", f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again")
     return found
 
 
 def versions(kind: SourceFormat) -> dict[str, str]:
     """Of the libraries that shape the result; raises JobError (FlavourMissing)."""
-    found = {}
-    for name in _LIBRARIES.get(kind, ()):
-        try:
-            found[name] = str(importlib.import_module(name).__version__)
-        except ImportError:
-            raise bad_input(
-                "FlavourMissing",
-                f"{FIELD}.format: {kind} needs the image flavour trees; set images.trees in the operator's configuration",
-            ) from None
-    return found
+    if kind not in _LIBRARIES:
+        return {}
+    installed = packages_distributions()
+    if any(name not in installed for name in _LIBRARIES[kind]):
+        flavour = FLAVOURS[kind]
+        raise bad_input(
+            "FlavourMissing",
+            f"{FIELD}.format: {kind} needs the image flavour {flavour}; set images.{flavour} in the operator's configuration",
+        )
+    return {name: version(installed[name][0]) for name in _LIBRARIES[kind]}
 
 
-def probe(path: Path, kind: SourceFormat) -> None:
-    """Read the file and predict with it in a process of its own; raises JobError (ModelInvalid, ModelTimeout) where that process does not survive:
-    these libraries follow what a file says without looking, and a crash of the Job itself would leave no reason."""
-    run = f"import sys; from pathlib import Path; from modelrollout.optimizer.convert import try_out; try_out(Path(sys.argv[1]), {kind!r})"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", run, str(path)]
+def convert(path: Path, kind: SourceFormat, folder: Path) -> Path:
+    """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of ``apart`` and ``originals.__main__.load``."""
+    apart("convert", path, kind, folder)
+    return folder / CONVERTED
+
+
+def apart(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
+    """Run ``originals`` in a process of its own; raises JobError: what it refuses, ModelInvalid where it does not survive the file, ModelTimeout."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", "modelrollout.optimizer.originals", task, kind, str(path), str(folder)]
         kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
-        environment = kept | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "HOME": folder, "TMPDIR": folder}
+        environment = kept | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "HOME": home, "TMPDIR": home, "TF_CPP_MIN_LOG_LEVEL": "3"}
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=PROBE_SECONDS, check=False)
+            done = subprocess.run(command, cwd=home, env=environment, capture_output=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:
-            raise bad_input("ModelTimeout", f"{FIELD}.uri: {kind} does not get done with the file in {PROBE_SECONDS:g} s; {_REMEDY}") from None
+            raise bad_input("ModelTimeout", f"{FIELD}.uri: {kind} does not get done with the file in {SECONDS:g} s; {REMEDY}") from None
+    if done.returncode == ExitCode.BAD_INPUT:
+        reason, message = json.loads((folder / REFUSAL).read_text())
+        raise bad_input(reason, message)
+    if done.returncode in (OUT_OF_MEMORY, -9):  # only the kernel, out of memory, kills so
+        raise MemoryError
     if done.returncode < 0:
-        raise bad_input(
-            "ModelInvalid", f"{FIELD}.uri: the file crashes {kind} (signal {-done.returncode}): it is damaged, or made to harm; {_REMEDY}"
-        )
+        raise bad_input("ModelInvalid", f"{FIELD}.uri: the file crashes {kind} (signal {-done.returncode}): it is damaged, or made to harm; {REMEDY}")
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1])
 
 
-def try_out(path: Path, kind: SourceFormat) -> None:
-    """What ``probe`` runs; an error that is told is the business of ``load``."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(JobError):
-        original = load(path, kind, Path(folder))
-        if 0 < original.features <= MAX_FEATURES:
-            original.predict(_generated(original.features)[:64])
+def parity(path: Path, kind: SourceFormat, folder: Path, converted: Path, specs: Sequence[TensorSpec], given: Arrays | None) -> dict[str, Any]:
+    """Compare the original with the converted model on ``given`` inputs, PARITY_SAMPLES of them or fewer, or on generated ones.
 
-
-def load(path: Path, kind: SourceFormat, folder: Path) -> Original:
-    """The model in its own library; raises JobError: ModelInvalid, SkopsUntrusted."""
-    reader = {"SKLearn": _load_sklearn, "XGBoost": _load_xgboost, "LightGBM": _load_lightgbm}[kind]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = reader(path, folder)
-    except JobError:
-        raise
-    except Exception as error:  # three libraries, each with errors of its own, on a file that somebody made
-        raise bad_input("ModelInvalid", _said(kind, "does not read it", error, "save it again with the library's present version")) from None
-
-    if not 0 < found.features <= MAX_FEATURES:
-        raise bad_input("ModelInvalid", f"{FIELD}.uri: {kind} says that the model takes {found.features} features; 1 to {MAX_FEATURES} are possible")
-    return found
-
-
-def _said(kind: str, what: str, error: Exception, remedy: str) -> str:
-    """A library's refusal as a message: the first line of its text."""
-    if isinstance(error, MemoryError):
-        raise error
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return f"{FIELD}.uri: {kind} {what}: {line}; {remedy}"
-
-
-def _load_xgboost(path: Path, folder: Path) -> Original:
-    import xgboost
-
-    with path.open("rb") as file:
-        named = folder / ("source.json" if file.read(2)[1:] in (b'"', b" ", b"\n") else "source.ubj")
-    named.symlink_to(path)  # XGBoost tells its formats by the name's end
-    booster = xgboost.Booster()
-    booster.load_model(named)
-    return Original(booster, lambda x: np.asarray(booster.predict(xgboost.DMatrix(x))), booster.num_features())
-
-
-def _load_lightgbm(path: Path, _: Path) -> Original:
-    import lightgbm
-
-    booster = lightgbm.Booster(model_file=path)
-    return Original(booster, lambda x: np.asarray(booster.predict(x)), booster.num_feature())
-
-
-def _load_sklearn(path: Path, _: Path) -> Original:
-    import skops.io
-
-    unknown = [name for name in skops.io.get_untrusted_types(file=path) if name != _TREE]
-    if unknown:
-        raise bad_input(
-            "SkopsUntrusted",
-            f"{FIELD}.uri: the file holds types that skops does not trust ({', '.join(unknown)[:200]}); export it to ONNX instead",
-        )
-    model = skops.io.load(path, trusted=[_TREE])
-    for tree in _trees(model, set()):
-        _check_tree(tree)
-    features = int(model.n_features_in_)
-    return Original(model, model.predict_proba if hasattr(model, "predict_proba") else model.predict, features)
-
-
-def _trees(value: Any, seen: set[int]) -> Iterator[Any]:
-    """Every Tree that an estimator holds, however deep."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if f"{type(value).__module__}.{type(value).__qualname__}" == _TREE:
-        yield value
-        return
-    parts: list[Any] = []
-    if isinstance(value, dict):
-        parts = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        parts = list(value)
-    elif isinstance(value, np.ndarray) and value.dtype == np.object_:
-        parts = list(value.ravel())
-    elif hasattr(value, "__dict__"):
-        parts = list(vars(value).values())
-    for part in parts:
-        yield from _trees(part, seen)
-
-
-def _check_tree(tree: Any) -> None:
-    """scikit-learn follows the node numbers of a tree without looking: one that leads out of it, or back, would read foreign memory or never end."""
-    nodes = np.arange(tree.node_count)
-    left, right = tree.children_left, tree.children_right
-    inner = left != -1
-    sound = bool(
-        ((left[inner] > nodes[inner]) & (left[inner] < tree.node_count) & (right[inner] > nodes[inner]) & (right[inner] < tree.node_count)).all()
-        and (right[~inner] == -1).all()
-        and ((tree.feature[inner] >= 0) & (tree.feature[inner] < tree.n_features)).all()
-    )
-    if not sound:
-        raise bad_input("ModelInvalid", f"{FIELD}.uri: a decision tree in the file has nodes that lead out of it; save the model again")
-
-
-def convert(original: Original, kind: SourceFormat, target: Path) -> None:
-    """Write the ONNX model: input ``x`` float32 [n, features], outputs as skl2onnx names them; raises JobError (ConversionFailed)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = _converted(original, kind)
-    except Exception as error:  # as in load
-        raise bad_input("ConversionFailed", _said(kind, "is not converted", error, _REMEDY)) from None
-    for output in model.graph.output:  # onnxmltools says [1] of LightGBM's labels
-        if output.type.tensor_type.shape.dim:
-            output.type.tensor_type.shape.dim[0].ClearField("dim_value")
-    onnx.save(model, target)
-
-
-def _converted(original: Original, kind: SourceFormat) -> Any:
-    if kind == "SKLearn":
-        skl2onnx, types = (importlib.import_module(name) for name in ("skl2onnx", "skl2onnx.common.data_types"))
-        options = {"zipmap": False} if hasattr(original.model, "predict_proba") else None
-        inputs = [(INPUT, types.FloatTensorType([None, original.features]))]
-        return skl2onnx.to_onnx(original.model, initial_types=inputs, options=options, target_opset=OPSET)
-    tools, types = (importlib.import_module(name) for name in ("onnxmltools", "onnxmltools.convert.common.data_types"))
-    inputs = [(INPUT, types.FloatTensorType([None, original.features]))]
-    if kind == "XGBoost":
-        return tools.convert_xgboost(original.model, initial_types=inputs, target_opset=OPSET)
-    return tools.convert_lightgbm(original.model, initial_types=inputs, zipmap=False, target_opset=OPSET)
-
-
-def parity(original: Original, kind: SourceFormat, converted: Path, inputs: NDArray[np.float32] | None) -> dict[str, Any]:
-    """Compare both on ``inputs`` [n, features], at most PARITY_SAMPLES of them, or on generated ones; raises JobError (ConversionUnfaithful)."""
-    generated = inputs is None
-    x = _generated(original.features) if inputs is None else inputs[:PARITY_SAMPLES]
-    want = np.asarray(original.predict(x), np.float64)
-    try:
-        outputs = open_session(converted, "the converted model").run(None, {INPUT: x})
-    except ORT_ERRORS as error:
-        raise refused("ConversionUnfaithful", "the converted model", error, _REMEDY) from None
-    got = np.asarray(outputs[-1], np.float64).reshape(len(x), -1)
-    want = want.reshape(len(x), -1)
-    if got.shape[1] == 2 and want.shape[1] == 1:  # the probability of class 1 alone
-        got = got[:, 1:]
-    if got.shape != want.shape:
+    Raises JobError: ConversionUnfaithful, NoBatchDimension, InferenceFailed, InferenceTimeout, and those of ``apart``.
+    """
+    inputs = _generated(specs, trees=FLAVOURS[kind] == "trees") if given is None else given
+    largest = max(math.prod(array.shape[1:]) for array in inputs.values())
+    inputs = {name: array[: max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, largest)))] for name, array in inputs.items()}
+    n = len(next(iter(inputs.values())))
+    rows, fill = batch_rows(specs, BATCH_ROWS, FIELD)
+    parts = list(batches(inputs, rows, fill))
+    np.savez(folder / QUESTIONS, **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()})  # type: ignore[arg-type]
+    apart("predict", path, kind, folder)
+    differences: list[NDArray[np.float64]] = []
+    wrong = 0
+    with np.load(folder / ANSWERS) as answers:
+        wanted = len({name.split("/")[1] for name in answers.files})
+        answered = outputs_of(open_session(converted, "the converted model"), specs, inputs, "the converted model", lambda done, total: None)
+        for i, batch in enumerate(answered):
+            original = [_rows(answers[f"{i}/{position}"], batch.rows) for position in range(wanted)]
+            ours = [_rows(np.asarray(output), batch.rows) for output in batch.outputs[-wanted:]]
+            close = np.ones(batch.rows, bool)
+            for want, got in zip(original, ours, strict=True):
+                if got.shape[1] == 2 and want.shape[1] == 1:  # the probability of class 1 alone
+                    got = got[:, 1:]
+                if got.shape != want.shape:
+                    raise bad_input(
+                        "ConversionUnfaithful", f"{FIELD}.uri: the converted model gives {list(got.shape)}, the original {list(want.shape)}; {REMEDY}"
+                    )
+                close &= np.isclose(got, want, rtol=PARITY_TOLERANCE, atol=PARITY_TOLERANCE, equal_nan=True).all(axis=1)
+                differences.append(np.abs(got - want).ravel())
+            wrong += int((~close).sum())
+    largest_difference = float(np.nanmax(np.concatenate(differences), initial=0.0))
+    if wrong > PARITY_SHARE * n:
         raise bad_input(
             "ConversionUnfaithful",
-            f"{FIELD}.uri: the converted model gives {list(got.shape)}, the original {list(want.shape)}; {_REMEDY}",
+            f"{FIELD}.uri: the converted model answers otherwise on {wrong} of {n} {'generated ' if given is None else ''}samples, by up to "
+            f"{largest_difference:.3g}; {REMEDY}",
         )
-    apart = ~np.isclose(got, want, rtol=PARITY_TOLERANCE, atol=PARITY_TOLERANCE, equal_nan=True).all(axis=1)
-    if apart.mean() > PARITY_SHARE:
-        raise bad_input(
-            "ConversionUnfaithful",
-            f"{FIELD}.uri: the converted model answers otherwise on {int(apart.sum())} of {len(x)} {'generated ' if generated else ''}samples, by "
-            "up to "
-            f"{float(np.nanmax(np.abs(got - want))):.3g}; {_REMEDY}",
-        )
-    return {
-        "from": kind,
-        "samples": len(x),
-        "generated": generated,
-        "apart": int(apart.sum()),
-        "largestDifference": float(np.nanmax(np.abs(got - want), initial=0.0)),
-    }
+    return {"from": kind, "samples": n, "generated": given is None, "apart": wrong, "largestDifference": largest_difference}
 
 
-def _generated(features: int) -> NDArray[np.float32]:
-    """Inputs where nobody gave any: normal numbers of several scales, so that thresholds far from 0 are met too."""
+def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
+    """[rows, k]; an output without a batch dimension belongs to every row."""
+    flat = np.asarray(output, np.float64)
+    if flat.ndim == 0 or len(flat) < rows:
+        return np.broadcast_to(flat.reshape(1, -1), (rows, flat.size))
+    return flat[:rows].reshape(rows, -1)
+
+
+def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
+    """Inputs where nobody gave any, PARITY_SAMPLES of them or fewer: normal numbers (for trees of several scales, so that thresholds far from 0 are
+    met too), whole numbers 0 and 1, which are indices of every table."""
     rng = np.random.default_rng(0)
-    scales = 10.0 ** rng.uniform(-1, 3, (PARITY_SAMPLES, 1))
-    found: NDArray[np.float32] = (rng.normal(size=(PARITY_SAMPLES, features)) * scales).astype(np.float32)
+    shapes = {spec.name: tuple(UNKNOWN_DIMENSION if d < 0 else d for d in spec.shape[1:]) for spec in specs}
+    n = max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, *(math.prod(shape) for shape in shapes.values()))))
+    found: Arrays = {}
+    for spec in specs:
+        dtype, shape = NUMPY[spec.datatype], (n, *shapes[spec.name])
+        if dtype.kind != "f":
+            found[spec.name] = rng.integers(0, 2, shape).astype(dtype)
+            continue
+        scales = 10.0 ** rng.uniform(-1, 3, (n, *(1 for _ in shape[1:]))) if trees else 1.0
+        found[spec.name] = (rng.normal(size=shape) * scales).astype(dtype)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
@@ -52,12 +52,28 @@ class Data:
         """Number of samples."""
         return len(next(iter(self.inputs.values())))
 
+    def rows(self, chosen: NDArray[np.int64]) -> Data:
+        """Some of the samples."""
+        return Data(
+            {name: array[chosen] for name, array in self.inputs.items()},
+            None if self.labels is None else self.labels[chosen],
+            {name: array[chosen] for name, array in self.slices.items()},
+            None if self.targets is None else self.targets[chosen],
+        )
+
+    def _different(self) -> set[Hashable]:
+        rows = [np.ascontiguousarray(self.inputs[name]).reshape(self.n, -1) for name in sorted(self.inputs)]
+        if any(a.dtype == np.object_ for a in rows):
+            return {tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)}
+        return {b"".join(a[i].tobytes() for a in rows) for i in range(self.n)}
+
     def duplicates(self) -> int:
         """Samples that repeat an earlier one in all inputs: they are no new information."""
-        rows = [np.ascontiguousarray(a).reshape(self.n, -1) for a in self.inputs.values()]
-        if any(a.dtype == np.object_ for a in rows):
-            return self.n - len({tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)})
-        return self.n - len({b"".join(a[i].tobytes() for a in rows) for i in range(self.n)})
+        return self.n - len(self._different())
+
+    def shared(self, other: Data) -> int:
+        """Different samples that are in both, for the same model."""
+        return len(self._different() & other._different())
 
 
 def read_archive(path: Path, field: str) -> Arrays:

@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from modelrollout.api.tasks import FetchTask, TaskResult
-from modelrollout.jobs.errors import bad_input
+from modelrollout.api.tasks import FetchTask, ServingConfig, TaskResult
+from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
 from modelrollout.optimizer.fetch import Store
@@ -26,6 +26,20 @@ def _holds(path: Path, entry: artifact.Entry) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+
+
+def _tuned(store: Store, entry: artifact.Entry, serving: ServingConfig) -> bytes:
+    """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose; equal inputs give equal bytes."""
+    from modelrollout.triton.config import parse, printed, with_serving  # not needed by a fetch without them
+
+    stored = store.read(entry.path, max_bytes=entry.size)
+    if stored is None or hashlib.sha256(stored).hexdigest() != entry.sha256:
+        raise _corrupt(store, entry)
+    return printed(with_serving(parse(stored.decode()), serving)).encode()
+
+
+def _corrupt(store: Store, entry: artifact.Entry) -> JobError:
+    return bad_input("ArtifactCorrupt", f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the revision")
 
 
 def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
@@ -56,10 +70,14 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
         link = root / VERSION_LINK
         link.unlink(missing_ok=True)
         link.symlink_to(f"{task.model}/{number}")
+    final = root / task.model
+    tuned = _tuned(store, config, task.serving) if task.serving else None
     wanted = {CONFIG_FILE: config} | {f"{number}/{name}": entry for name, entry in version.items()}
     size = sum(entry.size for entry in version.values())
     with progress.stage("verify"):
-        if all(_holds(root / task.model / name, entry) for name, entry in wanted.items()):
+        there = final / CONFIG_FILE
+        configured = _holds(there, config) if tuned is None else there.is_file() and there.read_bytes() == tuned
+        if configured and all(_holds(final / name, entry) for name, entry in wanted.items() if name != CONFIG_FILE):
             return TaskResult(message="already in place", artifact_digest=task.digest, artifact_size_bytes=size, reused=True)
     for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(left)
@@ -70,12 +88,11 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
             path.parent.mkdir(parents=True, exist_ok=True)
             fetched = store.download(path, max_bytes=entry.size, advance=progress.update, name=entry.path)
             if fetched.sha256 != entry.sha256:
-                raise bad_input(
-                    "ArtifactCorrupt", f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the revision"
-                )
+                raise _corrupt(store, entry)
+    if tuned is not None:
+        (scratch / CONFIG_FILE).write_bytes(tuned)
     for folder in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
         folder.chmod(0o755)  # mkdtemp's 0700 would lock out the server, whose user may be another
-    final = root / task.model
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
     return TaskResult(artifact_digest=task.digest, artifact_size_bytes=size)

@@ -56,27 +56,27 @@ def run_gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: 
     """
     same = optimized == original
     with progress.stage("gate"):
-        before, classes = _answers(gate, held_out, open_session(original, "spec.model.uri"), info, progress.update)
+        before, classes = answers(gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update)
         if held_out.labels is not None:
             check_label_range(held_out.labels, classes, FIELD)
-        after = before if same else _answers(gate, held_out, open_session(optimized, "the optimized model"), info, progress.update)[0]
-    return judged(gate, held_out, before, after, classes, same=same)
+        after = before if same else answers(gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update)[0]
+    return judged(gate, held_out, before, after, classes, FIELD, same=same)
 
 
-def _answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, advance: Advance) -> tuple[Answers, int | None]:
-    """(answers, number of classes where scores tell it); only what the metrics need is kept."""
+def answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance) -> tuple[Answers, int | None]:
+    """(answers, number of classes where scores tell it); only what the metrics need is kept. ``field`` names the data in messages."""
     names = {metric.name for metric in gate.metrics}
     parts: list[Answers] = []
     known: int | None = None
-    for start, count, outputs, named in outputs_of(session, info.inputs, held_out.inputs, FIELD, advance):
+    for start, count, outputs, named in outputs_of(session, info.inputs, held_out.inputs, field, advance):
         if names & ERRORS:
-            parts.append(Answers(values=values_of(outputs, named, count, FIELD)))
+            parts.append(Answers(values=values_of(outputs, named, count, field)))
             continue
         classes = ranks = scores = None
         if names - {"auc", "topK"}:
-            classes, known = scores_or_classes(outputs, named, count, FIELD)
+            classes, known = scores_or_classes(outputs, named, count, field)
         if names & {"auc", "topK"}:
-            found = scores_of(outputs, named, count, FIELD)
+            found = scores_of(outputs, named, count, field)
             if found.shape[1] > 1:
                 known = found.shape[1]
             scores = found if "auc" in names else None
@@ -98,8 +98,8 @@ def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np
     return ranks
 
 
-def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes: int | None, *, same: bool) -> Measured:
-    """The verdicts on both models' answers to the held-out data."""
+def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes: int | None, data_field: str, *, same: bool) -> Measured:
+    """The verdicts on both models' answers to the held-out data, which ``data_field`` names in messages."""
     results: list[MetricResult] = []
     decisions: list[tuple[GateDecision, str]] = []
     told: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes:
             if metric.name in ("precision", "recall", "f1") and held_out.labels is not None
             else None
         )
-        found = list(_judged_parts(metric, average, field, labels, held_out, before, after, same))
+        found = list(_judged_parts(metric, average, field, data_field, labels, held_out, before, after, same))
         worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))  # the whole comes first, so it wins among equals
         results.append(worst.result(metric.name))
         decisions.append((worst.decision, f"{field}.slices" if worst.slice else field))
@@ -174,6 +174,7 @@ def _judged_parts(
     metric: GateMetric,
     average: Average | None,
     field: str,
+    data_field: str,
     labels: NDArray[Any] | None,
     held_out: Data,
     before: Answers,
@@ -181,7 +182,7 @@ def _judged_parts(
     same: bool,
 ) -> Iterator[_Part]:
     def part(name: str | None, budget: GateBudget, mask: NDArray[np.bool_], z: float) -> _Part:
-        e = estimate(metric, average, None if labels is None else labels[mask], before.rows(mask), after.rows(mask))
+        e = estimate(metric, average, None if labels is None else labels[mask], before.rows(mask), after.rows(mask), data_field)
         counted = GateBudget(min=budget.min, max=budget.max) if same else budget
         decision = judge(e, counted, z)
         if name:
@@ -195,7 +196,7 @@ def _judged_parts(
     if not values or len(values) > MAX_SLICE_VALUES:
         raise bad_input(
             "SliceInvalid",
-            f"{field}.slices: the slices {sorted(held_out.slices)} of {FIELD} have {len(values)} values in all; a budget needs 1 to "
+            f"{field}.slices: the slices {sorted(held_out.slices)} of {data_field} have {len(values)} values in all; a budget needs 1 to "
             f"{MAX_SLICE_VALUES} of them: group rare ones together",
         )
     for name, value in values:

@@ -84,8 +84,8 @@ def average_of(metric: GateMetric, labels: Classes | None, classes: int | None, 
     return metric.average or ("Binary" if two else "Macro")
 
 
-def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floats | None, before: Answers, after: Answers) -> Estimate:
-    """The metric on all samples of ``before`` and ``after``; raises JobError (AucUndefined)."""
+def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floats | None, before: Answers, after: Answers, field: str) -> Estimate:
+    """The metric on all samples of ``before`` and ``after``; ``field`` names the data in messages. Raises JobError (AucUndefined)."""
     name = metric.name
     if name == "agreement":
         assert before.classes is not None and after.classes is not None
@@ -102,7 +102,7 @@ def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floa
     classes = labels.astype(np.int64)
     if name == "auc":
         assert before.scores is not None and after.scores is not None
-        return _paired(name, _auc(classes, before.scores), _auc(classes, after.scores))
+        return _paired(name, _auc(classes, before.scores, field), _auc(classes, after.scores, field))
     assert average is not None and before.classes is not None and after.classes is not None
     rate = _RATES[name]
     return _paired(name, *(_averaged(rate, average, classes, answers) for answers in (before.classes, after.classes)))
@@ -187,7 +187,7 @@ def _midranks(values: Floats) -> Floats:
     return found
 
 
-def _auc(labels: Classes, scores: Floats) -> _Measured:
+def _auc(labels: Classes, scores: Floats, field: str) -> _Measured:
     """Class 1 against class 0; with several classes the mean of one against the rest over those with samples. DeLong's components, by midranks."""
     n = len(labels)
     kinds = [1] if scores.shape[1] <= 2 else np.unique(labels).tolist()
@@ -199,7 +199,7 @@ def _auc(labels: Classes, scores: Floats) -> _Measured:
         if not yes or not no:
             raise bad_input(
                 "AucUndefined",
-                f"spec.optimization.gate.data.labels: auc needs samples of class {kind} and of others, there are {yes} and {no} (each slice alone); "
+                f"{field}.labels: auc needs samples of class {kind} and of others, there are {yes} and {no} (each slice alone); "
                 "add samples, or use another metric",
             )
         ranks = _midranks(column)

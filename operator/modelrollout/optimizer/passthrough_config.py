@@ -15,7 +15,7 @@ from google.protobuf.text_format import ParseError  # type: ignore[import-untype
 from modelrollout.api.tasks import Batching, Served
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.backends import KINDS
-from modelrollout.triton.config import BatchingImpossible, message, parse, pb, text
+from modelrollout.triton.config import BatchingImpossible, message, parse, pb, printed
 from modelrollout.triton.tensors import TensorSpec
 
 FIELD = "spec.model.uri"
@@ -98,7 +98,7 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
     config.backend, config.platform, config.default_model_filename = kind.backend, kind.platform, kind.file
     if not config.instance_group:
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(kind.instance_kind or instance_kind))
-    return Config(text(config), *(tuple(_specs(config, tensors)) for tensors in (config.input, config.output)))
+    return Config(printed(config), *(tuple(_specs(config, tensors)) for tensors in (config.input, config.output)))
 
 
 def _from_spec(served: Served, batching: Batching) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -30,6 +30,7 @@ from modelrollout.api.tasks import (
     HANDED_MODEL,
     IN_DIR,
     WORK_DIR,
+    AutoStep,
     ContainerStep,
     DataSet,
     ExitCode,
@@ -39,6 +40,7 @@ from modelrollout.api.tasks import (
     ModelFile,
     Paired,
     PrepareTask,
+    Search,
     Served,
     Step,
     TaskResult,
@@ -48,7 +50,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, claim, steps
 from modelrollout.optimizer.archive import is_archive, unpack
 from modelrollout.optimizer.clean import mark_used
-from modelrollout.optimizer.convert import INPUT, Original, convert, expect_format, load, parity, probe, versions
+from modelrollout.optimizer.convert import convert, expect_format, parity, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
@@ -78,20 +80,32 @@ class _DataFile:
     field: str
 
 
-def _sources(task: PrepareTask) -> dict[str, tuple[DataSet | ModelFile, Step | None]]:
-    """Everything besides the source that is fetched, by the field that names it, with its step (None: the gate's).
+class _Source(NamedTuple):
+    """What is fetched for a step (None: for the gate), and what the step calls it."""
 
-    Raises JobError (CalibrationMissing).
-    """
+    wanted: DataSet | ModelFile
+    step: Step | None
+    name: str
+
+    @property
+    def judges(self) -> bool:
+        """Whether it is data that the gate's metrics are computed on."""
+        return self.step is None or (isinstance(self.step, AutoStep) and self.name == "data")
+
+
+def _sources(task: PrepareTask) -> dict[str, _Source]:
+    """Everything besides the source model that is fetched, by the field that names it; raises JobError (CalibrationMissing)."""
     for index, step in enumerate(task.steps):
         if isinstance(step, Int8Step) and step.method == "Static" and step.calibration is None:
             where = steps.field_of(index, step)
             raise bad_input("CalibrationMissing", f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
-    found: dict[str, tuple[DataSet | ModelFile, Step | None]] = {
-        f"{steps.field_of(index, step)}.{name}": (wanted, step) for index, step in enumerate(task.steps) for name, wanted in step.sources().items()
+    found = {
+        f"{steps.field_of(index, step)}.{name}": _Source(wanted, step, name)
+        for index, step in enumerate(task.steps)
+        for name, wanted in step.sources().items()
     }
     if task.gate:
-        found[FIELD_GATE] = (task.gate.data, None)
+        found[FIELD_GATE] = _Source(task.gate.data, None, "data")
     return found
 
 
@@ -100,7 +114,8 @@ def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[Te
     labels = labels_wanted(task.gate) if task.gate else None
     data: dict[str, Data] = {}
     models: dict[str, Path] = {}
-    for field, (wanted, step) in _sources(task).items():
+    for field, source in _sources(task).items():
+        wanted, step, name = source
         path = files[field].path
         if isinstance(wanted, ModelFile):
             check(path, f"{field}.uri")
@@ -108,11 +123,22 @@ def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[Te
             models[field] = path
             continue
         arrays = read_archive(path, field)
-        if step is None:
+        if step is None or source.judges:
             data[field] = match(arrays, wanted, inputs, field, labelled=labels is not None, numbers=labels == "numbers", sliced=True)
         else:
-            data[field] = match(arrays, wanted, inputs, field, labelled=steps.labels_in(step, arrays, wanted.labels))
+            data[field] = match(arrays, wanted, inputs, field, labelled=steps.labels_in(step, name, arrays, wanted.labels))
     return data, models
+
+
+def _expect_own_data(task: PrepareTask, files: dict[str, _DataFile]) -> None:
+    """Raise SelectionIsHeldOut for a search that would choose by what its choice is judged on."""
+    for field, source in _sources(task).items():
+        if source.step and source.judges and FIELD_GATE in files and files[field].fetched == files[FIELD_GATE].fetched:
+            raise bad_input(
+                "SelectionIsHeldOut",
+                f"{field}.uri: the file is that of {FIELD_GATE}: a model chosen by its held-out samples would be judged too well; give auto samples "
+                "of its own, for example a part of the validation data",
+            )
 
 
 def tools(recipe: Sequence[Step]) -> dict[str, str]:
@@ -176,6 +202,7 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         drop_interval=drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right) if paired else None,
         samples=gate["samples"] if gate else None,
         metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
+        search=next((Search.model_validate(step["search"]) for step in report["steps"] if step["kind"] == "auto"), None),
     )
 
 
@@ -227,12 +254,13 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) ->
     """``folder`` ends with this container; in ``kept`` is what the container after the user's needs again."""
     files: dict[str, _DataFile] = {}
     with progress.stage("data"):
-        for number, (field, (wanted, _)) in enumerate(_sources(task).items()):
+        for number, (field, (wanted, _, _)) in enumerate(_sources(task).items()):
             path = kept / f"source-{number}"
             fetched = _fetch(Store(wanted.location, f"{field}.uri"), path, task, progress)
             if isinstance(wanted, ModelFile) and wanted.sha256:
                 expect_digest(fetched, wanted.sha256, field, wanted.location.uri)
             files[field] = _DataFile(path, fetched, field)
+    _expect_own_data(task, files)
     signer = load_key(task.signature) if task.signature else None
     inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
     key = key_of(inputs)
@@ -304,13 +332,10 @@ def _make(
     if task.served:
         return _published(task, store, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
     kind = expect_format(source, task.format)
-    original: Original | None = None
+    original = source
     if kind != "ONNX":
         with progress.stage("convert"):
-            probe(source, kind)
-            original = load(source, kind, folder)
-            convert(original, kind, folder / "converted.onnx")
-        source = folder / "converted.onnx"
+            source = convert(original, kind, folder)
     elif is_archive(source):
         with progress.stage("unpack"):
             source = unpack(source, folder) or source
@@ -326,15 +351,18 @@ def _make(
                 "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
             ) from None
         data, models = _checked(task, files, info.inputs)
-    warnings: list[str] = []
+    warnings = [
+        f"{field}: {shared} different samples of it are among the held-out ones of {FIELD_GATE} too: the accuracy after is too optimistic"
+        for field, found in _sources(task).items()
+        if found.step and found.judges and (shared := data[field].shared(data[FIELD_GATE]))
+    ]
     conversion: dict[str, Any] | None = None
-    if original:
+    if kind != "ONNX":
         with progress.stage("parity"):
             given = data.get(FIELD_GATE) or next(iter(data.values()), None)
-            conversion = parity(original, kind, source, given.inputs[INPUT] if given else None)
+            conversion = parity(original, kind, folder, source, info.inputs, given.inputs if given else None)
         if conversion["generated"]:
             warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
-    budgets = [metric.max_drop for metric in task.gate.metrics if metric.max_drop is not None] if task.gate else []
     recipe = task.steps
     if task.part == "BeforeContainer":
         recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
@@ -345,8 +373,9 @@ def _make(
             folder,
             data,
             models,
-            max_drop=min(budgets, default=None),
+            gate=task.gate,
             symmetric=task.instance_kind == "KIND_GPU",
+            hardware=task.target_hardware,
             advance=progress.update,
             earlier=_handed(kept) if task.part == "AfterContainer" else None,
         )
@@ -359,7 +388,7 @@ def _make(
         open_session(optimized, "the optimized model")
         if not task.gate:
             warnings.append("optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate")
-        if size_after >= fetched.size:
+        if optimized != source and size_after >= fetched.size:
             warnings.append(f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights are few")
         if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
             warnings.append("a step's data and held-out data are the same file: the accuracy after is too optimistic; use different samples")

@@ -1,4 +1,4 @@
-"""Jobs: resolve, prepare, evaluate. They have no API access; their task is in the environment, their answer in the termination message."""
+"""Jobs: resolve, prepare, tune, evaluate. They have no API access; their task is in the environment, their answer in the termination message."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from modelrollout.api.tasks import (
     CONTAINER_STEP,
     IN_DIR,
     OUT_DIR,
+    REPOSITORY,
     SIGNER_DIR,
     TASK_ENV,
     TIMEOUT_ENV,
@@ -30,6 +31,7 @@ from modelrollout.api.tasks import (
     Signature,
     Step,
     Tensor,
+    TuneTask,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
 from modelrollout.api.v1alpha1 import (
@@ -45,6 +47,7 @@ from modelrollout.api.v1alpha1 import (
     Resources,
     Serving,
     Triton,
+    Tune,
     seconds,
 )
 from modelrollout.resources.common import (
@@ -60,7 +63,7 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.server import GPU, tolerations, wants_gpu
+from modelrollout.resources.server import FETCH, GPU, beside, tolerations, wants_gpu
 
 FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
 KILLED = 137  # SIGKILL: by the kernel for memory, or by somebody else; the pod's status tells which
@@ -70,6 +73,9 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
 _BEFORE, _JOB = "before", "job"  # containers of a Job
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
+# What one client can send decides from where on a measurement is the client's: it gets two cores where there are.
+_TUNE_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"})
+_TUNE_MORE_SECONDS = 600.0  # of the Job beyond start and search: images are pulled, the last comparison is made
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
 
@@ -180,7 +186,7 @@ def _fail_on(container: str, codes: frozenset[int], operator: Literal["In", "Not
     return {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": operator, "values": sorted(codes)}}
 
 
-def _task(task: ResolveTask | PrepareTask | EvaluateTask) -> str:
+def _task(task: ResolveTask | PrepareTask | TuneTask | EvaluateTask) -> str:
     return names.canonical_json(task.model_dump(mode="json", exclude_none=True))
 
 
@@ -318,9 +324,10 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
     """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
-    if any(step.needs_trainer for step in optimization.steps):
+    wishes = {step.trainer for step in optimization.steps}
+    if "Needed" in wishes or ("Welcome" in wishes and not model.needs_trees):
         return config.images.trainer
-    return config.images.trees if model.needs_trees else None
+    return {None: None, "trees": config.images.trees, "tensorflow": config.images.tensorflow}[model.flavour]
 
 
 def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:
@@ -340,6 +347,59 @@ def _hardware(serving: Serving) -> str:
     """What the artifact is made for: the GPU product asked for, else that there is a GPU, else any."""
     product = (serving.node_selector or {}).get(f"{GPU}.product")
     return product or ("gpu" if wants_gpu(serving.resources) else "any")
+
+
+def tune_job(
+    owner: Owner,
+    deployment: str,
+    number: int,
+    name: str,
+    tune: Tune,
+    source: tuple[str, Data] | None,
+    frozen: Object,
+    artifact: tuple[str, str],
+    model: Model,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    """Measures serving configurations on a server of the frozen template beside it; belongs to the revision.
+
+    ``source``: the inputs with the field that names them, None: they are made up; ``artifact``: its URI and digest.
+    """
+    data, located = None, []
+    if source is not None:
+        data, where = _data(*source, model.credentials, config, "tune")
+        located.append(where)
+    task = TuneTask(
+        http=f"127.0.0.1:{names.PORT_HTTP}",
+        repository=REPOSITORY,
+        model=deployment,
+        data=data,
+        field=source[0] if source else "",
+        objective_ms=seconds(tune.objective) * 1e3,
+        share=tune.share,
+        instances=tuple(tune.instances),
+        timeout_seconds=seconds(tune.timeout),
+    )
+    job = _job(
+        owner,
+        name,
+        labels(deployment, names.COMPONENT_TUNE, owner.name, number),
+        "modelrollout.evaluator",
+        _task(task),
+        located,
+        _TUNE_RESOURCES,
+        seconds(serving.startup_timeout) + seconds(tune.timeout) + _TUNE_MORE_SECONDS,
+        serving,
+        config,
+    )
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    rules.insert(1, _fail_on(FETCH, FINAL))
+    pod, server = job["spec"]["template"]["spec"], beside(frozen, deployment, number, *artifact, config)
+    volumes = [*server.pop("volumes"), *(v for x in located for v in x.volumes())]
+    pod.update(server, volumes=volumes)
+    pod["containers"][0]["volumeMounts"].append({"name": "models", "mountPath": REPOSITORY, "readOnly": True})
+    return job
 
 
 def evaluate_job(

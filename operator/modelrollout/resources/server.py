@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask
+from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
 BUILDER = "2"
 GPU = "nvidia.com/gpu"
-_FETCH = "fetch"
+FETCH = "fetch"
 
 
 def template(deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig) -> Object:
@@ -39,7 +39,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
         "securityContext": pod_security(),
         "initContainers": [
             {
-                "name": _FETCH,
+                "name": FETCH,
                 "image": config.images.optimizer,
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
@@ -160,20 +160,14 @@ def server_deployment(
     replicas: int,
     config: OperatorConfig,
     restarted: str | None = None,
+    serving: ServingConfig | None = None,
 ) -> Object:
-    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, and when its pods were last asked to start
-    anew."""
-    fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri).location, digest=artifact_digest, model=deployment, number=number, target=REPOSITORY
-    )
-    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
-    task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
-    env = [{"name": TASK_ENV, "value": task}]
+    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, what tuning chose, and when its pods were
+    last asked to start anew."""
     spec = frozen["spec"]
     meta = frozen["metadata"]
     if restarted:
         meta = meta | {"annotations": (meta.get("annotations") or {}) | {names.ANNOTATION_RESTARTED: restarted}}
-    inits = [c | {"env": [*c.get("env", []), *env]} if c["name"] == _FETCH else c for c in spec["initContainers"]]
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -183,19 +177,60 @@ def server_deployment(
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": server_selector(deployment, owner.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {"metadata": meta, "spec": spec | {"initContainers": inits}},
+            "template": {
+                "metadata": meta,
+                "spec": spec | {"initContainers": _fetching(spec, deployment, number, artifact_uri, artifact_digest, config, serving)},
+            },
         },
     }
 
 
-def fetched_artifact(server: Object) -> tuple[str, str] | None:
-    """URI and digest of what the pods of a Deployment fetch; the evidence of last resort where a revision's status was lost."""
+def _fetching(
+    spec: Object, deployment: str, number: int, artifact_uri: str, artifact_digest: str, config: OperatorConfig, serving: ServingConfig | None = None
+) -> list[Object]:
+    """Init containers of the frozen pod, told what to fetch."""
+    fetch = FetchTask(
+        artifact=artifact_location(config, artifact_uri).location,
+        digest=artifact_digest,
+        model=deployment,
+        number=number,
+        target=REPOSITORY,
+        serving=serving,
+    )
+    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
+    task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
+    env = [{"name": TASK_ENV, "value": task}]
+    return [c | {"env": [*c.get("env", []), *env]} if c["name"] == FETCH else c for c in spec["initContainers"]]
+
+
+_ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")
+
+
+def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, artifact_digest: str, config: OperatorConfig) -> Object:
+    """Parts of the spec of a pod that has a server of the frozen template as a sidecar: same image, resources, placement and artifact.
+
+    It is a native sidecar (an init container that goes on), so that the pod ends with its program, and it loads nothing until it is told to.
+    """
+    spec = frozen["spec"]
+    (triton,) = spec["containers"]
+    healthy = {"httpGet": {"path": "/v2/health/ready", "port": "http"}}
+    sidecar = {k: v for k, v in triton.items() if k not in ("lifecycle", "readinessProbe")} | {
+        "args": [a for a in triton["args"] if not a.startswith("--load-model=")],
+        "restartPolicy": "Always",
+        "startupProbe": triton["startupProbe"] | healthy,
+    }
+    found = {key: spec[key] for key in _ALIKE if key in spec}
+    inits = [*_fetching(spec, deployment, number, artifact_uri, artifact_digest, config), sidecar]
+    return found | {"initContainers": inits, "volumes": spec["volumes"]}
+
+
+def fetched(server: Object) -> FetchTask | None:
+    """What the pods of a Deployment fetch and with what settings they serve it; the evidence of last resort where a revision's status was lost."""
     for container in server["spec"]["template"]["spec"].get("initContainers") or []:
         for variable in container.get("env") or []:
-            if container["name"] == _FETCH and variable["name"] == TASK_ENV:
+            if container["name"] == FETCH and variable["name"] == TASK_ENV:
                 with contextlib.suppress(ValidationError):
-                    fetch = FetchTask.model_validate_json(variable.get("value") or "")
-                    return fetch.artifact.uri, fetch.digest
+                    return FetchTask.model_validate_json(variable.get("value") or "")
     return None
 
 

@@ -92,6 +92,9 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         if revision is None or revision.prepared is not None:
             return None
         return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
+    tune = s.spec.serving.tune if s.spec else None
+    if rollout.stage == "Tune" and tune and rollout.queue is None:
+        return names.COMPONENT_TUNE, names.stage_job_name(rollout.revision, "tune", names.short_hash([rollout_id(rollout), tune.wire()], 4))
     golden = s.spec.rollout.analysis.golden if s.spec else None
     if rollout.stage == "Evaluate" and golden:
         # Other golden data, edited under way, is other work. The budgets are no part of it: the verdict reads the present ones.
@@ -334,6 +337,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "reason": (rollout.reason or "-") if ended or rollout.stage == "Revert" else "-",
             "message": (rollout.message or "") if ended or rollout.stage == "Revert" else "",
             "artifact": artifact,
+            "tuning": rollout.tuning or old.tuning,
             "evaluation": evaluation,
             "shadow": _without_counters(rollout.shadow.metric) if rollout.shadow and rollout.shadow.metric else old.shadow,
             "steps": rollout.history or old.steps,

@@ -17,6 +17,7 @@ from modelrollout.rollout.transitions import SHADOW_STEP, is_held
 _PHASES: dict[Stage, Phase] = {
     "Resolve": "Resolving",
     "Prepare": "Preparing",
+    "Tune": "Tuning",
     "Provision": "Provisioning",
     "Evaluate": "Evaluating",
     "Shadow": "Shadowing",
@@ -27,10 +28,11 @@ _PHASES: dict[Stage, Phase] = {
     "Failed": "Failed",
     "Done": "Stable",
 }
-_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Done")
+_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Done")
 _CONDITION_OF: dict[Stage, str] = {
     "Resolve": "Resolved",
     "Prepare": "Prepared",
+    "Tune": "Tuned",
     "Provision": "Provisioned",
     "Evaluate": "Evaluated",
     "Shadow": "Shadowed",
@@ -42,6 +44,7 @@ _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Prev
 _WAITING: dict[Stage, str] = {
     "Resolve": "the digest of the source is being pinned",
     "Prepare": "the model is being fetched, verified and optimized",
+    "Tune": "serving configurations are being measured on a Triton of its own",
     "Provision": "the model servers are starting",
     "Evaluate": "golden data is being sent through the served model",
     "Shadow": "the revision's answers are being compared with stable's on mirrored requests",
@@ -191,7 +194,7 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
 
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
-    """One condition for each stage of the latest rollout; the shadow's only where there is one."""
+    """One condition for each stage of the latest rollout; those of shadow and tuning only where there is one."""
     rollout = status.rollout
     if rollout is None:
         return []
@@ -200,13 +203,15 @@ def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     at = _ORDER.index(reached)
     ended_badly = rollout.stage in ("Failed", "Revert")
     shadowed = rollout.shadow is not None or (s.spec is not None and s.spec.rollout.shadow is not None)
+    tuned = rollout.stage == "Tune" or rollout.tuning is not None or (s.spec is not None and s.spec.serving.tune is not None)
     for i, stage in enumerate(_ORDER[:-1]):
-        if stage == "Shadow" and not shadowed:
+        if (stage == "Shadow" and not shadowed) or (stage == "Tune" and not tuned):
             continue
         kind = _CONDITION_OF[stage]
         if i < at:
             skipped = stage not in rollout.stages
-            rows.append((kind, "True", "Skipped" if skipped else "Passed", "not needed or proven before" if skipped else ""))
+            told = rollout.tuning.message if stage == "Tune" and rollout.tuning else ""
+            rows.append((kind, "True", "Skipped" if skipped else "Passed", "not needed or proven before" if skipped else told))
         elif i == at:
             rows.append((kind, "False", rollout.reason or ("Failed" if ended_badly else "InProgress"), rollout.message or _doing(rollout)))
         else:

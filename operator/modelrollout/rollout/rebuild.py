@@ -14,7 +14,7 @@ from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
 # Stages of a revision that has a name.
-_NAMED = frozenset({"Prepare", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
+_NAMED = frozenset({"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -61,7 +61,7 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         return False
     if rollout.stage == "Shadow" and rollout.shadow is None:
         return False
-    if rollout.queue is not None and rollout.stage != "Provision":
+    if rollout.queue is not None and rollout.stage not in ("Tune", "Provision"):
         return False
     if rollout.stage in ("Canary", "Bake") and step is None:
         return False

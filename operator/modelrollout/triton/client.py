@@ -54,7 +54,8 @@ class Answer:
 
 
 @contextmanager
-def _told_apart() -> Iterator[None]:
+def told_apart() -> Iterator[None]:
+    """What the clients raise, as TritonError."""
     try:
         yield
     except InferenceServerException as error:
@@ -94,7 +95,7 @@ class HttpServer:
 
     def served(self, model: str) -> Served:
         """The model's metadata; raises TritonError."""
-        with _told_apart():
+        with told_apart():
             metadata = self._client.get_model_metadata(model)
             config = self._client.get_model_config(model)
         return Served(
@@ -107,7 +108,7 @@ class HttpServer:
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_http.InferInput, spec, inputs[spec.name]) for spec in specs]
-        with _told_apart():
+        with told_apart():
             result = self._client.infer(model, tensors, outputs=[triton_http.InferRequestedOutput(name) for name in outputs])
             return Answer(str(result.get_response().get("model_version", "")), tuple(result.as_numpy(name) for name in outputs))
 
@@ -129,7 +130,7 @@ class GrpcServer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
         wanted = [triton_grpc.InferRequestedOutput(name) for name in outputs]
-        with _told_apart():
+        with told_apart():
             result = self._client.infer(model, tensors, outputs=wanted, client_timeout=self._timeout)
             return Answer(result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs))
 

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from modelrollout.api.tasks import Batching
+from modelrollout.api.tasks import Batching, ServingConfig
 from modelrollout.triton.layout import MODEL_FILE
 from modelrollout.triton.tensors import TensorSpec
 
@@ -59,14 +59,42 @@ def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching
     config = message(inputs, outputs, batching)
     config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(instance_kind))
-    return text(config)
-
-
-def text(config: Any) -> str:
-    """The message as the file has it; equal messages give equal text."""
-    return str(text_format.MessageToString(config))
+    return printed(config)
 
 
 def parse(text: str) -> Any:
     """The message of a config.pbtxt; raises google.protobuf.text_format.ParseError with line and column."""
     return text_format.Parse(text, pb.ModelConfig())
+
+
+def serving_of(config: Any) -> ServingConfig:
+    """What a config.pbtxt says of the settings that tuning chooses."""
+    batching = config.dynamic_batching
+    joined = max(batching.preferred_batch_size, default=config.max_batch_size) if config.HasField("dynamic_batching") else 0
+    count = max((group.count for group in config.instance_group), default=1)
+    delay = batching.max_queue_delay_microseconds if joined else 0
+    return ServingConfig(instances=max(1, count), batch=joined, queue_delay_us=delay)
+
+
+def with_serving(config: Any, serving: ServingConfig) -> Any:
+    """The configuration with these settings. ``max_batch_size`` stays: it is what a client may send in one request.
+
+    Batches of a preferred size are formed at once, larger ones never, smaller ones when the delay is over (docs of Triton, "Dynamic Batcher").
+    """
+    found = pb.ModelConfig()
+    found.CopyFrom(config)
+    if not found.instance_group:
+        found.instance_group.add(kind=pb.ModelInstanceGroup.Kind.Value("KIND_AUTO"))
+    for group in found.instance_group:
+        group.count = serving.instances
+    found.ClearField("dynamic_batching")
+    if serving.batch and found.max_batch_size > 0:
+        found.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
+        if serving.batch < found.max_batch_size:
+            found.dynamic_batching.preferred_batch_size.append(serving.batch)
+    return found
+
+
+def printed(config: Any) -> str:
+    """The text of a config.pbtxt; equal messages give equal text."""
+    return str(text_format.MessageToString(config))

@@ -30,6 +30,17 @@ ARTIFACT: dict[str, Any] = {
         {"name": "recall", "verdict": "Inconclusive", "reason": "TooFewSamples", "samples": 40, "before": 0.9, "after": 0.9, "interval": [-0.1, 0.1]},
     ],
 }  # fmt: skip
+SEARCH: dict[str, Any] = {
+    "objective": "Size", "metric": "accuracy", "before": 0.991, "allowed": 0.01, "chosen": "prune-0.7+int8", "tried": 21, "ended": "TimeLimit",
+    "points": [
+        {"name": "prune-0.7+int8", "size": 294_000, "milliseconds": 0.061, "value": 0.9905, "highestLoss": 0.0035, "within": True},
+        {"name": "source", "size": 4_544_972, "milliseconds": 0.282, "value": 0.991, "highestLoss": 0.001, "within": True},
+        {"name": "prune-0.95+int8", "size": 71_000, "milliseconds": 0.031, "value": 0.961, "highestLoss": 0.038, "within": False},
+        {"name": "distill-0.1+int8", "size": 152_000, "milliseconds": 0.04, "value": 0.982, "highestLoss": 0.013, "within": False},
+        {"name": "int8", "size": 1_149_665, "milliseconds": 0.117, "value": 0.9912, "highestLoss": 0.0012, "within": True},
+        {"name": HOSTILE, "size": 600_000, "milliseconds": 0.1, "value": 0.9908, "highestLoss": 0.003, "within": True},
+    ],
+}  # fmt: skip
 METRICS: list[dict[str, Any]] = [
     {"name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut", "message": HOSTILE, "canary": {"total": 1204, "bad": 3},
      "stable": {"total": 3590, "bad": 9}, "interval": [-0.0031, 0.0044]},
@@ -80,6 +91,22 @@ def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
         assert any(all(w in line for w in words) for line in text.splitlines()), f"{words}\n{text}"
 
 
+def test_what_tuning_found_is_told(cli: Cli, kube: FakeKube) -> None:
+    trial = {"instances": 2, "batch": 16, "queueDelayMicroseconds": 500, "throughput": 900, "latencyMs": 40}
+    tuning = {
+        "objective": "50ms", "share": 0.99, "message": "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms", "chosen": trial, "candidates": 9,
+        "failed": 1, "trials": [{**trial, "instances": 4, "problem": "Unreachable: socket closed"}, {"throughput": 400, "latencyMs": 44.5}],
+    }  # fmt: skip
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Stable", artifact=ARTIFACT, tuning=tuning))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    facts = json.loads(ran(cli, "digits/3", "-o", "json"))["facts"]
+    assert facts["tuned"] == tuning["message"]
+    assert facts["tuned for"] == "99 % of the requests within 50ms; 9 configurations were measured, the server failed under 1"
+    assert facts["tried too"] == (
+        "4 instances, batches of 16 within 500 us: Unreachable: socket closed; 1 instance, requests one by one: 400/s at 44.5 ms"
+    )
+
+
 def test_markdown_is_tables_and_nothing_else(cli: Cli, ended: FakeKube) -> None:
     text = ran(cli, "digits", "-o", "markdown")
     assert "| f1, writer=7 | 0.8500 | 0.9100 | 400 | +0.0600 | +0.0200 to +0.1000 | 0.01 | Failed | MetricDrop |" in text
@@ -88,6 +115,51 @@ def test_markdown_is_tables_and_nothing_else(cli: Cli, ended: FakeKube) -> None:
     assert "[a](" not in text
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith(("| errors", "| accuracy"))}
     assert widths == {10}
+
+
+@pytest.fixture
+def searched(kube: FakeKube) -> FakeKube:
+    """digits-6c9f, which is stable, was found by a search."""
+    kube.add(MODEL_REVISION, revision("digits-6c9f", 2, "Stable", artifact={**ARTIFACT, "search": SEARCH}))
+    return kube
+
+
+def test_a_search_shows_what_no_other_model_beats(cli: Cli, searched: FakeKube) -> None:
+    text = ran(cli, "digits/2")
+    for words in (
+        ("MODEL", "SMALLER", "FASTER", "ACCURACY"), ("prune-0.95+int8", "0.9610", "+0.0300", "not kept"),
+        ("prune-0.7+int8", "287.1 KiB", "15.46 x", "0.061 ms", "4.62 x", "0.9905", "+0.0005, +0.0035", "kept", "taken"),
+        ("objective Size", "prune-0.7+int8 of 21 candidates"), ("the time limit ended the search",),
+    ):  # fmt: skip
+        assert any(all(w in line for w in words) for line in text.splitlines()) or all(w in " ".join(text.split()) for w in words), f"{words}\n{text}"
+    names = [line.split()[0] for line in text.splitlines() if " kept" in line and " x " in line]
+    assert names[0] == "prune-0.95+int8" and names[-1] == "source"  # the smallest first
+    marked = ran(cli, "digits/2", "-o", "markdown")
+    assert "| prune-0.7+int8 | 287.1 KiB | 15.46 x | 0.061 ms | 4.62 x | 0.9905 | +0.0005, +0.0035 | kept | taken |" in marked
+    assert "<script>" not in marked
+
+
+def test_a_search_is_drawn_against_size_and_against_latency(cli: Cli, searched: FakeKube) -> None:
+    text = ran(cli, "digits/2", "-o", "html")
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags and HOSTILE in page.words
+    pictures = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
+    for picture in pictures:
+        ElementTree.fromstring("<svg" + picture + "</svg>")
+    size, latency = (next(p for p in pictures if f"accuracy against {what}" in p) for what in ("size", "latency"))
+    for picture in (size, latency):
+        assert picture.count('class="ring"') == 1 and picture.count('class="front"') == 1 and picture.count('class="limit"') == 1
+        assert picture.count("dot good") == 4 and picture.count("dot bad") == 1 and picture.count('class="cross"') == 1  # one far below: an arrow
+    # int8 is smaller than the source, and its accuracy is higher: the source is not on the line
+    assert len(size.split('class="front" d="')[1].split('"')[0].split("L")) == 5
+    assert json.loads(ran(cli, "digits/2", "-o", "json"))["search"]["points"][0]["name"] == "prune-0.95+int8"
+
+
+@pytest.mark.parametrize("changes", [{"points": []}, {"points": SEARCH["points"][:1]}, {"metric": "mae", "allowed": None}])
+@pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])
+def test_a_search_of_which_little_is_known(cli: Cli, kube: FakeKube, form: str, changes: dict[str, Any]) -> None:
+    kube.add(MODEL_REVISION, revision("digits-6c9f", 2, "Stable", artifact={**ARTIFACT, "search": SEARCH | changes}))
+    assert "prune-0.7" in ran(cli, "digits/2", "-o", form)
 
 
 class Page(HTMLParser):

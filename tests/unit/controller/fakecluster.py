@@ -398,6 +398,9 @@ def _good(job: Object) -> tuple[int, str]:
             "artifact_size_bytes": 260,
         }
         result = result.model_copy(update=update)
+    elif task["task"] == "tune":
+        chosen = {"serving": {"instances": 2, "batch": 8, "queue_delay_us": 500}, "throughput": 900, "latency_ms": 40, "within": True}
+        result = TaskResult.model_validate({"tuned": {"configured": {"serving": {}, "throughput": 400, "within": True}, "chosen": chosen}})
     else:
         paired = {"n": 1000, "both_right": 970, "only_candidate_right": 0, "only_baseline_right": 0, "both_wrong": 30}
         result = TaskResult.model_validate({"samples": 1000, "accuracy": 0.97, "stable_accuracy": 0.97, "paired": paired})

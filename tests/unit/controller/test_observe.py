@@ -387,6 +387,14 @@ def test_a_step_that_trains_needs_an_image_that_can() -> None:
     assert refusal(b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5}}]})) is None
 
 
+def test_a_search_does_without_the_image_that_trains() -> None:
+    auto = {"data": {"uri": "s3://models/s.npz"}, "training": {"data": {"uri": "s3://models/t.npz"}}}
+    gate = {"data": {"uri": "s3://models/h.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.01}]}
+    spec = b.spec(1, optimization={"steps": [{"auto": auto}], "gate": gate})
+    assert refusal(spec) is None
+    assert refusal(spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})})) is None
+
+
 @pytest.mark.parametrize(("step", "kind"), [("prune", {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}), ("int4", {})])
 def test_a_job_has_one_image(step: str, kind: Any) -> None:
     images = CONFIG.images.model_copy(update={"trainer": "trainer:1", "trees": "trees:1"})

@@ -37,6 +37,13 @@ def test_unschedulable_says_what_the_scheduler_says() -> None:
     assert problem and problem.reason == "Unschedulable" and "insufficient nvidia.com/gpu" in problem.message and "pod p" in problem.message
 
 
+def test_a_sidecar_that_starts_anew_is_no_problem_while_the_program_beside_it_runs() -> None:
+    crashed = [container(restartCount=1, ready=False, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": OOM})]
+    assert reason(pod(phase="Running", initContainerStatuses=crashed, containerStatuses=[container(state={"running": {}})])) is None
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    assert reason(pod(phase="Pending", initContainerStatuses=crashed, containerStatuses=waits)) == "OutOfMemory"
+
+
 def test_gated_pods_are_not_unschedulable() -> None:
     assert reason(pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])) is None
 
@@ -340,3 +347,15 @@ def test_a_pod_works_while_one_of_its_containers_does() -> None:
     pulls = of_three(DONE, {"waiting": {"reason": "PodInitializing"}}, NEVER, "Pending")
     assert starting([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", "not since its creation: it has worked"
     assert starting_since(pod(phase="Pending")) == "2026-01-01T00:00:00Z"
+
+
+def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_does() -> None:
+    said = ended(10, '{"reason": "ArtifactCorrupt", "message": "retry"}')
+    waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
+    found = end(initContainerStatuses=said, containerStatuses=waits)
+    assert found.exit_code == 10 and found.result and found.result.reason == "ArtifactCorrupt"
+    sidecar = pod(phase="Succeeded", initContainerStatuses=ended(143), containerStatuses=ended(0, '{"reason": "Completed"}'))
+    found = end_of(sidecar)
+    assert found.exit_code == 0 and found.result and found.result.reason == "Completed"
+    killed = end_of(pod(phase="Failed", initContainerStatuses=ended(137, reason="OOMKilled"), containerStatuses=ended(1, '{"reason": "NoAnswer"}')))
+    assert killed.exit_code == 1 and killed.problem is None, "the server beside it may die under a candidate"

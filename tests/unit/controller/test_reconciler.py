@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from modelrollout.api import names
+from modelrollout.api.tasks import ServingConfig
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
 from modelrollout.controller.act import NotLeading
 from modelrollout.kube.client import (
@@ -28,6 +30,7 @@ from modelrollout.kube.client import (
     Forbidden,
     Resource,
 )
+from modelrollout.resources.server import fetched
 from tests.unit.controller.fakecluster import KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -83,6 +86,27 @@ def test_the_first_version_serves() -> None:
         assert budget and budget["spec"]["selector"]["matchLabels"][names.LABEL_REVISION] == V1
         assert revision and revision["metadata"]["annotations"][names.ANNOTATION_OUTCOME] == "Stable" == revision["status"]["outcome"]
         assert revision["spec"]["number"] == 1 and revision["spec"]["sha256"] == b.sha(1)
+
+    run(main())
+
+
+def test_a_version_is_served_with_what_was_measured_and_keeps_it() -> None:
+    async def main() -> None:
+        cluster, operator = await serving(b.spec(1, traffic=BOTH, golden=True, tune={"objective": "50ms"}))
+        name = b.revision_name(1)
+        [job] = [o for o in cluster.all(JOB).values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE]
+        task = json.loads(job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])
+        assert (task["objective_ms"], task["field"]) == (50.0, "spec.rollout.analysis.golden")
+        pods = cluster.find(DEPLOYMENT, name)
+        assert pods is not None and fetched(pods).serving == ServingConfig(instances=2, batch=8, queue_delay_us=500)
+        before = json.dumps(pods["spec"])
+        # all that is known is gone, but for the pods: they go on as they are
+        cluster.change(MODEL_REVISION, name, lambda o: o.pop("status"))
+        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o.pop("status"))
+        await operator.live()
+        pods = cluster.find(DEPLOYMENT, name)
+        assert pods is not None and json.dumps(pods["spec"]) == before
+        assert len([o for o in cluster.all(JOB).values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE]) == 1
 
     run(main())
 

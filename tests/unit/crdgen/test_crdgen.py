@@ -148,7 +148,7 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         return found
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
-    data = re.compile(r"\.(calibration|training\.data|container\.data)\.")  # the gate's data shows all fields of a data set
+    data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")  # the gate's data shows all fields of a data set
     wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and not data.search(path)}
     assert wanted - {path for example in examples for path in used(example, "spec")} == set()
 

@@ -1,12 +1,50 @@
-"""For all tests of Jobs: a store that is away is away at once."""
+"""For all tests of Jobs: a store that is away is away at once; models of other formats are read in one process for many tests."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from modelrollout.optimizer import fetch
+from modelrollout.api.tasks import ExitCode, SourceFormat
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import convert, fetch
+from modelrollout.optimizer.originals import REFUSAL
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
+
+
+@pytest.fixture(scope="session")
+def originals_worker() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.unit.optimizer.originals_worker"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as worker:  # fmt: skip
+        yield worker
+        worker.communicate(timeout=60)
+
+
+@pytest.fixture
+def together(originals_worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of ``originals`` without a process of its own for each task."""
+
+    def ask(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
+        assert originals_worker.stdin and originals_worker.stdout
+        originals_worker.stdin.write(json.dumps([task, kind, str(path), str(folder)]) + "\n")
+        originals_worker.stdin.flush()
+        code = int(originals_worker.stdout.readline())
+        if code == ExitCode.BAD_INPUT:
+            raise bad_input(*json.loads((folder / REFUSAL).read_text()))
+        assert code == ExitCode.OK
+
+    monkeypatch.setattr(convert, "apart", ask)

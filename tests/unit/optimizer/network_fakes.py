@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from modelrollout.api.tasks import DataSet, Gate, GateMetric, Location
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.steps.work import Work
@@ -112,8 +113,10 @@ def images(n: int, seed: int = 5) -> Data:
 
 
 def work(source: Path, **changes: Any) -> Work:
-    """Work on that file; ``warnings`` collects what is warned."""
+    """Work on that file; ``warnings`` collects what is warned, ``max_drop`` makes a gate of accuracy."""
     warnings = changes.pop("warnings", [])
+    if "max_drop" in changes:
+        changes["gate"] = Gate(data=DataSet(location=Location(uri="s3://data/x")), metrics=(GateMetric(max_drop=changes.pop("max_drop")),))
     fields: dict[str, Any] = {
         "field": "steps[0]",
         "source": source,
@@ -122,8 +125,9 @@ def work(source: Path, **changes: Any) -> Work:
         "original": source,
         "data": {},
         "models": {},
-        "max_drop": None,
+        "gate": None,
         "symmetric": False,
+        "hardware": "any",
         "advance": lambda *_: None,
         "warn": warnings.append,
     }

@@ -19,13 +19,14 @@ from modelrollout.api.tasks import ExitCode, Gate, GateMetric, PrepareTask, Task
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import convert, prepare
+from modelrollout.optimizer import convert
+from modelrollout.optimizer.originals import ANSWERS
 from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
 ROOT = Path(__file__).parents[3]
-# One of each library is tried out in a process of its own before it is read, as in the Job: that costs seconds each time.
-PROBED = ("xgboost json, two classes", "lightgbm, three classes", "skops, a forest")
+# One of each library is read in a process of its own, as in the Job: that costs seconds each time.
+APART = ("xgboost json, two classes", "lightgbm, three classes", "skops, a forest")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "tests.unit.optimizer.tree_models", str(folder)], cwd=ROOT, env=environment, check=True)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "probe", lambda path, kind: None)
 
 
 @pytest.fixture
@@ -69,8 +65,8 @@ def refusal(store: ObjectStore, model: bytes, kind: str | None) -> JobError:
 @pytest.mark.parametrize("name", MODELS)
 def test_is_converted_and_answers_as_before(store: ObjectStore, models: dict[str, bytes], name: str, request: pytest.FixtureRequest) -> None:
     kind, what = MODELS[name]
-    if name not in PROBED:
-        request.getfixturevalue("unprobed")
+    if name not in APART:
+        request.getfixturevalue("together")
     result = prepared(store, models[name], kind, what)
     assert result.metrics[0].verdict == "Successful"
     served = next(body for path, body in store.objects.items() if "/model-" in path)
@@ -87,7 +83,7 @@ def test_is_converted_and_answers_as_before(store: ObjectStore, models: dict[str
     assert set(convert.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("unprobed")
+@pytest.mark.usefixtures("together")
 def test_without_data_the_comparison_is_on_generated_inputs_and_says_so(store: ObjectStore, models: dict[str, bytes]) -> None:
     assert "generated" in prepared(store, models["xgboost json, two classes"], "XGBoost").message
 
@@ -115,7 +111,7 @@ def test_damaged_models(store: ObjectStore, models: dict[str, bytes], kind: str)
     assert refusal(store, cut, kind).reason in ("ModelInvalid", "FormatMismatch")
 
 
-@pytest.mark.usefixtures("unprobed")
+@pytest.mark.usefixtures("together")
 def test_types_that_skops_does_not_trust(store: ObjectStore, models: dict[str, bytes]) -> None:
     error = refusal(store, models[UNTRUSTED], "SKLearn")
     assert (error.reason, "_own" in error.message) == ("SkopsUntrusted", True)
@@ -126,21 +122,47 @@ def test_a_tree_that_leads_out_of_itself(store: ObjectStore, models: dict[str, b
     assert (error.reason, "lead out" in error.message) == ("ModelInvalid", True)
 
 
-@pytest.mark.usefixtures("unprobed")
+@pytest.mark.usefixtures("together")
 def test_an_unfaithful_conversion_is_refused(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = convert.load
+    real = convert.apart
 
-    def otherwise(path: Path, kind: Any, folder: Path) -> convert.Original:
-        found = real(path, kind, folder)
-        return convert.Original(found.model, lambda x: found.predict(x) + 0.01, found.features)
+    def otherwise(task: str, path: Path, kind: Any, folder: Path) -> None:
+        real(task, path, kind, folder)
+        if task == "predict":
+            with np.load(folder / ANSWERS) as answers:
+                changed = {name: answers[name] + 0.01 for name in answers.files}
+            np.savez(folder / ANSWERS, **changed)
 
-    monkeypatch.setattr(prepare, "load", otherwise)
+    monkeypatch.setattr(convert, "apart", otherwise)
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert error.reason == "ConversionUnfaithful"
     assert "2000 of 2000 generated samples" in error.message
 
 
 def test_an_image_without_the_libraries(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    monkeypatch.setattr(convert, "packages_distributions", lambda: {"onnxmltools": ["onnxmltools"]})
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert (error.reason, "images.trees" in error.message) == ("FlavourMissing", True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason", "says"),
+    [
+        ("kill -SEGV $$", "ModelInvalid", "signal 11"),
+        ("sleep 20", "ModelTimeout", "does not get done"),
+        ("kill -KILL $$", None, ""),
+        ("exit 137", None, ""),
+    ],
+)
+def test_a_process_that_does_not_survive_the_file_leaves_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, reason: str | None, says: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{ends}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(convert, "SECONDS", 1.0 if reason == "ModelTimeout" else 60.0)
+    with pytest.raises(JobError if reason else MemoryError) as error:
+        convert.apart("convert", tmp_path / "m", "LightGBM", tmp_path)
+    if isinstance(error.value, JobError):
+        assert (error.value.reason, says in error.value.message) == (reason, True)

@@ -23,7 +23,7 @@ def classes_of(*values: int) -> Answers:
 
 
 def value(name: MetricName, labels: Any, answers: Answers, average: Average | None = None, k: int | None = None) -> float:
-    return estimate(GateMetric(name=name, k=k), average, np.asarray(labels), answers, answers).after
+    return estimate(GateMetric(name=name, k=k), average, np.asarray(labels), answers, answers, "data").after
 
 
 def test_by_hand() -> None:
@@ -82,11 +82,11 @@ CASES: list[tuple[MetricName, Average | None]] = [
 def test_influences_are_those_of_leaving_a_sample_out(name: MetricName, average: Average | None) -> None:
     labels, before, after = drawn(name, 400, np.random.default_rng(1))
     metric = GateMetric(name=name)
-    whole = estimate(metric, average, labels, before, after)
+    whole = estimate(metric, average, labels, before, after, "data")
     left_out = []
     for i in range(400):
         kept = np.arange(400) != i
-        left_out.append(estimate(metric, average, labels[kept], before.rows(kept), after.rows(kept)).loss)
+        left_out.append(estimate(metric, average, labels[kept], before.rows(kept), after.rows(kept), "data").loss)
     jackknife = 399 * (np.mean(left_out) - np.array(left_out))  # n - 1 times the change: influences, by sample
     assert whole.total / 400 == pytest.approx(whole.loss, abs=1e-9)
     ours = whole.squares / 400 - whole.loss**2
@@ -96,10 +96,10 @@ def test_influences_are_those_of_leaving_a_sample_out(name: MetricName, average:
 @pytest.mark.parametrize(("name", "average"), CASES)
 def test_the_interval_covers_in_simulation(name: MetricName, average: Average | None) -> None:
     rng = np.random.default_rng(11)
-    truth = float(np.mean([estimate(GateMetric(name=name), average, *drawn(name, 20_000, rng)).loss for _ in range(10)]))
+    truth = float(np.mean([estimate(GateMetric(name=name), average, *drawn(name, 20_000, rng), "data").loss for _ in range(10)]))
     hits, runs = 0, 300
     for _ in range(runs):
-        low, high = estimate(GateMetric(name=name), average, *drawn(name, 200, rng)).interval()
+        low, high = estimate(GateMetric(name=name), average, *drawn(name, 200, rng), "data").interval()
         hits += low <= truth <= high
     assert hits / runs >= 0.92
 
@@ -107,7 +107,7 @@ def test_the_interval_covers_in_simulation(name: MetricName, average: Average | 
 @pytest.mark.parametrize(("name", "average"), CASES)
 def test_identical_answers_on_few_samples_are_no_certainty(name: MetricName, average: Average | None) -> None:
     labels, before, _ = drawn(name, 40, np.random.default_rng(2))
-    found = estimate(GateMetric(name=name), average, labels, before, before)
+    found = estimate(GateMetric(name=name), average, labels, before, before, "data")
     low, high = found.interval()
     assert found.loss == 0
     assert low < 0 < high
@@ -125,7 +125,7 @@ def test_which_average_counts() -> None:
 
 
 def _worse(name: MetricName) -> Callable[[int], float]:
-    return lambda n: estimate(GateMetric(name=name), "Macro", *drawn(name, n, np.random.default_rng(0), worse=1.0)).interval()[0]
+    return lambda n: estimate(GateMetric(name=name), "Macro", *drawn(name, n, np.random.default_rng(0), worse=1.0), "data").interval()[0]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "auc", "mae", "mse"])

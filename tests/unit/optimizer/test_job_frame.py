@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, ExitCode, TaskResult
+from modelrollout.api.tasks import RESULT_LIMIT_BYTES, ExitCode, MetricResult, Search, SearchPoint, TaskResult
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.frame import encode, execute, parse_task
@@ -43,6 +43,18 @@ def test_evidence_outlives_a_long_message() -> None:
     assert kept.message.startswith("ääää")
     assert kept.message.endswith("...")
     assert len(kept.message) > 500
+
+
+@pytest.mark.parametrize("message", [10, 5000])
+def test_points_of_a_search_give_way_before_metrics_and_the_last_ones_first(message: int) -> None:
+    points = tuple(SearchPoint(f"prune-0.{i}-activation+int8-percentile", 10**9 + i, 0.1234, 0.987654, 0.001234, True) for i in range(30))
+    search = Search(objective="Size", metric="accuracy", before=0.99, allowed=0.01, chosen=points[0].name, tried=40, ended="Complete", points=points)
+    metric = MetricResult(name="f1", n=9, before=0.9, after=0.9, interval=(0.0, 0.1), allowed=0.2, verdict="Successful", reason="WithinBudget")
+    encoded = encode(TaskResult(message="m" * message, metrics=(metric,) * 3, search=search, seconds={"a": 1.0}))
+    kept = TaskResult.model_validate_json(encoded)
+    assert len(encoded) <= RESULT_LIMIT_BYTES and len(kept.metrics) == 3 and len(kept.message) >= min(message, 300)
+    assert kept.search and 5 < len(kept.search.points) < 30 and kept.search.points == points[: len(kept.search.points)]
+    assert kept.search.chosen == points[0].name
 
 
 def test_small_result_is_unchanged() -> None:

@@ -26,6 +26,8 @@ from modelrollout.api.tasks import (
     ModelFile,
     PrepareTask,
     PruneStep,
+    ServingConfig,
+    Step,
     TaskResult,
     Training,
 )
@@ -35,7 +37,8 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
-from modelrollout.triton.config import parse
+from modelrollout.optimizer.steps.work import Work
+from modelrollout.triton.config import parse, serving_of
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 MODEL = classifier(hidden=1024).SerializeToString()
@@ -338,6 +341,28 @@ def test_fetch_repairs_what_an_earlier_run_left(store: ObjectStore, tmp_path: Pa
     assert model.read_bytes() == good
 
 
+def test_fetch_writes_what_tuning_chose_into_the_checked_config(store: ObjectStore, tmp_path: Path) -> None:
+    result = prepared(task_for(store, batching=Batching(max_batch_size=32)))
+    plain = fetch_task(store, result, tmp_path)
+    tuned = plain.model_copy(update={"serving": ServingConfig(instances=2, batch=8, queue_delay_us=300)})
+    path = tmp_path / "digits" / "config.pbtxt"
+    run(plain, Progress())
+    stored = path.read_text()
+    assert not run(tuned, Progress()).reused, "another configuration lies there"
+    assert serving_of(parse(path.read_text())) == tuned.serving and parse(path.read_text()).max_batch_size == 32
+    assert run(tuned, Progress()).reused, "a second run finds what it would write"
+    run(plain, Progress())
+    assert path.read_text() == stored
+
+
+def test_fetch_changes_no_config_that_is_not_the_proven_one(store: ObjectStore, tmp_path: Path) -> None:
+    result = prepared(task_for(store))
+    name = next(path for path in store.objects if "/config-" in path)
+    store.objects[name] = bytes(len(store.objects[name]))
+    tuned = fetch_task(store, result, tmp_path).model_copy(update={"serving": ServingConfig(instances=2)})
+    assert refusal(tuned).reason == "ArtifactCorrupt" and not (tmp_path / "digits").exists()
+
+
 def _swap_model(store: ObjectStore, folder: str) -> None:
     path = next(path for path in store.objects if "/model-" in path)
     store.objects[path] = bytes(len(store.objects[path]))
@@ -441,13 +466,13 @@ def test_a_student_is_checked_like_the_model_before_anything_is_trained(
 
 def test_steps_get_the_smallest_budget_of_the_gate(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float | None] = []
-    real = steps.apply
+    real = steps.run
 
-    def spied(*given: Any, **named: Any) -> steps.Applied:
-        found.append(named["max_drop"])
-        return real(*given, **named)
+    def spied(step: Step, work: Work) -> dict[str, Any]:
+        found.append(work.max_drop)
+        return real(step, work)
 
-    monkeypatch.setattr(steps, "apply", spied)
+    monkeypatch.setattr(steps, "run", spied)
     for metrics in (
         (GateMetric(max_drop=0.05), GateMetric(name="f1", max_drop=0.02), GateMetric(name="auc", max_drop=0.04)),
         (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),

@@ -194,7 +194,7 @@ def test_steps_in_order(tmp_path: Path) -> None:
     source = save(residual(), tmp_path)
     recipe = (GraphStep(), Int8Step(method="Static", calibration=CALIBRATION))
     field = "spec.optimization.steps[1].int8.calibration"
-    applied = steps.apply(recipe, source, tmp_path, {field: images(32)}, {}, max_drop=None, symmetric=False, advance=lambda *_: None)
+    applied = steps.apply(recipe, source, tmp_path, {field: images(32)}, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None)
     assert [done["kind"] for done in applied.done] == ["graph", "int8"]
     assert applied.done[1]["sizeBefore"] == applied.done[0]["sizeAfter"]
     assert applied.path.stat().st_size == applied.done[1]["sizeAfter"] < source.stat().st_size

@@ -151,7 +151,7 @@ def test_a_teacher_needs_no_labels(tmp_path: Path, teacher: Path) -> None:
     done = distill(step, w)
     assert done["weightsAfter"] <= 0.2 * done["weightsBefore"]
     assert accuracy(w.target) > 0.7
-    assert not steps.labels_in(step, {"labels"}, "labels")
+    assert not steps.labels_in(step, "training.data", {"labels"}, "labels")
 
 
 def test_a_given_student_is_trained(tmp_path: Path, teacher: Path) -> None:

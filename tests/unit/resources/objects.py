@@ -7,7 +7,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.config import Drain, Images, OperatorConfig, Store
-from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Traffic
+from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
 from modelrollout.resources import jobs, routes, server
 from modelrollout.resources.common import Object, Owner
 
@@ -50,18 +50,26 @@ def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
     return jobs.resolve_job(DEPLOYMENT, names.resolve_job_name(NAME, "1f2e"), model, serving, CONFIG)
 
 
-def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING) -> Object:
-    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, CONFIG)
+def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
+    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, config)
 
 
 def evaluate(golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING) -> Object:
     return jobs.evaluate_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "evaluate", "1f2e"), golden, stable, MODEL, serving, CONFIG)
 
 
+def tune(asked: dict[str, Any] | None = None, data: Data | None = GOLDEN, serving: Serving = SERVING) -> Object:
+    source = ("spec.rollout.analysis.golden", data) if data else None
+    name, where = names.stage_job_name(REVISION, "tune", "1f2e"), ("s3://artifacts/all/ml/key", "sha256:aa")
+    wanted = Tune.model_validate({"objective": "50ms", **(asked or {})})
+    return jobs.tune_job(OWNER, NAME, 7, name, wanted, source, template(serving), where, MODEL, serving, CONFIG)
+
+
 def everything() -> list[Object]:
     return [
         resolve(),
         prepare(),
+        tune(),
         evaluate(),
         deployment(),
         server.revision_service(OWNER, NAME, 7),
@@ -89,6 +97,6 @@ def task(obj: Object) -> dict[str, Any]:
     from modelrollout.api.tasks import TASK_ENV
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
-    assert len(values) == 1
+    assert len(values) == 1 + (obj["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE), "with it, what its server fetches"
     found: dict[str, Any] = json.loads(values[0])
     return found

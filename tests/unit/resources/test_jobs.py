@@ -1,4 +1,4 @@
-"""Jobs: resolve, prepare, evaluate."""
+"""Jobs: resolve, prepare, tune, evaluate."""
 
 from __future__ import annotations
 
@@ -154,6 +154,25 @@ def test_a_container_that_fails_is_not_run_again_but_a_lost_node_is_forgiven() -
         assert rules.index(final) < taken < rules.index(killed) and {137, 139} <= set(killed["onExitCodes"]["values"])
 
 
+def test_a_search_takes_the_image_that_trains_where_there_is_one_and_none_is_asked_for_by_the_format() -> None:
+    data = {"uri": "s3://models/selection.npz", "credentials": {"secretRef": {"name": "mine"}}}
+    steps = [{"auto": {"objective": "Latency", "data": data, "training": {"data": {"uri": "s3://models/t.npz"}}, "timeLimit": "5m"}}]
+    job = o.prepare(optimization=Optimization.model_validate({"steps": steps}))
+    step = o.task(job)["steps"][0]
+    assert (step["kind"], step["objective"], step["time_limit"], step["training"]["epochs"]) == ("auto", "Latency", "5m", 3)
+    assert secrets(job)["credentials-data-0"] == "mine" and secrets(job)["credentials-training-data-0"] == "s3-reader"
+
+    def image(model: Model | None = None, **images: object) -> str:
+        config = o.CONFIG.model_copy(update={"images": o.CONFIG.images.model_copy(update=images)})
+        job = o.prepare(model or o.MODEL, Optimization.model_validate({"steps": steps}), config=config)
+        found: str = o.pod(job)["containers"][0]["image"]
+        return found
+
+    assert image() == "example/trainer@sha256:3"
+    assert image(trainer=None) == "example/optimizer@sha256:1"
+    assert image(Model(uri="s3://models/m.ubj", format="XGBoost"), trees="example/trees@sha256:4") == "example/trees@sha256:4"
+
+
 def test_each_location_has_its_own_credentials() -> None:
     assert secrets(o.prepare()) == {
         "credentials-source": "s3-reader",
@@ -226,6 +245,24 @@ def test_evaluate_without_stable() -> None:
     assert not {k for k in o.task(o.evaluate(stable=None)) if k.startswith("stable")}
 
 
+def test_tune_measures_beside_a_server_of_its_own() -> None:
+    job = o.tune({"instances": [1, 2], "timeout": "5m", "share": 0.95})
+    task = o.task(job)
+    assert (task["objective_ms"], task["share"], task["instances"], task["timeout_seconds"]) == (50.0, 0.95, [1, 2], 300.0)
+    assert task["http"] == "127.0.0.1:8000" and task["field"] == "spec.rollout.analysis.golden" and "credentials" not in task["data"]["location"]
+    assert [c["name"] for c in o.containers(job)] == ["job", "fetch", "triton"]
+    program = o.pod(job)["containers"][0]
+    assert {"name": "models", "mountPath": task["repository"], "readOnly": True} in program["volumeMounts"]
+    assert job["spec"]["activeDeadlineSeconds"] > 300 + 600, "the search's own limit comes first"
+    assert "annotations" not in job["spec"]["template"]["metadata"], "Prometheus is not to scrape it"
+    ours = {r["onExitCodes"]["containerName"] for r in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in r}
+    assert ours == {"job", "fetch"}, "a server that dies under a candidate does not end the Job"
+
+
+def test_tune_without_data_makes_its_inputs_up() -> None:
+    assert "data" not in o.task(o.tune(data=None))
+
+
 def test_what_is_final_is_not_tried_again_and_what_was_taken_away_is() -> None:
     """The order matters: a pod that is preempted dies by SIGKILL too."""
     spec = o.prepare()["spec"]
@@ -295,11 +332,11 @@ def test_a_signature_lies_in_an_allowed_store() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "image"), [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1")]
+    ("kind", "image"),
+    [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1"), ("Keras", "example/tf:1")],
 )
-def test_the_image_goes_with_the_format(monkeypatch: pytest.MonkeyPatch, kind: str | None, image: str) -> None:
-    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1"})
-    monkeypatch.setattr(o, "CONFIG", o.CONFIG.model_copy(update={"images": images}))
-    job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}))
+def test_the_image_goes_with_the_format(kind: str | None, image: str) -> None:
+    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1", "tensorflow": "example/tf:1"})
+    job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}), config=o.CONFIG.model_copy(update={"images": images}))
     assert o.pod(job)["containers"][0]["image"] == image
     assert o.task(job).get("format") == kind

@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.config import Drain, Images
-from modelrollout.api.tasks import FetchTask
+from modelrollout.api.tasks import FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Serving
 from modelrollout.resources import server
 from tests.unit.resources import objects as o
@@ -61,8 +61,34 @@ def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
 
 
 def test_what_pods_fetch_can_be_read_back() -> None:
-    assert server.fetched_artifact(o.deployment()) == ("s3://artifacts/all/ml/key", "sha256:aa")
-    assert server.fetched_artifact({"spec": {"template": {"spec": {}}}}) is None
+    found = server.fetched(o.deployment())
+    assert found is not None and (found.artifact.uri, found.digest, found.serving) == ("s3://artifacts/all/ml/key", "sha256:aa", None)
+    assert server.fetched({"spec": {"template": {"spec": {}}}}) is None
+
+
+def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
+    best = ServingConfig(instances=2, batch=16, queue_delay_us=500)
+    tuned = server.server_deployment(o.OWNER, o.NAME, 7, o.template(), "s3://artifacts/all/ml/key", "sha256:aa", 2, o.CONFIG, None, best)
+    assert o.task(tuned)["serving"] == {"instances": 2, "batch": 16, "queue_delay_us": 500}
+    found = server.fetched(tuned)
+    assert found is not None and found.serving == best
+
+
+def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None:
+    serving = Serving.model_validate(
+        {"resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"gpu": "h100"}, "serviceAccountName": "reader"}
+    )
+    frozen = o.template(serving)
+    found = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
+    fetch, triton = found["initContainers"]
+    (pods,) = frozen["spec"]["containers"]
+    assert fetch == o.pod(o.deployment(frozen))["initContainers"][0]
+    assert (triton["image"], triton["resources"], triton["volumeMounts"]) == (pods["image"], pods["resources"], pods["volumeMounts"])
+    assert triton["restartPolicy"] == "Always" and "--model-control-mode=explicit" in triton["args"]
+    assert not [a for a in triton["args"] if a.startswith("--load-model")], "configurations come from the program"
+    assert triton["startupProbe"]["httpGet"]["path"] == "/v2/health/ready" and not {"readinessProbe", "lifecycle"} & set(triton)
+    assert (found["nodeSelector"], found["serviceAccountName"]) == ({"gpu": "h100"}, "reader") and "topologySpreadConstraints" not in found
+    assert found["tolerations"] == frozen["spec"]["tolerations"]
 
 
 # --- probes and drain

@@ -57,6 +57,7 @@ def spec(
     pinned: bool = False,
     gateway: bool = True,
     replicas: int = 2,
+    tune: Mapping[str, Any] | None = None,
     rollout: Mapping[str, Any] | None = None,
     **other: Any,
 ) -> ModelDeploymentSpec:
@@ -66,7 +67,7 @@ def spec(
     return ModelDeploymentSpec.model_validate(
         {
             "model": {"uri": uri(version)} | ({"sha256": sha(version)} if pinned else {}),
-            "serving": {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": 1}}},
+            "serving": {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": 1}}} | ({"tune": tune} if tune else {}),
             "traffic": {"gateway": {"name": "public"}, "http": {"hostnames": ["digits.example.com"]}} if gateway else {},
             "rollout": canary | analysis | dict(rollout or {}),
         }
@@ -107,7 +108,7 @@ def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     before = {"input_hash": input_hash(snapshot(spec(version))), "generation": 1, "since": ago(10), "started": ago(60)}
     named = {} if stage == "Resolve" else {"sha256": sha(version), "revision": revision_name(version), "number": version}
     made = RolloutStatus.model_validate({"stage": stage, **before, **named})
-    if stage in ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert"):
+    if stage in ("Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert"):
         made = made.model_copy(update={"artifact": artifact(version)})
     return made.model_copy(update=changes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode, MetricResult, Paired, TaskResult
+from modelrollout.api.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Problem, Work
 from tests.unit.rollout import builders as b
@@ -46,6 +46,16 @@ def test_what_was_made_is_kept_as_evidence() -> None:
     assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == ("sha256:aa", 1000, 260, 2000)
     assert (to.artifact.accuracy_before, to.artifact.accuracy_after, to.artifact.drop_interval) == (0.98, 0.975, [0.002, 0.009])
     assert [(m.name, m.verdict, m.samples, m.interval) for m in to.artifact.metrics] == [("f1", "Successful", 2000, [0.002, 0.02])]
+
+
+def test_what_a_search_found_is_kept_and_told() -> None:
+    points = (SearchPoint("int8", 260, 0.1, 0.99, 0.002, True), SearchPoint("source", 1000, 0.2, 0.99, 0.001, True))
+    search = Search(objective="Size", metric="accuracy", before=0.99, allowed=0.01, chosen="int8", tried=9, ended="TimeLimit", points=points)
+    plan = decide(b.second("Prepare", work=Work("Succeeded", 0, MADE.model_copy(update={"search": search}))), b.START)
+    found = b.moved(plan).artifact
+    assert found and found.search and (found.search.chosen, found.search.tried, found.search.ended) == ("int8", 9, "TimeLimit")
+    assert [(p.name, p.size, p.milliseconds, p.value, p.highest_loss, p.within) for p in found.search.points] == [tuple(p) for p in points]
+    assert any("auto took int8" in event.message for event in plan.events)
 
 
 def test_a_revision_that_was_prepared_before_is_not_prepared_again() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import TaskResult
+from modelrollout.api.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
@@ -23,6 +23,7 @@ from modelrollout.api.v1alpha1 import (
     ModelDeploymentStatus,
     ModelRevisionStatus,
     RolloutStatus,
+    TuningEvidence,
     VerdictName,
     seconds,
 )
@@ -73,6 +74,7 @@ class Pods:
     ready: int = 0
     problem: Problem | None = None
     restarted: str | None = None
+    tuning: TuningEvidence | None = None
 
 
 @dataclass
@@ -340,6 +342,9 @@ class World:
             return
         result = TaskResult(reason="Completed", sha256=self._source(), size_bytes=1000, samples=1000, accuracy=0.97)
         result = result.model_copy(update={"artifact_uri": f"s3://artifacts/{rollout.revision}", "artifact_digest": f"sha256:{rollout.sha256}"})
+        if rollout.stage == "Tune":
+            chosen = TrialResult(serving=ServingConfig(instances=2, batch=8), throughput=200, latency_ms=20, within=True)
+            result = TaskResult(tuned=TuneResult(configured=TrialResult(serving=ServingConfig(), throughput=100, within=True), chosen=chosen))
         self.jobs[name] = {
             "ok": Work("Succeeded", 0, result),
             "lost": Work("Succeeded"),
@@ -428,10 +433,13 @@ class World:
         return revision is not None and artifact is not None and bool(artifact.digest)
 
     def _apply_server(self, name: str, count: int, restart: str | None) -> None:
+        kept, flying = self.revisions[name].status.tuning, self.status.rollout
+        tuning = (flying.tuning if flying and flying.revision == name else None) or kept
+        assert name not in self.servers or self.servers[name].tuning == tuning, "another template: pods that nobody asked for"
         rollout = self.status.rollout
         waits = rollout is not None and rollout.revision == name and rollout.queue is not None
         assert name in self.servers or not waits, "pods of a rollout that is queued"
-        pods = self.servers.setdefault(name, Pods(count, restarted=restart))
+        pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
         if name == stable and rollout is not None and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert"):
             shared = under_way(self.status)

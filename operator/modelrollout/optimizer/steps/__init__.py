@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from modelrollout.api.tasks import ContainerStep, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
+from modelrollout.api.tasks import AutoStep, ContainerStep, DistillStep, Gate, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import check
@@ -16,6 +16,7 @@ from modelrollout.optimizer.predict import Advance
 from modelrollout.optimizer.steps.work import Work
 
 _TRAINING = ("jax", "jaxlib", "optax")
+_INT4 = ("onnx_ir",)
 
 
 def field_of(index: int, step: Step) -> str:
@@ -54,6 +55,10 @@ def run(step: Step, work: Work) -> dict[str, Any]:
             from modelrollout.optimizer.steps.container import container
 
             return container(step, work)
+        case AutoStep():
+            from modelrollout.optimizer.steps.auto import auto
+
+            return auto(step, work)
 
 
 def tools(step: Step, where: str) -> dict[str, str]:
@@ -64,7 +69,9 @@ def tools(step: Step, where: str) -> dict[str, str]:
         case PruneStep() | DistillStep():
             names = _TRAINING
         case Int4Step():
-            names = ("onnx_ir",)
+            names = _INT4
+        case AutoStep():  # searches with what the image has
+            return {name: version(name) for name in (*_INT4, *(_TRAINING if step.training else ())) if installed(name)}
         case _:
             names = ()
     try:
@@ -75,9 +82,30 @@ def tools(step: Step, where: str) -> dict[str, str]:
         ) from None
 
 
-def labels_in(step: Step, arrays: Container[str], labels: str) -> bool:
-    """Whether the labels of the step's data set are used."""
+def installed(distribution: str) -> bool:
+    """Whether this image has it."""
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def can_train() -> bool:
+    """Whether this image has what trains."""
+    return all(map(installed, _TRAINING))
+
+
+def can_int4() -> bool:
+    """Whether this image has what the 4 bit quantizer stands on."""
+    return all(map(installed, _INT4))
+
+
+def labels_in(step: Step, name: str, arrays: Container[str], labels: str) -> bool:
+    """Whether the labels of the step's data set ``name`` are used."""
     match step:
+        case AutoStep() if name == "calibration":
+            return False
         case Int8Step():
             return step.leave_out == "BySensitivity" and labels in arrays  # without labels the answers are compared with the float model's
         case DistillStep():
@@ -104,8 +132,9 @@ def apply(
     data: Mapping[str, Data],
     models: Mapping[str, Path],
     *,
-    max_drop: float | None,
+    gate: Gate | None,
     symmetric: bool,
+    hardware: str,
     advance: Advance,
     earlier: Applied | None = None,
 ) -> Applied:
@@ -126,12 +155,14 @@ def apply(
             original=source,
             data={name: data[f"{where}.{name}"] for name in inner if f"{where}.{name}" in data},
             models={name: models[f"{where}.{name}"] for name in inner if f"{where}.{name}" in models},
-            max_drop=max_drop,
+            gate=gate,
             symmetric=symmetric,
+            hardware=hardware,
             advance=advance,
             warn=applied.warnings.append,
         )
         before = path.stat().st_size
-        applied.done.append({"kind": step.kind} | run(step, work) | {"sizeBefore": before, "sizeAfter": target.stat().st_size})
-        path = target
-    return Applied(path, applied.done, applied.warnings)
+        done = run(step, work)
+        path = target if target.exists() else path
+        applied.done.append({"kind": step.kind} | done | {"sizeBefore": before, "sizeAfter": path.stat().st_size})
+    return replace(applied, path=path)

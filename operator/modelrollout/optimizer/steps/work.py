@@ -1,4 +1,7 @@
-"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns what it did, for the report."""
+"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns what it did, for the report.
+
+A step that writes no ``target`` leaves the model as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelrollout.api.tasks import Gate
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import ModelInfo
 from modelrollout.optimizer.predict import Advance
@@ -22,7 +26,13 @@ class Work:
     original: Path  # the model as it was given
     data: Mapping[str, Data]
     models: Mapping[str, Path]
-    max_drop: float | None  # the smallest loss of accuracy that the gate allows; None: no gate, or none against the original
+    gate: Gate | None
     symmetric: bool  # activations without a zero point, for TensorRT
+    hardware: str  # that the model is made for; "any": no GPU
     advance: Advance
     warn: Callable[[str], None]
+
+    @property
+    def max_drop(self) -> float | None:
+        """The smallest loss of accuracy that the gate allows; None: no gate, or none against the original."""
+        return min((m.max_drop for m in self.gate.metrics if m.max_drop is not None), default=None) if self.gate else None

@@ -16,10 +16,12 @@ from modelrollout.rollout.stages.promote import promote, revert
 from modelrollout.rollout.stages.provision import provision
 from modelrollout.rollout.stages.resolve import resolve
 from modelrollout.rollout.stages.shadow import shadow
+from modelrollout.rollout.stages.tune import tune
 
 STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
     "Resolve": resolve,
     "Prepare": prepare,
+    "Tune": tune,
     "Provision": provision,
     "Evaluate": evaluate,
     "Shadow": shadow,

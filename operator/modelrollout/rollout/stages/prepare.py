@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.tasks import ExitCode, TaskResult
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface
+from modelrollout.api.tasks import ExitCode, Search, TaskResult
+from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint, Stage
 from modelrollout.rollout.facts import Event, Snapshot, baseline
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
 from modelrollout.rollout.stages.move import Move, wait_or_fail
 from modelrollout.rollout.stages.provision import queued
+from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.transitions import change, enter, fail
 
 
@@ -52,7 +53,8 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
         if baseline(s) is not None and (artifact.interface is None or served(s) is None):
             text = "inputs and outputs were not compared with those of stable: an older operator prepared one of the two"
             events = (*events, Event("SignatureUnknown", text))
-    return Move(enter(s.status, "Provision", now, artifact=artifact, queue=queued(s, now)), events)
+    following: Stage = "Tune" if is_wanted(s) else "Provision"
+    return Move(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
 def _evidence(result: TaskResult) -> ArtifactEvidence:
@@ -81,11 +83,17 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
         ],
         reused=result.reused,
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
+        search=_search(result.search) if result.search else None,
     )
 
 
+def _search(found: Search) -> SearchEvidence:
+    points = [SearchPoint(**point._asdict()) for point in found.points]
+    return SearchEvidence(**found.model_dump(exclude={"points"}), points=points)
+
+
 def _gate_event(evidence: ArtifactEvidence) -> Event:
-    size = f"{evidence.size_before} -> {evidence.size_after} bytes"
+    size = f"{evidence.size_before} -> {evidence.size_after} bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
     if not evidence.metrics:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)

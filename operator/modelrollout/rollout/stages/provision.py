@@ -1,7 +1,7 @@
 """provision: Triton pods with the model loaded.
 
-GPU use begins here, so this is where a rollout waits for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. What comes
-before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
+GPU use begins here (or in tune, where a version is tuned first), so this is where a rollout waits for what a RolloutPolicy limits: it is queued,
+without pods, until it has its slots. What comes before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def provision(s: Snapshot, now: datetime) -> Move:
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     if rollout.queue is not None:
-        return _waiting(s, rollout.queue, now)
+        return in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
     wanted = carriers(s)[rollout.revision or ""]
     if server.ready >= wanted:
@@ -56,9 +56,9 @@ def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
     return QueueStatus(since=stamp(now), gpus=gpus)
 
 
-def _waiting(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
+def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
     """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are free."""
-    assert s.spec is not None
+    assert s.spec is not None and s.status.rollout is not None
     if freeze := frozen(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
     slots = {slot.policy: slot for slot in s.slots}
@@ -73,7 +73,7 @@ def _waiting(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
             events = (Event("CapacityUnknown", text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
-    return Move(enter(s.status, "Provision", now, queue=None), events)
+    return Move(enter(s.status, s.status.rollout.stage, now, queue=None), events)
 
 
 def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:

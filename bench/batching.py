@@ -1,0 +1,69 @@
+"""What joining requests gains on the real Triton within one latency objective, with the load generator that tunes a version before it serves."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import triton
+from modelrollout.api.tasks import Batching, ServingConfig, TuneTask
+from modelrollout.evaluator.tune import TAIL, requests
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer.model import check
+from modelrollout.triton.config import parse, render, with_serving
+from modelrollout.triton.layout import MODEL_FILE
+from modelrollout.triton.load import window
+from modelrollout.triton.repository import Repository
+
+OBJECTIVE_MS, SHARE = 50.0, 0.99
+MAX_BATCH = 64
+ALONE = ServingConfig()
+JOINED = tuple(ServingConfig(batch=batch, queue_delay_us=delay) for batch, delay in ((16, 0), (64, 0), (64, 1000)))
+IN_FLIGHT = (4, 8, 16, 32, 64, 128)
+ROUNDS, WINDOW_SECONDS = 6, 0.4
+PORT = 18471
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The highest throughput of a configuration within the objective."""
+
+    serving: ServingConfig
+    requests_per_second: float
+    p99_ms: float
+    in_flight: int
+
+
+def measured(model: Path) -> tuple[Rate, Rate]:
+    """(requests never joined, joined as is best), one instance each; raises TritonMissing, TritonError and JobError.
+
+    All configurations are served by one Triton and asked in turns, each at every number of requests in flight. What counts is the best window that
+    kept the objective: what else runs on the machine only takes away. Inputs are made up: the time of these networks does not depend on them.
+    """
+    checked = check(model)
+    config = parse(render(checked.inputs, checked.outputs, Batching(max_batch_size=MAX_BATCH), "KIND_AUTO"))
+    names = {serving: f"model-{number}" for number, serving in enumerate((ALONE, *JOINED))}
+    best: dict[ServingConfig, Rate] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for name in names.values():
+            (Path(folder) / name / "1").mkdir(parents=True)
+            shutil.copyfile(model, Path(folder) / name / "1" / MODEL_FILE)
+        with triton.serving(Path(folder), PORT) as address, Repository(address) as repository:
+            sent: dict[ServingConfig, list[bytes]] = {}
+            for serving, name in names.items():
+                repository.load(name, with_serving(config, serving))
+                task = TuneTask(http=address, repository=folder, model=name, objective_ms=OBJECTIVE_MS)
+                sent[serving] = requests(task, repository.inputs(name), Progress())[0]
+            for _ in range(ROUNDS):
+                for in_flight in IN_FLIGHT:
+                    for serving, encoded in sent.items():
+                        seen = window(address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE)))
+                        rate = Rate(serving, seen.rate, seen.latency(SHARE) * 1e3, in_flight)
+                        if rate.p99_ms <= OBJECTIVE_MS and (serving not in best or rate.requests_per_second > best[serving].requests_per_second):
+                            best[serving] = rate
+    nothing = [Rate(serving, 0.0, float("nan"), 0) for serving in names if serving not in best]
+    found = {rate.serving: rate for rate in (*best.values(), *nothing)}
+    return found[ALONE], max((found[serving] for serving in JOINED), key=lambda rate: rate.requests_per_second)

@@ -1,0 +1,1 @@
+"""What the step ``auto`` decides: which candidate comes next, and which one is taken. Pure: outcomes in, decision out."""

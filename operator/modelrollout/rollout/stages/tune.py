@@ -1,0 +1,92 @@
+"""tune: instances and batches by measurement on a Triton of its own, before the first pods of a version."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.api.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
+from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
+from modelrollout.rollout.facts import SERVED, Event, Snapshot
+from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.move import Move
+from modelrollout.rollout.stages.provision import in_queue
+from modelrollout.rollout.transitions import enter
+
+
+def is_wanted(s: Snapshot) -> bool:
+    """Whether the version in flight is tuned first: once, and never when it has served or has pods, whose template must not change."""
+    rollout = s.status.rollout
+    assert rollout is not None and s.spec is not None
+    revision = s.revision(rollout.revision)
+    if s.spec.serving.tune is None or rollout.mode == "Rollback" or revision is None:
+        return False
+    return revision.status.tuning is None and revision.status.outcome not in SERVED and s.server(revision.name).asked == 0
+
+
+def tune(s: Snapshot, now: datetime) -> Move:
+    """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's evidence decides."""
+    rollout, work = s.status.rollout, s.work
+    assert rollout is not None and s.spec is not None
+    if rollout.queue is not None:
+        return in_queue(s, rollout.queue, now)
+    asked = s.spec.serving.tune
+    if asked is None:  # taken out under way
+        return Move(enter(s.status, "Provision", now))
+    if work.state == "Failed":
+        return failed_job(s, work, now)
+    if work.state != "Succeeded":
+        return under_way(s, now, "the tune Job")
+    if work.result is None or work.result.tuned is None:
+        return again(s, now, RESULT_LOST)
+    evidence = _evidence(asked, work.result, work.result.tuned)
+    unmet = evidence.configured is not None and evidence.chosen is None and not evidence.configured.within
+    event = Event("ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal")
+    return Move(enter(s.status, "Provision", now, tuning=evidence), (event,))
+
+
+def served_with(tuning: TuningEvidence | None) -> ServingConfig | None:
+    """The settings that pods of a revision serve with; None: those of its artifact."""
+    if tuning is None or tuning.chosen is None:
+        return None
+    chosen = tuning.chosen
+    return ServingConfig(instances=chosen.instances, batch=chosen.batch, queue_delay_us=chosen.queue_delay_microseconds)
+
+
+def trial(serving: ServingConfig) -> TuningTrial:
+    """Settings of which nothing else is known."""
+    return TuningTrial(instances=serving.instances, batch=serving.batch, queue_delay_microseconds=serving.queue_delay_us)
+
+
+def _evidence(asked: Tune, result: TaskResult, found: TuneResult) -> TuningEvidence:
+    configured, chosen = _trial(found.configured), _trial(found.chosen) if found.chosen else None
+    return TuningEvidence(
+        objective=asked.objective,
+        share=asked.share,
+        configured=configured,
+        chosen=chosen,
+        candidates=found.candidates,
+        failed=found.failed,
+        trials=[_trial(t) for t in found.trials],
+        message="; ".join(part for part in (_told(configured, chosen), result.message) if part),
+    )
+
+
+def _trial(measured: TrialResult) -> TuningTrial:
+    numbers = measured.model_dump(exclude={"serving"})
+    return trial(measured.serving).model_copy(update=numbers)
+
+
+def _told(configured: TuningTrial, chosen: TuningTrial | None) -> str:
+    if chosen is None:
+        return f"the configured settings stay: {_measured(configured)}"
+    return f"{settings(chosen)}: {_measured(chosen)}; as configured {_measured(configured)}"
+
+
+def _measured(t: TuningTrial) -> str:
+    return f"{t.throughput:.0f}/s at {t.latency_ms:.1f} ms" if t.problem is None else t.problem
+
+
+def settings(t: TuningTrial) -> str:
+    """``2 instances, batches of 16 within 500 us``."""
+    instances = f"{t.instances} instance{'s' if t.instances != 1 else ''}"
+    return f"{instances}, batches of {t.batch} within {t.queue_delay_microseconds} us" if t.batch else f"{instances}, requests one by one"
