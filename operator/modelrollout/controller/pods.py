@@ -116,7 +116,7 @@ def termination(pods: Iterable[Object]) -> tuple[int | None, TaskResult | None, 
     for pod in sorted(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""), reverse=True):
         for container in _that_ended(pod["status"]):
             done = _ended(container)
-            if container["name"] == CONTAINER_STEP:
+            if container.get("name") == CONTAINER_STEP:
                 return None, None, _container_step_problem(done)
             problem = None
             if done.get("reason") == "OOMKilled":
