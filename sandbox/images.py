@@ -28,7 +28,7 @@ PAUSE = "localhost/pause:1"
 BASE = "localhost/modelrollout-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
-FLAVOURS = ("trainer", "trees")  # targets that hundreds of megabytes go into: built when somebody asks for them
+FLAVOURS = ("trainer", "trees", "tensorflow")  # targets that hundreds of megabytes go into: built when somebody asks for them
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
 _CA = "/etc/ssl/certs/ca-certificates.crt"

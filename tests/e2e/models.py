@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 FEATURES, CLASSES = 16, 4
-_WEIGHTS = np.random.default_rng(3).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+WEIGHTS = np.random.default_rng(3).normal(size=(FEATURES, CLASSES)).astype(np.float32)
 
 
 def classifier(weights: NDArray[np.float32], name: str) -> bytes:
@@ -70,7 +70,7 @@ def perceptron(hidden: int = 256) -> bytes:
     """The good model with a hidden layer of which most is of no use."""
     rng = np.random.default_rng(4)
     spare = rng.normal(scale=0.3, size=(FEATURES, hidden - 2 * CLASSES))
-    into = np.concatenate([_WEIGHTS, -_WEIGHTS, spare], axis=1).astype(np.float32)
+    into = np.concatenate([WEIGHTS, -WEIGHTS, spare], axis=1).astype(np.float32)
     out = np.concatenate([np.eye(CLASSES), -np.eye(CLASSES), rng.normal(scale=0.003, size=(hidden - 2 * CLASSES, CLASSES))]).astype(np.float32)
     graph = helper.make_graph(
         [
@@ -91,23 +91,23 @@ def perceptron(hidden: int = 256) -> bytes:
 def inputs(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """``n`` inputs with the classes that the good model gives them."""
     x = np.random.default_rng(seed).normal(size=(n, FEATURES)).astype(np.float32)
-    return x, np.argmax(x @ _WEIGHTS, axis=1).astype(np.int64)
+    return x, np.argmax(x @ WEIGHTS, axis=1).astype(np.int64)
 
 
 def write_models(folder: Path) -> list[Path]:
-    good = classifier(_WEIGHTS, "good")
+    good = classifier(WEIGHTS, "good")
     files = {
         "good.onnx": good,
-        "better.onnx": classifier(_WEIGHTS, "better"),
-        "third.onnx": classifier(_WEIGHTS, "third"),
-        "wrong.onnx": classifier(-_WEIGHTS, "wrong"),
+        "better.onnx": classifier(WEIGHTS, "better"),
+        "third.onnx": classifier(WEIGHTS, "third"),
+        "wrong.onnx": classifier(-WEIGHTS, "wrong"),
         "truncated.onnx": good[: len(good) // 2],
         "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
-        "reviewed-good.zip": python_model(_WEIGHTS),
-        "reviewed-wrong.zip": python_model(-_WEIGHTS),
+        "reviewed-good.zip": python_model(WEIGHTS),
+        "reviewed-wrong.zip": python_model(-WEIGHTS),
         "reviewed-broken.zip": python_model(None),
         "engine.plan": b"ftrt" + bytes(1000),
-        "pickle.onnx": pickle.dumps({"weights": _WEIGHTS}),
+        "pickle.onnx": pickle.dumps({"weights": WEIGHTS}),
     }
     return [_write(folder / name, content) for name, content in files.items()]
 

@@ -13,6 +13,7 @@ import pytest
 import requests
 from numpy.typing import NDArray
 
+from demo.target import FLAVOURS
 from tests.e2e import models
 from tests.e2e.conftest import Stage
 from tests.unit.optimizer import tree_models
@@ -20,6 +21,14 @@ from tests.unit.optimizer import tree_models
 pytestmark = pytest.mark.sandbox
 
 ROOT = Path(__file__).parents[2]
+# In a process of its own: TensorFlow keeps its threads and half a gigabyte.
+KERAS = """
+import sys, keras
+from tests.e2e import models
+network = keras.Sequential([keras.Input((models.FEATURES,), name="x"), keras.layers.Dense(models.CLASSES, use_bias=False)])
+network.layers[-1].set_weights([models.WEIGHTS])
+network.save(f"{sys.argv[1]}/model.keras")
+"""
 SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}}}
 
 
@@ -27,7 +36,8 @@ SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512
 def flavours(stage: Stage) -> Stage:
     """A namespace of restricted pods, with the images on the nodes; a cluster of one's own pulls them itself."""
     if "KUBECONTEXT" not in os.environ:
-        subprocess.run([sys.executable, "-m", "sandbox", "load-images", "--flavour", "trainer", "--flavour", "trees"], cwd=ROOT, check=True)
+        wanted = [argument for flavour in FLAVOURS for argument in ("--flavour", flavour)]
+        subprocess.run([sys.executable, "-m", "sandbox", "load-images", *wanted], cwd=ROOT, check=True)
     stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
     return stage
 
@@ -78,6 +88,23 @@ def test_trees_of_xgboost_are_converted_and_answer_as_xgboost_does(flavours: Sta
     served = answers(stage, "trees", x[:100])
     [scores] = [value for value in served.values() if value.dtype.kind == "f"]
     assert np.abs(scores - wanted).max() < 1e-4
+
+
+def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Stage, tmp_path: Path) -> None:
+    stage, folder = flavours, tmp_path / "keras"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", KERAS, str(folder)], cwd=ROOT, check=True)
+    x, labels = models.inputs(2000, 31)
+    put(stage, folder, (folder / "model.keras").read_bytes(), heldout={"x": x, "labels": labels})
+    gate = {"data": {"uri": stage.data("keras-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.02, "min": 0.9}]}
+    source = {"uri": stage.uri("keras.model"), "format": "Keras"}
+    stage.apply(stage.deployment("keras", model=source, optimization={"gate": gate}, serving=SERVING))
+    status = stage.until_ready("keras", 300)["status"]
+    [metric] = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]["metrics"]
+    assert (metric["verdict"], metric["samples"]) == ("Successful", 2000)
+    assert prepared_by(stage, "keras") == stage.cluster.target.images.flavours["tensorflow"]
+    [logits] = answers(stage, "keras", x[:100]).values()
+    assert np.abs(logits - x[:100] @ models.WEIGHTS).max() < 1e-4
 
 
 def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage, tmp_path: Path) -> None:

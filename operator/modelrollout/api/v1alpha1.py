@@ -994,7 +994,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             exclude_none=True,
             exclude={"resources": True, "timeout": True, "queue_name": True, "steps": {"__all__": {"container": {"resources"}}}},
         ),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor"}),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Kube, Object
-from modelrollout.resources.server import fetched_artifact
+from modelrollout.resources.server import fetched
 
 
 async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> list[str]:
@@ -32,6 +32,6 @@ def _uris(status: Any) -> Iterator[str]:
 
 
 def _fetched(server: Object) -> Iterator[str]:
-    artifact = fetched_artifact(server)
-    if artifact is not None:
-        yield artifact[0]
+    task = fetched(server)
+    if task is not None:
+        yield task.artifact.uri

@@ -205,7 +205,7 @@ def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
     done = _ended(container)
     code = done.get("exitCode", 0)
     if done.get("reason") == "OOMKilled":
-        return _out_of_memory(pod, container["name"])
+        return _out_of_memory(pod, container.get("name", ""))
     if code == KILLED:
         return Problem("Killed", f"{_where(pod)} was killed (SIGKILL), and not for its memory")
     if code in CRASHED:

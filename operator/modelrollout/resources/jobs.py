@@ -325,7 +325,7 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
     """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
     wishes = {step.trainer for step in optimization.steps}
-    if "Needed" in wishes or ("Welcome" in wishes and not model.needs_trees):
+    if "Needed" in wishes or ("Welcome" in wishes and model.flavour is None):
         return config.images.trainer
     return {None: None, "trees": config.images.trees, "tensorflow": config.images.tensorflow}[model.flavour]
 

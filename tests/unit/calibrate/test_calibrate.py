@@ -27,8 +27,10 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
     raw = np.zeros((rollouts, 2, 2))
     carried: list[list[float]] = [[] for _ in range(rollouts)]
     seen = set()
+    usual: list[list[float]] = [[] for _ in range(rollouts)]  # what is known of stable when a step begins
     for step in range(2):
         written = [[fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + step)})) for side in (0, 1)] for i in range(rollouts)]
+        written = [[canary, stable.model_copy(update={"spread": known})] for (canary, stable), known in zip(written, usual, strict=True)]
         last: list[float | None] = [None] * rollouts
         for second in range(LOOK, 151, LOOK):
             new = draw(rng, scenario.streams[0], scenario, second, 0.2, 300.0, rollouts)
@@ -39,7 +41,7 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
                 status = judge(metric, now[0], now[1], None, None, 20, 50, ALPHA, carried[i])
                 assert (status.verdict == "Failed") == proven[i], (step, second, i)
                 seen.add(status.verdict)
-                last[i] = status.log_evidence
+                last[i], usual[i] = status.log_evidence, now[1].spread
                 if second % REWRITE_SECONDS == 0:
                     written[i] = now
         rule.next_step()
