@@ -447,9 +447,11 @@ def _published(
             CONFIG_FILE: _file_entry(config.encode()),
             artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
         }
-        replace = store.size(artifact.MANIFEST) is not None
-        artifact.publish(store, key, entries, replace=replace)
-        published = artifact.find(store)  # what is there now, ours or that of a Job that was faster
+        damaged = store.size(artifact.MANIFEST) is not None
+        published = artifact.find(store)
+        if not published:  # else a Job was faster: it may be served by now, and what a user's container made need not be the same twice
+            artifact.publish(store, key, entries, replace=damaged)
+            published = artifact.find(store)  # what is there now, ours or that of a Job that was still faster
     if not published:
         raise JobError(
             ExitCode.RETRYABLE, "ArtifactLost", f"{store.uri}: what was written is not there; does another program delete from the artifact store?"

@@ -239,6 +239,27 @@ def test_a_container_that_took_so_long_that_another_did_the_work_finds_it(pod: P
     assert all(c["ended"] for c in pod.claims())
 
 
+def test_of_two_that_did_the_work_at_once_the_first_to_publish_stays(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their models differ, and the first is pinned by its digest already."""
+    pod.run("BeforeContainer", owner="ml/a")
+    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
+    first = pod.run("AfterContainer", owner="ml/a")
+    made = {path: pod.store.objects.pop(path) for path in published(pod)}
+    slower = Pod(pod.store, tmp_path / "second", monkeypatch)
+    slower.run("BeforeContainer", owner="ml/b")
+    slower.made.write_bytes(classifier(hidden=48).SerializeToString())
+    gate = prepare.run_gate
+
+    def meanwhile(*args: Any) -> Any:
+        pod.store.objects |= made
+        return gate(*args)
+
+    monkeypatch.setattr(prepare, "run_gate", meanwhile)
+    second = slower.run("AfterContainer", owner="ml/b")
+    assert second.artifact_digest == first.artifact_digest
+    assert {path: pod.store.objects[path] for path in published(pod)} == made
+
+
 @pytest.mark.parametrize("part", ["BeforeContainer", "AfterContainer"])
 def test_a_container_of_ours_that_fails_lets_the_others_go_on(pod: Pod, part: str) -> None:
     if part == "AfterContainer":
