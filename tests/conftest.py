@@ -1,4 +1,4 @@
-"""For all tests: no property depends on how fast the machine is, and no library starts a pool of threads for each core, as in the Jobs."""
+"""Hypothesis tries the same cases every time, so that a change is judged by them and by nothing else; HYPOTHESIS_PROFILE=deep looks for others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 
 from hypothesis import settings
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read when a library with OpenMP is loaded; several of them in one process wait for each other
-
-settings.register_profile("here", deadline=None)
-settings.load_profile("here")
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("deep", max_examples=2000, deadline=None)
+settings.load_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "same")

@@ -23,11 +23,11 @@ from modelrollout.rollout.policy import NO_RULES, Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
-settings.register_profile("deep", max_examples=600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("deep-stateful", max_examples=600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile(
     "quick", max_examples=120, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
 )
-PROFILE = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
+PROFILE = settings.get_profile("deep-stateful" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
 
 
 def canary(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -197,11 +197,9 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     tensor = value.type.tensor_type
     datatype = _ONNX_TYPES.get(tensor.elem_type)
     if datatype is None:
-        raise bad_input(
-            "TypeUnsupported",
-            f"{field}: {what} {value.name!r} has type {TensorProto.DataType.Name(tensor.elem_type)}, which cannot be served; "
-            "cast it, for example to FLOAT",
-        )
+        known = TensorProto.DataType.items()
+        name = next((name for name, number in known if number == tensor.elem_type), f"{tensor.elem_type}, which ONNX does not know")
+        raise bad_input("TypeUnsupported", f"{field}: {what} {value.name!r} has type {name}; it cannot be served: cast it, for example to FLOAT")
     if not tensor.HasField("shape"):
         raise bad_input("ShapeUnknown", f"{field}: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are fine)")
     fixed = math.prod(d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value > 0)

@@ -210,7 +210,7 @@ def _check_tensors(config: Any) -> None:
             if not tensor.name or tensor.name in seen:
                 raise _invalid(f"{where}: names must not be empty, and each but once")
             seen.add(tensor.name)
-            if tensor.data_type == pb.TYPE_INVALID:
+            if tensor.data_type == pb.TYPE_INVALID or tensor.data_type not in pb.DataType.values():
                 raise _invalid(f"{where} has no data_type, for example TYPE_FP32")
             if not tensor.dims or any(d == 0 or not -1 <= d <= DIMENSION_LIMIT for d in tensor.dims):
                 raise _invalid(f"{where} has dims {list(tensor.dims)[:16]}; give each as a size, or as -1 for any")

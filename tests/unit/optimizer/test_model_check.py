@@ -132,6 +132,7 @@ def _map_output(model: onnx.ModelProto) -> None:
         (_no_shape, "ShapeUnknown"),
         (_map_output, "TypeUnsupported"),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64), "TypeUnsupported"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 29), "TypeUnsupported"),
     ],
 )
 def test_models_that_cannot_be_served(tmp_path: Path, change: Callable[[onnx.ModelProto], None], reason: str) -> None:
