@@ -36,13 +36,14 @@ chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a roll
 	@$(BIN)/python -m chaos $(CHAOS_ARGS)
 
 .PHONY: test
-test: lint test-unit ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
+test: lint ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
+	$(PYTEST) -q -n 2 tests/unit tests/property
 	@$(BIN)/python -m sandbox up
 	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
 
 .PHONY: test-unit
-test-unit: venv ## Unit and property tests, without root, in about two minutes
-	$(PYTEST) -q -n 2 tests/unit tests/property
+test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute
+	$(PYTEST) -q -n 2 -m "not slow" tests/unit tests/property
 
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)

@@ -28,6 +28,8 @@ from modelrollout.optimizer.training.network import Network
 from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, object_store, samples, save
 from tests.unit.optimizer.network_fakes import images, plain, work
 
+pytestmark = pytest.mark.slow
+
 PLACE = DataSet(location=Location(uri="s3://data/x"))
 FIELD = "spec.optimization.steps[0].auto"
 

@@ -24,6 +24,8 @@ from modelrollout.optimizer.originals import ANSWERS
 from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # One of each library is read in a process of its own, as in the Job: that costs seconds each time.
 APART = ("xgboost json, two classes", "lightgbm, three classes", "skops, a forest")

@@ -23,6 +23,8 @@ from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, WRITTEN, N
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # Read in a process of its own, as in the Job: that costs seconds each time.
 APART = ("image.keras", "reads a file.zip")

@@ -18,6 +18,8 @@ from modelrollout.optimizer.steps.prune import narrowed, prune
 from tests.unit.optimizer.job_fakes import classifier, save
 from tests.unit.optimizer.network_fakes import dense, depthwise, images, plain, residual, work
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = (plain, residual, depthwise, dense)
 SOME = Training(data=DataSet(location=Location(uri="s3://data/training.npz")), epochs=2, learning_rate=0.01, batch_size=32)
 

@@ -22,6 +22,8 @@ from modelrollout.optimizer.training.network import Network
 from tests.unit.optimizer.job_fakes import save
 from tests.unit.optimizer.network_fakes import CLASSES, SIDE, Builder, dense, depthwise, images, plain, residual, work
 
+pytestmark = pytest.mark.slow
+
 PLACE = Location(uri="s3://data/x")
 SOME = Training(data=DataSet(location=PLACE), epochs=2, learning_rate=0.01, batch_size=32)
 
