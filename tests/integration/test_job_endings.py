@@ -6,6 +6,7 @@ Pods are never scheduled: their status is written by hand, as a kubelet would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from modelrollout.api.v1alpha1 import Optimization
 from modelrollout.controller import podless
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.work import work_of
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, Kube, Object, Resource
+from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, Conflict, Kube, Object, Resource
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
 from modelrollout.rollout.facts import Work
 from tests.unit.resources import objects as o
@@ -86,11 +87,15 @@ async def pod(kube: Kube, namespace: str, number: int = 1) -> Object:
 
 async def end(kube: Kube, namespace: str, state: dict[str, Any] | None, number: int = 1, **status: Any) -> None:
     """The newest pod ends as it would under a kubelet."""
-    found = await pod(kube, namespace, number)
     container = {"name": "job", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": state}
     told = {"phase": "Failed", "containerStatuses": [container] if state else []} | status
-    # replace_status sends no labels and finalizers, as custom resources want it; of a pod they would be gone.
-    await kube._guarded(POD, found | {"status": told}, "/status")
+    for _ in range(50):
+        found = await pod(kube, namespace, number)
+        # The scheduler and the Job controller write it, too. replace_status sends no labels and finalizers, as custom resources want it.
+        with contextlib.suppress(Conflict):
+            await kube._guarded(POD, found | {"status": told}, "/status")
+            return
+    pytest.fail("somebody else writes the pod all the time")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ LABEL_NAME = f"{GROUP}/name"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_NUMBER = f"{GROUP}/number"
 LABEL_COMPONENT = f"{GROUP}/component"
+LABEL_JOB = "batch.kubernetes.io/job-name"  # of Kubernetes, on the pods of a Job
 LABEL_POLICY = f"{GROUP}/policy"  # on the Leases of a RolloutPolicy's slots
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 

@@ -22,6 +22,7 @@ from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
     TRAEFIK_SERVICE,
@@ -243,7 +244,7 @@ class Actor:
         for (kind, name), live in seen.children.items():
             if kind not in _PRUNED or (kind, name) in wanted or not _ours(live):
                 continue
-            if (kind == JOB.kind and _ended(live)) or _still_mirrored(seen, desired, live):
+            if (kind == JOB.kind and _ended(live, seen)) or _still_mirrored(seen, desired, live):
                 continue
             wrote |= await self._delete(RESOURCES[kind], live)
         return wrote
@@ -339,8 +340,17 @@ def _ours(o: Object) -> bool:
     return (o["metadata"].get("labels") or {}).get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
 
 
-def _ended(job: Object) -> bool:
-    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or [])
+def _ended(job: Object, seen: Seen) -> bool:
+    """It stays, with its pods and their logs, until its own time is over. What a pod said decides before the Job controller has drawn its conclusion;
+    should that be another try, the new pod is seen, and the Job goes."""
+    if any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or []):
+        return True
+    pods = [
+        o
+        for (kind, _), o in seen.children.items()
+        if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_JOB) == job["metadata"]["name"]
+    ]
+    return bool(pods) and all((o.get("status") or {}).get("phase") in ("Succeeded", "Failed") for o in pods)
 
 
 def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:

@@ -9,9 +9,9 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.controller import podless
+from modelrollout.controller import podless, unheard
 from modelrollout.controller.capacity import Capacity
-from modelrollout.controller.observe import Seen
+from modelrollout.controller.observe import Seen, evaluation_of
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
 from modelrollout.kube.cache import Key, Store
@@ -33,7 +33,7 @@ class Admission:
         now: Callable[[], datetime],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._kube, self._now = kube, now
+        self._kube, self._store, self._now = kube, store, now
         self.policies = Policies(kube, store, wake, now)
         self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
         self._capacity = Capacity(kube, config, clock)
@@ -42,6 +42,9 @@ class Admission:
         """The snapshot with what the present state asks for."""
         s = seen.snapshot
         rollout = s.status.rollout
+        if s.work.state in ("Succeeded", "Failed"):
+            s = replace(s, work=await unheard.asked(self._kube, self._store, seen))
+            s = replace(s, evaluation=evaluation_of(s))
         if s.work.podless:
             return replace(s, work=await podless.asked(self._kube, seen, self._now()))
         if rollout is None or rollout.stage not in ("Tune", "Provision") or s.spec is None:

@@ -104,7 +104,7 @@ def observe(
     refusal = _refusal(store, deployment, spec, config, gateway_kinds, gateway, rules)
     snapshot = replace(snapshot, refusal=refusal or snapshot.mirror.problem)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
-    snapshot = replace(snapshot, evaluation=_evaluation(snapshot))
+    snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)
     router: Router = (
         GatewayRouter(key[1], spec.traffic, spec.rollout, matched(snapshot), preview(snapshot))
@@ -251,10 +251,11 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
         return Work()
-    return work_of(found, [p for p in pods if _label(p, "batch.kubernetes.io/job-name") == found["metadata"]["name"]])
+    return work_of(found, [p for p in pods if _label(p, names.LABEL_JOB) == found["metadata"]["name"]])
 
 
-def _evaluation(s: Snapshot) -> EvaluationEvidence | None:
+def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
+    """The verdict on golden data, once its Job has counted."""
     rollout = s.status.rollout
     if rollout is None or rollout.stage != "Evaluate" or s.spec is None or s.spec.rollout.analysis.golden is None:
         return None
