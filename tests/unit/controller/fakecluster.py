@@ -189,6 +189,14 @@ class Cluster:
         """Tell of every change from now on."""
         self._watchers.append(watcher)
 
+    def deaf_to(self, resource: Resource) -> None:
+        """Whoever watches now hears nothing more of these."""
+
+        def but(watcher: Callable[[Resource, str, Object], None]) -> Callable[[Resource, str, Object], None]:
+            return lambda of, event, obj: None if of == resource else watcher(of, event, obj)
+
+        self._watchers = [but(watcher) for watcher in self._watchers]
+
     # --- users, controllers, the data plane
 
     def user(self, spec: Any, **metadata: Any) -> Object:

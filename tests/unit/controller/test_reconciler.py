@@ -779,3 +779,41 @@ def test_pods_of_a_job_are_kept_in_view_for_their_message() -> None:
         assert rollout and (rollout.stage, rollout.reason, rollout.message) == ("Failed", "ObjectMissing", "no such key")
 
     run(main())
+
+
+def test_a_watch_of_pods_that_brings_nothing_loses_no_result() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        operator = Operator(cluster)
+        cluster.deaf_to(POD)
+        cluster.user(b.spec(1, traffic=BOTH))
+        await operator.live()
+        assert cluster.status.phase == "Stable" and cluster.status.rollout is not None and cluster.status.rollout.attempt == 0
+
+    run(main())
+
+
+def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        operator = Operator(cluster)
+        cluster.user(b.spec(1, traffic=BOTH, pinned=True))
+        await until(operator, "Prepare")
+        [(name, job)] = cluster.all(JOB).items()
+        killed = {"exitCode": 137, "reason": "OOMKilled"}
+        status = {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": "ephemeral-storage limit",
+            "containerStatuses": [{"name": "job", "state": {"terminated": killed}}],
+        }
+        labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
+        cluster.put(POD, {"metadata": {"name": "ended", "labels": labels}, "status": status})
+        await operator.settle()
+        assert cluster.status.rollout is not None and cluster.status.rollout.stage == "Failed"
+        assert list(cluster.all(JOB)) == [name], "its log is what somebody will want to read"
+        cluster.put(POD, {"metadata": {"name": "another", "labels": labels}, "status": {"phase": "Running"}})
+        await operator.settle()
+        assert not cluster.all(JOB), "it would be tried again for nothing"
+
+    run(main())
