@@ -70,6 +70,12 @@ def shifting(index: int) -> Callable[[Status], bool]:
     return _step(index, "Shifting")
 
 
+def in_step(index: int) -> Callable[[Status], bool]:
+    """At that step, in whatever phase: for acts that follow one another, of which the last may come late on a busy machine."""
+    at = (shifting(index), observing(index))
+    return lambda status: any(when(status) for when in at)
+
+
 def _step(index: int, phase: str) -> Callable[[Status], bool]:
     def look(status: Status) -> bool:
         rollout = status.get("rollout") or {}
@@ -381,8 +387,8 @@ CATALOGUE: tuple[Fault, ...] = (
             Act(stage("Provision"), _delete("service", _candidate)),
             Act(stage("Provision"), _delete("pdb", _name)),
             Act(shifting(0), _delete("deployment", _candidate, ORPHAN)),
-            Act(shifting(0), _delete("deployment", _stable, ORPHAN)),
-            Act(shifting(0), _delete("service", _name)),
+            Act(in_step(0), _delete("deployment", _stable, ORPHAN)),
+            Act(in_step(0), _delete("service", _name)),
         ),
     ),
     Fault("revision-deleted", "the ModelRevision in flight is deleted by hand", acts=(Act(stage("Prepare"), _delete("mrev", _candidate)),)),
