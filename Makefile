@@ -42,7 +42,7 @@ test: lint ## All tests: static checks, unit and property, integration on the re
 	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
 
 .PHONY: test-unit
-test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute
+test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute and a half
 	$(PYTEST) -q -n 2 -m "not slow" tests/unit tests/property
 
 .PHONY: test-integration
