@@ -14,6 +14,7 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
 from modelrollout.controller.observe import Seen
+from modelrollout.controller.pods import has_ended, of_job
 from modelrollout.kube.cache import Store
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -345,12 +346,8 @@ def _ended(job: Object, seen: Seen) -> bool:
     should that be another try, the new pod is seen, and the Job goes."""
     if any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or []):
         return True
-    pods = [
-        o
-        for (kind, _), o in seen.children.items()
-        if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_JOB) == job["metadata"]["name"]
-    ]
-    return bool(pods) and all((o.get("status") or {}).get("phase") in ("Succeeded", "Failed") for o in pods)
+    pods = of_job((o for (kind, _), o in seen.children.items() if kind == POD.kind), job)
+    return bool(pods) and all(has_ended(p) for p in pods)
 
 
 def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:

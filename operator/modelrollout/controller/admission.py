@@ -42,8 +42,9 @@ class Admission:
         """The snapshot with what the present state asks for."""
         s = seen.snapshot
         rollout = s.status.rollout
-        if s.work.state in ("Succeeded", "Failed"):
-            s = replace(s, work=await unheard.asked(self._kube, self._store, seen))
+        heard = await unheard.asked(self._kube, self._store, seen)
+        if heard is not s.work:
+            s = replace(s, work=heard)
             s = replace(s, evaluation=evaluation_of(s))
         if s.work.podless:
             return replace(s, work=await podless.asked(self._kube, seen, self._now()))

@@ -15,6 +15,7 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.api.config import OperatorConfig
+from modelrollout.controller.pods import has_ended
 from modelrollout.kube.client import NODE, POD, Forbidden, Kube, Object
 from modelrollout.rollout.facts import Gpus
 
@@ -100,7 +101,7 @@ def in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
     found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for pod in pods:
         node = (pod.get("spec") or {}).get("nodeName")
-        if node and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+        if node and not has_ended(pod):
             for kind, value in extended(pod["spec"]).items():
                 found[node][kind] += value
     return {node: dict(kinds) for node, kinds in found.items()}

@@ -21,7 +21,7 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
     TuningEvidence,
 )
-from modelrollout.controller.pods import pod_problem
+from modelrollout.controller.pods import of_job, pod_problem
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
@@ -251,7 +251,7 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
         return Work()
-    return work_of(found, [p for p in pods if _label(p, names.LABEL_JOB) == found["metadata"]["name"]])
+    return work_of(found, of_job(pods, found))
 
 
 def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:

@@ -37,12 +37,21 @@ class Ending:
     at: str | None = None  # when, as the kubelet writes times
 
 
+def of_job(pods: Iterable[Object], job: Object) -> list[Object]:
+    """Those of them that are this Job's."""
+    name = job["metadata"]["name"]
+    return [p for p in pods if (p["metadata"].get("labels") or {}).get(names.LABEL_JOB) == name]
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether all that it ran is over, well or badly."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def pod_problem(pods: Iterable[Object]) -> Problem | None:
     """The first thing that stands in the way of these pods, as a person would find it with kubectl describe."""
-    for pod in pods:
+    for pod in _alive(pods):
         status = pod.get("status") or {}
-        if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
-            continue
         for condition in status.get("conditions") or []:
             if condition["type"] == "PodScheduled" and condition["status"] == "False" and condition.get("reason") == "Unschedulable":
                 return Problem("Unschedulable", f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}")
@@ -112,14 +121,14 @@ def running(pods: Iterable[Object]) -> bool:
 
 
 def _alive(pods: Iterable[Object]) -> list[Object]:
-    return [p for p in pods if not p["metadata"].get("deletionTimestamp") and (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    return [p for p in pods if not p["metadata"].get("deletionTimestamp") and not has_ended(p)]
 
 
 def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
     """Since when a pod should have ended that was told to and has not: nobody hears of its node any more, or it would be gone within seconds."""
     for pod in pods:
         gone = pod["metadata"].get("deletionTimestamp")
-        if gone and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+        if gone and not has_ended(pod):
             return gone, Problem("NodeLost", f"{_where(pod)} was told to end and its node does not answer")
     return None
 
@@ -147,7 +156,7 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     Of a pod that was taken away, who did so says more than what the program wrote when it was told to end. The program's message is lost with the
     pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says.
     """
-    ended = [p for p in pods if (p.get("status") or {}).get("phase") in ("Succeeded", "Failed")]
+    ended = [p for p in pods if has_ended(p)]
     if not ended:
         return None
     pod = max(ended, key=lambda p: p["metadata"].get("creationTimestamp", ""))

@@ -14,10 +14,10 @@ from modelrollout.rollout.facts import Work
 async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
     """The work with its pods as they are now, where nothing but their word is missing. What cannot be asked is no loss yet: raises KubeError."""
     s = seen.snapshot
-    found = stage_job(s.status, s)
-    job = seen.children.get((JOB.kind, found[1])) if found else None
     wordless = s.work.result is None and (s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed"))
-    if job is None or not wordless:
+    found = stage_job(s.status, s) if wordless else None
+    job = seen.children.get((JOB.kind, found[1])) if found else None
+    if job is None:
         return s.work
     pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}")).items
     for pod in pods:
