@@ -50,6 +50,7 @@ from modelrollout.rollout.facts import (
 )
 from modelrollout.rollout.in_place import floor, under_way
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
+from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
 from modelrollout.traffic.mirror import Mirror, MirrorRouter, mirror_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
@@ -409,12 +410,13 @@ class World:
         self.route, self.matched, self.route_mirror, self.accepted, self.damaged = split, aside, mirror, False, True
         self.route_version += 1
 
-    def lose_status(self) -> None:
-        """Somebody empties status, or a backup brings none; the mirrors stay."""
+    def lose_status(self, *, all_of_it: bool = True) -> None:
+        """Somebody empties status, or a backup brings none, or what names stable is damaged; the mirrors stay."""
         carries = dict(self.route or ())
         stable = self.status.stable.revision if self.status.stable else ""
         self.known_stable = stable if carries.get(stable) == 100 and stable in self.servers else None
-        self.status, self.damaged = ModelDeploymentStatus(), True
+        self.status = ModelDeploymentStatus() if all_of_it else sound(self.status.model_copy(update={"stable": None}))
+        self.damaged = True
         self.version += 1
 
     # --- single writes ------------------------------------------------------------------------------------------------
@@ -524,6 +526,8 @@ class World:
             self._check_raise(before, after, old if same else None, new)
         if new is not None and old is not None and (new.message or "") != (old.message or "") and " within progressDeadline " in (new.message or ""):
             self._check_deadline()
+        if old is not None and same and new is not None and old.stage == "Promote" and self._is_proven_worse():
+            assert new.stage in ("Canary", "Revert"), "what is proven worse waits for no more pods"
         if old is not None and same and new is not None and old.stage == "Revert":
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
         assert len({c.type for c in after.conditions}) == len(after.conditions)
@@ -532,6 +536,10 @@ class World:
         if truth["Ready"] == "True" and self.deciding and self.spec:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
+
+    def _is_proven_worse(self) -> bool:
+        s = self.deciding
+        return s is not None and s.assessment is not None and s.assessment.verdict == "Failed"
 
     def _check_deadline(self) -> None:
         """The time in which nobody looked is nobody's fault."""
