@@ -176,6 +176,16 @@ class TestFreeze:
         assert "freezes rollouts until" in decide(s, b.START).status.handled_verbs[-1]
 
 
+def test_a_limit_that_was_lowered_below_what_waits_is_told_and_what_is_asked_for_now_counts() -> None:
+    plan = decide(waiting(rules=rules(limits={"gpus": 1})), b.START)
+    moved = b.moved(plan)
+    assert (moved.stage, moved.reason) == ("Provision", "LimitTooSmall")
+    assert moved.message and "ask for 2 GPUs, RolloutPolicy p allows 1" in moved.message and "limits.gpus" in moved.message
+    fewer = b.spec(2, replicas=1)
+    again = b.moved(decide(waiting(wanted=fewer, rules=rules(limits={"gpus": 1})), b.START))
+    assert again.queue is not None and again.queue.gpus == 1, "spec was edited as the message says"
+
+
 class TestGpus:
     SHORT = Gpus("nvidia.com/gpu", 2, 1, 8, 3)
 
