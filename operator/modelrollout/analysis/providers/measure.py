@@ -37,12 +37,23 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
     for metric in metrics:
         plan = plans[metric.name]
         readings = dict.fromkeys(_names(metric), plan) if isinstance(plan, Problem) else read(plan, answers[metric.name], target)
-        problem = readings[metric.name]
-        if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
+        of_metric = readings[metric.name]
+        if isinstance(of_metric, Problem) and of_metric.kind == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
-            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
+            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(of_metric, bounds)}
+        elif metric in fresh and isinstance(plan, Query) and isinstance(of_metric, Look) and _is_no_baseline(plan, of_metric):
+            text = f"{metric.name}: Prometheus has no counter of either revision; counting begins with the first that it scrapes"
+            readings = {metric.name: Problem("NoData", text)}
         found |= readings
     return {name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r for name, r in found.items()}
+
+
+def _is_no_baseline(query: Query, look: Look) -> bool:
+    """Whether a Prometheus that has just begun (its data was lost) has scraped none of those that count requests.
+
+    What it scrapes next has counted for long, and none of that belongs to the step. Labels of answers are different: their counter begins with the first.
+    """
+    return query.shape in ("codes", "buckets", "outcomes") and not look.canary.processes and not look.stable.processes
 
 
 async def _ask(reader: Reader, queries: Sequence[Query]) -> list[Answer | Problem]:
