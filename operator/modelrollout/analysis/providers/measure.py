@@ -51,7 +51,7 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
 def _is_no_baseline(query: Query, look: Look) -> bool:
     """Whether a Prometheus that has just begun (its data was lost) has scraped none of those that count requests.
 
-    What it scrapes next has counted for long, and none of that belongs to the step. Labels of answers are different: their counter begins with the first.
+    What it scrapes next has counted for long, and none of that belongs to the step. Labels of answers: their counter begins with the first.
     """
     return query.shape in ("codes", "buckets", "outcomes") and not look.canary.processes and not look.stable.processes
 
