@@ -769,8 +769,8 @@ class Metric(ApiModel):
         description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
         "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
-    min: float | None = Field(None, description="Smallest value allowed (accuracy and errors: of the canary itself; query: of its result).")
-    max: float | None = Field(None, description="Largest value allowed.")
+    min: float | None = Field(None, description="Smallest value allowed: of accuracy, a share of the canary itself; of a query its result.")
+    max: float | None = Field(None, description="Largest value allowed: of errors, a share of the canary's requests; of a query its result.")
     min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
     for_: Duration | None = Field(
         None,
@@ -801,6 +801,14 @@ class Metric(ApiModel):
         Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
         Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
         Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
+        Rule(
+            "has(self.query) || !has(self.min) || (self.name == 'accuracy' && self.min >= 0.0 && self.min < 1.0)",
+            "min is a share of accuracy, from 0 to below 1 (0.95, not 95), or belongs to a query",
+        ),
+        Rule(
+            "has(self.query) || !has(self.max) || (self.name == 'errors' && self.max > 0.0 && self.max <= 1.0)",
+            "max is a share of errors, above 0 and at most 1 (0.02, not 2), or belongs to a query; latency has share",
+        ),
         Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
         Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
         Rule(
