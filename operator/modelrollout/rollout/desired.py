@@ -330,6 +330,8 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"
     if rollout.mode == "Rollback" and (in_flight(rollout) or unproven):
         outcome = old.outcome  # a rollback that does not get on says nothing about the version that it leads to
+    elif rollout.outcome == "Superseded" and old.retired is not None:
+        outcome = "Retired"  # it has served, and nothing was found against it
     ended = not in_flight(rollout)
     return old.model_copy(
         update={

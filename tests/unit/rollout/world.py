@@ -553,7 +553,9 @@ class World:
         old, asked = before.rollout, set(after.handled_verbs) - set(before.handled_verbs)
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
-            assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+            again = kept.status.retired is not None and old.outcome == "Superseded"
+            assert kept.status.outcome == ("Retired" if again else old.outcome), "the outcome is lost"
+            assert kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
         assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
         if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
