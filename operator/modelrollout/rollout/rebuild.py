@@ -13,6 +13,8 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Revis
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
+_MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
+_LAST_YEAR = 9000  # to later times nothing can be added
 # Stages of a revision that has a name.
 _NAMED = frozenset({"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
 
@@ -59,7 +61,7 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
     if not all(map(_is_time, times)):
         return False
-    named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
+    named = bool(rollout.revision and rollout.sha256) and rollout.number is not None
     if rollout.stage in _NAMED and not named and rollout.stage != "Done":
         return False
     if rollout.stage in ("Shadow", "Canary", "Bake", "Revert", "Done") and status.stable is None:
@@ -78,13 +80,13 @@ def _is_measured(metric: MetricStatus) -> bool:
     counters = [c for c in (metric.canary, metric.stable) if c is not None]
     raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
     shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
-    counts = all(0 <= c.bad <= c.total and min(c.spread, default=0.0) >= 0 for c in counters)
+    counts = all(0 <= c.bad <= c.total <= _MOST and all(0 <= v <= _MOST for v in c.spread) for c in counters)
     return shaped and counts and (metric.since is None or _is_time(metric.since))
 
 
 def _is_time(text: str | None) -> bool:
     try:
-        return text is not None and datetime.fromisoformat(text).tzinfo is not None
+        return text is not None and (at := datetime.fromisoformat(text)).tzinfo is not None and at.year < _LAST_YEAR
     except ValueError:
         return False
 
