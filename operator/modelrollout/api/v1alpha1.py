@@ -74,13 +74,14 @@ Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
 QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_SECONDS = 100 * 365.25 * 86400
 
 
 def seconds(duration: str) -> float:
-    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``."""
+    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that it can be added to any time."""
     if not re.match(DURATION_RE, duration):
         raise ValueError(f"not a duration: {duration!r}; write for example 90s, 10m or 1h30m")
-    return sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration))
+    return min(_LONGEST_SECONDS, sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration)))
 
 
 class LocalName(ApiModel):
