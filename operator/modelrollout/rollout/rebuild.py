@@ -129,7 +129,10 @@ def _is_lost(s: Snapshot) -> bool:
         return s.revision(stable.revision) is None and serving is not None and serving.status.outcome in SERVED
     if rollout is None:
         return True
-    return rollout.mode != "Rollback" and _recorded(s) is not None  # a rollback without stable is what is made below
+    recorded = _recorded(s)
+    if recorded is None:
+        return False
+    return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name  # a rollback to it is what ``rebuilt`` begins
 
 
 def _serving(s: Snapshot) -> Revision | None:

@@ -106,6 +106,14 @@ def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(stage: s
     assert found.servers == {V1: 2} and found.split == ((V1, 100),)
 
 
+def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -> None:
+    back = b.rollout("Provision", 1, mode="Rollback")
+    revisions = (b.revision(1, "Retired"), b.revision(2, "Stable"))
+    s = b.snapshot(b.spec(2), b.status(None, rollout=back), revisions=revisions, servers={V2: b.ready()}, live_split=((V2, 100),))
+    found = decide(s, b.START).status
+    assert found.stable and (found.stable.revision, found.rollout) == (V2, None)
+
+
 def test_a_stable_revision_that_somebody_removed_is_not_looked_for() -> None:
     gone = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(2, "Retired"),), live_split=((V1, 100),))
     assert b.moved(decide(gone, b.START)).stage == "Resolve"
