@@ -313,6 +313,9 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
+        elif revision.name == stable and revision.status.outcome not in SERVED:
+            # Taken for stable from the route, when status was lost in its promotion: without a record it could not be found again, nor gone back to.
+            wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
             wanted = revision.status.model_copy(
                 update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}

@@ -32,6 +32,12 @@ def test_what_the_route_sends_everything_to_is_stable() -> None:
     assert [(e.type, e.reason) for e in plan.events] == [("Warning", "StateRebuilt")]
 
 
+def test_what_is_taken_for_stable_in_its_promotion_is_recorded_as_stable() -> None:
+    s = emptied(b.revision(1, "Retired"), b.revision(2, "Canary"), route=((V2, 100),), servers={V2: b.ready()}, traffic=b.TAKEN)
+    found = b.children(replace(s, status=decide(s, b.START).status)).revision_status
+    assert {name: status.outcome for name, status in found.items()} == {V2: "Stable"}
+
+
 def test_the_route_is_believed_before_the_mirrors() -> None:
     plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Promoted"), route=((V1, 100),)), b.START)
     assert plan.status.stable and plan.status.stable.revision == V1
