@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 import zlib
@@ -65,7 +66,8 @@ class Data:
         rows = [np.ascontiguousarray(self.inputs[name]).reshape(self.n, -1) for name in sorted(self.inputs)]
         if any(a.dtype == np.object_ for a in rows):
             return {tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)}
-        return {b"".join(a[i].tobytes() for a in rows) for i in range(self.n)}
+        # Digests: the samples themselves may fill half of the memory, and would be there twice.
+        return {hashlib.blake2b(b"".join(a[i].tobytes() for a in rows), digest_size=16).digest() for i in range(self.n)}
 
     def duplicates(self) -> int:
         """Samples that repeat an earlier one in all inputs: they are no new information."""
@@ -217,6 +219,8 @@ def match(
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
+        if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
+            raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} has NaN, which is equal to no value; write a value of its own for it")
     return Data(fitted, None if numbers else labels, {name: arrays[name] for name in slices}, labels if numbers else None)
 
 

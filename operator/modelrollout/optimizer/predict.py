@@ -69,14 +69,15 @@ def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, 
     )
 
 
-def scores_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> NDArray[np.float64]:
-    """[n, k] class scores of the first ``n`` rows, or [n, 1] of class 1 where that is all that the model gives; raises JobError (OutputNotScores)."""
+def scores_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str, *, least: int) -> NDArray[np.float64]:
+    """[n, k] class scores of the first ``n`` rows, or with ``least`` 1 also [n, 1] of class 1 where that is all that the model gives; raises JobError
+    (OutputNotScores)."""
     shaped = _squeezed(outputs, n)
     for array in shaped:
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
             return array.astype(np.float64)
     for array in shaped:
-        if array.dtype.kind == "f" and array.shape == (n,):
+        if least == 1 and array.dtype.kind == "f" and array.shape == (n,):
             return array.astype(np.float64)[:, None]
     raise bad_input(
         "OutputNotScores", f"{field}: auc and topK need scores: an output of floats [n, k], or [n] for auc; the model gives {_told(outputs, names)}"
