@@ -148,11 +148,11 @@ def open_session(path: Path, what: str) -> Any:
     try:
         return ort.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        _tell_memory(error)
+        tell_memory(error)
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
 
 
-def _tell_memory(error: Exception) -> None:
+def tell_memory(error: Exception) -> None:
     """Raise MemoryError where ONNX Runtime means that."""
     if "bad alloc" in str(error) or "Failed to allocate" in str(error):
         raise MemoryError from None
@@ -180,7 +180,7 @@ def outputs_of(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field:
                 raise bad_input(
                     "InferenceTimeout", f"{field}: the model took more than {BATCH_LIMIT_SECONDS:g} s for {rows} samples; does a loop in it ever end?"
                 ) from None
-            _tell_memory(error)
+            tell_memory(error)
             raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
         finally:
             watchdog.cancel()
