@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -127,6 +128,11 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
             "DataNotNpz", f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds {size - file.tell()}; {_REMEDY}"
         )
     plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
+    if dtype.kind == "U" and wanted:
+        letters = plain.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can write.
+        if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
+            raise bad_input("DataNotNpz", f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}")
     return plain.view(dtype).reshape(shape, order="F" if by_columns else "C") if wanted else np.empty(shape, dtype)
 
 

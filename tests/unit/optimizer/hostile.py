@@ -299,6 +299,7 @@ CASES: tuple[Case, ...] = (
     Case("tar with a device", "ArchiveUnsafe", MODEL, tarred((entry("m.onnx"), GOOD), (entry("w", tarfile.CHRTYPE), b""))),
     Case("file and folder at once", "ArchiveUnsafe", MODEL, zipped(("m.onnx", GOOD), ("a", b"x"), ("a/b", b"y"))),
     Case("two files of one name", "ArchiveUnsafe", MODEL, tarred((entry("m.onnx"), GOOD), (entry("w"), b"1"), (entry("./w"), b"2"))),
+    Case("two models, a name is no text", "ArchiveAmbiguous", MODEL, tarred((entry("\udcff.onnx"), GOOD), (entry("b.onnx"), GOOD))),
     Case("two models", "ArchiveAmbiguous", MODEL, zipped(("a.onnx", GOOD), ("b.onnx", GOOD))),
     Case("zip bomb", "TooLarge", MODEL, lying(zipped(("m.onnx", GOOD), ("w.bin", b"x")), 0xFFFFFFF0)),
     Case("tar bomb", "TooLarge", MODEL, gzip.compress(tarred((entry("m.onnx"), GOOD))[:-10240] + entry("w.bin", size=1 << 35).tobuf())),
@@ -368,6 +369,8 @@ CASES: tuple[Case, ...] = (
     Case("labels one-hot", "LabelsShape", GATE, data=npz(x=X, labels=np.eye(3, dtype=np.int64)[Y])),
     Case("fewer labels", "LabelsLength", GATE, data=npz(x=X, labels=Y[:-1])),
     Case("labels out of range", "LabelsOutOfRange", GATE, data=npz(x=X, labels=Y + 7)),
+    Case("words of no letters", "DataNotNpz", GATE, data=npz(x=X, labels=Y, writer=np.full(64, 0x110000, np.uint32).view("<U1"))),
+    Case("words of half letters", "DataNotNpz", GATE, data=npz(x=X, labels=Y, writer=np.full(64, 0xD80000, np.uint32).view(">U1")), says="'writer'"),
     Case("no slice", "SliceInvalid", GATE, data=npz(x=X, labels=Y), slices=("writer",)),
     # signatures
     Case("no signature", "SignatureMissing", SIGNED, signed=True),
