@@ -211,6 +211,10 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
             "TensorTooLarge",
             f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most {ELEMENTS_LIMIT} elements",
         )
+    if any(d.WhichOneof("value") == "dim_value" and not d.dim_value for d in tensor.shape.dim):
+        raise bad_input(
+            "ModelInvalid", f"{field}: {what} {value.name!r} has a dimension of size 0, which no request fills; name a dynamic one instead"
+        )
     return TensorSpec(value.name, datatype, tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim))
 
 
@@ -247,6 +251,9 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
     )
+    if not info.inputs or not info.outputs:
+        missing = "outputs" if info.inputs else "inputs"
+        raise bad_input("ModelInvalid", f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it takes and gives")
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:

@@ -142,6 +142,16 @@ def constant_of(shape: list[int]) -> Callable[[onnx.ModelProto], object]:
     return change
 
 
+def no_inputs(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 4), np.float32), model.graph.input[0].name))
+    model.graph.ClearField("input")
+
+
+def no_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 0
+
+
 def fails_at_run(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([7, 11], np.int64), "to"))
     model.graph.node.append(helper.make_node("Reshape", ["scores", "to"], ["wrong"]))
@@ -340,6 +350,9 @@ CASES: tuple[Case, ...] = (
     Case("sequence as input", "TypeUnsupported", MODEL, changed(input_of(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, [1]))))),
     Case("complex numbers", "TypeUnsupported", MODEL, changed(input_of(helper.make_tensor_type_proto(TensorProto.COMPLEX64, ["n", 4])))),
     Case("no shape", "ShapeUnknown", MODEL, changed(lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"))),
+    Case("no inputs", "ModelInvalid", MODEL, changed(no_inputs), labelled(64), says="no inputs"),
+    Case("no outputs", "ModelInvalid", MODEL, changed(lambda m: m.graph.ClearField("output")), labelled(64), says="no outputs"),
+    Case("batches of no samples", "ModelInvalid", MODEL, changed(no_batch), labelled(64), says="size 0"),
     Case("fails when it runs", "InferenceFailed", GATE, changed(fails_at_run), data=labelled(64)),
     # data sets
     Case("data that is no archive", "DataNotNpz", GATE, data=b"x,y\n1,2\n"),
