@@ -232,6 +232,12 @@ def with_x(content: bytes) -> bytes:
     return zipped(("x.npy", content), ("labels.npy", npy("{'descr': '<i8', 'fortran_order': False, 'shape': (64,)}", Y.astype("<i8").tobytes())))
 
 
+def header_bomb(kind: bytes) -> bytes:
+    """A tar whose first header announces 256 MiB that belong to it: little when packed, and read into memory whole."""
+    zeros = gzip.compress(bytes(1 << 24))
+    return gzip.compress(entry("long", kind, size=1 << 28).tobuf(tarfile.GNU_FORMAT)) + zeros * 16
+
+
 def header(shape: str, descr: str = "'<f4'") -> str:
     return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
 
@@ -313,6 +319,8 @@ CASES: tuple[Case, ...] = (
     Case("two models", "ArchiveAmbiguous", MODEL, zipped(("a.onnx", GOOD), ("b.onnx", GOOD))),
     Case("zip bomb", "TooLarge", MODEL, lying(zipped(("m.onnx", GOOD), ("w.bin", b"x")), 0xFFFFFFF0)),
     Case("tar bomb", "TooLarge", MODEL, gzip.compress(tarred((entry("m.onnx"), GOOD))[:-10240] + entry("w.bin", size=1 << 35).tobuf())),
+    Case("tar with a name of 256 MiB", "TooLarge", MODEL, header_bomb(tarfile.GNUTYPE_LONGNAME), says="header"),
+    Case("tar with attributes of 256 MiB", "TooLarge", MODEL, header_bomb(tarfile.XHDTYPE), says="header"),
     Case("10,001 files", "TooLarge", MODEL, zipped(("m.onnx", GOOD), *((f"f{i}", b"") for i in range(10_001)))),
     Case("zip with a password", "ArchiveBroken", MODEL, patched(zipped(("m.onnx", GOOD)), 6, 8, 1)),
     Case("zip packed in an unknown way", "ArchiveBroken", MODEL, patched(zipped(("m.onnx", GOOD)), 8, 10, 97)),
