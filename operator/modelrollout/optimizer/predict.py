@@ -153,8 +153,8 @@ def open_session(path: Path, what: str) -> Any:
 
 
 def tell_memory(error: Exception) -> None:
-    """Raise MemoryError where ONNX Runtime means that."""
-    if "bad alloc" in str(error) or "Failed to allocate" in str(error):
+    """Raise MemoryError where ONNX Runtime or JAX means that."""
+    if any(words in str(error) for words in ("bad alloc", "Failed to allocate", "RESOURCE_EXHAUSTED")):
         raise MemoryError from None
 
 
