@@ -358,3 +358,23 @@ def test_a_student_of_the_source_model_says_what_it_throws_away(tmp_path: Path) 
     made = applied(two_products(), tmp_path, GraphStep(), DistillStep(size=0.5, training=training))
     assert any("steps[1].distill: it begins from the source model" in text for text in made.warnings)
     assert applied(two_products(), tmp_path, DistillStep(size=0.5, training=training)).warnings == []
+
+
+def recurrent() -> onnx.ModelProto:
+    """x [5, n, 16] -> y [1, n, 32]: an LSTM and nothing else."""
+    constants = {"w": weights(1, 128, 16), "r": weights(1, 128, 32), "b": weights(1, 256)}
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r", "b"], ["", "y"], hidden_size=32)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "n", 32])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("step", [Int8Step(), Int4Step(), HalfPrecisionStep(), PruneStep(sparsity=0.4)])
+def test_a_quantized_lstm_is_quantized_already(tmp_path: Path, step: Step) -> None:
+    """A second round of int8 made it five times as wrong, and no word was said."""
+    error = refused(recurrent(), tmp_path, Int8Step(), step)
+    assert (error.reason, error.message.startswith("spec.optimization.steps[1].")) == ("AlreadyQuantized", True)
