@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import obstore
 import pytest
+import requests
 import yaml
+from numpy.typing import NDArray
 
 from demo import target as targets
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, NotThereError, secret
@@ -100,6 +104,20 @@ class Stage:
     def events(self, name: str) -> list[str]:
         found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
         return [e["reason"] for e in found if e["involvedObject"]["name"] == name]
+
+    def answers(self, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The served model's outputs by name."""
+        body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
+        address = self.cluster.service_address(self.namespace, name, 8000)
+        answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
+        assert answer.status_code == 200, answer.text
+        return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
+
+    def artifacts(self) -> set[str]:
+        """URIs of this namespace's whole artifacts in the store."""
+        bucket = self.cluster.target.store.artifacts
+        listed = [o["path"] for page in obstore.list(self.cluster.bucket(bucket), f"{self.namespace}/") for o in page]
+        return {f"s3://{bucket}/{path.removesuffix('/manifest.json')}" for path in listed if path.endswith("/manifest.json")}
 
     def gone(self, name: str) -> bool:
         try:

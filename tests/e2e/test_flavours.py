@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from numpy.typing import NDArray
 
 from demo.target import FLAVOURS
@@ -52,15 +51,6 @@ def put(stage: Stage, folder: Path, model: bytes, **data: dict[str, NDArray[Any]
         stage.cluster.upload(store.data, {f"e2e/{name}-{which}.npz": folder / f"{which}.npz"})
 
 
-def answers(stage: Stage, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The served model's outputs by name."""
-    body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
-    address = stage.cluster.service_address(stage.namespace, name, 8000)
-    answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
-    assert answer.status_code == 200, answer.text
-    return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
-
-
 def prepared_by(stage: Stage, name: str) -> str:
     """The image that the prepare Job of the deployment ran."""
     [job] = stage.cluster.jobs(stage.namespace, f"modelrollout.dev/name={name},modelrollout.dev/component=prepare")
@@ -85,7 +75,7 @@ def test_trees_of_xgboost_are_converted_and_answer_as_xgboost_does(flavours: Sta
     assert metric["samples"] == len(x)
     assert prepared_by(stage, "trees") == stage.cluster.target.images.flavours["trees"]
     wanted = xgboost.Booster({"nthread": 1}, model_file=bytearray(model)).predict(xgboost.DMatrix(x[:100]))
-    served = answers(stage, "trees", x[:100])
+    served = stage.answers("trees", x[:100])
     [scores] = [value for value in served.values() if value.dtype.kind == "f"]
     assert np.abs(scores - wanted).max() < 1e-4
 
@@ -103,7 +93,7 @@ def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Sta
     [metric] = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]["metrics"]
     assert (metric["verdict"], metric["samples"]) == ("Successful", 2000)
     assert prepared_by(stage, "keras") == stage.cluster.target.images.flavours["tensorflow"]
-    [logits] = answers(stage, "keras", x[:100]).values()
+    [logits] = stage.answers("keras", x[:100]).values()
     assert np.abs(logits - x[:100] @ models.WEIGHTS).max() < 1e-4
 
 
@@ -125,7 +115,7 @@ def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage,
     assert artifact["sizeAfter"] < 0.7 * artifact["sizeBefore"]
     assert prepared_by(stage, "network") == stage.cluster.target.images.flavours["trainer"]
     x, labels = models.inputs(200, 13)
-    assert (answers(stage, "network", x)["logits"].argmax(1) == labels).mean() > 0.9
+    assert (stage.answers("network", x)["logits"].argmax(1) == labels).mean() > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +153,7 @@ def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_i
     assert [m["verdict"] for m in artifact["metrics"]] == ["Successful"]
     assert artifact["sizeAfter"] < 0.6 * artifact["sizeBefore"]
     x, labels = models.inputs(200, 22)
-    assert (answers(stage, "own", x)["logits"].argmax(1) == labels).mean() > 0.9
+    assert (stage.answers("own", x)["logits"].argmax(1) == labels).mean() > 0.9
     # The same work for somebody else: found, and the image does not run again.
     stage.apply(own(stage, "own-again", own_image, "0.4"))
     status = stage.until_ready("own-again", 240)["status"]
