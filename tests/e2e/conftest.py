@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +25,13 @@ from demo.setup import CHART, SECRET, chart_values
 from tests.e2e import models
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 UNREACHABLE = "unreachable"
+LAST = ("test_flavours", "test_story")  # whose images take minutes to make, and what takes longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LAST.index(item.path.stem) + 1 if item.path.stem in LAST else 0)
 
 
 class Stage:
@@ -134,6 +143,25 @@ def cluster() -> Cluster:
     if context is None:
         return Cluster(targets.sandbox(None, registry))
     return Cluster(targets.from_file(Path(os.environ["TARGET"]), None, context, registry))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
+    """What tests that ask for ``flavours`` need on the sandbox's nodes, made while others run: the optimizer's heavy images, and that of
+    examples/training-image, whose name by digest it is."""
+
+    def sandbox(*arguments: str) -> str:
+        made = subprocess.run(["nice", sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+        return made.stdout.strip()
+
+    def make() -> str:
+        sandbox("load-images", *(argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour)))
+        return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
+
+    with ThreadPoolExecutor(1) as pool:
+        wanted = "KUBECONTEXT" not in os.environ and any("flavours" in getattr(item, "fixturenames", ()) for item in request.session.items)
+        yield pool.submit(make if wanted else str)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from demo.target import FLAVOURS
 from tests.e2e import models
-from tests.e2e.conftest import Stage
+from tests.e2e.conftest import ROOT, Stage
 from tests.unit.optimizer import tree_models
 
 pytestmark = pytest.mark.sandbox
 
-ROOT = Path(__file__).parents[2]
 # In a process of its own: TensorFlow keeps its threads and half a gigabyte.
 KERAS = """
 import sys, keras
@@ -32,11 +31,9 @@ SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512
 
 
 @pytest.fixture(scope="module")
-def flavours(stage: Stage) -> Stage:
+def flavours(stage: Stage, own_images: Future[str]) -> Stage:
     """A namespace of restricted pods, with the images on the nodes; a cluster of one's own pulls them itself."""
-    if "KUBECONTEXT" not in os.environ:
-        wanted = [argument for flavour in FLAVOURS for argument in ("--flavour", flavour)]
-        subprocess.run([sys.executable, "-m", "sandbox", "load-images", *wanted], cwd=ROOT, check=True)
+    own_images.result()
     stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
     return stage
 
@@ -119,12 +116,11 @@ def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage,
 
 
 @pytest.fixture(scope="module")
-def own_image(flavours: Stage) -> str:
+def own_image(own_images: Future[str]) -> str:
     """The training image of the documentation; on a cluster of one's own it has to be in a registry."""
     if "KUBECONTEXT" in os.environ:
         return os.environ.get("TRAINING_IMAGE") or pytest.skip("TRAINING_IMAGE names no image of examples/training-image by its digest")
-    build = [sys.executable, "-m", "sandbox", "load-own-image", "training-example", str(ROOT / "examples" / "training-image")]
-    return subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return own_images.result()
 
 
 def own(stage: Stage, name: str, image: str, *args: str) -> dict[str, Any]:
