@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-# Those mostly wait; the tests end to end share GPUs and the operator, so they run one after the other.
+# Integration tests mostly wait. Those end to end share GPUs and the operator, so they run one after the other.
 SIDE_BY_SIDE := -q -n 4 --dist loadgroup
 PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
 SOURCES := operator sandbox demo calibrate chaos bench tests
