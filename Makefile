@@ -10,8 +10,6 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-# Integration tests mostly wait. Those end to end share GPUs and the operator, so they run one after the other.
-SIDE_BY_SIDE := -q -n 4 --dist loadgroup
 PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
 SOURCES := operator sandbox demo calibrate chaos bench tests
 
@@ -41,8 +39,7 @@ chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a roll
 test: lint ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
 	$(PYTEST) -q -n 2 tests/unit tests/property
 	@$(BIN)/python -m sandbox up
-	$(WITH_SANDBOX) $(PYTEST) $(SIDE_BY_SIDE) tests/integration
-	$(WITH_SANDBOX) $(PYTEST) tests/e2e
+	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
 
 .PHONY: test-unit
 test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute and a half
@@ -51,7 +48,7 @@ test-unit: venv ## Unit and property tests but those that train or convert model
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)
 	@$(BIN)/python -m sandbox up
-	$(WITH_SANDBOX) $(PYTEST) $(SIDE_BY_SIDE) tests/integration
+	$(WITH_SANDBOX) $(PYTEST) tests/integration
 
 .PHONY: test-e2e
 test-e2e: venv ## End to end on the sandbox (root), or on a cluster of your own: KUBECONTEXT=name TARGET=file.yaml [REGISTRY=r]

@@ -166,8 +166,10 @@ def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The release, with a second Prometheus that nobody answers at."""
+    """The release, with a second Prometheus that nobody answers at. Triton waits as long for idle connections of the gateway as for requests: the
+    exit timeout is short, for requests here take milliseconds."""
     values = chart_values(cluster.target)
+    values["drain"] = {"exitTimeoutSeconds": 5}
     values["prometheus"].append({"name": UNREACHABLE, "url": "http://127.0.0.1:9"})
     path = tmp_path_factory.mktemp("chart") / "values.yaml"
     path.write_text(yaml.safe_dump(values))

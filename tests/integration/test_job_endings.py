@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,12 +44,32 @@ def taken_away(why: str) -> dict[str, Any]:
     return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": "by hand"}]}
 
 
-@pytest_asyncio.fixture
-async def namespace(kube: Kube) -> AsyncIterator[str]:
+@contextlib.asynccontextmanager
+async def fresh(kube: Kube) -> AsyncIterator[str]:
     name = f"jobs-{uuid.uuid4().hex[:8]}"
     await kube.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    yield name
-    await kube.delete(NAMESPACE, None, name)
+    try:
+        yield name
+    finally:
+        await kube.delete(NAMESPACE, None, name)
+
+
+@pytest_asyncio.fixture
+async def namespace(kube: Kube) -> AsyncIterator[str]:
+    async with fresh(kube) as name:
+        yield name
+
+
+async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tuple[Any, ...]) -> None:
+    """The case for each of these, in a namespace of its own: they wait for the Job controller, which tries again after ten seconds."""
+
+    async def one(*arguments: Any) -> None:
+        async with fresh(kube) as namespace:
+            await case(namespace, *arguments)
+
+    async with asyncio.TaskGroup() as group:
+        for arguments in given:
+            group.create_task(one(*arguments))
 
 
 async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tuple[dict[str, Any], ...] = (), **spec: Any) -> Object:
@@ -122,21 +142,22 @@ async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dic
         assert found.problem and "its limit of 2Gi" in found.problem.message
 
 
-@pytest.mark.parametrize(
-    ("state", "status", "reason"),
-    [
+async def test_what_may_help_is_tried_again(kube: Kube) -> None:
+    async def case(namespace: str, state: dict[str, Any] | None, status: dict[str, Any], reason: str) -> None:
+        await made(kube, namespace)
+        await end(kube, namespace, state, **status)
+        await pod(kube, namespace, 2)
+        found = await work(kube, namespace)
+        assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+
+    await at_once(
+        kube,
+        case,
         (AWAY, {}, "StoreUnreachable"),
         (TOLD_TO_END, taken_away("EvictionByEvictionAPI"), "Evicted"),
         (KILLED, taken_away("PreemptionByScheduler"), "Preempted"),
         (None, taken_away("DeletionByPodGC"), "NodeLost"),
-    ],
-)
-async def test_what_may_help_is_tried_again(kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str) -> None:
-    await made(kube, namespace)
-    await end(kube, namespace, state, **status)
-    await pod(kube, namespace, 2)
-    found = await work(kube, namespace)
-    assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+    )
 
 
 async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controller(kube: Kube, namespace: str) -> None:
@@ -256,32 +277,28 @@ async def test_how_a_users_container_ends_is_final(
     assert found.state == "Failed" and told and told.reason == reason and says in told.message
 
 
-@pytest.mark.parametrize(
-    ("own", "reason", "says"),
-    [
-        (theirs(137, reason="OOMKilled"), "OutOfMemory", (f"its limit of {LIMIT}", "the step's container.resources.limits.memory")),
-        (theirs(137, "Epoch 3"), "ContainerFailed", ("ended with code 137: Epoch 3",)),
-        (theirs(143), "ContainerFailed", ("ended with code 143",)),
-    ],
-)
-async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(
-    kube: Kube, namespace: str, own: dict[str, Any], reason: str, says: tuple[str, ...]
-) -> None:
-    """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator does, and ends the work."""
-    await made(kube, namespace, steps=STEPS)
-    await end_of_three(kube, namespace, HANDED_OVER, own)
-    await pod(kube, namespace, 2)
-    found = await work(kube, namespace)
-    assert found.state == "Failed" and found.result is None and found.problem and found.problem.reason == reason
-    assert all(word in found.problem.message for word in says), found.problem.message
+async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(kube: Kube) -> None:
+    """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator does, and ends the work; unless somebody took the
+    pod away."""
 
+    async def case(namespace: str, own: dict[str, Any], status: dict[str, Any], state: str, reason: str, *says: str) -> None:
+        await made(kube, namespace, steps=STEPS)
+        await end_of_three(kube, namespace, HANDED_OVER, own, **status)
+        await pod(kube, namespace, 2)
+        found = await work(kube, namespace)
+        told = found.problem if state == "Failed" else found.retried
+        assert (found.state, found.result, told and told.reason) == (state, None, reason)
+        assert told and all(word in told.message for word in says), told
 
-async def test_a_pod_that_is_taken_away_from_under_a_users_container_is_tried_again(kube: Kube, namespace: str) -> None:
-    await made(kube, namespace, steps=STEPS)
-    await end_of_three(kube, namespace, HANDED_OVER, theirs(137), **taken_away("PreemptionByScheduler"))
-    await pod(kube, namespace, 2)
-    found = await work(kube, namespace)
-    assert found.state == "Running" and found.retried and found.retried.reason == "Preempted"
+    killed = theirs(137, "Epoch 3")
+    await at_once(
+        kube,
+        case,
+        (theirs(137, reason="OOMKilled"), {}, "Failed", "OutOfMemory", f"its limit of {LIMIT}", "the step's container.resources.limits.memory"),
+        (killed, {}, "Failed", "ContainerFailed", "ended with code 137: Epoch 3"),
+        (theirs(143), {}, "Failed", "ContainerFailed", "ended with code 143"),
+        (killed, taken_away("PreemptionByScheduler"), "Running", "Preempted"),
+    )
 
 
 async def test_work_that_was_done_before_is_a_failed_job_and_no_failure(kube: Kube, namespace: str) -> None:
