@@ -24,7 +24,7 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
-from modelrollout.rollout.in_place import floor, room, under_way
+from modelrollout.rollout.in_place import floor, room, sharing
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
@@ -122,7 +122,7 @@ def carriers(s: Snapshot) -> dict[str, int]:
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
-    shared = under_way(status)
+    shared = sharing(status)
     if stable:
         found[stable] = max(full, s.server(stable).asked) if divided else full
         if shared is not None:
@@ -164,7 +164,7 @@ def trial_pods(s: Snapshot) -> int:
     """Pods of a revision before and in its trial behind a gateway: those of its step, or those that are to be there before the first."""
     assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
-    shared = under_way(s.status)
+    shared = sharing(s.status)
     if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
         return full if shared is None else room(s.spec)
     canary = s.spec.rollout.canary or Canary()
@@ -205,7 +205,7 @@ def has_all_pods(s: Snapshot) -> bool:
 def _for_everything(s: Snapshot) -> int:
     """Pods that may carry all traffic."""
     assert s.spec is not None
-    return max(1, s.spec.serving.replicas) if under_way(s.status) is None else floor(s.spec)
+    return max(1, s.spec.serving.replicas) if sharing(s.status) is None else floor(s.spec)
 
 
 def too_few(s: Snapshot) -> Problem:

@@ -48,7 +48,7 @@ from modelrollout.rollout.facts import (
     in_flight,
     still_draining,
 )
-from modelrollout.rollout.in_place import floor, under_way
+from modelrollout.rollout.in_place import floor, sharing
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
@@ -444,7 +444,7 @@ class World:
         pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
         if name == stable and rollout is not None and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert"):
-            shared = under_way(self.status)
+            shared = sharing(self.status)
             assert shared is None or self.spec is None or count >= floor(self.spec), "less than the floor of surge InPlace"
             least = pods.asked if shared is None else min(pods.asked, shared.keeps)
             assert rollout.stage == "Provision" or count >= least, "stable is scaled down while it may have to carry everything again"
@@ -634,7 +634,7 @@ class World:
                 continue
             assert ready > 0, "traffic to a revision without pods"
             if rollout.stage in ("Promote", "Bake"):
-                full = floor(self.spec) if self.spec and under_way(self.status) else self.spec.serving.replicas if self.spec else 1
+                full = floor(self.spec) if self.spec and sharing(self.status) else self.spec.serving.replicas if self.spec else 1
                 assert weight < 100 or not more or ready >= full, "all traffic to a part of the pods"
                 assert weight == 100 or (rollout.step is not None and weight <= rollout.step.weight)
             else:
@@ -668,7 +668,7 @@ class World:
         behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
-        shared = under_way(status)
+        shared = sharing(status)
         assert asked[stable] >= (spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps))
         loaded = carrier(status)
         assert loaded is not None
