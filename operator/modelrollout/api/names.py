@@ -60,9 +60,12 @@ def short_hash(value: Any, length: int = 8) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
 
 
-def revision_name(deployment: str, user_input: Mapping[str, Any], source_sha256: str) -> str:
-    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md, ModelRevision)."""
-    return f"{deployment}-{short_hash({'input': user_input, 'sha256': source_sha256})}"
+def revision_name(namespace: str, deployment: str, user_input: Mapping[str, Any], source_sha256: str) -> str:
+    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md, ModelRevision).
+
+    The namespace takes part, because gateways join it and the name with a dash: ``ml``/``prod-x`` and ``ml-prod``/``x`` would be one.
+    """
+    return f"{deployment}-{short_hash({'namespace': namespace, 'input': user_input, 'sha256': source_sha256})}"
 
 
 def resolve_job_name(deployment: str, rollout_id: str) -> str:

@@ -65,7 +65,7 @@ from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 from modelrollout.triton.tensors import TensorSpec
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 

@@ -89,7 +89,7 @@ def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDepl
 def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datetime) -> ModelDeploymentStatus:
     """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
     assert s.spec is not None
-    name = names.revision_name(s.name, s.spec.user_input(), sha256)
+    name = names.revision_name(s.namespace, s.name, s.spec.user_input(), sha256)
     known = s.revision(name) or next((r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None)
     if known is not None:
         return enter(status, "Prepare", now, sha256=sha256, revision=known.name, number=known.number)

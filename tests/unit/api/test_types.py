@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from modelrollout.analysis.queries import service_labels
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, ModelDeploymentStatus, Optimization, same_version, seconds
 from modelrollout.rollout.steps import steps_of
@@ -67,13 +68,21 @@ def test_what_a_container_may_use_is_no_part_of_the_version_and_the_present_one_
 
 def test_a_revisions_name_is_that_of_its_input_and_bytes() -> None:
     one = b.spec(1).user_input()
-    name = names.revision_name("digits", one, b.sha(1))
-    assert re.fullmatch(r"digits-[0-9a-f]{8}", name) and name == names.revision_name("digits", dict(reversed(one.items())), b.sha(1))
-    assert name != names.revision_name("digits", one, b.sha(2)) and name != names.revision_name("digits", b.spec(2).user_input(), b.sha(1))
+    name = names.revision_name("ml", "digits", one, b.sha(1))
+    assert re.fullmatch(r"digits-[0-9a-f]{8}", name) and name == names.revision_name("ml", "digits", dict(reversed(one.items())), b.sha(1))
+    assert name != names.revision_name("ml", "digits", one, b.sha(2)) and name != names.revision_name(
+        "ml", "digits", b.spec(2).user_input(), b.sha(1)
+    )
+
+
+def test_names_that_a_gateway_joins_to_one_are_told_apart() -> None:
+    one = b.spec(1).user_input()
+    labels = [service_labels(ns, names.revision_name(ns, name, one, b.sha(1))) for ns, name in (("ml", "prod-x"), ("ml-prod", "x"))]
+    assert not labels[0].keys() & labels[1].keys()
 
 
 def test_names_of_jobs_fit_for_the_longest_name() -> None:
     name = "m" * 40
-    revision = names.revision_name(name, {}, b.sha(1))
+    revision = names.revision_name("ml", name, {}, b.sha(1))
     made = [names.resolve_job_name(name, "1f2e"), *(names.stage_job_name(revision, c, "1f2e") for c in ("prepare", "evaluate"))]
     assert max(map(len, made)) <= 63

@@ -33,7 +33,7 @@ OPTIMIZATION = Optimization.model_validate(
 )
 GOLDEN = Golden.model_validate({"uri": "https://open.example.com/golden.npz", "labels": "y"})
 TRAFFIC = Traffic.model_validate({"gateway": {"name": "public"}, "http": {"hostnames": ["a.example.com"]}, "grpc": {"hostnames": ["b.example.com"]}})
-REVISION = names.revision_name(NAME, {"model": {}}, SHA)
+REVISION = names.revision_name("ml", NAME, {"model": {}}, SHA)
 DEPLOYMENT = Owner("ModelDeployment", NAME, "ml", "uid-md")
 OWNER = Owner("ModelRevision", REVISION, "ml", "uid-rev")
 

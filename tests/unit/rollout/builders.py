@@ -92,7 +92,7 @@ def revision(version: int, outcome: str = "Pending", *, number: int | None = Non
 
 
 def revision_name(version: int) -> str:
-    return names.revision_name(NAME, spec(version).user_input(), sha(version))
+    return names.revision_name(NAMESPACE, NAME, spec(version).user_input(), sha(version))
 
 
 def ref(version: int) -> RevisionRef:
