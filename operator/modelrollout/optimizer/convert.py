@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,17 @@ def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | Non
     return folder / CONVERTED
 
 
+_name = attrgetter("name")
+
+
 def expect_tensors(said: Tensors, info: model.ModelInfo) -> None:
-    """Raise TensorMismatch unless the converted model takes and gives what its owner says; a size may be dynamic where a fixed one was said."""
+    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size may be dynamic where a fixed one was said."""
     for field, wanted, found in (("inputs", said.inputs, info.inputs), ("outputs", said.outputs, info.outputs)):
         specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
         fits = len(specs) == len(found) and all(
             (s.name, s.datatype, len(s.shape)) == (f.name, f.datatype, len(f.shape))
             and all(a == b or b < 0 for a, b in zip(s.shape, f.shape, strict=True))
-            for s, f in zip(sorted(specs, key=str), sorted(found, key=str), strict=True)
+            for s, f in zip(sorted(specs, key=_name), sorted(found, key=_name), strict=True)
         )
         if not fits:
             raise bad_input(

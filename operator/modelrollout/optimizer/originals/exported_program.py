@@ -27,6 +27,7 @@ from modelrollout.optimizer.data import Arrays
 from modelrollout.optimizer.originals.original import FIELD, Original, invalid
 from modelrollout.optimizer.originals.torch_operators import check_target
 from modelrollout.optimizer.originals.torch_script import flat, in_order
+from modelrollout.optimizer.predict import cpu_limit
 
 PROGRAM, VERSION = "serialized_exported_program.json", "version"
 WEIGHTS = ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
@@ -51,6 +52,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     from torch._dispatch.python import enable_python_dispatcher
     from torch.utils import _pytree
 
+    torch.set_num_threads(cpu_limit())
     program = torch.export.load(copied)
     module = program.module()
     own = list(program.graph_signature.user_inputs)

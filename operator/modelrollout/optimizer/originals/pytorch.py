@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 from modelrollout.api.tasks import Tensors
@@ -9,15 +10,11 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.archive import holds
 from modelrollout.optimizer.originals import exported_program, torch_script
 from modelrollout.optimizer.originals.original import Original, invalid
-from modelrollout.optimizer.predict import cpu_limit
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     """Raises JobError: those of ``torch_script.load`` and ``exported_program.load``."""
-    import torch
-
     reader = torch_script.load if holds(path, "constants.pkl") else exported_program.load
-    torch.set_num_threads(cpu_limit())
     try:
         return reader(path, folder, tensors)
     except JobError:
@@ -25,4 +22,4 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     except Exception as error:  # of PyTorch, on a file that somebody made
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         remedy = "save it with that version or an older one, or export the model to ONNX where it was trained"
-        raise invalid(f"PyTorch {torch.__version__} does not read it: {line}", remedy) from None
+        raise invalid(f"PyTorch {version('torch')} does not read it: {line}", remedy) from None

@@ -26,6 +26,7 @@ from modelrollout.optimizer.archive import UNPACKED_LIMIT_BYTES, extract
 from modelrollout.optimizer.data import Arrays
 from modelrollout.optimizer.originals.original import FIELD, Original, invalid
 from modelrollout.optimizer.originals.torch_operators import check_kind
+from modelrollout.optimizer.predict import cpu_limit
 from modelrollout.triton.tensors import NUMPY
 
 OPSET = 18
@@ -49,6 +50,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     copied = checked_copy(path, folder)
     import torch
 
+    torch.set_num_threads(cpu_limit())
     module = torch.jit.load(str(copied), map_location="cpu").eval()
     if not hasattr(module, "forward"):
         raise invalid("the program has no method forward", _RESAVE)
