@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -23,12 +21,12 @@ from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Query, Target, bounds_query, build
 from modelrollout.analysis.readings import Look, name_bounds, read
 from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
-from modelrollout.api import names
 from modelrollout.api.config import PrometheusProvider
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
+from modelrollout.cli.manifest import Manifest, changed, from_cluster, from_file
 from modelrollout.cli.verbs import in_flight
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
@@ -74,19 +72,17 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
     if w.recording is not None and w.prometheus is not None:
         raise Refused("either --replay or --prometheus, not both")
     found = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
-    if found is not None and found.spec is None:
-        raise Refused(f"{found.name} was written by another version of the operator; use the command line of that version, or -f")
-    if found is not None and found.spec is not None:
-        m = Manifest(found.namespace, found.name, found.spec)
+    if cluster is not None and found is not None:
+        m = from_cluster(found, await cluster.policies())
     elif w.filename is not None:
-        m = manifest(w.filename)
+        m = from_file(w.filename)
     else:
         raise Refused("name a ModelDeployment, or give its file with -f")
-    spec = changed(m.spec, w.changes, w.steps)
+    spec = changed(m, w.changes, w.steps)
     if w.recording is not None:
         header, moments = recorded(w.recording)
         replayed = run(spec, moments, stable=header.stable is not None)
-        tell(shown(replayed, spec), as_json(replayed))
+        tell(shown(replayed, replace(m, spec=spec)), as_json(replayed))
         return
     assert w.prometheus is not None
     source = reader(w.prometheus, w.token_file)
@@ -110,7 +106,7 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         except OSError as e:
             raise Refused(f"--record {w.record}: {e.strerror}") from e
     replayed = run(spec, looks, stable=stable is not None)
-    tell(shown(replayed, spec), as_json(replayed))
+    tell(shown(replayed, replace(m, spec=spec)), as_json(replayed))
 
 
 def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef | None]:
@@ -127,66 +123,6 @@ def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef |
     if stable is None or stable.revision == canary.revision:
         raise Refused("give --stable NAME:NUMBER, the revision to compare with, or --stable none")
     return canary, stable
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A ModelDeployment as read from a file or from the cluster."""
-
-    namespace: str
-    name: str
-    spec: ModelDeploymentSpec
-
-
-def manifest(path: Path) -> Manifest:
-    """The ModelDeployment in a YAML file; raises Refused."""
-    try:
-        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
-    except (OSError, yaml.YAMLError) as e:
-        raise Refused(f"{path}: {e}") from e
-    found = [d for d in documents if d.get("kind") == "ModelDeployment" and str(d.get("apiVersion", "")).startswith(names.GROUP)]
-    if len(found) != 1:
-        raise Refused(f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one")
-    metadata = found[0].get("metadata") or {}
-    return Manifest(str(metadata.get("namespace") or "default"), str(metadata.get("name") or ""), _spec(found[0].get("spec"), str(path)))
-
-
-def changed(spec: ModelDeploymentSpec, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
-    """The spec with ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of spec.rollout set, and other steps (``5,25,50``); raises Refused."""
-    wire = spec.wire()
-    rollout = wire.setdefault("rollout", {})
-    analysis = rollout.setdefault("analysis", {})
-    metrics = effective_metrics(spec.rollout.analysis, {}, ())
-    if isinstance(metrics, Problem):
-        raise Refused(f"{metrics.message}; here only the file counts: write the metrics of templates into it")
-    analysis["metrics"] = [m.wire() for m in metrics]
-    for setting in settings:
-        path, sep, text = setting.partition("=")
-        *parents, field = path.split(".")
-        if not sep or not field:
-            raise Refused(f"--set {setting}: write METRIC.FIELD=VALUE (latency.maxIncrease=0.01) or a field of spec.rollout (progressDeadline=30m)")
-        target: Any = rollout
-        if parents and (metric := next((m for m in analysis["metrics"] if m["name"] == parents[0]), None)) is not None:
-            target, parents = metric, parents[1:]
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise Refused(f"--set {setting}: {parent} is no object; metrics are {', '.join(m['name'] for m in analysis['metrics'])}")
-        target[field] = yaml.safe_load(text)
-    if steps:
-        weights = steps.split(",")
-        if not all(re.fullmatch(r"[0-9]{1,3}", w.strip()) for w in weights):
-            raise Refused(f"--steps {steps}: write weights in percent, for example 5,25,50")
-        rollout["canary"] = {"steps": [{"weight": int(w)} for w in weights]}
-    return _spec(wire, "with --set and --steps")
-
-
-def _spec(raw: object, where: str) -> ModelDeploymentSpec:
-    try:
-        return ModelDeploymentSpec.model_validate(raw)
-    except ValidationError as e:
-        lines = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
-        raise Refused(f"{where}: {lines}") from e
 
 
 # --- where readings come from -----------------------------------------------------------------------------------------
@@ -315,7 +251,7 @@ def target_of(
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def shown(replayed: Replayed, spec: ModelDeploymentSpec) -> RenderableType:
+def shown(replayed: Replayed, judged_by: Manifest) -> RenderableType:
     """The timeline as text: when each step began, passed, failed or stayed without a verdict, with the intervals of that moment."""
     table = view.columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     for entry in replayed.timeline:
@@ -330,8 +266,10 @@ def shown(replayed: Replayed, spec: ModelDeploymentSpec) -> RenderableType:
             table.add_row(*head, m.name, canary, stable, view.interval(m.interval), verdict)
             head = ("", "", "", "")
     parts: list[RenderableType] = [table, Text(f"\n{replayed.outcome}: {replayed.message}", "bold")]
-    if any(s.pause is not None and not s.pause.duration for s in steps_of(spec.rollout)):
+    if any(s.pause is not None and not s.pause.duration for s in steps_of(judged_by.spec.rollout)):
         parts.append(Text("pauses until somebody promotes are left out", "dim"))
+    if judged_by.rules is None:
+        parts.append(Text("policies are not known (you may not list rolloutpolicies): what they demand is not in this", "dim"))
     return Group(*parts)
 
 

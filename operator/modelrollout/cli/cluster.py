@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,20 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Forbidden, Kube, KubeError, Listing, NotFound, Object, Resource
+from modelrollout.kube.client import (
+    EVENT,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    ROLLOUT_POLICY,
+    Forbidden,
+    Kube,
+    KubeError,
+    Listing,
+    NotFound,
+    Object,
+    Resource,
+)
 from modelrollout.rollout.policy import effective
 
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
@@ -120,6 +133,15 @@ class Cluster:
             events=await self._events({name, *(r.name for r in revisions)}) if events else None,
             raw=found,
         )
+
+    async def policies(self) -> Sequence[Object] | None:
+        """The RolloutPolicies of the cluster; None where one may not look beyond one's namespace."""
+        try:
+            return (await self._api.list(ROLLOUT_POLICY)).items
+        except Forbidden:
+            return None
+        except KubeError as e:
+            raise self._explained(e, "read", "list", "rolloutpolicies") from e
 
     async def _revisions(self, name: str) -> tuple[tuple[Revision, ...], tuple[str, ...]]:
         """Kept revisions of a ModelDeployment, newest first, and the names of those that cannot be read."""

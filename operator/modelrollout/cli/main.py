@@ -253,7 +253,9 @@ def rollback(
 @app.command()
 def analyze(
     name: Annotated[str | None, typer.Argument(help="Name of a ModelDeployment in a canary; left out with --filename.")] = None,
-    filename: Annotated[Path | None, typer.Option("--filename", "-f", help="File with the ModelDeployment, instead of one in the cluster.")] = None,
+    filename: Annotated[
+        Path | None, typer.Option("--filename", "-f", help="File with the ModelDeployment (and RolloutPolicies), instead of one in the cluster.")
+    ] = None,
     recording: Annotated[Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")] = None,
     prometheus: Annotated[str | None, typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090.")] = None,
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File with a bearer token for it.")] = None,
@@ -273,7 +275,7 @@ def analyze(
 ) -> None:
     """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a recording (--replay FILE -f model.yaml).
 
-    Nothing is written to the cluster. Over the past the canary's own state machine is stepped through time, and what it would have done is printed:
+    Nothing is written to the cluster. Over the past the operator's own state machine is stepped through time, and what it would have done is printed:
     when each step passes, fails or has no verdict, with the intervals; --set and --steps try other thresholds.
     """
 

@@ -1,4 +1,4 @@
-"""A rollout's gates over readings of the past: the canary's own state machine, fed with a recording instead of Prometheus.
+"""A rollout's gates over readings of the past: the trial's own state machine, fed with a recording instead of Prometheus.
 
 What a recording cannot say: its requests were split by the weights of its own time, so a replay with other weights has other numbers of samples than
 that rollout would have had; and the pods are taken to have been ready.
@@ -92,17 +92,13 @@ class _Known:
 def replay(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0) -> Replayed:
     """Step through the moments as the operator would. A pause until somebody promotes is left out; ``stable``: whether there is one to compare with.
 
-    Raises ValueError for what cannot be judged at all: unknown templates, no weight.
+    Raises ValueError for what cannot be judged at all: unknown templates, a canary without a weight.
     """
-    if stepping.strategy_of(spec.rollout) != "Canary":
-        raise ValueError("spec.rollout: a replay plays the steps of a canary; take blueGreen and abTest out of the file")
-    steps = [s for s in stepping.steps_of(spec.rollout) if s.pause is None or s.pause.duration]
-    canary = (spec.rollout.canary or Canary()).model_copy(update={"steps": steps})
-    spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"canary": canary})})
+    spec = _unattended(spec)
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     if isinstance(metrics, Problem):
         raise ValueError(metrics.message)
-    if not any(s.weight for s in steps):
+    if stepping.strategy_of(spec.rollout) == "Canary" and not any(s.weight for s in stepping.steps_of(spec.rollout)):
         raise ValueError("spec.rollout.canary.steps: a canary needs at least one weight")
     run = _Run(spec, [p.name for p in parts_of(metrics)], stable, settle_seconds)
     for moment in moments:
@@ -110,6 +106,17 @@ def replay(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool
         if ended is not None:
             return ended
     return run.unfinished()
+
+
+def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
+    """The spec without the pauses that end when somebody promotes."""
+    rollout = spec.rollout
+    if trial := rollout.blue_green or rollout.ab_test:
+        field = "blue_green" if rollout.blue_green else "ab_test"
+        return spec.model_copy(update={"rollout": rollout.model_copy(update={field: trial.model_copy(update={"auto_promote": True})})})
+    steps = [s for s in stepping.steps_of(rollout) if s.pause is None or s.pause.duration]
+    canary = (rollout.canary or Canary()).model_copy(update={"steps": steps})
+    return spec.model_copy(update={"rollout": rollout.model_copy(update={"canary": canary})})
 
 
 class _Run:
@@ -168,7 +175,7 @@ class _Run:
         stable = RevisionRef(revision="stable" if self._stable else "canary", number=1, since=stamp(now))
         first = stepping.steps_of(self._spec.rollout)[0]
         status = ModelDeploymentStatus(stable=stable, rollout=rollout)
-        return at_step(status, 0, first.weight or 0, now, strategy="Canary", pause=first.pause is not None)
+        return at_step(status, 0, first.weight or 0, now, strategy=stepping.strategy_of(self._spec.rollout), pause=first.pause is not None)
 
     def _snapshot(self, status: ModelDeploymentStatus) -> Snapshot:
         return Snapshot(

@@ -35,6 +35,9 @@ class FakeKube:
         self.objects[resource.plural, obj["metadata"].setdefault("namespace", "default"), obj["metadata"]["name"]] = obj
         return obj
 
+    def cluster_wide(self, resource: Resource, obj: Object) -> None:
+        self.objects[resource.plural, "", obj["metadata"]["name"]] = obj
+
     def _raise(self, verb: str, resource: Resource) -> None:
         if (verb, resource.plural) in self.errors:
             raise self.errors[verb, resource.plural]
@@ -52,7 +55,7 @@ class FakeKube:
         found = [
             o
             for (plural, there, _), o in self.objects.items()
-            if plural == resource.plural and there == namespace and wanted.items() <= o["metadata"].get("labels", {}).items()
+            if plural == resource.plural and there == (namespace or "") and wanted.items() <= o["metadata"].get("labels", {}).items()
         ]
         return Listing(found, "1")
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from cli_fakes import NOW, FakeKube, ago, canary_status, deployment
 from typer.testing import Result
 
-from modelrollout.kube.client import MODEL_DEPLOYMENT
+from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Forbidden
 
 Cli = Callable[..., Result]
 START = NOW.timestamp() - 3600
@@ -205,6 +205,55 @@ def test_what_is_missing_or_wrong_is_named(cli: Cli, model: Path, tmp_path: Path
     words = [str(file) if a == "FILE" else str(model) if a == "MODEL" else a for a in args]
     result = cli("analyze", "-f", str(model), *words)
     assert result.exit_code == 1 and said in result.stderr, result.output
+
+
+POLICY: dict[str, Any] = {
+    "apiVersion": "modelrollout.dev/v1alpha1",
+    "kind": "RolloutPolicy",
+    "metadata": {"name": "house"},
+    "spec": {
+        "selector": {"namespaces": ["default"]},
+        "analysisTemplates": [{"name": "house", "metrics": [{"name": "errors", "maxIncrease": 0.01}]}],
+    },
+}
+ELSEWHERE = {"selector": {"namespaces": ["x"]}, "gates": {"metrics": [{"name": "a", "min": 9, "query": "q"}]}}
+OTHER: dict[str, Any] = {**POLICY, "metadata": {"name": "elsewhere"}, "spec": ELSEWHERE}
+
+
+def test_policies_in_the_file_hold_where_they_match(cli: Cli, over: Cli, model: Path, prometheus: Prometheus) -> None:
+    _, found = yaml.safe_load_all(model.read_text())
+    found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
+    model.write_text(yaml.safe_dump(found))
+    refused = over()
+    assert refused.exit_code == 1 and "templates" in refused.stderr and "with -f" in refused.stderr
+    model.write_text(yaml.safe_dump_all([OTHER, POLICY, found]))
+    assert outcome(over("-o", "json"))["outcome"] == "Promoted"
+    prometheus.shares["canary"] = 0.2
+    assert outcome(over("-o", "json"))["outcome"] == "RolledBack"
+    assert outcome(over("-o", "json", "--set", "errors.maxIncrease=0.5"))["outcome"] == "Promoted"
+    demanded = {"gates": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}}
+    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.5}]}
+    model.write_text(yaml.safe_dump_all([found, {**POLICY, "spec": demanded}]))
+    assert outcome(over("-o", "json"))["outcome"] == "RolledBack", "the spec cannot weaken it"
+    broken = {**POLICY, "spec": {"freezeWindows": [{"schedule": "often", "duration": "1h"}]}}
+    model.write_text(yaml.safe_dump_all([found, broken]))
+    result = over()
+    assert result.exit_code == 1 and "RolloutPolicy house" in result.stderr and "schedule" in result.stderr
+
+
+def test_policies_of_the_cluster_are_asked_for_where_one_may(cli: Cli, kube: FakeKube, prometheus: Prometheus) -> None:
+    found = deployment(**canary_status())
+    found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
+    kube.add(MODEL_DEPLOYMENT, found)
+    asked = ("analyze", "digits", "--prometheus", prometheus.url, "--start", "1h", "-o", "json")
+    kube.cluster_wide(ROLLOUT_POLICY, POLICY)
+    assert outcome(cli(*asked))["outcome"] == "Promoted"
+    kube.errors["list", "rolloutpolicies"] = Forbidden(403, "Forbidden", "no")
+    refused = cli(*asked)
+    assert refused.exit_code == 1 and "ClusterRoleBinding" in refused.stderr
+    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
+    assert outcome(cli(*asked))["outcome"] == "Promoted"
+    assert "policies are not known" in cli(*asked[:-2]).stdout
 
 
 def test_neither_a_name_nor_a_file_is_said(cli: Cli) -> None:

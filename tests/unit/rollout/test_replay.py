@@ -10,7 +10,9 @@ from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.look import Reading
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.readings import Look
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.replay import Moment, Replayed, replay
+from modelrollout.rollout.steps import strategy_of
 from tests.unit.rollout import builders as b
 
 
@@ -145,3 +147,22 @@ def test_a_first_revision_is_judged_by_its_own_limits() -> None:
 def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(ValueError, match="oops"):
         replay(b.spec(2, rollout={"analysis": {"templates": ["oops"]}}), [])
+
+
+AB = {"abTest": {"headers": [{"name": "x-user-group", "value": "beta"}]}}
+
+
+@pytest.mark.parametrize("trial", [AB, {"blueGreen": {}}])
+def test_a_preview_and_a_test_by_headers_are_one_step_beside_stable(trial: dict[str, Any]) -> None:
+    spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": trial})
+    assert strategy_of(spec.rollout) != "Canary"
+    good, bad = replay(spec, moments(0.01)), replay(spec, moments(0.2))
+    assert (good.outcome, bad.outcome, bad.reason) == ("Promoted", "RolledBack", "ErrorsHigh")
+    assert [(e.weight, e.what) for e in good.timeline] == [(0, "Counting"), (0, "StepPassed")], "and waits for nobody"
+
+
+def test_a_preview_with_few_requests_ends_when_its_time_is_over() -> None:
+    spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": {"blueGreen": {"for": "10m"}}})
+    found = replay(spec, moments(0.0, per_second=0.01))
+    assert found.outcome == "Promoted"
+    assert [(e.what, e.seconds) for e in found.timeline][-1] == ("PreviewEnded", 605)

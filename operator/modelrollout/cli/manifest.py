@@ -1,0 +1,127 @@
+"""What ``modelrollout analyze`` judges by: a ModelDeployment with the policies in force for it, and what the options change of both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from modelrollout.analysis.effective import effective_metrics
+from modelrollout.analysis.problem import Problem
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
+from modelrollout.cli.cluster import Rollout
+from modelrollout.cli.errors import Refused
+from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object
+from modelrollout.rollout.policy import NO_RULES, Rules, combine, effective, read
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A ModelDeployment and the rules for it. ``rules`` None: nobody said what they are."""
+
+    namespace: str
+    name: str
+    spec: ModelDeploymentSpec
+    rules: Rules | None = NO_RULES
+
+
+def from_file(path: Path) -> Manifest:
+    """The one ModelDeployment in a YAML file, with those RolloutPolicies in it that match; raises Refused."""
+    try:
+        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
+    except (OSError, yaml.YAMLError) as e:
+        raise Refused(f"{path}: {e}") from e
+    ours = [d for d in documents if str(d.get("apiVersion", "")).startswith(names.GROUP)]
+    found = [d for d in ours if d.get("kind") == MODEL_DEPLOYMENT.kind]
+    if len(found) != 1:
+        raise Refused(f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one")
+    metadata = found[0].get("metadata") or {}
+    namespace, name = str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
+    policies = [{**d, "metadata": {"name": "?", **(d.get("metadata") or {})}} for d in ours if d.get("kind") == ROLLOUT_POLICY.kind]
+    rules = _rules(policies, namespace, metadata.get("labels") or {})
+    raw = found[0].get("spec")
+    if isinstance(raw, dict) and rules.defaults:
+        raw = {**raw, "rollout": effective(raw.get("rollout") or {}, rules.defaults)}
+    return Manifest(namespace, name, _checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
+
+
+def from_cluster(found: Rollout, policies: Iterable[Object] | None) -> Manifest:
+    """A ModelDeployment as it stands in the cluster; ``policies`` None: not allowed to look. Raises Refused."""
+    if found.spec is None:
+        raise Refused(f"{found.name} was written by another version of the operator; use the command line of that version, or -f")
+    labels = ((found.raw or {}).get("metadata") or {}).get("labels") or {}
+    rules = None if policies is None else _rules(policies, found.namespace, labels)
+    return Manifest(found.namespace, found.name, found.spec, rules)
+
+
+def _rules(policies: Iterable[Object], namespace: str, labels: dict[str, str]) -> Rules:
+    rules = combine(p for p in map(read, policies) if p.matches(namespace, labels))
+    for name, why in rules.broken:
+        raise Refused(f"RolloutPolicy {name}: {why}")
+    return rules
+
+
+def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
+    """The spec with all metrics in force written out, ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of spec.rollout set, and other steps (``5,25,50``).
+
+    A metric that a policy demands can be changed like any other: it is a trial. Raises Refused.
+    """
+    rules = m.rules or NO_RULES
+    found = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
+    if isinstance(found, Problem):
+        if m.rules is None:
+            raise Refused(
+                "spec.rollout.analysis.templates: not allowed to list rolloutpolicies, where they are: bind the ClusterRole modelrollout-view with a "
+                "ClusterRoleBinding, or give the ModelDeployment and the policies in one file with -f"
+            )
+        raise Refused(f"{found.message}; with -f the policies of that file count")
+    metrics = {metric.name: metric.wire() for metric in found}
+    wire = m.spec.wire()
+    rollout = wire.setdefault("rollout", {})
+    for field in ("metrics", "templates"):
+        rollout.setdefault("analysis", {}).pop(field, None)
+    for setting in settings:
+        _set(setting, rollout, metrics)
+    if steps:
+        weights = steps.split(",")
+        if not all(re.fullmatch(r"[0-9]{1,3}", w.strip()) for w in weights):
+            raise Refused(f"--steps {steps}: write weights in percent, for example 5,25,50")
+        for strategy in ("blueGreen", "abTest"):
+            rollout.pop(strategy, None)
+        rollout["canary"] = {"steps": [{"weight": int(w)} for w in weights]}
+    spec = _checked(ModelDeploymentSpec, wire, "with --set and --steps: spec")
+    # With those of policies there may be more metrics than one spec may have.
+    judged = [_checked(Metric, metric, f"with --set: {name}") for name, metric in metrics.items()]
+    analysis = spec.rollout.analysis.model_copy(update={"metrics": judged})
+    return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"analysis": analysis})})
+
+
+def _set(setting: str, rollout: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> None:
+    path, sep, text = setting.partition("=")
+    *parents, field = path.split(".")
+    if not sep or not field:
+        raise Refused(f"--set {setting}: write METRIC.FIELD=VALUE (latency.maxIncrease=0.01) or a field of spec.rollout (progressDeadline=30m)")
+    target: Any = rollout
+    if parents and parents[0] in metrics:
+        target, parents = metrics[parents[0]], parents[1:]
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise Refused(f"--set {setting}: {parent} is no object; metrics are {', '.join(metrics)}")
+    target[field] = yaml.safe_load(text)
+
+
+def _checked(kind: type[M], raw: object, where: str) -> M:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as e:
+        lines = "; ".join(f"{where}.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
+        raise Refused(lines) from e
