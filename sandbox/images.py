@@ -257,10 +257,10 @@ def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, suite
 
 
 def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
-    """Into the layout, uncompressed: only layers that are not there yet are written."""
+    """Into the layout: only layers that are not there yet are written. buildah compresses for an OCI layout whatever it is told; zstd costs least."""
     name = f"{slug(ref)}-{key}"
     layout().mkdir(parents=True, exist_ok=True)
-    run(_buildah("push", "--quiet", "--disable-compression", image_id, f"oci:{layout()}:{name}"), log=log)
+    run(_buildah("push", "--quiet", "--compression-format", "zstd", "--compression-level", "1", image_id, f"oci:{layout()}:{name}"), log=log)
     index = layout() / "index.json"
     listed = json.loads(index.read_text())["manifests"]
     manifest = next(m["digest"] for m in listed if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == name)

@@ -140,7 +140,11 @@ def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Sta
 def torch_models(flavours: Stage) -> dict[str, bytes]:
     """What PyTorch makes of ``models.WEIGHTS``, by the names in TORCH."""
     stage = flavours
-    told = {"WEIGHTS": base64.b64encode(models.WEIGHTS.astype("<f4").tobytes()).decode(), "FEATURES": str(models.FEATURES)}
+    told = {
+        "WEIGHTS": base64.b64encode(models.WEIGHTS.astype("<f4").tobytes()).decode(),
+        "FEATURES": str(models.FEATURES),
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp",
+    }
     container = {
         "name": "make",
         "image": stage.cluster.target.images.flavours["pytorch"],

@@ -48,6 +48,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     """Raises JobError: OperatorRefused, CodeRefused, TensorUnknown, ModelInvalid, those of ``archive.extract``."""
     copied = checked_copy(path, folder)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch.export.load asks for the other reader
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # by default named after the user, and the Job's has no name
     import torch
     from torch._dispatch.python import enable_python_dispatcher
     from torch.utils import _pytree

@@ -40,7 +40,9 @@ _RESAVE = "save it again with torch.jit.save(torch.jit.script(model), path)"
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
-    """Raises JobError: ConfigMissing, CodeRefused, OperatorRefused, TensorUnknown, TypeUnsupported, ModelInvalid, those of ``archive.extract``."""
+    """Raises JobError: ConfigMissing, CodeRefused, OperatorRefused, TensorUnknown, TypeUnsupported, ModelInvalid, those of ``archive.extract``.
+
+    ``convert`` raises TensorMismatch."""
     if tensors is None:
         raise bad_input(
             "ConfigMissing",
@@ -68,10 +70,18 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
 
     def convert() -> ModelProto:
         file = io.BytesIO()
+        given = tuple(torch.from_numpy(example(tensor)) for tensor in inputs)
         with torch.no_grad():
+            try:
+                count = len(flat(module(*given)))
+            except RuntimeError as error:  # the interpreter's: a traceback of the program, what is wrong at its end
+                line = str(error).strip().rpartition("\n")[2][:300]
+                raise _mismatch("inputs", f"the program does not run on such tensors ({line})") from None
+            if count != len(tensors.outputs):
+                raise _mismatch("outputs", f"{len(tensors.outputs)} tensors, and the program gives {count}, which have to stand there in its order")
             torch.onnx.export(
                 module,
-                tuple(torch.from_numpy(example(tensor)) for tensor in inputs),
+                given,
                 file,
                 dynamo=False,
                 opset_version=OPSET,
@@ -141,6 +151,10 @@ def _kinds(graph: Any) -> Iterator[str]:
             kind = node.kindOf(name)
             for inner in [node.g(name)] if kind == "g" else node.gs(name) if kind == "gs" else []:
                 yield from _kinds(inner)
+
+
+def _mismatch(field: str, what: str) -> JobError:
+    return bad_input("TensorMismatch", f"spec.serving.triton.{field}: {what}; correct the field")
 
 
 def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[Tensor]) -> list[Tensor]:
