@@ -57,7 +57,8 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     program = torch.export.load(copied)
     module = program.module()
     own = list(program.graph_signature.user_inputs)
-    types = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.op == "placeholder" and node.name in own}
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in own}
+    types = {name: value.dtype for name, value in values.items() if isinstance(value, torch.Tensor)}
     if not own or len(types) < len(own):
         raise invalid("the program takes no inputs, or other ones than tensors", "export it with tensors as inputs, and the rest fixed")
     names = [tensor.name for tensor in in_order(own, own, tensors.inputs)] if tensors else own
@@ -70,10 +71,8 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
 
     def convert() -> ModelProto:
         outputs = [tensor.name for tensor in tensors.outputs] if tensors else None
-        with (
-            torch.no_grad(),
-            enable_python_dispatcher(),
-        ):  # without it PyTorch 2.6 takes no linear layer on three dimensions apart, one of them dynamic
+        # Without the dispatcher PyTorch 2.6 takes no linear layer apart whose input has three dimensions, one of them dynamic.
+        with torch.no_grad(), enable_python_dispatcher():
             try:
                 found = torch.onnx.export(program, dynamo=True, input_names=names, output_names=outputs, external_data=False, verbose=False)
             except torch.onnx.OnnxExporterError as error:  # a page of advice around what it is about
