@@ -165,6 +165,9 @@ def judge(estimate: Estimate, budget: GateBudget, z: float = Z_95) -> GateDecisi
             reason: Reason = "AccuracyDrop" if e.name == "accuracy" else "MetricDrop"
             return GateDecision("Failed", reason, f"{numbers}: the loss exceeds the budget of {max_loss:.4g}", loss, interval)
         if over or (interval[1] > max_loss and (interval[1] - interval[0]) / 2 > max_loss):
+            if max_loss <= 0:
+                text = f"{numbers}: no number of samples proves that nothing at all was lost; give a larger budget"
+                return GateDecision("Inconclusive", "TooFewSamples", text, loss, interval)
             need = samples_needed(e, max_loss, z)
             text = f"{numbers}: too few samples to tell a loss of {max_loss:.4g}; about {need} would do: give more held-out data or a larger budget"
             return GateDecision("Inconclusive", "TooFewSamples", text, loss, interval, need)

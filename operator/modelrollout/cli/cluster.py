@@ -115,7 +115,7 @@ class Cluster:
     async def rollout(self, name: str, *, pods: bool = False, events: bool = False) -> Rollout:
         """The ModelDeployment with its revisions, and on demand with its pods and events."""
         try:
-            found = await self._api.get(MODEL_DEPLOYMENT, self.namespace, name)
+            found = _printable(await self._api.get(MODEL_DEPLOYMENT, self.namespace, name))
         except NotFound:
             raise await self._not_found(name) from None
         except KubeError as e:
@@ -150,7 +150,7 @@ class Cluster:
         except KubeError as e:
             raise self._explained(e, "read", "list", "modelrevisions") from e
         read, unread = [], []
-        for item in found.items:
+        for item in map(_printable, found.items):
             name_of = item["metadata"]["name"]
             try:
                 spec = ModelRevisionSpec.model_validate(item["spec"])
@@ -205,7 +205,7 @@ class Cluster:
                 type=e.get("type") or "Normal",
                 reason=e.get("reason") or "",
                 about=e["involvedObject"].get("name") or "",
-                message=e.get("message") or "",
+                message=_printable(e.get("message") or ""),
                 count=e.get("count") or 1,
             )
             for e in ours
@@ -242,6 +242,15 @@ def _spec(found: Object) -> ModelDeploymentSpec | None:
         return ModelDeploymentSpec.model_validate({**found["spec"], "rollout": effective(found["spec"].get("rollout") or {}, defaults)})
     except ValidationError:
         return None
+
+
+def _printable(value: Any) -> Any:
+    """The value without what a terminal would obey or hide (escape sequences, changes of direction): messages quote what strangers' files say."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
+    if isinstance(value, dict):
+        return {key: _printable(inner) for key, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read_status(found: Object) -> ModelDeploymentStatus:

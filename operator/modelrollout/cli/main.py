@@ -470,7 +470,8 @@ def _fail(error: Refused | Unanswered) -> typer.Exit:
 
 def _console() -> Console:
     terminal = sys.stdout.isatty()
-    return Console(highlight=False, width=None if terminal else int(os.environ.get("COLUMNS", PLAIN_WIDTH)))
+    # No markup and no emoji: what is shown is made of other people's texts, and [n, 64] is a shape.
+    return Console(highlight=False, markup=False, emoji=False, width=None if terminal else int(os.environ.get("COLUMNS", PLAIN_WIDTH)))
 
 
 def _show(body: RenderableType) -> None:

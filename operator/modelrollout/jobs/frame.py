@@ -8,6 +8,7 @@ default action for SIGTERM at all).
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -55,6 +56,10 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
     def dump(value: TaskResult) -> bytes:
         return value.model_dump_json(exclude_defaults=True).encode()
 
+    # A name in a tar archive may be no text; Python carries its bytes as halves of letters, which JSON cannot.
+    said = json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
+    if not said.isascii():
+        result = TaskResult.model_validate_json(said.encode(errors="replace"))
     for whole in (result, result.model_copy(update={"extra": {}, "seconds": {}})):
         if len(dump(whole)) <= limit:
             return dump(whole)

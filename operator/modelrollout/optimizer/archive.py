@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from onnx import ModelProto, TensorProto
 
@@ -27,6 +27,8 @@ from modelrollout.optimizer.model import PROTOBUF_LIMIT, all_tensors, parse, sav
 MAX_MEMBERS = 10_000
 UNPACKED_LIMIT_BYTES = 3 << 30  # the model itself ends at 2 GiB
 _CHUNK = 1 << 20
+_LONG_HEADERS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
+_HEADER_LIMIT_BYTES = 1 << 20
 _FIELD = "spec.model.uri"
 
 # What the readers raise for archives that are damaged, encrypted, or packed in a way that they do not know.
@@ -150,9 +152,20 @@ class _Zip:
         return self._zip.open(name)
 
 
+class _Entry(tarfile.TarInfo):
+    """A member's header. Long names and attributes are headers before it, which tarfile reads into memory whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _LONG_HEADERS and found.size > _HEADER_LIMIT_BYTES:
+            raise bad_input("TooLarge", f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES}; pack it anew")
+        return found
+
+
 class _Tar:
     def __init__(self, path: Path, limit: int) -> None:
-        self._tar = tarfile.open(path, "r:*")  # noqa: SIM115
+        self._tar = tarfile.open(path, "r:*", tarinfo=_Entry)  # noqa: SIM115
         self._limit = limit
         self._entries: dict[str, tarfile.TarInfo] = {}
 

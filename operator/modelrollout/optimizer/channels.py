@@ -101,8 +101,9 @@ class Channels:
         self._reshapes: set[str] = set()
         self._layouts: dict[str, _Layout] = {}
         self._shapes = {v.name: v.type.tensor_type.shape for v in (*graph.input, *graph.value_info, *graph.output)}
-        self._uses = Counter(name for node in graph.node for name in node.input)
         taken = set(_taken_by_bodies(graph))
+        others = [*taken, *(output.name for output in graph.output)]  # use a constant, too
+        self._uses = Counter([*(name for node in graph.node for name in node.input), *others])
         for node in graph.node:
             self._visit(node)
             for name in node.output:

@@ -1,7 +1,8 @@
 """Clean-up of the artifact store: what no revision refers to any more, and nobody has made or found for long, goes.
 
 What is referred to was read from the cluster **before** the store is listed. A Job that finds an artifact marks it as used, so that it is young
-again; the mark is looked at once more right before the artifact goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
+again; and the folder is listed once more right before it goes, for a Job may have found or made anew meanwhile what is there. The manifest goes
+first: what a clean-up leaves that was killed is no artifact.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,7 +32,6 @@ class Folder:
 
     newest: datetime
     size: int = 0
-    files: list[str] = field(default_factory=list)
 
 
 def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespaces: frozenset[str], before: datetime) -> dict[str, Folder]:
@@ -47,7 +47,6 @@ def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespace
         folder = folders[f"{named[1]}/{named[2]}"]
         folder.newest = max(folder.newest, found.modified)
         folder.size += found.size
-        folder.files.append(named[3])
     base = root.rstrip("/")
     return {name: folder for name, folder in folders.items() if f"{base}/{name}" not in kept and folder.newest < before}
 
@@ -64,19 +63,21 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
         for number, (name, folder) in enumerate(sorted(found.items())):
             progress.update(number, len(found))
             say("would delete" if task.dry_run else "delete", artifact=name, bytes=folder.size, newest=folder.newest.isoformat())
-            if task.dry_run or _delete(store, name, folder, before):
+            if task.dry_run or _delete(task, name, before):
                 freed += folder.size
     verb = "would free" if task.dry_run else "freed"
     return TaskResult(message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed)
 
 
-def _delete(store: Store, name: str, folder: Folder, before: datetime) -> bool:
-    used = store.modified(f"{name}/{USED}")
-    if used is not None and used >= before:
-        LOGGER.info("found by a Job meanwhile", extra={"fields": {"artifact": name}})
+def _delete(task: CleanTask, name: str, before: datetime) -> bool:
+    """False where a Job wrote into the folder since it was listed: it found the artifact, makes it, or has made it again under the same names."""
+    store = Store(task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD)
+    found = [file for file in store.list() if "/" not in file.name]
+    if any(file.modified >= before for file in found):
+        LOGGER.info("used by a Job meanwhile", extra={"fields": {"artifact": name}})
         return False
-    for file in sorted(folder.files, key=lambda f: (f != MANIFEST, f)):
-        store.delete(f"{name}/{file}")
+    for file in sorted(found, key=lambda f: (f.name != MANIFEST, f.name)):
+        store.delete(file.name)
     return True
 
 

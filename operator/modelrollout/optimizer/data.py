@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -65,7 +67,8 @@ class Data:
         rows = [np.ascontiguousarray(self.inputs[name]).reshape(self.n, -1) for name in sorted(self.inputs)]
         if any(a.dtype == np.object_ for a in rows):
             return {tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)}
-        return {b"".join(a[i].tobytes() for a in rows) for i in range(self.n)}
+        # Digests: the samples themselves may fill half of the memory, and would be there twice.
+        return {hashlib.blake2b(b"".join(a[i].tobytes() for a in rows), digest_size=16).digest() for i in range(self.n)}
 
     def duplicates(self) -> int:
         """Samples that repeat an earlier one in all inputs: they are no new information."""
@@ -125,6 +128,11 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
             "DataNotNpz", f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds {size - file.tell()}; {_REMEDY}"
         )
     plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
+    if dtype.kind == "U" and wanted:
+        letters = plain.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can write.
+        if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
+            raise bad_input("DataNotNpz", f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}")
     return plain.view(dtype).reshape(shape, order="F" if by_columns else "C") if wanted else np.empty(shape, dtype)
 
 
@@ -217,6 +225,8 @@ def match(
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
+        if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
+            raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} has NaN, which is equal to no value; write a value of its own for it")
     return Data(fitted, None if numbers else labels, {name: arrays[name] for name in slices}, labels if numbers else None)
 
 

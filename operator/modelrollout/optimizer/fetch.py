@@ -269,16 +269,6 @@ class Store:
                 for found in chunk:
                     yield Listed(found["path"].removeprefix(self._path("")).lstrip("/"), found["size"], found["last_modified"])
 
-    def modified(self, name: str) -> datetime | None:
-        """When an object below this place was last written, by the store's clock; None when there is none."""
-        try:
-            with self._told_apart(name):
-                return obstore.head(self._store, self._path(name))["last_modified"]
-        except JobError as error:
-            if error.reason == "ObjectMissing":
-                return None
-            raise
-
     def delete(self, name: str) -> None:
         """Remove an object below this place; that it is gone already is well."""
         try:

@@ -52,7 +52,7 @@ def run_gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: 
     """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only limits of the value count for it.
 
     Raises JobError: OutputNotClasses, OutputNotNumbers, OutputNotScores, OutputNotFinite, LabelsOutOfRange, InferenceFailed, AverageImpossible,
-    AucUndefined, SliceInvalid.
+    TopCountTooLarge, AucUndefined, SliceInvalid.
     """
     same = optimized == original
     with progress.stage("gate"):
@@ -76,9 +76,8 @@ def answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: st
         if names - {"auc", "topK"}:
             classes, known = scores_or_classes(outputs, named, count, field)
         if names & {"auc", "topK"}:
-            found = scores_of(outputs, named, count, field)
-            if found.shape[1] > 1:
-                known = found.shape[1]
+            found = scores_of(outputs, named, count, field, least=2 if "topK" in names else 1)
+            known = max(2, found.shape[1])
             scores = found if "auc" in names else None
             if "topK" in names:
                 assert held_out.labels is not None
@@ -106,6 +105,8 @@ def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes:
     labels = held_out.targets if held_out.targets is not None else held_out.labels
     for index, metric in enumerate(gate.metrics):
         field = field_metric(index)
+        if metric.name == "topK" and classes is not None and (metric.k or 1) >= classes:
+            raise bad_input("TopCountTooLarge", f"{field}.k: {metric.k}, but the model has {classes} classes: every answer would be right; lower k")
         average = (
             average_of(metric, held_out.labels, classes, field)
             if metric.name in ("precision", "recall", "f1") and held_out.labels is not None

@@ -85,7 +85,7 @@ def average_of(metric: GateMetric, labels: Classes | None, classes: int | None, 
 
 
 def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floats | None, before: Answers, after: Answers, field: str) -> Estimate:
-    """The metric on all samples of ``before`` and ``after``; ``field`` names the data in messages. Raises JobError (AucUndefined)."""
+    """The metric on all samples of ``before`` and ``after``; ``field`` names the data in messages. Raises JobError: AucUndefined, OutputNotFinite."""
     name = metric.name
     if name == "agreement":
         assert before.classes is not None and after.classes is not None
@@ -98,7 +98,11 @@ def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floa
         assert before.ranks is not None and after.ranks is not None
         return share_estimate(name, _count_right(before.ranks < (metric.k or 1), after.ranks < (metric.k or 1)))
     if name in ERRORS:
-        return _errors(name, labels.astype(np.float64), before, after)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _errors(name, labels.astype(np.float64), before, after)
+        if not np.isfinite((found.squares, found.spread, found.added)).all():  # no comparison with a budget would be true: it would pass
+            raise bad_input("OutputNotFinite", f"{field}: errors of this size ({name}) are beyond what float64 holds; scale labels and outputs")
+        return found
     classes = labels.astype(np.int64)
     if name == "auc":
         assert before.scores is not None and after.scores is not None
@@ -193,8 +197,9 @@ def _auc(labels: Classes, scores: Floats, field: str) -> _Measured:
     kinds = [1] if scores.shape[1] <= 2 else np.unique(labels).tolist()
     value, influence, added = 0.0, np.zeros(n), 0.0
     for kind in kinds:
-        column = np.nan_to_num(scores[:, -1] if scores.shape[1] <= 2 else scores[:, kind], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        column = scores[:, -1] if scores.shape[1] <= 2 else scores[:, kind]
         truth = labels == kind
+        column = np.where(np.isnan(column), np.where(truth, -np.inf, np.inf), column)  # a score that is NaN is against the model
         yes, no = int(truth.sum()), int((~truth).sum())
         if not yes or not no:
             raise bad_input(

@@ -5,6 +5,7 @@ Nothing in a file is ever executed to find out what it is: formats are told apar
 
 from __future__ import annotations
 
+import heapq
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from modelrollout.triton.tensors import TensorSpec
 FIELD = "spec.model.uri"
 
 PROTOBUF_LIMIT = (2 << 30) - 1  # a protobuf message cannot be larger; ONNX goes beyond it only with external data
+
+_CONSTANTS_IR = 4  # the first version of the format in which a constant need not be an input
 
 ELEMENTS_LIMIT = 1 << 31  # of one tensor: what a file says beyond it is a mistake or a trap
 
@@ -67,7 +70,23 @@ _ONNX_TYPES: dict[int, str] = {
 # Field numbers of ModelProto with their wire types (onnx.proto): 0 varint, 2 length-delimited.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _QUANTIZED_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "MatMulNBits"}
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeMatMul",
+        "GatherBlockQuantized",
+        "MatMulBnb4",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
 )
 
 
@@ -208,6 +227,10 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
             "TensorTooLarge",
             f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most {ELEMENTS_LIMIT} elements",
         )
+    if any(d.WhichOneof("value") == "dim_value" and not d.dim_value for d in tensor.shape.dim):
+        raise bad_input(
+            "ModelInvalid", f"{field}: {what} {value.name!r} has a dimension of size 0, which no request fills; name a dynamic one instead"
+        )
     return TensorSpec(value.name, datatype, tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim))
 
 
@@ -244,6 +267,9 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
     )
+    if not info.inputs or not info.outputs:
+        missing = "outputs" if info.inputs else "inputs"
+        raise bad_input("ModelInvalid", f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it takes and gives")
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
@@ -263,6 +289,49 @@ def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 yield from _nodes(graph.node)
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put each node after those that it depends on, also through the body of an If, Loop or Scan, which the tools that rewrite graphs do not see.
+
+    ONNX wants that order. A graph with a circle is left as it is.
+    """
+    nodes = list(graph.node)
+    maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    waits = [{maker[name] for inner in _nodes([node]) for name in inner.input if name in maker} - {at} for at, node in enumerate(nodes)]
+    followers: dict[int, list[int]] = {}
+    for at, before in enumerate(waits):
+        for other in before:
+            followers.setdefault(other, []).append(at)
+    ready = [at for at, before in enumerate(waits) if not before]  # sorted, so a heap: equal graphs give equal files
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for at in followers.get(order[-1], ()):
+            waits[at].discard(order[-1])
+            if not waits[at]:
+                heapq.heappush(ready, at)
+    if len(order) == len(nodes) and order != sorted(order):
+        del graph.node[:]
+        graph.node.extend(nodes[at] for at in order)
+
+
+def constants_inside(path: Path, target: Path) -> Path:
+    """The model without the inputs that only repeat its constants, written to ``target``; ``path`` where there are none.
+
+    Up to IR version 3 every constant was an input, too, and exporters can still be told so (``keep_initializers_as_inputs``). Steps rewrite
+    constants: the shapes of those inputs would no longer fit, and new constants would lack theirs.
+    """
+    model = parse(path)
+    names = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    kept = [value for value in model.graph.input if value.name not in names]
+    if len(kept) == len(model.graph.input) and model.ir_version >= _CONSTANTS_IR:
+        return path
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, _CONSTANTS_IR)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+    return target
 
 
 def _check_operators(model: ModelProto, field: str) -> None:

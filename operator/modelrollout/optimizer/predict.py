@@ -69,14 +69,15 @@ def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, 
     )
 
 
-def scores_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str) -> NDArray[np.float64]:
-    """[n, k] class scores of the first ``n`` rows, or [n, 1] of class 1 where that is all that the model gives; raises JobError (OutputNotScores)."""
+def scores_of(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, field: str, *, least: int) -> NDArray[np.float64]:
+    """[n, k] class scores of the first ``n`` rows, or with ``least`` 1 also [n, 1] of class 1 where that is all that the model gives; raises JobError
+    (OutputNotScores)."""
     shaped = _squeezed(outputs, n)
     for array in shaped:
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
             return array.astype(np.float64)
     for array in shaped:
-        if array.dtype.kind == "f" and array.shape == (n,):
+        if least == 1 and array.dtype.kind == "f" and array.shape == (n,):
             return array.astype(np.float64)[:, None]
     raise bad_input(
         "OutputNotScores", f"{field}: auc and topK need scores: an output of floats [n, k], or [n] for auc; the model gives {_told(outputs, names)}"
@@ -147,13 +148,13 @@ def open_session(path: Path, what: str) -> Any:
     try:
         return ort.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        _tell_memory(error)
+        tell_memory(error)
         raise refused("ModelRefused", what, error, f"use operators and an opset that ONNX Runtime {ort.__version__} supports") from None
 
 
-def _tell_memory(error: Exception) -> None:
-    """Raise MemoryError where ONNX Runtime means that."""
-    if "bad alloc" in str(error) or "Failed to allocate" in str(error):
+def tell_memory(error: Exception) -> None:
+    """Raise MemoryError where ONNX Runtime or JAX means that."""
+    if any(words in str(error) for words in ("bad alloc", "Failed to allocate", "RESOURCE_EXHAUSTED")):
         raise MemoryError from None
 
 
@@ -179,7 +180,7 @@ def outputs_of(session: Any, specs: Sequence[TensorSpec], inputs: Arrays, field:
                 raise bad_input(
                     "InferenceTimeout", f"{field}: the model took more than {BATCH_LIMIT_SECONDS:g} s for {rows} samples; does a loop in it ever end?"
                 ) from None
-            _tell_memory(error)
+            tell_memory(error)
             raise refused("InferenceFailed", field, error, "run the model on this data where it was trained") from None
         finally:
             watchdog.cancel()

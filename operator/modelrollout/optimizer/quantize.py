@@ -17,7 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Arrays, batch_rows, batches
-from modelrollout.optimizer.model import ModelInfo
+from modelrollout.optimizer.model import ModelInfo, sort_nodes
 from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 
 q: Any = onnxruntime.quantization  # it has no types
@@ -53,6 +53,7 @@ def _tidy(path: Path) -> Counter[str]:
     kept = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    sort_nodes(model.graph)
     onnx.save(model, path)
     return Counter(node.op_type for node in model.graph.node)
 

@@ -1,8 +1,8 @@
 """Is the model the one that the holder of a key has signed? Verified on the bytes, before anything of them is parsed.
 
 The format is that of OpenSSF model signing (``model_signing sign key``): a Sigstore bundle whose DSSE envelope holds an in-toto statement with the
-SHA-256 of the file. The package model-signing itself is not used: 1.1.1 brings 50 MB in 25 packages (online verification, TUF, requests), and
-does not import with the sigstore that it resolves to; cryptography is 17 MB with what it needs.
+SHA-256 of the file. The package model-signing itself is used by the tests only: 1.1.1 brings 50 MB in 25 packages (online verification, TUF,
+requests), and does not import with the sigstore that it resolves to unless pyOpenSSL is added; cryptography is 17 MB with what it needs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load_key(signature: Signature) -> tuple[ec.EllipticCurvePublicKey, str]:
 
 
 def verify(signature: Signature, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
-    """Raises JobError: SignatureMissing, SignatureMalformed, SignatureInvalid, and those of the store."""
+    """Raises JobError: SignatureMissing, those of ``check``, and those of the store."""
     store = Store(signature.location, f"{FIELD}.uri")
     try:
         content = b"".join(store.chunks(LIMIT_BYTES))
@@ -61,13 +61,20 @@ def verify(signature: Signature, key: ec.EllipticCurvePublicKey, sha256: str) ->
 
 
 def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
-    """The bundle ``content`` is of ``key`` and for the file with that SHA-256; raises JobError: SignatureMalformed, SignatureInvalid."""
+    """The bundle ``content`` is of ``key`` and for the file with that SHA-256.
+
+    Raises JobError: SignatureMalformed, SignatureUnsupported, SignatureInvalid.
+    """
     try:
-        envelope = json.loads(content)["dsseEnvelope"]
+        bundle = json.loads(content)
+        envelope, material = bundle["dsseEnvelope"], bundle.get("verificationMaterial") or {}
+        certified = "certificate" in material or "x509CertificateChain" in material
         kind, payload = str(envelope["payloadType"]), base64.b64decode(envelope["payload"], validate=True)
         signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise _malformed("it is no Sigstore bundle with a DSSE envelope") from None
+    if certified:  # also where its key is the one in the Secret: nobody would look at its dates, its chain and its name
+        raise bad_input("SignatureUnsupported", f"{FIELD}: the signature is of a certificate or an identity (keyless), not of a key; {_SIGN}")
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
     if not any(_is_of(key, one, signed) for one in signatures):
         raise bad_input("SignatureInvalid", f"{FIELD}: the signature is not of the key in keySecretRef, or was changed; {_SIGN}")
@@ -97,7 +104,7 @@ def _digest(payload: bytes) -> str:
             raise _malformed(f"it uses {resource['algorithm']!r}; sign with hash sha256")
         return str(resource["digest"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _malformed("its statement does not name one file; sign the model file itself, not its folder") from None
+        raise _malformed("its statement does not name one file; sign the model file itself (or the archive), not its folder") from None
 
 
 def _malformed(what: str) -> JobError:

@@ -163,3 +163,13 @@ def test_the_interval_of_a_value_covers_in_simulation(share: float, n: int) -> N
 def test_many_comparisons_widen_intervals() -> None:
     assert z_of(1) == pytest.approx(1.959964, abs=1e-6)
     assert z_of(50) == pytest.approx(3.2905, abs=1e-3)  # 1 - 0.025 / 50
+
+
+@pytest.mark.parametrize(("budget", "before"), [(GateBudget(max_drop=0), 0.9), (GateBudget(max_drop_relative=0.1), 0.0)])
+def test_a_budget_of_nothing_is_told_as_such(budget: GateBudget, before: float) -> None:
+    """No number of samples proves that nothing was lost: to ask for more data would send the user on an endless errand."""
+    right = round(before * 10_000)
+    decision = judge(share_estimate("accuracy", pairs(10_000, 0, 0, 10_000 - right)), budget)
+    assert (decision.verdict, decision.reason) == ("Inconclusive", "TooFewSamples")
+    assert "larger budget" in decision.message and "would do" not in decision.message
+    assert decision.samples_needed is None

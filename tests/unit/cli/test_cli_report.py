@@ -207,6 +207,23 @@ def test_html_is_one_sound_file_with_pictures(cli: Cli, ended: FakeKube) -> None
     assert "@import" not in text
 
 
+ODD = "shape [n, 64], [/red] :bomb: [bold]x"  # to rich a style, an end without a beginning, an emoji
+UNSEEN = "\x1b]0;owned\x07\x1b[2J\u202eevil\x9b"
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html"])
+def test_what_a_message_carries_is_text_and_nothing_else(cli: Cli, kube: FakeKube, form: str) -> None:
+    """Names of slices are values of the user's data, messages quote what a file says."""
+    metric = {**ARTIFACT["metrics"][0], "slice": f"writer={ODD}{UNSEEN}"}
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Rejected", message=ODD + UNSEEN, artifact={**ARTIFACT, "metrics": [metric]}))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    text = ran(cli, "digits/3", "-o", form)
+    if form != "markdown":  # which has backslashes before brackets
+        told = " ".join((Page(text).words if form == "html" else text).split())
+        assert told.count("shape [n, 64], [/red] :bomb: [bold]x") >= (2 if form == "html" else 1), text
+    assert not any(character in text for character in UNSEEN if not character.isprintable())
+
+
 def test_a_model_that_is_served_as_it_is_says_by_what(cli: Cli, kube: FakeKube) -> None:
     python = revision("digits-8d1b", 3, "Stable", artifact=ARTIFACT)
     python["spec"]["input"]["serving"]["triton"] = {"backend": "Python", "code": "Allowed"}

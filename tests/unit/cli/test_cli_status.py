@@ -313,3 +313,13 @@ def test_the_slice_of_the_golden_data_that_lost_most_is_named(cli: Cli, kube: Fa
         {"name": "writer=4", "samples": 80, "drop": -0.01, "interval": [-0.04, 0.02]},
     ]
     line(show(cli, kube, **found), "Evaluate", "worst slice writer=3: -0.031 on 90")
+
+
+def test_messages_are_shown_as_they_are(cli: Cli, kube: FakeKube) -> None:
+    """To rich [n, 64] is a style that it does not know, and left out, and [/x] an error."""
+    told = "wants [n, 64], [/x] :bomb:"
+    conditions = [
+        {"type": "Ready", "status": "False", "reason": "DataShapeMismatch", "message": f"{told}\x1b[2J", "lastTransitionTime": ago(minutes=1)}
+    ]
+    text = show(cli, kube, phase="Failed", stable=STABLE, conditions=conditions)
+    assert told in " ".join(text.split()) and "\x1b" not in text

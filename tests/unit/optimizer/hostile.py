@@ -142,6 +142,16 @@ def constant_of(shape: list[int]) -> Callable[[onnx.ModelProto], object]:
     return change
 
 
+def no_inputs(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 4), np.float32), model.graph.input[0].name))
+    model.graph.ClearField("input")
+
+
+def no_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 0
+
+
 def fails_at_run(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([7, 11], np.int64), "to"))
     model.graph.node.append(helper.make_node("Reshape", ["scores", "to"], ["wrong"]))
@@ -220,6 +230,12 @@ def npy(header: str, content: bytes = b"", version: tuple[int, int] = (1, 0)) ->
 def with_x(content: bytes) -> bytes:
     """A data set whose array x is this file."""
     return zipped(("x.npy", content), ("labels.npy", npy("{'descr': '<i8', 'fortran_order': False, 'shape': (64,)}", Y.astype("<i8").tobytes())))
+
+
+def header_bomb(kind: bytes) -> bytes:
+    """A tar whose first header announces 256 MiB that belong to it: little when packed, and read into memory whole."""
+    zeros = gzip.compress(bytes(1 << 24))
+    return gzip.compress(entry("long", kind, size=1 << 28).tobuf(tarfile.GNU_FORMAT)) + zeros * 16
 
 
 def header(shape: str, descr: str = "'<f4'") -> str:
@@ -301,9 +317,12 @@ CASES: tuple[Case, ...] = (
     Case("tar with a device", "ArchiveUnsafe", MODEL, tarred((entry("m.onnx"), GOOD), (entry("w", tarfile.CHRTYPE), b""))),
     Case("file and folder at once", "ArchiveUnsafe", MODEL, zipped(("m.onnx", GOOD), ("a", b"x"), ("a/b", b"y"))),
     Case("two files of one name", "ArchiveUnsafe", MODEL, tarred((entry("m.onnx"), GOOD), (entry("w"), b"1"), (entry("./w"), b"2"))),
+    Case("two models, a name is no text", "ArchiveAmbiguous", MODEL, tarred((entry("\udcff.onnx"), GOOD), (entry("b.onnx"), GOOD))),
     Case("two models", "ArchiveAmbiguous", MODEL, zipped(("a.onnx", GOOD), ("b.onnx", GOOD))),
     Case("zip bomb", "TooLarge", MODEL, lying(zipped(("m.onnx", GOOD), ("w.bin", b"x")), 0xFFFFFFF0)),
     Case("tar bomb", "TooLarge", MODEL, gzip.compress(tarred((entry("m.onnx"), GOOD))[:-10240] + entry("w.bin", size=1 << 35).tobuf())),
+    Case("tar with a name of 256 MiB", "TooLarge", MODEL, header_bomb(tarfile.GNUTYPE_LONGNAME), says="header"),
+    Case("tar with attributes of 256 MiB", "TooLarge", MODEL, header_bomb(tarfile.XHDTYPE), says="header"),
     Case("10,001 files", "TooLarge", MODEL, zipped(("m.onnx", GOOD), *((f"f{i}", b"") for i in range(10_001)))),
     Case("zip with a password", "ArchiveBroken", MODEL, patched(zipped(("m.onnx", GOOD)), 6, 8, 1)),
     Case("zip packed in an unknown way", "ArchiveBroken", MODEL, patched(zipped(("m.onnx", GOOD)), 8, 10, 97)),
@@ -341,6 +360,9 @@ CASES: tuple[Case, ...] = (
     Case("sequence as input", "TypeUnsupported", MODEL, changed(input_of(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, [1]))))),
     Case("complex numbers", "TypeUnsupported", MODEL, changed(input_of(helper.make_tensor_type_proto(TensorProto.COMPLEX64, ["n", 4])))),
     Case("no shape", "ShapeUnknown", MODEL, changed(lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"))),
+    Case("no inputs", "ModelInvalid", MODEL, changed(no_inputs), labelled(64), says="no inputs"),
+    Case("no outputs", "ModelInvalid", MODEL, changed(lambda m: m.graph.ClearField("output")), labelled(64), says="no outputs"),
+    Case("batches of no samples", "ModelInvalid", MODEL, changed(no_batch), labelled(64), says="size 0"),
     Case("fails when it runs", "InferenceFailed", GATE, changed(fails_at_run), data=labelled(64)),
     # data sets
     Case("data that is no archive", "DataNotNpz", GATE, data=b"x,y\n1,2\n"),
@@ -370,6 +392,8 @@ CASES: tuple[Case, ...] = (
     Case("labels one-hot", "LabelsShape", GATE, data=npz(x=X, labels=np.eye(3, dtype=np.int64)[Y])),
     Case("fewer labels", "LabelsLength", GATE, data=npz(x=X, labels=Y[:-1])),
     Case("labels out of range", "LabelsOutOfRange", GATE, data=npz(x=X, labels=Y + 7)),
+    Case("words of no letters", "DataNotNpz", GATE, data=npz(x=X, labels=Y, writer=np.full(64, 0x110000, np.uint32).view("<U1"))),
+    Case("words of half letters", "DataNotNpz", GATE, data=npz(x=X, labels=Y, writer=np.full(64, 0xD80000, np.uint32).view(">U1")), says="'writer'"),
     Case("no slice", "SliceInvalid", GATE, data=npz(x=X, labels=Y), slices=("writer",)),
     # signatures
     Case("no signature", "SignatureMissing", SIGNED, signed=True),

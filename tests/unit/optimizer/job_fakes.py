@@ -32,6 +32,7 @@ class ObjectStore:
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}  # others are of 2015
         self.statuses: dict[str, tuple[int, bytes]] = {}
+        self.redirects: dict[str, str] = {}  # where a path leads
         self.truncated: set[str] = set()  # closes the connection in the middle
         self.authorization: str | None = None
         self.conditional = True  # knows If-None-Match
@@ -90,7 +91,9 @@ def object_store() -> Iterator[ObjectStore]:
                 self.list()
                 return
             body = store.objects.get(self.path)
-            if body is None:
+            if self.path in store.redirects:
+                self.answer(302, Location=store.redirects[self.path])
+            elif body is None:
                 self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             elif self.path in store.truncated and self.command == "GET":
                 self.send_response(200)

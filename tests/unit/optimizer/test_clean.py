@@ -119,6 +119,23 @@ def test_what_is_found_while_it_lists_stays(server: ObjectStore, task: Callable[
     assert keys(server) == {A, B}
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "claim-1.json", "model-0.onnx"])
+def test_what_is_made_anew_while_it_deletes_others_stays(
+    server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """What was left of an artifact is old when it is listed; a Job that finds no whole one makes it again, under the same names."""
+    real = clean.doomed
+
+    def late(*args: Any) -> Any:
+        found = real(*args)
+        server.modified[f"/artifacts/all/ml/{A}/{file}"] = datetime.now(UTC)
+        return found
+
+    monkeypatch.setattr(clean, "doomed", late)
+    assert run(task(), Progress()).size_bytes == 0
+    assert {path.rsplit("/", 1)[1] for path in server.objects if A in path} == {"manifest.json", "model-0.onnx", "claim-1.json"}
+
+
 @pytest.mark.parametrize("in_use", [[], {}, {"artifacts": None}, {"artifacts": 5}, "x"])
 def test_a_list_that_cannot_be_read_is_no_empty_list(server: ObjectStore, task: Callable[..., CleanTask], in_use: object) -> None:
     with pytest.raises(JobError) as error:
@@ -148,4 +165,4 @@ def test_what_is_gone_already_is_well(server: ObjectStore) -> None:
     store = Store(server.s3("artifacts/all"), "artifacts")
     store.delete(f"ml/{A}/manifest.json")
     store.delete(f"ml/{A}/manifest.json")
-    assert store.modified(f"ml/{A}/manifest.json") is None and store.modified(f"ml/{B}/manifest.json") is not None
+    assert store.size(f"ml/{A}/manifest.json") is None and store.size(f"ml/{B}/manifest.json") is not None

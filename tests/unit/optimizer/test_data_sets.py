@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,16 @@ def test_batch_rows() -> None:
     with pytest.raises(JobError) as error:
         batch_rows((TensorSpec("x", "FP32", (8, 4)), TensorSpec("y", "FP32", (4, 4))), 32, "f")
     assert error.value.reason == "NoBatchDimension"
+
+
+def test_repeated_samples_are_counted_without_a_second_copy() -> None:
+    """A data set may take half of the Job's memory."""
+    x = np.arange(400 * 10_000, dtype=np.float32).reshape(400, 10_000)
+    x[7] = x[3]
+    data = Data({"x": x}, None, {})
+    tracemalloc.start()
+    try:
+        assert (data.duplicates(), data.shared(data)) == (1, 399)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 10
+    finally:
+        tracemalloc.stop()

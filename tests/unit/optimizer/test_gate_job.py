@@ -17,7 +17,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import CLASSES, ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 N = 3000
 GATE = "spec.optimization.gate"
@@ -188,6 +188,31 @@ def test_scores_are_needed_for_top_k(store: ObjectStore) -> None:
     del graph.graph.output[1]
     store.objects |= {"/m.onnx": graph.SerializeToString()}
     assert refusal(store, GateMetric(name="topK", k=2, max_drop=0.1), steps=()).reason == "OutputNotScores"
+
+
+def test_top_k_of_all_classes_says_nothing(store: ObjectStore) -> None:
+    """Every label is among the k highest of k scores: a ruined model would pass."""
+    error = refusal(store, GateMetric(name="topK", k=CLASSES, max_drop=0.1), steps=())
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "TopCountTooLarge")
+    assert error.message.startswith(f"{GATE}.metrics[0].k: {CLASSES}")
+    assert prepared(store, GateMetric(name="topK", k=CLASSES - 1, max_drop=0.1), steps=()).metrics[0].verdict == "Successful"
+
+
+def test_one_score_a_sample_has_no_top_k_and_two_classes(store: ObjectStore) -> None:
+    x, y = samples(50)
+    store.objects |= {"/m.onnx": regression(), "/heldout.npz": npz(x=x, labels=y % 2)}
+    assert prepared(store, GateMetric(name="auc", min=0), slices=(), steps=()).metrics[0].n == 50
+    store.objects = {path: body for path, body in store.objects.items() if not path.startswith("/artifacts/")}
+    assert refusal(store, GateMetric(name="topK", k=2, max_drop=0.1), slices=(), steps=()).reason == "OutputNotScores"
+    store.objects["/heldout.npz"] = npz(x=x, labels=y % 3)
+    assert refusal(store, GateMetric(name="auc", min=0), slices=(), steps=()).reason == "LabelsOutOfRange"
+
+
+def test_a_slice_of_no_number_is_refused(store: ObjectStore) -> None:
+    """NaN is equal to nothing, so the samples of that slice would be judged by no budget."""
+    store.objects["/heldout.npz"] = labelled(N, writer=np.where(np.arange(N) % 3 == 0, np.nan, 1.0))
+    error = refusal(store, GateMetric(max_drop=0.02, slices=GateBudget(max_drop=0.05)))
+    assert (error.reason, error.message.startswith(f"{GATE}.data.slices: array 'writer'")) == ("SliceInvalid", True)
 
 
 def test_a_result_of_many_metrics_still_fits() -> None:

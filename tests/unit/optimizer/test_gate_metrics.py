@@ -60,6 +60,25 @@ def test_auc_of_one_class_is_refused() -> None:
         value("auc", [1, 1], Answers(scores=np.array([[0.1], [0.2]])))
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_score_that_is_no_number_is_never_on_the_right_side(columns: int) -> None:
+    """float16 that overflows answers NaN: for a sample of class 0 that must not look like a low score of class 1."""
+    labels = np.array([0, 1] * 20)
+    good = RNG.normal(size=(40, columns))
+    before = value("auc", labels, Answers(scores=good))
+    for kind in (0, 1):
+        broken = good.copy()
+        broken[labels == kind] = np.nan
+        assert value("auc", labels, Answers(scores=broken)) == 0 < before
+    assert value("auc", labels, Answers(scores=np.full((40, columns), np.nan))) == 0
+
+
+def test_errors_beyond_all_numbers_are_no_pass() -> None:
+    huge = Answers(values=np.array([1e200, 1.0]))
+    with pytest.raises(JobError, match="OutputNotFinite"):
+        value("mse", np.array([0.0, 1.0]), huge)
+
+
 def drawn(name: MetricName, n: int, rng: np.random.Generator, worse: float = 0.0) -> tuple[NDArray[Any], Answers, Answers]:
     """Labels of three uneven classes, and two models that are mostly right and mostly agree."""
     labels = rng.choice(3, n, p=[0.6, 0.3, 0.1])

@@ -217,3 +217,15 @@ def test_write_once(server: ObjectStore, kind: str, conditional: bool) -> None:
     assert again == (not conditional or kind == "http")
     assert store.read("manifest.json", max_bytes=99) == (b"two" if again else b"one")
     assert store.size("manifest.json") == 3
+
+
+def test_a_redirect_takes_no_credentials_along(server: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "token").write_text("s3cret")
+    with object_store() as other:
+        other.objects["/elsewhere"] = b"model"
+        server.redirects["/m.onnx"] = f"{other.url}/elsewhere"
+        store = Store(server.http("m.onnx", "mine"), "spec.model.uri", tmp_path)
+        assert b"".join(store.chunks(100)) == b"model"
+        assert server.headers[0]["authorization"] == "Bearer s3cret"
+        assert all("authorization" not in headers for headers in other.headers) and other.headers

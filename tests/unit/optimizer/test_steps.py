@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import DataSet, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location
+from modelrollout.api.tasks import DataSet, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location, PruneStep, Step, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check
+from modelrollout.optimizer.model import check, sort_nodes
 from modelrollout.optimizer.steps.graph import graph
 from modelrollout.optimizer.steps.half_precision import half_precision
 from modelrollout.optimizer.steps.int4 import int4
@@ -214,3 +214,167 @@ def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(JobError) as error:
         steps.tools(PruneStep(sparsity=0.5, training=training), "f")
     assert error.value.reason == "ToolMissing" and "jax" in error.value.message
+
+
+# --- graphs that tools do not foresee -----------------------------------------------------------------------------------
+
+
+def rows(n: int = 40) -> Data:
+    rng = np.random.default_rng(6)
+    return Data({"x": rng.normal(size=(n, 16)).astype(np.float32)}, rng.integers(0, 3, n), {})
+
+
+def weights(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(sum(shape)).normal(size=shape) / 4).astype(np.float32)
+
+
+def two_products(*more: Any, outputs: tuple[str, ...] = (), opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    """x [n, 16] -> y [n, 3] by two products and what ``more`` makes of r, the features between them. ``outputs``: constants that are outputs, too."""
+    constants = {"w1": weights(16, 64), "w2": weights(64, 3), "w3": weights(64, 3), "zero": np.float32(0)}
+    nodes = [helper.make_node("MatMul", ["x", "w1"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
+    nodes += more or [helper.make_node("MatMul", ["r", "w2"], ["y"])]
+    used = {name for node in nodes for name in node.input} | {n for node in nodes for a in node.attribute for b in a.g.node for n in b.input}
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
+    made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])]
+    made += [helper.make_tensor_value_info(name, TensorProto.FLOAT, constants[name].shape) for name in outputs]
+    inside = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
+    graph = helper.make_graph(nodes, "g", given, made, inside)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+
+
+def branching() -> onnx.ModelProto:
+    """One of two products, chosen by the sum of the inputs; both take r from outside."""
+
+    def branch(weight: str) -> onnx.GraphProto:
+        node = helper.make_node("MatMul", ["r", weight], [f"{weight}_y"])
+        return helper.make_graph([node], weight, [], [helper.make_tensor_value_info(f"{weight}_y", TensorProto.FLOAT, ["n", 3])])
+
+    return two_products(
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("w2"), else_branch=branch("w3")),
+    )
+
+
+def old_style(ir: int) -> onnx.ModelProto:
+    """Constants are listed as inputs."""
+    model = two_products(opset=7 if ir < 4 else 17, ir=ir)
+    model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer)
+    return model
+
+
+def applied(model: onnx.ModelProto, folder: Path, *recipe: Step) -> steps.Applied:
+    data = {f"{steps.field_of(i, step)}.{name}": rows() for i, step in enumerate(recipe) for name in step.sources()}
+    return steps.apply(recipe, save(model, folder), folder, data, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None)
+
+
+def refused(model: onnx.ModelProto, folder: Path, *recipe: Step) -> JobError:
+    with pytest.raises(JobError) as error:
+        applied(model, folder, *recipe)
+    return error.value
+
+
+TRAINED = PruneStep(sparsity=0.4, training=Training(data=CALIBRATION, epochs=1))
+STATIC = Int8Step(method="Static", calibration=CALIBRATION)
+
+
+@pytest.mark.parametrize("ir", [3, 8])
+@pytest.mark.parametrize("step", [GraphStep(), Int8Step(), Int4Step(min_weights=64), HalfPrecisionStep(), PruneStep(sparsity=0.4), TRAINED])
+def test_constants_that_are_inputs_too(tmp_path: Path, ir: int, step: Step) -> None:
+    """As all models of IR version 3 are, and what PyTorch exports with keep_initializers_as_inputs."""
+    model = old_style(ir)
+    made = applied(model, tmp_path, step)
+    before, after = check(save(model, tmp_path)), check(made.path)
+    assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
+    assert np.isfinite(scores(made.path, rows().inputs["x"])).all()
+
+
+@pytest.mark.parametrize("step", [Int8Step(), STATIC, HalfPrecisionStep()])
+def test_what_a_branch_takes_from_outside_is_made_before_it(tmp_path: Path, step: Step) -> None:
+    model = branching()
+    made = applied(model, tmp_path, step)
+    x_all = rows().inputs["x"]
+    for x in (x_all[x_all.sum(1) > 0], x_all[x_all.sum(1) < 0]):
+        expected = scores(save(model, tmp_path), x)
+        assert np.abs(scores(made.path, x) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_nodes_are_sorted_and_a_circle_stays() -> None:
+    graph = branching().graph
+    nodes = [node.SerializeToString() for node in graph.node]
+    mixed = onnx.GraphProto()
+    mixed.CopyFrom(graph)
+    del mixed.node[:]
+    mixed.node.extend(reversed(graph.node))
+    sort_nodes(mixed)
+    place = {name: at for at, node in enumerate(mixed.node) for name in node.output}
+    assert place["h"] < place["r"] < place["y"] > place["c"] > place["s"]
+    sort_nodes(graph)
+    assert [node.SerializeToString() for node in graph.node] == nodes
+    circle = helper.make_graph([helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], "g", [], [])
+    sort_nodes(circle)
+    assert [node.output[0] for node in circle.node] == ["a", "b"]
+
+
+@pytest.mark.parametrize("step", [PruneStep(sparsity=0.4), DistillStep(size=0.5, training=Training(data=CALIBRATION, epochs=1))])
+def test_a_constant_that_is_an_output_keeps_its_shape(tmp_path: Path, step: Step) -> None:
+    assert refused(two_products(outputs=("w2",)), tmp_path, step).reason == "NothingToPrune"
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        (two_products(outputs=("w2",)), HalfPrecisionStep()),  # the converter makes a circle of it
+        (
+            two_products(
+                helper.make_node("MatMul", ["r", "w2"], ["a"]), helper.make_node("Gemm", ["a", "w2"], ["b"], transB=1),
+                helper.make_node("Gemm", ["b", "w2"], ["y"]),
+            ),
+            Int8Step(),
+        ),  # the quantizer writes one weight in two layouts under one name
+    ],
+    ids=["constant as output", "one weight in two layouts"],
+)  # fmt: skip
+def test_a_step_that_breaks_the_model_is_named(tmp_path: Path, model: onnx.ModelProto, step: Step) -> None:
+    error = refused(model, tmp_path, GraphStep(), step)
+    assert error.reason == "StepFailed"
+    assert error.message.startswith(f"spec.optimization.steps[1].{step.kind}: ")
+
+
+def test_a_library_that_gives_up_is_the_recipes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an InternalError, which would be tried again five times, and would end a whole search."""
+
+    def gives_up(*_: object) -> None:
+        raise AssertionError("Graph is not a DAG\nand more")
+
+    monkeypatch.setattr("modelrollout.optimizer.steps.half_precision.half_precision", gives_up)
+    error = refused(two_products(), tmp_path, HalfPrecisionStep())
+    assert error.reason == "StepFailed"
+    assert "halfPrecision: its library does not handle this model (AssertionError: Graph is not a DAG);" in error.message
+
+
+def test_a_student_of_the_source_model_says_what_it_throws_away(tmp_path: Path) -> None:
+    training = Training(data=CALIBRATION, epochs=1)
+    made = applied(two_products(), tmp_path, GraphStep(), DistillStep(size=0.5, training=training))
+    assert any("steps[1].distill: it begins from the source model" in text for text in made.warnings)
+    assert applied(two_products(), tmp_path, DistillStep(size=0.5, training=training)).warnings == []
+
+
+def recurrent() -> onnx.ModelProto:
+    """x [5, n, 16] -> y [1, n, 32]: an LSTM and nothing else."""
+    constants = {"w": weights(1, 128, 16), "r": weights(1, 128, 32), "b": weights(1, 256)}
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r", "b"], ["", "y"], hidden_size=32)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "n", 32])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("step", [Int8Step(), Int4Step(), HalfPrecisionStep(), PruneStep(sparsity=0.4)])
+def test_a_quantized_lstm_is_quantized_already(tmp_path: Path, step: Step) -> None:
+    """A second round of int8 made it five times as wrong, and no word was said."""
+    error = refused(recurrent(), tmp_path, Int8Step(), step)
+    assert (error.reason, error.message.startswith("spec.optimization.steps[1].")) == ("AlreadyQuantized", True)

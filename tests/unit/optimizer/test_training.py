@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,18 @@ def test_a_rate_that_is_far_too_high_is_said(tmp_path: Path) -> None:
     with pytest.raises(JobError) as error:
         fit(network, images(256), Recipe(2, 3e38, 32), "f", lambda *_: None)
     assert error.value.reason == "TrainingDiverged"
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_labels_that_the_model_has_no_class_for(tmp_path: Path, shift: int) -> None:
+    """To JAX -1 is the last class, and what is beyond it makes the loss no number."""
+    found = images(40)
+    assert found.labels is not None
+    data = replace(found, labels=found.labels + shift)
+    network = Network(save(plain(), tmp_path), data.inputs, "f")
+    with pytest.raises(JobError) as error:
+        fit(network, data, Recipe(1, 0.01, 32), "f.training", lambda *_: None)
+    assert (error.value.reason, error.value.message.startswith("f.training.data.labels: ")) == ("LabelsOutOfRange", True)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
+
 from modelrollout.api.tasks import AutoStep, ContainerStep, DistillStep, Gate, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
-from modelrollout.jobs.errors import bad_input
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.jobs.log import LOGGER
 from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import Advance
+from modelrollout.optimizer.model import check, constants_inside
+from modelrollout.optimizer.predict import ORT_ERRORS, Advance, open_session, tell_memory
 from modelrollout.optimizer.steps.work import Work
 
 _TRAINING = ("jax", "jaxlib", "optax")
@@ -24,8 +28,36 @@ def field_of(index: int, step: Step) -> str:
     return f"spec.optimization.steps[{index}].{step.kind}"
 
 
+# What the field's libraries raise for graphs that they do not foresee, besides their own errors.
+_UNFORESEEN: tuple[type[Exception], ...] = (
+    *ORT_ERRORS, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ProtobufError, ValueError, RuntimeError, AssertionError,
+    LookupError, TypeError, AttributeError, ArithmeticError,
+)  # fmt: skip
+
+
 def run(step: Step, work: Work) -> dict[str, Any]:
-    """Do one step; returns what it did. Raises JobError."""
+    """Do one step, and see that what it made can be run; returns what it did. Raises JobError: StepFailed, and those of the step."""
+    try:
+        done = _run(step, work)
+    except _UNFORESEEN as error:
+        tell_memory(error)
+        LOGGER.exception("the step failed", extra={"fields": {"step": work.field}})
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise _failed(work.field, f"its library does not handle this model ({type(error).__name__}: {line})") from None
+    if work.target.exists():
+        try:
+            check(work.target, "it")
+            open_session(work.target, "it")
+        except JobError as error:
+            raise _failed(work.field, f"what it made cannot be run ({error.message[:300]})") from None
+    return done
+
+
+def _failed(where: str, why: str) -> JobError:
+    return bad_input("StepFailed", f"{where}: {why}; leave the step out, put it elsewhere, or use another one")
+
+
+def _run(step: Step, work: Work) -> dict[str, Any]:
     match step:
         case Int8Step():
             from modelrollout.optimizer.steps.int8 import int8
@@ -144,15 +176,17 @@ def apply(
     """
     applied = earlier or Applied(source, [])
     path = applied.path
+    original = constants_inside(source, folder / "original.onnx") if steps else source
     for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
         where, target = field_of(index, step), folder / f"step-{index}.onnx"
         inner = tuple(step.sources())
+        given = original if path == source else constants_inside(path, folder / f"given-{index}.onnx")
         work = Work(
             field=where,
-            source=path,
+            source=given,
             target=target,
-            info=check(path),
-            original=source,
+            info=check(given),
+            original=original,
             data={name: data[f"{where}.{name}"] for name in inner if f"{where}.{name}" in data},
             models={name: models[f"{where}.{name}"] for name in inner if f"{where}.{name}" in models},
             gate=gate,

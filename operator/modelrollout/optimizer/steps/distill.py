@@ -30,6 +30,10 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
     from modelrollout.optimizer.training.network import Network
 
     data, where = work.data["training.data"], f"{work.field}.training"
+    if work.source != work.original:
+        work.warn(
+            f"{work.field}: it begins from the source model, so what the steps before it made is thrown away; leave them out, or put them after it"
+        )
     teacher = check(work.original)
     done: dict[str, Any]
     if "student" in work.models:

@@ -8,15 +8,14 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers import float16  # the maintained copy of onnxconverter-common's
 
 from modelrollout.api.tasks import HalfPrecisionStep
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.model import sort_nodes
 from modelrollout.optimizer.steps.work import Work
 
-to_float16: Any = float16.convert_float_to_float16  # they have no types
-OnnxModel: Any = ONNXModel
+to_float16: Any = float16.convert_float_to_float16  # it has no types
 
 BFLOAT16_OPSET = 13  # Cast knows bfloat16 from here on
 _SMALL = 16  # numbers; what is smaller is not worth a Cast
@@ -38,9 +37,8 @@ def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
         largest = max(float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in weights)
         if largest > float(np.finfo(np.float16).max):
             raise bad_input("OutOfRange", f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16")
-        sorted_model = OnnxModel(to_float16(model, keep_io_types=True))
-        sorted_model.topological_sort()  # it adds its casts at the end
-        model = sorted_model.model
+        model = to_float16(model, keep_io_types=True)
+        sort_nodes(model.graph)  # it adds its casts at the end
         converted = sum(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
     work.target.write_bytes(model.SerializeToString(deterministic=True))
     return {"type": step.type, "weights": converted}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.predict import Advance
+from modelrollout.optimizer.predict import Advance, check_label_range
 from modelrollout.optimizer.training.network import Network, Parameters
 
 SEED = 0
@@ -51,11 +51,14 @@ def fit(
     soft: Soft | None = None,
     masks: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> tuple[Parameters, list[float]]:
-    """(weights, mean loss of each epoch). ``masks``: weights that stay zero where False. Raises JobError: TrainingDataTooSmall, TrainingDiverged."""
+    """(weights, mean loss of each epoch). ``masks``: weights that stay zero where False. Raises JobError: TrainingDataTooSmall, LabelsOutOfRange,
+    TrainingDiverged."""
     rows = network.fixed_rows or min(recipe.batch_size, data.n)
     in_epoch = data.n // rows
     if not in_epoch:
         raise bad_input("TrainingDataTooSmall", f"{field}: {data.n} samples, but the model's first dimension is fixed to {rows}; give more")
+    if data.labels is not None and (soft is None or soft.hard_share):
+        check_label_range(data.labels, network.classes, f"{field}.data")
     total = in_epoch * recipe.epochs
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, total))
     kept = {name: jnp.asarray(mask, jnp.float32) for name, mask in (masks or {}).items()}
