@@ -138,20 +138,24 @@ class Cluster:
 
     def upload(self, bucket: str, files: Mapping[str, Path]) -> None:
         """Put files under their keys."""
+        s3 = self.bucket(bucket)
+        for key, path in files.items():
+            try:
+                obstore.put(s3, key, path)
+            except obstore.exceptions.BaseError as e:
+                raise DemoError(f"cannot write s3://{bucket}/{key} to the object store: {e}") from e
+
+    def bucket(self, name: str) -> obstore.store.S3Store:
+        """A bucket of the object store, as this machine reaches it."""
         store = self.target.store
-        s3 = obstore.store.S3Store(
-            bucket,
+        return obstore.store.S3Store(
+            name,
             endpoint=store.endpoint,
             region=store.region,
             access_key_id=store.access_key,
             secret_access_key=store.secret_key,
             client_options={"allow_http": store.endpoint.startswith("http:")},
         )
-        for key, path in files.items():
-            try:
-                obstore.put(s3, key, path)
-            except obstore.exceptions.BaseError as e:
-                raise DemoError(f"cannot write s3://{bucket}/{key} to the object store: {e}") from e
 
     def _run(self, command: list[str], stdin: str | None, timeout: float) -> str:
         try:

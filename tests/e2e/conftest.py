@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import obstore
 import pytest
+import requests
 import yaml
+from numpy.typing import NDArray
 
 from demo import target as targets
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, NotThereError, secret
@@ -18,7 +25,13 @@ from demo.setup import CHART, SECRET, chart_values
 from tests.e2e import models
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 UNREACHABLE = "unreachable"
+LAST = ("test_flavours", "test_story")  # whose images take minutes to make, and what takes longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LAST.index(item.path.stem) + 1 if item.path.stem in LAST else 0)
 
 
 class Stage:
@@ -101,6 +114,20 @@ class Stage:
         found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
         return [e["reason"] for e in found if e["involvedObject"]["name"] == name]
 
+    def answers(self, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The served model's outputs by name."""
+        body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
+        address = self.cluster.service_address(self.namespace, name, 8000)
+        answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
+        assert answer.status_code == 200, answer.text
+        return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
+
+    def artifacts(self) -> set[str]:
+        """URIs of this namespace's whole artifacts in the store."""
+        bucket = self.cluster.target.store.artifacts
+        listed = [o["path"] for page in obstore.list(self.cluster.bucket(bucket), f"{self.namespace}/") for o in page]
+        return {f"s3://{bucket}/{path.removesuffix('/manifest.json')}" for path in listed if path.endswith("/manifest.json")}
+
     def gone(self, name: str) -> bool:
         try:
             self.get(name)
@@ -118,10 +145,31 @@ def cluster() -> Cluster:
     return Cluster(targets.from_file(Path(os.environ["TARGET"]), None, context, registry))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
+    """What tests that ask for ``flavours`` need on the sandbox's nodes, made while others run: the optimizer's heavy images, and that of
+    examples/training-image, whose name by digest it is."""
+
+    def sandbox(*arguments: str) -> str:
+        made = subprocess.run(["nice", sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+        return made.stdout.strip()
+
+    def make() -> str:
+        sandbox("load-images", *(argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour)))
+        return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
+
+    with ThreadPoolExecutor(1) as pool:
+        wanted = "KUBECONTEXT" not in os.environ and any("flavours" in getattr(item, "fixturenames", ()) for item in request.session.items)
+        yield pool.submit(make if wanted else str)
+
+
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The release, with a second Prometheus that nobody answers at."""
+    """The release, with a second Prometheus that nobody answers at. Triton waits as long for idle connections of the gateway as for requests: the
+    exit timeout is short, for requests here take milliseconds."""
     values = chart_values(cluster.target)
+    values["drain"] = {"exitTimeoutSeconds": 5}
     values["prometheus"].append({"name": UNREACHABLE, "url": "http://127.0.0.1:9"})
     path = tmp_path_factory.mktemp("chart") / "values.yaml"
     path.write_text(yaml.safe_dump(values))

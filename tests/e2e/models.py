@@ -100,6 +100,7 @@ def write_models(folder: Path) -> list[Path]:
         "good.onnx": good,
         "better.onnx": classifier(WEIGHTS, "better"),
         "third.onnx": classifier(WEIGHTS, "third"),
+        "wide.onnx": perceptron(1024),
         "wrong.onnx": classifier(-WEIGHTS, "wrong"),
         "truncated.onnx": good[: len(good) // 2],
         "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
@@ -114,10 +115,12 @@ def write_models(folder: Path) -> list[Path]:
 
 def write_data(folder: Path) -> list[Path]:
     x, labels = inputs(600, 5)
+    thousands = {"selection": inputs(2000, 41), "heldout": inputs(2000, 42)}
     sets: dict[str, dict[str, NDArray[np.generic]]] = {
         "good.npz": {"x": x, "labels": labels},
         "misfit.npz": {"x": x[:, :7], "labels": labels},
         "unlabelled.npz": {"x": x},
+        **{f"{name}.npz": {"x": x, "labels": labels} for name, (x, labels) in thousands.items()},
     }
     for name, arrays in sets.items():
         np.savez(folder / name, **arrays)  # type: ignore[arg-type]

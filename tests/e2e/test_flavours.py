@@ -9,22 +9,20 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from numpy.typing import NDArray
 
-from demo.target import FLAVOURS
 from tests.e2e import models
-from tests.e2e.conftest import Stage
+from tests.e2e.conftest import ROOT, Stage
 from tests.unit.optimizer import tree_models
 
 pytestmark = pytest.mark.sandbox
 
-ROOT = Path(__file__).parents[2]
 # In a process of its own: TensorFlow keeps its threads and half a gigabyte.
 KERAS = """
 import sys, keras
@@ -62,11 +60,9 @@ SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512
 
 
 @pytest.fixture(scope="module")
-def flavours(stage: Stage) -> Stage:
+def flavours(stage: Stage, own_images: Future[str]) -> Stage:
     """A namespace of restricted pods, with the images on the nodes; a cluster of one's own pulls them itself."""
-    if "KUBECONTEXT" not in os.environ:
-        wanted = [argument for flavour in FLAVOURS for argument in ("--flavour", flavour)]
-        subprocess.run([sys.executable, "-m", "sandbox", "load-images", *wanted], cwd=ROOT, check=True)
+    own_images.result()
     stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
     return stage
 
@@ -79,15 +75,6 @@ def put(stage: Stage, folder: Path, model: bytes, **data: dict[str, NDArray[Any]
     for which, arrays in data.items():
         np.savez(folder / f"{which}.npz", **arrays)  # type: ignore[arg-type]
         stage.cluster.upload(store.data, {f"e2e/{name}-{which}.npz": folder / f"{which}.npz"})
-
-
-def answers(stage: Stage, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The served model's outputs by name."""
-    body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
-    address = stage.cluster.service_address(stage.namespace, name, 8000)
-    answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
-    assert answer.status_code == 200, answer.text
-    return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
 
 
 def prepared_by(stage: Stage, name: str) -> str:
@@ -114,7 +101,7 @@ def test_trees_of_xgboost_are_converted_and_answer_as_xgboost_does(flavours: Sta
     assert metric["samples"] == len(x)
     assert prepared_by(stage, "trees") == stage.cluster.target.images.flavours["trees"]
     wanted = xgboost.Booster({"nthread": 1}, model_file=bytearray(model)).predict(xgboost.DMatrix(x[:100]))
-    served = answers(stage, "trees", x[:100])
+    served = stage.answers("trees", x[:100])
     [scores] = [value for value in served.values() if value.dtype.kind == "f"]
     assert np.abs(scores - wanted).max() < 1e-4
 
@@ -132,7 +119,7 @@ def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Sta
     [metric] = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]["metrics"]
     assert (metric["verdict"], metric["samples"]) == ("Successful", 2000)
     assert prepared_by(stage, "keras") == stage.cluster.target.images.flavours["tensorflow"]
-    [logits] = answers(stage, "keras", x[:100]).values()
+    [logits] = stage.answers("keras", x[:100]).values()
     assert np.abs(logits - x[:100] @ models.WEIGHTS).max() < 1e-4
 
 
@@ -229,16 +216,15 @@ def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage,
     assert artifact["sizeAfter"] < 0.7 * artifact["sizeBefore"]
     assert prepared_by(stage, "network") == stage.cluster.target.images.flavours["trainer"]
     x, labels = models.inputs(200, 13)
-    assert (answers(stage, "network", x)["logits"].argmax(1) == labels).mean() > 0.9
+    assert (stage.answers("network", x)["logits"].argmax(1) == labels).mean() > 0.9
 
 
 @pytest.fixture(scope="module")
-def own_image(flavours: Stage) -> str:
+def own_image(own_images: Future[str]) -> str:
     """The training image of the documentation; on a cluster of one's own it has to be in a registry."""
     if "KUBECONTEXT" in os.environ:
         return os.environ.get("TRAINING_IMAGE") or pytest.skip("TRAINING_IMAGE names no image of examples/training-image by its digest")
-    build = [sys.executable, "-m", "sandbox", "load-own-image", "training-example", str(ROOT / "examples" / "training-image")]
-    return subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return own_images.result()
 
 
 def own(stage: Stage, name: str, image: str, *args: str) -> dict[str, Any]:
@@ -267,7 +253,7 @@ def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_i
     assert [m["verdict"] for m in artifact["metrics"]] == ["Successful"]
     assert artifact["sizeAfter"] < 0.6 * artifact["sizeBefore"]
     x, labels = models.inputs(200, 22)
-    assert (answers(stage, "own", x)["logits"].argmax(1) == labels).mean() > 0.9
+    assert (stage.answers("own", x)["logits"].argmax(1) == labels).mean() > 0.9
     # The same work for somebody else: found, and the image does not run again.
     stage.apply(own(stage, "own-again", own_image, "0.4"))
     status = stage.until_ready("own-again", 240)["status"]

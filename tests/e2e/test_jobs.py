@@ -1,4 +1,4 @@
-"""Jobs on the real cluster: a fleet prepares once, a limit that was hit is named, a queue is waited for."""
+"""Jobs on the real cluster: a fleet prepares once, a search finds a smaller model, a limit that was hit is named, a queue is waited for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import models
 from tests.e2e.conftest import Stage
 
 pytestmark = pytest.mark.sandbox
@@ -32,6 +33,32 @@ def test_a_fleet_prepares_once(stage: Stage) -> None:
     artifacts = [revision(stage, name)["status"]["artifact"] for name in fleet]
     assert len({(a["uri"], a["digest"]) for a in artifacts}) == 1
     assert sorted(bool(a.get("reused")) for a in artifacts) == [False, True, True]
+
+
+def test_auto_finds_a_smaller_model_that_is_served_and_shows_what_it_chose_from(stage: Stage) -> None:
+    search = {"data": {"uri": stage.data("selection.npz")}, "timeLimit": "2m"}
+    gate = {"data": {"uri": stage.data("heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.03}]}
+    stage.apply(stage.deployment("searched", "wide.onnx", optimization={"steps": [{"auto": search}], "gate": gate}))
+    served = stage.until_ready("searched")["status"]["stable"]["revision"]
+    artifact = stage.cluster.revision(stage.namespace, served)["status"]["artifact"]
+    found, [metric] = artifact["search"], artifact["metrics"]
+    points = {p["name"]: p for p in found["points"]}
+    taken, source = points[found["chosen"]], points["source"]
+    assert (found["ended"], found["metric"], metric["verdict"], metric["samples"]) == ("Complete", "accuracy", "Successful", 2000)
+    assert found["tried"] >= 9 and taken["within"] and taken["size"] == min(p["size"] for p in points.values() if p["within"])
+    assert artifact["sizeAfter"] == taken["size"] < 0.5 * source["size"] == 0.5 * artifact["sizeBefore"]
+    x, labels = models.inputs(200, 43)
+    assert (stage.answers("searched", x)["logits"].argmax(1) == labels).mean() > 0.9
+
+    def report(form: str) -> str:
+        return stage.cluster.modelrollout("report", "searched", "-n", stage.namespace, "-o", form)
+
+    rows = {form: [line for line in report(form).splitlines() if "kept" in line and " x" in line] for form in ("text", "markdown")}
+    for form, lines in rows.items():
+        assert len(lines) == len(points) and all(any(name in line for line in lines) for name in points), f"{form}: {lines}"
+        assert [found["chosen"] in line for line in lines if "taken" in line] == [True], f"{form}: {lines}"
+    page = report("html")
+    assert all(name in page for name in points) and page.count("<svg") >= 3, "a picture of sizes, one of latencies, and those of the gate"
 
 
 def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: Stage) -> None:

@@ -1,12 +1,20 @@
-"""The life of a ModelDeployment without a gateway: replica-weighted canary, verbs, a killed operator, deletion."""
+"""The life of a ModelDeployment without a gateway: replica-weighted canary, verbs, a killed operator, clean-up, deletion."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from demo.cluster import SYSTEM_NAMESPACE
+from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, secret
+from demo.setup import CHART, SECRET
+from modelrollout.api import names
+from sandbox.paths import State
 from tests.e2e.conftest import Stage
 
 pytestmark = pytest.mark.sandbox
@@ -95,6 +103,50 @@ def test_step_edit_in_mid_rollout(stage: Stage) -> None:
     assert stage.get(NAME)["status"]["weight"] == 50
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)
     stage.until("it is aborted", lambda: stage.get(NAME)["status"]["rollout"]["outcome"] == "Aborted")
+
+
+@pytest.fixture
+def clean_up(stage: Stage) -> Iterator[Cluster]:
+    """The release with its CronJob, which nothing but a person starts, in a namespace that takes restricted pods only."""
+    cluster, store = stage.cluster, stage.cluster.target.store
+    cluster.apply(secret(SYSTEM_NAMESPACE, SECRET, {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}))
+    restricted = ("pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/enforce-")
+    cluster.kubectl("label", "namespace", SYSTEM_NAMESPACE, restricted[0])
+
+    def upgrade(**values: Any) -> None:
+        given = [f"--set-json=artifactCleanup.{name}={json.dumps(value)}" for name, value in values.items()]
+        cluster.helm("upgrade", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE, "--reuse-values", *given)
+
+    upgrade(enabled=True, olderThanDays=1, schedule="0 0 29 2 *", secretName=SECRET)
+    yield cluster
+    cluster.kubectl("delete", "job", "by-hand", "-n", SYSTEM_NAMESPACE, "--ignore-not-found")
+    upgrade(enabled=False)
+    cluster.kubectl("label", "namespace", SYSTEM_NAMESPACE, restricted[1])
+
+
+@pytest.mark.skipif("KUBECONTEXT" in os.environ, reason="the age of what lies in an S3 store cannot be set; in the sandbox's it is that of files")
+def test_clean_up_takes_what_is_old_and_in_no_history(stage: Stage, clean_up: Cluster, tmp_path: Path) -> None:
+    revisions = json.loads(clean_up.kubectl("get", "mrev", "-n", stage.namespace, "-o", "json"))["items"]
+    needed = {r["status"]["artifact"]["uri"] for r in revisions}
+    assert len(needed) == 3 and {r["status"]["outcome"] for r in revisions} > {"Stable"}, "stable, and versions that a rollback may go to"
+    (tmp_path / "manifest.json").write_text("{}")
+    bucket = clean_up.target.store.artifacts
+    old, young = (f"{stage.namespace}/{digit * 64}" for digit in "0f")
+    clean_up.upload(bucket, {f"{folder}/manifest.json": tmp_path / "manifest.json" for folder in (old, young)})
+    files = State.of().data / "s3" / "objects" / bucket
+    month_ago = time.time() - 30 * 86400
+    for folder in (old, *(uri.removeprefix(f"s3://{bucket}/") for uri in needed)):
+        for file in (files / folder).iterdir():
+            os.utime(file, (month_ago, month_ago))
+    clean_up.kubectl("create", "job", "by-hand", f"--from=cronjob/{RELEASE}-cleanup", "-n", SYSTEM_NAMESPACE)
+    clean_up.kubectl("wait", "--for=condition=Complete", "job/by-hand", "-n", SYSTEM_NAMESPACE, "--timeout=90s")
+    [pod] = clean_up.pods(SYSTEM_NAMESPACE, f"{names.LABEL_JOB}=by-hand")
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    for container in (*pod["spec"]["initContainers"], *pod["spec"]["containers"]):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    left = stage.artifacts()
+    assert needed <= left, "the oldest of them would be missed by a rollback"
+    assert (f"s3://{bucket}/{old}" in left, f"s3://{bucket}/{young}" in left) == (False, True)
 
 
 def test_deletion_leaves_nothing(stage: Stage) -> None:

@@ -22,7 +22,7 @@ def wanted(stage: Stage, file: str, **tune: Any) -> dict[str, Any]:
     made = stage.deployment(NAME, file, rollout=HELD)
     made["spec"]["serving"] |= {
         "batching": {"maxBatchSize": 64, "maxQueueDelay": "600ms"},
-        "tune": {"objective": "400ms", "share": 0.9, "instances": [1, 2], "timeout": "45s", "data": {"uri": stage.data("good.npz")}, **tune},
+        "tune": {"objective": "400ms", "share": 0.9, "instances": [1, 2], "timeout": "25s", "data": {"uri": stage.data("good.npz")}, **tune},
     }
     return made
 
@@ -87,7 +87,7 @@ def test_the_next_version_is_tuned_too_and_its_canary_goes_on(stage: Stage) -> N
 
 def test_a_server_that_ends_under_a_candidate_comes_back_and_the_search_goes_on(stage: Stage) -> None:
     name = "ended"
-    made = wanted(stage, "third.onnx")
+    made = wanted(stage, "third.onnx", timeout="45s")
     made["metadata"]["name"] = name
     stage.apply(made)
     jobs = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_TUNE}"

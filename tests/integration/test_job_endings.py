@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from modelrollout.api.tasks import CONTAINER_STEP, ExitCode
 from modelrollout.api.v1alpha1 import Optimization
 from modelrollout.controller import podless
 from modelrollout.controller.observe import Seen
@@ -43,16 +44,36 @@ def taken_away(why: str) -> dict[str, Any]:
     return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": "by hand"}]}
 
 
-@pytest_asyncio.fixture
-async def namespace(kube: Kube) -> AsyncIterator[str]:
+@contextlib.asynccontextmanager
+async def fresh(kube: Kube) -> AsyncIterator[str]:
     name = f"jobs-{uuid.uuid4().hex[:8]}"
     await kube.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    yield name
-    await kube.delete(NAMESPACE, None, name)
+    try:
+        yield name
+    finally:
+        await kube.delete(NAMESPACE, None, name)
 
 
-async def made(kube: Kube, namespace: str, queue: str | None = None, **spec: Any) -> Object:
-    optimization = Optimization.model_validate({"queueName": queue})
+@pytest_asyncio.fixture
+async def namespace(kube: Kube) -> AsyncIterator[str]:
+    async with fresh(kube) as name:
+        yield name
+
+
+async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tuple[Any, ...]) -> None:
+    """The case for each of these, in a namespace of its own: they wait for the Job controller, which tries again after ten seconds."""
+
+    async def one(*arguments: Any) -> None:
+        async with fresh(kube) as namespace:
+            await case(namespace, *arguments)
+
+    async with asyncio.TaskGroup() as group:
+        for arguments in given:
+            group.create_task(one(*arguments))
+
+
+async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tuple[dict[str, Any], ...] = (), **spec: Any) -> Object:
+    optimization = Optimization.model_validate({"queueName": queue, "steps": list(steps)})
     job = prepare_job(o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, o.CONFIG)
     job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
     job["spec"] |= spec
@@ -85,10 +106,13 @@ async def pod(kube: Kube, namespace: str, number: int = 1) -> Object:
     pytest.fail(f"{len(found)} pods and not {number}")
 
 
+def container(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+
+
 async def end(kube: Kube, namespace: str, state: dict[str, Any] | None, number: int = 1, **status: Any) -> None:
     """The newest pod ends as it would under a kubelet."""
-    container = {"name": "job", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": state}
-    told = {"phase": "Failed", "containerStatuses": [container] if state else []} | status
+    told = {"phase": "Failed", "containerStatuses": [container("job", state)] if state else []} | status
     for _ in range(50):
         found = await pod(kube, namespace, number)
         # The scheduler and the Job controller write it, too. replace_status sends no labels and finalizers, as custom resources want it.
@@ -118,21 +142,22 @@ async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dic
         assert found.problem and "its limit of 2Gi" in found.problem.message
 
 
-@pytest.mark.parametrize(
-    ("state", "status", "reason"),
-    [
+async def test_what_may_help_is_tried_again(kube: Kube) -> None:
+    async def case(namespace: str, state: dict[str, Any] | None, status: dict[str, Any], reason: str) -> None:
+        await made(kube, namespace)
+        await end(kube, namespace, state, **status)
+        await pod(kube, namespace, 2)
+        found = await work(kube, namespace)
+        assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+
+    await at_once(
+        kube,
+        case,
         (AWAY, {}, "StoreUnreachable"),
         (TOLD_TO_END, taken_away("EvictionByEvictionAPI"), "Evicted"),
         (KILLED, taken_away("PreemptionByScheduler"), "Preempted"),
         (None, taken_away("DeletionByPodGC"), "NodeLost"),
-    ],
-)
-async def test_what_may_help_is_tried_again(kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str) -> None:
-    await made(kube, namespace)
-    await end(kube, namespace, state, **status)
-    await pod(kube, namespace, 2)
-    found = await work(kube, namespace)
-    assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+    )
 
 
 async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controller(kube: Kube, namespace: str) -> None:
@@ -199,3 +224,89 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
             break
         await asyncio.sleep(0.1)
     assert found.problem and found.problem.reason == "PodRefused" and "exceeded quota: small" in found.problem.message
+
+
+# --- a user's container between two of ours
+
+LIMIT = "3Gi"
+STEPS = ({"container": {"image": f"example/trainer@sha256:{'ab' * 32}", "resources": {"limits": {"memory": LIMIT}}}}, {"int8": {}})
+HANDED_OVER = {"terminated": {"exitCode": 0, "reason": "Completed", "message": '{"message": "handed over"}'}}
+NEVER: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
+
+
+def theirs(code: int, said: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": said}}
+
+
+async def end_of_three(kube: Kube, namespace: str, before: dict[str, Any], own: dict[str, Any], **status: Any) -> None:
+    """The newest pod ends in an init container: ours before the user's, or the user's own."""
+    states = [container("before", before), container(CONTAINER_STEP, own)]
+    await end(kube, namespace, NEVER, initContainerStatuses=states, **status)
+
+
+async def given_up(kube: Kube, namespace: str) -> None:
+    """The Job controller calls it failed, after one pod."""
+    for _ in range(300):
+        conditions = ((await kube.get(JOB, namespace, NAME)).get("status") or {}).get("conditions") or []
+        if any(c["type"] == "Failed" and c["status"] == "True" for c in conditions):
+            assert len((await kube.list(POD, namespace)).items) == 1
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail(f"not after 30 s: {conditions}")
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "reason", "says"),
+    [
+        (HANDED_OVER, theirs(1, "Epoch 1\nno column 'clicks'\n"), "ContainerFailed", "ended with code 1: no column 'clicks'; "),
+        (HANDED_OVER, theirs(int(ExitCode.GATE_FAILED), '{"reason": "AccuracyDrop"}'), "ContainerFailed", "ended with code 12: "),
+        (HANDED_OVER, theirs(139), "ContainerFailed", "ended with code 139: it said nothing"),
+        (BAD_INPUT, NEVER, "NotOnnx", "a pickle"),
+        (OOM, NEVER, "OutOfMemory", "raise spec.optimization.resources.limits.memory"),
+    ],
+)
+async def test_how_a_users_container_ends_is_final(
+    kube: Kube, namespace: str, before: dict[str, Any], own: dict[str, Any], reason: str, says: str
+) -> None:
+    """Whatever it says, and also with a code that is one of ours; what fails before it is told as ever."""
+    await made(kube, namespace, steps=STEPS)
+    await end_of_three(kube, namespace, before, own)
+    await given_up(kube, namespace)
+    found = await work(kube, namespace)
+    told = found.result or found.problem
+    assert found.state == "Failed" and told and told.reason == reason and says in told.message
+
+
+async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(kube: Kube) -> None:
+    """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator does, and ends the work; unless somebody took the
+    pod away."""
+
+    async def case(namespace: str, own: dict[str, Any], status: dict[str, Any], state: str, reason: str, *says: str) -> None:
+        await made(kube, namespace, steps=STEPS)
+        await end_of_three(kube, namespace, HANDED_OVER, own, **status)
+        await pod(kube, namespace, 2)
+        found = await work(kube, namespace)
+        told = found.problem if state == "Failed" else found.retried
+        assert (found.state, found.result, told and told.reason) == (state, None, reason)
+        assert told and all(word in told.message for word in says), told
+
+    killed = theirs(137, "Epoch 3")
+    await at_once(
+        kube,
+        case,
+        (theirs(137, reason="OOMKilled"), {}, "Failed", "OutOfMemory", f"its limit of {LIMIT}", "the step's container.resources.limits.memory"),
+        (killed, {}, "Failed", "ContainerFailed", "ended with code 137: Epoch 3"),
+        (theirs(143), {}, "Failed", "ContainerFailed", "ended with code 143"),
+        (killed, taken_away("PreemptionByScheduler"), "Running", "Preempted"),
+    )
+
+
+async def test_work_that_was_done_before_is_a_failed_job_and_no_failure(kube: Kube, namespace: str) -> None:
+    """The containers that would follow must not run, and only a code other than 0 keeps them from it."""
+    await made(kube, namespace, steps=STEPS)
+    reused = '{"artifact_digest": "sha256:00", "reused": true}'
+    await end_of_three(kube, namespace, theirs(int(ExitCode.REUSED), reused), NEVER)
+    await given_up(kube, namespace)
+    found = await work(kube, namespace)
+    assert (found.state, found.exit_code) == ("Succeeded", ExitCode.OK)
+    assert found.result and found.result.reused and found.result.artifact_digest == "sha256:00"

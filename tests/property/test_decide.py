@@ -384,9 +384,9 @@ class RolloutMachine(RuleBasedStateMachine):
         if self.world.jobs:
             self.world.jobs.popitem()
 
-    @rule()
-    def status_is_lost(self) -> None:
-        self.world.lose_status()
+    @rule(all_of_it=st.booleans())
+    def status_is_lost(self, all_of_it: bool) -> None:
+        self.world.lose_status(all_of_it=all_of_it)
         self.world.reconcile()
 
     def teardown(self) -> None:

@@ -74,13 +74,14 @@ Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
 QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_SECONDS = 100 * 365.25 * 86400
 
 
 def seconds(duration: str) -> float:
-    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``."""
+    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that it can be added to any time."""
     if not re.match(DURATION_RE, duration):
         raise ValueError(f"not a duration: {duration!r}; write for example 90s, 10m or 1h30m")
-    return sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration))
+    return min(_LONGEST_SECONDS, sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration)))
 
 
 class LocalName(ApiModel):
@@ -774,8 +775,8 @@ class Metric(ApiModel):
         description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
         "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
-    min: float | None = Field(None, description="Smallest value allowed (accuracy and errors: of the canary itself; query: of its result).")
-    max: float | None = Field(None, description="Largest value allowed.")
+    min: float | None = Field(None, description="Smallest value allowed: of accuracy, a share of the canary itself; of a query its result.")
+    max: float | None = Field(None, description="Largest value allowed: of errors, a share of the canary's requests; of a query its result.")
     min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
     for_: Duration | None = Field(
         None,
@@ -806,6 +807,14 @@ class Metric(ApiModel):
         Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
         Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
         Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
+        Rule(
+            "has(self.query) || !has(self.min) || (self.name == 'accuracy' && self.min >= 0.0 && self.min < 1.0)",
+            "min is a share of accuracy, from 0 to below 1 (0.95, not 95), or belongs to a query",
+        ),
+        Rule(
+            "has(self.query) || !has(self.max) || (self.name == 'errors' && self.max > 0.0 && self.max <= 1.0)",
+            "max is a share of errors, above 0 and at most 1 (0.02, not 2), or belongs to a query; latency has share",
+        ),
         Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
         Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
         Rule(

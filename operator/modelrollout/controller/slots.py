@@ -114,11 +114,14 @@ class Slots:
         return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
     def _queue(self, limit: Limit) -> list[Claim]:
-        """Those who wait for a slot of this limit, longest first; who is frozen waits for something else."""
+        """Those who wait for a slot of this limit, longest first; who is frozen waits for something else, and who is going or has a spec that nobody
+        can read takes none: the others do not wait for that."""
         found: list[tuple[str, str, Claim]] = []
         for o in self._store.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if claim is None or rollout is None or rollout.queue is None or rollout.reason == "Frozen" or not limit.concerns(claim.gpus):
+                continue
+            if o["metadata"].get("deletionTimestamp") or _is_unreadable(o):
                 continue
             if any(x.policy == limit.policy for x in self._policies.rules(o).limits):
                 found.append((rollout.queue.since, claim.holder, claim))
@@ -222,6 +225,12 @@ def _rollout(deployment: Object) -> RolloutStatus | None:
         return RolloutStatus.model_validate(raw) if raw else None
     except ValidationError:  # not written by an operator
         return None
+
+
+def _is_unreadable(deployment: Object) -> bool:
+    """Whether its spec cannot be read, as its condition says: reading every spec for every look would cost too much."""
+    conditions = (deployment.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == "Ready" and c.get("reason") == "InvalidSpec" for c in conditions)
 
 
 def _claim(deployment: Object) -> Claim | None:

@@ -283,7 +283,7 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) ->
     failed: JobError | None = None
     try:
         result = _found(task, store, key, progress) if task.part == "AfterContainer" else None
-        result = result or _make(task, progress, folder, kept, files, inputs, store, signer)
+        result = result or _make(task, progress, folder, kept, files, inputs, key, store, signer)
         if held and task.part == "BeforeContainer":
             (kept / _CLAIM).write_text(held.hand_over())
             held = None
@@ -319,11 +319,11 @@ def _make(
     kept: Path,
     files: dict[str, _DataFile],
     inputs: dict[str, Any],
+    key: str,
     store: Store,
     signer: tuple[EllipticCurvePublicKey, str] | None,
 ) -> TaskResult:
     """The work itself, up to the published artifact, or to what the user's container is given."""
-    key = key_of(inputs)
     source = kept / "source.onnx"
     with progress.stage("fetch"):
         fetched = _fetch(Store(task.source, FIELD_SOURCE), source, task, progress)

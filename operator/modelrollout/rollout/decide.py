@@ -60,13 +60,13 @@ def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
 
 
 def lost(s: Snapshot, now: datetime) -> Move | None:
-    """Status is empty although there are revisions: somebody emptied it, or a backup brought none."""
+    """Status names no stable revision although there are revisions: somebody emptied or damaged it, or a backup brought none."""
     status = rebuilt(s, now)
     if status is None:
         return None
     stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
     found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
-    return Move(status, (Event("StateRebuilt", f"status was empty, it was made anew from revisions and route: {found}", "Warning"),))
+    return Move(status, (Event("StateRebuilt", f"status had lost what is stable, it was made anew from revisions and route: {found}", "Warning"),))
 
 
 def asked(s: Snapshot, now: datetime) -> Move | None:

@@ -8,7 +8,7 @@ from modelrollout.api.config import lies_in
 from modelrollout.api.policy import PolicyGates
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.facts import Problem
-from modelrollout.rollout.policy import Rules
+from modelrollout.rollout.policy import Limit, Rules
 
 
 def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int) -> Problem | None:
@@ -29,10 +29,17 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
         if told := next(_missing(gates, spec), None):
             return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
     for limit in rules.limits:
-        if limit.gpus is not None and gpus > limit.gpus:
-            text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
-            return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
+        if problem := too_small(limit, gpus):
+            return problem
     return None
+
+
+def too_small(limit: Limit, gpus: int) -> Problem | None:
+    """Why the pods of a new revision could not even run alone."""
+    if limit.gpus is None or gpus <= limit.gpus:
+        return None
+    text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
+    return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
 
 
 def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:

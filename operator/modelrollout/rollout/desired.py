@@ -24,7 +24,7 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
-from modelrollout.rollout.in_place import floor, room, under_way
+from modelrollout.rollout.in_place import floor, room, sharing
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
@@ -122,7 +122,7 @@ def carriers(s: Snapshot) -> dict[str, int]:
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
-    shared = under_way(status)
+    shared = sharing(status)
     if stable:
         found[stable] = max(full, s.server(stable).asked) if divided else full
         if shared is not None:
@@ -164,7 +164,7 @@ def trial_pods(s: Snapshot) -> int:
     """Pods of a revision before and in its trial behind a gateway: those of its step, or those that are to be there before the first."""
     assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
-    shared = under_way(s.status)
+    shared = sharing(s.status)
     if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
         return full if shared is None else room(s.spec)
     canary = s.spec.rollout.canary or Canary()
@@ -205,7 +205,7 @@ def has_all_pods(s: Snapshot) -> bool:
 def _for_everything(s: Snapshot) -> int:
     """Pods that may carry all traffic."""
     assert s.spec is not None
-    return max(1, s.spec.serving.replicas) if under_way(s.status) is None else floor(s.spec)
+    return max(1, s.spec.serving.replicas) if sharing(s.status) is None else floor(s.spec)
 
 
 def too_few(s: Snapshot) -> Problem:
@@ -313,6 +313,9 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
+        elif revision.name == stable and revision.status.outcome not in SERVED:
+            # Taken for stable from the route, when status was lost in its promotion: without a record it could not be found again, nor gone back to.
+            wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
             wanted = revision.status.model_copy(
                 update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
@@ -330,6 +333,8 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"
     if rollout.mode == "Rollback" and (in_flight(rollout) or unproven):
         outcome = old.outcome  # a rollback that does not get on says nothing about the version that it leads to
+    elif rollout.outcome == "Superseded" and old.retired is not None:
+        outcome = "Retired"  # it has served, and nothing was found against it
     ended = not in_flight(rollout)
     return old.model_copy(
         update={

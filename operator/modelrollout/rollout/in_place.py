@@ -17,6 +17,6 @@ def room(spec: ModelDeploymentSpec) -> int:
     return max(floor(spec), max(1, spec.serving.replicas) - floor(spec))
 
 
-def under_way(status: ModelDeploymentStatus) -> InPlaceStatus | None:
+def sharing(status: ModelDeploymentStatus) -> InPlaceStatus | None:
     """What stable keeps in the rollout in flight, if it makes room for it."""
     return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None

@@ -26,7 +26,8 @@ def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     delay = delay_seconds(step, analysis)
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0
-        return Assessment("Inconclusive", "InitialDelay", f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})")
+        text = f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})"
+        return Assessment("Inconclusive", "InitialDelay", text, tuple(step.metrics))  # a bake begins with what stable has shown
     return metrics
 
 

@@ -23,6 +23,7 @@ from modelrollout.api.v1alpha1 import Metric, seconds
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
 _CHAINED = 64  # windows that follow one another without a gap
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,11 @@ def frozen(rules: Rules, now: datetime) -> Freeze | None:
     return Freeze(until, f"RolloutPolicy {policy} freezes rollouts until {_told(until)}{why}; rollbacks and aborts work")
 
 
+def _moment(text: str) -> datetime:
+    """Whoever writes 9999 means for ever: that is the end of the millennium here, to which every zone and duration can be added."""
+    return min(max(datetime.fromisoformat(text), _FIRST), _LAST)
+
+
 def _told(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -222,7 +228,7 @@ def _end(window: FreezeWindow, now: datetime) -> datetime | None:
     """When the window that holds ``now`` ends; None when it does not hold it."""
     if window.schedule is None:
         assert window.start is not None and window.end is not None
-        first, last = datetime.fromisoformat(window.start), datetime.fromisoformat(window.end)
+        first, last = _moment(window.start), _moment(window.end)
         return last if first <= now < last else None
     assert window.duration is not None
     begun: datetime | None = _last(window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0))

@@ -1,7 +1,7 @@
 """A status that was lost or damaged: what of it can be believed, and what revisions and the live route say instead.
 
-A restore from Git or a backup brings no status, and somebody may edit it. Starting at nothing would roll the present version out once more,
-take a version that was refused for a new one, and remove the pods of stable.
+A restore from Git or a backup brings no status, and somebody may edit it, or only the part that names stable. Starting at nothing would roll the
+present version out once more, take a version that was refused for a new one, and remove the pods of stable.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Revis
 from modelrollout.rollout.facts import SERVED, Revision, Snapshot, stamp
 from modelrollout.rollout.transitions import begin, pin
 
+_MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
+_LAST_YEAR = 9000  # to later times nothing can be added
 # Stages of a revision that has a name.
 _NAMED = frozenset({"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
 
@@ -28,6 +30,9 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     if drains != status.draining:
         changes["draining"] = drains
     rollout = status.rollout
+    if rollout is not None and not all(_is_measured(m) for e in rollout.history for m in e.metrics):
+        history = [e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []}) for e in rollout.history]
+        changes["rollout"] = rollout = rollout.model_copy(update={"history": history})
     if rollout is not None and not _holds(status, rollout):
         changes["rollout"] = None
     elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
@@ -43,6 +48,8 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
 
 def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
+    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.former <= 100):
+        return False
     times = [rollout.since, rollout.started]
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
@@ -54,10 +61,10 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
     if not all(map(_is_time, times)):
         return False
-    named = rollout.revision is not None and rollout.number is not None and rollout.sha256 is not None
-    if rollout.stage in _NAMED and not named and not (rollout.stage == "Done" and status.stable is not None):
+    named = bool(rollout.revision and rollout.sha256) and rollout.number is not None
+    if rollout.stage in _NAMED and not named and rollout.stage != "Done":
         return False
-    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert") and status.stable is None:
+    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert", "Done") and status.stable is None:
         return False
     if rollout.stage == "Shadow" and rollout.shadow is None:
         return False
@@ -69,29 +76,34 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
 
 
 def _is_measured(metric: MetricStatus) -> bool:
-    """Whether a measurement can be gone on with: its time is one, and so are the counters of its processes."""
-    raw = [(name, numbers) for c in (metric.canary, metric.stable) if c for name, numbers in c.last.items()]
+    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the counters of its processes."""
+    counters = [c for c in (metric.canary, metric.stable) if c is not None]
+    raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
     shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
-    return shaped and (metric.since is None or _is_time(metric.since))
+    counts = all(0 <= c.bad <= c.total <= _MOST and all(0 <= v <= _MOST for v in c.spread) for c in counters)
+    return shaped and counts and (metric.since is None or _is_time(metric.since))
 
 
 def _is_time(text: str | None) -> bool:
     try:
-        return text is not None and datetime.fromisoformat(text).tzinfo is not None
+        return text is not None and (at := datetime.fromisoformat(text)).tzinfo is not None and at.year < _LAST_YEAR
     except ValueError:
         return False
 
 
 def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
-    """The state as revisions and the live route show it, if status has none; None when there is nothing to rebuild or to gain.
+    """The state as revisions and the live route show it, if status names no stable revision that exists although one has served; None when there is
+    nothing to rebuild or to gain. A rollout in flight is given up with it: what it would be compared with is not known.
 
     Stable is what the route sends the most to, before all a revision that is known to have served; without a route the newest one whose outcome
     says so (read from its annotations where its own status is gone as well). Verbs that stand on the objects were carried out long ago.
     """
-    if s.status.stable is not None or s.status.rollout is not None or not s.revisions:
+    if not s.revisions or not _is_lost(s):
         return None
     found = s.status.model_copy(
         update={
+            "stable": None,
+            "rollout": None,
             "last_number": max(s.status.last_number, *(r.number for r in s.revisions)),
             "handled_verbs": list(dict.fromkeys([*s.status.handled_verbs, *(v.key for v in s.verbs)])),
         }
@@ -107,6 +119,20 @@ def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
         update["pinned"] = pin(s, stable.name)  # somebody went back to it: nothing climbs by itself
     return found.model_copy(update=update)
+
+
+def _is_lost(s: Snapshot) -> bool:
+    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only once status has named it."""
+    stable, rollout = s.status.stable, s.status.rollout
+    if stable is not None:  # a name that never was; of a revision that somebody has removed the route tells nothing else
+        serving = _serving(s)
+        return s.revision(stable.revision) is None and serving is not None and serving.status.outcome in SERVED
+    if rollout is None:
+        return True
+    recorded = _recorded(s)
+    if recorded is None:
+        return False
+    return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name  # a rollback to it is what ``rebuilt`` begins
 
 
 def _serving(s: Snapshot) -> Revision | None:

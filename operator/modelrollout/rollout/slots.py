@@ -48,14 +48,15 @@ def within(limit: Limit, held: Sequence[Held], mine: Held) -> bool:
 def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
     """How ``mine`` stands with the limit. ``queue``: all that wait for a slot of this policy, longest first.
 
-    Nobody overtakes: a small rollout does not slip past a large one that waits for GPUs, or that would wait for ever.
+    Nobody overtakes: a small rollout does not slip past a large one that waits for GPUs, or that would wait for ever. One that asks for more GPUs
+    than there are for all together (the limit was lowered meanwhile) has no turn, and nobody waits behind it.
     """
     own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     holders = tuple(sorted(h.claim.told for h in held if h is not own and not h.ended))
     if own is not None:
         return Slot(limit.policy, within(limit, held, own), False, 1, 1, holders)
     working = [h for h in held if not h.ended]
-    waiting = [c for c in queue if c.holder not in {h.claim.holder for h in working}]
+    waiting = [c for c in queue if c.holder not in {h.claim.holder for h in working} and (limit.gpus is None or c.gpus <= limit.gpus)]
     position = next((i for i, c in enumerate(waiting) if c.holder == mine.holder), len(waiting))
     ahead = waiting[:position]
     room = len(working) + len(ahead) < limit.slots

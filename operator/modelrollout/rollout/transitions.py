@@ -22,7 +22,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stamp
-from modelrollout.rollout.in_place import under_way
+from modelrollout.rollout.in_place import sharing
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32
@@ -137,7 +137,7 @@ def succeed(s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: 
     if former is None or former.revision == rollout.revision:
         return done
     # In place the new revision waits for the GPUs of the former one.
-    keep = scale_down_delay(s) if under_way(status) is None else s.settle_seconds
+    keep = scale_down_delay(s) if sharing(status) is None else s.settle_seconds
     return retire(done, former.revision, former.number, now, keep)
 
 

@@ -71,6 +71,30 @@ async def test_the_first_look_is_the_baseline_and_a_later_service_counts_from_no
     assert "last_over_time" not in reader.asked[1]
 
 
+def pods(scraped: float, **served: int) -> Answer:
+    """Triton's own counters, by revision."""
+    series = []
+    for revision, good in served.items():
+        labels = {"revision": revision.replace("_", "-"), "instance": f"{revision}:8002"}
+        series += [Series({**labels, "reading": "good"}, good, 0), Series({**labels, "reading": "scraped"}, scraped, 0)]
+    return Answer(tuple(series))
+
+
+@pytest.mark.parametrize("stable", [True, False])
+async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_traffic(stable: bool) -> None:
+    """Without a gateway the pods count themselves. A thousand good answers would pass the step without one request of a client."""
+    target = replace(TARGET, profile="none", stable=TARGET.stable if stable else None)
+    reader = FakeReader(nv_inference=pods(10, digits_old=5000))
+    first = (await measure(reader, target, [ERRORS], {}))["errors"]
+    assert first.problem and first.problem.kind == "NoData" and first.canary is None
+    reader.answers["nv_inference"] = pods(20, digits_old=5100, digits_new=1000)
+    second = (await measure(reader, target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))["errors"]
+    reader.answers["nv_inference"] = pods(30, digits_old=5200, digits_new=1007)
+    third = (await measure(reader, target, [ERRORS], {"errors": Counts(second.canary, second.stable)}))["errors"]
+    assert third.canary and third.canary.total == 7
+    assert not stable or (third.stable and third.stable.total == 100)
+
+
 async def test_the_same_scrape_again_changes_nothing() -> None:
     reader = FakeReader(traefik_service_requests_total=requests(10, new=(40, 2), old=(100, 1)))
     first = (await measure(reader, TARGET, [ERRORS], {}))["errors"]

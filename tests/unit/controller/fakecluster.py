@@ -267,7 +267,7 @@ class Cluster:
             pod = f"{name}-x"
             if self.find(POD, pod) is None:
                 ended = {"terminated": {"exitCode": code, "message": message}}
-                labels = job["metadata"]["labels"] | {"batch.kubernetes.io/job-name": name}
+                labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
                 self.put(
                     POD,
                     {

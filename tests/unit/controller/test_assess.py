@@ -188,6 +188,27 @@ async def test_counting_begins_after_the_initial_delay() -> None:
     assert begun.reason == "NoData" and begun.metrics[0].canary is not None, "the baseline"
 
 
+@pytest.mark.parametrize("stage", ["Canary", "Bake"])
+async def test_what_a_prometheus_that_lost_its_data_sees_first_is_no_traffic_of_the_step(stage: str) -> None:
+    """It has scraped nobody at the first look; the counters that it knows at the second hold weeks of stable, and an outage."""
+    bench = Bench()
+
+    def state(metrics: Sequence[MetricStatus]) -> Snapshot:
+        step = b.step(0, 5, metrics=list(metrics)) if stage == "Canary" else b.step(3, 100, metrics=list(metrics))
+        return b.second(stage, wanted=canary().spec, changes={"step": step})
+
+    known, bench.main.requests = {V1: (1_000_000, 900_000), V2: (5000, 60)}, {}
+    nothing = await bench.look(state(()))
+    assert (nothing.verdict, nothing.reason, nothing.metrics[0].canary) == ("Inconclusive", "NoData", None)
+    bench.main.requests, bench.main.scraped = known, 1.0
+    baseline = await bench.look(state(nothing.metrics))
+    bench.main.requests, bench.main.scraped = {V1: (1_000_190, 900_000), V2: (5010, 60)}, 2.0
+    [counted] = (await bench.look(state(baseline.metrics))).metrics
+    assert counted.canary and (counted.canary.total, counted.canary.bad) == (10, 0)
+    if stage == "Canary":
+        assert counted.stable and (counted.stable.total, counted.stable.bad) == (190, 0)
+
+
 async def test_a_pause_shifts_no_weight_and_has_no_delay() -> None:
     paused = canary({"initialDelay": "30s"}, at_step=b.step(1, 5, "Paused", observed_since=None), reason="PauseStep")
     assert (await Bench().look(paused)).reason == "NoData"

@@ -190,7 +190,7 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     found = [obj(JOB, name, spec={}, status=status)]
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
-        labels = {"batch.kubernetes.io/job-name": name}
+        labels = {names.LABEL_JOB: name}
         found.append(obj(POD, f"{name}-x", labels=labels, status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]}))
     return found
 
@@ -215,7 +215,7 @@ def test_a_job_that_runs() -> None:
 
 
 def job_pod(name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any) -> tuple[Resource, Object]:
-    resource, made = obj(POD, f"{name}-{created}", labels={"batch.kubernetes.io/job-name": name})
+    resource, made = obj(POD, f"{name}-{created}", labels={names.LABEL_JOB: name})
     made["metadata"]["creationTimestamp"] = created
     return resource, made | {"status": {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status}
 

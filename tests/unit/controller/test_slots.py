@@ -225,6 +225,23 @@ def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
     assert set(running(cluster)) == {"b", "d"}
 
 
+@pytest.mark.parametrize("how", ["going", "unreadable"])
+def test_who_cannot_take_a_slot_holds_up_nobody(how: str) -> None:
+    """The one at the head of the line waits for a finalizer, or has a spec that this operator cannot read: its passes take no slot."""
+    cluster = world(concurrentRollouts=1)
+    begin(cluster, "a", 1)
+    begin(cluster, "b", 5)
+    i = (MODEL_DEPLOYMENT, b.NAMESPACE, "a")
+    o = copy.deepcopy(cluster.objects[i])
+    if how == "going":
+        o["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    else:
+        o["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "InvalidSpec"}]
+    cluster._put(i, o)
+    run(passes(Process(cluster), "b"))
+    assert set(running(cluster)) == {"b"}
+
+
 def test_two_policies_are_taken_in_the_order_of_their_names() -> None:
     cluster = world(concurrentRollouts=1)
     cluster.policy("q", limits={"concurrentRollouts": 1})
@@ -280,6 +297,12 @@ class TestStanding:
         assert not stand(self.LIMIT, [self.held("x", 1)], queue, queue[0]).turn
         small = stand(self.LIMIT, [self.held("x", 1)], queue, queue[1])
         assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
+
+    def test_who_asks_for_more_than_the_lowered_limit_holds_up_nobody(self) -> None:
+        queue = [Claim("ns/huge/u", "r", 8), Claim("ns/small/u", "r", 1)]
+        assert not stand(self.LIMIT, [], queue, queue[0]).turn
+        small = stand(self.LIMIT, [], queue, queue[1])
+        assert small.turn and (small.position, small.waiting) == (1, 1)
 
     def test_who_took_the_last_one_later_is_over_the_limit(self) -> None:
         both = [self.held("x", 5, 3), self.held("y", 6, 3)]

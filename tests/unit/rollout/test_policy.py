@@ -131,6 +131,19 @@ class TestFreeze:
         end = ends("2026-11-21T12:00:00", {"schedule": "0 0 * * *", "duration": "25h"})
         assert end is not None and end > "2027-01-01"
 
+    @pytest.mark.parametrize(
+        "window",
+        [
+            {"schedule": "0 0 * * *", "duration": "99999999999999999h"},
+            {"start": "2026-01-01T00:00:00Z", "end": "9999-12-31T23:59:59-14:00"},
+            {"start": "0001-01-01T00:00:00+14:00", "end": "9999-12-31T23:59:59Z"},
+        ],
+    )
+    def test_for_ever_is_very_long_and_nothing_else(self, window: dict[str, Any]) -> None:
+        """A time that no clock reaches would crash each pass of all that the policy matches, rollbacks too."""
+        end = ends("2026-11-21T00:00:00", WEEKEND, window)
+        assert end is not None and end > "2900"
+
     def test_of_several_policies_the_longest(self) -> None:
         two = [
             policy("a", freezeWindows=[{"start": "2026-11-21T00:00:00Z", "end": "2026-11-22T00:00:00Z"}]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.facts import Revision, Snapshot, Split, Verb
 from modelrollout.rollout.rebuild import sound
@@ -30,6 +30,12 @@ def test_what_the_route_sends_everything_to_is_stable() -> None:
     assert plan.status.stable and (plan.status.stable.revision, plan.status.stable.number) == (V2, 2)
     assert plan.status.rollout is None and plan.status.last_number == 2
     assert [(e.type, e.reason) for e in plan.events] == [("Warning", "StateRebuilt")]
+
+
+def test_what_is_taken_for_stable_in_its_promotion_is_recorded_as_stable() -> None:
+    s = emptied(b.revision(1, "Retired"), b.revision(2, "Canary"), route=((V2, 100),), servers={V2: b.ready()}, traffic=b.TAKEN)
+    found = b.children(replace(s, status=decide(s, b.START).status)).revision_status
+    assert {name: status.outcome for name, status in found.items()} == {V2: "Stable"}
 
 
 def test_the_route_is_believed_before_the_mirrors() -> None:
@@ -90,6 +96,49 @@ def test_a_rollback_by_hand_is_not_undone() -> None:
     assert again.rollout is None, "spec still names version 2"
 
 
+@pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Failed", "Done"])
+@pytest.mark.parametrize("named", [None, "digits-nobody"])
+def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(stage: str, named: str | None) -> None:
+    """Its field was damaged by hand or by a merge of two backups; the rest of it reads well."""
+    ended = {"outcome": "RolledBack"} if stage == "Failed" else {"outcome": "Promoted"} if stage == "Done" else {}
+    wrong = b.status(None, rollout=b.rollout(stage, 2, **ended))
+    wrong = wrong.model_copy(update={"stable": RevisionRef(revision=named, number=7) if named else None})
+    revisions = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
+    s = b.snapshot(b.spec(2), sound(wrong), revisions=revisions, servers={V1: b.ready()}, live_split=((V1, 100),), traffic=b.TAKEN)
+    plan = decide(s, b.START)
+    assert plan.status.stable and (plan.status.stable.revision, plan.status.rollout) == (V1, None)
+    assert [e.reason for e in plan.events] == ["StateRebuilt"]
+    found = b.children(replace(s, status=plan.status, spec=b.spec(1)))
+    assert found.servers == {V1: 2} and found.split == ((V1, 100),)
+
+
+def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -> None:
+    back = b.rollout("Provision", 1, mode="Rollback")
+    revisions = (b.revision(1, "Retired"), b.revision(2, "Stable"))
+    s = b.snapshot(b.spec(2), b.status(None, rollout=back), revisions=revisions, servers={V2: b.ready()}, live_split=((V2, 100),))
+    found = decide(s, b.START).status
+    assert found.stable and (found.stable.revision, found.rollout) == (V2, None)
+
+
+def test_a_stable_revision_that_somebody_removed_is_not_looked_for() -> None:
+    gone = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(2, "Retired"),), live_split=((V1, 100),))
+    assert b.moved(decide(gone, b.START)).stage == "Resolve"
+
+
+def test_the_first_version_on_its_way_is_no_lost_status() -> None:
+    s = b.snapshot(
+        b.spec(1), b.status(None, rollout=b.rollout("Promote", 1)), revisions=(b.revision(1, "Pending"),), servers={V1: b.ready()},
+        traffic=b.TAKEN, live_split=((V1, 100),),
+    )  # fmt: skip
+    assert b.moved(decide(s, b.START)).stage == "Done"
+
+
+def test_what_is_made_ready_again_goes_its_way() -> None:
+    s = emptied(b.revision(1, "Stable", prepared=False))
+    first = decide(s, b.START).status
+    assert decide(replace(s, status=first), b.at(1)).status.rollout == first.rollout
+
+
 # --- damage
 
 
@@ -108,12 +157,16 @@ def damaged(stage: str = "Canary", **changes: Any) -> ModelDeploymentStatus:
         damaged(step=b.step(since="?")),
         damaged(step=b.step(observed_since="?")),
         damaged(step=b.step(measured="?")),
+        damaged(step=b.step(weight=101)),
+        damaged(step=b.step(weight=-1)),
+        damaged(step=b.step(former=400)),
         damaged("Provision", revision=None),
         damaged("Prepare", sha256=None),
         damaged("Promote", number=None),
         damaged("Failed", outcome=None),
         damaged().model_copy(update={"stable": None}),
         damaged("Revert").model_copy(update={"stable": None}),
+        damaged("Done").model_copy(update={"stable": None}),
     ],
 )
 def test_a_rollout_that_contradicts_itself_is_dropped_and_stable_kept(status: ModelDeploymentStatus) -> None:
@@ -140,12 +193,23 @@ def test_handled_verbs_of_another_form_are_dropped() -> None:
         {"canary": Counter(last={"g": [1.0]})},
         {"stable": Counter(last={"g": [1.0, 2.0, 3.0, 4.0]})},
         {"canary": Counter(last={"#1": [1.0, 2.0, 3.0]})},
+        {"canary": Counter(total=5, bad=10)},
+        {"stable": Counter(total=5, bad=-1)},
+        {"stable": Counter(total=5, bad=1, spread=[1.0, 1.0, -1.0, 1.0, 5.0, 1.0])},
     ],
 )
 def test_a_damaged_measurement_is_made_anew_and_the_rollout_goes_on(fields: dict[str, Any]) -> None:
     bad = MetricStatus.model_validate({"name": "errors", "verdict": "Inconclusive", "reason": "x"} | fields)
     kept = sound(damaged(step=b.step(metrics=[bad]))).rollout
     assert kept and kept.step == b.step(metrics=[])
+
+
+def test_damaged_evidence_of_an_earlier_step_is_left_out() -> None:
+    """A bake would be judged against it, and fail at every look."""
+    bad = MetricStatus(name="errors", verdict="Successful", reason="x", stable=Counter(total=5, bad=10))
+    record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=1, metrics=[bad])
+    kept = sound(damaged(history=[record])).rollout
+    assert kept and kept.step == b.step() and kept.history == [record.model_copy(update={"metrics": []})]
 
 
 def test_a_sound_measurement_is_kept() -> None:

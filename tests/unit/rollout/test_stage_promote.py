@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,23 @@ def test_all_traffic_never_goes_to_a_revision_without_a_ready_pod() -> None:
     assert split(s) == ((V1, 100),)
     plan = decide(s, b.START)
     assert b.moved(plan).stage == "Promote" and b.moved(plan).reason == "ServerCrashed"
+
+
+def test_what_is_proven_worse_while_promotion_waits_for_pods_is_not_promoted_by_them() -> None:
+    """onFailure Pause: a person is asked in the last step. In Promote the pods that come would have given it everything."""
+    few = {V1: b.ready(), V2: Server(1, 1, None, 2)}
+    s = b.second(
+        "Promote", wanted=b.spec(2, steps=b.STEPS, rollout={"onFailure": "Pause"}), servers=few, changes={"step": b.step(2, 50)},
+        assessment=b.judged("Failed"),
+    )  # fmt: skip
+    plan = decide(s, b.START)
+    to = b.moved(plan)
+    assert to.step and (to.stage, to.step.phase, to.reason) == ("Canary", "Paused", "AccuracyLow")
+    there = replace(s, status=plan.status, servers={V1: b.ready(), V2: b.ready()}, assessment=None)
+    for seconds in (1, 60, 100_000):
+        later = decide(there, b.at(seconds))
+        assert later.status.rollout and later.status.rollout.stage == "Canary"
+        assert split(replace(there, status=later.status)) == ((V1, 50), (V2, 50))
 
 
 def test_the_first_version_becomes_stable() -> None:

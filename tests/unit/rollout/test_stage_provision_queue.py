@@ -11,6 +11,7 @@ import pytest
 from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import QueueStatus
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import split
 from modelrollout.rollout.facts import Gpus, Problem, Server, Slot, Snapshot, Verb, Work
 from modelrollout.rollout.policy import Rules, combine, read
 from tests.unit.rollout import builders as b
@@ -145,6 +146,23 @@ class TestFreeze:
         after = settled(replace(last, rules=FREEZE))
         assert after.status.rollout and after.status.rollout.stage == "Canary"
 
+    @pytest.mark.parametrize("stage", ["Canary", "Promote"])
+    def test_what_waits_for_pods_when_it_begins_does_not_rise_with_them(self, stage: str) -> None:
+        """The weight was decided before; the pods come in the midst of the freeze."""
+        wanted = b.spec(2, replicas=4, steps=b.STEPS)
+        few, all_there = ({b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4))
+        at = b.step(2, 50, "Shifting", former=25) if stage == "Canary" else b.step(2, 50)
+        before = b.second(stage, wanted=wanted, changes={"step": at}, servers=few, rules=FREEZE)
+        s = replace(settled(before), servers=all_there)
+        for seconds in (1, 5, 60, 600):
+            s = settled(replace(s, assessment=b.judged("Successful")), b.at(seconds))
+            assert dict(split(s))[b.revision_name(2)] == (25 if stage == "Canary" else 50)
+        rollout = s.status.rollout
+        assert rollout and rollout.step and (rollout.stage, rollout.step.phase) == ("Canary", "Observing")
+        assert b.moved(decide(s, AFTER)).stage == ("Canary" if stage == "Canary" else "Promote")
+        by_hand = b.second(stage, wanted=wanted, changes={"step": at.model_copy(update={"override": "promote n1 at 2/3"})}, servers=few, rules=FREEZE)
+        assert settled(by_hand).status.rollout == settled(replace(by_hand, rules=rules())).status.rollout, "somebody has said so"
+
     @pytest.mark.parametrize("held_by", [FREEZE, BROKEN])
     def test_what_is_proven_worse_is_taken_back(self, held_by: Rules) -> None:
         assert b.moved(decide(b.in_canary(assessment=b.judged("Failed"), rules=held_by), b.START)).stage == "Revert"
@@ -174,6 +192,16 @@ class TestFreeze:
         state = b.status(1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow"))
         s = b.snapshot(b.spec(2), state, revisions=revisions, verbs=(Verb("retry", b.revision_name(2), "n1"),), rules=FREEZE)
         assert "freezes rollouts until" in decide(s, b.START).status.handled_verbs[-1]
+
+
+def test_a_limit_that_was_lowered_below_what_waits_is_told_and_what_is_asked_for_now_counts() -> None:
+    plan = decide(waiting(rules=rules(limits={"gpus": 1})), b.START)
+    moved = b.moved(plan)
+    assert (moved.stage, moved.reason) == ("Provision", "LimitTooSmall")
+    assert moved.message and "ask for 2 GPUs, RolloutPolicy p allows 1" in moved.message and "limits.gpus" in moved.message
+    fewer = b.spec(2, replicas=1)
+    again = b.moved(decide(waiting(wanted=fewer, rules=rules(limits={"gpus": 1})), b.START))
+    assert again.queue is not None and again.queue.gpus == 1, "spec was edited as the message says"
 
 
 class TestGpus:

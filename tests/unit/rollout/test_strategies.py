@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import Counter, Draining, Held, MetricStatus, Mod
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, desired, matched, measured, preview, replicas, split
 from modelrollout.rollout.facts import Assessment, Plan, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.judgement import to_measure
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
 from tests.unit.rollout import builders as b
@@ -249,6 +250,24 @@ def test_promotion_goes_on_to_bake_with_what_stable_did_last() -> None:
     to = b.moved(plan)
     assert to.step and (to.stage, to.step.weight) == ("Bake", 100) and to.step.metrics[0].stable == Counter(total=900, bad=3)
     assert to.step.metrics[0].canary is None and plan.status.stable == b.ref(1), "stable is the former one until then"
+
+
+def test_a_short_pause_before_promotion_does_not_stand_for_what_stable_did() -> None:
+    """The record of a pause at the last weight that somebody ended after seconds: nothing could be proven against three requests."""
+    [metric] = COUNTED.metrics
+    earlier = COUNTED.model_copy(update={"index": 1, "weight": 25, "metrics": [metric.model_copy(update={"stable": Counter(total=5000)})]})
+    pause = COUNTED.model_copy(update={"index": 3, "metrics": [metric.model_copy(update={"stable": Counter(total=3)})]})
+    s = b.second("Promote", wanted=baking().spec, changes={"step": b.step(3, 50, "Paused"), "history": [earlier, COUNTED, pause]})
+    to = b.moved(decide(s, b.START))
+    assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)
+
+
+def test_a_bake_keeps_what_stable_did_over_its_initial_delay() -> None:
+    s = baking(at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]}, policy={"analysis": {"initialDelay": "1m"}})
+    found = to_measure(s, b.at(1))
+    assert isinstance(found, Assessment) and found.reason == "InitialDelay"
+    to = b.moved(decide(replace(s, assessment=found), b.at(1)))
+    assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)
 
 
 def test_without_bake_promotion_is_the_end() -> None:

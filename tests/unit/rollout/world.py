@@ -48,8 +48,9 @@ from modelrollout.rollout.facts import (
     in_flight,
     still_draining,
 )
-from modelrollout.rollout.in_place import floor, under_way
+from modelrollout.rollout.in_place import floor, sharing
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
+from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
 from modelrollout.traffic.mirror import Mirror, MirrorRouter, mirror_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
@@ -409,12 +410,13 @@ class World:
         self.route, self.matched, self.route_mirror, self.accepted, self.damaged = split, aside, mirror, False, True
         self.route_version += 1
 
-    def lose_status(self) -> None:
-        """Somebody empties status, or a backup brings none; the mirrors stay."""
+    def lose_status(self, *, all_of_it: bool = True) -> None:
+        """Somebody empties status, or a backup brings none, or what names stable is damaged; the mirrors stay."""
         carries = dict(self.route or ())
         stable = self.status.stable.revision if self.status.stable else ""
         self.known_stable = stable if carries.get(stable) == 100 and stable in self.servers else None
-        self.status, self.damaged = ModelDeploymentStatus(), True
+        self.status = ModelDeploymentStatus() if all_of_it else sound(self.status.model_copy(update={"stable": None}))
+        self.damaged = True
         self.version += 1
 
     # --- single writes ------------------------------------------------------------------------------------------------
@@ -442,7 +444,7 @@ class World:
         pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
         if name == stable and rollout is not None and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert"):
-            shared = under_way(self.status)
+            shared = sharing(self.status)
             assert shared is None or self.spec is None or count >= floor(self.spec), "less than the floor of surge InPlace"
             least = pods.asked if shared is None else min(pods.asked, shared.keeps)
             assert rollout.stage == "Provision" or count >= least, "stable is scaled down while it may have to carry everything again"
@@ -524,6 +526,8 @@ class World:
             self._check_raise(before, after, old if same else None, new)
         if new is not None and old is not None and (new.message or "") != (old.message or "") and " within progressDeadline " in (new.message or ""):
             self._check_deadline()
+        if old is not None and same and new is not None and old.stage == "Promote" and self._is_proven_worse():
+            assert new.stage in ("Canary", "Revert"), "what is proven worse waits for no more pods"
         if old is not None and same and new is not None and old.stage == "Revert":
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
         assert len({c.type for c in after.conditions}) == len(after.conditions)
@@ -532,6 +536,10 @@ class World:
         if truth["Ready"] == "True" and self.deciding and self.spec:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
+
+    def _is_proven_worse(self) -> bool:
+        s = self.deciding
+        return s is not None and s.assessment is not None and s.assessment.verdict == "Failed"
 
     def _check_deadline(self) -> None:
         """The time in which nobody looked is nobody's fault."""
@@ -545,7 +553,9 @@ class World:
         old, asked = before.rollout, set(after.handled_verbs) - set(before.handled_verbs)
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
-            assert kept.status.outcome == old.outcome and kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
+            again = kept.status.retired is not None and old.outcome == "Superseded"
+            assert kept.status.outcome == ("Retired" if again else old.outcome), "the outcome is lost"
+            assert kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
         assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
         if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
@@ -624,7 +634,7 @@ class World:
                 continue
             assert ready > 0, "traffic to a revision without pods"
             if rollout.stage in ("Promote", "Bake"):
-                full = floor(self.spec) if self.spec and under_way(self.status) else self.spec.serving.replicas if self.spec else 1
+                full = floor(self.spec) if self.spec and sharing(self.status) else self.spec.serving.replicas if self.spec else 1
                 assert weight < 100 or not more or ready >= full, "all traffic to a part of the pods"
                 assert weight == 100 or (rollout.step is not None and weight <= rollout.step.weight)
             else:
@@ -658,7 +668,7 @@ class World:
         behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
-        shared = under_way(status)
+        shared = sharing(status)
         assert asked[stable] >= (spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps))
         loaded = carrier(status)
         assert loaded is not None

@@ -37,12 +37,27 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
     for metric in metrics:
         plan = plans[metric.name]
         readings = dict.fromkeys(_names(metric), plan) if isinstance(plan, Problem) else read(plan, answers[metric.name], target)
-        problem = readings[metric.name]
-        if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
+        of_metric = readings[metric.name]
+        if isinstance(of_metric, Problem) and of_metric.kind == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
-            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
+            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(of_metric, bounds)}
+        elif metric in fresh and isinstance(plan, Query) and isinstance(of_metric, Look) and _is_no_baseline(plan, of_metric, target):
+            text = f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins when it has"
+            readings = {metric.name: Problem("NoData", text)}
         found |= readings
     return {name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r for name, r in found.items()}
+
+
+def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:
+    """Whether those that count requests have not been scraped yet, by a Prometheus that has lost its data, or that has not come to new pods.
+
+    What it scrapes next has counted before: weeks of stable, or the golden inputs that went to the pods of the canary, and none of that belongs to
+    the step. A gateway has no counter of a canary before its first request. Labels of answers: their counter begins with the first.
+    """
+    canary, stable = bool(look.canary.processes), bool(look.stable.processes)
+    if query.shape == "outcomes":  # Triton's own: pods of both sides run
+        return not canary or (target.stable is not None and not stable)
+    return query.shape in ("codes", "buckets") and not canary and not stable
 
 
 async def _ask(reader: Reader, queries: Sequence[Query]) -> list[Answer | Problem]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, StepStatus, seconds
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, StepEvidence, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
@@ -16,11 +17,9 @@ from modelrollout.rollout.transitions import enter, record, succeed
 def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
     """Watch the revision; there is no traffic on the former stable to compare with, so its counts of the last judged step are what stands for it."""
     assert s.spec is not None and s.status.rollout is not None
-    judged = s.status.rollout.history[-1].metrics if s.status.rollout.history else []
     reference = [
-        MetricStatus(name=m.name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=m.stable)
-        for m in judged
-        if m.stable is not None
+        MetricStatus(name=name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=counted)
+        for name, counted in _former(s.status.rollout.history).items()
     ]
     step = StepStatus(
         index=len(stepping.steps_of(s.spec.rollout)),
@@ -33,6 +32,17 @@ def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
         metrics=reference,
     )
     return enter(s.status, "Bake", now, step=step)
+
+
+def _former(history: Sequence[StepEvidence]) -> dict[str, Counter]:
+    """What stable has shown at the last weight, by metric. A pause there is a record of its own, of which a person may have made seconds: the record
+    with the most requests."""
+    found: dict[str, Counter] = {}
+    for evidence in history:
+        for m in evidence.metrics:
+            if evidence.weight == history[-1].weight and m.stable is not None and m.stable.total >= found.get(m.name, m.stable).total:
+                found[m.name] = m.stable
+    return found
 
 
 def bake(s: Snapshot, now: datetime) -> Move:

@@ -44,10 +44,12 @@ def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     found, step = s.assessment, rollout.step
+    back = replace(
+        s, status=enter(s.status, "Canary", now)
+    )  # whoever is asked for is asked in the last step: in Promote the pods would go on by themselves
     if found is not None and found.verdict == "Failed" and step is not None:
-        return proven_worse(s, found, now)
+        return proven_worse(back, found, now)
     if step is not None and remaining(s, now) <= 0:
-        back = replace(s, status=enter(s.status, "Canary", now))
         text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
         return inconclusive(back, step, too_few(s).reason, text, now, may_promote=False)
     if given := give_way(s):

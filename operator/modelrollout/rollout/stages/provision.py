@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, seconds
-from modelrollout.rollout.demands import gpus_asked
+from modelrollout.rollout.demands import gpus_asked, too_small
 from modelrollout.rollout.desired import carriers
 from modelrollout.rollout.facts import Event, Gpus, Problem, Slot, Snapshot, since, stamp
 from modelrollout.rollout.policy import frozen
@@ -61,8 +61,13 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
     assert s.spec is not None and s.status.rollout is not None
     if freeze := frozen(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
+    asked = sum(gpus_asked(s.spec).values())
+    if asked != queue.gpus:  # replicas were edited or scaled meanwhile
+        return Move(change(s.status, queue=queue.model_copy(update={"gpus": asked})))
     slots = {slot.policy: slot for slot in s.slots}
     for limit in s.rules.limits:
+        if problem := too_small(limit, queue.gpus):
+            return wait(s, problem)
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
             return _in_line(s, queue, slot) if slot else wait(s)  # the Leases cannot be read: s.refused says why

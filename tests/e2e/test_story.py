@@ -1,4 +1,4 @@
-"""The main job, as ``make demo`` plays it: seven versions under load, and no failed request. Last, because it takes longest."""
+"""The main job, as ``make demo`` plays it: seven versions under load, and no failed request."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""Every field of a status in every stage, damaged in every way that the API server lets through: no pass crashes, and stable keeps its pods."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.analysis.counters import Raw, Sample
+from modelrollout.analysis.readings import Look
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    Draining,
+    Held,
+    InPlaceStatus,
+    MetricStatus,
+    ModelDeploymentStatus,
+    Pinned,
+    QueueStatus,
+    ShadowStatus,
+    StepEvidence,
+)
+from modelrollout.controller.observe import _status
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import measured
+from modelrollout.rollout.facts import Assessment, Snapshot
+from modelrollout.rollout.judgement import judged, to_measure
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+WANTED = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
+COUNTED = Counter(total=100, bad=3, last={"g": [100, 3, 1.0]}, scraped=1.0, spread=[5, 1, 3, 0.1, 100, 3])
+METRIC = MetricStatus(
+    name="errors", verdict="Inconclusive", reason="x", canary=COUNTED, stable=COUNTED, interval=[-0.1, 0.1], log_evidence=1.0, since=b.ago(4)
+)
+STEP = {"step": b.step(1, 25, metrics=[METRIC], measured=b.ago(3))}
+SHADOW = ShadowStatus(phase="Observing", since=b.ago(5), mirror="RequestMirror", observed_since=b.ago(4), measured=b.ago(3), metric=METRIC)
+ENDED = {"outcome": "RolledBack", "reason": "x", "message": "m"}
+STAGES: dict[str, dict[str, Any]] = {
+    "Resolve": {},
+    "Prepare": {},
+    "Provision": {"queue": QueueStatus(since=b.ago(9), gpus=2, short_since=b.ago(3))},
+    "Evaluate": {},
+    "Shadow": {"shadow": SHADOW},
+    "Canary": STEP | {"held": Held(since=b.ago(2), by="x")},
+    "Promote": STEP | {"in_place": InPlaceStatus(of=2, keeps=1)},
+    "Bake": {"step": b.step(3, 100, metrics=[METRIC])},
+    "Revert": ENDED,
+    "Failed": ENDED,
+    "Done": {"outcome": "Promoted"},
+}
+WRONG = [None, "", "x", "2026-11-22T12:00:00", "9999-12-31T23:59:59Z", -1, 7, 1e300, [], {}, {"a": "b"}, [1, 2, 3]]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to all that is inside."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        yield (*at, key)
+        yield from places(part, (*at, key))
+
+
+def with_wrong(wire: dict[str, Any], place: tuple[Any, ...], wrong: Any) -> dict[str, Any]:
+    made = copy.deepcopy(wire)
+    inside: Any = made
+    for key in place[:-1]:
+        inside = inside[key]
+    if wrong is None and isinstance(inside, dict):
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = wrong
+    return made
+
+
+def two_passes(s: Snapshot) -> None:
+    for seconds in (1, 40):
+        s = replace(s, assessment=None)
+        if measured(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
+            asked = to_measure(s, b.at(seconds))
+            look = Look(Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)}))
+            found = asked if isinstance(asked, Assessment) else judged(s, asked, {m.name: look for m in asked}, b.at(seconds))
+            s = replace(s, assessment=found)
+        plan = decide(s, b.at(seconds))
+        ModelDeploymentStatus.model_validate(plan.status.wire())
+        if plan.desired is not None:
+            assert V1 in plan.desired.servers, "stable has lost its pods"
+            assert sum(w for _, w in plan.desired.split) == 100 and all(0 < w <= 100 for _, w in plan.desired.split)
+        s = replace(s, status=plan.status)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
+    record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=3, metrics=[METRIC])
+    s = b.second(stage, wanted=WANTED, changes=STAGES[stage] | {"history": [record], "stages": {"Resolve": 1.0}}, live_split=((V1, 75), (V2, 25)))
+    if stage == "Done":  # of stable itself, made anew
+        s = replace(s, status=b.status(1, rollout=b.rollout("Done", 1, outcome="Stable")))
+    more = {"draining": [Draining(revision=V1, number=1, until=b.ago(-100))], "retiring": b.ref(1), "restarted": {V1: b.ago(3)}}
+    pinned = Pinned(revision=V1, generation=1, against=V2) if stage == "Failed" else None
+    wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
+    for place in places(wire):
+        for wrong in WRONG:
+            try:
+                two_passes(replace(s, status=_status({"status": with_wrong(wire, place, wrong)})))
+            except Exception as e:
+                raise AssertionError(f"{'.'.join(map(str, place))} = {wrong!r}") from e
