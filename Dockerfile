@@ -1,8 +1,10 @@
 # Images from one source: `operator` (the operator, the feedback service, the command line), `optimizer` (what the Jobs run), and the optimizer's
 # flavours, each with the heavy libraries that only some Jobs need. A flavour adds a layer to those of the optimizer, so a node keeps the rest once.
-# BASE is any Debian with Python 3.11 or later as python3, and pip.
+# BASE is any Debian with Python 3.11 or later as python3, and pip. TORCH_BASE is Debian 13 (its PyTorch 2.6 for the CPU is then installed), or any image
+# with python3, its venv, pip, and a later PyTorch.
 # Dependencies come before the source, so that a change of the source rebuilds one small layer.
 ARG BASE=python:3.11-slim
+ARG TORCH_BASE=debian:trixie-slim
 
 FROM ${BASE} AS base
 RUN python3 -m venv --without-pip /opt/venv
@@ -43,6 +45,20 @@ COPY requirements/tensorflow.txt /opt/requirements/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/tensorflow.txt
 COPY --from=source /opt/modelrollout /opt/modelrollout
 USER 65532:65532
+
+# PyTorch, for its own models: `pytorch.image`. Its wheel on PyPI brings gigabytes of CUDA, Debian's package is for the CPU; so this one stands alone.
+FROM ${TORCH_BASE} AS pytorch
+RUN python3 -c 'import torch' 2>/dev/null || { apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends python3-torch python3-venv python3-pip && rm -rf /var/lib/apt/lists/*; }
+RUN python3 -m venv --without-pip --system-site-packages /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/modelrollout PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+WORKDIR /tmp
+COPY requirements/pytorch.txt /opt/requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -r /opt/requirements/pytorch.txt
+COPY operator/modelrollout /opt/modelrollout/modelrollout
+RUN python -m compileall -q /opt/modelrollout
+USER 65532:65532
+ENTRYPOINT ["python", "-m", "modelrollout.optimizer"]
 
 FROM base AS operator
 COPY requirements/operator.txt /opt/requirements/

@@ -18,7 +18,7 @@ from demo import DemoError
 
 SANDBOX_REGISTRY = "localhost"
 IMAGES = {"operator": "modelrollout-operator:dev", "optimizer": "modelrollout-optimizer:dev", "triton": "tritonserver-cpu:0.7.0"}
-FLAVOURS = ("trainer", "trees", "tensorflow")  # of the optimizer; the story needs none, the end-to-end tests do
+FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")  # of the optimizer; the story needs none, the end-to-end tests do
 
 
 class _Part(BaseModel):

@@ -38,8 +38,11 @@ def main() -> None:
     trees = resolve("trees", *shared, *extras["job"], *extras["trees"], constraints=job)
     trainer = resolve("trainer", *shared, *extras["job"], *extras["train"], constraints=trees)
     tensorflow = resolve("tensorflow", *shared, *extras["job"], *extras["tensorflow"], constraints=trainer)
+    resolve("pytorch", *shared, *extras["job"], *extras["pytorch"], constraints=job)
     together = ROOT / "requirements" / ".all.txt"
-    together.write_text("".join(sorted({line for pins in (operator, trees, trainer, tensorflow) for line in pins.read_text().splitlines(keepends=True)})))
+    together.write_text(
+        "".join(sorted({line for pins in (operator, trees, trainer, tensorflow) for line in pins.read_text().splitlines(keepends=True)}))
+    )
     try:
         resolve("dev", ".[job,train,trees,tensorflow]", *project["dependency-groups"]["dev"], constraints=together)
     finally:

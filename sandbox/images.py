@@ -26,11 +26,13 @@ from sandbox.shell import CommandError, capture, run, tail
 
 PAUSE = "localhost/pause:1"
 BASE = "localhost/modelrollout-base:1"
+TORCH_BASE = "localhost/modelrollout-torch-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
-FLAVOURS = ("trainer", "trees", "tensorflow")  # targets that hundreds of megabytes go into: built when somebody asks for them
+FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")  # targets that hundreds of megabytes go into: built when somebody asks for them
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
+_BASES = {BASE: (pins.DEBIAN_SUITE, BASE_PACKAGES), TORCH_BASE: (pins.TORCH_SUITE, ("ca-certificates",))}
 _CA = "/etc/ssl/certs/ca-certificates.crt"
 _LOCK = "images"  # buildah's store and the layout belong to all checkouts of this machine
 _state_lock = threading.Lock()
@@ -222,9 +224,9 @@ def pip_settings(listing: str, certificate: str = _CA) -> str:
     return "[global]\n" + "".join(f"{k} = {v}\n" for k, v in kept.items())
 
 
-def _mounts() -> list[str]:
+def _mounts(suite: str) -> list[str]:
     """What RUN needs from this machine to install packages; nothing of it stays in the image."""
-    sources = _place("sources.list", f"deb {_mirror()} {pins.DEBIAN_SUITE} main\n")
+    sources = _place(f"{suite}.list", f"deb {_mirror()} {suite} main\n")
     certificate = next((v for n in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if (v := os.environ.get(n)) and Path(v).is_file()), _CA)
     try:
         listing = capture(["python3", "-m", "pip", "config", "list"])
@@ -243,10 +245,10 @@ def _place(name: str, text: str) -> Path:
     return path
 
 
-def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, **arguments: str) -> str:
+def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, suite: str = pins.DEBIAN_SUITE, **arguments: str) -> str:
     """Build with layer caching; returns the image's id."""
     with tempfile.NamedTemporaryFile("r") as id_file:
-        argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", "--layers", *_mounts()]
+        argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", "--layers", *_mounts(suite)]
         argv += ["--tag", tag, "--format", "oci", "--iidfile", id_file.name, *(["--target", target] if target else [])]
         for name, value in arguments.items():
             argv += ["--build-arg", f"{name}={value}"]
@@ -255,10 +257,10 @@ def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, **arg
 
 
 def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
-    """Into the layout, uncompressed: only layers that are not there yet are written."""
+    """Into the layout: only layers that are not there yet are written. buildah compresses for an OCI layout whatever it is told; zstd costs least."""
     name = f"{slug(ref)}-{key}"
     layout().mkdir(parents=True, exist_ok=True)
-    run(_buildah("push", "--quiet", "--disable-compression", image_id, f"oci:{layout()}:{name}"), log=log)
+    run(_buildah("push", "--quiet", "--compression-format", "zstd", "--compression-level", "1", image_id, f"oci:{layout()}:{name}"), log=log)
     index = layout() / "index.json"
     listed = json.loads(index.read_text())["manifests"]
     manifest = next(m["digest"] for m in listed if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == name)
@@ -276,24 +278,26 @@ def _image_exists(tag: str) -> bool:
 # -- each image
 
 
-def base_key() -> str:
-    return digest([pins.DEBIAN_SUITE, *BASE_PACKAGES, "2"])
+def base_key(ref: str = BASE) -> str:
+    suite, packages = _BASES[ref]
+    return digest([suite, *packages, "2"])
 
 
 def triton_key() -> str:
     return folder_key(SOURCE / "images" / "triton", base_key(), pins.PYTRITON)
 
 
-def ensure_base(log: Path) -> None:
-    """A minimal Debian with Python, in buildah's store only: other images stand on it."""
-    mark = cache_root() / "buildah" / f"base-{base_key()}"
+def ensure_base(log: Path, ref: str = BASE) -> None:
+    """A minimal Debian, in buildah's store only: other images stand on it."""
+    suite, packages = _BASES[ref]
+    mark = cache_root() / "buildah" / f"base-{base_key(ref)}"
     with locked(_LOCK):
-        if mark.exists() and _image_exists(BASE):
+        if mark.exists() and _image_exists(ref):
             return
         root = cache_root() / ".debootstrap"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        run(["debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", pins.DEBIAN_SUITE, root, _mirror()], log=log)
+        run(["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, _mirror()], log=log)
         for left in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log"):
             shutil.rmtree(root / left, ignore_errors=True)
             (root / left).mkdir(parents=True, exist_ok=True)
@@ -303,7 +307,7 @@ def ensure_base(log: Path) -> None:
         name = capture(_buildah("from", "scratch")).strip()
         run(_buildah("add", "--quiet", name, root, "/"), log=log)
         run(_buildah("config", "--cmd", "/bin/bash", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", name), log=log)
-        run(_buildah("commit", "--quiet", "--rm", "--format", "oci", name, BASE), log=log)
+        run(_buildah("commit", "--quiet", "--rm", "--format", "oci", name, ref), log=log)
         shutil.rmtree(root, ignore_errors=True)
         mark.touch()
 
@@ -321,8 +325,11 @@ def build_triton(log: Path) -> Built:
 def build_project(target: str, log: Path) -> Built:
     """Always asked of buildah, whose layer cache knows what changed; the image's id is the key."""
     ref = project_ref(target)
+    suite = pins.TORCH_SUITE if target == "pytorch" else pins.DEBIAN_SUITE
+    if target == "pytorch":
+        ensure_base(log, TORCH_BASE)
     with locked(_LOCK):
-        image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, BASE=BASE)
+        image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, suite=suite, BASE=BASE, TORCH_BASE=TORCH_BASE)
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 

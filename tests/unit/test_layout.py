@@ -71,8 +71,8 @@ def test_crds_are_what_the_types_say() -> None:
 
 
 def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
-    """It stands on the layers of the others, and what is in both must be of one version."""
-    flavours = re.findall(r"^FROM jobs AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    """It mostly stands on the layers of the others, and what is in both must be of one version."""
+    flavours = re.findall(r"^FROM (?:jobs|\$\{TORCH_BASE\}) AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert {*images.FLAVOURS, *target.FLAVOURS} < set(flavours), "the sandbox and the tests ask for targets that there are"
     shared = set((ROOT / "requirements" / "job.txt").read_text().splitlines())
     for flavour in set(flavours) - {"optimizer"}:

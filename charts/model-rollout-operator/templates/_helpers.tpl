@@ -91,6 +91,7 @@ capabilities: {drop: [ALL]}
 {{- if .Values.trainer.image.repository }}{{ $_ := set $images "trainer" (include "modelrollout.image" (dict "root" $ "image" .Values.trainer.image)) }}{{ end }}
 {{- if .Values.trees.image.repository }}{{ $_ := set $images "trees" (include "modelrollout.image" (dict "root" $ "image" .Values.trees.image)) }}{{ end }}
 {{- if .Values.tensorflow.image.repository }}{{ $_ := set $images "tensorflow" (include "modelrollout.image" (dict "root" $ "image" .Values.tensorflow.image)) }}{{ end }}
+{{- if .Values.pytorch.image.repository }}{{ $_ := set $images "pytorch" (include "modelrollout.image" (dict "root" $ "image" .Values.pytorch.image)) }}{{ end }}
 {{- dict
   "stores" .Values.stores
   "artifacts" $artifacts

@@ -66,6 +66,7 @@ class Images(_Config):
     )
     trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
     tensorflow: str | None = Field(None, description="Jobs of TensorFlow, Keras and TFLite models; left out: the optimizer's, which refuses them.")
+    pytorch: str | None = Field(None, description="Jobs of PyTorch models; left out: the optimizer's, which refuses them.")
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 

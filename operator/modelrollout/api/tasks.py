@@ -213,8 +213,8 @@ class Batching(_Model):
     max_queue_delay_us: int = 0
 
 
-SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM", "TensorFlow", "Keras", "TFLite"]
-Flavour = Literal["trees", "tensorflow"]
+SourceFormat = Literal["ONNX", "SKLearn", "XGBoost", "LightGBM", "TensorFlow", "Keras", "TFLite", "PyTorch"]
+Flavour = Literal["trees", "tensorflow", "pytorch"]
 # The image, of the operator's configuration, that a model of this format is converted in.
 FLAVOURS: dict[str, Flavour] = {
     "SKLearn": "trees",
@@ -223,6 +223,7 @@ FLAVOURS: dict[str, Flavour] = {
     "TensorFlow": "tensorflow",
     "Keras": "tensorflow",
     "TFLite": "tensorflow",
+    "PyTorch": "pytorch",
 }
 
 
@@ -258,6 +259,13 @@ class Tensor(_Model):
     shape: tuple[int, ...]
 
 
+class Tensors(_Model):
+    """What a source takes and gives, where its owner says so."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
 class Served(_Model):
     """A source that is served as it is by a backend of Triton; without ``inputs`` and ``outputs`` its own config.pbtxt says them."""
 
@@ -283,6 +291,7 @@ class PrepareTask(_Model):
     sha256: str
     signature: Signature | None = None
     format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
+    tensors: Tensors | None = None  # of a PyTorch model: TorchScript does not say them
     served: Served | None = None  # as it is; then there are no steps and no gate
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None

@@ -126,7 +126,8 @@ class Model(ApiModel):
     format: SourceFormat | None = Field(
         None,
         description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt), TensorFlow (SavedModel as .zip or "
-        ".tar), Keras (.keras, .h5) and TFLite (.tflite) are converted to ONNX in images of their own. Pickles are never read.",
+        ".tar), Keras (.keras, .h5), TFLite (.tflite) and PyTorch (TorchScript .pt, exported programs .pt2) are converted to ONNX in images of their "
+        "own. Pickles are never read.",
     )
     credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
     signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
@@ -515,10 +516,14 @@ class Triton(ApiModel):
         "OpenVINO, Python (model.py) and VLLM (model.json with the weights). Left out: ONNX Runtime.",
     )
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
-        None, description="What the model takes, for a backend; left out: config.pbtxt in the archive says it."
+        None,
+        description="What the model takes, for a backend (left out: config.pbtxt in the archive says it) and for TorchScript with model.format: "
+        "PyTorch, which does not say it.",
     )
     outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
-        None, description="What the model gives, for a backend; left out: config.pbtxt in the archive says it."
+        None,
+        description="What the model gives, for a backend (left out: config.pbtxt in the archive says it) and for TorchScript with model.format: "
+        "PyTorch, which does not say it.",
     )
     code: Literal["Allowed"] | None = Field(
         None,
@@ -528,8 +533,8 @@ class Triton(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.inputs) == has(self.outputs)", "give inputs and outputs, or neither: then config.pbtxt in the archive has both"),
         Rule(
-            "has(self.backend) || !(has(self.inputs) || has(self.code))",
-            "inputs, outputs and code belong to a backend; an ONNX file says itself what it takes and gives",
+            "has(self.backend) || !has(self.code)",
+            "code belongs to a backend; ONNX Runtime runs none from a model",
         ),
         Rule(
             "!has(self.backend) || self.backend != 'Python' || has(self.code)",
@@ -951,6 +956,11 @@ class ModelDeploymentSpec(ApiModel):
         Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
             "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            "!has(self.serving.triton) || !has(self.serving.triton.inputs) || has(self.serving.triton.backend) || "
+            "(has(self.model.format) && self.model.format == 'PyTorch')",
+            "serving.triton.inputs and outputs belong to a backend or to model.format: PyTorch; other files say themselves what they take and give",
         ),
         Rule(
             f"!({_BACKEND}) || !has(self.model.format)",

@@ -10,17 +10,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.api.tasks import FLAVOURS, ExitCode, SourceFormat
+from modelrollout.api.tasks import FLAVOURS, ExitCode, SourceFormat, Tensors
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import model
 from modelrollout.optimizer.archive import holds, is_archive
 from modelrollout.optimizer.data import Arrays, batch_rows, batches
-from modelrollout.optimizer.originals import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL
+from modelrollout.optimizer.originals import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL, TENSORS
 from modelrollout.optimizer.originals.original import FIELD, REMEDY
 from modelrollout.optimizer.predict import BATCH_ROWS, open_session, outputs_of
 from modelrollout.triton.tensors import NUMPY, TensorSpec
@@ -41,6 +43,7 @@ _LIBRARIES: dict[SourceFormat, tuple[str, ...]] = {
     "TensorFlow": ("tensorflow", "tf2onnx"),
     "Keras": ("tensorflow", "keras", "tf2onnx"),
     "TFLite": ("tensorflow", "ai_edge_litert", "tf2onnx"),
+    "PyTorch": ("torch", "onnxscript"),
 }
 _SAVES: dict[SourceFormat, str] = {
     "SKLearn": "a file of skops",
@@ -49,6 +52,7 @@ _SAVES: dict[SourceFormat, str] = {
     "TensorFlow": "a SavedModel's folder as .zip or .tar",
     "Keras": "a .keras or .h5 file",
     "TFLite": "a .tflite file",
+    "PyTorch": "TorchScript, or an exported program",
 }
 
 
@@ -72,6 +76,8 @@ def sniff(path: Path) -> SourceFormat | None:
             return "Keras"
         if b"schema.json" in names:
             return "SKLearn"
+        if b"/constants.pkl" in names or b"serialized_exported_program.json" in names or b"archive_format" in names:
+            return "PyTorch"
     return "TensorFlow" if is_archive(path) and holds(path, "saved_model.pb") else None
 
 
@@ -87,6 +93,8 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
     found = sniff(path) or "ONNX"
     if wanted is None and found != "ONNX":
         raise bad_input("FormatNotSet", f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses the image")
+    if wanted == "PyTorch" and found == "ONNX" and (refusal := model.sniff(path, f"{FIELD}.uri")) and refusal.reason == "PickleRefused":
+        raise refusal  # a checkpoint: PyTorch's, but no program
     if wanted is not None and wanted != found:
         what = f"is a model of {found}" if found != "ONNX" else f"is not what is read of it ({_SAVES[wanted]})"
         raise bad_input("FormatMismatch", f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again")
@@ -107,10 +115,32 @@ def versions(kind: SourceFormat) -> dict[str, str]:
     return {name: version(installed[name][0]) for name in _LIBRARIES[kind]}
 
 
-def convert(path: Path, kind: SourceFormat, folder: Path) -> Path:
+def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Path:
     """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of ``apart`` and ``originals.__main__.load``."""
+    if tensors:
+        (folder / TENSORS).write_text(tensors.model_dump_json())
     apart("convert", path, kind, folder)
     return folder / CONVERTED
+
+
+_name = attrgetter("name")
+
+
+def expect_tensors(said: Tensors, info: model.ModelInfo) -> None:
+    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size may be dynamic where a fixed one was said."""
+    for field, wanted, found in (("inputs", said.inputs, info.inputs), ("outputs", said.outputs, info.outputs)):
+        specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
+        fits = len(specs) == len(found) and all(
+            (s.name, s.datatype, len(s.shape)) == (f.name, f.datatype, len(f.shape))
+            and all(a == b or b < 0 for a, b in zip(s.shape, f.shape, strict=True))
+            for s, f in zip(sorted(specs, key=_name), sorted(found, key=_name), strict=True)
+        )
+        if not fits:
+            raise bad_input(
+                "TensorMismatch",
+                f"spec.serving.triton.{field}: {'; '.join(map(str, specs))[:400]}, but the model has "
+                f"{'; '.join(map(str, found))[:400]}; correct the field",
+            )
 
 
 def apart(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:

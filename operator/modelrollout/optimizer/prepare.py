@@ -50,7 +50,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact, claim, steps
 from modelrollout.optimizer.archive import is_archive, unpack
 from modelrollout.optimizer.clean import mark_used
-from modelrollout.optimizer.convert import convert, expect_format, parity, versions
+from modelrollout.optimizer.convert import convert, expect_format, expect_tensors, parity, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
@@ -164,7 +164,9 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
             reduce(lambda inside, key: inside[key], outer, found)[last] = told(wanted, f"{where}.{name}")
         return found
 
-    own = ({"signer": signer} if signer else {}) | ({"served": task.served.model_dump()} if task.served else {})
+    own = ({"signer": signer} if signer else {}) | {
+        name: said.model_dump() for name, said in (("served", task.served), ("tensors", task.tensors)) if said
+    }
     return own | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
@@ -335,12 +337,14 @@ def _make(
     original = source
     if kind != "ONNX":
         with progress.stage("convert"):
-            source = convert(original, kind, folder)
+            source = convert(original, kind, folder, task.tensors)
     elif is_archive(source):
         with progress.stage("unpack"):
             source = unpack(source, folder) or source
     with progress.stage("check"):
         info = check(source)
+        if task.tensors:
+            expect_tensors(task.tensors, info)
         open_session(source, FIELD_SOURCE)
         try:
             config = render(info.inputs, info.outputs, task.batching, task.instance_kind)

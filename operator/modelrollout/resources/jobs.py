@@ -31,6 +31,7 @@ from modelrollout.api.tasks import (
     Signature,
     Step,
     Tensor,
+    Tensors,
     TuneTask,
 )
 from modelrollout.api.tasks import ModelFile as StepModelFile
@@ -241,6 +242,7 @@ def prepare_job(
         sha256=sha256,
         signature=signature[0] if signature else None,
         format=model.format,
+        tensors=None if serving.triton.backend or not serving.triton.inputs else _tensors(serving.triton),
         served=_served(serving.triton),
         steps=tuple(steps),
         gate=gate,
@@ -280,8 +282,13 @@ def _served(triton: Triton) -> Served | None:
     """How a source is served as it is; None for what goes to ONNX Runtime."""
     if triton.backend is None:
         return None
+    said = _tensors(triton)
+    return Served(backend=triton.backend, inputs=said.inputs, outputs=said.outputs, code=triton.code == "Allowed")
+
+
+def _tensors(triton: Triton) -> Tensors:
     inputs, outputs = (tuple(Tensor.model_validate(t.model_dump()) for t in tensors or ()) for tensors in (triton.inputs, triton.outputs))
-    return Served(backend=triton.backend, inputs=inputs, outputs=outputs, code=triton.code == "Allowed")
+    return Tensors(inputs=inputs, outputs=outputs)
 
 
 def _add_container(job: Object, task: PrepareTask, container: Container, resources: Resources) -> None:
@@ -327,7 +334,8 @@ def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> 
     wishes = {step.trainer for step in optimization.steps}
     if "Needed" in wishes or ("Welcome" in wishes and model.flavour is None):
         return config.images.trainer
-    return {None: None, "trees": config.images.trees, "tensorflow": config.images.tensorflow}[model.flavour]
+    images = config.images
+    return {None: None, "trees": images.trees, "tensorflow": images.tensorflow, "pytorch": images.pytorch}[model.flavour]
 
 
 def _signature(model: Model, config: OperatorConfig) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
-from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature
+from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature, Triton
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
 
@@ -334,10 +334,27 @@ def test_a_signature_lies_in_an_allowed_store() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "image"),
-    [(None, "example/optimizer@sha256:1"), ("ONNX", "example/optimizer@sha256:1"), ("XGBoost", "example/trees:1"), ("Keras", "example/tf:1")],
+    [
+        (None, "example/optimizer@sha256:1"),
+        ("ONNX", "example/optimizer@sha256:1"),
+        ("XGBoost", "example/trees:1"),
+        ("Keras", "example/tf:1"),
+        ("PyTorch", "example/torch:1"),
+    ],
 )
 def test_the_image_goes_with_the_format(kind: str | None, image: str) -> None:
-    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1", "tensorflow": "example/tf:1"})
+    images = o.CONFIG.images.model_copy(update={"trees": "example/trees:1", "tensorflow": "example/tf:1", "pytorch": "example/torch:1"})
     job = o.prepare(model=o.MODEL.model_copy(update={"format": kind}), config=o.CONFIG.model_copy(update={"images": images}))
     assert o.pod(job)["containers"][0]["image"] == image
     assert o.task(job).get("format") == kind
+
+
+def test_what_a_program_of_pytorch_takes_goes_with_its_task() -> None:
+    x, scores = ({"name": name, "dataType": "FP32", "shape": [-1, size]} for name, size in (("x", 4), ("scores", 3)))
+    serving = o.SERVING.model_copy(update={"triton": Triton.model_validate({"inputs": [x], "outputs": [scores]})})
+    task = o.task(o.prepare(model=o.MODEL.model_copy(update={"format": "PyTorch"}), serving=serving))
+    assert task["tensors"] == {
+        "inputs": [{"name": "x", "data_type": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "scores", "data_type": "FP32", "shape": [-1, 3]}],
+    }
+    assert "served" not in task

@@ -3,7 +3,7 @@
 ``convert``: write FOLDER/converted.onnx; ``predict``: answer FOLDER/questions.npz (arrays ``BATCH/NAME``) in FOLDER/answers.npz (``BATCH/POSITION``).
 
 A process of its own, because these libraries follow what a file says without looking: a crash of the Job itself would leave no reason. What
-it refuses is in FOLDER/refusal.json, with exit code 10.
+it refuses is in FOLDER/refusal.json, with exit code 10. FOLDER/tensors.json, where there is one, says what the model takes and gives.
 """
 
 from __future__ import annotations
@@ -21,10 +21,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from modelrollout.api.tasks import ExitCode, SourceFormat
+from modelrollout.api.tasks import ExitCode, SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.data import Arrays
-from modelrollout.optimizer.originals import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL, keras_file, saved_model, tflite, trees
+from modelrollout.optimizer.originals import (
+    ANSWERS,
+    CONVERTED,
+    OUT_OF_MEMORY,
+    QUESTIONS,
+    REFUSAL,
+    TENSORS,
+    keras_file,
+    pytorch,
+    saved_model,
+    tflite,
+    trees,
+)
 from modelrollout.optimizer.originals.original import REMEDY, Original, said
 
 _LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
@@ -37,10 +49,11 @@ _LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
 }
 
 
-def load(path: Path, kind: SourceFormat, folder: Path) -> Original:
-    """The model in its own library; raises JobError: ModelInvalid and those of the loaders."""
+def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Original:
+    """The model in its own library; ``tensors``: what it takes and gives, for a format that does not say it. Raises JobError: ModelInvalid and those
+    of the loaders."""
     try:
-        return _LOADERS[kind](path, folder)
+        return pytorch.load(path, folder, tensors) if kind == "PyTorch" else _LOADERS[kind](path, folder)
     except JobError:
         raise
     except Exception as error:  # libraries with errors of their own, on a file that somebody made
@@ -51,7 +64,9 @@ def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:
     """Do it; raises JobError: those of ``load``, ConversionFailed."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
-        original = load(path, kind, Path(scratch))
+        said_so = folder / TENSORS
+        tensors = Tensors.model_validate_json(said_so.read_bytes()) if said_so.exists() else None
+        original = load(path, kind, Path(scratch), tensors)
         if task == "convert":
             try:
                 onnx.save(original.convert(), folder / CONVERTED)
