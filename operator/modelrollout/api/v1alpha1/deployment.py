@@ -1,0 +1,105 @@
+"""The spec of a ModelDeployment, and what in it makes a version."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from modelrollout.api.v1alpha1.model import Model
+from modelrollout.api.v1alpha1.optimization import Optimization
+from modelrollout.api.v1alpha1.rollout import Rollout
+from modelrollout.api.v1alpha1.schema import ApiModel, Rule
+from modelrollout.api.v1alpha1.serving import Serving
+from modelrollout.api.v1alpha1.traffic import Traffic
+
+_BACKEND = "has(self.serving.triton) && has(self.serving.triton.backend)"
+
+
+class ModelDeploymentSpec(ApiModel):
+    """One model in production: what it is, how it is made small, served, reached and rolled out."""
+
+    model: Model
+    optimization: Optimization = Field(default_factory=Optimization)
+    serving: Serving
+    traffic: Traffic = Field(default_factory=Traffic)
+    rollout: Rollout = Field(default_factory=Rollout)
+    revision_history_limit: int = Field(5, ge=1, le=50, description="Old revisions kept to roll back to.")
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.rollout) || !has(self.rollout.shadow) || (has(self.traffic) && has(self.traffic.gateway) && has(self.traffic.http))",
+            "rollout.shadow mirrors HTTP requests at a gateway: set traffic.gateway and traffic.http, or leave rollout.shadow out",
+        ),
+        Rule(
+            "!has(self.rollout.abTest) || has(self.traffic.gateway)",
+            "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+        ),
+        Rule(
+            "!has(self.serving.triton) || !has(self.serving.triton.inputs) || has(self.serving.triton.backend) || "
+            "(has(self.model.format) && self.model.format == 'PyTorch')",
+            "serving.triton.inputs and outputs belong to a backend or to model.format: PyTorch; other files say themselves what they take and give",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.model.format)",
+            "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of them out",
+        ),
+        Rule(
+            f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 && !has(self.optimization.gate))",
+            "serving.triton.backend serves the file as it is: leave optimization.steps and gate out; rollout.analysis.golden judges the served model",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !(has(self.rollout.shadow) || (has(self.rollout.analysis) && "
+            "has(self.rollout.analysis.golden)))",
+            "backend: VLLM streams text, and golden data and shadow compare tensors: leave rollout.analysis.golden and rollout.shadow out",
+        ),
+        Rule(
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !has(self.serving.batching) || self.serving.batching.maxBatchSize == 0",
+            "backend: VLLM batches by itself: leave serving.batching out",
+        ),
+        Rule(
+            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
+            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service NAME-preview leads to the new revision",
+        ),
+        *(
+            Rule(
+                f"!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || !has(self.rollout.blueGreen.preview.{mine}) || "
+                f"!has(self.traffic.{theirs}) || self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in self.traffic.{theirs}.hostnames))",
+                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of traffic.{theirs}",
+            )
+            for mine in ("http", "grpc")
+            for theirs in ("http", "grpc")
+        ),
+    )
+
+    def user_input(self) -> dict[str, Any]:
+        """What makes a version: model, optimization and serving in canonical form, without what changes no answer.
+
+        Two inputs are compared after both went through the present types (``same_version``), so that a field that a newer
+        operator adds with a default makes no new version of an old object (DESIGN.md, ModelRevision).
+        """
+        return user_input(self.model, self.optimization, self.serving)
+
+
+def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
+    """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
+    return {
+        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
+        "optimization": optimization.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"resources": True, "timeout": True, "queue_name": True, "steps": {"__all__": {"container": {"resources"}}}},
+        ),
+        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}),
+    }
+
+
+def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two canonical inputs mean the same version, each read with today's types and defaults."""
+
+    def read(value: dict[str, Any]) -> dict[str, Any]:
+        return user_input(
+            Model.model_validate(value["model"]), Optimization.model_validate(value["optimization"]), Serving.model_validate(value["serving"])
+        )
+
+    return read(a) == read(b)

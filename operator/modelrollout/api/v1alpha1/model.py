@@ -1,0 +1,85 @@
+"""``spec.model``, and what names a file in an object store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from modelrollout.api.tasks import FLAVOURS, Flavour, SourceFormat
+from modelrollout.api.v1alpha1.schema import ApiModel, LocalName, Name, Sha256, Uri
+
+
+class Credentials(ApiModel):
+    """How to read from the store."""
+
+    secret_ref: LocalName = Field(
+        description="Secret in this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), or token, or username and password (HTTP). "
+        "It is mounted into Jobs and pods; the operator never reads it."
+    )
+
+
+class SecretKey(ApiModel):
+    """A key of a Secret in the same namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(description="Key in the Secret.")
+
+
+class Signature(ApiModel):
+    """The model must be signed: verified on its bytes before anything of it is parsed.
+
+    Sign with OpenSSF model signing: model_signing sign key MODEL --private_key KEY --signature MODEL.sig
+    """
+
+    key_secret_ref: SecretKey = Field(description="Where the signer's public key is, in PEM form (elliptic curve P-256, P-384 or P-521).")
+    uri: Uri | None = Field(None, description="The signature file; left out: the model's URI with .sig at its end.")
+
+
+class Model(ApiModel):
+    """The trained model."""
+
+    uri: Uri = Field(
+        description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
+    )
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
+    format: SourceFormat | None = Field(
+        None,
+        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt), TensorFlow (SavedModel as .zip or "
+        ".tar), Keras (.keras, .h5), TFLite (.tflite) and PyTorch (TorchScript .pt, exported programs .pt2) are converted to ONNX in images of their "
+        "own. Pickles are never read.",
+    )
+    credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
+    signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
+    interface_change: Literal["Refused", "Allowed"] = Field(
+        "Refused",
+        description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
+        "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
+    )
+    lineage: dict[str, str] | None = Field(
+        None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
+    )
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """The image with the libraries that the format is converted with; None: the usual one."""
+        return FLAVOURS.get(self.format or "ONNX")
+
+
+class Data(ApiModel):
+    """A data set: an .npz archive with one array for each model input and one with the labels."""
+
+    uri: Uri = Field(description="The .npz archive: s3://BUCKET/KEY or http(s)://HOST/PATH.")
+    labels: str = Field(
+        "labels", description="Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse.", max_length=128
+    )
+    slices: Annotated[list[str], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
+    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
+
+
+class ModelFile(ApiModel):
+    """Another ONNX file."""
+
+    uri: Uri = Field(description="Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal; checked when given.")
+    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")

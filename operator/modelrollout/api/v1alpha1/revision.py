@@ -1,0 +1,44 @@
+"""ModelRevision: what one version is made of, and what became of it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from modelrollout.api.v1alpha1.schema import ApiModel, JsonObject, Rule, Sha256, StatusModel
+from modelrollout.api.v1alpha1.status import ArtifactEvidence, EvaluationEvidence, MetricStatus, Outcome, StepEvidence, TuningEvidence
+
+
+class ModelRevisionStatus(StatusModel):
+    """Evidence on one version."""
+
+    outcome: Outcome = "Pending"
+    reason: str = "-"
+    message: str = ""
+    artifact: ArtifactEvidence | None = None
+    tuning: TuningEvidence | None = None
+    evaluation: EvaluationEvidence | None = None
+    shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
+    steps: list[StepEvidence] = Field(default_factory=list)
+    stages: dict[str, float] = Field(default_factory=dict)
+    started: str | None = None
+    finished: str | None = None
+    retired: str | None = Field(None, description="When it ceased to be stable.")
+    # columns
+    accuracy: str | None = None
+    size: str | None = None
+    p99: str | None = None
+
+
+class ModelRevisionSpec(ApiModel):
+    """An immutable snapshot of one version; only the operator creates it."""
+
+    number: int = Field(ge=1, description="Grows by one; it is the model's version in Triton, so every answer names its revision.")
+    deployment: str = Field(description="Name of the ModelDeployment.")
+    sha256: Sha256 = Field(description="Pinned digest of the source.")
+    input: JsonObject = Field(description="The user's input in canonical form.")
+    builder: str = Field(description="Version of the builder that rendered the template.")
+    template: JsonObject = Field(description="Rendered pod template and Triton settings: an upgrade of the operator does not change it.")
+    lineage: dict[str, str] | None = Field(None, description="Where the model comes from, as the ModelDeployment said.")
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("self == oldSelf", "a ModelRevision is immutable; change the ModelDeployment instead"),)

@@ -1,0 +1,93 @@
+"""What all API types are made of: the base classes, marks for the schema, and scalars with their patterns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One ``x-kubernetes-validations`` entry."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ListMapKey:
+    """``x-kubernetes-list-type: map`` with this key."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class PreserveUnknown:
+    """An object whose fields Kubernetes itself defines (tolerations, affinity): carried through unread."""
+
+
+@dataclass(frozen=True)
+class LateDefault:
+    """The default stands in the types and not in the schema: the operator fills it in, after those of RolloutPolicies."""
+
+
+class ApiModel(BaseModel):
+    """Base of all API types: camelCase on the wire, unknown fields refused, immutable."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def wire(self) -> dict[str, Any]:
+        """The object as JSON-able dict with wire names and without what is unset or None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class StatusModel(ApiModel):
+    """Base of status types: fields of a newer or an older operator are dropped, not refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+URI_SCHEMES = ("s3", "http", "https")
+_URI_RE = r"^(s3|https?)://[^\\s]+$"
+_URI_PATTERN = Rule(
+    f"self.matches('{_URI_RE}')",
+    "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",
+)
+Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
+DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+Argument = Annotated[str, StringConstraints(max_length=4096)]
+Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
+QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_SECONDS = 100 * 365.25 * 86400
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that it can be added to any time."""
+    if not re.match(DURATION_RE, duration):
+        raise ValueError(f"not a duration: {duration!r}; write for example 90s, 10m or 1h30m")
+    return min(_LONGEST_SECONDS, sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration)))
+
+
+class LocalName(ApiModel):
+    """A reference to an object in the same namespace."""
+
+    name: Name = Field(description="Name of the object.")
+
+
+class Resources(ApiModel):
+    """Requests and limits as in a container."""
+
+    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
+    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
+
+
+JsonObject = Annotated[dict[str, Any], PreserveUnknown()]
