@@ -175,7 +175,7 @@ def test_a_network_of_pytorch_is_converted_and_answers_as_pytorch_does(
     assert prepared_by(stage, name) == stage.cluster.target.images.flavours["pytorch"]
     x, _ = models.inputs(50, 42)
     for rows in (x[:1], x):
-        [logits] = answers(stage, name, rows).values()
+        [logits] = stage.answers(name, rows).values()
         assert np.abs(logits - rows @ models.WEIGHTS).max() < 1e-4
 
 
