@@ -18,6 +18,7 @@ from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout.steps import with_traffic
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
@@ -48,7 +49,7 @@ class PrometheusAssessor:
         metrics = to_measure(s, now)
         if isinstance(metrics, Assessment):
             return metrics
-        step, analysis = rollout.step, s.spec.rollout.analysis
+        step, analysis = with_traffic(rollout.step), s.spec.rollout.analysis
         target = Target(
             namespace=s.namespace,
             name=s.name,

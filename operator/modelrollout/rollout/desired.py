@@ -67,7 +67,7 @@ def measured(s: Snapshot) -> bool:
         return False
     if rollout.stage == "Promote":  # as long as it waits for pods, it has the weight of the last step
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
-    return rollout.stage == "Bake" or (rollout.stage == "Canary" and (rollout.step.phase != "Shifting" or s.traffic.taken_up))
+    return rollout.stage == "Bake" or (rollout.stage == "Canary" and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.taken_up))
 
 
 def _new_revision(s: Snapshot) -> NewRevision | None:

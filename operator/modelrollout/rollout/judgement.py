@@ -19,7 +19,7 @@ from modelrollout.rollout.facts import Assessment, Snapshot, baseline, since
 def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     """The metrics to look at, or the assessment that stands without a look: the initial delay, a template that is not there."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    step, analysis = s.status.rollout.step, s.spec.rollout.analysis
+    step, analysis = stepping.with_traffic(s.status.rollout.step), s.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, Problem):
         return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
@@ -34,7 +34,7 @@ def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
 def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Reading], now: datetime) -> Assessment:
     """The verdict with this look added to what the step's status holds."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    rollout, step, steps = s.status.rollout, s.status.rollout.step, stepping.steps_of(s.spec.rollout)
+    rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), stepping.steps_of(s.spec.rollout)
     bakes = rollout.stage == "Bake"
     found = fold_in(readings, counts_of(step.metrics), stable=baseline(s) is not None and not bakes)
     carried = carried_of(rollout.history, step)

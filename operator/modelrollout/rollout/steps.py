@@ -36,6 +36,17 @@ def _beside(trial: BlueGreen | AbTest) -> Step:
     return Step.model_construct(weight=0, for_=trial.for_)  # a user may not write 0, so it is not validated
 
 
+def with_traffic(step: StepStatus) -> StepStatus:
+    """The step whose weight the requests have: while a weight waits for its pods it is the one before, which goes on being judged on its counts."""
+    waits = step.phase == "Shifting" and bool(step.metrics)
+    return former(step) if waits else step
+
+
+def former(step: StepStatus) -> StepStatus:
+    """The step before one whose weight was never given."""
+    return step.model_copy(update={"index": step.index - 1, "weight": step.former, "phase": "Observing"})
+
+
 def locate(steps: Sequence[Step], status: StepStatus) -> Position:
     """Find the present step again.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from modelrollout.analysis.look import carried_of
 from modelrollout.api.v1alpha1 import Counter, Draining, Held, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, desired, matched, measured, preview, replicas, split
@@ -15,6 +16,7 @@ from modelrollout.rollout.facts import Assessment, Plan, Problem, Server, Snapsh
 from modelrollout.rollout.judgement import to_measure
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
+from modelrollout.rollout.steps import with_traffic
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -185,6 +187,70 @@ def test_a_weight_skipped_by_hand_has_no_more_than_was_reached() -> None:
     s = replace(scaled(1), verbs=(Verb("promote", V2, "n", "2/3"),))
     to = b.moved(decide(s, b.START)).step
     assert to and (to.weight, to.former) == (50, 5)
+
+
+def counted(verdict: VerdictName, bad: int) -> Assessment:
+    """100 requests, of which so many were bad, with the evidence that they are."""
+    metric = MetricStatus(name="errors", verdict=verdict, reason="x", canary=Counter(total=100, bad=bad), stable=Counter(total=900), log_evidence=3.0)
+    return Assessment(verdict, "ErrorsHigh" if verdict == "Failed" else "ProvenNotWorse", "as it was measured", (metric,))
+
+
+def waiting(**rollout: Any) -> Snapshot:
+    """5 % are proven, and the second pod for 25 % is still to come."""
+    first = scaled(1)
+    assert first.spec is not None and first.status.rollout is not None
+    wanted = first.spec.model_copy(update={"rollout": first.spec.rollout.model_copy(update=rollout)})
+    s = b.in_canary(wanted=wanted, at_step=b.step(0, 5), servers=first.servers, assessment=counted("Successful", 0))
+    return replace(s, status=decide(s, b.START).status, assessment=None)
+
+
+def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
+    s = waiting()
+    step = b.moved(decide(s, b.START)).step
+    assert step and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5) and measured(s)
+    assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
+    to = b.moved(decide(replace(s, assessment=counted("Failed", 90)), b.at(60)))
+    assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "ErrorsHigh")
+    assert [(e.index, e.weight, e.verdict) for e in to.history] == [(0, 5, "Successful"), (0, 5, "Failed")]
+
+
+def test_and_if_a_person_is_to_say_it_keeps_the_weight_that_it_has() -> None:
+    s = waiting(on_failure="Pause")
+    s = replace(s, status=decide(replace(s, assessment=counted("Failed", 90)), b.at(60)).status)
+    step = s.status.rollout.step if s.status.rollout else None
+    assert step and (step.phase, step.index, step.weight) == ("Paused", 0, 5)
+    assert split(replace(s, servers=pods((8, 8), (2, 2)))) == ((V1, 95), (V2, 5)), "also when the pods come"
+
+
+def test_its_evidence_counts_once() -> None:
+    s = waiting()
+    assert s.status.rollout is not None and s.status.rollout.step is not None
+    step = with_traffic(s.status.rollout.step)
+    assert (step.index, step.weight, step.observed_since) == (0, 5, b.step().observed_since)
+    assert carried_of(s.status.rollout.history, step) == {}
+    assert carried_of(s.status.rollout.history, s.status.rollout.step) == {"errors": [3.0]}
+
+
+def test_the_next_weight_counts_for_itself() -> None:
+    s = replace(waiting(), servers=pods((8, 8), (2, 2)), assessment=counted("Successful", 0))
+    to = b.moved(decide(s, b.at(60))).step
+    assert to and (to.phase, to.weight, to.metrics, to.observed_since) == ("Shifting", 25, [], None)
+    s = replace(s, status=decide(s, b.at(60)).status, assessment=counted("Inconclusive", 0))
+    to = b.moved(decide(s, b.at(61))).step
+    assert to and (to.phase, to.weight) == ("Observing", 25)
+
+
+def test_who_went_on_without_a_verdict_is_not_asked_again_at_the_weight_before() -> None:
+    from modelrollout.rollout.facts import Verb
+
+    s = b.in_canary(wanted=scaled(1).spec, at_step=b.step(0, 5), servers=scaled(1).servers, assessment=counted("Inconclusive", 9))
+    to = b.moved(decide(replace(s, verbs=(Verb("promote", V2, "n", "1/3"),)), b.START)).step
+    assert to and (to.phase, to.weight, to.former, to.metrics) == ("Shifting", 25, 5, [])
+
+
+def test_a_weight_whose_pods_never_come_pauses_at_the_one_before() -> None:
+    to = b.moved(decide(scaled(1), b.at(3600)))
+    assert to.step and (to.step.phase, to.step.index, to.step.weight, to.history[-1].reason) == ("Paused", 0, 5, "TrafficNotShifted")
 
 
 def test_provision_waits_for_the_pods_of_the_first_step_only() -> None:

@@ -110,7 +110,9 @@ class StepStatus(StatusModel):
     since: str = Field(description="Start of the step.")
     observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
     measured: str | None = Field(None, description="When the metrics below were written.")
-    metrics: list[MetricStatus] = Field(default_factory=list)
+    metrics: list[MetricStatus] = Field(
+        default_factory=list, description="Of this step; while its weight waits for pods, of the one before, whose weight the requests still have."
+    )
     override: str | None = Field(None, description="Who let the rollout go on without a verdict, and from which step.")
 
 

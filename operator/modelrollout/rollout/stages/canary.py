@@ -30,11 +30,11 @@ def canary(s: Snapshot, now: datetime) -> Move:
     if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
         return Move(begin_trial(s, s.status, now))  # spec was edited: what was counted under the other strategy says nothing about this one
     position = stepping.locate(stepping.steps_of(s.spec.rollout), step)
-    found = s.assessment
-    if found and found.verdict == "Failed" and step.phase != "Shifting":
-        return proven_worse(s, found, now)
+    found, given = s.assessment, stepping.with_traffic(step)
+    if found and found.verdict == "Failed" and given.phase != "Shifting":
+        return proven_worse(_at(s, given), found, now)
     if step.phase == "Shifting":
-        return _shifting(s, step, now)
+        return _shifting(s, step, found, now)
     if step.phase == "Paused":
         return _paused(s, step, position, found, now)
     return _observing(s, step, position, found, now)
@@ -71,10 +71,16 @@ def _pause(status: ModelDeploymentStatus, step: StepStatus, reason: str, message
     return change(status, step=step.model_copy(update={"phase": "Paused", "metrics": metrics}), reason=reason, message=message)
 
 
-def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
+def _at(s: Snapshot, step: StepStatus) -> Snapshot:
+    return replace(s, status=change(s.status, step=step))
+
+
+def _shifting(s: Snapshot, step: StepStatus, found: Assessment | None, now: datetime) -> Move:
     assert s.status.rollout is not None
     waited = since(step.since, now)
     there = has_pods_for(s, step)
+    if there and step.metrics:  # what was counted meanwhile belongs to the weight before
+        return Move(change(s.status, step=step.model_copy(update={"metrics": [], "measured": None, "observed_since": None})))
     if s.traffic.taken_up and there and waited >= s.settle_seconds:
         # The first measurement is the baseline; what came before belongs to another weight.
         metrics = _brief(s.assessment.metrics) if s.assessment else []
@@ -82,11 +88,13 @@ def _shifting(s: Snapshot, step: StepStatus, now: datetime) -> Move:
         return Move(change(s.status, step=observing, reason=None, message=None))
     if remaining(s, now) <= 0:
         message = f"the gateway has not taken up weight {step.weight}: {s.traffic.message or 'too few pods of the canary are ready for it'}"
-        return inconclusive(s, step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now)
+        step = step if there else stepping.former(step)  # a pause gives no weight that there are no pods for
+        return inconclusive(_at(s, step), step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now, may_promote=False)
     if not there and (given := give_way(s)):
         return given
     if not there:  # the split does not have this weight yet
-        return wait(s, too_few(s), 5.0)
+        told = replace(s, status=with_news(s, step, found, now)) if step.metrics else s
+        return wait(told, too_few(s), min(5.0, interval(s)))
     return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)
 
 
@@ -244,7 +252,18 @@ def advance(
     if index is None:
         return enter(status, "Promote", now, held=None)
     step, before = steps[index], status.rollout.step
-    return at_step(status, index, step.weight or before.weight, now, strategy=before.strategy, pause=step.pause is not None, override=override)
+    moved = at_step(status, index, step.weight or before.weight, now, strategy=before.strategy, pause=step.pause is not None, override=override)
+    return moved if override else _judged_meanwhile(s, moved, before)
+
+
+def _judged_meanwhile(s: Snapshot, status: ModelDeploymentStatus, before: StepStatus) -> ModelDeploymentStatus:
+    """With the counts of the step before, if the pods for the next weight are still to come: they may take hours, and the requests go on."""
+    assert status.rollout is not None and status.rollout.step is not None
+    step = status.rollout.step
+    if step.phase != "Shifting" or step.former == 0 or has_pods_for(replace(s, status=status), step):
+        return status
+    kept = {"metrics": before.metrics, "measured": before.measured, "observed_since": before.observed_since}
+    return change(status, step=step.model_copy(update=kept))
 
 
 def interval(s: Snapshot) -> float:
