@@ -191,6 +191,13 @@ def test_a_look_without_news_writes_nothing() -> None:
     assert plan.desired is not None and plan.requeue_after == 5.0
 
 
+@pytest.mark.parametrize("interval", ["5s", "30s"])
+def test_trouble_is_looked_at_again_at_the_same_interval(interval: str) -> None:
+    s = b.in_canary(wanted=policy(analysis={"interval": interval}), assessment=b.judged("Error"))
+    s = replace(s, status=decide(s, b.START).status)
+    assert decide(s, b.at(1)).requeue_after == float(interval[:-1])
+
+
 def test_a_measurement_is_written_once_a_minute() -> None:
     to = b.moved(decide(measured(61, metric("Inconclusive", 20)), b.at(0.5)))
     assert to.step and to.step.metrics[0].canary and to.step.metrics[0].canary.total == 20
