@@ -261,7 +261,12 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
 
 
 async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:
-    new = bench.target.canary
+    old, new = bench.target.stable, bench.target.canary
+    assert old is not None
+    nothing = await bench.measure(LATENCY)
+    assert nothing.problem and nothing.problem.kind == "NoData", "before anything was scraped there is no baseline"
+    bench.exporter.buckets(old.revision, **{"0.025": 70, "0.05": 80, "1": 90, "+Inf": 90})
+    await bench.scraped()
     first = await bench.measure(LATENCY)
     bench.exporter.buckets(new.revision, **{"0.025": 80, "0.05": 90, "1": 99, "+Inf": 100})
     await bench.scraped()
