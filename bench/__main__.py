@@ -230,7 +230,7 @@ def main() -> None:
     """Measure what the arguments name; everything by default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--model", choices=sorted(RECIPES))
-    parser.add_argument("--step")
+    parser.add_argument("--step", choices=sorted({"batching", *(step for recipes in RECIPES.values() for step in recipes)}))
     arguments = parser.parse_args()
     flags = set(Path("/proc/cpuinfo").read_text().split())
     vector = "AVX512-VNNI" if "avx512_vnni" in flags else "no AVX512-VNNI"
