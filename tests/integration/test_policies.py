@@ -14,13 +14,26 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, RolloutStatus
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, AlreadyExists, Conflict, Kube, Object, Resource
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    LEASE,
+    MODEL_DEPLOYMENT,
+    POD,
+    ROLLOUT_POLICY,
+    AlreadyExists,
+    Conflict,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+)
 from modelrollout.rollout.facts import Snapshot, stamp
 
 pytestmark = pytest.mark.sandbox
@@ -31,7 +44,27 @@ NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 
 
 @pytest_asyncio.fixture
-async def namespace(kube: Kube) -> AsyncIterator[str]:
+async def no_operator(kube: Kube) -> AsyncIterator[None]:
+    """What the demo has installed would work on the test's objects, too: it pauses meanwhile."""
+    try:
+        found = await kube.get(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE)
+    except NotFound:
+        yield
+        return
+    labels = ",".join(f"{key}={value}" for key, value in found["spec"]["selector"]["matchLabels"].items())
+    await kube.merge_patch(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": 0}})
+    for _ in range(300):
+        if not (await kube.list(POD, SYSTEM_NAMESPACE, label_selector=labels)).items:
+            break
+        await asyncio.sleep(0.2)
+    else:
+        pytest.fail("the pods of the operator that is installed here do not end")
+    yield
+    await kube.merge_patch(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": found["spec"]["replicas"]}})
+
+
+@pytest_asyncio.fixture
+async def namespace(kube: Kube, no_operator: None) -> AsyncIterator[str]:
     """A namespace on a cluster that has our definitions; those that were not there go again."""
     made = []
     for path in sorted((ROOT / "crds").glob("*.yaml")):
