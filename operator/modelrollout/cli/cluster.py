@@ -28,7 +28,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.rollout.policy import effective
+from modelrollout.rollout.policy import spec_in_force
 
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -239,7 +239,7 @@ def _spec(found: Object) -> ModelDeploymentSpec | None:
     """The spec with what policies fill in, as the operator has told."""
     defaults = (found.get("status") or {}).get("defaults") or {}
     try:
-        return ModelDeploymentSpec.model_validate({**found["spec"], "rollout": effective(found["spec"].get("rollout") or {}, defaults)})
+        return ModelDeploymentSpec.model_validate(spec_in_force(found["spec"], defaults))
     except ValidationError:
         return None
 

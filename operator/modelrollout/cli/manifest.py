@@ -18,7 +18,7 @@ from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object
-from modelrollout.rollout.policy import NO_RULES, Rules, combine, effective, read
+from modelrollout.rollout.policy import NO_RULES, Rules, combine, read, spec_in_force
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,8 +48,7 @@ def from_file(path: Path) -> Manifest:
     policies = [{**d, "metadata": {"name": "?", **(d.get("metadata") or {})}} for d in ours if d.get("kind") == ROLLOUT_POLICY.kind]
     rules = _rules(policies, namespace, metadata.get("labels") or {})
     raw = found[0].get("spec")
-    if isinstance(raw, dict) and rules.defaults:
-        raw = {**raw, "rollout": effective(raw.get("rollout") or {}, rules.defaults)}
+    raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
     return Manifest(namespace, name, _checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 

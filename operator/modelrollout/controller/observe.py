@@ -40,7 +40,7 @@ from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
-from modelrollout.rollout.policy import NO_RULES, Rules, effective
+from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
@@ -152,11 +152,8 @@ def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tup
 
 def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
     """The spec, with what policies say where spec.rollout leaves a field out."""
-    raw = deployment.get("spec") or {}
-    if rules.defaults:
-        raw = {**raw, "rollout": effective(raw.get("rollout") or {}, rules.defaults)}
     try:
-        return ModelDeploymentSpec.model_validate(raw), None
+        return ModelDeploymentSpec.model_validate(spec_in_force(deployment.get("spec") or {}, rules.defaults)), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
         return None, f"{told}; correct these fields"

@@ -176,6 +176,11 @@ def combine(policies: Iterable[Policy]) -> Rules:
     )
 
 
+def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of a ModelDeployment, on the wire, with what policies say where spec.rollout leaves a field out."""
+    return {**spec, "rollout": effective(spec.get("rollout") or {}, defaults)} if defaults else spec
+
+
 def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """spec.rollout with what policies say where it leaves a field out; a bake that is shorter than theirs is as long as theirs."""
     found = filled(given, defaults)

@@ -44,9 +44,8 @@ def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     found, step = s.assessment, rollout.step
-    back = replace(
-        s, status=enter(s.status, "Canary", now)
-    )  # whoever is asked for is asked in the last step: in Promote the pods would go on by themselves
+    # Whoever is to decide is asked in the last step: in Promote the rollout would go on by itself when the pods come.
+    back = replace(s, status=enter(s.status, "Canary", now))
     if found is not None and found.verdict == "Failed" and step is not None:
         return proven_worse(back, found, now)
     if step is not None and remaining(s, now) <= 0:
