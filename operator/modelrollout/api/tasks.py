@@ -19,6 +19,9 @@ TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program e
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
+MAX_MODEL_BYTES = 20 << 30  # fetched, and unpacked
+# A larger model is written as graph and weights apart. Protobuf ends at 2 GiB, and to write a message takes several times its size in memory.
+ONE_FILE_BYTES = 1 << 30
 
 
 class ExitCode(IntEnum):
@@ -280,7 +283,7 @@ class ResolveTask(_Model):
 
     task: Literal["resolve"] = "resolve"
     source: Location
-    max_bytes: int = 20 << 30
+    max_bytes: int = MAX_MODEL_BYTES
 
 
 class PrepareTask(_Model):
@@ -300,7 +303,8 @@ class PrepareTask(_Model):
     artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
     owner: str = "nobody"  # NAMESPACE/REVISION, for those who wait for its result
     target_hardware: str = "any"
-    max_bytes: int = 20 << 30
+    max_bytes: int = MAX_MODEL_BYTES
+    one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
     # With a ContainerStep two containers share the work; both have the whole task.
     part: Literal["Whole", "BeforeContainer", "AfterContainer"] = "Whole"
 

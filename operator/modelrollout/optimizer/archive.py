@@ -2,12 +2,13 @@
 Triton. Nothing leaves the folder.
 
 Every member is looked at before the first byte is written: names that lead out of the folder, links, devices and archives larger than the limit
-are refused by name. External data is read from the archive's own files only and put into the model, so that what is published is one file again.
+are refused by name. External data is read from the archive's own files only, and put into the model or into one file beside it (``files``).
 """
 
 from __future__ import annotations
 
 import errno
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -22,10 +23,12 @@ from typing import IO, Self
 from onnx import ModelProto, TensorProto
 
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.model import PROTOBUF_LIMIT, all_tensors, parse, save_as_external
+from modelrollout.optimizer import files
+from modelrollout.optimizer.model import all_tensors, parse, save_as_external
+from modelrollout.triton.layout import MODEL_FILE
 
 MAX_MEMBERS = 10_000
-UNPACKED_LIMIT_BYTES = 3 << 30  # the model itself ends at 2 GiB
+UNPACKED_LIMIT_BYTES = 3 << 30  # of what is converted to ONNX: the libraries that do it end at 2 GiB, as protobuf does
 _CHUNK = 1 << 20
 _LONG_HEADERS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
 _HEADER_LIMIT_BYTES = 1 << 20
@@ -68,18 +71,22 @@ def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
         _check(list(reader.members()), limit)
 
 
-def unpack(path: Path, folder: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Path | None:
-    """The model of an archive as one file in ``folder``; None where the archive holds no .onnx file.
+def unpack(path: Path, folder: Path, limit: int, one_file: int = files.ONE_FILE_BYTES) -> Path | None:
+    """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below ``folder`` and split where one file would have more than
+    ``one_file`` bytes; None where the archive holds no .onnx file.
 
-    Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``inline``.
+    Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``gather``.
     """
+    root = folder / "archive"
     with _told():
-        model = _unpack_around(path, folder / "archive", ".onnx", limit)
+        model = _unpack_around(path, root, ".onnx", limit)
         if model is None:
             return None
-        target = folder / "unpacked.onnx"
-        target.write_bytes(inline(parse(model), model.parent, folder / "archive").SerializeToString())
-        return target
+        target = folder / "unpacked" / MODEL_FILE
+        target.parent.mkdir()
+        gather(parse(model), model.parent, root, target, limit, one_file)
+    shutil.rmtree(root)
+    return target
 
 
 def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
@@ -93,7 +100,7 @@ def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
 
 def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | None:
     """Everything in the archive written below ``root``; the one file whose name ends so, None where there is none: nothing is written then."""
-    with _reader(path) as reader:
+    with _reader(path, limit) as reader:
         members = list(reader.members())
         models = [m.name for m in members if m.plain and f"/{m.name}".endswith(ending)]
         if not models:
@@ -238,38 +245,38 @@ def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
         raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew") from None
 
 
-def inline(model: ModelProto, folder: Path, root: Path) -> ModelProto:
-    """The model with its external data inside it. ``folder``: where locations begin; files must lie in ``root``.
+def gather(model: ModelProto, folder: Path, root: Path, target: Path, limit: int, one_file: int = files.ONE_FILE_BYTES) -> None:
+    """Write the model with its external data inside it, or split. ``folder``: where locations begin; files must lie in ``root``.
 
-    Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge.
+    Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge, TooLarge (tensors may share bytes, and be more than the files).
     """
-    total = model.ByteSize()
-    for tensor in all_tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        location = where.get("location", "")
-        path = PurePosixPath(location)
-        if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
-            raise bad_input(
-                "ExternalDataUnsafe", f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive; {save_as_external}"
-            )
-        file = folder / path
-        if not file.is_file() or not file.resolve().is_relative_to(root.resolve()):
-            raise bad_input(
-                "ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too"
-            )
-        data = _part(tensor.name, location, file, where)
-        total += len(data)
-        if total > PROTOBUF_LIMIT:
-            raise bad_input("ModelTooLarge", f"{_FIELD}: the model with its external data exceeds 2 GiB, the limit of an ONNX file; use FP16 or int8")
-        tensor.raw_data = data
-        tensor.ClearField("external_data")
-        tensor.data_location = TensorProto.DEFAULT
-    return model
+    root = root.resolve()
+    found = [(tensor, _part(tensor, folder, root)) for tensor in all_tensors(model) if files.is_external(tensor)]
+    if (total := sum(part.length for _, part in found)) > limit:
+        raise _too_large(total, limit)
+    outside = {tensor.name: part for tensor, part in found}
+    movable = {tensor.name for tensor in model.graph.initializer}
+    inside = [(tensor, part) for tensor, part in found if total <= one_file or tensor.name not in movable]
+    if sum(part.length for _, part in inside) > files.PROTOBUF_LIMIT:
+        raise files.graph_too_large()
+    for tensor, part in inside:
+        files.put_inside(tensor, part)
+    files.save(model, target, one_file, lambda tensor: outside[tensor.name])
 
 
-def _part(tensor: str, location: str, file: Path, where: dict[str, str]) -> bytes:
+def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    location = where.get("location", "")
+    path = PurePosixPath(location)
+    if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
+        raise bad_input(
+            "ExternalDataUnsafe", f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive; {save_as_external}"
+        )
+    file = folder / path
+    if not file.is_file() or not file.resolve().is_relative_to(root):
+        raise bad_input(
+            "ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too"
+        )
     size = file.stat().st_size
     try:
         offset = int(where.get("offset", "0"))
@@ -279,9 +286,7 @@ def _part(tensor: str, location: str, file: Path, where: dict[str, str]) -> byte
     if offset < 0 or length < 0 or offset + length > size:
         raise bad_input(
             "ExternalDataMissing",
-            f"{_FIELD}: tensor {tensor!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of {location!r}, "
+            f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of {location!r}, "
             f"which has {size}; {save_as_external}",
         )
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        return opened.read(length)
+    return files.Part(file, offset, length)

@@ -89,7 +89,8 @@ class Channels:
     """The spaces of a model and their products."""
 
     def __init__(self, model: ModelProto) -> None:
-        self.model = onnx.shape_inference.infer_shapes(model)
+        """``model``: whole, with the shapes of its tensors (``files.inferred``)."""
+        self.model = model
         graph = self.model.graph
         self.weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self.products: list[Product] = []

@@ -18,11 +18,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer import files
+from modelrollout.triton.layout import DATA_FILE
 from modelrollout.triton.tensors import TensorSpec
 
 FIELD = "spec.model.uri"
-
-PROTOBUF_LIMIT = (2 << 30) - 1  # a protobuf message cannot be larger; ONNX goes beyond it only with external data
 
 _CONSTANTS_IR = 4  # the first version of the format in which a constant need not be an input
 
@@ -160,12 +160,10 @@ def ending(data: bytes) -> Literal["whole", "cut", "foreign"]:
 
 
 def parse(path: Path, field: str = FIELD) -> ModelProto:
+    """The message in the file: weights that lie beside it are not read. Raises JobError: ModelTooLarge, ModelTruncated, NotOnnx."""
     size = path.stat().st_size
-    if size > PROTOBUF_LIMIT:
-        raise bad_input(
-            "ModelTooLarge",
-            f"{field}: {size} bytes; an ONNX file ends at 2 GiB: use a smaller model, FP16 or int8",
-        )
+    if size > files.PROTOBUF_LIMIT:
+        raise bad_input("ModelTooLarge", f"{field}: {size} bytes in one file, but one of ONNX ends at 2 GiB, as protobuf does; {save_as_external}")
     data = path.read_bytes()
     model = ModelProto()
     try:
@@ -237,20 +235,16 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
 def check(path: Path, field: str = FIELD) -> ModelInfo:
     """Check the file; ``field`` names it in messages.
 
-    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, CustomOperator, TensorTooLarge, ModelInvalid,
+    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ExternalDataMissing, CustomOperator, TensorTooLarge, ModelInvalid,
     TypeUnsupported, ShapeUnknown.
     """
     refusal = sniff(path, field)
     if refusal:
         raise refusal
     model = parse(path, field)
-    external = next((t.name for t in all_tensors(model) if t.data_location == TensorProto.EXTERNAL), None)
-    if external is not None:
-        raise bad_input(
-            "ExternalData",
-            f"{field}: tensor {external!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False), "
-            "or pack model and data into one .zip or .tar",
-        )
+    external = [t for t in all_tensors(model) if files.is_external(t)]
+    for tensor in external:
+        _check_external(tensor, path, field)
     _check_operators(model, field)
     for tensor in all_tensors(model):
         _check_size(tensor, field)
@@ -271,7 +265,7 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
         missing = "outputs" if info.inputs else "inputs"
         raise bad_input("ModelInvalid", f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it takes and gives")
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path) if external else model)  # only with a path does it find what lies beside
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise _invalid(error, field) from None
     return info
@@ -330,8 +324,32 @@ def constants_inside(path: Path, target: Path) -> Path:
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, _CONSTANTS_IR)
-    target.write_bytes(model.SerializeToString(deterministic=True))
+    files.copy(path, target)
+    files.save_graph(model, target)
     return target
+
+
+def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
+    """Raise ExternalData for a tensor in another file than a split model has, ExternalDataMissing for one that is not there whole."""
+    if not files.is_split(path) or [e.value for e in tensor.external_data if e.key == "location"] != [DATA_FILE]:
+        raise bad_input(
+            "ExternalData",
+            f"{field}: tensor {tensor.name!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False), "
+            "or pack model and data into one .zip or .tar",
+        )
+    size = files.data_of(path).stat().st_size
+    try:
+        part = files.beside(tensor, path)
+    except ValueError:
+        part = files.Part(path, -1, -1)
+    bits = _BITS.get(tensor.data_type)
+    wanted = None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
+    if part.offset < 0 or part.offset + part.length > size or part.length != wanted:
+        raise bad_input(
+            "ExternalDataMissing",
+            f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, and says that it is {part.length} bytes of {DATA_FILE!r} from "
+            f"{part.offset} on, which has {size}; export it again",
+        )
 
 
 def _check_operators(model: ModelProto, field: str) -> None:

@@ -53,15 +53,17 @@ from modelrollout.optimizer.clean import mark_used
 from modelrollout.optimizer.convert import convert, expect_format, expect_tensors, parity, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
+from modelrollout.optimizer.files import files_of, size_of
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
+from modelrollout.optimizer.memory import LOADED, expect_memory
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.passthrough import pass_through
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.signature import load_key, verify
 from modelrollout.optimizer.steps.container import lay_out
 from modelrollout.triton.config import BatchingImpossible, render
-from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
+from modelrollout.triton.layout import CONFIG_FILE
 from modelrollout.triton.tensors import TensorSpec
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
@@ -340,9 +342,13 @@ def _make(
             source = convert(original, kind, folder, task.tensors)
     elif is_archive(source):
         with progress.stage("unpack"):
-            source = unpack(source, folder) or source
+            if unpacked := unpack(source, folder, task.max_bytes, task.one_file_bytes):
+                source = unpacked
+                if task.part == "Whole":  # else the last container unpacks it again
+                    original.unlink()
     with progress.stage("check"):
         info = check(source)
+        expect_memory("ONNX Runtime", LOADED, size_of(source))
         if task.tensors:
             expect_tensors(task.tensors, info)
         open_session(source, FIELD_SOURCE)
@@ -381,13 +387,14 @@ def _make(
             symmetric=task.instance_kind == "KIND_GPU",
             hardware=task.target_hardware,
             advance=progress.update,
+            one_file=task.one_file_bytes,
             earlier=_handed(kept) if task.part == "AfterContainer" else None,
         )
     if task.part == "BeforeContainer":
         return _hand_over(task, applied, files, kept)
     optimized = applied.path
     warnings += applied.warnings
-    size_after = optimized.stat().st_size
+    size_after = size_of(optimized)
     if task.steps:
         open_session(optimized, "the optimized model")
         if not task.gate:
@@ -418,7 +425,7 @@ def _make(
     }
     if measured:
         raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
-    return _published(task, store, key, {MODEL_FILE: optimized}, config, report, progress)
+    return _published(task, store, key, files_of(optimized), config, report, progress)
 
 
 def _pass_through(

@@ -17,8 +17,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.data import Arrays, batch_rows, batches
-from modelrollout.optimizer.model import ModelInfo, sort_nodes
+from modelrollout.optimizer import files
+from modelrollout.optimizer.model import ModelInfo, parse, sort_nodes
 from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
+from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 q: Any = onnxruntime.quantization  # it has no types
 
@@ -48,13 +50,13 @@ class _Reader(CalibrationDataReader):
 
 def _tidy(path: Path) -> Counter[str]:
     """Drop the imports of operator sets that no node uses (ONNX Runtime adds its own, which other runtimes need not know); returns the operators."""
-    model = onnx.load(path)
+    model = parse(path)
     used = {node.domain for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes} | {f.domain for f in model.functions}
     kept = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
     del model.opset_import[:]
     model.opset_import.extend(kept)
     sort_nodes(model.graph)
-    onnx.save(model, path)
+    files.save_graph(model, path)
     return Counter(node.op_type for node in model.graph.node)
 
 
@@ -89,12 +91,24 @@ class Quantizer:
             self._per_channel = False
         self._info, self._calibration, self._options, self._field = info, calibration, options, field
         self._folder = tempfile.TemporaryDirectory()
-        self.prepared = Path(self._folder.name) / "prepared.onnx"
+        self.prepared = Path(self._folder.name) / MODEL_FILE
         with self._refusals():
-            quant_pre_process(source, self.prepared, skip_symbolic_shape=True)  # symbolic inference is for transformers and needs sympy
-        model = onnx.load(self.prepared)
+            # Symbolic inference is for transformers and needs sympy.
+            if files.is_split(source):
+                quant_pre_process(
+                    source,
+                    self.prepared,
+                    skip_symbolic_shape=True,
+                    save_as_external_data=True,
+                    all_tensors_to_one_file=True,
+                    external_data_location=DATA_FILE,
+                    external_data_size_threshold=files.SMALL_BYTES,
+                )
+            else:
+                quant_pre_process(source, self.prepared, skip_symbolic_shape=True)
+        model = parse(self.prepared)
         name_nodes(model)
-        onnx.save(model, self.prepared)
+        files.save_graph(model, self.prepared)
         # The static quantizer does not see what the body of a Loop, If or Scan takes from outside, and folds a ReLU before it away.
         self.captured = feeding_bodies(model) if calibration is not None else ()
 
@@ -114,17 +128,24 @@ class Quantizer:
 
     def candidates(self) -> list[str]:
         """Names of the nodes with weights that Static quantizes, in the graph's order."""
-        return [n.name for n in onnx.load(self.prepared).graph.node if n.op_type in WEIGHTED_OPS and n.name not in self.captured]
+        return [n.name for n in parse(self.prepared).graph.node if n.op_type in WEIGHTED_OPS and n.name not in self.captured]
 
     def write(self, target: Path, *, left_out: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
         """Write the int8 model without the nodes ``left_out``, or with ``only`` some. Returns what was done, for the report.
 
         Raises JobError: NothingToQuantize, QuantizationFailed.
         """
+        files.remove(target)  # the quantizer would add to data that is there
+        split = files.is_split(self.prepared)  # then its result is, too, under the name that ours has
         with self._refusals():
             if self._calibration is None:
                 q.quantize_dynamic(
-                    self.prepared, target, op_types_to_quantize=list(DYNAMIC_OPS), weight_type=q.QuantType.QInt8, per_channel=self._per_channel
+                    self.prepared,
+                    target,
+                    op_types_to_quantize=list(DYNAMIC_OPS),
+                    weight_type=q.QuantType.QInt8,
+                    per_channel=self._per_channel,
+                    use_external_data_format=split,
                 )
             else:
                 q.quantize_static(
@@ -138,6 +159,7 @@ class Quantizer:
                     calibrate_method=q.CalibrationMethod[self._options.calibration_method],
                     nodes_to_quantize=list(only) if only is not None else None,
                     nodes_to_exclude=sorted({*left_out, *self.captured}),
+                    use_external_data_format=split,
                     extra_options={"ActivationSymmetric": self._options.symmetric},
                     calibration_cache_path=self.prepared.with_name("ranges.json"),
                 )

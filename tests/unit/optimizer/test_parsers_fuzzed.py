@@ -147,7 +147,7 @@ def test_archives(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> N
     path.write_bytes(content)
     if archive.is_archive(path):
         with contextlib.suppress(JobError):
-            archive.unpack(path, folder / "in")
+            archive.unpack(path, folder / "in", 1 << 20)
     assert {p.name for p in folder.iterdir()} == {"in", "source"}
 
 

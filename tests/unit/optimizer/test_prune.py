@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from modelrollout.api.tasks import DataSet, Location, PruneStep, Training
 from modelrollout.jobs.errors import JobError
@@ -42,7 +43,7 @@ def silenced(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.Mod
 def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.ModelProto]) -> None:
     """Removing channels whose outgoing weights are all zero changes no answer, whatever lies on the way."""
     model = network()
-    channels = Channels(model)
+    channels = Channels(infer_shapes(model))
     rng = np.random.default_rng(0)
     free = channels.free()
     assert free
@@ -58,7 +59,7 @@ def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.Mode
                 view[at + channel * block : at + (channel + 1) * block] = 0
             at += size * block
     deaf = silenced(channels.model, weights)
-    cut = Channels(deaf).cut(keep)
+    cut = Channels(infer_shapes(deaf)).cut(keep)
     onnx.checker.check_model(cut, full_check=True)
     x = images(16).inputs["x"]
     assert np.allclose(scores(cut, x), scores(deaf, x), atol=1e-5)
@@ -70,7 +71,7 @@ def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.Mode
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])
 def test_as_much_goes_as_is_asked_for(network: Callable[[], onnx.ModelProto], sparsity: float) -> None:
-    cut, done = narrowed(Channels(network()), sparsity, "f", {})
+    cut, done = narrowed(Channels(infer_shapes(network())), sparsity, "f", {})
     left = done["weightsAfter"] / done["weightsBefore"]
     assert 1 - sparsity - 0.25 < left <= 1 - sparsity
     assert all(after >= 1 for _, after in done["channels"].values())
@@ -78,7 +79,7 @@ def test_as_much_goes_as_is_asked_for(network: Callable[[], onnx.ModelProto], sp
 
 
 def test_shared_channels_go_together_and_outputs_stay() -> None:
-    channels = Channels(residual())
+    channels = Channels(infer_shapes(residual()))
     assert sorted(channels.free().values()) == [32, 48]  # the two branches of the sum are one space, the classes none
 
 
@@ -86,20 +87,20 @@ def test_what_is_not_understood_keeps_its_channels() -> None:
     model = plain()
     relu = next(n for n in model.graph.node if n.op_type == "Relu")
     relu.op_type = "Softmax"  # over the last axis by default, but no operator that works channel by channel
-    assert len(Channels(model).free()) == len(Channels(plain()).free()) - 1
+    assert len(Channels(infer_shapes(model)).free()) == len(Channels(infer_shapes(plain())).free()) - 1
     shared = plain()
     convs = [n for n in shared.graph.node if n.op_type == "Gemm"]
     shared.graph.node.append(helper.make_node("Identity", [convs[0].input[1]], ["spy"]))  # another reader of the weight
-    assert len(Channels(shared).free()) < len(Channels(plain()).free())
+    assert len(Channels(infer_shapes(shared)).free()) < len(Channels(infer_shapes(plain())).free())
 
 
 def test_the_least_important_goes_first() -> None:
     model = plain()
-    channels = Channels(model)
+    channels = Channels(infer_shapes(model))
     first = next(p for p in channels.products if p.tensor == "x")
     weight = channels.weights[first.weight].copy()
     weight[::2] *= 0.01
-    cut, _ = narrowed(Channels(silenced(model, {first.weight: weight})), 0.3, "f", {})
+    cut, _ = narrowed(Channels(infer_shapes(silenced(model, {first.weight: weight}))), 0.3, "f", {})
     kept = numpy_helper.to_array(next(t for t in cut.graph.initializer if t.name == first.weight))
     loud = {w.tobytes() for w in weight[1::2]}
     assert loud <= {w.tobytes() for w in kept}

@@ -16,7 +16,8 @@ import onnx
 from onnx import GraphProto, ModelProto
 
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.model import ELEMENTS_LIMIT, PROTOBUF_LIMIT
+from modelrollout.optimizer.files import PROTOBUF_LIMIT
+from modelrollout.optimizer.model import ELEMENTS_LIMIT
 from modelrollout.optimizer.originals.original import FIELD, REMEDY, invalid
 
 OPSET = 18

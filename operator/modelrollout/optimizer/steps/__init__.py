@@ -11,13 +11,15 @@ from typing import Any
 import onnx
 from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
 
-from modelrollout.api.tasks import AutoStep, ContainerStep, DistillStep, Gate, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
+from modelrollout.api.tasks import ONE_FILE_BYTES, AutoStep, ContainerStep, DistillStep, Gate, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import LOGGER
+from modelrollout.optimizer import files
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import check, constants_inside
 from modelrollout.optimizer.predict import ORT_ERRORS, Advance, open_session, tell_memory
 from modelrollout.optimizer.steps.work import Work
+from modelrollout.triton.layout import MODEL_FILE
 
 _TRAINING = ("jax", "jaxlib", "optax")
 _INT4 = ("onnx_ir",)
@@ -45,6 +47,7 @@ def run(step: Step, work: Work) -> dict[str, Any]:
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise _failed(work.field, f"its library does not handle this model ({type(error).__name__}: {line})") from None
     if work.target.exists():
+        files.fold(work.target, work.one_file)
         try:
             check(work.target, "it")
             open_session(work.target, "it")
@@ -168,6 +171,7 @@ def apply(
     symmetric: bool,
     hardware: str,
     advance: Advance,
+    one_file: int = ONE_FILE_BYTES,
     earlier: Applied | None = None,
 ) -> Applied:
     """All steps in order; ``data`` and ``models`` by their whole field (``spec.optimization.steps[0].int8.calibration``). Raises JobError.
@@ -176,11 +180,11 @@ def apply(
     """
     applied = earlier or Applied(source, [])
     path = applied.path
-    original = constants_inside(source, folder / "original.onnx") if steps else source
+    original = constants_inside(source, _placed(folder, "original")) if steps else source
     for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
-        where, target = field_of(index, step), folder / f"step-{index}.onnx"
+        where, target = field_of(index, step), _placed(folder, f"step-{index}")
         inner = tuple(step.sources())
-        given = original if path == source else constants_inside(path, folder / f"given-{index}.onnx")
+        given = original if path == source else constants_inside(path, _placed(folder, f"given-{index}"))
         work = Work(
             field=where,
             source=given,
@@ -192,11 +196,22 @@ def apply(
             gate=gate,
             symmetric=symmetric,
             hardware=hardware,
+            one_file=one_file,
             advance=advance,
             warn=applied.warnings.append,
         )
-        before = path.stat().st_size
+        before = files.size_of(path)
         done = run(step, work)
-        path = target if target.exists() else path
-        applied.done.append({"kind": step.kind} | done | {"sizeBefore": before, "sizeAfter": path.stat().st_size})
+        if target.exists():
+            for left in {path, given} - {source, original}:  # large models fill the disk
+                if left.is_relative_to(folder):
+                    files.remove(left)
+            path = target
+        applied.done.append({"kind": step.kind} | done | {"sizeBefore": before, "sizeAfter": files.size_of(path)})
     return replace(applied, path=path)
+
+
+def _placed(folder: Path, name: str) -> Path:
+    """A place for a model of which nothing else is beside it."""
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name / MODEL_FILE

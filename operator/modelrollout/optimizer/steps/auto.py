@@ -6,7 +6,6 @@ than the gate, because the best of many is partly the luckiest of many.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -18,7 +17,7 @@ from modelrollout.api.tasks import AutoStep, ExitCode, Gate, Search, SearchPoint
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
-from modelrollout.optimizer import steps
+from modelrollout.optimizer import files, steps
 from modelrollout.optimizer.data import Data, batch_rows, batches
 from modelrollout.optimizer.gate import Measured, answers, judged
 from modelrollout.optimizer.metrics import ERRORS, Answers
@@ -101,7 +100,7 @@ class _Judge:
         milliseconds = self._milliseconds * float(seconds_of[1] / seconds_of[0])  # by the ratio: the machine may be busier than it was
         point = Point(
             name=name,
-            size=path.stat().st_size,
+            size=files.size_of(path),
             milliseconds=float(f"{milliseconds:.4g}"),
             loss=value - before if self.metric in ERRORS else before - value,
             within=within,
@@ -128,7 +127,8 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
     cut: str | None = None
     while (candidate := next_candidate(means, outcomes)) is not None:
         say("try", candidate=candidate.name)
-        target = work.target.with_name(f"candidate-{len(outcomes)}.onnx")
+        target = work.target.parent / f"candidate-{len(outcomes)}" / work.target.name
+        target.parent.mkdir()
         try:
             found = _make(candidate, made[candidate.base], target, given, judge, ends)
         except _TimeIsUpError:
@@ -137,7 +137,7 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
         except (JobError, MemoryError) as error:
             if isinstance(error, JobError) and error.code != ExitCode.BAD_INPUT:
                 raise
-            target.unlink(missing_ok=True)
+            files.remove(target)
             outcomes[candidate.name] = "Refused"
             refused[candidate.name] = f"{error.reason}: {error.message}" if isinstance(error, JobError) else "OutOfMemory"
         else:
@@ -146,11 +146,11 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
             best = made[choose(source.point, [m.point for m in made.values() if m is not source], step.objective).name]
         kept = {source.path, best.path, made[candidate.base].path, target}
         for path in {m.path for m in made.values()} - kept:
-            path.unlink(missing_ok=True)
+            files.remove(path)
         say("tried", candidate=candidate.name, outcome=outcomes[candidate.name], best=best.point.name, bestSize=best.point.size)
 
     if best is not source:
-        shutil.copyfile(best.path, work.target)
+        files.copy(best.path, work.target)
     for text in (*_findings(step, work, list(made.values()), best, cut, refused), *best.warnings):
         work.warn(text)
     frontiers = {o: [p.name for p in frontier([m.point for m in made.values()], o)] for o in OBJECTIVES}

@@ -8,16 +8,18 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from modelrollout.api.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, OUT_DIR, ContainerStep
+from modelrollout.api.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, MAX_MODEL_BYTES, OUT_DIR, ContainerStep
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.model import PROTOBUF_LIMIT, ModelInfo, check
+from modelrollout.optimizer import files
+from modelrollout.optimizer.model import ModelInfo, check
 from modelrollout.optimizer.predict import open_session
 from modelrollout.optimizer.steps.work import Work
+from modelrollout.triton.layout import DATA_FILE
 
 
 def lay_out(model: Path, data: Path | None) -> None:
     """What the user's container reads: copies, for it sees nothing else of ours."""
-    shutil.copyfile(model, Path(IN_DIR) / HANDED_MODEL)
+    files.copy(model, Path(IN_DIR) / HANDED_MODEL)
     if data:
         shutil.copyfile(data, Path(IN_DIR) / HANDED_DATA)
 
@@ -29,8 +31,9 @@ def container(step: ContainerStep, work: Work) -> dict[str, Any]:
     """
     made = Path(OUT_DIR) / HANDED_MODEL
     what = f"{work.field}: {made}"
-    with _opened(made, what) as source, work.target.open("wb") as target:
-        shutil.copyfileobj(source, target)
+    _take(made, work.target, what, files.PROTOBUF_LIMIT)
+    if os.path.lexists(data := files.data_of(made)):
+        _take(data, files.data_of(work.target), f"{work.field}: {data}", MAX_MODEL_BYTES)
     info, before = check(work.target, what), check(work.original)
     if _face(info) != _face(before):
         raise bad_input(
@@ -41,7 +44,12 @@ def container(step: ContainerStep, work: Work) -> dict[str, Any]:
     return {"image": step.image}
 
 
-def _opened(path: Path, what: str) -> BinaryIO:
+def _take(path: Path, target: Path, what: str, limit: int) -> None:
+    with _opened(path, what, limit) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+
+
+def _opened(path: Path, what: str, limit: int) -> BinaryIO:
     """A plain file and nothing that leads elsewhere: the container may have left a link to what only we can read, or a pipe without an end."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -52,9 +60,9 @@ def _opened(path: Path, what: str) -> BinaryIO:
     except OSError as error:
         raise bad_input("ContainerOutputInvalid", f"{what} cannot be read ({error.strerror}); write a plain file that its owner can read") from None
     status = os.fstat(opened)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > PROTOBUF_LIMIT:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(opened)
-        raise bad_input("ContainerOutputInvalid", f"{what} is no plain file of at most {PROTOBUF_LIMIT} bytes; write the ONNX model there")
+        raise bad_input("ContainerOutputInvalid", f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in {DATA_FILE} beside it where it is larger")
     return os.fdopen(opened, "rb")
 
 

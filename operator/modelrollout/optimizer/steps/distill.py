@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from modelrollout.api.tasks import DistillStep
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import files
 from modelrollout.optimizer.channels import Channels
 from modelrollout.optimizer.data import Data, batch_rows, batches
 from modelrollout.optimizer.model import ModelInfo, check
@@ -43,15 +43,15 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
         assert step.size is not None  # the API server's rule
         if teacher.quantized:
             raise bad_input("AlreadyQuantized", f"{work.field}.size: a quantized model cannot be narrowed; give a student, or the model in float")
-        model, done = narrowed(Channels(onnx.load(work.original)), 1 - step.size, work.field, {})
+        model, done = narrowed(Channels(files.inferred(work.original)), 1 - step.size, work.field, {})
         student = work.target
-        student.write_bytes(model.SerializeToString(deterministic=True))
+        files.save(model, student, work.one_file)
     network = Network(student, data.inputs, work.field)
     soft = Soft(teacher_scores(work.original, teacher, data, work), step.temperature, step.hard_labels)
     training = step.training
     recipe = Recipe(training.epochs, training.learning_rate, training.batch_size)
     weights, losses = fit(network, data, recipe, where, work.advance, soft)
-    network.save(weights, work.target)
+    network.save(weights, work.target, work.one_file)
     return done | {"temperature": step.temperature, "hardLabels": step.hard_labels, "losses": losses}
 
 

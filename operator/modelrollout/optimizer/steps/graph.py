@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
-
 from modelrollout.api.tasks import GraphStep
+from modelrollout.optimizer import files
+from modelrollout.optimizer.model import parse
 from modelrollout.optimizer.predict import ORT_ERRORS, ort, refused
 from modelrollout.optimizer.steps.work import Work
+from modelrollout.triton.layout import DATA_FILE
 
 
 def graph(_: GraphStep, work: Work) -> dict[str, Any]:
@@ -19,17 +20,20 @@ def graph(_: GraphStep, work: Work) -> dict[str, Any]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(work.target)
+    if files.is_split(work.source):
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA_FILE)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(files.SMALL_BYTES))
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
         ort.InferenceSession(work.source, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise refused("GraphOptimizationFailed", work.field, error, "leave the step out") from None
-    before, after = onnx.load(work.source), onnx.load(work.target)
+    before, after = parse(work.source), parse(work.target)
     after.ir_version = before.ir_version
     used = {node.domain for node in after.graph.node}
     kept = [o for o in after.opset_import if o.domain in used | {""} or any(o.domain == b.domain for b in before.opset_import)]
     del after.opset_import[:]
     after.opset_import.extend(kept)
-    work.target.write_bytes(after.SerializeToString(deterministic=True))
+    files.save_graph(after, work.target)
     return {"nodesBefore": len(before.graph.node), "nodesAfter": len(after.graph.node)}

@@ -12,6 +12,7 @@ from onnxruntime.transformers import float16  # the maintained copy of onnxconve
 
 from modelrollout.api.tasks import HalfPrecisionStep
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import files
 from modelrollout.optimizer.model import sort_nodes
 from modelrollout.optimizer.steps.work import Work
 
@@ -25,7 +26,7 @@ def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
     """Write the model with weights of 16 bit; raises JobError: AlreadyQuantized, OpsetTooOld, OutOfRange, NothingToConvert."""
     if work.info.quantized:
         raise bad_input("AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps")
-    model = onnx.load(work.source)
+    model = files.inferred(work.source) if files.is_split(work.source) else onnx.load(work.source)
     weights = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     if not weights:
         raise bad_input("NothingToConvert", f"{work.field}: the model has no float32 weights; remove the step")
@@ -37,10 +38,10 @@ def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
         largest = max(float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in weights)
         if largest > float(np.finfo(np.float16).max):
             raise bad_input("OutOfRange", f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16")
-        model = to_float16(model, keep_io_types=True)
+        model = to_float16(model, keep_io_types=True, disable_shape_infer=files.is_split(work.source))  # it could not
         sort_nodes(model.graph)  # it adds its casts at the end
         converted = sum(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
-    work.target.write_bytes(model.SerializeToString(deterministic=True))
+    files.save(model, work.target, work.one_file)
     return {"type": step.type, "weights": converted}
 
 

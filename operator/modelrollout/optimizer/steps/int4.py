@@ -10,6 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from modelrollout.api.tasks import Int4Step
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import files
 from modelrollout.optimizer.predict import ORT_ERRORS, refused
 from modelrollout.optimizer.quantize import name_nodes
 from modelrollout.optimizer.steps.work import Work
@@ -43,7 +44,7 @@ def int4(step: Int4Step, work: Work) -> dict[str, Any]:
             "NothingToQuantize",
             f"{work.field}: the model has no matrix of {step.min_weights} weights or more in a MatMul; lower minWeights or use int8",
         )
-    work.target.write_bytes(found.SerializeToString(deterministic=True))
+    files.save(found, work.target, work.one_file)
     return {"blockSize": step.block_size, "operators": {OPERATOR: done}}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from modelrollout.api.tasks import Int8Step
+from modelrollout.optimizer import files
 from modelrollout.optimizer.data import Data, batch_rows, batches
 from modelrollout.optimizer.predict import BATCH_ROWS, open_session, predict
 from modelrollout.optimizer.quantize import Options, Quantizer
@@ -94,11 +95,12 @@ def _sensitivity(quantizer: Quantizer, work: Work, calibration: Data) -> dict[st
     float_outputs = outputs(quantizer.prepared)
     power = float(np.mean(float_outputs**2)) or 1.0
     errors: dict[str, float] = {}
-    alone = work.target.with_suffix(".alone.onnx")
+    alone = work.target.parent / "alone" / work.target.name
+    alone.parent.mkdir(exist_ok=True)
     names = quantizer.candidates()
     for index, name in enumerate(names):
         quantizer.write(alone, only=[name])
         errors[name] = float(np.mean((outputs(alone) - float_outputs) ** 2)) / power
         work.advance(index + 1, len(names))
-    alone.unlink(missing_ok=True)
+    files.remove(alone)
     return errors

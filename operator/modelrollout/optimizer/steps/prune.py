@@ -14,6 +14,7 @@ from onnx import ModelProto, numpy_helper
 
 from modelrollout.api.tasks import PruneStep, Training
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import files
 from modelrollout.optimizer.channels import Channels
 from modelrollout.optimizer.data import Data, batch_rows, batches
 from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
@@ -33,7 +34,7 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
     """
     if work.info.quantized:
         raise bad_input("AlreadyQuantized", f"{work.field}: the model is quantized already; put this step before int8 and int4")
-    channels = Channels(onnx.load(work.source))
+    channels = Channels(files.inferred(work.source))
     data = work.data.get("training.data")
     activations = _activations(channels, data, work) if step.importance == "Activation" and data else {}
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -44,7 +45,7 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
         kept = sum(int(mask.sum()) for mask in masks.values())
         done = {"weightsBefore": sum(mask.size for mask in masks.values()), "weightsAfter": kept}
         work.warn(f"{work.field}: unstructured pruning makes the model no faster with ONNX Runtime, and its file smaller only where it is compressed")
-    work.target.write_bytes(model.SerializeToString(deterministic=True))
+    files.save(model, work.target, work.one_file)
     if step.training and data:
         done |= trained(work.target, work.target, step.training, data, work, masks)
     elif step.granularity == "Structured":
@@ -61,7 +62,7 @@ def trained(path: Path, target: Path, training: Training, data: Data, work: Work
     network = Network(path, data.inputs, where)
     recipe = Recipe(training.epochs, training.learning_rate, training.batch_size)
     weights, losses = fit(network, data, recipe, where, work.advance, masks=masks)
-    network.save(weights, target)
+    network.save(weights, target, work.one_file)
     return {"losses": losses}
 
 
@@ -153,10 +154,16 @@ def _activations(channels: Channels, data: Data, work: Work) -> Activations:
     present = {output.name for output in model.graph.output}
     known = {value.name: value for value in model.graph.value_info}
     model.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in present)
+    watched = work.target.parent / "activations" / work.target.name
+    watched.parent.mkdir(exist_ok=True)
+    files.save(model, watched, work.one_file)
+    del model
     try:
-        session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(watched, session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise refused("PruningFailed", work.field, error, "use importance: Magnitude") from None
+    finally:
+        files.remove(watched)
     rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)
     sample = {name: array[:ACTIVATION_SAMPLES] for name, array in data.inputs.items()}
     sums: dict[str, Any] = defaultdict(float)

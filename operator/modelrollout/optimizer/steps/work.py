@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelrollout.api.tasks import Gate
+from modelrollout.api.tasks import ONE_FILE_BYTES, Gate
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.model import ModelInfo
 from modelrollout.optimizer.predict import Advance
@@ -21,7 +21,7 @@ class Work:
 
     field: str  # what messages call the step: spec.optimization.steps[0].int8
     source: Path  # what the step before made
-    target: Path
+    target: Path  # in a folder of its own
     info: ModelInfo  # of ``source``
     original: Path  # the model as it was given
     data: Mapping[str, Data]
@@ -31,6 +31,7 @@ class Work:
     hardware: str  # that the model is made for; "any": no GPU
     advance: Advance
     warn: Callable[[str], None]
+    one_file: int = ONE_FILE_BYTES  # a larger result is split (``files``)
 
     @property
     def max_drop(self) -> float | None:

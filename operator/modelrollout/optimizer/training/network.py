@@ -14,7 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from modelrollout.api.tasks import ONE_FILE_BYTES
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer import files
 from modelrollout.optimizer.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_output
@@ -123,14 +125,14 @@ class Network:
                 f"{self._field}: the training framework and ONNX Runtime give different scores for this model; train it where it was made",
             )
 
-    def save(self, weights: Mapping[str, Any], path: Path) -> None:
+    def save(self, weights: Mapping[str, Any], path: Path, one_file: int = ONE_FILE_BYTES) -> None:
         """Write the model with these weights."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
             if tensor.name in weights:
                 tensor.CopyFrom(numpy_helper.from_array(np.asarray(weights[tensor.name], np.float32), tensor.name))
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        files.save(model, path, one_file)
 
 
 def _constant(attributes: dict[str, Any]) -> NDArray[Any]:
