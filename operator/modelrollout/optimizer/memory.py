@@ -6,16 +6,15 @@ import math
 
 from modelrollout.api.tasks import ExitCode
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.limits import memory_limit
 
 FIELD = "spec.optimization.resources.limits.memory"
 LOADED = 1.1  # times its size, of a model that runs
 _GIB = 1 << 30
 
 
-def expect_memory(what: str, times: float, size: int) -> None:
-    """Raise MemoryLimitTooLow where ``what`` takes ``times`` the ``size`` of the model in bytes, and the Job may not use so much."""
-    limit, need = memory_limit(), times * size
+def expect_memory(what: str, times: float, size: int, limit: int | None) -> None:
+    """Raise MemoryLimitTooLow where ``what`` takes ``times`` the ``size`` of the model in bytes, and the ``limit`` of the Job is less."""
+    need = times * size
     if limit is not None and need > limit:
         raise JobError(
             ExitCode.OUT_OF_RESOURCES,
