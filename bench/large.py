@@ -87,9 +87,7 @@ def write_model(folder: Path, layers: int) -> Path:
     nodes[-1] = helper.make_node("Identity", ["last_product"], [value])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])]
     outputs = [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["n", CLASSES])]
-    model = helper.make_model(
-        helper.make_graph(nodes, "large", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=10
-    )
+    model = helper.make_model(helper.make_graph(nodes, "large", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(model, folder / MODEL_FILE)
     return folder / MODEL_FILE
 
@@ -127,7 +125,9 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
     peak.start()
     figures: dict[str, Any] = {}
     try:
-        applied = steps.apply(recipe, source, folder, given, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None, one_file=one_file)
+        applied = steps.apply(
+            recipe, source, folder, given, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None, one_file=one_file
+        )
         check(applied.path)
         open_session(applied.path, "it").run(None, {"x": data.inputs["x"]})
         figures = {"bytes_after": files.size_of(applied.path), "files": len(files.files_of(applied.path))}

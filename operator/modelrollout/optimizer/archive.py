@@ -22,6 +22,7 @@ from typing import IO, Self
 
 from onnx import ModelProto, TensorProto
 
+from modelrollout.api.tasks import ONE_FILE_BYTES
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer import files
 from modelrollout.optimizer.model import all_tensors, parse, save_as_external
@@ -71,7 +72,7 @@ def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
         _check(list(reader.members()), limit)
 
 
-def unpack(path: Path, folder: Path, limit: int, one_file: int = files.ONE_FILE_BYTES) -> Path | None:
+def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES) -> Path | None:
     """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below ``folder`` and split where one file would have more than
     ``one_file`` bytes; None where the archive holds no .onnx file.
 
@@ -245,7 +246,7 @@ def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
         raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew") from None
 
 
-def gather(model: ModelProto, folder: Path, root: Path, target: Path, limit: int, one_file: int = files.ONE_FILE_BYTES) -> None:
+def gather(model: ModelProto, folder: Path, root: Path, target: Path, limit: int, one_file: int = ONE_FILE_BYTES) -> None:
     """Write the model with its external data inside it, or split. ``folder``: where locations begin; files must lie in ``root``.
 
     Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge, TooLarge (tensors may share bytes, and be more than the files).
@@ -274,9 +275,7 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
         )
     file = folder / path
     if not file.is_file() or not file.resolve().is_relative_to(root):
-        raise bad_input(
-            "ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too"
-        )
+        raise bad_input("ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too")
     size = file.stat().st_size
     try:
         offset = int(where.get("offset", "0"))

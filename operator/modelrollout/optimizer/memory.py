@@ -1,24 +1,45 @@
-"""What a model takes of the Job's memory, told before the work and not by the kernel after hours of it."""
+"""What a step takes of the Job's memory, told before the work and not by the kernel after hours of it."""
 
 from __future__ import annotations
 
 import math
 
-from modelrollout.api.tasks import ExitCode
+from modelrollout.api.tasks import DistillStep, ExitCode, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
 from modelrollout.jobs.errors import JobError
 
-FIELD = "spec.optimization.resources.limits.memory"
-LOADED = 1.1  # times its size, of a model that runs
+_FIELD = "spec.optimization.resources.limits.memory"
 _GIB = 1 << 30
 
 
-def expect_memory(what: str, times: float, size: int, limit: int | None) -> None:
-    """Raise MemoryLimitTooLow where ``what`` takes ``times`` the ``size`` of the model in bytes, and the ``limit`` of the Job is less."""
-    need = times * size
+def times_of(step: Step) -> float:
+    """Memory that the step takes at least, in sizes of the model: what ``python -m bench.large`` measured, rounded down. Zero: it reads weights from
+    the file as it needs them."""
+    match step:
+        case HalfPrecisionStep(type="Float16"):
+            return 2.0
+        case HalfPrecisionStep():
+            return 1.5
+        case Int8Step():
+            return 2.5
+        case Int4Step():
+            return 1.2
+        case PruneStep(granularity="Unstructured"):
+            return 3.0
+        case PruneStep() if step.training:
+            return 4.0
+        case PruneStep() | DistillStep(size=float()):
+            return 3.0
+        case _:
+            return 0.0
+
+
+def expect_memory(step: Step, field: str, size: int, limit: int | None) -> None:
+    """Raise MemoryLimitTooLow where ``step`` cannot do its work on a model of ``size`` bytes within the ``limit`` of the Job."""
+    need = times_of(step) * size
     if limit is not None and need > limit:
         raise JobError(
             ExitCode.OUT_OF_RESOURCES,
             "MemoryLimitTooLow",
-            f"{FIELD}: {limit / _GIB:.1f} GiB, but {what} takes about {times:g} times the model's {size / _GIB:.1f} GiB; set at least "
+            f"{_FIELD}: {limit / _GIB:.1f} GiB, but {field} takes {times_of(step):g} times the model's {size / _GIB:.1f} GiB or more; set at least "
             f"{math.ceil(need / _GIB) + 1}Gi, then say retry",
         )

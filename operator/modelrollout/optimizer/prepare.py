@@ -56,8 +56,6 @@ from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
 from modelrollout.optimizer.files import files_of, size_of
 from modelrollout.optimizer.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate import Measured, labels_wanted, raise_failure, run_gate
-from modelrollout.optimizer.limits import memory_limit
-from modelrollout.optimizer.memory import LOADED, expect_memory
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.passthrough import pass_through
 from modelrollout.optimizer.predict import open_session
@@ -349,7 +347,6 @@ def _make(
                     original.unlink()
     with progress.stage("check"):
         info = check(source)
-        expect_memory("ONNX Runtime", LOADED, size_of(source), memory_limit())
         if task.tensors:
             expect_tensors(task.tensors, info)
         open_session(source, FIELD_SOURCE)

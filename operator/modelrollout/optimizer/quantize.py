@@ -16,8 +16,8 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.data import Arrays, batch_rows, batches
 from modelrollout.optimizer import files
+from modelrollout.optimizer.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model import ModelInfo, parse, sort_nodes
 from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE

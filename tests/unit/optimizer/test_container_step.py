@@ -17,16 +17,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.api.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, TaskResult
+from modelrollout.api.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, PruneStep, TaskResult
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import claim, prepare
+from modelrollout.optimizer.model import check
 from modelrollout.optimizer.steps import container
 from tests.unit.optimizer.job_fakes import ObjectStore, centres, classifier, dataset, labelled, object_store
 
 IMAGE = "registry.example.com/team/trainer@sha256:" + "a" * 64
-MODEL = classifier(hidden=64).SerializeToString()
+MODEL = classifier(hidden=96).SerializeToString()
 
 
 class Pod:
@@ -98,6 +99,27 @@ def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_ta
     report = next(body.decode() for path, body in pod.store.objects.items() if "/report-" in path)
     assert [report.index(f'"kind": "{kind}"') > 0 for kind in ("graph", "container", "int8")] == [True] * 3
     assert IMAGE in report
+
+
+def test_a_model_too_large_for_one_file_goes_through_the_container_with_its_data(pod: Pod) -> None:
+    recipe = (PruneStep(granularity="Unstructured", sparsity=0.01), ContainerStep(image=IMAGE))
+    pod.run("BeforeContainer", steps=recipe, one_file_bytes=512)
+    given = pod.folder / "in" / "model.onnx"
+    assert given.with_name("model.onnx.data").stat().st_size > 1024
+    check(given)
+    model = onnx.load(given)
+    onnx.save(model, pod.made, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    assert pod.run("AfterContainer", steps=recipe, one_file_bytes=512).metrics[0].verdict == "Successful"
+    assert [path.rsplit("/", 1)[1][:10] for path in published(pod) if "model.onnx-" in path] == ["model.onnx"]
+
+
+def test_data_that_leads_elsewhere_is_no_data(pod: Pod) -> None:
+    pod.run("BeforeContainer")
+    onnx.save(classifier(hidden=512), pod.made, save_as_external_data=True, location="model.onnx.data")
+    data = pod.made.with_name("model.onnx.data")
+    data.rename(pod.folder / "work" / "elsewhere")
+    data.symlink_to(pod.folder / "work" / "elsewhere")
+    assert pod.refusal().reason == "ContainerOutputInvalid"
 
 
 def test_what_was_done_before_is_not_trained_again(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,9 @@ def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> No
     np.testing.assert_allclose(answers[1], answers[0], rtol=1e-5, atol=1e-5)
     weights = [{t.name: (t.data_type, list(t.dims), t.raw_data) for t in onnx.load(p).graph.initializer} for p in (wanted.path, found.path)]
     assert weights[1].keys() == weights[0].keys()
-    assert [left.relative_to(tmp_path / "two").parts[0] for left in (tmp_path / "two").rglob("*") if left.is_file()] == [f"step-{len(RECIPES[name]) - 1}"] * 2
+    assert [left.relative_to(tmp_path / "two").parts[0] for left in (tmp_path / "two").rglob("*") if left.is_file()] == [
+        f"step-{len(RECIPES[name]) - 1}"
+    ] * 2
 
 
 def test_what_becomes_small_enough_is_one_file(tmp_path: Path) -> None:
@@ -263,11 +265,22 @@ def test_weights_beside_a_file_that_came_alone_are_refused(store: ObjectStore) -
     assert error.value.reason == "ExternalData"
 
 
-def test_memory_that_cannot_be_enough_is_told_before_the_work() -> None:
-    expect_memory("this step", 2.5, 1 << 30, limit=3 << 30)
-    expect_memory("this step", 2.5, 100 << 30, limit=None)
+def test_a_step_that_cannot_have_its_memory_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "memory_limit", lambda: 10_000)
     with pytest.raises(JobError) as error:
-        expect_memory("this step", 2.5, 2 << 30, limit=4 << 30)
+        applied((GraphStep(), Int8Step()), split(wide(), tmp_path / "a"), tmp_path / "two", 1024)
+    assert (error.value.reason, "steps[1].int8" in error.value.message) == ("MemoryLimitTooLow", True)
+    auto = AutoStep(data=DATA, time_limit="1m")
+    refused = applied((auto,), split(wide(), tmp_path / "b"), tmp_path / "three", 1024).done[0]["refused"]
+    assert refused["int8"].startswith("MemoryLimitTooLow: ")
+
+
+def test_memory_that_cannot_be_enough_is_told_before_the_work() -> None:
+    expect_memory(Int8Step(), "the step", 1 << 30, limit=4 << 30)
+    expect_memory(GraphStep(), "the step", 9 << 30, limit=1 << 30)
+    expect_memory(Int8Step(), "the step", 100 << 30, limit=None)
+    with pytest.raises(JobError) as error:
+        expect_memory(Int8Step(), "spec.optimization.steps[0].int8", 2 << 30, limit=4 << 30)
     assert (error.value.reason, error.value.code) == ("MemoryLimitTooLow", ExitCode.OUT_OF_RESOURCES)
     assert error.value.message.startswith("spec.optimization.resources.limits.memory: 4.0 GiB")
     assert "6Gi" in error.value.message

@@ -11,11 +11,25 @@ from typing import Any
 import onnx
 from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
 
-from modelrollout.api.tasks import ONE_FILE_BYTES, AutoStep, ContainerStep, DistillStep, Gate, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
+from modelrollout.api.tasks import (
+    ONE_FILE_BYTES,
+    AutoStep,
+    ContainerStep,
+    DistillStep,
+    Gate,
+    GraphStep,
+    HalfPrecisionStep,
+    Int4Step,
+    Int8Step,
+    PruneStep,
+    Step,
+)
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import LOGGER
 from modelrollout.optimizer import files
 from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.limits import memory_limit
+from modelrollout.optimizer.memory import expect_memory
 from modelrollout.optimizer.model import check, constants_inside
 from modelrollout.optimizer.predict import ORT_ERRORS, Advance, open_session, tell_memory
 from modelrollout.optimizer.steps.work import Work
@@ -38,7 +52,8 @@ _UNFORESEEN: tuple[type[Exception], ...] = (
 
 
 def run(step: Step, work: Work) -> dict[str, Any]:
-    """Do one step, and see that what it made can be run; returns what it did. Raises JobError: StepFailed, and those of the step."""
+    """Do one step, and see that what it made can be run; returns what it did. Raises JobError: MemoryLimitTooLow, StepFailed, and those of the step."""
+    expect_memory(step, work.field, files.size_of(work.source), memory_limit())
     try:
         done = _run(step, work)
     except _UNFORESEEN as error:

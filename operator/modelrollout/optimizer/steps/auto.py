@@ -135,7 +135,7 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
             cut = candidate.name
             break
         except (JobError, MemoryError) as error:
-            if isinstance(error, JobError) and error.code != ExitCode.BAD_INPUT:
+            if isinstance(error, JobError) and error.code not in (ExitCode.BAD_INPUT, ExitCode.OUT_OF_RESOURCES):
                 raise
             files.remove(target)
             outcomes[candidate.name] = "Refused"

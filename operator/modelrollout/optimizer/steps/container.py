@@ -62,7 +62,10 @@ def _opened(path: Path, what: str, limit: int) -> BinaryIO:
     status = os.fstat(opened)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(opened)
-        raise bad_input("ContainerOutputInvalid", f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in {DATA_FILE} beside it where it is larger")
+        raise bad_input(
+            "ContainerOutputInvalid",
+            f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in {DATA_FILE} beside it where it is larger",
+        )
     return os.fdopen(opened, "rb")
 
 
