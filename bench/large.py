@@ -1,8 +1,9 @@
-"""``python -m bench.large --gib 2.5 --folder DIR``: what each step takes of memory, disk and time with a model of many GiB, as lines ``large.STEP.FIGURE: value``.
+"""``python -m bench.large --gib 2.5 --folder DIR``: what each step takes with a model of many GiB, as lines ``large.STEP.FIGURE: value``.
 
 The model is a chain of large matrices whose weights are a block of random numbers, repeated: written in seconds, and every step has real work. Each
-step runs in a process of its own. ``memory_ratio`` is the largest resident set but for files that are mapped, which the kernel may drop, in sizes of the model;
-``resident_ratio`` is with them. ``--one-file`` lowers the size from which a model is split, so that a small one shows what a large one will do.
+step runs in a process of its own. ``memory_ratio`` is the largest resident set in sizes of the model, without mapped files, which the kernel may
+drop; ``resident_ratio`` is with them, ``disk_ratio`` the most that the step has on disk at a time, in the same sizes. ``--one-file`` lowers the size
+from which on a model is split, so that a small one shows what a large one will do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import typer
 from onnx import TensorProto, helper
 
 from modelrollout.api.tasks import (
@@ -141,7 +142,7 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
     answer.send(figures | ratios | {"seconds": f"{time.monotonic() - begun:.0f}"})
 
 
-def measure(name: str, source: Path, folder: Path, one_file: int, say: Callable[[str], None]) -> None:
+def measure(name: str, source: Path, folder: Path, one_file: int) -> None:
     """Print a step's figures; a process that is killed has none."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -159,7 +160,7 @@ def measure(name: str, source: Path, folder: Path, one_file: int, say: Callable[
         except EOFError:
             found = {"refused": f"the process ended with {process.exitcode}"}
         for figure, value in (found | {"disk_ratio": f"{most / files.size_of(source):.2f}"}).items():
-            say(f"large.{name}.{figure}: {value}")
+            typer.echo(f"large.{name}.{figure}: {value}")
     finally:
         shutil.rmtree(work)
 
@@ -173,9 +174,9 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         source = write_model(Path(folder), max(1, round(asked.gib * (1 << 30) / LAYER_BYTES)))
-        print(f"# {files.size_of(source)} bytes", flush=True)
+        typer.echo(f"# {files.size_of(source)} bytes")
         for name in asked.only:
-            measure(name, source, asked.folder, asked.one_file, lambda line: print(line, flush=True))
+            measure(name, source, asked.folder, asked.one_file)
     return 0
 
 

@@ -285,7 +285,7 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
     if offset < 0 or length < 0 or offset + length > size:
         raise bad_input(
             "ExternalDataMissing",
-            f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of {location!r}, "
-            f"which has {size}; {save_as_external}",
+            f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of "
+            f"{location!r}, which has {size}; {save_as_external}",
         )
     return files.Part(file, offset, length)

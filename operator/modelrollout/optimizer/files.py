@@ -1,7 +1,7 @@
 """A model on disk: ``model.onnx`` alone, or *split*: the graph there, its large weights in ``model.onnx.data`` beside it.
 
-A protobuf message cannot exceed 2 GiB, and to write one takes several times its size in memory. So what exceeds ONE_FILE_BYTES is split. A split model
-has a folder to itself, in which its data always has the same name: it can be copied, published and served without being rewritten.
+A protobuf message cannot exceed 2 GiB, and to write one takes several times its size in memory. So what exceeds ONE_FILE_BYTES is split. A split
+model has a folder to itself, in which its data always has the same name: it can be copied, published and served without being rewritten.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ def times_of(step: Step) -> float:
     """Memory that the step takes at least, in sizes of the model: what ``python -m bench.large`` measured, rounded down. Zero: it reads weights from
     the file as it needs them."""
     match step:
-        case HalfPrecisionStep(type="Float16"):
-            return 2.0
         case HalfPrecisionStep():
             return 1.5
+        case Int8Step(method="Static"):
+            return 2.0
         case Int8Step():
             return 2.5
         case Int4Step():

@@ -235,8 +235,8 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
 def check(path: Path, field: str = FIELD) -> ModelInfo:
     """Check the file; ``field`` names it in messages.
 
-    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ExternalDataMissing, CustomOperator, TensorTooLarge, ModelInvalid,
-    TypeUnsupported, ShapeUnknown.
+    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ExternalDataMissing, CustomOperator, TensorTooLarge,
+    ModelInvalid, TypeUnsupported, ShapeUnknown.
     """
     refusal = sniff(path, field)
     if refusal:

@@ -52,7 +52,10 @@ _UNFORESEEN: tuple[type[Exception], ...] = (
 
 
 def run(step: Step, work: Work) -> dict[str, Any]:
-    """Do one step, and see that what it made can be run; returns what it did. Raises JobError: MemoryLimitTooLow, StepFailed, and those of the step."""
+    """Do one step, and see that what it made can be run; returns what it did.
+
+    Raises JobError: MemoryLimitTooLow, StepFailed, and those of the step.
+    """
     expect_memory(step, work.field, files.size_of(work.source), memory_limit())
     try:
         done = _run(step, work)
