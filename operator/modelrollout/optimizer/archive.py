@@ -72,9 +72,9 @@ def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
         _check(list(reader.members()), limit)
 
 
-def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES) -> Path | None:
+def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES, *, keep: bool = True) -> Path | None:
     """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below ``folder`` and split where one file would have more than
-    ``one_file`` bytes; None where the archive holds no .onnx file.
+    ``one_file`` bytes; None where the archive holds no .onnx file. Unless it is to be kept the archive is deleted as soon as it is unpacked.
 
     Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``gather``.
     """
@@ -83,6 +83,8 @@ def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES)
         model = _unpack_around(path, root, ".onnx", limit)
         if model is None:
             return None
+        if not keep:
+            path.unlink()
         target = folder / "unpacked" / MODEL_FILE
         target.parent.mkdir()
         gather(parse(model), model.parent, root, target, limit, one_file)

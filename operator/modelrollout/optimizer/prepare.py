@@ -341,10 +341,8 @@ def _make(
             source = convert(original, kind, folder, task.tensors)
     elif is_archive(source):
         with progress.stage("unpack"):
-            if unpacked := unpack(source, folder, task.max_bytes, task.one_file_bytes):
-                source = unpacked
-                if task.part == "Whole":  # else the last container unpacks it again
-                    original.unlink()
+            # The last of several containers unpacks it again.
+            source = unpack(source, folder, task.max_bytes, task.one_file_bytes, keep=task.part != "Whole") or source
     with progress.stage("check"):
         info = check(source)
         if task.tensors:
