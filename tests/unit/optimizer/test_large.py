@@ -116,6 +116,14 @@ def test_what_becomes_small_enough_is_one_file(tmp_path: Path) -> None:
     assert found.done[0]["sizeBefore"] > 5000 > found.done[0]["sizeAfter"] == found.path.stat().st_size
 
 
+def test_a_step_splits_what_came_in_one_file_and_is_too_large_for_it(tmp_path: Path) -> None:
+    whole = tmp_path / "m.onnx"
+    whole.write_bytes(wide().SerializeToString())
+    found = applied((GraphStep(),), whole, tmp_path / "two", 1024)
+    assert files.is_split(found.path)
+    assert whole.exists()
+
+
 def test_auto_searches_a_split_model(tmp_path: Path) -> None:
     step = AutoStep(data=DATA, time_limit="1m")
     found = applied((step,), split(wide(), tmp_path / "split"), tmp_path / "two", 1024)

@@ -198,11 +198,11 @@ def apply(
     """
     applied = earlier or Applied(source, [])
     path = applied.path
-    original = constants_inside(source, _placed(folder, "original")) if steps else source
+    original = _ready(source, folder / "original", one_file) if steps else source
     for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
-        where, target = field_of(index, step), _placed(folder, f"step-{index}")
+        where, target = field_of(index, step), _placed(folder / f"step-{index}")
         inner = tuple(step.sources())
-        given = original if path == source else constants_inside(path, _placed(folder, f"given-{index}"))
+        given = original if path == source else _ready(path, folder / f"given-{index}", one_file)
         work = Work(
             field=where,
             source=given,
@@ -229,7 +229,18 @@ def apply(
     return replace(applied, path=path)
 
 
-def _placed(folder: Path, name: str) -> Path:
+def _ready(model: Path, folder: Path, one_file: int) -> Path:
+    """The model as steps want it, in ``folder`` where it has to be written anew: no input repeats a constant, and what is too large for one file is
+    split, also if it came in one: what the libraries add to a message that is nearly 2 GiB would be too much for it."""
+    found = constants_inside(model, _placed(folder))
+    if files.is_split(found) or files.size_of(found) <= one_file:
+        return found
+    whole = onnx.load(found)
+    files.save(whole, _placed(folder), one_file)
+    return _placed(folder)
+
+
+def _placed(folder: Path) -> Path:
     """A place for a model of which nothing else is beside it."""
-    (folder / name).mkdir(exist_ok=True)
-    return folder / name / MODEL_FILE
+    folder.mkdir(exist_ok=True)
+    return folder / MODEL_FILE
