@@ -9,6 +9,7 @@ from modelrollout.jobs.errors import JobError
 
 _FIELD = "spec.optimization.resources.limits.memory"
 _GIB = 1 << 30
+_ROOM = 1.25  # of the memory that is advised, for large single weights and for data
 
 
 def times_of(step: Step) -> float:
@@ -40,6 +41,6 @@ def expect_memory(step: Step, field: str, size: int, limit: int | None) -> None:
         raise JobError(
             ExitCode.OUT_OF_RESOURCES,
             "MemoryLimitTooLow",
-            f"{_FIELD}: {limit / _GIB:.1f} GiB, but {field} takes {times_of(step):g} times the model's {size / _GIB:.1f} GiB or more; set at least "
-            f"{math.ceil(need / _GIB) + 1}Gi, then say retry",
+            f"{_FIELD}: {limit / _GIB:.1f} GiB, but {field} takes {times_of(step):g} times the model's {size / _GIB:.1f} GiB or more; set "
+            f"{math.ceil(_ROOM * need / _GIB + 1)}Gi, then say retry",
         )
