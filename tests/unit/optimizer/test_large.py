@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelrollout.api.tasks import (
+    MAX_MODEL_BYTES,
     AutoStep,
     DistillStep,
     ExitCode,
@@ -35,6 +36,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import files, steps
+from modelrollout.optimizer.archive import gather
 from modelrollout.optimizer.data import Data
 from modelrollout.optimizer.memory import expect_memory
 from modelrollout.optimizer.model import check, constants_inside
@@ -262,6 +264,18 @@ def test_tensors_that_share_their_bytes_are_held_to_the_limit(store: ObjectStore
     with pytest.raises(JobError) as error:
         run(task, Progress())
     assert error.value.reason == "TooLarge"
+
+
+def test_constants_of_nodes_beyond_what_protobuf_takes_are_refused_unread(tmp_path: Path) -> None:
+    model = wide()
+    value = TensorProto(name="c", data_type=TensorProto.UINT8, dims=[3 << 30], data_location=TensorProto.EXTERNAL)
+    value.external_data.add(key="location", value="c.bin")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["constant"], value=value))
+    with (tmp_path / "c.bin").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(JobError) as error:
+        gather(model, tmp_path, tmp_path, tmp_path / MODEL_FILE, MAX_MODEL_BYTES)
+    assert error.value.reason == "ModelTooLarge"
 
 
 def test_weights_beside_a_file_that_came_alone_are_refused(store: ObjectStore) -> None:
