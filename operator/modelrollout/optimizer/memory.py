@@ -23,13 +23,11 @@ def times_of(step: Step) -> float:
         case Int8Step():
             return 2.5
         case Int4Step():
-            return 1.2
-        case PruneStep(granularity="Unstructured"):
-            return 3.0
-        case PruneStep() if step.training:
-            return 4.0
-        case PruneStep() | DistillStep(size=float()):
-            return 3.0
+            return 1.1
+        case PruneStep():
+            return 5.0 if step.training else 3.5
+        case DistillStep(size=float()):
+            return 2.5
         case _:
             return 0.0
 
