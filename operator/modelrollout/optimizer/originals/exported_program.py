@@ -37,6 +37,10 @@ _FUNCTIONS = frozenset(
 _ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.keyword,
 )  # fmt: skip
+_LATER = frozenset(
+    {"as_complex", "as_float_lists", "as_int_lists", "as_nested_tensors", "as_optional_tensor", "as_string_to_argument", "parameter_mutation"}
+)
+_NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 _EXPRESSION_LIMIT = 2000  # characters
 
 
@@ -113,9 +117,13 @@ def _checked(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         if foreign := next((name for name in ("class_fqn", "as_custom_obj", "as_graph") if value.get(name)), None):
             raise code_refused(f"an object of a class of its own, or a program inside of the program ({foreign})")
+        if unknown := next((name for name in value if name in _LATER), None):
+            raise invalid(f"PyTorch 2.6 has no arguments of the kind {unknown}", "export the model to ONNX where it was trained")
         return {name: _checked(part, name) for name, part in value.items()}
     if key in ("target", "as_operator"):
         check_target(str(value))
+    elif key in ("as_float", "as_floats") and value in _NOT_FINITE:
+        return float(value)  # text from 2.7 on
     elif key == "expr_str":
         _check_expression(str(value))
     elif key in ("in_spec", "out_spec") and value:
