@@ -53,8 +53,11 @@ def exported(content: Any = None, weights: bytes = b"", version: bytes = b"8.2")
 
 
 def later(*nodes: dict[str, Any]) -> dict[str, Any]:
+    return as_later(program(*nodes))
+
+
+def as_later(found: dict[str, Any]) -> dict[str, Any]:
     """A program as PyTorch 2.15 writes it, with what its JSON has more."""
-    found = program(*nodes)
     for number, one in enumerate(found["graph_module"]["graph"]["nodes"]):
         one |= {"is_hop_single_tensor_return": None, "name": f"n_{number}"}
         one["inputs"] = [argument | {"kind": 1} for argument in one["inputs"]]
