@@ -31,7 +31,7 @@ JSON_LIMIT_BYTES = 128 << 20  # takes gigabytes when it is read
 REPEATED_LIMIT_BYTES = 64 << 20  # of tensors with strides of 0
 RESAVE = "save it again with torch.export.save"
 
-_COMPILED = re.compile(r"data/aotinductor/.*|executorch/.*|.*\.(so|dll|dylib|cubin|hsaco|ptx|o|cpp|cu|pyc?)")
+_COMPILED = re.compile(r"data/aotinductor/.*|.*\.(so|dll|dylib|cubin|hsaco|ptx)")
 _PAYLOAD = re.compile(r"(weight|tensor)_\d{1,9}")
 _SAYS = {"archive_format": "pt2", "archive_version": "0", "byteorder": "little"}
 _STRIDED = 7
