@@ -42,7 +42,7 @@ def _queued(job: Object) -> Problem:
     name, queue = job["metadata"]["name"], (job["metadata"].get("labels") or {}).get(LABEL_QUEUE)
     if queue is None:
         return Problem("Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit")
-    return Problem("Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit; see kubectl get workloads")
+    return Problem("Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit")
 
 
 def _retried(end: Ending) -> Problem | None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "podless", "work", "act", "gateways")),
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
