@@ -186,7 +186,8 @@ class Actor:
         resource = RESOURCES[kind]
         live = seen.children.get((kind, name))
         if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
-            return await self._delete(resource, live) if _waits_with_another_wish(live, obj) else False
+            taken_back = seen.snapshot.work.state == "Absent"  # it is there, and counts for nothing (controller.work)
+            return await self._delete(resource, live) if taken_back or _waits_with_another_wish(live, obj) else False
         if live is not None and covers(live, obj):
             return False
         if live is None:
