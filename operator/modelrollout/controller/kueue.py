@@ -41,9 +41,10 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
         log.warning("cannot read the Workload of Job %s: %s", job["metadata"]["name"], e)
         return s.work
     newest = max(workloads, key=lambda w: w["metadata"].get("creationTimestamp") or "", default=None)
-    problem = told(job, newest) if newest else _without_workload(job, s.work.queued)
-    said = newest is not None and bool(_conditions(newest))
-    return replace(s.work, queued=problem, unheard=not said and since(_queued_since(job), now) < PATIENCE_SECONDS)
+    new = since(_queued_since(job), now) < PATIENCE_SECONDS
+    if newest is None:
+        return replace(s.work, unheard=True) if new else replace(s.work, queued=_without_workload(job, s.work.queued))
+    return replace(s.work, queued=told(job, newest), unheard=new and not _conditions(newest))
 
 
 async def _served(kube: Kube) -> Resource | None:

@@ -180,6 +180,7 @@ def test_kueue_is_asked_again_soon_until_it_has_spoken_or_should_have() -> None:
         cluster = Held()
         operator = await queued(cluster, queuePriorityClass="urgent")
         assert await operator.settle() == SOON_SECONDS
+        assert cluster.told()[0] == "Queued" and "no Workload" not in cluster.told()[1], "it has hardly had the time"
         cluster.now += timedelta(seconds=PATIENCE_SECONDS + 1)
         assert await operator.settle() == CHECK_SECONDS
         reason, message = cluster.told()
