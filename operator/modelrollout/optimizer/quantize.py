@@ -76,9 +76,17 @@ class Quantizer:
     """A model made ready for quantization; one measurement of its activations serves any choice of nodes. Close it (``with``)."""
 
     def __init__(self, source: Path, info: ModelInfo, calibration: Arrays | None, options: Options, field: str) -> None:
-        """Static (QDQ) with calibration inputs, Dynamic without. Raises JobError: AlreadyQuantized, OpsetTooOld, QuantizationFailed."""
+        """Static (QDQ) with calibration inputs, Dynamic without.
+
+        Raises JobError: AlreadyQuantized, NothingToQuantize, OpsetTooOld, QuantizationFailed.
+        """
         if info.quantized:
             raise bad_input("AlreadyQuantized", f"{field}: the model is quantized already; remove the step, or give the model in float")
+        if not info.opset:  # trees, of the operators in ai.onnx.ml alone
+            raise bad_input(
+                "NothingToQuantize",
+                f"{field}: the model uses no operator of ONNX's default domain, so none with weights to quantize; remove the step",
+            )
         self._per_channel = options.per_channel
         if info.opset < PER_CHANNEL_OPSET and self._per_channel:
             if calibration is not None:

@@ -174,7 +174,22 @@ def test_what_cannot_be_quantized(tmp_path: Path) -> None:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    cases = [(target, x, "AlreadyQuantized"), (old, x, "OpsetTooOld"), (save(bare, tmp_path, "bare.onnx"), x, "NothingToQuantize")]
+    trees = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Scaler", ["x"], ["scores"], domain="ai.onnx.ml", offset=[0.0], scale=[2.0])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", FEATURES])],
+        ),
+        opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)],
+        ir_version=8,
+    )
+    cases = [
+        (target, x, "AlreadyQuantized"),
+        (old, x, "OpsetTooOld"),
+        (save(bare, tmp_path, "bare.onnx"), x, "NothingToQuantize"),
+        (save(trees, tmp_path, "trees.onnx"), x, "NothingToQuantize"),
+    ]
     for path, calibration, reason in cases:
         with pytest.raises(JobError) as error:
             quantize(path, tmp_path / "out.onnx", check(path), calibration, symmetric=False, field="f")
