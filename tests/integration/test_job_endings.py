@@ -236,7 +236,7 @@ async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, n
 
 
 async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_none(kube: Kube, namespace: str) -> None:
-    """The rule on SIGKILL is applied to pods that the Job controller ends itself."""
+    """The rule on SIGKILL is applied to pods that the Job controller ends itself, if it still finds them: the finalizer makes sure of that here."""
     await made(kube, namespace, queue="optimizers", suspend=True)
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
     at_work = (await pod(kube, namespace))["metadata"]

@@ -43,7 +43,8 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
 def _taken_back(job: Object, end: Ending) -> bool:
     """Whether a Job failed only because its queue suspended it while it ran, and its pod did not end in time: that is no try that failed.
 
-    The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask who did.
+    The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask who did. It seldom comes to that: a kubelet mostly
+    removes the killed pod before the Job controller looks at it.
     """
     conditions = (job.get("status") or {}).get("conditions") or []
     killed = any(c["type"] == "Failed" and c["status"] == "True" and c.get("reason") == "PodFailurePolicy" for c in conditions)
