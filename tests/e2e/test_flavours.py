@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tests.e2e import models
 from tests.e2e.conftest import ROOT, Stage
-from tests.unit.optimizer import tree_models
+from tests.unit.optimizer import torch_files, tree_models
 
 pytestmark = pytest.mark.sandbox
 
@@ -125,7 +125,7 @@ def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Sta
 
 @pytest.fixture(scope="module")
 def torch_models(flavours: Stage) -> dict[str, bytes]:
-    """What PyTorch makes of ``models.WEIGHTS``, by the names in TORCH."""
+    """What PyTorch makes of ``models.WEIGHTS``, by the names in TORCH; the exported program as a later one than the image's lays it out."""
     stage = flavours
     told = {
         "WEIGHTS": base64.b64encode(models.WEIGHTS.astype("<f4").tobytes()).decode(),
@@ -145,7 +145,12 @@ def torch_models(flavours: Stage) -> dict[str, bytes]:
     stage.cluster.kubectl("wait", "pod/torch", "-n", stage.namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s")
     lines = stage.cluster.kubectl("logs", "torch", "-n", stage.namespace).splitlines()
     made = json.loads(next(line for line in lines if line.startswith("{")))
-    return {name: base64.b64decode(content) for name, content in made.items()}
+    found = {name: base64.b64decode(content) for name, content in made.items()}
+    with zipfile.ZipFile(io.BytesIO(found["exported"])) as archive:
+        program = torch_files.as_later(json.loads(archive.read("serialized_exported_program.json")))
+    weights = ("data/weights/weight_0", models.WEIGHTS.astype("<f4").tobytes())
+    found["exported"] = torch_files.packaged(program, weights, weights={"weights": torch_files.tensor(models.FEATURES, models.CLASSES)})
+    return found
 
 
 def torch_deployment(stage: Stage, folder: Path, model: bytes, *, declared: bool) -> None:
@@ -194,7 +199,7 @@ def with_version(archive: bytes, version: bytes) -> bytes:
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(changed, "w") as target:
         for name in source.namelist():
-            target.writestr(name, version if name.rpartition("/")[2] == "version" and ".data" not in name else source.read(name))
+            target.writestr(name, version if name.endswith("version") and ".data" not in name else source.read(name))
     return changed.getvalue()
 
 

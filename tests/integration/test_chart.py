@@ -190,6 +190,7 @@ class TestWithoutHelm:
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
             "/pods": {"get", "list", "watch"},
+            "kueue.x-k8s.io/workloads": {"list"},
             "/events": {"create", "patch", "list"},
         }
 

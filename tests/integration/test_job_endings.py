@@ -18,10 +18,10 @@ import pytest_asyncio
 
 from modelrollout.api.tasks import CONTAINER_STEP, ExitCode
 from modelrollout.api.v1alpha1 import Optimization
-from modelrollout.controller import podless
+from modelrollout.controller import kueue, podless
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.work import work_of
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, Conflict, Kube, Object, Resource
+from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
 from modelrollout.rollout.facts import Work
 from tests.unit.resources import objects as o
@@ -30,6 +30,7 @@ from tests.unit.rollout import builders as b
 pytestmark = pytest.mark.sandbox
 
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 QUOTA = Resource("", "v1", "resourcequotas", "ResourceQuota")
 NAME = "digits-prepare"
 OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
@@ -199,6 +200,121 @@ async def test_a_queue_suspends_and_admits_and_takes_the_place_back(kube: Kube, 
     assert ((await kube.get(JOB, namespace, NAME)).get("status") or {}).get("failed", 0) == 0, "to lose one's place is no failed try"
 
 
+async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, namespace: str) -> None:
+    """What Kueue does at each turn, done by hand: admit with a flavor's node labels; suspend, clear startTime, restore the template."""
+    await made(kube, namespace, queue="optimizers", suspend=True, backoffLimit=1)
+    for turn in range(3):
+        flavor = {"nodeSelector": {"pool": f"turn-{turn}"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+        template = {"metadata": {"labels": {"kueue.x-k8s.io/podset": "main"}}, "spec": flavor}
+        await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False, "template": template}})
+        at_work = (await pod(kube, namespace))["metadata"]
+        # No kubelet has it: the finalizer stands for the time in which one ends its containers.
+        held = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
+        await kube.merge_patch(POD, namespace, at_work["name"], held)
+        await until(kube, namespace, lambda w: w.queued is None)
+        stopping = {"metadata": {"annotations": {"kueue.x-k8s.io/stopping": "true"}}, "spec": {"suspend": True}}
+        await kube.merge_patch(JOB, namespace, NAME, stopping)
+        for _ in range(100):
+            if (await pod(kube, namespace))["metadata"].get("deletionTimestamp"):
+                break
+            await asyncio.sleep(0.1)
+        await end(kube, namespace, TOLD_TO_END)
+        await asyncio.sleep(1)  # the Job controller sees it, while it is still there
+        waits = await work(kube, namespace)
+        assert waits.state == "Running" and waits.queued and waits.retried is None and waits.idle_since is None
+        await kube.merge_patch(POD, namespace, at_work["name"], {"metadata": {"finalizers": None}})
+        job = await kube.get(JOB, namespace, NAME)
+        await kube._guarded(JOB, job | {"status": {k: v for k, v in job["status"].items() if k != "startTime"}}, "/status")
+        before = {"metadata": {"labels": {"kueue.x-k8s.io/podset": None}}, "spec": {"nodeSelector": {"pool": None}, "tolerations": None}}
+        restored = {"metadata": {"annotations": {"kueue.x-k8s.io/stopping": None}}, "spec": {"template": before}}
+        await kube.merge_patch(JOB, namespace, NAME, restored)
+        for _ in range(100):
+            if not (await kube.list(POD, namespace)).items:
+                break
+            await asyncio.sleep(0.1)
+    assert (await kube.get(JOB, namespace, NAME))["status"].get("failed", 0) == 0
+
+
+async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_none(kube: Kube, namespace: str) -> None:
+    """The rule on SIGKILL is applied to pods that the Job controller ends itself, if it still finds them: the finalizer makes sure of that here."""
+    await made(kube, namespace, queue="optimizers", suspend=True)
+    await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
+    at_work = (await pod(kube, namespace))["metadata"]
+    held = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
+    await kube.merge_patch(POD, namespace, at_work["name"], held)
+    await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": True}})
+    await until(kube, namespace, lambda w: w.queued is not None)
+    await end(kube, namespace, KILLED)
+    for _ in range(300):
+        conditions = (await kube.get(JOB, namespace, NAME))["status"].get("conditions") or []
+        if any(c["type"] == "Failed" for c in conditions):
+            break
+        await asyncio.sleep(0.1)
+    assert [c["reason"] for c in conditions if c["type"] == "Failed"] == ["PodFailurePolicy"]
+    assert await work(kube, namespace) == Work()
+    await kube.merge_patch(POD, namespace, at_work["name"], {"metadata": {"finalizers": None}})
+    assert await until(kube, namespace, lambda w: w == Work())
+
+
+def _seen(namespace: str, job: Object, at: Work) -> Seen:
+    """A rollout whose prepare Job this is."""
+    s = replace(b.second("Prepare", work=at), namespace=namespace)
+    children = b.children(s)
+    assert children.work is not None
+    deployment = {"metadata": {"name": "digits", "namespace": namespace}, "kind": MODEL_DEPLOYMENT.kind}
+    return Seen(deployment, {(JOB.kind, children.work[1]): job}, s, None)
+
+
+@contextlib.asynccontextmanager
+async def workloads(kube: Kube) -> AsyncIterator[None]:
+    """A kind of the name that Kueue's has, without Kueue: what it would write is written by hand."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": WORKLOAD.version, "served": True, "storage": True, "schema": schema}
+    kind = {"plural": WORKLOAD.plural, "singular": "workload", "kind": WORKLOAD.kind}
+    # Of a protected group: the API server asks for a word on who approved it.
+    metadata = {"name": f"{WORKLOAD.plural}.{WORKLOAD.group}", "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}}
+    spec = {"group": WORKLOAD.group, "scope": "Namespaced", "names": kind, "versions": [version]}
+    await kube.create(CRD, {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": metadata, "spec": spec})
+    try:
+        for _ in range(100):
+            if await kube.has_kind(WORKLOAD, ttl=0):
+                break
+            await asyncio.sleep(0.1)
+        yield
+    finally:
+        await kube.delete(CRD, None, metadata["name"])
+
+
+async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and_goes_with_it(kube: Kube, namespace: str) -> None:
+    job = await made(kube, namespace, queue="optimizers", suspend=True)
+    seen_work = await work(kube, namespace)
+    seen = _seen(namespace, job, seen_work)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "controller": True, "blockOwnerDeletion": True}
+    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Inadmissible", "message": "LocalQueue optimizers doesn't exist"}]
+
+    def workload(name: str, uid: str, **status: Any) -> Object:
+        metadata = {"name": name, "namespace": namespace, "labels": {kueue.LABEL_JOB_UID: uid}, "ownerReferences": [owner | {"uid": uid}]}
+        metadata["finalizers"] = ["kueue.x-k8s.io/resource-in-use"] if uid == job["metadata"]["uid"] else []
+        spec = {"queueName": "optimizers"}
+        return {"apiVersion": WORKLOAD.api_version, "kind": WORKLOAD.kind, "metadata": metadata, "spec": spec, "status": status}
+
+    async with workloads(kube):
+        mine = await kube.create(WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions))
+        await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
+        found = await kueue.asked(kube, seen, datetime.now(UTC))
+        assert found.queued and found.queued.reason == "NotAdmissible" and not found.unheard
+        assert "Workload job-mine" in found.queued.message and "LocalQueue optimizers doesn't exist" in found.queued.message
+        await kube.delete(JOB, namespace, NAME)
+        for _ in range(300):
+            left = await kube.get(WORKLOAD, namespace, "job-mine")
+            if left["metadata"].get("deletionTimestamp"):
+                break
+            await asyncio.sleep(0.1)
+        assert left["metadata"].get("deletionTimestamp"), "the garbage collector has told it to go; Kueue lets go of it"
+        assert left["metadata"]["uid"] == mine["metadata"]["uid"]
+        await kube.merge_patch(WORKLOAD, namespace, "job-mine", {"metadata": {"finalizers": None}})
+
+
 async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Kube, namespace: str) -> None:
     quota = {
         "apiVersion": "v1",
@@ -213,11 +329,7 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
         await asyncio.sleep(0.1)
     job = await made(kube, namespace)
     seen_work = await until(kube, namespace, lambda w: w.podless and w.idle_since is not None)
-    s = replace(b.second("Prepare", work=seen_work), namespace=namespace)
-    children = b.children(s)
-    assert children.work is not None
-    deployment = {"metadata": {"name": "digits", "namespace": namespace}, "kind": MODEL_DEPLOYMENT.kind}
-    seen = Seen(deployment, {(JOB.kind, children.work[1]): job}, s, None)
+    seen = _seen(namespace, job, seen_work)
     for _ in range(100):
         found = await podless.asked(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
         if found.problem:

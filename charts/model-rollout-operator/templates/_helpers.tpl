@@ -137,6 +137,9 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]  # why a Job that Kueue holds back waits
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch, list]  # list: why a Job gets no pod stands nowhere else

@@ -33,6 +33,7 @@ COMPONENT_SHADOW = "shadow"
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
 ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
+ANNOTATION_ASKED = f"{GROUP}/asked"  # on the prepare Job: hash of the resources, time limit and queue that spec asked for
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
 

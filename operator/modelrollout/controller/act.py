@@ -185,8 +185,11 @@ class Actor:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = RESOURCES[kind]
         live = seen.children.get((kind, name))
-        if live is not None and (kind == JOB.kind or covers(live, obj)):
-            return False  # a Job is immutable, its name says what it is for
+        if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
+            taken_back = seen.snapshot.work.state == "Absent"  # it is there, and counts for nothing (controller.work)
+            return await self._delete(resource, live) if taken_back or _waits_with_another_wish(live, obj) else False
+        if live is not None and covers(live, obj):
+            return False
         if live is None:
             await self._create(resource, obj)
         else:
@@ -348,6 +351,16 @@ def _ended(job: Object, seen: Seen) -> bool:
         return True
     pods = of_job((o for (kind, _), o in seen.children.items() if kind == POD.kind), job)
     return bool(pods) and all(has_ended(p) for p in pods)
+
+
+def _waits_with_another_wish(live: Object, wanted: Object) -> bool:
+    """Whether a Job is held back in a queue, while spec meanwhile names another queue, or other resources: it might wait for ever, and is made anew.
+
+    What was asked is compared, not the Job: a webhook that changes Jobs would have each made anew.
+    """
+    before, now = ((o["metadata"].get("annotations") or {}).get(names.ANNOTATION_ASKED) for o in (live, wanted))
+    queued = live["spec"].get("suspend") and jobs.LABEL_QUEUE in (live["metadata"].get("labels") or {})
+    return bool(queued) and None not in (before, now) and before != now
 
 
 def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:

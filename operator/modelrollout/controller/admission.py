@@ -1,4 +1,4 @@
-"""What a pass looks up between observe and decide: slots of RolloutPolicies, free GPUs, and why a Job has no pod."""
+"""What a pass looks up between observe and decide: slots of RolloutPolicies, free GPUs, why a Job is queued or has no pod."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.controller import podless, unheard
+from modelrollout.controller import kueue, podless, unheard
 from modelrollout.controller.capacity import Capacity
 from modelrollout.controller.observe import Seen, evaluation_of
 from modelrollout.controller.policies import Policies
@@ -46,6 +46,8 @@ class Admission:
         if heard is not s.work:
             s = replace(s, work=heard)
             s = replace(s, evaluation=evaluation_of(s))
+        if s.work.queued:
+            return replace(s, work=await kueue.asked(self._kube, seen, self._now()))
         if s.work.podless:
             return replace(s, work=await podless.asked(self._kube, seen, self._now()))
         if rollout is None or rollout.stage not in ("Tune", "Provision") or s.spec is None:

@@ -72,6 +72,9 @@ GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRout
 GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
 GATEWAY_CLASS = Resource("gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False)
 TRAEFIK_SERVICE = Resource("traefik.io", "v1alpha1", "traefikservices", "TraefikService")
+# Of Kueue: what it makes for a Job that it manages.
+WORKLOAD = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
+WORKLOAD_BEFORE = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")  # before Kueue 0.15
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 EVENT = Resource("", "v1", "events", "Event")

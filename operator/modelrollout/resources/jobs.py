@@ -51,6 +51,7 @@ from modelrollout.api.v1alpha1 import (
     Tune,
     seconds,
 )
+from modelrollout.api.v1alpha1.optimization import NO_PART
 from modelrollout.resources.common import (
     Located,
     Object,
@@ -71,6 +72,7 @@ KILLED = 137  # SIGKILL: by the kernel for memory, or by somebody else; the pod'
 TOLD_TO_END = frozenset({143, KILLED})  # SIGTERM, and who does not listen to it: ours ends with a code of its own then, a user's container need not
 CRASHED = frozenset({132, 134, 135, 136, 139})  # SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: native code and this file
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
 _BEFORE, _JOB = "before", "job"  # containers of a Job
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
@@ -268,6 +270,9 @@ def prepare_job(
     if optimization.queue_name:
         # Kueue's webhook suspends it until it is admitted; where there is no Kueue it runs at once, and the label does nothing.
         job["metadata"]["labels"][LABEL_QUEUE] = optimization.queue_name
+    if optimization.queue_priority_class:
+        job["metadata"]["labels"][LABEL_PRIORITY] = optimization.queue_priority_class
+    job["metadata"]["annotations"] = {names.ANNOTATION_ASKED: _asked(optimization)}
     pod = job["spec"]["template"]["spec"]
     pod["volumes"] += [volume for volume, _ in signer]
     pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
@@ -276,6 +281,13 @@ def prepare_job(
     if optimization.container:
         _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
+
+
+def _asked(optimization: Optimization) -> str:
+    """What spec says on how the Job is carried out: a Job of other words that still waits in its queue is made anew."""
+    container = optimization.container
+    own = container.resources.wire() if container and container.resources else None
+    return names.short_hash([optimization.model_dump(mode="json", include=set(NO_PART), exclude_none=True), own])
 
 
 def _served(triton: Triton) -> Served | None:

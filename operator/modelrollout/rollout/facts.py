@@ -62,6 +62,7 @@ class Work:
     podless: bool = False
     stuck: tuple[str, Problem] | None = None  # since when a pod should be gone that is not
     queued: Problem | None = None  # it is suspended: its turn has not come
+    unheard: bool = False  # ... and why may be told any moment
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 import zipfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +20,27 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import convert
+from modelrollout.optimizer.archive import extract
 from modelrollout.optimizer.model import ModelInfo
-from modelrollout.optimizer.originals import exported_program, torch_script
+from modelrollout.optimizer.originals import exported_program, pt2_archive, torch_script
 from modelrollout.optimizer.originals.torch_operators import check_kind, check_target
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.hostile import zipped
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
-from tests.unit.optimizer.torch_files import DATA, HOSTILE, WEIGHT, exported, program, torchscript
+from tests.unit.optimizer.torch_files import (
+    DATA,
+    HOSTILE,
+    RELU,
+    WEIGHT,
+    exported,
+    later,
+    node,
+    packaged,
+    program,
+    tensor,
+    torchscript,
+    weighing,
+)
 
 X, MASK, SCORES = (
     Tensor(name=n, data_type=t, shape=s) for n, t, s in (("x", "FP32", (-1, 4)), ("mask", "BOOL", (-1, -1)), ("scores", "FP32", (-1, 3)))
@@ -76,7 +94,7 @@ def test_an_image_without_pytorch(store: ObjectStore) -> None:
 
 
 @pytest.mark.usefixtures("flavour")
-@pytest.mark.parametrize("model", [torchscript(), exported(), zipped(("m/archive_format", b"pt2"))], ids=["TorchScript", "exported", "a later one"])
+@pytest.mark.parametrize("model", [torchscript(), exported(), packaged()], ids=["TorchScript", "exported", "a later one"])
 def test_a_format_that_was_not_said_names_itself(store: ObjectStore, model: bytes) -> None:
     for said, reason in ((None, "FormatNotSet"), ("ONNX", "FormatMismatch")):
         with pytest.raises(JobError) as error:
@@ -100,13 +118,109 @@ def test_of_torchscript_only_what_is_needed_is_handed_on(tmp_path: Path) -> None
         assert archive.read("model/data.pkl") == WEIGHT
 
 
-def test_of_an_exported_program_metadata_is_left_behind(tmp_path: Path) -> None:
-    (tmp_path / "m").write_bytes(exported())
+def copied(tmp_path: Path, model: bytes) -> dict[str, bytes]:
+    """What PyTorch is given of it."""
+    (tmp_path / "m").write_bytes(model)
     with zipfile.ZipFile(exported_program.checked_copy(tmp_path / "m", tmp_path)) as archive:
-        found = json.loads(archive.read(exported_program.PROGRAM))
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def first_layout(version: dict[str, int]) -> dict[str, Any]:
+    """``program()`` without what is there for people."""
     wanted = program()
     wanted["graph_module"]["graph"]["nodes"][0] |= {"metadata": {}}
-    assert found == wanted
+    return wanted | {"schema_version": version}
+
+
+SAVED = zipped(("archive/data.pkl", WEIGHT), ("archive/data/0", b"w"))
+
+
+def test_of_an_exported_program_metadata_and_samples_are_left_behind(tmp_path: Path) -> None:
+    found = copied(tmp_path, exported(weights=SAVED))
+    assert json.loads(found[pt2_archive.PROGRAM]) == first_layout({"major": 8, "minor": 2})
+    assert found[pt2_archive.VERSION].startswith(b"8.")
+    assert (found[pt2_archive.WEIGHTS], found[pt2_archive.CONSTANTS], found[pt2_archive.SAMPLES]) == (SAVED, SAVED, b"")
+
+
+def test_a_later_program_is_told_in_terms_of_the_first_layout(tmp_path: Path) -> None:
+    """As PyTorch 2.8 lays it out, with files of torch.save."""
+    found = copied(tmp_path, packaged(None, ("data/weights/m.pt", SAVED), ("data/constants/m.pt", b""), ("extra/notes.txt", b"x")))
+    assert json.loads(found.pop(pt2_archive.PROGRAM)) == first_layout({"major": 8, "minor": 20})
+    assert found == {pt2_archive.VERSION: b"8.0", pt2_archive.WEIGHTS: SAVED, pt2_archive.CONSTANTS: b"", pt2_archive.SAMPLES: b""}
+
+
+def test_numbers_that_are_not_finite_are_text_in_later_programs() -> None:
+    fill = node("torch.ops.aten.full_like.default", {"as_float": "-Infinity"}, {"as_floats": [1.5, "Infinity"]}, {"as_string": "Infinity"})
+    found = exported_program.checked_program(json.dumps(later(fill)).encode())
+    arguments = [given["arg"] for given in found["graph_module"]["graph"]["nodes"][0]["inputs"]]
+    assert arguments == [{"as_float": -math.inf}, {"as_floats": [1.5, math.inf]}, {"as_string": "Infinity"}]
+
+
+def test_checks_of_tensors_are_left_behind() -> None:
+    check = node("torch.ops.aten._assert_tensor_metadata.default", {"as_tensor": {"name": "x"}})
+    found = exported_program.checked_program(json.dumps(later(check, RELU)).encode())
+    assert [one["target"] for one in found["graph_module"]["graph"]["nodes"]] == ["torch.ops.aten.relu.default"]
+
+
+def test_a_tensor_may_have_any_name() -> None:
+    content = later()
+    tensors = content["graph_module"]["graph"]["tensor_values"]
+    tensors |= {name: dict(tensors["x"]) for name in ("metadata", "kind", "name", "guards_code")}
+    found = exported_program.checked_program(json.dumps(content).encode())
+    assert found["graph_module"]["graph"]["tensor_values"] == tensors
+
+
+def stored(tmp_path: Path, model: bytes) -> pt2_archive.Parts:
+    (tmp_path / "m").write_bytes(model)
+    return pt2_archive.parts(tmp_path / "a", extract(tmp_path / "m", tmp_path / "a", 1 << 20))
+
+
+def test_tensors_lie_in_their_files_as_it_is_said(tmp_path: Path) -> None:
+    said = {
+        "w": tensor(3, 4),
+        "tied": tensor(4, 3, strides=[1, 4]),
+        "part": tensor(2, storage_offset={"as_int": 10}, parameter=False),
+        "wide": tensor(6, dtype=8),
+        "none": tensor(0, 1 << 40, path="weight_1"),
+        "one": tensor(path="weight_2", dtype=12, parameter=False),
+    }
+    files = [(f"data/weights/weight_{number}", b"\0" * size) for number, size in enumerate((48, 0, 1))]
+    found = stored(tmp_path, packaged(None, *files, weights=said))
+    at = tmp_path / "a" / "m" / "data" / "weights"
+    assert found.constants == {}
+    assert found.weights == {
+        "w": pt2_archive.Stored(at / "weight_0", "float32", 4, (3, 4), (4, 1), 0, True, True),
+        "tied": pt2_archive.Stored(at / "weight_0", "float32", 4, (4, 3), (1, 4), 0, True, True),
+        "part": pt2_archive.Stored(at / "weight_0", "float32", 4, (2,), (1,), 10, False, False),
+        "wide": pt2_archive.Stored(at / "weight_0", "float64", 8, (6,), (1,), 0, True, True),
+        "none": pt2_archive.Stored(at / "weight_1", "float32", 4, (0, 1 << 40), (1 << 40, 1), 0, True, True),
+        "one": pt2_archive.Stored(at / "weight_2", "bool", 1, (), (), 0, False, False),
+    }
+
+
+def test_no_tensor_reaches_beyond_its_file(tmp_path: Path) -> None:
+    """Every small shape, against the elements that it names, one by one."""
+    taken = 0
+    for number, (rows, columns, down, across, offset) in enumerate(product((1, 2, 4), (1, 3), (0, 1, 3, 5), (0, 1, 4), (0, 3, 11))):
+        last = max(offset + row * down + column * across for row in range(rows) for column in range(columns))
+        model = weighing(tensor(rows, columns, strides=[down, across], storage_offset={"as_int": offset}))
+        (tmp_path / str(number)).mkdir()
+        try:
+            stored(tmp_path / str(number), model)
+            assert last < 12
+            taken += 1
+        except JobError as error:
+            assert (error.reason, last >= 12) == ("ModelInvalid", True)
+    assert 0 < taken < number
+
+
+def test_json_that_would_take_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pt2_archive, "JSON_LIMIT_BYTES", 1000)
+    for model in (packaged(weights={"w" * 2000: tensor(3)}), packaged(b" " * 2000), exported(b" " * 2000)):
+        with pytest.raises(JobError) as error:
+            stored(tmp_path, model)
+        assert (error.value.reason, "more than 1000" in error.value.message) == ("TooLarge", True)
+        shutil.rmtree(tmp_path / "a")
 
 
 @pytest.mark.parametrize("size", ["2*s0", "Mul(Integer(48), Symbol('s0', positive=True, integer=True))", "Max(1, s0 + u12)", "FloorDiv(s0 - 1, 2)"])

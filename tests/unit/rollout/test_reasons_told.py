@@ -12,7 +12,7 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "podless", "work", "act", "gateways")),
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
@@ -21,6 +21,12 @@ NO_REASONS = {
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
     *("DisruptionTarget", "PreemptionByScheduler", "DeletionByTaintManager", "DeletionByPodGC", "FailedCreate"),  # a pod's condition; an Event
+    *(
+        "PodFailurePolicy",
+        "QuotaReserved",
+        "NoMatchingFlavor",
+        "ExceedsMaxQuota",
+    ),  # why a Job failed; a condition of Kueue's Workload and its reasons
     *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror"),  # features of the Gateway API
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
     *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec

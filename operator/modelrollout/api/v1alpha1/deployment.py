@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from modelrollout.api.v1alpha1.model import Model
-from modelrollout.api.v1alpha1.optimization import Optimization
+from modelrollout.api.v1alpha1.optimization import NO_PART, Optimization
 from modelrollout.api.v1alpha1.rollout import Rollout
 from modelrollout.api.v1alpha1.schema import ApiModel, Rule
 from modelrollout.api.v1alpha1.serving import Serving
@@ -88,7 +88,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             mode="json",
             by_alias=True,
             exclude_none=True,
-            exclude={"resources": True, "timeout": True, "queue_name": True, "steps": {"__all__": {"container": {"resources"}}}},
+            exclude={**dict.fromkeys(NO_PART, True), "steps": {"__all__": {"container": {"resources"}}}},
         ),
         "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}),
     }

@@ -274,6 +274,10 @@ class Gate(ApiModel):
 
 
 QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)]
+PriorityClassName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?$", max_length=63)]
+
+# How the Job is carried out, which is no part of a version. So are the resources of a step's container.
+NO_PART = ("resources", "timeout", "queue_name", "queue_priority_class")
 
 
 class Optimization(ApiModel):
@@ -285,6 +289,9 @@ class Optimization(ApiModel):
     timeout: Duration = Field("1h", description="Limit for one run of the Job. Time in a queue, without a pod, and of earlier tries does not count.")
     queue_name: QueueName | None = Field(
         None, description="Kueue's LocalQueue in this namespace that admits the Job; left out: none, or Kueue's own default. No part of the version."
+    )
+    queue_priority_class: PriorityClassName | None = Field(
+        None, description="Kueue's WorkloadPriorityClass: the Job's place in the queue, and which others it may preempt. No part of the version."
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -323,4 +330,4 @@ class Optimization(ApiModel):
             return step.model_copy(update={"container": step.container.model_copy(update={"resources": present.container.resources})})
 
         steps = [step_now(step) for step in self.steps]
-        return self.model_copy(update={"steps": steps} | {field: getattr(present, field) for field in ("resources", "timeout", "queue_name")})
+        return self.model_copy(update={"steps": steps} | {field: getattr(present, field) for field in NO_PART})

@@ -21,18 +21,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from modelrollout.api.tasks import Tensors
-from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.archive import UNPACKED_LIMIT_BYTES, check_members, extract
+from modelrollout.optimizer.archive import UNPACKED_LIMIT_BYTES, extract
 from modelrollout.optimizer.data import Arrays
-from modelrollout.optimizer.originals.original import FIELD, Original, invalid
+from modelrollout.optimizer.originals import pt2_archive
+from modelrollout.optimizer.originals.original import Original, code_refused, invalid
 from modelrollout.optimizer.originals.torch_operators import check_target
 from modelrollout.optimizer.originals.torch_script import flat, in_order
 from modelrollout.optimizer.predict import cpu_limit
 
-PROGRAM, VERSION = "serialized_exported_program.json", "version"
-WEIGHTS = ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
-
-_RESAVE = "save it again with torch.export.save"
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _SYMBOL = re.compile(r"[su]\d{1,9}")
 _FUNCTIONS = frozenset(
@@ -41,14 +37,18 @@ _FUNCTIONS = frozenset(
 _ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.keyword,
 )  # fmt: skip
+_LATER = frozenset(
+    {"as_complex", "as_float_lists", "as_int_lists", "as_nested_tensors", "as_optional_tensor", "as_string_to_argument", "parameter_mutation"}
+)
+_NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 _EXPRESSION_LIMIT = 2000  # characters
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     """Raises JobError: OperatorRefused, CodeRefused, TensorUnknown, ModelInvalid, those of ``archive.extract``."""
-    copied = checked_copy(path, folder)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch.export.load asks for the other reader
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # by default named after the user, and the Job's has no name
+    copied = checked_copy(path, folder)
     import torch
     from torch._dispatch.python import enable_python_dispatcher
     from torch.utils import _pytree
@@ -84,29 +84,30 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
 
 
 def checked_copy(path: Path, folder: Path) -> Path:
-    """The program as torch.export.load may have it, in a file of ours; raises JobError: ModelInvalid, OperatorRefused, CodeRefused and those of
+    """The program as torch.export.load may have it, in a file of ours; raises JobError: OperatorRefused, those of ``pt2_archive.parts`` and
     ``archive.extract``."""
     root = folder / "archive"
-    names = extract(path, root, UNPACKED_LIMIT_BYTES)
-    if not {PROGRAM, VERSION, *WEIGHTS} <= set(names):
-        raise invalid("the exported program is not laid out as PyTorch 2.6 and 2.7 do it", "export it with one of these, as TorchScript, or to ONNX")
+    found = pt2_archive.parts(root, extract(path, root, UNPACKED_LIMIT_BYTES))
     copied = folder / "source.pt2"
     with zipfile.ZipFile(copied, "w") as archive:
-        archive.writestr(PROGRAM, json.dumps(checked_program((root / PROGRAM).read_bytes())))
-        archive.write(root / VERSION, VERSION)
-        for name in WEIGHTS:
-            if (root / name).stat().st_size:  # none are an empty file
-                check_members(root / name)
-            archive.write(root / name, name)
+        archive.writestr(pt2_archive.PROGRAM, json.dumps(checked_program(found.program.read_bytes())))
+        archive.writestr(pt2_archive.VERSION, f"{pt2_archive.MAJOR}.0")
+        for name, tensors in ((pt2_archive.WEIGHTS, found.weights), (pt2_archive.CONSTANTS, found.constants)):
+            if isinstance(tensors, Path):
+                archive.write(tensors, name)
+            else:
+                with archive.open(name, "w", force_zip64=True) as file:
+                    pt2_archive.save(tensors, file)
+        archive.writestr(pt2_archive.SAMPLES, b"")  # which is none
     return copied
 
 
 def checked_program(content: bytes) -> Any:
-    """The JSON without its metadata; raises JobError: ModelInvalid, OperatorRefused, CodeRefused."""
+    """The JSON as PyTorch 2.6 has it; raises JobError: ModelInvalid, OperatorRefused, CodeRefused."""
     try:
-        return _checked(json.loads(content), "")
+        return _checked(pt2_archive.in_first_terms(json.loads(content)), "")
     except (ValueError, RecursionError) as error:
-        raise invalid(f"{PROGRAM} is no JSON ({str(error)[:100]})", _RESAVE) from None
+        raise invalid(f"the program is no JSON ({str(error)[:100]})", pt2_archive.RESAVE) from None
 
 
 def _checked(value: Any, key: str) -> Any:
@@ -115,10 +116,14 @@ def _checked(value: Any, key: str) -> Any:
         return [_checked(part, key) for part in value]
     if isinstance(value, dict):
         if foreign := next((name for name in ("class_fqn", "as_custom_obj", "as_graph") if value.get(name)), None):
-            raise _code_refused(f"an object of a class of its own, or a program inside of the program ({foreign})")
-        return {name: {} if name == "metadata" else _checked(part, name) for name, part in value.items()}
+            raise code_refused(f"an object of a class of its own, or a program inside of the program ({foreign})")
+        if unknown := next((name for name in value if name in _LATER), None):
+            raise invalid(f"PyTorch 2.6 has no arguments of the kind {unknown}", "export the model to ONNX where it was trained")
+        return {name: _checked(part, name) for name, part in value.items()}
     if key in ("target", "as_operator"):
         check_target(str(value))
+    elif key in ("as_float", "as_floats") and value in _NOT_FINITE:
+        return float(value)  # text from 2.7 on
     elif key == "expr_str":
         _check_expression(str(value))
     elif key in ("in_spec", "out_spec") and value:
@@ -132,7 +137,7 @@ def _check_containers(value: Any) -> None:
             _check_containers(part)
     elif isinstance(value, dict):
         if value.get("type") not in _CONTAINERS:
-            raise _code_refused(f"a container of type {str(value.get('type'))[:100]}")
+            raise code_refused(f"a container of type {str(value.get('type'))[:100]}")
         _check_containers(value.get("children_spec"))
 
 
@@ -154,8 +159,4 @@ def _check_expression(text: str) -> None:
             case _:
                 known = isinstance(node, _ARITHMETIC)
         if not known:
-            raise _code_refused(f"a size that is more than arithmetic ({text[:100]!r})")
-
-
-def _code_refused(what: str) -> JobError:
-    return bad_input("CodeRefused", f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was trained")
+            raise code_refused(f"a size that is more than arithmetic ({text[:100]!r})")

@@ -40,3 +40,8 @@ def said(kind: str, what: str, error: Exception, remedy: str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in lines if not line.endswith(":")), type(error).__name__)[:300]
     return f"{FIELD}.uri: {kind} {what}: {line}; {remedy}"
+
+
+def code_refused(what: str) -> JobError:
+    """The program holds what would run while it is read."""
+    return bad_input("CodeRefused", f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was trained")

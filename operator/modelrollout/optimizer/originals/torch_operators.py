@@ -26,7 +26,7 @@ _COMPUTING = """
     glu greater greater_equal grid_sampler grid_sampler_2d group_norm gru gt half hardshrink hardsigmoid hardswish hardtanh heaviside hstack hypot
     im2col index index_add index_copy index_fill index_put index_select insert instance_norm Int int __interpolate IntImplicit __is__
     is_autocast_cpu_enabled is_autocast_enabled is_complex is_floating_point is_grad_enabled is_nonzero isclose isfinite isinf isnan isneginf
-    __isnot__ isposinf item keys kl_div layer_norm le leaky_relu len lerp less less_equal lift lift_fresh linalg_cross linalg_det
+    __isnot__ isposinf item keys kl_div layer_norm le leaky_relu len lerp less less_equal lift lift_fresh lift_fresh_copy linalg_cross linalg_det
     linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace list log log10 log1p log2 log_sigmoid _log_softmax log_softmax logaddexp
     logaddexp2 logcumsumexp logdet logical_and logical_not logical_or logical_xor logit logsumexp long __lshift__ lstm lstm_cell lt masked_fill
     masked_scatter masked_select matmul max max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d

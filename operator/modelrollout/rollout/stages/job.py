@@ -13,6 +13,7 @@ from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, wait, wait_or_
 from modelrollout.rollout.transitions import change, fail
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure
+SOON_SECONDS = 2.0  # to hear why a Job that was just queued waits
 LOST_SECONDS = 60.0  # a pod that should be gone and is not: its node does not answer. Nothing that it may still publish does harm
 RESULT_LOST = Problem("ResultLost", "the Job's result was lost with its pod; see what deletes pods in this namespace")
 
@@ -22,7 +23,7 @@ def under_way(s: Snapshot, now: datetime, waiting_for: str) -> Move:
     queued there is none."""
     work = s.work
     if work.queued:
-        return wait(s, work.queued)
+        return wait(s, work.queued, SOON_SECONDS if work.unheard else CHECK_SECONDS, latest=True)
     if work.stuck:
         gone, problem = work.stuck
         left = LOST_SECONDS - since(gone, now)

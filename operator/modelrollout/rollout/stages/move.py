@@ -22,16 +22,16 @@ class Move:
     requeue_after: float | None = None
 
 
-def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS) -> Move:
-    """Stay, and say in status why, as long as there is a reason that is worth a word."""
+def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False) -> Move:
+    """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``: its last words stand, not its first."""
     rollout = s.status.rollout
     assert rollout is not None
     problem = problem or s.refused
     reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
-    if rollout.reason == reason:
+    if rollout.reason == reason and (not latest or rollout.message == message):
         # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take turns): the first stand.
         return Move(s.status, requeue_after=requeue_after)
-    events = (Event(problem.reason, problem.message, "Warning"),) if problem else ()
+    events = (Event(problem.reason, problem.message, "Warning"),) if problem and rollout.reason != reason else ()
     return Move(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
