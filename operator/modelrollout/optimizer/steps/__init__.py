@@ -235,8 +235,7 @@ def _ready(model: Path, folder: Path, one_file: int) -> Path:
     found = constants_inside(model, _placed(folder))
     if files.is_split(found) or files.size_of(found) <= one_file:
         return found
-    whole = onnx.load(found)
-    files.save(whole, _placed(folder), one_file)
+    files.save(onnx.load(found), _placed(folder), one_file)
     return _placed(folder)
 
 
