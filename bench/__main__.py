@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import baseline, batching, measure, networks
+from bench.measure import say
 from bench.triton import TritonMissing
 from demo import data as digits
 from modelrollout.api.names import canonical_json
@@ -97,12 +97,6 @@ TARGETS = {
     ("cnn", "prune_int8"): {"size_ratio": 7.0, "speedup": 4.0},
     ("cnn", "distill"): {"parameter_ratio": 10.0},
 }
-
-
-def say(line: str) -> None:
-    """One line, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def optimized(model: str, recipe: tuple[Step, ...], source: Path, data: dict[str, Data]) -> Path:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import typer
 from onnx import TensorProto, helper
 
+from bench.measure import say
 from modelrollout.api.tasks import (
     ONE_FILE_BYTES,
     DataSet,
@@ -160,21 +160,21 @@ def measure(name: str, source: Path, folder: Path, one_file: int) -> None:
         except EOFError:
             found = {"refused": f"the process ended with {process.exitcode}"}
         for figure, value in (found | {"disk_ratio": f"{most / files.size_of(source):.2f}"}).items():
-            typer.echo(f"large.{name}.{figure}: {value}")
+            say(f"large.{name}.{figure}: {value}")
     finally:
         shutil.rmtree(work)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--gib", type=float, default=2.5)
+    parser.add_argument("--gib", type=float, default=2.5, help="size of the model")
     parser.add_argument("--folder", type=Path, required=True, help="with room for four times the model")
     parser.add_argument("--one-file", type=int, default=ONE_FILE_BYTES, help="bytes from which on a model is split")
-    parser.add_argument("--only", nargs="*", choices=sorted(STEPS), default=list(STEPS))
+    parser.add_argument("--only", nargs="*", choices=sorted(STEPS), default=list(STEPS), help="steps; left out: all")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         source = write_model(Path(folder), max(1, round(asked.gib * (1 << 30) / LAYER_BYTES)))
-        typer.echo(f"# {files.size_of(source)} bytes")
+        say(f"# {files.size_of(source)} bytes")
         for name in asked.only:
             measure(name, source, asked.folder, asked.one_file)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from modelrollout.optimizer.timing import in_turns, open_single
 LATENCY_RUNS = 2000  # of one image
 THROUGHPUT_BATCH = 32
 THROUGHPUT_RUNS = 200
+
+
+def say(line: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 @dataclass(frozen=True)
