@@ -110,6 +110,10 @@ class Stage:
 
         return str(self.until(f"{name} is Stalled for {reason}", look, limit)["message"])
 
+    def until_outcome(self, revision: str, outcome: str) -> None:
+        """It is written into the revision in a pass after that which wrote it into the deployment."""
+        self.until(f"{revision} is {outcome}", lambda: self.cluster.revision(self.namespace, revision)["status"]["outcome"] == outcome)
+
     def events(self, name: str) -> list[str]:
         found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
         return [e["reason"] for e in found if e["involvedObject"]["name"] == name]

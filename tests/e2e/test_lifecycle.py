@@ -34,9 +34,8 @@ def test_first_revision_becomes_stable_without_a_gateway(stage: Stage) -> None:
     status = stage.until_ready(NAME)["status"]
     assert status["stable"]["number"] == 1
     assert status["address"]["url"] == f"http://{NAME}.{stage.namespace}.svc:8000"
-    revision = stage.cluster.revision(stage.namespace, status["stable"]["revision"])
-    assert revision["status"]["outcome"] == "Stable"
-    [pdb] = json.loads(stage.cluster.kubectl("get", "pdb", "-n", stage.namespace, "-o", "json"))["items"]
+    stage.until_outcome(status["stable"]["revision"], "Stable")
+    [pdb] = stage.until("it has a budget", lambda: json.loads(stage.cluster.kubectl("get", "pdb", "-n", stage.namespace, "-o", "json"))["items"])
     assert pdb["spec"]["selector"]["matchLabels"]["modelrollout.dev/revision"] == status["stable"]["revision"]
 
 
@@ -77,7 +76,7 @@ def test_returning_to_the_old_spec_and_abort(stage: Stage) -> None:
     third = stage.get(NAME)["status"]["rollout"]["revision"]
     stage.apply(stage.deployment(NAME, "better.onnx", rollout=HELD))  # Git goes back: no new canary
     assert stage.until_ready(NAME)["status"]["stable"]["revision"] == stable
-    assert stage.cluster.revision(stage.namespace, third)["status"]["outcome"] == "Superseded"
+    stage.until_outcome(third, "Superseded")
 
 
 def test_rollback_holds_until_the_spec_changes(stage: Stage) -> None:

@@ -146,6 +146,6 @@ def test_a_model_that_disagrees_is_rejected_and_no_client_gets_its_answers(stage
     status = stage.get(NAME)["status"]
     assert status["stable"]["revision"] == stable["revision"]
     rejected = status["rollout"]["revision"]
-    assert stage.cluster.revision(stage.namespace, rejected)["status"]["outcome"] == "Rejected"
+    stage.until_outcome(rejected, "Rejected")
     assert "TraefikService" not in route(stage)
     stage.until("the mirror and its comparer are gone", lambda: nothing_left(stage, rejected))

@@ -85,7 +85,7 @@ def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: S
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)
     stage.until("it is taken back", lambda: stage.get(NAME)["status"]["rollout"]["stage"] == "Failed")
     stage.until("the data plane has taken that up", lambda: asked(stage, 10) == {"2"}, 10)
-    assert stage.cluster.revision(stage.namespace, new)["status"]["outcome"] == "Aborted"
+    stage.until_outcome(new, "Aborted")
     stage.cluster.modelrollout("retry", NAME, "-n", stage.namespace)
     reached(stage, "Paused", {}, {"host": PREVIEW})
     stage.apply(deployment(stage, "third.onnx", **wanted | {"bake": "2s"}))
