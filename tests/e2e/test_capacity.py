@@ -35,22 +35,30 @@ def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
 
 
 def free_gpus(stage: Stage) -> int:
-    """On the node that has most of them: others may be serving on this cluster, too. Zero while a pod with GPUs is on its way out."""
+    """On the node that has most of them: others may be serving on this cluster, too. Zero while somebody with GPUs is on the way out."""
     free = {n["metadata"]["name"]: int(n["status"]["allocatable"].get(GPU, 0)) for n in stage.cluster.get("/api/v1/nodes")["items"]}
+    ending = {n["metadata"]["name"] for n in stage.cluster.get("/api/v1/namespaces")["items"] if "deletionTimestamp" in n["metadata"]}
     for pod in stage.cluster.get("/api/v1/pods")["items"]:
         taken = sum(int(c.get("resources", {}).get("requests", {}).get(GPU, 0)) for c in pod["spec"]["containers"])
         if taken and "nodeName" in pod["spec"] and pod["status"]["phase"] in ("Pending", "Running"):
-            if "deletionTimestamp" in pod["metadata"]:
+            if "deletionTimestamp" in pod["metadata"] or pod["metadata"]["namespace"] in ending:
                 return 0
             free[pod["spec"]["nodeName"]] -= taken
     return max(free.values())
 
 
-def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage) -> None:
+@pytest.fixture
+def in_place(stage: Stage) -> Iterator[str]:
+    """A name; what has it gives its GPUs back to the tests that follow."""
+    yield "in-place"
+    stage.cluster.kubectl("delete", "mdep", "in-place", "-n", stage.namespace, "--ignore-not-found", "--wait=true")
+
+
+def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_place: str) -> None:
     """Half of all free GPUs for each of two pods: nothing is left for the new revision, and no request fails on the way there or back."""
     most = stage.until("two GPUs are free", lambda: free if (free := free_gpus(stage)) >= 2 else None)
     gateway = stage.cluster.target.gateway
-    name = "in-place"
+    name = in_place
     limits = {GPU: most // 2, "cpu": "500m", "memory": "512Mi"}
     serving = {"replicas": 2, "surge": "InPlace", "resources": {"limits": limits, "requests": {"cpu": "20m", "memory": "128Mi"}}}
     analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
@@ -84,7 +92,6 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage) -> Non
     stage.until("and has all GPUs", lambda: under_load("Stable") and pods(stage, name) == {second: [True, True]})
     assert second != first and min(least) >= 1
     assert "InPlace" in stage.events(name)
-    stage.cluster.kubectl("delete", "mdep", name, "-n", stage.namespace, "--wait=true")
 
 
 @pytest.fixture
