@@ -12,9 +12,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.controller.observe import Seen
-from modelrollout.kube.client import JOB, WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
+from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
-from modelrollout.rollout.desired import stage_job
 from modelrollout.rollout.facts import Problem, Work, since
 
 log = logging.getLogger(__name__)
@@ -27,9 +26,7 @@ _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFla
 
 async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     """The work, with Kueue's own words on why the Job waits."""
-    s = seen.snapshot
-    found = stage_job(s.status, s)
-    job = seen.children.get((JOB.kind, found[1])) if found else None
+    s, job = seen.snapshot, seen.job
     if job is None or s.work.queued is None:
         return s.work
     try:

@@ -57,6 +57,12 @@ class Seen:
     snapshot: Snapshot
     router: Router | None
 
+    @property
+    def job(self) -> Object | None:
+        """The Job that the present stage waits for."""
+        found = stage_job(self.snapshot.status, self.snapshot)
+        return self.children.get((JOB.kind, found[1])) if found else None
+
 
 def observe(
     store: Store,

@@ -7,8 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.controller.observe import Seen
-from modelrollout.kube.client import EVENT, JOB, Kube, KubeError
-from modelrollout.rollout.desired import stage_job
+from modelrollout.kube.client import EVENT, Kube, KubeError
 from modelrollout.rollout.facts import Problem, Work, since
 
 log = logging.getLogger(__name__)
@@ -18,9 +17,7 @@ PATIENCE_SECONDS = 5.0  # a pod is made within milliseconds; what would it cost 
 
 async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     """The work, with what was in the way of its pod."""
-    s = seen.snapshot
-    found = stage_job(s.status, s)
-    job = seen.children.get((JOB.kind, found[1])) if found else None
+    s, job = seen.snapshot, seen.job
     if job is None or not s.work.podless or s.work.idle_since is None or since(s.work.idle_since, now) < PATIENCE_SECONDS:
         return s.work
     selector = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"

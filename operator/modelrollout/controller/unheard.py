@@ -6,18 +6,15 @@ from modelrollout.api import names
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Store
-from modelrollout.kube.client import JOB, POD, Kube
-from modelrollout.rollout.desired import stage_job
+from modelrollout.kube.client import POD, Kube
 from modelrollout.rollout.facts import Work
 
 
 async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
     """The work with its pods as they are now, where nothing but their word is missing. What cannot be asked is no loss yet: raises KubeError."""
-    s = seen.snapshot
+    s, job = seen.snapshot, seen.job
     wordless = s.work.result is None and (s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed"))
-    found = stage_job(s.status, s) if wordless else None
-    job = seen.children.get((JOB.kind, found[1])) if found else None
-    if job is None:
+    if job is None or not wordless:
         return s.work
     pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}")).items
     for pod in pods:

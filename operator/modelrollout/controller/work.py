@@ -21,7 +21,7 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
     if end.exit_code == ExitCode.REUSED and end.result:  # for Kubernetes a failure: the containers that would follow must not run
         return Work("Succeeded", int(ExitCode.OK), end.result)
-    if _taken_back(job, end):
+    if _taken_back(job, conditions.get("Failed"), end):
         return Work()  # as if it had never been made, and it is made anew
     if "Failed" in conditions or end.hopeless:
         failed = conditions.get("Failed") or {}
@@ -40,14 +40,13 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
     )
 
 
-def _taken_back(job: Object, end: Ending) -> bool:
+def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
     """Whether a Job failed only because its queue suspended it while it ran, and its pod did not end in time: that is no try that failed.
 
     The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask who did. It seldom comes to that: a kubelet mostly
     removes the killed pod before the Job controller looks at it.
     """
-    conditions = (job.get("status") or {}).get("conditions") or []
-    killed = any(c["type"] == "Failed" and c["status"] == "True" and c.get("reason") == "PodFailurePolicy" for c in conditions)
+    killed = failed is not None and failed.get("reason") == "PodFailurePolicy"
     wordless = end == Ending(None, None) or (end.problem is not None and end.problem.reason == "Killed")
     return bool(job["spec"].get("suspend")) and killed and wordless
 

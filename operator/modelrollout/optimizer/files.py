@@ -68,6 +68,11 @@ def copy(model: Path, target: Path) -> None:
     """Write the model's files as ``target``."""
     remove(target)
     shutil.copyfile(model, target)
+    copy_data(model, target)
+
+
+def copy_data(model: Path, target: Path) -> None:
+    """Put the weights that lie beside the model beside ``target``, too."""
     if is_split(model):
         shutil.copyfile(data_of(model), data_of(target))
 

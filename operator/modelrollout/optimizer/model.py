@@ -324,8 +324,9 @@ def constants_inside(path: Path, target: Path) -> Path:
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, _CONSTANTS_IR)
-    files.copy(path, target)
+    files.remove(target)
     files.save_graph(model, target)
+    files.copy_data(path, target)
     return target
 
 
