@@ -138,7 +138,10 @@ class Client:
             if pause is None or not mark or mark.startswith("W/"):
                 raise Fault("Unreachable")
             time.sleep(pause)
-            answer = self._asked("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
+            try:
+                answer = self._asked("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
+            except Fault as fault:
+                raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
                 answer.close()
                 raise Fault("Unreachable")  # it does not go on where it was: another object by now, or no ranges
@@ -201,7 +204,7 @@ class Client:
         address = _looked_up(host, port)
         pool: urllib3.HTTPConnectionPool
         if scheme == "https":
-            pool = urllib3.HTTPSConnectionPool(address, port, timeout=_TIMEOUT, retries=False, server_hostname=host, assert_hostname=host)
+            pool = urllib3.HTTPSConnectionPool(address, port, timeout=_TIMEOUT, retries=False, server_hostname=host)
         else:
             pool = urllib3.HTTPConnectionPool(address, port, timeout=_TIMEOUT, retries=False)
         parts = urlsplit(url)
