@@ -20,8 +20,8 @@ PREFIX_INSTEAD = f"{_MUST_NOT}; write the prefix without them: ModelDeployments 
 HIDDEN = "***"
 _HOST = re.compile(r"(?:[^/?#@:\[\]\\]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 # Ends where a word or a JSON string does (a quote within is escaped there); what ends a sentence is given back.
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^ \t\n\r\f\v\"<>\\]|\\.)+")
-_SENTENCE_ENDS = ".,;:)]}'\\…"
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^ \t\n\r\f\v\"\\]|\\.)+")
+_SENTENCE_ENDS = ".,;:)]}>'\\…"
 
 
 def carries_more(uri: str) -> bool:
