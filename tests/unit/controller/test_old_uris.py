@@ -11,11 +11,16 @@ import pytest
 
 from modelrollout.api import uris
 from modelrollout.api.config import Store
+from modelrollout.api.tasks import Location, ResolveTask, TaskResult
+from modelrollout.cli.cluster import _printable
 from modelrollout.controller.observe import _spec
+from modelrollout.controller.work import work_of
+from modelrollout.jobs.frame import execute
+from modelrollout.jobs.log import Progress
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.events import Events
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.rollout.policy import NO_RULES
+from modelrollout.rollout.policy import NO_RULES, read
 from tests.unit.api.test_uris import CARRYING
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b
@@ -117,3 +122,34 @@ def test_events_are_masked_last(caplog: pytest.LogCaptureFixture) -> None:
     for uri in CARRYING:
         asyncio.run(Events(Api(), instance="i").post(about, "Warning", "Said", f"generation 1: {uri}"))
     assert len(posted) == len(CARRYING) and "hunter2" not in json.dumps(posted)
+
+
+def test_a_policy_with_one_says_what_to_write() -> None:
+    obj = {"metadata": {"name": "p"}, "spec": {"allowedSources": {"models": [CARRYING[0]]}}}
+    policy = read(obj)
+    assert policy.error == f"spec.allowedSources.models.0: {uris.PREFIX_INSTEAD}"
+
+
+def test_the_last_word_of_an_older_job_is_masked() -> None:
+    result = TaskResult(reason="ObjectMissing", message=f"spec.model.uri: {CARRYING[0]} does not exist").model_dump_json()
+    terminated = {"exitCode": 10, "message": result, "finishedAt": "2026-01-01T00:00:00Z"}
+    status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": terminated}}]}
+    pod = {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}, "status": status}
+    job = {"metadata": {"name": "j"}, "spec": {}, "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "X", "message": "m"}]}}
+    work = work_of(job, [pod])
+    assert work.result and work.result.message == "spec.model.uri: https://***@models.example.com/m.onnx does not exist"
+
+
+def test_a_job_that_stumbles_over_one_does_not_repeat_it() -> None:
+    def stumble(*_: Any) -> TaskResult:
+        raise ValueError(f"cannot read {CARRYING[0]}")
+
+    _, result = execute(stumble, ResolveTask(source=Location(uri="s3://models/m.onnx")).model_dump_json(), Progress())
+    assert result.reason == "InternalError" and "https://***@models.example.com" in result.message and "hunter2" not in result.message
+
+
+def test_the_command_line_shows_objects_of_earlier_versions_masked() -> None:
+    for uri in CARRYING:
+        assert "hunter2" not in json.dumps(
+            _printable({"spec": {"input": {"model": {"uri": uri}}}, "status": {"conditions": [{"message": f"{uri}: no"}]}})
+        )
