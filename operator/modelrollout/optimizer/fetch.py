@@ -2,7 +2,7 @@
 
 What is read comes through a client of ours, for S3 to addresses that obstore signs: obstore follows every redirect, takes what it finds there for the
 object, and sends a session's token along. It writes, lists and deletes in S3. Its own texts are never passed on: they are pages long, and a store's
-error body may echo what was sent to it. What they are searched for is stable in object_store 0.13 and held by tests against a real HTTP server.
+error body may echo what was sent to it. What they are searched for is stable in object_store 0.14 and held by tests against a real HTTP server.
 """
 
 from __future__ import annotations
