@@ -125,7 +125,7 @@ class Client:
         while True:
             try:
                 with contextlib.closing(answer):
-                    while chunk := answer.read(CHUNK_BYTES):
+                    while chunk := answer.read1(CHUNK_BYTES):  # what is there: of a trickle nothing else would ever be seen
                         done += len(chunk)
                         yield chunk
                         if time.monotonic() > until:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import socket
@@ -491,4 +492,27 @@ def test_a_size_that_is_not_told(headers: str) -> None:
     threading.Thread(target=answer, daemon=True).start()
     with listener, pytest.raises(JobError) as error:
         read(Location(uri=f"http://127.0.0.1:{listener.getsockname()[1]}/m.onnx", allow_http=True))
+    assert (error.value.code, error.value.reason) == (ExitCode.RETRYABLE, "StoreUnreachable")
+
+
+def test_a_trickle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and all of them never."""
+    monkeypatch.setattr(http_client, "TOTAL_SECONDS", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        with listener, pytest.raises(JobError) as error:
+            read(Location(uri=f"http://127.0.0.1:{listener.getsockname()[1]}/m.onnx", allow_http=True))
+    finally:
+        over.set()
     assert (error.value.code, error.value.reason) == (ExitCode.RETRYABLE, "StoreUnreachable")
