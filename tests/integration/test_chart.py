@@ -211,6 +211,7 @@ class TestRendered:
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"
             assert config.stores[1].allow_http is True
+            assert config.stores[1].leads_to == ("http://files.example.com/", "https://cdn.example.com/models/")
             assert config.gateway_metrics.provider == "gateway"
             assert [bool(p.token_file) for p in config.prometheus] == [True, False, False]
 
@@ -356,6 +357,9 @@ class TestRendered:
             ("stores[0].name=m,stores[0].uri=s3://m/", "artifacts.uri: say where"),
             ("store=1", "additional properties 'store' not allowed"),
             ("stores[0].name=m,stores[0].uri=ftp://m/", "does not match pattern"),
+            ("stores[0].name=m,stores[0].uri=https://me:secret@m/", "does not match pattern"),
+            ("stores[0].name=m,stores[0].uri=https://m/?sig=secret", "does not match pattern"),
+            ("stores[0].name=m,stores[0].uri=https://m/,stores[0].redirectsTo[0]=https://cdn", "does not match pattern"),
             ("workers=0", "minimum"),
             ("image.digest=latest", "does not match pattern"),
         ],

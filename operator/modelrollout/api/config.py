@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+
+from modelrollout.api import uris
 
 
 class ConfigError(ValueError):
@@ -15,7 +17,23 @@ class ConfigError(ValueError):
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _plain(instead: str) -> AfterValidator:
+    """Nothing but a place: the configuration is a ConfigMap, and its URIs stand in messages and in pods."""
+
+    def checked(uri: str) -> str:
+        if uris.carries_more(uri):
+            raise ValueError(f"a URI must not carry a user name, password, query or fragment; leave them out, {instead}")
+        return uri
+
+    return AfterValidator(checked)
+
+
+StoreUri = Annotated[str, _plain("name a Secret of the user's namespace in secretName")]
+PrometheusUrl = Annotated[str, _plain("and give tokenFile, or usernameFile and passwordFile (in the chart tokenSecret, basicAuthSecret)")]
+RedirectPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/"), _plain("a prefix is enough: what a redirect carries besides is its own")]
 
 
 def lies_in(uri: str, prefix: str) -> bool:
@@ -27,11 +45,29 @@ class Store(_Config):
     """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is fetched."""
 
     name: str
-    uri: str = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
-    endpoint: str | None = Field(None, description="S3 endpoint when it is not AWS.")
+    uri: StoreUri = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
+    endpoint: StoreUri | None = Field(None, description="S3 endpoint when it is not AWS.")
     region: str | None = None
     allow_http: bool = False
     secret_name: str | None = Field(None, description="Secret in the user's namespace to use when the ModelDeployment names none.")
+    redirects_to: list[RedirectPrefix] = Field(
+        default_factory=list,
+        description="Prefixes outside of uri that an http(s) store may redirect to, for example https://cdn.example.com/models/.",
+    )
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if self.redirects_to and self.uri.startswith("s3://"):
+            raise ValueError("redirectsTo is for http(s) stores: no redirect of an S3 store is followed; leave it out")
+        for prefix in self.redirects_to:
+            if prefix.startswith("http://") and (self.uri.startswith("https://") or not self.allow_http):
+                raise ValueError(f"redirectsTo: {prefix}: no redirect leads from https to http, nor to http without allowHttp; write https://")
+        return self
+
+    @property
+    def leads_to(self) -> tuple[str, ...] | None:
+        """Prefixes that a redirect may lead to: its own, and those that it names. None for S3."""
+        return None if self.uri.startswith("s3://") else (self.uri.rstrip("/") + "/", *self.redirects_to)
 
     def holds(self, uri: str) -> bool:
         """Whether ``uri`` lies in this store."""
@@ -42,7 +78,7 @@ class PrometheusProvider(_Config):
     """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the operator's pod."""
 
     name: str
-    url: str
+    url: PrometheusUrl
     token_file: str | None = None
     username_file: str | None = None
     password_file: str | None = None
@@ -126,7 +162,7 @@ def load_config(path: Path) -> OperatorConfig:
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, dates that are none
-        raise ConfigError(f"{path}: {e}") from e
+        raise ConfigError(uris.masked_text(f"{path}: {e}")) from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     try:
@@ -134,5 +170,5 @@ def load_config(path: Path) -> OperatorConfig:
     except RecursionError:
         raise ConfigError(f"{path}: a value holds itself") from None
     except ValidationError as e:
-        lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
-        raise ConfigError(f"{path}: {lines}") from e
+        lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
+        raise ConfigError(f"{path}: {lines}") from None

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
+from modelrollout.api import uris
 from modelrollout.api.v1alpha1 import (
     STEPS_RULES,
     ApiModel,
@@ -17,10 +18,11 @@ from modelrollout.api.v1alpha1 import (
     Rule,
     StatusModel,
     Step,
+    plain_uri,
 )
 
 NamespacePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)]
-SourcePrefix = Annotated[str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024)]
+SourcePrefix = Annotated[str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024), plain_uri(uris.PREFIX_INSTEAD)]
 ImagePrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.:_/-]*$", max_length=512)]
 Moment = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)

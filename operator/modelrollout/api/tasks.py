@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Location(_Model):
@@ -50,6 +50,7 @@ class Location(_Model):
     region: str | None = None
     allow_http: bool = False
     credentials: str | None = None  # name of the folder under CREDENTIALS_DIR; None: anonymous
+    leads_to: tuple[str, ...] | None = None  # http(s): prefixes that a redirect may lead to, the store's own among them; None: none is followed
 
 
 class DataSet(_Model):

@@ -22,6 +22,7 @@ from modelrollout.analysis.queries import Query, Target, bounds_query, build
 from modelrollout.analysis.readings import Look, name_bounds, read
 from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
 from modelrollout.api.config import PrometheusProvider
+from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
 from modelrollout.cli.cluster import Cluster, Rollout
@@ -146,7 +147,9 @@ def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
 
 
 def reader(url: str, token_file: Path | None) -> PrometheusReader:
-    """A Prometheus by its URL."""
+    """A Prometheus by its URL; raises Refused."""
+    if carries_more(url):  # it would stand in messages
+        raise Refused("--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and give a token in --token-file")
     return PrometheusReader(
         PrometheusProvider(name=url, url=url, token_file=str(token_file) if token_file else None, timeout_seconds=TIMEOUT_SECONDS)
     )

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from modelrollout.api import names
+from modelrollout.api.uris import masked_text
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import (
@@ -245,9 +246,10 @@ def _spec(found: Object) -> ModelDeploymentSpec | None:
 
 
 def _printable(value: Any) -> Any:
-    """The value without what a terminal would obey or hide (escape sequences, changes of direction): messages quote what strangers' files say."""
+    """The value without what a terminal would obey or hide (escape sequences, changes of direction): messages quote what strangers' files say. And
+    without what opens a store: objects and statuses of earlier versions may have URIs with passwords."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
+        return masked_text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
     if isinstance(value, dict):
         return {key: _printable(inner) for key, inner in value.items()}
     return [_printable(inner) for inner in value] if isinstance(value, list) else value

@@ -13,6 +13,7 @@ from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
+from modelrollout.api.uris import masked_text
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     EvaluationEvidence,
@@ -162,7 +163,7 @@ def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None,
         return ModelDeploymentSpec.model_validate(spec_in_force(deployment.get("spec") or {}, rules.defaults)), None
     except ValidationError as e:
         told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
-        return None, f"{told}; correct these fields"
+        return None, masked_text(f"{told}; correct these fields")  # a map's key is part of a field's path, and the user's
 
 
 def _status(deployment: Object) -> ModelDeploymentStatus:

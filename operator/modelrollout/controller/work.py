@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from modelrollout.api.tasks import ExitCode
+from modelrollout.api.uris import masked_text
 from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
@@ -15,7 +16,7 @@ from modelrollout.rollout.facts import Problem, Work
 def work_of(job: Object, pods: Sequence[Object]) -> Work:
     """``pods``: those of this Job."""
     conditions = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
-    end = ending(pods) or Ending(None, None)
+    end = _shown(ending(pods) or Ending(None, None))
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
@@ -38,6 +39,12 @@ def work_of(job: Object, pods: Sequence[Object]) -> Work:
         podless=not pods,
         stuck=stuck(pods),
     )
+
+
+def _shown(end: Ending) -> Ending:
+    """The last word of a pod, which may be one of an earlier version's, as it may stand in status."""
+    result = end.result and end.result.model_copy(update={"message": masked_text(end.result.message)})
+    return replace(end, result=result, problem=end.problem and replace(end.problem, message=masked_text(end.problem.message)))
 
 
 def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:

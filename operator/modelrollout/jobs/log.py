@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from modelrollout.api.uris import masked_text
+
 LOGGER = logging.getLogger("modelrollout.job")
 
 # Values that must never be seen outside this process. One set for the process: the formatter and the termination message both ask it.
@@ -26,10 +28,10 @@ def hide(value: str) -> str:
 
 
 def redact(text: str) -> str:
-    """``text`` with every known secret replaced; longest first, so that a secret inside another leaves no rest."""
+    """``text`` with every known secret replaced, longest first, so that a secret inside another leaves no rest; and with its URIs masked."""
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text
+    return masked_text(text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from modelrollout.api import names
+from modelrollout.api.uris import masked_text
 from modelrollout.kube.client import EVENT, AlreadyExists, KubeError, Object, Resource
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Events:
     async def post(self, obj: Mapping[str, Any], type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Say ``message`` about ``obj`` (a dict with apiVersion, kind and metadata); ``reason`` is one word in CamelCase."""
         metadata = obj["metadata"]
+        message = masked_text(message)
         message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
         # 8 hexadecimal digits, as Event names have them by custom, would collide after some ten thousand
         name = f"{metadata['name'][:200]}.{names.short_hash([metadata.get('uid'), reason, message], 16)}"

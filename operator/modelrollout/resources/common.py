@@ -8,6 +8,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig, Store
 from modelrollout.api.tasks import CREDENTIALS_DIR, Location
+from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
 
 Object = dict[str, Any]
@@ -86,9 +87,16 @@ class Located:
 
 
 def locate(uri: str, store: Store, credentials: Credentials | None, folder: str) -> Located:
-    """Join a URI with its store; endpoint and region come from the store, never from a user."""
+    """Join a URI with its store; endpoint, region and where redirects may lead come from the store, never from a user."""
     secret = credentials.secret_ref.name if credentials else store.secret_name
-    location = Location(uri=uri, endpoint=store.endpoint, region=store.region, allow_http=store.allow_http, credentials=folder if secret else None)
+    location = Location(
+        uri=uri,
+        endpoint=store.endpoint,
+        region=store.region,
+        allow_http=store.allow_http,
+        credentials=folder if secret else None,
+        leads_to=store.leads_to,
+    )
     return Located(location, secret)
 
 
@@ -97,7 +105,7 @@ class NotAllowedError(ValueError):
 
     def __init__(self, field: str, uri: str, config: OperatorConfig) -> None:
         allowed = ", ".join(sorted(s.uri for s in config.stores))
-        super().__init__(f"{field}: {uri} is in none of the allowed stores ({allowed}); use one of them or ask the platform team to add it")
+        super().__init__(f"{field}: {masked(uri)} is in none of the allowed stores ({allowed}); use one of them or ask the platform team to add it")
 
 
 def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
@@ -109,8 +117,12 @@ def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
 
 
 def artifact_location(config: OperatorConfig, uri: str) -> Located:
-    """A place in the artifact store."""
-    return locate(uri, config.artifacts, None, "artifacts")
+    """A place in the artifact store. Where it may lead is told only if the configuration says so: the task of pods is their text, and another one
+    restarts them."""
+    found = locate(uri, config.artifacts, None, "artifacts")
+    if config.artifacts.redirects_to:
+        return found
+    return Located(found.location.model_copy(update={"leads_to": None}), found.secret)
 
 
 def tenant_uri(config: OperatorConfig, namespace: str) -> str:

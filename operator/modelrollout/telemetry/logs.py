@@ -14,6 +14,8 @@ from typing import Literal, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
+from modelrollout.api.uris import masked_text
+
 _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
 
 # Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
@@ -24,7 +26,6 @@ _SECRETS = [
     (re.compile(rf"(?i)\b(bearer)\s+{_VALUE}{{8,}}"), r"\1 ***"),
     (re.compile(r"(?i)\b(basic)\s+(?=\w*[\d=])[\w+/]{8,}=*"), r"\1 ***"),  # with a digit or padding, or it may be a word
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"), "***"),
-    (re.compile(r"(\w+://)[^/\s:@\"'\\]+:[^/\s@\"'\\]+@"), r"\1***@"),  # user and password in a URI
     (
         re.compile(
             r"(?i)((?:password|passwd|pwd|token|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|credential|signature|authorization)"
@@ -36,7 +37,8 @@ _SECRETS = [
 
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a token, key or password."""
+    """``text`` without what looks like a token, key or password, and its URIs without users and queries."""
+    text = masked_text(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

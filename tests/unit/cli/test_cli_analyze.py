@@ -187,6 +187,7 @@ def test_a_rollout_in_the_cluster_knows_its_revisions(cli: Cli, kube: FakeKube, 
         (("--prometheus", "http://x", "--replay", "FILE"), "not both"),
         (("--replay", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--replay", "MODEL"), "line 1"),
+        (("--prometheus", "http://me:hunter2@x", "--start", "1h"), "--token-file"),
         (("--prometheus", "http://x"), "--start"),
         (("--prometheus", "http://x", "--start", "1h"), "--canary"),
         (("--prometheus", "http://x", "--start", "1h", "--canary", "digits"), "digits-8d1b:3"),
@@ -205,6 +206,7 @@ def test_what_is_missing_or_wrong_is_named(cli: Cli, model: Path, tmp_path: Path
     words = [str(file) if a == "FILE" else str(model) if a == "MODEL" else a for a in args]
     result = cli("analyze", "-f", str(model), *words)
     assert result.exit_code == 1 and said in result.stderr, result.output
+    assert "hunter2" not in result.output
 
 
 POLICY: dict[str, Any] = {

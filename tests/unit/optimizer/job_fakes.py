@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ class ObjectStore:
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}  # others are of 2015
         self.statuses: dict[str, tuple[int, bytes]] = {}
-        self.redirects: dict[str, str] = {}  # where a path leads
+        self.redirects: dict[str, str] = {}  # where a path leads, whatever is asked of it
+        self.redirect_status = 302
         self.truncated: set[str] = set()  # closes the connection in the middle
         self.authorization: str | None = None
         self.conditional = True  # knows If-None-Match
@@ -44,13 +46,13 @@ class ObjectStore:
         """An object in a bucket."""
         return Location(uri=f"s3://{path}", endpoint=self.url, allow_http=True, credentials=credentials)
 
-    def http(self, path: str, credentials: str | None = None) -> Location:
+    def http(self, path: str, credentials: str | None = None, leads_to: tuple[str, ...] | None = None) -> Location:
         """An object behind HTTP."""
-        return Location(uri=f"{self.url}/{path}", allow_http=True, credentials=credentials)
+        return Location(uri=f"{self.url}/{path}", allow_http=True, credentials=credentials, leads_to=leads_to)
 
 
 @contextmanager
-def object_store() -> Iterator[ObjectStore]:
+def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
     """A running store on a free port of the loopback interface."""
     store = ObjectStore()
 
@@ -73,12 +75,19 @@ def object_store() -> Iterator[ObjectStore]:
                 self.wfile.write(body)
 
         def refused(self) -> bool:
+            headers = {k.lower(): v for k, v in self.headers.items()}
+            signed = urlsplit(self.path)
+            if "X-Amz-Signature=" in signed.query:  # what would else stand in headers
+                self.path, query = signed.path, {k.lower(): v for k, (v,) in parse_qs(signed.query).items()}
+                headers |= query | {"authorization": f"{query['x-amz-algorithm']} Credential={query['x-amz-credential']}"}
             store.requests.append((self.command, self.path))
-            store.headers.append({k.lower(): v for k, v in self.headers.items()})
+            store.headers.append(headers)
             status, body = store.statuses.get(self.path, (0, b""))
             if status:
                 self.answer(status, body)
-            elif store.authorization and not (self.headers.get("Authorization") or "").startswith(store.authorization):
+            elif self.path in store.redirects:
+                self.answer(store.redirect_status, Location=store.redirects[self.path])
+            elif store.authorization and not headers.get("authorization", "").startswith(store.authorization):
                 self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             else:
                 return False
@@ -91,9 +100,7 @@ def object_store() -> Iterator[ObjectStore]:
                 self.list()
                 return
             body = store.objects.get(self.path)
-            if self.path in store.redirects:
-                self.answer(302, Location=store.redirects[self.path])
-            elif body is None:
+            if body is None:
                 self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             elif self.path in store.truncated and self.command == "GET":
                 self.send_response(200)
@@ -147,7 +154,9 @@ def object_store() -> Iterator[ObjectStore]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    store.url = f"http://127.0.0.1:{server.server_port}"
+    store.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield store

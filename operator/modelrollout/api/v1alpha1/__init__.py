@@ -62,6 +62,7 @@ from modelrollout.api.v1alpha1.schema import (
     Sha256,
     StatusModel,
     Uri,
+    plain_uri,
     seconds,
 )
 from modelrollout.api.v1alpha1.serving import Backend, Batching, DataType, Serving, Tensor, Triton, Tune
@@ -199,6 +200,7 @@ __all__ = [
     "TuningTrial",
     "Uri",
     "VerdictName",
+    "plain_uri",
     "same_version",
     "seconds",
     "user_input",

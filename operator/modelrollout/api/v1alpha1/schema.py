@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from modelrollout.api import uris
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,25 @@ class Rule:
 
     rule: str
     message: str
+
+
+@dataclass(frozen=True)
+class PlainUri(Rule):
+    """A text that is a place and carries no secret: the API server refuses others by the rule, and the types by the same pattern and words."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, uri: str) -> str:
+        if uris.carries_more(uri):
+            raise PydanticCustomError("uri_carries_more", self.message)
+        return uri
+
+
+def plain_uri(message: str) -> PlainUri:
+    """The rule with these words; CEL writes a backslash twice."""
+    pattern = uris.CARRIES_MORE.replace("\\", "\\\\")
+    return PlainUri(f"!self.matches('{pattern}')", message)
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,7 @@ class LateDefault:
 class ApiModel(BaseModel):
     """Base of all API types: camelCase on the wire, unknown fields refused, immutable."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, hide_input_in_errors=True)
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def wire(self) -> dict[str, Any]:
@@ -49,7 +71,7 @@ class ApiModel(BaseModel):
 class StatusModel(ApiModel):
     """Base of status types: fields of a newer or an older operator are dropped, not refused."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 URI_SCHEMES = ("s3", "http", "https")
@@ -58,7 +80,7 @@ _URI_PATTERN = Rule(
     f"self.matches('{_URI_RE}')",
     "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",
 )
-Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN]
+Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
 DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"

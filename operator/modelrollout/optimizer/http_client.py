@@ -1,0 +1,285 @@
+"""HTTP as stores speak it: streamed, tried again, resumed, and led nowhere but where the operator's configuration says.
+
+A redirect is followed only by GET and HEAD, only to the prefixes that the store's configuration names (its own among them), never from https to http.
+What opens the store goes to its own host alone. A name of another host may not lead to this machine or to the addresses that only its node knows (a
+cloud's metadata service answers there): they are looked up first, and the connection goes to the address that was looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
+from urllib3.response import BaseHTTPResponse
+
+from modelrollout.api.uris import origin
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+CHUNK_BYTES = 8 << 20
+MOST_REDIRECTS = 5
+TOTAL_SECONDS = 6 * 3600.0  # of one object; a dead connection is seen by the read timeout
+_TIMEOUT = urllib3.Timeout(connect=5, read=30)
+_ERROR_BYTES = 65536  # of a store's own words, in which codes are looked for
+_REDIRECTS = (301, 302, 303, 307, 308)
+_AGAIN = (408, 425, 429)  # and all of 5xx
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Metadata services beside 169.254.169.254: of AWS over IPv6, of Alibaba.
+_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+
+Kind = Literal[
+    "BucketMissing", "KeyUnknown", "ObjectMissing", "Refused", "NotResolved", "WrongRegion", "Status", "Certificate", "Redirected", "Unreachable"
+]
+
+
+class Fault(Exception):
+    """Why a store did not do what was asked. ``detail``: of Redirected, where it leads and why not, fit to be shown."""
+
+    def __init__(self, kind: Kind, status: int = 0, detail: str = "") -> None:
+        super().__init__(f"{kind} {status} {detail}".strip())
+        self.kind, self.status, self.detail = kind, status, detail
+
+
+# Codes with which S3 stores say, some of them as a 404, that nobody has this access key.
+_UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
+
+
+def fault_of(status: int, told: str) -> Fault:
+    """The fault behind a status and the store's own words."""
+    if status == 404:
+        if "NoSuchBucket" in told:
+            return Fault("BucketMissing", status)
+        return Fault("KeyUnknown" if any(code in told for code in _UNKNOWN_KEY) else "ObjectMissing", status)
+    if status in (401, 403):
+        return Fault("Refused", status)
+    region = "AuthorizationHeaderMalformed" in told or ("AuthorizationQueryParametersError" in told and "region" in told)
+    if region or status in _REDIRECTS:  # one without a Location: so S3 says that the bucket is elsewhere
+        return Fault("WrongRegion", status)
+    return Fault("Status", status)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One store. ``address`` gives the URL for a method and a path, and is asked anew for every try: a signature has its time."""
+
+    address: Callable[[str, str], str]
+    retry: RetryConfig
+    headers: Mapping[str, str] = field(default_factory=dict)  # with what opens it
+    leads_to: tuple[str, ...] = ()
+    allow_http: bool = False
+    _own: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(timeout=_TIMEOUT, retries=False))
+
+    def size(self, path: str) -> int:
+        """Bytes of an object; raises Fault."""
+        with self._answer("HEAD", path) as answer:
+            return _length(answer)
+
+    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
+        """Size and content of an object; what breaks off goes on where it was, if the object has a mark (ETag) that it is still the same.
+
+        Raises Fault, also while it is read.
+        """
+        answer = self._asked("GET", path)
+        try:
+            size = _length(answer)
+        except Fault:
+            answer.close()
+            raise
+        return size, self._content(path, answer, size)
+
+    def put(self, path: str, content: bytes | Path) -> None:
+        """Write an object; folders that WebDAV wants are made. Raises Fault."""
+        try:
+            self._write(path, content)
+        except Fault as fault:
+            if fault.status not in (404, 409):
+                raise
+            parents = path.split("/")[:-1]
+            for depth in range(1, len(parents) + 1):
+                with contextlib.suppress(Fault), self._answer("MKCOL", "/".join(parents[:depth]) + "/"):
+                    pass
+            self._write(path, content)
+
+    def _write(self, path: str, content: bytes | Path) -> None:
+        if isinstance(content, bytes):
+            with self._answer("PUT", path, {"Content-Length": str(len(content))}, content):
+                return
+        with content.open("rb") as file, self._answer("PUT", path, {"Content-Length": str(content.stat().st_size)}, file):
+            pass
+
+    def _content(self, path: str, answer: BaseHTTPResponse, size: int) -> Generator[bytes, None, None]:
+        mark, done, until = answer.headers.get("ETag", ""), 0, time.monotonic() + TOTAL_SECONDS
+        pauses = self._pauses()
+        while True:
+            try:
+                with contextlib.closing(answer):
+                    while chunk := answer.read1(CHUNK_BYTES):  # what is there: of a trickle nothing else would ever be seen
+                        done += len(chunk)
+                        yield chunk
+                        if time.monotonic() > until:
+                            raise Fault("Unreachable")
+                if done >= size:
+                    return
+            except HTTPError:
+                pass
+            pause = next(pauses, None)
+            if pause is None or not mark or mark.startswith("W/"):
+                raise Fault("Unreachable")
+            time.sleep(pause)
+            try:
+                answer = self._asked("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
+            except Fault as fault:
+                raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
+            if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+                answer.close()
+                raise Fault("Unreachable")  # it does not go on where it was: another object by now, or no ranges
+
+    @contextlib.contextmanager
+    def _answer(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None) -> Iterator[BaseHTTPResponse]:
+        with contextlib.closing(self._asked(method, path, headers, body)) as answer:
+            yield answer
+            with contextlib.suppress(HTTPError):
+                answer.read(_ERROR_BYTES)  # whose connection was read to the end of the answer is used again
+
+    def _pauses(self) -> Iterator[float]:
+        """Seconds before each further try."""
+        told = self.retry.get("backoff")
+        for number in range(self.retry.get("max_retries", 0)):
+            pause = told["init_backoff"].total_seconds() * float(told["base"]) ** number if told else 1.0
+            yield random.uniform(0.5, 1.0) * (min(pause, told["max_backoff"].total_seconds()) if told else pause)
+
+    def _asked(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None) -> BaseHTTPResponse:
+        """An answer of 2xx, after as many tries as it takes; raises Fault."""
+        pauses = self._pauses()
+        while True:
+            if hasattr(body, "seek"):
+                body.seek(0)
+            try:
+                answer = self._followed(method, self.address(method, path), headers or {}, body)
+                if 200 <= answer.status < 300:
+                    return answer
+                told = b""
+                with contextlib.closing(answer), contextlib.suppress(HTTPError):
+                    told = answer.read(_ERROR_BYTES)
+                fault = fault_of(answer.status, told.decode("latin-1"))
+            except HTTPError as error:
+                fault = _unanswered(error)
+            pause = next(pauses, None) if fault.kind in ("Unreachable", "NotResolved") or fault.status >= 500 or fault.status in _AGAIN else None
+            if pause is None:
+                raise fault
+            time.sleep(pause)
+
+    def _followed(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> BaseHTTPResponse:
+        """The answer at the end of all redirects; raises Fault and what urllib3 raises."""
+        own = origin(url)
+        away = False
+        for _ in range(MOST_REDIRECTS + 1):
+            answer = self._sent(method, url, headers if away else {**headers, **self.headers}, body, away)
+            location = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or location is None:
+                return answer
+            answer.close()
+            url = self._allowed(method, url, location)
+            away = away or origin(url) != own  # who has once been elsewhere is sent nothing that opens the store, though it leads back
+        raise Fault("Redirected", detail=f"leads on and on: after {MOST_REDIRECTS} redirects, to {_shown(url)}")
+
+    def _sent(self, method: str, url: str, headers: Mapping[str, str], body: Any, away: bool) -> BaseHTTPResponse:
+        sent = {"User-Agent": "modelrollout", "Accept-Encoding": "identity", **headers}
+        options: dict[str, Any] = {"body": body, "redirect": False, "preload_content": False, "decode_content": False}
+        scheme, host, port = origin(url)
+        if not away or _literal(host):
+            return self._own.request(method, url, headers=sent, **options)
+        address = _looked_up(host, port)
+        pool: urllib3.HTTPConnectionPool
+        if scheme == "https":
+            pool = urllib3.HTTPSConnectionPool(address, port, timeout=_TIMEOUT, retries=False, server_hostname=host)
+        else:
+            pool = urllib3.HTTPConnectionPool(address, port, timeout=_TIMEOUT, retries=False)
+        parts = urlsplit(url)
+        return pool.urlopen(method, parts._replace(scheme="", netloc="").geturl() or "/", headers={**sent, "Host": parts.netloc}, **options)
+
+    def _allowed(self, method: str, url: str, location: str) -> str:
+        """Where a redirect leads; raises Fault where it may not."""
+        if method not in ("GET", "HEAD"):
+            raise Fault("Redirected", detail="redirects what is written")
+        try:
+            target = urldefrag(urljoin(url, location)).url
+            scheme, _, _ = origin(target)
+            parts = urlsplit(target)
+        except ValueError:
+            raise Fault("Redirected", detail="redirects to an address that cannot be read") from None
+        if re.search(r"[\x00-\x20\x7f\\]", location) or "@" in parts.netloc or any(part in (".", "..") for part in unquote(parts.path).split("/")):
+            raise Fault("Redirected", detail="redirects to an address with a user name, dots for folders, or letters that do not belong there")
+        if scheme == "http" and (url.startswith("https:") or not self.allow_http):
+            raise Fault("Redirected", detail=f"redirects to plain http, {_shown(target)}")
+        if not any(_below(target, prefix) for prefix in self.leads_to):
+            raise Fault("Redirected", detail=f"redirects to {_shown(target)}, which the store's configuration does not name")
+        return target
+
+
+def _below(url: str, prefix: str) -> bool:
+    """Whether the URL lies in the prefix, however either is written."""
+    path, start = unquote(urlsplit(url).path), unquote(urlsplit(prefix).path).rstrip("/") + "/"
+    return origin(url) == origin(prefix) and path.startswith(start)
+
+
+def _shown(url: str) -> str:
+    """Scheme, host and port: paths and queries of redirects are signed, and a stranger's words."""
+    scheme, host, port = origin(url)
+    inside = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{inside}" + ("" if port == (443 if scheme == "https" else 80) else f":{port}")
+
+
+def _literal(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
+
+
+def _looked_up(host: str, port: int) -> str:
+    """An address of the name, none of which is this machine's or only its node's; raises Fault."""
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        raise Fault("NotResolved") from None
+    for address in found:
+        if near(address):
+            raise Fault("Redirected", detail=f"redirects to {host}, whose address {address} belongs to a node or a metadata service")
+    return random.choice(found)
+
+
+def near(address: str) -> bool:
+    """Whether the address is this machine's, its link's, or nobody's: none that a name of another host should have."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
+    return ip.is_link_local or ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved or ip in _METADATA
+
+
+def _length(answer: BaseHTTPResponse) -> int:
+    """The announced size; an answer that ends when the connection does might be half of it, and so might one of a part."""
+    told = answer.headers.get("Content-Length", "")
+    if not re.fullmatch(r"[0-9]{1,18}", told) or answer.headers.get("Transfer-Encoding") or answer.status == 206:
+        raise Fault("Unreachable")
+    return int(told)
+
+
+def _unanswered(error: HTTPError) -> Fault:
+    if isinstance(error, NameResolutionError):
+        return Fault("NotResolved")
+    if isinstance(error, SSLError) and "certificate" in str(error).lower():
+        return Fault("Certificate")
+    return Fault("Unreachable")

@@ -1,0 +1,272 @@
+"""URIs are places and nothing else, wherever a user or a platform team writes one; and what older ones carried is shown nowhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from modelrollout.api import uris
+from modelrollout.api.config import ConfigError, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.policy import RolloutPolicySpec
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.crdgen.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY, crd
+
+CARRYING = (
+    "https://alice:hunter2@models.example.com/m.onnx",
+    "https://hunter2@models.example.com/m.onnx",
+    "s3://AKIA:hunter2@models/m.onnx",
+    "s3://AKIA:hun/ter2hunter2@models/m.onnx",
+    "s3://AKIA:hunter2?@models/m.onnx",
+    "https://alice:hunter2@[2001:db8::1]:8443/m.onnx",
+    "https://models.example.com/m.onnx?X-Amz-Signature=hunter2",
+    "https://models.example.com/m.onnx?sig=a@hunter2",
+    "https://models.example.com/m.onnx#hunter2",
+    "https://models.example.com?hunter2",
+    "s3://models/m.onnx?hunter2",
+)
+PLAIN = (
+    "s3://models/digits/v7/model.onnx",
+    "s3://models/a@b/m.onnx",
+    "s3://models/a:b/m.onnx",
+    "https://models.example.com/@team/m.onnx",
+    "https://models.example.com:8443/m%3Fx.onnx",
+    "http://[2001:db8::1]:8080/m.onnx",
+    "http://[2001:db8::1]/m.onnx",
+    "https://models.example.com/",
+)
+# Texts that may hold anything, by the last word of their path: nothing is fetched from there. A new one is either a place, and then it is a Uri (a
+# SourcePrefix, a StoreUri), or it is named here.
+FREE = {
+    ModelDeploymentSpec: {"lineage", "labels", "slices", "args", "command", "image", "value", "query", "name", "nodeSelector"},
+    RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels"},
+    OperatorConfig: {
+        *("name", "region", "secretName", "provider", "namespaces", "tokenFile", "usernameFile", "passwordFile"),
+        *("optimizer", "trainer", "trees", "tensorflow", "pytorch", "triton"),
+    },
+}
+PLACES = {
+    ModelDeploymentSpec: 13,
+    RolloutPolicySpec: 3,
+    OperatorConfig: 7,
+}
+
+
+@pytest.mark.parametrize("uri", CARRYING)
+def test_what_carries_more_is_seen_and_masked(uri: str) -> None:
+    assert uris.carries_more(uri)
+    shown = uris.masked(uri)
+    assert "hunter2" not in shown and "***" in shown
+    assert "models" in shown or "2001:db8::1" in shown
+    assert uris.masked_text(f"spec.model.uri: {uri}; correct it") == f"spec.model.uri: {shown}; correct it"
+
+
+@pytest.mark.parametrize("uri", PLAIN)
+def test_what_is_a_place_stays_as_it_is(uri: str) -> None:
+    assert not uris.carries_more(uri)
+    assert uris.masked(uri) == uri
+    assert uris.masked_text(f"({uri}), '{uri}'.") == f"({uri}), '{uri}'."
+
+
+SECRET = st.text(st.characters(codec="utf-8", blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12).map(lambda s: f"~{s}~")
+
+
+@given(
+    SECRET,
+    st.sampled_from(
+        ["https://{}@h.example/m", "s3://key:{}@b/k", "https://h.example/m?{}", "https://h.example/m#{}", "https://u:{}@h.example:8/m?{}"]
+    ),
+)
+def test_nothing_of_it_is_shown(secret: str, form: str) -> None:
+    uri = form.replace("{}", secret)
+    assert secret not in uris.masked(uri)
+    masked = json.loads(uris.masked_text(json.dumps({"message": f"said {uri}", "next": 1})))
+    assert masked["next"] == 1
+    assert secret not in masked["message"]
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_masked_once(text: str) -> None:
+    once = uris.masked_text(text)
+    assert uris.masked_text(once) == once
+
+
+def leaves(kind: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every text in a type: its path, and its type with all constraints."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        base, *more = args
+        for where, found in leaves(base, path):
+            yield where, Annotated[(found, *more)] if base is str else found
+    elif origin in (Union, types.UnionType):
+        for part in args:
+            yield from leaves(part, path)
+    elif origin in (list, tuple):
+        yield from leaves(args[0], f"{path}[]")
+    elif origin is dict:
+        yield from leaves(args[1], f"{path}{{}}")
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            annotated = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            yield from leaves(annotated, f"{path}.{field.alias or name}")
+    elif kind is str:
+        yield path, str
+    elif origin is not Literal:
+        assert kind in (int, float, bool, types.NoneType, Any), (path, kind)
+
+
+def taken(kind: Any, text: str) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def last(path: str) -> str:
+    return re.sub(r"[\[\]{}]", "", path.rpartition(".")[2])
+
+
+@pytest.mark.parametrize("kind", FREE, ids=lambda kind: kind.__name__)
+def test_every_text_that_can_be_a_uri_refuses_what_carries_more(kind: type[BaseModel]) -> None:
+    """Also those of fields that do not exist yet."""
+    texts = list(leaves(kind, ""))
+    for carrying in CARRYING:
+        free = {path for path, leaf in texts if taken(leaf, carrying)}
+        assert {last(path) for path in free} <= FREE[kind]
+    named = [path for path, _ in texts if re.search(r"(?i)ur[il]|endpoint|redirects|sources\.(models|data|code)", path)]
+    assert len(named) == PLACES[kind]
+    assert not {last(path) for path in named} & FREE[kind]
+
+
+@pytest.mark.parametrize("kind", [MODEL_DEPLOYMENT, ROLLOUT_POLICY], ids=lambda kind: kind.kind)
+def test_the_definitions_say_it_with_the_same_words(kind: Any) -> None:
+    found = []
+
+    def walk(node: dict[str, Any]) -> None:
+        found.extend(r for r in node.get("x-kubernetes-validations", []) if "must not carry" in r["message"])
+        for child in node.get("properties", {}).values():
+            walk(child)
+        for key in ("items", "additionalProperties"):
+            if isinstance(node.get(key), dict):
+                walk(node[key])
+
+    walk(crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    assert len(found) == PLACES[kind.spec]
+    for rule in found:
+        assert rule["message"] in (uris.INSTEAD, uris.PREFIX_INSTEAD)
+        pattern = re.fullmatch(r"!self\.matches\('(.*)'\)", rule["rule"])
+        assert pattern and pattern[1].replace("\\\\", "\\") == uris.CARRIES_MORE
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def put(target: Any, path: list[str], uri: str) -> Iterator[str]:
+    """Where the field was; every element of a list has its turn."""
+    head, *rest = path
+    if head.endswith("[]"):
+        for i, inner in enumerate(target.get(head[:-2]) or []):
+            if isinstance(inner, str):
+                kept, target[head[:-2]][i] = inner, uri
+                yield head
+                target[head[:-2]][i] = kept
+            else:
+                yield from put(inner, rest, uri)
+    elif rest:
+        if isinstance(target.get(head), dict):
+            yield from put(target[head], rest, uri)
+    elif head in target:
+        kept, target[head] = target[head], uri
+        yield head
+        target[head] = kept
+
+
+def test_the_words_name_the_field_and_the_remedy_and_nothing_else() -> None:
+    """As the operator says it of objects that were stored before: see observe._spec."""
+    spec = json.loads(json.dumps(yaml.safe_load((ROOT / "examples/full.yaml").read_text())["spec"]))
+    ModelDeploymentSpec.model_validate(spec)
+    tried = 0
+    for path, leaf in leaves(ModelDeploymentSpec, ""):
+        for carrying in CARRYING if not taken(leaf, CARRYING[0]) and taken(leaf, PLAIN[0]) and last(path) == "uri" else ():
+            for _ in put(spec, path.strip(".").split("."), carrying):
+                tried += 1
+                with pytest.raises(ValidationError) as error:
+                    ModelDeploymentSpec.model_validate(spec)
+                (told,) = error.value.errors(include_input=False)
+                assert told["msg"] == uris.INSTEAD and told["loc"][-1] == "uri"
+                assert "hunter2" not in str(error.value) + told["msg"] + str(told["loc"])
+    assert tried >= 8 * len(CARRYING)
+
+
+@pytest.mark.parametrize("carrying", CARRYING)
+def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_path: Path) -> None:
+    good: dict[str, Any] = {
+        "stores": [{"name": "m", "uri": "https://models.example.com/", "redirectsTo": ["https://cdn.example.com/x/"]}],
+        "artifacts": {"name": "a", "uri": "s3://a", "endpoint": "https://s3.example.com"},
+        "prometheus": [{"name": "p", "url": "http://prometheus:9090"}],
+        "images": {"optimizer": "o", "triton": "t"},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert load_config(path).stores[0].leads_to == ("https://models.example.com/", "https://cdn.example.com/x/")
+    fields = (("stores", 0, "uri"), ("artifacts", "uri"), ("artifacts", "endpoint"), ("prometheus", 0, "url"), ("stores", 0, "redirectsTo", 0))
+    for *where, field in fields:
+        bad: Any = json.loads(json.dumps(good))
+        target = bad
+        for step in where:
+            target = target[step]
+        target[field] = carrying
+        path.write_text(yaml.safe_dump(bad))
+        with pytest.raises(ConfigError) as error:
+            load_config(path)
+        assert ".".join(map(str, (*where, field))) in str(error.value)
+        assert "hunter2" not in str(error.value) and error.value.__cause__ is None
+    path.write_text(f"stores: [{{uri: '{carrying}'}}\n, ]]")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ({"uri": "s3://m", "redirectsTo": ["https://cdn.example.com/"]}, "no redirect of an S3 store is followed"),
+        ({"uri": "https://m.example.com/", "redirectsTo": ["http://cdn.example.com/"], "allowHttp": True}, "from https to http"),
+        ({"uri": "http://m.example.com/", "redirectsTo": ["http://cdn.example.com/"]}, "without allowHttp"),
+        ({"uri": "https://m.example.com/", "redirectsTo": ["cdn.example.com"]}, "pattern"),
+        ({"uri": "https://m.example.com/", "redirectsTo": ["https://cdn.example.com"]}, "pattern"),
+        ({"uri": "https://m.example.com/", "redirectsTo": ["https:///x"]}, "pattern"),
+    ],
+)
+def test_where_a_store_may_lead(store: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Store.model_validate({"name": "m", **store})
+    assert words in str(error.value)
+
+
+def test_a_password_of_prometheus_has_its_place() -> None:
+    with pytest.raises(ValidationError) as error:
+        PrometheusProvider(name="p", url="http://me:hunter2@prometheus:9090")
+    assert "passwordFile" in str(error.value) and "hunter2" not in str(error.value)
+
+
+def test_logs_are_masked() -> None:
+    from modelrollout.jobs import log as job_log
+    from modelrollout.telemetry import logs
+
+    for carrying in CARRYING:
+        record = logging.LogRecord("x", logging.INFO, "x.py", 1, "read %s now", (carrying,), None)
+        for formatter in (logs._Json(), logs._Text(), job_log.JsonFormatter()):
+            text = formatter.format(record)
+            assert "hunter2" not in text and "now" in text
