@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from pydantic.alias_generators import to_camel
 
 from modelrollout.api.config import OperatorConfig, PrometheusProvider, Store, load_config
 from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
 from modelrollout.controller import app as operator
+from modelrollout.evaluator.feedback_settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
 from modelrollout.jobs.frame import parse_task
 
 ROOT = Path(__file__).parents[2]
@@ -362,6 +364,9 @@ class TestRendered:
             ("stores[0].name=m,stores[0].uri=https://m/,stores[0].redirectsTo[0]=https://cdn", "does not match pattern"),
             ("workers=0", "minimum"),
             ("image.digest=latest", "does not match pattern"),
+            ("feedback.limits.connections=0", "minimum"),
+            ("feedback.limits.headSecond=5", "additional properties 'headSecond' not allowed"),
+            ("stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=s3://a/,feedback.metricsPort=8080", "feedback.metricsPort: must differ"),
         ],
     )
     def test_mistakes_in_values_are_refused_with_words(self, setting: str, message: str) -> None:
@@ -373,6 +378,38 @@ class TestRendered:
         kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
         assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
         assert "prometheus.io/scrape" not in text
+
+
+def test_metrics_of_the_feedback_service_have_a_port_of_their_own() -> None:
+    """Who sends feedback reaches no metrics, and who scrapes nothing else."""
+    (deployment,) = pick("full", "Deployment", f"{FULLNAME}-feedback")
+    pod = deployment["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"]) != str(ports["http"])
+    assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {"metrics"}
+    (service,) = pick("full", "Service", f"{FULLNAME}-feedback")
+    assert [p["targetPort"] for p in service["spec"]["ports"]] == ["http"]
+    (monitor,) = pick("full", "PodMonitor", f"{FULLNAME}-feedback")
+    assert [e["port"] for e in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    (policy,) = pick("full", "NetworkPolicy", f"{FULLNAME}-feedback")
+    given = yaml.safe_load((CHART / "ci" / "full-values.yaml").read_text())["networkPolicy"]
+    assert policy["spec"]["ingress"] == [
+        {"ports": [{"port": "http"}], "from": given["feedbackFrom"]},
+        {"ports": [{"port": "metrics"}], "from": given["metricsFrom"]},
+    ]
+
+
+def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    (deployment,) = pick("default", "Deployment", f"{FULLNAME}-feedback")
+    env = {e["name"]: e["value"] for e in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    monkeypatch.setenv(SETTINGS_ENV, env[SETTINGS_ENV])
+    assert FeedbackSettings.from_environment() == FeedbackSettings()
+    assert set(values()["feedback"]["limits"]) == {to_camel(name) for name in FeedbackLimits.model_fields}
+    described = schema()["properties"]["feedback"]["properties"]["limits"]["properties"]
+    assert {to_camel(name): field.description for name, field in FeedbackLimits.model_fields.items()} == {
+        name: field["description"] for name, field in described.items()
+    }
 
 
 def test_jobs_reach_the_stores_and_little_else() -> None:

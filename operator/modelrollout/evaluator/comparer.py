@@ -5,6 +5,7 @@ What it compares and for whom stands in its task, which the operator wrote: noth
 It has no API access, and what it counts leaves it as counters only: no payload is logged, kept or shown.
 
 The gateway forgets the answer to a mirrored request, so every one gets 202 as soon as it is read, and what is too much is shed, not queued.
+Any pod may reach its port, so that connections, time and memory are bounded (``telemetry.guard``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ from modelrollout.api import names
 from modelrollout.api.tasks import TASK_ENV, CompareTask
 from modelrollout.evaluator.agreement import UnreadableError, agree, decode
 from modelrollout.jobs import log
+from modelrollout.telemetry.guard import STATUS, Exposition, GuardedServer, HttpLimits, room_for
 
 Result = Literal[
     "agree",
@@ -45,6 +46,8 @@ Result = Literal[
 ]
 RESULTS: tuple[Result, ...] = ("agree", "disagree", "canary_error", "stable_error", "unreachable", "unreadable", "shed", "ignored")
 MAX_ANSWER_BYTES = 16 << 20
+# The gateway's proxies are few addresses with many connections: one source may have all of them, but gives way to others when all are taken.
+LIMITS = HttpLimits(connections=1024, connections_per_source=1024, connections_per_second=1000.0, request_seconds=10.0)
 # What the meaning of the body depends on; credentials and cookies of the client go no further.
 _FORWARDED = ("Content-Type", "Content-Encoding", "Inference-Header-Content-Length")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -192,20 +195,14 @@ class Comparer:
             return "canary_error"
 
 
-def status_app(counts: Counts) -> web.Application:
+def status_app(registry: CollectorRegistry) -> web.Application:
     """Probes and counters, on a port that the gateway does not mirror to."""
-    registry = CollectorRegistry()
-    registry.register(counts)
-    ProcessCollector(registry=registry)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def healthy(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthy)])
+    app.add_routes([web.get("/metrics", Exposition(registry).answer), web.get("/healthz", healthy)])
     return app
 
 
@@ -220,20 +217,24 @@ async def serve(task: CompareTask, host: str = "0.0.0.0", *, status_port: int = 
     comparer = Comparer(task, asker)
     workers = [asyncio.create_task(comparer.work()) for _ in range(task.concurrency)]
     # A body goes on as it came, compressed or not; access logs would name paths and addresses of clients.
-    mirrored = web.AppRunner(comparer.app(), access_log=None, auto_decompress=False, shutdown_timeout=1.0)
-    status = web.AppRunner(status_app(comparer.counts), access_log=None, shutdown_timeout=1.0)
+    registry = CollectorRegistry()
+    for_gateway, for_status = room_for(LIMITS, STATUS)
+    mirrored = GuardedServer("comparer", comparer.app(), for_gateway, auto_decompress=False, shutdown_timeout=1.0)
+    status = GuardedServer("status", status_app(registry), for_status, shutdown_timeout=1.0)
+    for collector in (comparer.counts, mirrored, status):
+        registry.register(collector)
+    ProcessCollector(registry=registry)
     try:
-        for runner, port in ((mirrored, task.port), (status, status_port)):
-            await runner.setup()
-            await web.TCPSite(runner, host, port).start()
+        await mirrored.start(host, task.port)
+        await status.start(host, status_port)
         log.say("the comparer listens", model=task.model, canary=task.candidate_number, stable=task.stable_number)
         await stop.wait()
     finally:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await mirrored.cleanup()
-        await status.cleanup()
+        await mirrored.stop()
+        await status.stop()
         await asker.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -22,7 +22,8 @@ class Limits:
 
     A counter that goes and comes back starts at 0, which the analysis takes for a restart. ``ids`` are remembered to tell a repeated label from
     a new one, over all models, about 150 bytes each: a label sent again after so many others counts again. A model that sends many takes
-    from its own share first. Slices beyond the limit are counted as ``other``.
+    from its own share first. Slices beyond the limit are counted as ``other``. ``series`` are the counters of right and wrong over all models,
+    about 400 bytes each and as much again in Prometheus's answer: beyond them the namespace that has most loses its longest unused model.
     """
 
     ids: int = 200_000
@@ -30,6 +31,7 @@ class Limits:
     models_per_namespace: int = 256
     versions: int = 16
     slices: int = 32
+    series: int = 20_000
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Ledger(Collector):
         self._limits = limits or Limits()
         self._models: OrderedDict[tuple[str, str], _Model] = OrderedDict()
         self._ids = 0
+        self._series_of: Counter[str] = Counter()  # by namespace
 
     def record(self, items: Sequence[Item]) -> int:
         """Count what is new; returns how many items were duplicates of (namespace, name, version, id). The first of them stands."""
@@ -62,7 +65,13 @@ class Ledger(Collector):
         self._ids += 1
         if self._ids > self._limits.ids:
             self._forget_one(model)
-        counts = self._version(model, item.version).setdefault(self._slice(model, item.slice), [0, 0])
+        slices, part = self._version(item.namespace, model, item.version), self._slice(model, item.slice)
+        if part not in slices:
+            if self._series_of.total() >= self._limits.series:
+                self._make_room(item.model)
+            slices[part] = [0, 0]
+            self._series_of[item.namespace] += 1
+        counts = slices[part]
         counts[0 if item.right else 1] += 1
         return True
 
@@ -97,11 +106,22 @@ class Ledger(Collector):
         return model
 
     def _drop(self, key: tuple[str, str]) -> None:
-        self._ids -= len(self._models.pop(key).ids)
+        model = self._models.pop(key)
+        self._ids -= len(model.ids)
+        self._series_of -= Counter({key[0]: sum(len(slices) for slices in model.versions.values())})
 
-    def _version(self, model: _Model, version: int) -> dict[str, list[int]]:
+    def _make_room(self, sender: tuple[str, str]) -> None:
+        """One model goes: the longest unused of the namespace with most series; the sender's only where there is no other."""
+        crowded = max(self._series_of, key=lambda namespace: self._series_of[namespace])
+        others = [key for key in self._models if key != sender]
+        victim = next((key for key in others if key[0] == crowded), next(iter(others), None))
+        if victim:
+            self._drop(victim)
+
+    def _version(self, namespace: str, model: _Model, version: int) -> dict[str, list[int]]:
         if version not in model.versions and len(model.versions) >= self._limits.versions:
-            model.versions.popitem(last=False)
+            _, gone = model.versions.popitem(last=False)
+            self._series_of -= Counter({namespace: len(gone)})
         counts = model.versions.setdefault(version, {})
         model.versions.move_to_end(version)
         return counts

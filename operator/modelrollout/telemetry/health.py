@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from modelrollout.telemetry.guard import STATUS, Exposition, GuardedServer
 from modelrollout.telemetry.logs import redact
 
 Check = Callable[[], str | None]  # None when well, else the reason
@@ -70,7 +71,7 @@ class HealthServer:
         self._loop = Heartbeat(clock)
         self._alive = {"event loop": within(self._loop.age, loop_limit, "last turn"), **alive}
         self._ready = {**self._alive, **ready}
-        self._runner: web.AppRunner | None = None
+        self._server: GuardedServer | None = None
         self._beating: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
@@ -78,23 +79,23 @@ class HealthServer:
         app = web.Application()
         app.router.add_get("/healthz", self._answer(self._alive))
         app.router.add_get("/readyz", self._answer(self._ready))
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/metrics", Exposition(self._registry, CONTENT_TYPE_LATEST).answer)
         return app
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port (that was chosen when ``port`` is 0)."""
         self._beating = asyncio.create_task(self._beat())
-        self._runner = web.AppRunner(self.application(), access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        return int(self._runner.addresses[0][1])
+        self._server = GuardedServer("status", self.application(), STATUS)
+        self._registry.register(self._server)
+        return await self._server.start(host, port)
 
     async def stop(self) -> None:
         """Listen no more."""
         if self._beating:
             self._beating.cancel()
-        if self._runner:
-            await self._runner.cleanup()
+        if self._server:
+            await self._server.stop()
+            self._registry.unregister(self._server)
 
     async def _beat(self) -> None:
         while True:
@@ -108,9 +109,6 @@ class HealthServer:
             return web.Response(status=503 if failed else 200, text=redact("\n".join(failed) or "ok") + "\n")
 
         return answer
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _run(check: Check) -> str | None:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -223,6 +224,42 @@ async def test_the_process_as_it_runs() -> None:
         assert 'result="agree",stable="1"} 3.0' in text
         stop.set()
         await asyncio.wait_for(running, 10)
+
+
+async def test_strangers_keep_neither_the_gateway_nor_a_probe_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half heads, and bodies that do not end: what the gateway mirrors is taken and compared meanwhile."""
+    monkeypatch.setattr(module, "LIMITS", replace(module.LIMITS, connections=40, connections_per_source=40, request_seconds=0.3))
+    port, status_port, stop = unused_port(), unused_port(), asyncio.Event()
+    begun = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+    strangers = []
+    async with revision() as stable, revision() as canary, aiohttp.ClientSession() as gateway:
+        running = asyncio.create_task(serve(task(stable, canary, port=port, queue=8), "127.0.0.1", status_port=status_port, stop=stop))
+        for i in range(200):
+            for at, sent in ((port, begun if i % 4 == 0 else b"POST /"), (status_port, b"GET /hea")):
+                while True:
+                    try:
+                        _, writer = await asyncio.open_connection("127.0.0.1", at, local_addr=(f"127.0.0.{2 + i % 5}", 0))
+                        break
+                    except ConnectionRefusedError:  # it does not listen yet
+                        await asyncio.sleep(0.02)
+                writer.write(sent)
+                strangers.append(writer)
+        agreed = 0
+        for _ in range(500):
+            async with gateway.post(f"http://127.0.0.1:{port}{INFER}", data=b"{}") as response:
+                assert response.status == 202
+            async with gateway.get(f"http://127.0.0.1:{status_port}/metrics") as response:
+                text = await response.text()
+            agreed = int(float(next(line for line in text.splitlines() if 'result="agree"' in line).rpartition(" ")[2]))
+            if agreed >= 3:
+                break
+            await asyncio.sleep(0.02)
+        assert agreed >= 3
+        assert 'modelrollout_http_connections_closed_total{reason="total",server="comparer"} 0.0' not in text
+        stop.set()
+        await asyncio.wait_for(running, 10)
+    for writer in strangers:
+        writer.transport.abort()
 
 
 def test_a_task_that_cannot_be_read_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

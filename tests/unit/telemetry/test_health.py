@@ -77,6 +77,21 @@ async def test_a_broken_check_is_a_failed_check() -> None:
     await server.stop()
 
 
+async def test_strangers_keep_no_probe_out(world: World) -> None:
+    """A probe that fails restarts the operator."""
+    port, strangers = int(world.url.rpartition(":")[2]), []
+    for i in range(300):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + i % 10}", 0))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: ")
+        strangers.append(writer)
+        if i % 30 == 0:
+            assert (await world.get("/healthz"))[0] == 200
+    _, text = await world.get("/metrics")
+    assert 'modelrollout_http_connections_closed_total{reason="total",server="status"} 0.0' not in text
+    for writer in strangers:
+        writer.transport.abort()
+
+
 async def test_metrics_are_served(world: World) -> None:
     status, text = await world.get("/metrics")
     assert status == 200

@@ -1,0 +1,38 @@
+"""How much a sender may ask of the feedback service: memory for bodies that are being read, and what is said to who asks for more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TooManyError(Exception):
+    """More than the caller may ask for now; try again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Bodies:
+    """Memory for bodies that are being read: ``total`` bytes, of which one tenant may hold ``per_tenant``."""
+
+    def __init__(self, total: int, per_tenant: int) -> None:
+        self._total, self._per_tenant = total, per_tenant
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def room(self, tenant: str, size: int) -> Iterator[None]:
+        """Hold room for a body of ``size`` bytes; TooManyError when there is none."""
+        if self._held[tenant] + size > self._per_tenant:
+            raise TooManyError(f"{tenant} has sent bodies of {self._held[tenant]} bytes that are still on their way", 1.0)
+        if self._held.total() + size > self._total:
+            raise TooManyError("many bodies are on their way", 1.0)
+        self._held[tenant] += size
+        try:
+            yield
+        finally:
+            self._held[tenant] -= size
+            if not self._held[tenant]:
+                del self._held[tenant]
