@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 OURS = f"{names.LABEL_NAME}"  # children carry this label; the watch asks the API server for nothing else
 UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
-LINE_BYTES = reading.MAX_BYTES + 1024  # of a watch event
+LINE_BYTES = 2 << 20  # of a watch event that are held: in a custom resource managed fields as large as itself come before its name
 _TYPE = re.compile(rb'\s*\{"type":"([A-Z]+)"')
 _TAKEN = ("ADDED", "MODIFIED", "DELETED")
 
@@ -50,7 +50,9 @@ class Intake:
         """
         try:
             if cut:
-                raise UnreadableError(f"has more than {reading.MAX_BYTES >> 10} KiB of JSON")
+                raise UnreadableError(f"has more than {LINE_BYTES >> 10} KiB of JSON")
+            if len(line) > 2 * reading.MAX_BYTES:  # not to be parsed at all
+                reading.object_of({}, len(line))
             event = reading.parse(line)
             if not isinstance(event, dict) or event.get("type") not in _TAKEN:
                 return line

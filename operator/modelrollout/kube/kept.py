@@ -13,7 +13,6 @@ from modelrollout.api import names
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.kube.client import JOB, POD, Object, Resource
 
-LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 MESSAGE = 4096  # characters of what a container says at its end; the kubelet takes no more bytes
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels", "ownerReferences")
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
@@ -32,8 +31,8 @@ def kept(resource: Resource, obj: Object) -> Object:
         template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"))}
         return _with(obj, metadata=_some(metadata, _METADATA) | {"annotations": ours}, spec={**spec, "template": template}, status=obj.get("status"))
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    if LAST_APPLIED in (metadata.get("annotations") or {}):
-        metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != LAST_APPLIED}
+    if annotations := metadata.get("annotations"):
+        metadata["annotations"] = {k: v for k, v in annotations.items() if k.startswith(names.GROUP)}
     return {**obj, "metadata": metadata}
 
 

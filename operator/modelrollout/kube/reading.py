@@ -22,10 +22,17 @@ NAMESPACE_BYTES = 96 << 20  # memory for the objects of one namespace: some 1,00
 PAGE_ITEMS = 200  # of a list in one request
 PAGE_BYTES = 4 << 20  # of a page that is taken; of a larger one fewer objects are asked for at a time
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++', re.DOTALL)
-_MAX_TOKENS = 200_000  # that are looked at for the name of an object that cannot be read
+_MAX_TOKENS = 500_000  # that are looked at for the name of an object that cannot be read: a fifth of a second
 _MARKS = ("name", "namespace", "uid", "resourceVersion")
 # Where a list says how it goes on: built-in kinds at the beginning, custom ones at the end.
 _LIST_HEAD = re.compile(rb'\{"kind":"[^"]*","apiVersion":"[^"]*","metadata":(\{[^{}]*\})')
+_ITEM = rb'\{(?:"(?:apiVersion|kind)":"[^"]*",){0,2}"metadata":'
+# How answers of the API server begin, up to the metadata of the (first) object, by the path to it.
+_BEGIN = {
+    ("metadata",): re.compile(_ITEM),
+    ("object", "metadata"): re.compile(rb'\{"type":"[A-Z]+","object":' + _ITEM),
+    ("items", "", "metadata"): re.compile(rb'\{(?:"(?:apiVersion|kind)":"[^"]*",){0,2}(?:"metadata":\{[^{}]*\},)?"items":\[' + _ITEM),
+}
 _LIST_TAIL = re.compile(rb'"metadata":(\{[^{}]*\})\}\s*$')
 
 
@@ -220,6 +227,12 @@ def left_out(item: Object) -> Unread:
 
 def identify(raw: bytes, path: tuple[str, ...], why: str) -> Unread:
     """Which object it is that cannot be read, from the metadata at ``path`` (a list's items have the key ""); whatever the rest looks like."""
+    if begin := _BEGIN[path].match(raw):
+        try:
+            metadata, _ = JSONDecoder().raw_decode(raw[begin.end() :].decode("utf-8", "replace"))
+            return named({"metadata": metadata}, why)
+        except (ValueError, RecursionError):
+            pass  # managed fields are as deep as what they are about: token by token, then
     where: list[str] = []  # keys of the maps and lists that are open, from the outermost
     is_map: list[bool] = []
     deeper = 0  # containers inside those

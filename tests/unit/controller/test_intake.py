@@ -98,12 +98,13 @@ def raw(kind: str, spec: str, name: str = KEY[1], version: int = 5) -> bytes:
 
 DEEP = '{"a":' * 1200 + "{}" + "}" * 1200
 ODD: list[tuple[Resource, str]] = [
-    (MODEL_DEPLOYMENT, DEEP), (MODEL_DEPLOYMENT, '{"a":' * 100 + "{}" + "}" * 100), (MODEL_DEPLOYMENT, "[" * 500 + "]" * 500), (POD, DEEP),
-    (MODEL_DEPLOYMENT, '"' + "x" * LINE_BYTES + '"'), (MODEL_DEPLOYMENT, "[]"), (MODEL_DEPLOYMENT, "3"), (MODEL_DEPLOYMENT, '"spec"'),
-    (MODEL_REVISION, "{}"), (MODEL_REVISION, "null"), (MODEL_REVISION, '{"number":"1","sha256":1,"input":[],"template":[]}'),
-    (MODEL_DEPLOYMENT, '{},"status":[]'), (MODEL_DEPLOYMENT, '{},"status":{"conditions":{"a":1}}'), (MODEL_DEPLOYMENT, '{},"status":{"conditions":[3]}'),
-    (MODEL_DEPLOYMENT, '{},"status":{"phase":{}}'), (ROLLOUT_POLICY, "[]"),
-]  # fmt: skip
+    *((MODEL_DEPLOYMENT, spec) for spec in (DEEP, '{"a":' * 100 + "{}" + "}" * 100, "[" * 500 + "]" * 500, '"' + "x" * LINE_BYTES + '"')),
+    *((MODEL_DEPLOYMENT, spec) for spec in ("[]", "3", '"spec"', '{},"status":[]')),
+    *((MODEL_DEPLOYMENT, '{},"status":' + status) for status in ('{"conditions":{"a":1}}', '{"conditions":[3]}', '{"phase":{}}')),
+    *((MODEL_REVISION, spec) for spec in ("{}", "null", '{"number":"1","sha256":1,"input":[],"template":[]}')),
+    (POD, DEEP),
+    (ROLLOUT_POLICY, "[]"),
+]
 
 
 def test_a_model_deployment_wakes_itself_and_a_child_its_owner(bench: Bench) -> None:
@@ -270,7 +271,7 @@ async def through(bench: Bench, url: str, path: str) -> Any:
 
 @pytest.mark.parametrize("size", [7, 1000, 1 << 20])
 async def test_a_watch_goes_on_whatever_comes(bench: Bench, serve: Any, size: int) -> None:
-    lines = [raw("ADDED", "{}", "a", 1), raw("ADDED", DEEP, "deep", 2), b"", b"\xff\xfe", raw("ADDED", '"' + "x" * 2_000_000 + '"', "huge", 3),
+    lines = [raw("ADDED", "{}", "a", 1), raw("ADDED", DEEP, "deep", 2), b"", b"\xff\xfe", raw("ADDED", '"' + "x" * 3_000_000 + '"', "huge", 3),
              raw("ADDED", "{}", "b", 4), line("ERROR", {"code": 410})]  # fmt: skip
     body = b"\n".join(lines if size > 7 else [*lines[:4], *lines[5:]]) + b"\n"
 

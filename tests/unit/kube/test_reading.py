@@ -98,6 +98,15 @@ def test_an_object_is_named_whatever_it_holds(spec: str) -> None:
         assert identify(raw_list(raw_object("culprit", spec), custom=custom), ("items", "", "metadata"), "why") == found
 
 
+def test_managed_fields_as_large_as_the_object_hide_no_name() -> None:
+    fields = [{"fieldsV1": {f"f:k{i}": {} for i in range(50_000)}}]
+    about = json.dumps(metadata("culprit", managedFields=fields), separators=(",", ":"))
+    about = about.replace('"name":"culprit",', "").removesuffix("}") + ',"name":"culprit"}'  # in the order of the API server
+    for raw in (f'{{"type":"ADDED","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":[[', f'{{"object":{{"metadata":{about}'):
+        found = identify(raw.encode(), ("object", "metadata"), "why")
+        assert found.name == ("culprit" if "type" in raw else ""), "what does not begin like an answer is searched only so far"
+
+
 @pytest.mark.parametrize("raw", [b"", b"}}}}", b"[[[]]]", b'{"metadata":3}', b'{"metadata":{"name":{"name":"x"}}}', b'"', b"\xff" * 100])
 def test_what_has_no_name_has_none(raw: bytes) -> None:
     assert identify(raw, ("metadata",), "why").name == ""
