@@ -27,18 +27,21 @@ def odd_values(rng: random.Random) -> list[str]:
 
 
 def model_deployments(namespace: str, count: int, seed: int, api_version: str = "modelrollout.dev/v1alpha1") -> Iterator[tuple[str, str]]:
-    """Name and text of ModelDeployments with something odd in one place; without a schema the API server takes nearly all of them."""
+    """Name and text of ModelDeployments with something odd in one place; without a schema the API server takes nearly all of them.
+
+    Their model lies in no store that an operator knows, so that those which are read are refused, and start no Jobs.
+    """
     rng = random.Random(seed)
     for n in range(count):
         name = f"odd-{seed}-{n}"
         value = rng.choice(odd_values(rng))
         parts = {
             "metadata": json.dumps({"name": name, "namespace": namespace, "labels": {LABEL: rng.choice(["victim", name])}}),
-            "spec": '{"model":{"uri":"s3://models/a.onnx"},"serving":{"resources":{"limits":{"cpu":1}}}}',
+            "spec": '{"model":{"uri":"s3://none-such/a.onnx"},"serving":{"resources":{"limits":{"cpu":1}}}}',
         }
         match rng.randrange(6):
             case 0 | 1:
-                parts["spec"] = f'{{"model":{{"uri":"s3://models/a.onnx"}},"serving":{{"resources":{{"limits":{{"cpu":1}}}},"affinity":{value}}}}}'
+                parts["spec"] = f'{{"model":{{"uri":"s3://none-such/a.onnx"}},"serving":{{"resources":{{"limits":{{"cpu":1}}}},"affinity":{value}}}}}'
             case 2:
                 parts["spec"] = value
             case 3:

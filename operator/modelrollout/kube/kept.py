@@ -13,7 +13,7 @@ from modelrollout.api import names
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.kube.client import JOB, POD, Object, Resource
 
-MESSAGE = 4096  # characters of what a container says at its end; the kubelet takes no more bytes
+MESSAGE = 4096  # characters of what a pod or a container says; the kubelet takes no more bytes of a container
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels", "ownerReferences")
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
 _CONTAINER_STATUS = ("name", "image", "ready", "restartCount", "state", "lastState")
@@ -73,9 +73,9 @@ def _container(container: Mapping[str, Any]) -> Object:
 def _pod_status(status: Any) -> Object | None:
     if status is None:
         return None
-    found = _some(status, ("phase", "reason", "message", "startTime"))
+    found: Object = _cut(_some(status, ("phase", "reason", "message", "startTime")))
     if conditions := status.get("conditions"):
-        found["conditions"] = [_some(c, _CONDITION) for c in conditions]
+        found["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
     for part in ("initContainerStatuses", "containerStatuses"):
         if of := status.get(part):
             found[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
