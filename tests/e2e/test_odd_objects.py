@@ -92,12 +92,12 @@ class Victim:
 
 
 def unreadable(cluster: Cluster) -> float:
-    """Objects that the leader leaves out, by its metric."""
+    """The attacker's ModelDeployments that the operator leaves out, by its metric."""
     total = 0.0
     for pod in cluster.pods(SYSTEM_NAMESPACE, OPERATORS):
         text = requests.get(f"http://{pod['status']['podIP']}:8081/metrics", timeout=20).text
         counts = [line.rpartition(" ") for line in text.splitlines() if line.startswith("modelrollout_objects_unreadable{")]
-        total = max(total, sum(float(value) for labels, _, value in counts if ATTACKER in labels))
+        total = max(total, sum(float(value) for labels, _, value in counts if ATTACKER in labels and "ModelDeployment" in labels))
     return total
 
 

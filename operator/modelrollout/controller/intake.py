@@ -92,6 +92,7 @@ class Intake:
 
         The resourceVersion of the list. Raises KubeError.
         """
+        asked = self._unread.now()
         selector = "" if resource in UNLABELLED else OURS
         listing = await self._kube.list(resource, namespace, label_selector=selector, keep=partial(kept, resource))
         unread = {(u.namespace, u.name) for u in listing.unread}
@@ -107,7 +108,7 @@ class Intake:
             self._wake(key)
         places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
         left_out = {place for place in places if self._store.get(resource, *place) is None}  # for want of memory; or it went meanwhile
-        self._unread.listed(resource, namespace, unread | left_out)
+        self._unread.listed(resource, namespace, unread | left_out, asked)
         return listing.resource_version
 
     def _unreadable(self, resource: Resource, found: Unread, *, gone: bool) -> None:

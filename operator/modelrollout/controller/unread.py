@@ -54,10 +54,16 @@ class UnreadObjects:
         if self._known.pop((resource, namespace, name), None):
             log.info("%s %s can be read again, or is gone", resource.kind, _called(namespace, name))
 
-    def listed(self, resource: Resource, namespace: str | None, unread: set[tuple[str, str]]) -> None:
-        """A list, of one namespace or of all, met only these that it could not read."""
-        for r, of, name in [i for i in self._known if i[0] == resource and namespace in (None, i[1]) and (i[1], i[2]) not in unread]:
-            self.clear(r, of, name)
+    def now(self) -> float:
+        """For ``listed``."""
+        return self._clock()
+
+    def listed(self, resource: Resource, namespace: str | None, unread: set[tuple[str, str]], since: float) -> None:
+        """A list, of one namespace or of all, met only these that it could not read. What the watch met after ``since``, when the list was asked for,
+        may be younger than the list."""
+        for i, entry in list(self._known.items()):
+            if i[0] == resource and namespace in (None, i[1]) and (i[1], i[2]) not in unread and entry.met < since:
+                self.clear(*i)
 
     def count(self) -> dict[tuple[str, str], int]:
         """Objects by kind and namespace."""

@@ -198,12 +198,18 @@ async def test_a_namespace_has_a_share_of_the_memory(bench: Bench, monkeypatch: 
 async def test_a_list_takes_everything_in_and_forgets_what_is_gone(bench: Bench) -> None:
     bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", "{}", name="gone", version=1), False)
     bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, name="was-deep", version=1), False)
+    bench.now += 1
     bench.kube.items = [obj(2, name="a"), obj(2, name="odd", status={"phase": 3}), obj(2, name="was-deep")]
     bench.kube.unread = (Unread(KEY[0], "deep", "u", "2", "is nested too deep"),)
     assert await bench.intake.list(MODEL_DEPLOYMENT, None) == "99"
     assert {o["metadata"]["name"] for o in bench.store.all(MODEL_DEPLOYMENT)} == {"a", "was-deep"}
     assert bench.unread.count() == {("ModelDeployment", KEY[0]): 2}
+    bench.now += 1
     bench.kube.items, bench.kube.unread = [obj(2, name="a")], ()
+    bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, name="younger", version=100), False)  # met after the list was asked for
+    await bench.intake.list(MODEL_DEPLOYMENT, KEY[0])
+    assert bench.unread.count() == {("ModelDeployment", KEY[0]): 1}
+    bench.now += 1
     await bench.intake.list(MODEL_DEPLOYMENT, KEY[0])
     assert bench.unread.count() == {}
     await bench.intake.list(POD, None)
