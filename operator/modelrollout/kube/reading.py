@@ -12,15 +12,28 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from json.decoder import WHITESPACE, JSONDecoder  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
 
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15
-NAMESPACE_BYTES = 96 << 20  # memory for the objects of one namespace: some 1,000 models with all that belongs to them
+USUAL_MEMORY = 512 << 20  # where the container has no limit: that of the chart
 PAGE_ITEMS = 200  # of a list in one request
 PAGE_BYTES = 4 << 20  # of a page that is taken; of a larger one fewer objects are asked for at a time
+
+
+def _share() -> int:
+    """A quarter of the container's memory limit (cgroup v2)."""
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # "max": there is none
+        limit = USUAL_MEMORY
+    return min(limit, 8 * USUAL_MEMORY) // 4
+
+
+NAMESPACE_BYTES = _share()  # memory for the objects of one namespace; a model with all that belongs to it takes some 350 kB
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++', re.DOTALL)
 _MAX_TOKENS = 500_000  # that are looked at for the name of an object that cannot be read: a fifth of a second
 _MARKS = ("name", "namespace", "uid", "resourceVersion")
@@ -68,6 +81,7 @@ def parse(raw: bytes) -> Any:
 def weigh(value: Any) -> int:
     """Bytes of memory, about. Raises UnreadableError when it is nested deeper than MAX_DEPTH."""
     weight, depth = 0, 0
+    keys: set[str] = set()  # of which the reader makes one for all
     level = [value]
     size = sys.getsizeof
     while level:
@@ -78,7 +92,7 @@ def weigh(value: Any) -> int:
         for outer in level:
             weight += size(outer)
             if isinstance(outer, dict):
-                weight += sum(map(size, outer))
+                keys.update(outer)
                 children: Any = outer.values()
             elif isinstance(outer, list):
                 children = outer
@@ -90,7 +104,7 @@ def weigh(value: Any) -> int:
                 else:
                     weight += size(child)
         level = inner
-    return weight
+    return weight + sum(map(size, keys))
 
 
 def object_of(value: Any, size: int) -> Object:
