@@ -27,7 +27,8 @@ ATTACKER = "e2e-odd-attacker"
 DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modeldeployments.modelrollout.dev"
 MDEPS = f"/apis/modelrollout.dev/v1alpha1/namespaces/{ATTACKER}/modeldeployments"
 OPERATORS = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"
-SLOWER = 20.0  # seconds that a rollout of half a minute may take longer beside a machine full of writes
+SLOWER = 10.0  # seconds that a rollout of half a minute may take longer beside what is stored
+WHILE_WRITING = 60.0  # and while it is written: the API server of the sandbox, its scheduler and this test share two cores
 
 
 class Raw:
@@ -141,9 +142,9 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
         for part in parts:
             assert part.result().count(201) > 100
 
-    took.append(victim.rolled_out())
-    log.info("rollouts took %s s, %.1f s when it was quiet; %d odd objects were stored, %.0f left out", took, quiet, stored, unreadable(cluster))
-    assert max(took) <= quiet + SLOWER, f"{took} seconds, {quiet:.1f} when it was quiet"
+    after = victim.rolled_out()
+    log.info("rollouts took %s s while they came, %.1f s after, %.1f s before; %.0f are left out", took, after, quiet, unreadable(cluster))
+    assert after <= quiet + SLOWER and max(took) <= quiet + WHILE_WRITING, f"{took} and {after:.1f} seconds, {quiet:.1f} before"
     assert restarts(cluster) == before
     events = cluster.get(f"/api/v1/namespaces/{ATTACKER}/events")["items"]
     assert any(e["reason"] == "Unreadable" and "correct it or delete it" in e["message"] for e in events)
