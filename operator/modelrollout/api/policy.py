@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import (
     ApiModel,
     Condition,
     Duration,
+    Labels,
     ListMapKey,
     Metric,
     Name,
@@ -38,9 +39,7 @@ class PolicySelector(ApiModel):
     namespaces: Annotated[list[NamespacePattern], Field(min_length=1, max_length=64)] | None = Field(
         None, description="Names of namespaces, or patterns with * and ?; left out: all namespaces."
     )
-    match_labels: dict[str, Annotated[str, StringConstraints(max_length=63)]] | None = Field(
-        None, description="Labels that the ModelDeployment carries; left out: any."
-    )
+    match_labels: Labels | None = Field(None, description="Labels that the ModelDeployment carries; left out: any.")
 
 
 class DefaultCanary(ApiModel):

@@ -150,7 +150,7 @@ class Cluster:
             found = await self._api.list(MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}")
         except KubeError as e:
             raise self._explained(e, "read", "list", "modelrevisions") from e
-        read, unread = [], []
+        read, unread = [], [u.name for u in found.unread]
         for item in map(_printable, found.items):
             name_of = item["metadata"]["name"]
             try:

@@ -351,24 +351,26 @@ def feedback(
 
 @app.command()
 def references(
-    output: Annotated[Path, typer.Option("--output", help="File to write: JSON with the URIs of all artifacts that are in use.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write: URIs of artifacts in use, namespaces to leave untouched.")],
     namespaces: Annotated[list[str] | None, typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces.")] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Write which artifacts are in use, for the clean-up of the artifact store. Whatever cannot be read, nothing is written."""
-    from modelrollout.cli.references import in_use
+    """Write which artifacts are in use, for the clean-up of the artifact store. When the cluster cannot be asked, nothing is written."""
+    from modelrollout.cli.references import InUse, in_use
 
-    async def go() -> list[str]:
+    async def go() -> InUse:
         async with await Kube.connect(kubeconfig, context, component="references") as kube:
             return await in_use(kube, namespaces or [None])
 
     try:
         found = asyncio.run(go())
-        output.write_text(json.dumps({"artifacts": found}))
+        output.write_text(json.dumps({"artifacts": found.artifacts, "untouched": found.untouched}))
     except (KubeError, OSError) as e:
         raise _fail(Unanswered(f"the references cannot be read: {e}")) from e
-    _say(f"{len(found)} artifacts are in use")
+    _say(f"{len(found.artifacts)} artifacts are in use")
+    if found.untouched:
+        _say(f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the operator's log names it")
 
 
 def _ask(

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Kube, Object
+from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Kube, Object, Resource, Unreadable
 from modelrollout.resources.server import fetched
 
 
-async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> list[str]:
-    """URIs of artifacts that something in these namespaces (None: in all) refers to. Raises KubeError."""
+@dataclass(frozen=True)
+class InUse:
+    """``untouched``: namespaces in which something could not be read, so that nobody knows what else is in use there."""
+
+    artifacts: tuple[str, ...]  # URIs
+    untouched: tuple[str, ...] = ()
+
+
+async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
+    """What something in these namespaces (None: in all) refers to. Raises KubeError."""
     found: set[str] = set()
+    untouched: set[str] = set()
+
+    async def read(resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]:
+        listing = await kube.list(resource, namespace, label_selector=label_selector, keep=_kept)
+        for unread in listing.unread:
+            if not unread.namespace:  # whose it is nobody knows, so anything may be in use
+                raise Unreadable(200, "Unreadable", f"{resource.kind} {unread.name or '(without a name)'} {unread.why}")
+            untouched.add(unread.namespace)
+        return listing.items
+
     for namespace in namespaces:
         for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):  # in this order: what moves from a rollout to its revision is seen in one of them
-            for o in (await kube.list(resource, namespace)).items:
+            for o in await read(resource, namespace):
                 found.update(_uris(o.get("status")))
-        for o in (await kube.list(DEPLOYMENT, namespace, label_selector=names.LABEL_NAME)).items:
+        for o in await read(DEPLOYMENT, namespace, names.LABEL_NAME):
             found.update(_fetched(o))
-    return sorted(found)
+    return InUse(tuple(sorted(found)), tuple(sorted(untouched)))
+
+
+def _kept(o: Object) -> Object:
+    """The other parts are large, and only fill the memory."""
+    kept: Object = {"metadata": {k: o["metadata"].get(k) for k in ("name", "namespace")}}
+    return kept | ({"spec": o["spec"]} if o.get("kind") == DEPLOYMENT.kind else {"status": o.get("status")})
 
 
 def _uris(status: Any) -> Iterator[str]:

@@ -36,6 +36,7 @@ from modelrollout.kube.client import (
     NotFound,
     Object,
     Resource,
+    Unreadable,
 )
 from modelrollout.resources import jobs, server
 from modelrollout.resources.common import NotAllowedError, Owner
@@ -240,6 +241,8 @@ class Actor:
             if stored is not None:
                 self.store.gone(resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"])
             return None
+        except Unreadable as e:
+            raise ChildRefused(e.status, "ChildUnreadable", f"{e.message}; delete it, and it is made anew") from e
         self.store.read(resource, live)
         return live
 

@@ -17,8 +17,10 @@ from modelrollout.api.config import OperatorConfig, load_config
 from modelrollout.controller import handlers
 from modelrollout.controller.admission import Admission
 from modelrollout.controller.assess import PrometheusAssessor
+from modelrollout.controller.intake import Intake
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.reconciler import Reconciler
+from modelrollout.controller.unread import UnreadObjects
 from modelrollout.controller.workqueue import WorkQueue, run_workers
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
@@ -60,12 +62,14 @@ class Operator:
 
     def __init__(self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str) -> None:
         self._config, self._kube, self._metrics, self._identity = config, kube, metrics, identity
-        self._store = Store()
         self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
         self._queue.pause()  # only the leader works it
         self._synced = False
         self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
         self._events = Events(kube, instance=identity)
+        self._unread = UnreadObjects(self._events, self._elector.is_leader)
+        kube.on_unread = self._unread.note
+        self._store = Store(self._unread.note)
         self._assessor = PrometheusAssessor(config)
         self._admission = Admission(kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC))
         self._leads_since: datetime | None = None
@@ -84,6 +88,7 @@ class Operator:
         metrics.queue_depth(lambda: len(self._queue))
         metrics.leading(self._elector.is_leader)
         metrics.rollouts(self._phases)
+        metrics.unreadable(self._unread.count)
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
@@ -106,7 +111,8 @@ class Operator:
         )
         port = await health.start("0.0.0.0", health_port)
         log.info("health and metrics on port %d", port)
-        registry = handlers.registry(self._store, self._resources, self._queue.add, kubeconfig, context)
+        self._intake = Intake(self._kube, self._store, self._unread, self._resources, self._queue.add)
+        registry = handlers.registry(self._intake, self._resources, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(handlers.run(registry, self._config.namespaces, ready, self._identity))
         others = [
@@ -155,13 +161,9 @@ class Operator:
     async def _resync(self) -> None:
         """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
         for resource in self._resources:
-            selector = "" if resource in handlers.UNLABELLED else handlers.OURS
             namespaces: list[str | None] = [*self._config.namespaces] if resource.namespaced else []
-            namespaces = namespaces or [None]
-            for namespace in namespaces:
-                listing = await self._kube.list(resource, namespace, label_selector=selector)
-                for key in self._store.resync(resource, listing.items, listing.resource_version, namespace):
-                    self._queue.add(key)
+            for namespace in namespaces or [None]:
+                await self._intake.list(resource, namespace)
         await self._admission.slots.sweep()
         for policy in self._admission.policies.all():
             self._queue.add(("", policy.name))  # whom it matches is counted anew
@@ -175,6 +177,8 @@ class Operator:
                 await self._resync()
             except KubeError as e:
                 log.warning("resync failed, the next one will do: %s", e)
+            except Exception:
+                log.exception("resync failed unexpectedly, the next one will do")
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()
@@ -190,6 +194,7 @@ class Operator:
                 log.warning("pass failed, again in %.1f s: %s", delay, e)
             except Exception as e:
                 self._metrics.reconcile_failed(e)
+                await self._tell(key, e)
                 raise
             else:
                 self._queue.forget(key)
@@ -199,6 +204,13 @@ class Operator:
                     self._queue.add_after(key, again)
             finally:
                 self._metrics.reconciled(time.monotonic() - started)
+
+    async def _tell(self, key: Key, error: Exception) -> None:
+        """A pass ended as nobody foresaw: whose it was is not only in the log."""
+        obj = self._store.get(MODEL_DEPLOYMENT, *key) if key[0] else self._store.get(ROLLOUT_POLICY, None, key[1])
+        if obj is not None:
+            text = f"the operator does not get on with this object ({type(error).__name__}) and tries again; its log says where: please report it"
+            await self._events.post(obj, "Warning", "PassFailed", text)
 
     def _phases(self) -> dict[tuple[str, str], int]:
         return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))

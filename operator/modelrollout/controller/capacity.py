@@ -17,6 +17,7 @@ from kubernetes.utils.quantity import parse_quantity
 from modelrollout.api.config import OperatorConfig
 from modelrollout.controller.pods import has_ended
 from modelrollout.kube.client import NODE, POD, Forbidden, Kube, Object
+from modelrollout.kube.kept import node_for_capacity, pod_for_capacity
 from modelrollout.rollout.facts import Gpus
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class Capacity:
 
     async def _nodes(self) -> tuple[list[Object], dict[str, dict[str, int]]]:
         if self._seen is None or self._clock() - self._seen[0] >= self._config.remember_seconds:
-            nodes = (await self._kube.list(NODE)).items
-            used = in_use((await self._kube.list(POD)).items)
+            nodes = (await self._kube.list(NODE, keep=node_for_capacity)).items
+            used = in_use((await self._kube.list(POD, keep=pod_for_capacity)).items)
             self._seen = (self._clock(), nodes, used)
         return self._seen[1], self._seen[2]
 

@@ -1,37 +1,42 @@
-"""The only place that knows kopf: watch events become keys on the queue, and nothing else happens here.
+"""The only place that knows kopf, which is the watch source and the process frame: it finds the resources, opens watches anew, waits after errors.
 
-kopf is the watch source and the process frame. No daemons, timers, indices, progress annotations or finalizers (DESIGN.md, The loop).
+The objects themselves never reach it. Its reader of JSON ends the process at an object that is nested 1,000 deep, and it would hold all that it
+lists. So its requests go through a session of ours (kopf.AiohttpSession), whose answers hand every object to ``controller.intake`` and leave kopf
+what it needs: how far the watch came. No daemons, timers, indices, progress annotations or finalizers (DESIGN.md, The loop).
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import kopf
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
-from modelrollout.api import names
-from modelrollout.kube.cache import Key, Store, owner
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
+from modelrollout.controller.intake import LINE_BYTES, OURS, UNLABELLED, Intake
+from modelrollout.kube.client import KubeError, Resource
 
-OURS = f"{names.LABEL_NAME}"  # children carry this label; the watch asks the API server for nothing else
-UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
+log = logging.getLogger(__name__)
+
+RELIST_SECONDS = 2.0  # after a list that failed; kopf itself waits a tenth of a second
 
 
-def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], None], kubeconfig: str | None, context: str | None) -> Any:
-    """A kopf registry with one event handler for each watched resource."""
+def registry(intake: Intake, resources: Iterable[Resource], kubeconfig: str | None, context: str | None) -> Any:
+    """A kopf registry that makes kopf watch each of the resources."""
     made = kopf.OperatorRegistry()
     for resource in resources:
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}")(
-            _handler(store, resource, wake)
-        )
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}")(_nothing)
 
     @kopf.on.login(registry=made, id="login")
-    def login(**_: Any) -> kopf.ConnectionInfo:
-        return connection(kubeconfig, context)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        return session(connection(kubeconfig, context), intake)
 
     @kopf.on.startup(registry=made, id="settings")
     def settings(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -39,6 +44,7 @@ def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], 
         settings.scanning.disabled = True
         settings.watching.server_timeout = 300
         settings.watching.connect_timeout = 10
+        settings.watching.chunk_size = 1  # what it would list is listed by the intake, page by page
         for resource in resources:
             if resource not in UNLABELLED:
                 settings.watching.label_selectors[resource.group, resource.version, resource.plural] = OURS
@@ -46,17 +52,76 @@ def registry(store: Store, resources: Iterable[Resource], wake: Callable[[Key], 
     return made
 
 
-def _handler(store: Store, resource: Resource, wake: Callable[[Key], None]) -> Any:
-    async def watch(event: Any, **_: Any) -> None:
-        body = dict(event["object"])
-        body.setdefault("apiVersion", resource.api_version)
-        body.setdefault("kind", resource.kind)
-        if store.observe(resource, {"type": event["type"], "object": body}):
-            key = owner(resource, body)
-            if key is not None:
-                wake(key)
+async def _nothing(**_: Any) -> None:
+    """Never called: no event reaches kopf's handlers."""
 
-    return watch
+
+def session(info: kopf.ConnectionInfo, intake: Intake) -> kopf.AiohttpSession:
+    """kopf's connection to the API server, whose answers are read by the intake."""
+    made = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        response_class=response_class(intake, urlsplit(info.server).path.rstrip("/")),
+    )
+    return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, priority=info.priority, aiohttp_session=made)
+
+
+def response_class(intake: Intake, prefix: str) -> type[aiohttp.ClientResponse]:
+    """Answers whose watches and lists of watched resources are taken in; all others are as ever. ``prefix``: of the API server's paths."""
+
+    class Response(aiohttp.ClientResponse):
+        def _watched(self) -> tuple[Resource, str | None] | None:
+            return intake.watched(self.url.path.removeprefix(prefix)) if self.status == 200 and self.method == "GET" else None
+
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            await super().start(connection)
+            if self.url.query.get("watch") and (found := self._watched()):
+                self.content = Lines(self.content, partial(intake.line, found[0]))  # type: ignore[assignment]
+            return self
+
+        async def json(self, **options: Any) -> Any:
+            found = self._watched()
+            if found is None:
+                return await super().json(**options)
+            try:
+                version = await intake.list(*found)
+            except Exception as e:
+                if isinstance(e, KubeError):
+                    log.warning("the %s cannot be listed, again soon: %s", found[0].plural, e)
+                else:
+                    log.exception("the %s cannot be listed, again soon", found[0].plural)
+                await asyncio.sleep(max(RELIST_SECONDS, getattr(e, "retry_after", None) or 0))
+                raise aiohttp.ClientPayloadError(str(e)) from e  # what kopf takes for a broken connection, and begins anew
+            return {"apiVersion": found[0].api_version, "kind": f"{found[0].kind}List", "metadata": {"resourceVersion": version}, "items": []}
+
+    return Response
+
+
+class Lines:
+    """The content of a watch, of which each line is taken in and replaced by what is left of it. Longer lines than LINE_BYTES are never held."""
+
+    def __init__(self, content: aiohttp.StreamReader, take: Callable[[bytes, bool], bytes | None]) -> None:
+        self._content, self._take = content, take
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        """What is left of the lines, each whole."""
+        line, cut = bytearray(), False
+        async for data in self._content.iter_chunked(size):
+            *ends, rest = data.split(b"\n")
+            for part in ends:
+                room = LINE_BYTES - len(line)
+                line += part[:room]
+                if line and (left := self._take(bytes(line), cut or len(part) > room)):
+                    yield left + b"\n"
+                line, cut = bytearray(), False
+            room = LINE_BYTES - len(line)
+            line += rest[:room]
+            cut = cut or len(rest) > room
 
 
 def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionInfo:

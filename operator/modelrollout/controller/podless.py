@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.controller.observe import Seen
-from modelrollout.kube.client import EVENT, Kube, KubeError
+from modelrollout.kube.client import EVENT, Kube, KubeError, Object
 from modelrollout.rollout.facts import Problem, Work, since
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
         return s.work
     selector = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"
     try:
-        events = (await kube.list(EVENT, s.namespace, field_selector=selector)).items
+        events = (await kube.list(EVENT, s.namespace, field_selector=selector, keep=_kept)).items
     except KubeError as e:  # it only explains
         log.warning("cannot read the Events of Job %s: %s", job["metadata"]["name"], e)
         return s.work
@@ -31,3 +31,7 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     last = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
     told = f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change spec.optimization.resources, or what the namespace allows"
     return replace(s.work, problem=Problem("PodRefused", told))
+
+
+def _kept(event: Object) -> Object:
+    return {"metadata": {"name": event["metadata"]["name"]}} | {k: event[k] for k in ("lastTimestamp", "eventTime", "message") if k in event}

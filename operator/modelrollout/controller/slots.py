@@ -21,7 +21,7 @@ from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.policies import Policies
 from modelrollout.kube.cache import QUEUED, Key, Store
-from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, AlreadyExists, Conflict, Kube, KubeError, NotFound, Object
+from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, AlreadyExists, Conflict, Kube, KubeError, NotFound, Object, Unreadable
 from modelrollout.rollout.facts import Slot, in_flight
 from modelrollout.rollout.policy import Limit
 from modelrollout.rollout.slots import Claim, Held, stand
@@ -186,6 +186,8 @@ class Slots:
             live: Object | None = await self._kube.get(MODEL_DEPLOYMENT, namespace, name)
         except NotFound:
             live = None
+        except Unreadable:  # it may run, for all that is known; those in line wait as for any other that does not end
+            return False
         return _is_over(live, uid, claim.rollout)
 
     async def _release(self, seen: Seen) -> bool:

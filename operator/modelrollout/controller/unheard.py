@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from modelrollout.api import names
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Store
 from modelrollout.kube.client import POD, Kube
+from modelrollout.kube.kept import kept
 from modelrollout.rollout.facts import Work
 
 
@@ -16,7 +19,7 @@ async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
     wordless = s.work.result is None and (s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed"))
     if job is None or not wordless:
         return s.work
-    pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}")).items
+    pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}", keep=partial(kept, POD))).items
     for pod in pods:
         store.read(POD, pod)
     return work_of(job, pods)

@@ -8,7 +8,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus, Rule
-from modelrollout.crdgen.schema import Schema, docstring, model_schema
+from modelrollout.crdgen.schema import Schema, SchemaError, docstring, model_schema, unbounded
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,9 @@ def _root(kind: Kind) -> Schema:
             "status": model_schema(kind.status),
         },
     }
+    for part in ("spec", "status"):
+        if open_ended := unbounded(root["properties"][part], part):
+            raise SchemaError(f"{kind.kind}: without a bound, so one object could be larger than the operator can hold: {', '.join(open_ended)}")
     if kind.rules:
         root["x-kubernetes-validations"] = [{"rule": r.rule, "message": r.message} for r in kind.rules]
     return root

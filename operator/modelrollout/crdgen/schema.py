@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,7 +12,8 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from modelrollout.api.v1alpha1 import ApiModel, LateDefault, ListMapKey, PreserveUnknown, Rule, StatusModel
+from modelrollout.api.v1alpha1 import STATUS_ITEMS, STATUS_TEXT, ApiModel, LateDefault, ListMapKey, Rule, ShapeOf, StatusModel
+from modelrollout.crdgen.kubernetes import bare_schema
 
 Schema = dict[str, Any]
 
@@ -46,7 +48,68 @@ def model_schema(model: type[BaseModel]) -> Schema:
         schema["required"] = required
     if issubclass(model, ApiModel):
         _add_rules(schema, model.rules)
+    if issubclass(model, StatusModel):
+        _bound(schema)
     return schema
+
+
+def unbounded(schema: Schema, path: str = "") -> list[str]:
+    """Paths in the schema of what could grow without end: texts, lists, maps and objects whose fields nobody knows."""
+    found: list[str] = []
+    kind = schema.get("type")
+    if (kind == "string" or "x-kubernetes-int-or-string" in schema) and not {"maxLength", "enum"} & set(schema):
+        found.append(path)
+    if kind == "array" and "maxItems" not in schema:
+        found.append(path)
+    if kind == "object" and "properties" not in schema and ("additionalProperties" not in schema or "maxProperties" not in schema):
+        found.append(path)
+    if "x-kubernetes-preserve-unknown-fields" in schema:
+        found.append(path)
+    for name, child in schema.get("properties", {}).items():
+        found += unbounded(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            found += unbounded(schema[key], f"{path}[]")
+    return found
+
+
+def _bound(schema: Schema) -> None:
+    """Status is the operator's own: what its types leave open gets one bound for all, which nothing that it writes comes near."""
+    kind = schema.get("type")
+    if kind == "string" and "enum" not in schema:
+        schema.setdefault("maxLength", STATUS_TEXT)
+    elif kind == "array":
+        schema.setdefault("maxItems", STATUS_ITEMS)
+    elif "additionalProperties" in schema:
+        schema.setdefault("maxProperties", STATUS_ITEMS)
+    for child in _inside(schema):
+        _bound(child)
+
+
+def _inside(schema: Schema) -> list[Schema]:
+    return [*schema.get("properties", {}).values(), *(schema[key] for key in ("items", "additionalProperties") if key in schema)]
+
+
+_BARE = {"type", "format", "properties", "items", "additionalProperties", "maxLength", "maxItems", "maxProperties", "x-kubernetes-int-or-string"}
+
+
+def _shape(shape: ShapeOf) -> Schema:
+    module, _, name = shape.type.partition(":")
+    if module == "kubernetes.client":
+        return bare_schema(name)
+    schema = model_schema(getattr(importlib.import_module(module), name))
+    if shape.bare:
+        _strip(schema)
+    return schema
+
+
+def _strip(schema: Schema) -> None:
+    if "enum" in schema and schema.get("type") == "string":
+        schema["maxLength"] = max(64, *map(len, schema["enum"]))  # an older version may have had other words
+    for key in schema.keys() - _BARE:
+        del schema[key]
+    for child in _inside(schema):
+        _strip(child)
 
 
 def docstring(model: type[BaseModel]) -> str:
@@ -103,7 +166,7 @@ def _type_schema(tp: Any) -> Schema:
             raise SchemaError(f"{tp} is not a list of one type")
         return {"type": "array", "items": _type_schema(args[0])}
     if origin is dict:
-        # dict[str, Any] only makes sense with PreserveUnknown, which replaces this schema.
+        # dict[str, Any] only makes sense with ShapeOf, which replaces this schema.
         return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": _type_schema(args[1])}
     if isinstance(tp, type) and issubclass(tp, BaseModel):
         return model_schema(tp)
@@ -138,8 +201,9 @@ def _apply(schema: Schema, item: Any) -> None:
             schema |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
         case LateDefault():
             pass
-        case PreserveUnknown():
-            schema["x-kubernetes-preserve-unknown-fields"] = True
+        case ShapeOf():
+            schema.clear()
+            schema |= _shape(item)
         case FieldInfo(metadata=inner, description=description):
             _with_metadata(schema, inner)
             if description:

@@ -2,17 +2,22 @@
 
 It can be stale, never wrong about the past: writes that depend on it are guarded by resourceVersion. Stored objects are shared and must
 not be changed. Not thread-safe; one event loop.
+
+Only what somebody reads is kept (``kept``), and for each namespace no more than NAMESPACE_BYTES: objects beyond that are left out and told.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.kube import reading
 from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object, Resource
+from modelrollout.kube.kept import kept
+from modelrollout.kube.reading import Unread
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
 _Id = tuple[Resource, str, str]
@@ -27,13 +32,15 @@ class _Entry:
     key: Key | None
     # A write without guard brought this version: it may hold others' changes that no pass has looked at, so its event still counts.
     unseen: bool
+    weight: int  # bytes of memory
     marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
 
 
 def hosts(spec: Any) -> set[tuple[str, str]]:
     """Kind of route (http, grpc) and host name, of every host name that a ModelDeployment asks for, also for a preview."""
     parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
-    return {(kind, host) for part in parts for kind in ("http", "grpc") for host in _field(_field(part, kind), "hostnames") or []}
+    listed = ((kind, _field(_field(part, kind), "hostnames")) for part in parts for kind in ("http", "grpc"))
+    return {(kind, host) for kind, names_ in listed if isinstance(names_, list) for host in names_ if isinstance(host, str)}
 
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
@@ -51,9 +58,14 @@ _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEP
 
 
 class Store:
-    """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to."""
+    """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to.
 
-    def __init__(self) -> None:
+    ``on_unread`` is told of what is left out for want of memory.
+    """
+
+    def __init__(self, on_unread: Callable[[Resource, Unread], None] = lambda resource, unread: None) -> None:
+        self._on_unread = on_unread
+        self._held: Counter[str] = Counter()  # bytes by namespace
         self._entries: dict[_Id, _Entry] = {}
         self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
@@ -98,7 +110,7 @@ class Store:
         The echo of a guarded write wakes nobody. That of another write may hold somebody else's change, so it does.
         """
         i = _id(resource, answer)
-        if self._take(i, answer, from_watch=False) and not guarded:
+        if self._take(i, answer, from_watch=False) and not guarded and i in self._entries:
             self._entries[i].unseen = True
 
     def read(self, resource: Resource, answer: Object) -> bool:
@@ -115,6 +127,15 @@ class Store:
         self._drop(i)
         return True
 
+    def forget(self, resource: Resource, namespace: str, name: str) -> Key | None:
+        """An object cannot be read any more: what was last seen of it would be acted on for ever. Its key, if it was stored; it may come back."""
+        i = (resource, namespace, name)
+        entry = self._entries.get(i)
+        if entry is None:
+            return None
+        self._drop(i)
+        return entry.key
+
     def resync(self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None) -> set[Key]:
         """Take in a full list (of one namespace, or of all) with the resourceVersion of the list; returns the keys that changed.
 
@@ -125,7 +146,7 @@ class Store:
         for obj in items:
             i = _id(resource, obj)
             listed.add(i)
-            if self._take(i, obj, from_watch=True) and (key := self._entries[i].key):
+            if self._take(i, obj, from_watch=True) and (key := owner(resource, obj)):
                 changed.add(key)
         limit = _number(resource_version)
         for i in list(self._ids.get(resource, ())):
@@ -148,8 +169,7 @@ class Store:
             return False
         entry = self._entries.get(i)
         if entry is None:
-            self._put(i, obj)
-            return True
+            return self._put(i, obj)
         old, new = _version(entry.obj), _version(obj)
         if old is None or new is None:  # not comparable: the watch tells the order
             if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get("resourceVersion"):
@@ -158,8 +178,9 @@ class Store:
             due = entry.unseen and from_watch and new == old
             entry.unseen = entry.unseen and not due
             return due
-        due = entry.unseen or not _same(entry.obj, obj)
-        self._put(i, obj)
+        due = entry.unseen or not _same(entry.obj, kept(i[0], obj))
+        if not self._put(i, obj):
+            return True
         if not from_watch and entry.unseen:
             self._entries[i].unseen = True
         return due
@@ -177,23 +198,36 @@ class Store:
         self._drop(i)
         return True
 
-    def _put(self, i: _Id, obj: Object) -> None:
+    def _put(self, i: _Id, obj: Object) -> bool:
+        """Store; False when there is no memory for it, and then nothing of it is stored any more."""
         key = owner(i[0], obj)
         entry = self._entries.get(i)
+        obj = kept(i[0], obj)
+        weight = reading.weigh(obj)
+        if self._held[i[1]] + weight - (entry.weight if entry else 0) > reading.NAMESPACE_BYTES:
+            if entry:
+                self._drop(i)
+            self._on_unread(i[0], reading.left_out(obj))
+            return False
         if entry and entry.key and entry.key != key:
             self._unlink(entry.key, i)
         marks = _MARKS[i[0]](obj) if i[0] in _MARKS else ()
         if entry and entry.marks != marks:
             self._unmark(entry.marks, i)
-        self._entries[i] = _Entry(_stripped(obj), key, unseen=False, marks=marks)
+        self._held[i[1]] += weight - (entry.weight if entry else 0)
+        self._entries[i] = _Entry(obj, key, unseen=False, weight=weight, marks=marks)
         self._ids[i[0]][i] = None
         for mark in marks:
             self._marked[mark][i] = None
         if key:
             self._children[key][i] = None
+        return True
 
     def _drop(self, i: _Id) -> None:
         entry = self._entries.pop(i)
+        self._held[i[1]] -= entry.weight
+        if not self._held[i[1]]:
+            del self._held[i[1]]
         del self._ids[i[0]][i]
         self._unmark(entry.marks, i)
         if entry.key:
@@ -245,12 +279,8 @@ def _version(obj: Mapping[str, Any]) -> int | None:
     return _number(obj["metadata"].get("resourceVersion"))
 
 
-def _stripped(obj: Mapping[str, Any]) -> Object:
-    return {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
-
-
 def _same(a: Any, b: Any) -> bool:
-    """Equal but for versions, bookkeeping, and times that move by themselves."""
+    """Equal but for versions, bookkeeping, and times that move by themselves. By recursion: nothing that is read is deep (``kube.reading``)."""
     if isinstance(a, dict) and isinstance(b, dict):
         return all(k in _NOISE or (k in a and k in b and (a[k] == b[k] or _same(a[k], b[k]))) for k in a.keys() | b.keys())
     if isinstance(a, list) and isinstance(b, list):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import logging
 import os
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from kubernetes.aio import config as aio_config
 from kubernetes.aio.client.exceptions import OpenApiException
 
 from modelrollout.api import names
+from modelrollout.kube import reading
+from modelrollout.kube.reading import NotJsonError, Page, TooLargeError, Unread, UnreadableError
 
 Object = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -120,20 +122,26 @@ class Unavailable(KubeError):
     """5xx, no connection, or no answer in time. A write may have been done nevertheless."""
 
 
+class Unreadable(KubeError):
+    """The object is there and cannot be read: too deep, too large, oddly shaped. A write may have been done nevertheless."""
+
+
 _BY_STATUS: dict[int, type[KubeError]] = {403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid, 429: TooManyRequests}
 
 
 class Listing(NamedTuple):
-    """A complete list and the resourceVersion that it shows."""
+    """A complete list and the resourceVersion that it shows. ``unread``: those of its objects that could not be read."""
 
     items: list[Object]
     resource_version: str
+    unread: tuple[Unread, ...] = ()
 
 
 class Kube:
     """One API server. Objects are dicts with apiVersion and kind; every method raises KubeError.
 
     ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status, ``timeout`` or ``error``.
+    ``on_unread(resource, unread)`` is told of every object in a list that could not be read.
     """
 
     def __init__(
@@ -145,6 +153,7 @@ class Kube:
         timeout: float,
         clock: Callable[[], float],
         on_request: Callable[[str, str, str], None] | None,
+        on_unread: Callable[[Resource, Unread], None] | None = None,
         field_manager: str = names.FIELD_MANAGER,
     ) -> None:
         self._load = load
@@ -154,6 +163,7 @@ class Kube:
         self._timeout = timeout
         self._clock = clock
         self._on_request = on_request
+        self.on_unread = on_unread
         self._renewing = asyncio.Lock()
         self._credentials = (0, clock())  # how often and when they were read
         self._answered = clock()
@@ -224,25 +234,65 @@ class Kube:
         return await self._request("get", resource, resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = "", limit: int = 500
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = reading.PAGE_ITEMS,
+        keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
-        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, in one piece."""
-        try:
-            return await self._list(resource, namespace, label_selector, field_selector, limit)
-        except Gone:
-            return await self._list(resource, namespace, label_selector, field_selector, 0)
+        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, once.
 
-    async def _list(self, resource: Resource, namespace: str | None, label_selector: str, field_selector: str, limit: int) -> Listing:
+        ``keep`` says what is kept of each. What cannot be read is left out and told, and so is what goes beyond NAMESPACE_BYTES for one namespace.
+        """
+        try:
+            return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
+        except Gone:
+            return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
+
+    async def _list(
+        self, resource: Resource, namespace: str | None, label_selector: str, field_selector: str, limit: int, keep: Callable[[Object], Object]
+    ) -> Listing:
         items: list[Object] = []
-        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(limit) if limit else "", "continue": ""}
+        unread: list[Unread] = []
+        held: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
+        version = ""
+        async for page in self._pages(resource, namespace, {"labelSelector": label_selector, "fieldSelector": field_selector}, limit):
+            version = page.resource_version or version
+            unread += page.unread
+            for read in page.items:
+                # lists of built-in kinds leave these two out of the items
+                item = keep({"apiVersion": resource.api_version, "kind": resource.kind, **read})
+                where = read["metadata"].get("namespace") or ""
+                weight = reading.weigh(item)
+                if held[where] + weight > reading.NAMESPACE_BYTES:
+                    unread.append(reading.left_out(item))
+                    continue
+                held[where] += weight
+                items.append(item)
+        if self.on_unread:
+            for u in unread:
+                self.on_unread(resource, u)
+        return Listing(items, version, tuple(unread))
+
+    async def _pages(self, resource: Resource, namespace: str | None, selectors: Mapping[str, str], limit: int) -> AsyncIterator[Page]:
+        path, token, most = resource.path(namespace), "", limit
+
+        async def fetch(count: int) -> bytes:
+            query = {**selectors, "limit": str(count), "continue": token}
+            return await self._request_raw("list", resource, path, query=query, most=reading.PAGE_BYTES if count > 1 else None)
+
         while True:
-            page = await self._request("list", resource, resource.path(namespace), query=query)
-            # lists of built-in kinds leave these two out of the items
-            items += [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or []]
-            metadata = page.get("metadata") or {}
-            query["continue"] = metadata.get("continue") or ""
-            if not query["continue"]:
-                return Listing(items, metadata.get("resourceVersion") or "")
+            try:
+                page, limit = await reading.read_page(fetch, limit, most)
+            except UnreadableError as e:
+                raise Unavailable(200, "NoList", f"the list of {resource.plural} {e}") from e
+            token = page.token
+            yield page
+            if not token:
+                return
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; AlreadyExists when the name is taken."""
@@ -316,7 +366,7 @@ class Kube:
         at, plurals = self._kinds.get(resource.root, (float("-inf"), frozenset[str]()))
         if self._clock() - at >= ttl:
             try:
-                found = await self._request("discover", resource, resource.root)
+                found = _parsed(await self._request_raw("discover", resource, resource.root))
             except NotFound:
                 found = {}
             plurals = frozenset(r["name"] for r in found.get("resources") or [])
@@ -333,18 +383,39 @@ class Kube:
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Object:
+        raw = await self._request_raw(verb, resource, path, body=body, query=query, content_type=content_type)
+        if verb == "delete":
+            return {}  # a Status, or the object as it was: deleted it is in either case
+        try:
+            return reading.object_of(_parsed(raw), len(raw))
+        except UnreadableError as e:
+            found = reading.identify(raw, ("metadata",), str(e))
+            raise Unreadable(200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}") from e
+
+    async def _request_raw(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        most: int | None = None,
+    ) -> bytes:
+        """The body of the answer; TooLargeError when it is of more than ``most`` bytes."""
         parameters = urlencode({k: v for k, v in (query or {}).items() if v})
         if parameters:
             path += f"?{parameters}"
         credentials = self._credentials
         try:
-            return await self._send(verb, resource, path, body, content_type)
+            return await self._send(verb, resource, path, body, content_type, most)
         except KubeError as e:
             if e.status != 401 or not await self._renew(credentials):
                 raise
-        return await self._send(verb, resource, path, body, content_type)  # refused before anything was done, so safe for writes
+        return await self._send(verb, resource, path, body, content_type, most)  # refused before anything was done, so safe for writes
 
-    async def _send(self, verb: str, resource: Resource, path: str, body: Object | None, content_type: str) -> Object:
+    async def _send(self, verb: str, resource: Resource, path: str, body: Object | None, content_type: str, most: int | None) -> bytes:
         result = "error"
         try:
             headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._user_agent}
@@ -356,7 +427,7 @@ class Kube:
                 body=body,
                 _request_timeout=aiohttp.ClientTimeout(total=self._timeout),
             )
-            raw = await response.read()  # type: ignore[no-untyped-call]
+            raw = await _body(response.response, most)
             result = str(response.status)
         except TimeoutError as e:
             result = "timeout"
@@ -371,10 +442,13 @@ class Kube:
                 self._on_request(verb, resource.plural, result)
         if response.status < 500:
             self._answered = self._clock()
-        answer = _parse(raw)
-        if 200 <= response.status < 300 and answer is not None:
-            return answer
-        raise _error(response.status, response.headers.get("Retry-After"), answer or {})
+        if 200 <= response.status < 300:
+            return raw
+        try:
+            answer = reading.parse(raw)
+        except UnreadableError:  # a proxy in between may answer with a page
+            answer = {}
+        raise _error(response.status, response.headers.get("Retry-After"), answer if isinstance(answer, dict) else {})
 
     async def _renew(self, refused: tuple[int, float]) -> bool:
         """Read the credentials again after a 401 (rotated token file, expired exec credential). False when there can be no newer ones yet."""
@@ -425,13 +499,29 @@ def _proxy(host: str) -> str | None:
     return urllib.request.getproxies().get(url.scheme)
 
 
-def _parse(raw: bytes) -> Object | None:
-    """The JSON object, or None: a proxy in between may answer with a page."""
+async def _body(response: aiohttp.ClientResponse, most: int | None) -> bytes:
+    if most is None:
+        return await response.read()
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > most:
+            response.close()
+            raise TooLargeError
+    return b"".join(chunks)
+
+
+def _parsed(raw: bytes) -> Object:
+    """The JSON object. Unavailable where it is none: the body was cut off, or a proxy in between answers with a page of its own."""
     try:
-        value = json.loads(raw)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        value = reading.parse(raw)
+    except NotJsonError as e:
+        raise Unavailable(200, "NoJSON", "the answer is no JSON") from e
+    if not isinstance(value, dict):
+        raise Unavailable(200, "NoJSON", "the answer is no JSON object")
+    return value
 
 
 def _error(status: int, retry_after: str | None, answer: Object) -> KubeError:
@@ -443,6 +533,6 @@ def _error(status: int, retry_after: str | None, answer: Object) -> KubeError:
     after = float(seconds) if seconds else None
     if reason == "AlreadyExists":
         return AlreadyExists(status, reason, message, after)
-    if status >= 500 or 200 <= status < 300:
-        return Unavailable(status, reason, message, after)  # 2xx comes here when the body was cut off or no JSON
+    if status >= 500:
+        return Unavailable(status, reason, message, after)
     return _BY_STATUS.get(status, KubeError)(status, reason, message, after)

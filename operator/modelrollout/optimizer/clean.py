@@ -34,15 +34,23 @@ class Folder:
     size: int = 0
 
 
-def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespaces: frozenset[str], before: datetime) -> dict[str, Folder]:
+def doomed(
+    objects: Iterable[Listed],
+    root: str,
+    kept: frozenset[str],
+    namespaces: frozenset[str],
+    before: datetime,
+    untouched: frozenset[str] = frozenset(),
+) -> dict[str, Folder]:
     """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was written since ``before``.
 
-    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all. What is not named like an artifact is not ours, and stays.
+    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all; ``untouched``: whose stay. What is not named like an
+    artifact is not ours, and stays.
     """
     folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
     for found in objects:
         named = _FOLDER.match(found.name)
-        if named is None or (namespaces and named[1] not in namespaces):
+        if named is None or (namespaces and named[1] not in namespaces) or named[1] in untouched:
             continue
         folder = folders[f"{named[1]}/{named[2]}"]
         folder.newest = max(folder.newest, found.modified)
@@ -53,11 +61,11 @@ def doomed(objects: Iterable[Listed], root: str, kept: frozenset[str], namespace
 
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
     """Delete them, or with ``dry_run`` only say so; raises JobError."""
-    kept = _references(Path(task.references))
+    kept, untouched = _references(Path(task.references))
     store = Store(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
-        found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before)
+        found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched)
     freed = 0
     with progress.stage("delete"):
         for number, (name, folder) in enumerate(sorted(found.items())):
@@ -89,11 +97,15 @@ def mark_used(store: Store, owner: str) -> None:
         LOGGER.warning("cannot mark the artifact as used", extra={"fields": {"reason": error.reason}})
 
 
-def _references(path: Path) -> frozenset[str]:
-    """URIs, as ``modelrollout references`` writes them; raises JobError (ReferencesInvalid). An unread list must never look like an empty one."""
+def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """URIs in use, and namespaces to leave untouched, as ``modelrollout references`` writes them; raises JobError (ReferencesInvalid).
+
+    An unread list must never look like an empty one.
+    """
     try:
         found = json.loads(path.read_text())
         uris = frozenset(str(uri).rstrip("/") for uri in found["artifacts"])
+        untouched = frozenset(map(str, found["untouched"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise bad_input("ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted") from None
-    return uris
+    return uris, untouched

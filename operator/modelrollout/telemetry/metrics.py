@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class _Rollouts(Collector):
-    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays behind."""
+class _Counted(Collector):
+    """Counts at scrape time, so that no gauge of what there is no more stays behind."""
 
-    def __init__(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        self._count = count
+    def __init__(self, name: str, words: str, labels: tuple[str, str], count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._name, self._words, self._labels, self._count = name, words, labels, count
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        family = GaugeMetricFamily("modelrollout_rollouts", "ModelDeployments by namespace and phase.", labels=["namespace", "phase"])
+        family = GaugeMetricFamily(self._name, self._words, labels=self._labels)
         for labels, number in self._count().items():
             family.add_metric(labels, number)
         yield family
@@ -73,4 +73,9 @@ class Metrics:
 
     def rollouts(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (namespace, phase) -> ModelDeployments."""
-        self.registry.register(_Rollouts(count))
+        self.registry.register(_Counted("modelrollout_rollouts", "ModelDeployments by namespace and phase.", ("namespace", "phase"), count))
+
+    def unreadable(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Ask ``count`` at each scrape: (kind, namespace) -> objects that cannot be read."""
+        words = "Objects that cannot be read and are left out; the log names them."
+        self.registry.register(_Counted("modelrollout_objects_unreadable", words, ("kind", "namespace"), count))

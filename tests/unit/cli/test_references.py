@@ -14,7 +14,8 @@ from modelrollout.api import names
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.cli import main
 from modelrollout.cli.references import in_use
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, Resource
+from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, Resource, Unreadable
+from modelrollout.kube.reading import Unread
 from tests.unit.controller.fakecluster import Cluster
 
 FETCH = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/running"},"digest":"sha256:aa","model":"digits","number":1}'
@@ -41,13 +42,22 @@ def cluster() -> Cluster:
 
 
 def found(cluster: Cluster, *namespaces: str | None) -> list[str]:
-    return asyncio.run(in_use(cluster, namespaces))  # type: ignore[arg-type]
+    return list(asyncio.run(in_use(cluster, namespaces)).artifacts)  # type: ignore[arg-type]
 
 
 def test_history_rollouts_in_flight_and_what_runs_are_in_use(cluster: Cluster) -> None:
     mine = ["s3://artifacts/ml/flight", "s3://artifacts/ml/history", "s3://artifacts/ml/running"]
     assert found(cluster, None) == [*mine, "s3://artifacts/other/history"]
     assert found(cluster, "ml") == mine
+
+
+def test_where_something_cannot_be_read_nothing_is_deleted(cluster: Cluster) -> None:
+    cluster.unread = [Unread("attacker", "deep", "u", "1", "is nested too deep")]
+    found = asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
+    assert found.untouched == ("attacker",) and "s3://artifacts/ml/flight" in found.artifacts
+    cluster.unread = [Unread("", "", "", "", "is nested too deep")]
+    with pytest.raises(Unreadable, match=r"without a name.* is nested too deep"):
+        asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_read_is_no_empty_list(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +74,7 @@ def test_what_cannot_be_read_is_no_empty_list(cluster: Cluster, tmp_path: Path, 
     monkeypatch.setattr(main.Kube, "connect", connect)
     output = tmp_path / "artifacts.json"
     good = CliRunner().invoke(main.app, ["references", "--output", str(output), "-n", "other"])
-    assert good.exit_code == 0 and json.loads(output.read_text()) == {"artifacts": ["s3://artifacts/other/history"]}
+    assert good.exit_code == 0 and json.loads(output.read_text()) == {"artifacts": ["s3://artifacts/other/history"], "untouched": []}
     output.unlink()
 
     def forbidden(verb: str, resource: Resource, name: str) -> None:

@@ -37,6 +37,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
+from modelrollout.kube.reading import Unread
 from modelrollout.rollout.facts import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
@@ -61,6 +62,7 @@ class Cluster:
         self.died_at = ""
         self.before: Callable[[str, Resource, str], None] = lambda verb, resource, name: None
         self.kinds: set[str] = {HTTP_ROUTE.kind, GRPC_ROUTE.kind}
+        self.unread: list[Unread] = []  # what every list leaves out
         self._applied: dict[_Id, Object] = {}
         self._version = 0
         self._watchers: list[Callable[[Resource, str, Object], None]] = []
@@ -79,7 +81,14 @@ class Cluster:
         return self._answer(self._begin("get", resource, namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = "", limit: int = 500
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 200,
+        keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
         self.requests.append(f"list {resource.kind}")
         self.before("list", resource, "")
@@ -92,7 +101,7 @@ class Cluster:
         for term in filter(None, field_selector.split(",")):
             path, wanted = term.split("=")
             found = [o for o in found if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted]
-        return Listing(found, str(self._version))
+        return Listing([keep(o) for o in found], str(self._version), tuple(self.unread))
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
         i = self._begin("replace", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])

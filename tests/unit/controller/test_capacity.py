@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class Api:
         self.objects = {NODE: nodes, POD: pods}
         self.allowed, self.asked = allowed, 0
 
-    async def list(self, resource: Resource) -> Listing:
+    async def list(self, resource: Resource, *, keep: Callable[[Object], Object]) -> Listing:
         self.asked += 1
         await asyncio.sleep(0)
         if not self.allowed:

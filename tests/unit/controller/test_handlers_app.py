@@ -1,4 +1,4 @@
-"""Watch events become keys, and what a pass answers becomes the key's next turn."""
+"""What a pass answers becomes the key's next turn, and what nobody foresaw is told."""
 
 from __future__ import annotations
 
@@ -7,57 +7,11 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api import names
 from modelrollout.controller.app import Operator
-from modelrollout.controller.handlers import _handler
-from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, Conflict, Resource, TooManyRequests
+from modelrollout.kube.cache import Key
+from modelrollout.kube.client import MODEL_DEPLOYMENT, Conflict, TooManyRequests
 from modelrollout.telemetry.metrics import Metrics
 from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster
-
-
-def event(kind: str | None, version: int, *, labels: dict[str, str] | None = None, name: str = "x", **body: Any) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": KEY[0], "uid": name, "resourceVersion": str(version), "labels": labels or {}}
-    return {"type": kind, "object": {"metadata": metadata, **body}}
-
-
-def woken(resource: Resource, *events: dict[str, Any], store: Store | None = None) -> list[Key]:
-    found: list[Key] = []
-    handler = _handler(Store() if store is None else store, resource, found.append)
-
-    async def main() -> None:
-        for e in events:
-            await handler(event=e, logger=None, memo=None)
-
-    asyncio.run(main())
-    return found
-
-
-OURS = {names.LABEL_NAME: KEY[1]}
-
-
-def test_a_model_deployment_wakes_itself_and_a_child_its_owner() -> None:
-    assert woken(MODEL_DEPLOYMENT, event("ADDED", 1, name=KEY[1])) == [KEY]
-    assert woken(DEPLOYMENT, event("ADDED", 1, labels=OURS), event("DELETED", 2, labels=OURS)) == [KEY, KEY]
-
-
-def test_strangers_wake_nobody() -> None:
-    assert woken(DEPLOYMENT, event("ADDED", 1, labels={"app": "other"})) == []
-
-
-def test_an_old_event_and_noise_wake_nobody() -> None:
-    assert woken(
-        DEPLOYMENT, event("ADDED", 5, labels=OURS), event("MODIFIED", 4, labels=OURS, spec={"replicas": 3}), event("MODIFIED", 6, labels=OURS)
-    ) == [KEY]
-
-
-def test_objects_of_a_listing_say_what_they_are() -> None:
-    """Items of a list have neither apiVersion nor kind."""
-    store = Store()
-    woken(DEPLOYMENT, event(None, 1, labels=OURS), store=store)
-    stored = store.get(DEPLOYMENT, KEY[0], "x")
-    assert stored and (stored["apiVersion"], stored["kind"]) == ("apps/v1", "Deployment")
-
 
 # --- what a pass answers
 
@@ -112,6 +66,24 @@ def test_a_pass_that_succeeds_forgets_the_failures() -> None:
 def test_an_error_that_nobody_foresaw_is_left_to_the_worker() -> None:
     with pytest.raises(ZeroDivisionError):
         work(ZeroDivisionError())
+
+
+@pytest.mark.parametrize("error", [RecursionError(), KeyError("x"), MemoryError()])
+def test_an_error_that_nobody_foresaw_is_told_on_the_object(error: Exception) -> None:
+    operator = Operator(CONFIG, Cluster(), Metrics(), "ml", "me")  # type: ignore[arg-type]
+    operator._reconciler = Answers(error)  # type: ignore[assignment]
+    told: list[tuple[Any, ...]] = []
+
+    async def post(*words: Any) -> None:
+        told.append(words)
+
+    operator._events.post = post  # type: ignore[method-assign]
+    body = {"apiVersion": "x/v1", "kind": "ModelDeployment", "metadata": {"namespace": KEY[0], "name": KEY[1], "uid": "u", "resourceVersion": "1"}}
+    operator._store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": body})
+    with pytest.raises(type(error)):
+        asyncio.run(operator._work(KEY))
+    ((about, kind, reason, text),) = told
+    assert (about["metadata"]["uid"], kind, reason) == ("u", "Warning", "PassFailed") and type(error).__name__ in text
 
 
 def test_until_it_leads_the_queue_hands_nothing_out() -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import yaml
 from pydantic import Field
 
-from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, ModelDeploymentSpec, ModelRevisionSpec, PreserveUnknown, Quantity, Rule, StatusModel
+from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, ModelDeploymentSpec, ModelRevisionSpec, Quantity, Rule, Serving, ShapeOf, StatusModel
 from modelrollout.crdgen.__main__ import main
 from modelrollout.crdgen.kinds import KINDS, MODEL_DEPLOYMENT, MODEL_REVISION, crd
-from modelrollout.crdgen.schema import SchemaError, model_schema
+from modelrollout.crdgen.schema import SchemaError, model_schema, unbounded
+from modelrollout.resources.server import template
+from tests.unit.controller.fakecluster import CONFIG
 
 ROOT = Path(__file__).parents[3]
+BARE = ("spec.input", "spec.template")  # of a ModelRevision
+
+
+MADE = {kind.kind: crd(kind) for kind in KINDS}
 
 
 def version(kind: Any) -> dict[str, Any]:
-    found: dict[str, Any] = crd(kind)["spec"]["versions"][0]
+    found: dict[str, Any] = MADE[kind.kind]["spec"]["versions"][0]
     return found
 
 
@@ -64,15 +71,25 @@ class TestEveryKind:
                 assert "items" in schema, path
             assert not ("properties" in schema and "additionalProperties" in schema), path
 
-    def test_open_objects_are_marked_so_that_nothing_is_pruned(self, kind: Any) -> None:
-        for path, schema in nodes(root(kind)):
-            closed = "properties" in schema or "additionalProperties" in schema
-            if schema.get("type") == "object" and not closed and path != ".metadata":
-                assert schema.get("x-kubernetes-preserve-unknown-fields") is True, path
+    def test_nothing_is_open_and_everything_has_a_bound(self, kind: Any) -> None:
+        for part in ("spec", "status"):
+            assert unbounded(root(kind)["properties"][part]) == []
+
+    def test_keys_of_a_users_map_have_a_bound(self, kind: Any) -> None:
+        """No schema bounds them, only a rule does. What is bare the operator alone writes, from what was bounded before."""
+        for path, schema in nodes(root(kind)["properties"]["spec"], "spec"):
+            if "additionalProperties" in schema and not path.startswith(BARE):
+                assert {"rule": "self.all(k, k.size() <= 317)", "message": "a key is at most 317 characters"} in schema["x-kubernetes-validations"], (
+                    path
+                )
+
+    def test_kubectl_can_apply_it(self, kind: Any) -> None:
+        """kubectl apply without --server-side keeps the whole definition in an annotation, and all of them are at most 256 KiB."""
+        assert len(json.dumps(crd(kind))) < 200_000
 
     def test_every_field_of_the_spec_is_explained(self, kind: Any) -> None:
         for path, schema in nodes(root(kind)["properties"]["spec"], "spec"):
-            if not path.endswith("[]"):
+            if not path.endswith("[]") and not path.startswith(tuple(f"{bare}." for bare in BARE)):
                 assert schema.get("description"), path
 
     def test_status_has_no_defaults(self, kind: Any) -> None:
@@ -149,7 +166,9 @@ def test_full_example_names_every_field_of_the_spec() -> None:
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
     data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")  # the gate's data shows all fields of a data set
-    wanted = {path for path, _ in nodes(schema, "spec") if not path.endswith("[]") and ".credentials" not in path and not data.search(path)}
+    kubernetes = re.compile(r"\.(affinity\.|tolerations\[)")  # explained by Kubernetes
+    skipped = re.compile(rf"{data.pattern}|{kubernetes.pattern}|\.credentials|\[\]$")
+    wanted = {path for path, _ in nodes(schema, "spec") if not skipped.search(path)}
     assert wanted - {path for example in examples for path in used(example, "spec")} == set()
 
 
@@ -165,6 +184,14 @@ class Inner(ApiModel):
     count: int = 3
 
 
+class Checked(ApiModel):
+    """Words with rules."""
+
+    word: Literal["One", "Other"] = Field("One", description="A word.")
+    text: str = Field(max_length=9)
+    rules: ClassVar[tuple[Rule, ...]] = (Rule("self.text != ''", "say something"),)
+
+
 class Outer(ApiModel):
     """Outer words
     on two lines, with ``code``."""
@@ -173,7 +200,8 @@ class Outer(ApiModel):
     inner: Inner | None = None
     whole: Inner = Field(default_factory=lambda: Inner(key="a"))
     amount: Quantity
-    open: Annotated[dict[str, Any], PreserveUnknown()] | None = None
+    written: Annotated[dict[str, Any], ShapeOf(f"{__name__}:Inner")] | None = None
+    bare: Annotated[dict[str, Any], ShapeOf(f"{__name__}:Checked", bare=True)] | None = None
     labels: dict[str, str] | None = None
     share: float = Field(0.5, gt=0, lt=1)
     weight: int | None = Field(None, ge=1, le=100, alias="w")
@@ -196,7 +224,10 @@ def test_each_kind_of_field() -> None:
     assert properties["whole"]["default"] == {"key": "a", "count": 3}, "written out: CEL reads a default before the defaults inside it exist"
     assert properties["amount"]["x-kubernetes-int-or-string"] is True
     assert properties["amount"]["pattern"]
-    assert properties["open"] == {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    assert properties["written"] == model_schema(Inner)
+    assert properties["bare"] == {
+        "type": "object", "properties": {"word": {"type": "string", "maxLength": 64}, "text": {"type": "string", "maxLength": 9}},
+    }  # fmt: skip
     assert properties["labels"]["additionalProperties"] == {"type": "string"}
     assert properties["share"] == {
         "type": "number", "format": "double", "minimum": 0, "exclusiveMinimum": True, "maximum": 1, "exclusiveMaximum": True, "default": 0.5,
@@ -206,13 +237,70 @@ def test_each_kind_of_field() -> None:
     assert properties["checked"]["x-kubernetes-validations"] == [{"rule": "self != ''", "message": "say something"}]
 
 
-def test_status_types_get_no_defaults() -> None:
+def test_status_types_get_no_defaults_and_one_bound_for_all() -> None:
     class Status(StatusModel):
         """Status words."""
 
         count: int = 0
+        words: dict[str, list[str]] | None = None
 
-    assert "default" not in model_schema(Status)["properties"]["count"]
+    schema = model_schema(Status)
+    assert "default" not in schema["properties"]["count"]
+    assert schema["properties"]["words"] == {
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": {"type": "string", "maxLength": 32768}, "maxItems": 4096},
+        "maxProperties": 4096,
+    }
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ({"type": "string", "pattern": "^a*$"}, ""),
+        ({"x-kubernetes-int-or-string": True}, ""),
+        ({"type": "array", "items": {"type": "integer"}}, ""),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, ""),
+        ({"type": "object"}, ""),
+        ({"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}, ""),
+        ({"type": "object", "properties": {"a": {"type": "array", "maxItems": 1, "items": {"type": "string"}}}}, ".a[]"),
+    ],
+)
+def test_what_has_no_bound_is_found(schema: dict[str, Any], where: str) -> None:
+    assert unbounded(schema) == [where]
+
+
+def test_a_template_of_ours_has_no_field_that_the_schema_would_drop() -> None:
+    """What the API server does not know it drops from the revision, and its pods would start anew."""
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}}}
+    serving = Serving.model_validate(
+        {
+            "resources": {"limits": {"nvidia.com/gpu": 1}}, "affinity": affinity, "tolerations": [{"key": "a"}], "nodeSelector": {"a": "b"},
+            "serviceAccountName": "a", "imagePullSecrets": [{"name": "b"}],
+        }
+    )  # fmt: skip
+    made = template("digits", "digits-1", 1, "ml", serving, CONFIG)
+    assert pruned(root(MODEL_REVISION)["properties"]["spec"]["properties"]["template"], made) == made
+
+
+def pruned(schema: dict[str, Any], value: Any) -> Any:
+    """The value without what the schema does not know, as the API server keeps it."""
+    if isinstance(value, dict) and "properties" in schema:
+        return {k: pruned(schema["properties"][k], v) for k, v in value.items() if k in schema["properties"]}
+    if isinstance(value, list):
+        return [pruned(schema["items"], v) for v in value]
+    return value
+
+
+# What Kubernetes does not know never reached a pod, and is dropped.
+KNOWN = [c for c in json.loads((ROOT / "tests/unit/api/recorded_revisions.json").read_text()) if c["about"] != "unknown fields"]
+
+
+@pytest.mark.parametrize("case", KNOWN, ids=lambda c: c["about"])
+def test_an_input_comes_back_from_the_api_server_as_it_was_written(case: dict[str, Any]) -> None:
+    written = ModelDeploymentSpec.model_validate(case["spec"]).user_input()
+    assert pruned(root(MODEL_REVISION)["properties"]["spec"]["properties"]["input"], written) == written
+    spec = root(MODEL_DEPLOYMENT)["properties"]["spec"]
+    assert pruned(spec, case["spec"]) == case["spec"]
 
 
 def test_a_type_without_a_structural_schema_is_refused_by_name() -> None:

@@ -31,11 +31,11 @@ def store() -> Store:
 
 
 def test_newer_wins_and_older_or_equal_changes_nothing(store: Store) -> None:
-    assert store.observe(POD, event("ADDED", obj("p", 5, spec=1)))
-    assert not store.observe(POD, event("MODIFIED", obj("p", 4, spec=0)))
-    assert not store.observe(POD, event(None, obj("p", 5, spec=1)))
-    assert store.observe(POD, event("MODIFIED", obj("p", 10, spec=2)))  # as numbers: 10 > 5
-    assert store.get(POD, "ns", "p") == obj("p", 10, spec=2)
+    assert store.observe(POD, event("ADDED", obj("p", 5, spec={"nodeName": "1"})))
+    assert not store.observe(POD, event("MODIFIED", obj("p", 4, spec={"nodeName": "0"})))
+    assert not store.observe(POD, event(None, obj("p", 5, spec={"nodeName": "1"})))
+    assert store.observe(POD, event("MODIFIED", obj("p", 10, spec={"nodeName": "2"})))  # as numbers: 10 > 5
+    assert store.get(POD, "ns", "p") == obj("p", 10, spec={"nodeName": "2"})
 
 
 def test_noise_is_stored_but_wakes_nobody(store: Store) -> None:
@@ -87,10 +87,10 @@ def test_an_unguarded_write_that_changed_nothing_counts_not(store: Store) -> Non
 
 
 def test_a_late_answer_does_not_replace_what_the_watch_brought(store: Store) -> None:
-    store.observe(POD, event("ADDED", obj("p", 9, spec=2)))
-    store.written(POD, obj("p", 8, spec=1), guarded=True)
+    store.observe(POD, event("ADDED", obj("p", 9, spec={"nodeName": "2"})))
+    store.written(POD, obj("p", 8, spec={"nodeName": "1"}), guarded=True)
     assert not store.read(POD, obj("p", 7))
-    assert (store.get(POD, "ns", "p") or {})["spec"] == 2
+    assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "2"}
 
 
 def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: Store) -> None:
@@ -143,7 +143,11 @@ def test_resync_drops_what_vanished_and_reports_whom_that_concerns(store: Store)
     for name, version, owner in (("kept", 1, "a"), ("changed", 2, "b"), ("vanished", 3, "c"), ("younger", 30, "d")):
         store.observe(POD, event("ADDED", obj(name, version, uid=name, owner=owner)))
     store.observe(DEPLOYMENT, event("ADDED", obj("other-kind", 4, uid="k")))
-    listed = [obj("kept", 1, uid="kept", owner="a"), obj("changed", 9, uid="changed", owner="b", spec=1), obj("new", 8, uid="n", owner="e")]
+    listed = [
+        obj("kept", 1, uid="kept", owner="a"),
+        obj("changed", 9, uid="changed", owner="b", spec={"nodeName": "1"}),
+        obj("new", 8, uid="n", owner="e"),
+    ]
     assert store.resync(POD, listed, "20") == {("ns", "b"), ("ns", "c"), ("ns", "e")}
     assert {o["metadata"]["name"] for o in store.all(POD)} == {"kept", "changed", "younger", "new"}
     assert len(store.all(DEPLOYMENT)) == 1
@@ -158,12 +162,12 @@ def test_resync_of_one_namespace_leaves_the_others(store: Store) -> None:
 
 
 def test_versions_of_unknown_form_are_taken_from_the_watch_only(store: Store) -> None:
-    store.observe(POD, event("ADDED", obj("p", "abc", spec=1)))
-    store.written(POD, obj("p", "abd", spec=2), guarded=True)
-    assert (store.get(POD, "ns", "p") or {})["spec"] == 1
-    assert store.observe(POD, event("MODIFIED", obj("p", "aaa", spec=3)))
-    assert not store.observe(POD, event("MODIFIED", obj("p", "aaa", spec=3)))
-    assert store.observe(POD, event("DELETED", obj("p", "zzz", spec=3)))
+    store.observe(POD, event("ADDED", obj("p", "abc", spec={"nodeName": "1"})))
+    store.written(POD, obj("p", "abd", spec={"nodeName": "2"}), guarded=True)
+    assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "1"}
+    assert store.observe(POD, event("MODIFIED", obj("p", "aaa", spec={"nodeName": "3"})))
+    assert not store.observe(POD, event("MODIFIED", obj("p", "aaa", spec={"nodeName": "3"})))
+    assert store.observe(POD, event("DELETED", obj("p", "zzz", spec={"nodeName": "3"})))
     assert store.get(POD, "ns", "p") is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest_asyncio
 import yaml
 from aiohttp import web
 
-from modelrollout.kube import client
+from modelrollout.kube import client, reading
 from modelrollout.kube.client import (
     HTTP_ROUTE,
     JOB,
@@ -31,7 +32,9 @@ from modelrollout.kube.client import (
     NotFound,
     TooManyRequests,
     Unavailable,
+    Unreadable,
 )
+from modelrollout.kube.reading import Unread
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-token-value"
@@ -289,8 +292,58 @@ async def test_a_list_is_read_to_its_end_and_begun_anew_when_it_grew_too_old(ser
     assert queries == [
         {"labelSelector": "a.b/c=d,e in (f,g)", "limit": "1"},
         {"labelSelector": "a.b/c=d,e in (f,g)", "limit": "1", "continue": "a=b&c"},
-        {"labelSelector": "a.b/c=d,e in (f,g)"},
+        {"labelSelector": "a.b/c=d,e in (f,g)", "limit": "1"},
     ]
+
+
+async def answering(server: Server, raw: bytes) -> None:
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=raw, content_type="application/json")
+
+    server.answer = respond
+
+
+DEEP = b'{"apiVersion":"v1","kind":"X","metadata":{"name":"culprit","namespace":"ns","uid":"u"},"spec":' + b'{"a":' * 5000 + b"{}" + b"}" * 5001
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (DEEP, "Pod culprit is nested too deep"),
+        (b'{"metadata":{"name":"culprit"},"spec":"' + b"x" * 300_000 + b'"}', "Pod culprit has 29. KiB of JSON, more than 256"),
+        (b'{"metadata":{"name":"culprit"},"spec":[]}', "Pod culprit has a spec that is no map"),
+    ],
+)
+async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(server: Server, kube: Kube, raw: bytes, why: str) -> None:
+    await answering(server, raw)
+    for request in (kube.get(POD, "ns", "culprit"), kube.merge_patch(POD, "ns", "culprit", {}), kube.create(POD, {"metadata": {"name": "culprit"}})):
+        with pytest.raises(Unreadable, match=why):
+            await request
+    await kube.delete(POD, "ns", "culprit")  # what it was nobody needs to know
+
+
+async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> None:
+    told: list[tuple[Any, Unread]] = []
+    kube.on_unread = lambda resource, unread: told.append((resource, unread))
+    await answering(server, b'{"apiVersion":"v1","items":[' + DEEP + b'],"kind":"List","metadata":{"resourceVersion":"7"}}')
+    listing = await kube.list(POD)
+    assert (listing.items, listing.resource_version) == ([], "7")
+    assert [(r, u.namespace, u.name, u.uid) for r, u in told] == [(POD, "ns", "culprit", "u")]
+    assert listing.unread == (told[0][1],)
+    await answering(server, b"<html>")
+    with pytest.raises(Unavailable, match="the list of pods is no list"):
+        await kube.list(POD)
+
+
+async def test_a_list_has_a_limit_for_each_namespace(server: Server, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "NAMESPACE_BYTES", 15_000)
+    items = [{"metadata": {"name": f"{ns}{i}", "namespace": ns, "managedFields": "x" * 9000}} for i in range(20) for ns in ("a", "b")]
+    items += [{"metadata": {"name": "small", "namespace": "c"}}]
+    await answering(server, json.dumps({"metadata": {}, "items": items}).encode())
+    listing = await kube.list(POD)
+    assert [o["metadata"]["name"] for o in listing.items] == ["a0", "b0", "small"]
+    assert len(listing.unread) == 38 and "MiB of memory for the objects of its namespace" in listing.unread[0].why
+    assert len((await kube.list(POD, keep=lambda o: {"metadata": {"name": o["metadata"]["name"]}})).items) == 41
 
 
 async def test_kinds_are_discovered_once_in_a_while(server: Server, kubeconfig: str) -> None:
@@ -321,7 +374,7 @@ async def test_a_rotated_token_file_is_read_again_when_the_old_one_is_refused(se
     async def check(request: web.Request) -> web.StreamResponse:
         if request.headers["Authorization"] != f"Bearer {valid}":
             return status(401, "Unauthorized")
-        return web.json_response({"metadata": {}})
+        return web.json_response({"metadata": {"name": "a"}})
 
     server.answer = check
     time = 0.0
@@ -429,7 +482,7 @@ async def test_connections_are_bounded(server: Server, kubeconfig: str) -> None:
         most = max(most, at_once)
         await asyncio.sleep(0.02)
         at_once -= 1
-        return web.json_response({})
+        return web.json_response({"metadata": {"name": "a"}})
 
     server.answer = count
     async with await Kube.connect(kubeconfig, max_connections=3) as kube:

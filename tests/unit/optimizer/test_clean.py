@@ -33,6 +33,11 @@ def goes(objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[st
     return set(doomed(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
 
 
+def test_a_namespace_in_which_something_cannot_be_read_stays_as_it_is() -> None:
+    objects = [*listed(f"ml/{A}", 40), *listed(f"deep/{A}", 40)]
+    assert set(doomed(objects, ROOT, frozenset(), frozenset(), NOW - MONTH, frozenset({"deep"}))) == {f"ml/{A}"}
+
+
 def test_what_is_old_and_not_referred_to_goes() -> None:
     objects = listed(f"ml/{A}", 40) + listed(f"ml/{B}", 40) + listed(f"ml/{C}", 20)
     assert goes(objects, (f"{ROOT}/ml/{B}",)) == {f"ml/{A}"}
@@ -74,7 +79,7 @@ def server() -> Iterator[ObjectStore]:
 def task(server: ObjectStore, tmp_path: Path) -> Callable[..., CleanTask]:
     def make(in_use: object = None, **more: Any) -> CleanTask:
         path = tmp_path / "references.json"
-        path.write_text(json.dumps({"artifacts": [f"{ROOT}/ml/{B}"]} if in_use is None else in_use))
+        path.write_text(json.dumps({"artifacts": [f"{ROOT}/ml/{B}"], "untouched": []} if in_use is None else in_use))
         return CleanTask(artifacts=server.s3("artifacts/all/"), references=str(path), **({"older_than_seconds": 86400.0} | more))
 
     return make
@@ -93,7 +98,7 @@ def test_it_goes_manifest_first(server: ObjectStore, task: Callable[..., CleanTa
 
 def test_a_whole_bucket_may_be_the_store(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
     server.objects = {path.replace("/artifacts/all/", "/artifacts/"): body for path, body in server.objects.items()}
-    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"]}).model_copy(update={"artifacts": server.s3("artifacts/")})
+    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"], "untouched": []}).model_copy(update={"artifacts": server.s3("artifacts/")})
     assert "1 artifacts" in run(wanted, Progress()).message
     assert {path.split("/")[3] for path in server.objects} == {B}
     with pytest.raises(JobError, match="names no object"):
@@ -136,7 +141,7 @@ def test_what_is_made_anew_while_it_deletes_others_stays(
     assert {path.rsplit("/", 1)[1] for path in server.objects if A in path} == {"manifest.json", "model-0.onnx", "claim-1.json"}
 
 
-@pytest.mark.parametrize("in_use", [[], {}, {"artifacts": None}, {"artifacts": 5}, "x"])
+@pytest.mark.parametrize("in_use", [[], {}, {"artifacts": None}, {"artifacts": 5}, {"artifacts": []}, {"artifacts": [], "untouched": None}, "x"])
 def test_a_list_that_cannot_be_read_is_no_empty_list(server: ObjectStore, task: Callable[..., CleanTask], in_use: object) -> None:
     with pytest.raises(JobError) as error:
         run(task(in_use), Progress())

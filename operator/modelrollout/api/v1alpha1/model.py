@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from modelrollout.api.tasks import FLAVOURS, Flavour, SourceFormat
-from modelrollout.api.v1alpha1.schema import ApiModel, LocalName, Name, Sha256, Uri
+from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
+
+Lineage = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32), KEYS]
+ArrayName = Annotated[str, StringConstraints(max_length=128)]
 
 
 class Credentials(ApiModel):
@@ -56,9 +59,7 @@ class Model(ApiModel):
         description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
         "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
     )
-    lineage: dict[str, str] | None = Field(
-        None, description="Free text kept with the revision: commit, data set, training run. No part of the version."
-    )
+    lineage: Lineage | None = Field(None, description="Free text kept with the revision: commit, data set, training run. No part of the version.")
 
     @property
     def flavour(self) -> Flavour | None:
@@ -73,7 +74,7 @@ class Data(ApiModel):
     labels: str = Field(
         "labels", description="Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse.", max_length=128
     )
-    slices: Annotated[list[str], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
+    slices: Annotated[list[ArrayName], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
     credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
 
 

@@ -119,6 +119,10 @@ class Container(ApiModel):
             "container: image must be named by its digest, NAME@sha256:..., for what is made is kept by what made it; find it with: "
             "docker buildx imagetools inspect NAME",
         ),
+        Rule(
+            "(!has(self.command) || self.command.map(x, x.size()).sum() <= 16384) && (!has(self.args) || self.args.map(x, x.size()).sum() <= 16384)",
+            "container: command and args are at most 16384 characters each; put a longer program into the image",
+        ),
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from modelrollout.api.v1alpha1.schema import ApiModel, JsonObject, Rule, Sha256, StatusModel
+from modelrollout.api.v1alpha1.model import Lineage, Model
+from modelrollout.api.v1alpha1.optimization import Optimization
+from modelrollout.api.v1alpha1.schema import ApiModel, Name, Rule, Sha256, ShapeOf, StatusModel
+from modelrollout.api.v1alpha1.serving import Serving
 from modelrollout.api.v1alpha1.status import ArtifactEvidence, EvaluationEvidence, MetricStatus, Outcome, StepEvidence, TuningEvidence
 
 
@@ -31,14 +34,26 @@ class ModelRevisionStatus(StatusModel):
     p99: str | None = None
 
 
+class RevisionInput(ApiModel):
+    """What makes a version, in canonical form (``deployment.user_input``)."""
+
+    model: Model
+    optimization: Optimization
+    serving: Serving
+
+
 class ModelRevisionSpec(ApiModel):
     """An immutable snapshot of one version; only the operator creates it."""
 
     number: int = Field(ge=1, description="Grows by one; it is the model's version in Triton, so every answer names its revision.")
-    deployment: str = Field(description="Name of the ModelDeployment.")
+    deployment: Name = Field(description="Name of the ModelDeployment.")
     sha256: Sha256 = Field(description="Pinned digest of the source.")
-    input: JsonObject = Field(description="The user's input in canonical form.")
-    builder: str = Field(description="Version of the builder that rendered the template.")
-    template: JsonObject = Field(description="Rendered pod template and Triton settings: an upgrade of the operator does not change it.")
-    lineage: dict[str, str] | None = Field(None, description="Where the model comes from, as the ModelDeployment said.")
+    input: Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.revision:RevisionInput", bare=True)] = Field(
+        description="The user's input in canonical form."
+    )
+    builder: str = Field(max_length=64, description="Version of the builder that rendered the template.")
+    template: Annotated[dict[str, Any], ShapeOf("kubernetes.client:V1PodTemplateSpec", bare=True)] = Field(
+        description="Rendered pod template: an upgrade of the operator does not change it."
+    )
+    lineage: Lineage | None = Field(None, description="Where the model comes from, as the ModelDeployment said.")
     rules: ClassVar[tuple[Rule, ...]] = (Rule("self == oldSelf", "a ModelRevision is immutable; change the ModelDeployment instead"),)

@@ -113,7 +113,7 @@ class AbTest(ApiModel):
     auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
 
 
-SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$")]
+SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$", max_length=64)]
 
 
 class Slice(ApiModel):
@@ -126,7 +126,7 @@ class Slice(ApiModel):
 class Metric(ApiModel):
     """One metric of the analysis. Built in: accuracy, errors, latency; any other name needs a query."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)] = Field(
         description="accuracy, errors or latency; or any other name, with a query."
     )
     max_drop: float | None = Field(None, gt=0, le=1, description="accuracy: margin against stable at full traffic, absolute.")

@@ -48,8 +48,15 @@ class ListMapKey:
 
 
 @dataclass(frozen=True)
-class PreserveUnknown:
-    """An object whose fields Kubernetes itself defines (tolerations, affinity): carried through unread."""
+class ShapeOf:
+    """A part that the operator carries through as it is written, so its type here is a plain map; the API server checks it by the schema of ``type``.
+
+    ``type``: MODULE:CLASS, a pydantic type of ours or of the package kubernetes. ``bare``: only types and bounds, without rules, defaults and what is
+    required: for what the operator itself wrote, perhaps years ago, and must get back unchanged.
+    """
+
+    type: str
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,9 @@ class StatusModel(ApiModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
+# Every text, list and map has a bound, so that no object is larger than the operator can hold: in spec each its own, in status these.
+STATUS_TEXT = 32768
+STATUS_ITEMS = 4096
 URI_SCHEMES = ("s3", "http", "https")
 _URI_RE = r"^(s3|https?)://[^\\s]+$"
 _URI_PATTERN = Rule(
@@ -81,13 +91,17 @@ _URI_PATTERN = Rule(
     "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",
 )
 Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
 DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
 Argument = Annotated[str, StringConstraints(max_length=4096)]
+# A schema cannot bound the keys of a map, a rule can. A label's key is a DNS name, a slash and 63 characters.
+KEYS = Rule("self.all(k, k.size() <= 317)", "a key is at most 317 characters")
+Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64), KEYS]
 Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
 QUANTITY_RE = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=QUANTITY_RE, max_length=32)]
+Quantities = Annotated[dict[str, Quantity], Field(max_length=32), KEYS]
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 100 * 365.25 * 86400
 
@@ -108,8 +122,5 @@ class LocalName(ApiModel):
 class Resources(ApiModel):
     """Requests and limits as in a container."""
 
-    limits: dict[str, Quantity] | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
-    requests: dict[str, Quantity] | None = Field(None, description="What is set aside for the container; left out: the limits.")
-
-
-JsonObject = Annotated[dict[str, Any], PreserveUnknown()]
+    limits: Quantities | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
+    requests: Quantities | None = Field(None, description="What is set aside for the container; left out: the limits.")

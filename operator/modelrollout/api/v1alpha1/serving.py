@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from modelrollout.api.v1alpha1.model import Data
-from modelrollout.api.v1alpha1.schema import ApiModel, Duration, JsonObject, ListMapKey, LocalName, Name, Resources, Rule
+from modelrollout.api.v1alpha1.placement import AffinityAsWritten, TolerationAsWritten
+from modelrollout.api.v1alpha1.schema import ApiModel, Duration, Labels, ListMapKey, LocalName, Name, Resources, Rule
 
 DataType = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
@@ -104,11 +105,11 @@ class Serving(ApiModel):
     triton: Triton = Field(default_factory=Triton)
     replicas: int = Field(2, ge=0, le=1000, description="Pods of the serving revision.")
     resources: Resources = Field(description="Resources of a Triton pod, for example limits: {nvidia.com/gpu: 1}.")
-    node_selector: dict[str, str] | None = Field(None, description="Node labels that a pod needs.")
-    tolerations: Annotated[list[JsonObject], Field(max_length=32)] | None = Field(
+    node_selector: Labels | None = Field(None, description="Node labels that a pod needs.")
+    tolerations: Annotated[list[TolerationAsWritten], Field(max_length=32)] | None = Field(
         None, description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is asked for."
     )
-    affinity: JsonObject | None = Field(None, description="As in a pod.")
+    affinity: AffinityAsWritten | None = Field(None, description="As in a pod.")
     service_account_name: Name | None = Field(
         None, description="Service account of the pods; left out: the namespace's default one. No token is mounted."
     )

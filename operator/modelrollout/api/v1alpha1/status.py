@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from modelrollout.api.v1alpha1.schema import JsonObject, ListMapKey, StatusModel
+from modelrollout.api.v1alpha1.schema import ListMapKey, ShapeOf, StatusModel
 
 Stage = Literal["Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
 Phase = Literal[
@@ -335,7 +335,9 @@ class ModelDeploymentStatus(StatusModel):
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
     policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
-    defaults: JsonObject | None = Field(None, description="What they fill in where spec.rollout leaves a field out.")
+    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.policy:PolicyDefaults", bare=True)] | None = Field(
+        None, description="What they fill in where spec.rollout leaves a field out."
+    )
     address: Address | None = None
     replicas: int = 0
     ready_replicas: int = 0

@@ -1,0 +1,142 @@
+"""What the watch and lists bring goes into the store and onto the queue; what cannot be read is left out and named. No exception leaves this module
+but KubeError: one object must not end the watch of all others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.controller.unread import UnreadObjects
+from modelrollout.kube import reading
+from modelrollout.kube.cache import Key, Store, owner
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Kube, Object, Resource
+from modelrollout.kube.kept import kept
+from modelrollout.kube.reading import Unread, UnreadableError
+
+log = logging.getLogger(__name__)
+
+OURS = f"{names.LABEL_NAME}"  # children carry this label; the watch asks the API server for nothing else
+UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
+LINE_BYTES = 2 << 20  # of a watch event that are held: in a custom resource managed fields as large as itself come before its name
+_TYPE = re.compile(rb'\s*\{"type":"([A-Z]+)"')
+_TAKEN = ("ADDED", "MODIFIED", "DELETED")
+
+
+class Intake:
+    """Takes in events and whole lists of the watched resources."""
+
+    def __init__(self, kube: Kube, store: Store, unread: UnreadObjects, resources: Iterable[Resource], wake: Callable[[Key], None]) -> None:
+        self._kube, self._store, self._unread, self._wake = kube, store, unread, wake
+        self._resources = {r.path(None): r for r in resources}
+
+    def watched(self, path: str) -> tuple[Resource, str | None] | None:
+        """Which resource, and which namespace of it, the collection at this path is of a URL; None for all others."""
+        root, _, rest = path.partition("/namespaces/")
+        if rest:
+            namespace, _, plural = rest.partition("/")
+            return (found, namespace) if (found := self._resources.get(f"{root}/{plural}")) and found.namespaced else None
+        return (found, None) if (found := self._resources.get(path)) else None
+
+    def line(self, resource: Resource, line: bytes, cut: bool) -> bytes | None:
+        """Take in a line of a watch. What is left of it for the watch itself: errors and bookmarks as they are, of an event how far it came.
+
+        ``cut``: it was too long, and this is its beginning.
+        """
+        try:
+            if cut:
+                raise UnreadableError(f"has more than {LINE_BYTES >> 10} KiB of JSON")
+            if len(line) > 2 * reading.MAX_BYTES:  # not to be parsed at all
+                reading.object_of({}, len(line))
+            event = reading.parse(line)
+            if not isinstance(event, dict) or event.get("type") not in _TAKEN:
+                return line
+            obj = reading.object_of(event.get("object"), len(line))
+            self.event(resource, event["type"], obj)
+            version = str(obj["metadata"].get("resourceVersion") or "")
+        except UnreadableError as e:
+            found = reading.identify(line, ("object", "metadata"), str(e))
+            told = _TYPE.match(line)
+            self._unreadable(resource, found, gone=told is not None and told[1] == b"DELETED")
+            version = found.version
+        return _bookmark(resource, version) if version else None
+
+    def event(self, resource: Resource, type_: str | None, obj: Object) -> None:
+        """Take in an object as it is now, or was when it went (DELETED)."""
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
+        metadata = body["metadata"]
+        namespace, name = metadata.get("namespace") or "", metadata["name"]
+        try:
+            if type_ != "DELETED" and (problem := unfit(resource, body)):
+                raise UnreadableError(problem)
+            due = self._store.observe(resource, {"type": type_, "object": body})
+            key = owner(resource, body)
+        except Exception as e:  # whatever it is: all others go on
+            if not isinstance(e, UnreadableError):
+                log.exception("%s %s/%s was not understood", resource.kind, namespace, name)
+            why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
+            self._unreadable(resource, reading.named(body, why), gone=False)
+            return
+        if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:  # else the store has told why not
+            self._unread.clear(resource, namespace, name)
+        if due and key is not None:
+            self._wake(key)
+
+    async def list(self, resource: Resource, namespace: str | None) -> str:
+        """Read everything of a resource: the watch never reports what was deleted while it was away, and no event may be missed for ever.
+
+        The resourceVersion of the list. Raises KubeError.
+        """
+        asked = self._unread.now()
+        selector = "" if resource in UNLABELLED else OURS
+        listing = await self._kube.list(resource, namespace, label_selector=selector, keep=partial(kept, resource))
+        unread = {(u.namespace, u.name) for u in listing.unread}
+        items: list[Object] = []
+        for o in listing.items:
+            if problem := unfit(resource, o):
+                found = reading.named(o, problem)
+                self._unread.note(resource, found)
+                unread.add((found.namespace, found.name))
+            else:
+                items.append(o)
+        for key in self._store.resync(resource, items, listing.resource_version, namespace):
+            self._wake(key)
+        places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
+        left_out = {place for place in places if self._store.get(resource, *place) is None}  # for want of memory; or it went meanwhile
+        self._unread.listed(resource, namespace, unread | left_out, asked)
+        return listing.resource_version
+
+    def _unreadable(self, resource: Resource, found: Unread, *, gone: bool) -> None:
+        """What was last seen of it goes too, or it would be acted on for ever."""
+        if gone:
+            self._unread.clear(resource, found.namespace, found.name)
+        else:
+            self._unread.note(resource, found)
+        if (key := self._store.forget(resource, found.namespace, found.name)) is not None:
+            self._wake(key)
+
+
+def unfit(resource: Resource, obj: Object) -> str | None:
+    """What of an object of ours nobody could work with, should its definition have no schema: it must not be met in a pass over another one."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    if resource == MODEL_REVISION:
+        right = {"number": int, "sha256": str, "input": dict, "template": dict}
+        if wrong := [field for field, of in right.items() if not isinstance(spec.get(field), of)]:
+            return f"has a spec without {', '.join(wrong)} of the right type"
+    if resource == MODEL_DEPLOYMENT:
+        conditions = status.get("conditions") or []
+        if not isinstance(conditions, list) or not all(isinstance(c, dict) for c in conditions):
+            return "has status.conditions that are no list of maps"
+        if not isinstance(status.get("phase"), str | None):
+            return "has a status.phase that is no text"
+    return None
+
+
+def _bookmark(resource: Resource, version: str) -> bytes:
+    about: dict[str, Any] = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"resourceVersion": version}}
+    return json.dumps({"type": "BOOKMARK", "object": about}).encode()
