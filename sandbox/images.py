@@ -267,6 +267,7 @@ def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
     index.unlink()  # the notes are the index; a list that only grows would slow every push
     built = keep(ref, key, manifest)
     prune()
+    run(_buildah("rm", "--all"), log=log)  # what a build that failed left behind would hold its image; the lock says that no other build runs
     run(_buildah("rmi", "--prune"), log=log)
     return built
 
