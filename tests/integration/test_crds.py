@@ -390,14 +390,14 @@ def test_a_revision_cannot_be_changed(kubectl: Kubectl) -> None:
         "metadata": {"name": "digits-8d1b"},
         "spec": {
             "number": 1, "deployment": "digits", "sha256": "a" * 64, "builder": "0.1.0",
-            "input": {"model": {"uri": "s3://models/a"}}, "template": {"pod": {"containers": [{"name": "server"}]}},
+            "input": {"model": {"uri": "s3://models/a"}}, "template": {"spec": {"containers": [{"name": "server"}]}},
         },
     }  # fmt: skip
     kubectl.ok("create", "-f", "-", body=revision)
     kubectl.ok("annotate", kubectl.mrev, "digits-8d1b", "modelrollout.dev/promote=2/4 7f3a")
     shallow, deep = copy.deepcopy(revision), copy.deepcopy(revision)
     put("spec.number", 2)(shallow)
-    put("spec.template.pod.containers.0.name", "other")(deep)
+    put("spec.template.spec.containers.0.name", "other")(deep)
     for changed in (shallow, deep):
         done = kubectl("replace", "-f", "-", body=changed)
         assert done.returncode != 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator
 
@@ -232,3 +234,43 @@ async def test_an_applied_deployment_equal_to_the_last_changes_nothing(kube: Kub
     first = await kube.apply(DEPLOYMENT, body)
     second = await kube.apply(DEPLOYMENT, body)
     assert second["metadata"]["generation"] == first["metadata"]["generation"] == 1
+
+
+async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of_an_apply(kube: Kube, namespace: str) -> None:
+    """A probe has one kind of question: the one that is wanted and the one that was set do not go together."""
+
+    def wanted(probe: Object) -> Object:
+        labels = {"app": "x"}
+        pod = {"containers": [{"name": "x", "image": "example/x:1", "livenessProbe": probe}]}
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "x", "namespace": namespace, "labels": labels},
+            "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+        }
+
+    async def taken_over() -> None:
+        while True:
+            with contextlib.suppress(Conflict):  # the Deployment's own controller writes its status meanwhile
+                assert await kube.own_by_apply(DEPLOYMENT, namespace, "x", uid=uid)
+                return
+
+    by_http, by_program = {"httpGet": {"path": "/a", "port": 80}}, {"exec": {"command": ["true"]}}
+    uid = (await kube.create(DEPLOYMENT, wanted(by_http)))["metadata"]["uid"]
+    with pytest.raises(Invalid):
+        await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    assert not await kube.own_by_apply(DEPLOYMENT, namespace, "x", uid="another")
+    await taken_over()
+    live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+    async with await Kube.connect(os.environ["MODELROLLOUT_KUBECONFIG"], None, component="somebody") as somebody:
+        container = live["spec"]["template"]["spec"]["containers"][0] | {"livenessProbe": by_http}
+        patch = {"metadata": {"annotations": {"note": "mine"}}, "spec": {"template": {"spec": {"containers": [container]}}}}
+        somebody._field_manager = "somebody"
+        await somebody.merge_patch(DEPLOYMENT, namespace, "x", patch)
+    with pytest.raises(Invalid):
+        await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    await taken_over()
+    live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+    assert live["metadata"]["annotations"]["note"] == "mine", "what is theirs outside of spec stays"

@@ -20,6 +20,7 @@ from modelrollout.api.v1alpha1 import (
     ModelDeploymentStatus,
     Pinned,
     QueueStatus,
+    RestartStatus,
     ShadowStatus,
     StepEvidence,
 )
@@ -97,7 +98,7 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
     s = b.second(stage, wanted=WANTED, changes=STAGES[stage] | {"history": [record], "stages": {"Resolve": 1.0}}, live_split=((V1, 75), (V2, 25)))
     if stage == "Done":  # of stable itself, made anew
         s = replace(s, status=b.status(1, rollout=b.rollout("Done", 1, outcome="Stable")))
-    more = {"draining": [Draining(revision=V1, number=1, until=b.ago(-100))], "retiring": b.ref(1), "restarted": {V1: b.ago(3)}}
+    more = {"draining": [Draining(revision=V1, number=1, until=b.ago(-100))], "retiring": b.ref(1), "restarts": {V1: RestartStatus(at=b.ago(3))}}
     pinned = Pinned(revision=V1, generation=1, against=V2) if stage == "Failed" else None
     wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
     for place in places(wire):

@@ -33,12 +33,13 @@ COMPONENT_SHADOW = "shadow"
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
 ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
+ANNOTATION_HARDENED = f"{GROUP}/hardened"  # on the pod template: the version of what keeps everybody from managing the server
 ANNOTATION_ASKED = f"{GROUP}/asked"  # on the prepare Job: hash of the resources, time limit and queue that spec asked for
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
-VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart")
+VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart", "restart-allow-downtime")
 
 PORT_HTTP = 8000
 PORT_GRPC = 8001

@@ -69,6 +69,12 @@ class PolicyDefaults(ApiModel):
     unscheduled_deadline: Duration | None = Field(None, description="How long a new revision may wait for free GPUs.")
 
 
+class DefaultsInForce(PolicyDefaults):
+    """What the policies that match fill in together: their defaults, and the longest bake that a gate demands."""
+
+    bake: Duration | None = None
+
+
 class PolicyGates(ApiModel):
     """What a ModelDeployment must have before a version of it is rolled out."""
 

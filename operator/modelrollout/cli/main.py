@@ -195,14 +195,26 @@ def resume(
 @app.command()
 def restart(
     name: Name,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="Revision (name or number) with pods: stable (default), on trial, or bake's former stable."),
+    ] = None,
+    allow_downtime: Annotated[
+        bool, typer.Option("--allow-downtime", help="End each pod before its successor is there: where no GPU is free for one more.")
+    ] = False,
     wait: Wait = False,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Replace the pods of the stable revision one after the other, each when the next one is ready."""
-    _ask(name, verbs.restart, wait, timeout, namespace, kubeconfig, context)
+    """Replace the pods of a revision one after the other, each when the next one is ready.
+
+    Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their servers (docs/endpoints.md).
+    """
+    _ask(
+        name, lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime), wait, timeout, namespace, kubeconfig, context
+    )
 
 
 @app.command()
@@ -327,7 +339,7 @@ def run(
 @app.command()
 def feedback(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option("--port", help="Port of /v1/feedback, /metrics, /healthz and /readyz.", min=0, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", help="Port of /v1/feedback.", min=0, max=65535)] = 8080,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,

@@ -75,12 +75,14 @@ def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
     return _on_revision("resume", flying.revision, token, None, f"resume {flying.revision}")
 
 
-def restart(rollout: Rollout, token: str) -> Request:
-    """Replace the pods of stable, one after the other."""
+def restart(rollout: Rollout, revision: str | None, token: str, *, allow_downtime: bool = False) -> Request:
+    """Replace the pods of a revision, by default stable's, one after the other; ``allow_downtime``: each ends before its successor is there."""
     stable = rollout.status.stable
-    if stable is None:
+    if revision is None and stable is None:
         raise Refused("nothing to restart: no revision has become stable yet")
-    return _on_revision("restart", stable.revision, token, None, f"restart the pods of {stable.revision}")
+    name = named(rollout, revision).name if revision is not None else stable.revision if stable else ""
+    verb = "restart-allow-downtime" if allow_downtime else "restart"
+    return _on_revision(verb, name, token, None, f"restart the pods of {name}")
 
 
 def _on_trial(rollout: Rollout, revision: str | None, verb: str) -> tuple[RolloutStatus, str]:

@@ -40,11 +40,12 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs, server
 from modelrollout.resources.common import NotAllowedError, Owner
+from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
 from modelrollout.rollout.stages.tune import served_with
-from modelrollout.traffic.router import accepted
+from modelrollout.traffic.router import accepted, too_wide
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ RESOURCES: Mapping[str, Resource] = {
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
-_EXACT = frozenset({"selector", "matchLabels"})
+_EXACT = frozenset({"selector", "matchLabels", "matches"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 
@@ -75,11 +76,18 @@ class Actor:
     config: OperatorConfig
     may_write: Callable[[], bool]
 
+    async def narrow(self, seen: Seen) -> bool:
+        """Make narrow what opens more of the servers than clients may ask, before anything that may be refused; True when it was written."""
+        wrote = False
+        for obj in too_wide(seen.children, seen.snapshot.name):
+            wrote |= await self._match(seen, obj)
+        return wrote
+
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
         wrote = False
         if seen.snapshot.spec is None:
-            for obj in self._traffic(seen, desired):
+            for obj in self._traffic(seen, desired) if desired.split else []:
                 wrote |= await self._match(seen, obj)
             return wrote
         if desired.new_revision is not None:
@@ -120,12 +128,25 @@ class Actor:
                 continue
             mine = _owner(live, MODEL_REVISION.kind)
             frozen = live["spec"]["template"]
-            restarted = desired.restarts.get(name)
-            found.append(
-                server.server_deployment(
-                    mine, s.name, revision.number, frozen, artifact.uri, artifact.digest, replicas, self.config, restarted, served_with(tuning)
-                )
+            if name in desired.hardened:
+                frozen = hardened(frozen, s.name, desired.hardened[name] or VERSION)
+            wanted = server.server_deployment(
+                mine,
+                s.name,
+                revision.number,
+                frozen,
+                artifact.uri,
+                artifact.digest,
+                replicas,
+                self.config,
+                desired.restarts.get(name),
+                served_with(tuning),
+                ends_first=name in desired.ends_first,
             )
+            running = seen.children.get((DEPLOYMENT.kind, name))
+            if running is not None and not is_known(desired.hardened.get(name)):  # a newer operator has hardened it: its pods stay
+                wanted["spec"]["template"] = running["spec"]["template"]
+            found.append(wanted)
             found.append(server.revision_service(mine, s.name, revision.number))
         if desired.preview is not None:
             found.append(server.preview_service(owner, desired.preview))
@@ -201,7 +222,7 @@ class Actor:
         uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
         self._fence()
         try:
-            answer = await self.kube.apply(resource, obj, uid=uid, resource_version=version)
+            answer = await self._applied(resource, obj, uid, version)
         except Conflict:
             await self._look_again(resource, obj)
             raise
@@ -209,6 +230,18 @@ class Actor:
             raise _refused(resource, obj, e) from e
         self.store.written(resource, answer, guarded=guarded)
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
+
+    async def _applied(self, resource: Resource, obj: Object, uid: str, version: str | None) -> Object:
+        """What was created and not applied, or edited by somebody, keeps fields that may not go together with those that are wanted."""
+        try:
+            return await self.kube.apply(resource, obj, uid=uid, resource_version=version)
+        except Invalid:
+            if not await self.kube.own_by_apply(resource, obj["metadata"]["namespace"], obj["metadata"]["name"], uid=uid):
+                raise
+        if version is not None:
+            raise Conflict(409, "StaleRead", f"{resource.kind} {obj['metadata']['name']} has another resourceVersion now")
+        self._fence()
+        return await self.kube.apply(resource, obj, uid=uid)
 
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
@@ -222,7 +255,12 @@ class Actor:
                 if _controller(live) != _controller(obj):
                     text = f"{resource.kind} {name} exists and belongs to somebody else; remove it, or choose another name for the ModelDeployment"
                     raise ChildRefused(e.status, "NameTaken", text) from e
-                if resource not in (JOB, MODEL_REVISION) and not covers(live, obj):  # it lost our label, so the watch lost it
+                if resource == DEPLOYMENT:
+                    # Its template was decided on as if there were no pods (rollout.restarts): no more than the watch needs is put back.
+                    guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+                    patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}
+                    self.store.written(resource, await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch), guarded=True)
+                elif resource not in (JOB, MODEL_REVISION) and not covers(live, obj):  # it lost our label, so the watch lost it
                     await self._apply(resource, obj, live, guarded=True)
                     return
             raise Conflict(e.status, "StaleRead", f"{resource.kind} {name} was not in the store") from e
@@ -396,8 +434,8 @@ def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
 def covers(live: Any, wanted: Any) -> bool:
     """Whether the live object has everything that is wanted; what the API server added by default does not count.
 
-    An empty map or list is covered by its absence, quantities compare by value. A selector is covered by its equal only: one label more selects
-    less.
+    An empty map or list is covered by its absence, quantities compare by value. A selector, or what a route matches, is covered by its equal only:
+    one label more selects less.
     """
     if isinstance(wanted, dict):
         if not isinstance(live, dict):

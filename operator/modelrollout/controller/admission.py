@@ -18,6 +18,7 @@ from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
 from modelrollout.rollout.policy import frozen
+from modelrollout.rollout.restarts import lacks_gpu
 
 
 class Admission:
@@ -50,28 +51,33 @@ class Admission:
             return replace(s, work=await kueue.asked(self._kube, seen, self._now()))
         if s.work.podless:
             return replace(s, work=await podless.asked(self._kube, seen, self._now()))
-        if rollout is None or rollout.stage not in ("Tune", "Provision") or s.spec is None:
+        if s.spec is None:
             return s
+        if rollout is None or rollout.revision is None or rollout.stage not in ("Tune", "Provision"):
+            late = lacks_gpu(s)
+            return replace(s, gpus=await self._gpus(seen, late, 1)) if late else s
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem
-            return replace(s, gpus=await self._gpus(seen)) if problem and problem.reason == "Unschedulable" else s
+            return replace(s, gpus=await self._for_all(seen, rollout.revision)) if problem and problem.reason == "Unschedulable" else s
         if frozen(s.rules, self._now()):
             return s
         slots = await self.slots.view(seen)
         if not all(slot.held for slot in slots) or s.spec.serving.surge != "Wait":
             return replace(s, slots=slots)
-        return replace(s, slots=slots, gpus=await self._gpus(seen))
+        return replace(s, slots=slots, gpus=await self._for_all(seen, rollout.revision))
 
-    async def _gpus(self, seen: Seen) -> Gpus | None:
-        s = seen.snapshot
-        assert s.spec is not None and s.status.rollout is not None
-        live = seen.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
-        pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
-        revision = s.status.rollout.revision
+    async def _for_all(self, seen: Seen, revision: str) -> Gpus | None:
+        """For the pods of a revision that have no node yet."""
+        assert seen.snapshot.spec is not None
         pods = [
             o
             for (kind, _), o in seen.children.items()
             if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_REVISION) == revision
         ]
         placed = sum(bool((o.get("spec") or {}).get("nodeName")) for o in pods)
-        return await self._capacity.look(pod, max(1, s.spec.serving.replicas) - placed)
+        return await self._gpus(seen, revision, max(1, seen.snapshot.spec.serving.replicas) - placed)
+
+    async def _gpus(self, seen: Seen, revision: str, count: int) -> Gpus | None:
+        live = seen.children.get((MODEL_REVISION.kind, revision))
+        pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
+        return await self._capacity.look(pod, count)

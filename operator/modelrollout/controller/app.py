@@ -88,6 +88,7 @@ class Operator:
         metrics.queue_depth(lambda: len(self._queue))
         metrics.leading(self._elector.is_leader)
         metrics.rollouts(self._phases)
+        metrics.conditions(self._conditions)
         metrics.unreadable(self._unread.count)
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
@@ -139,6 +140,7 @@ class Operator:
 
     async def post(self, seen: Seen, event: Event) -> None:
         """An event on the ModelDeployment."""
+        self._metrics.event_posted(seen.snapshot.namespace, event.type, event.reason)
         await self._events.post(seen.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:
@@ -214,6 +216,15 @@ class Operator:
 
     def _phases(self) -> dict[tuple[str, str], int]:
         return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))
+
+    def _conditions(self) -> dict[tuple[str, str, str], int]:
+        return dict(
+            Counter(
+                (o["metadata"]["namespace"], c["type"], c["status"])
+                for o in self._store.all(MODEL_DEPLOYMENT)
+                for c in (o.get("status") or {}).get("conditions") or []
+            )
+        )
 
 
 def own_namespace() -> str:

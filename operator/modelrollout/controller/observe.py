@@ -22,7 +22,7 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
     TuningEvidence,
 )
-from modelrollout.controller.pods import of_job, pod_problem
+from modelrollout.controller.pods import down, last_crash, of_job, pod_problem
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Key, Store, hosts
 from modelrollout.kube.client import (
@@ -37,6 +37,7 @@ from modelrollout.kube.client import (
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, allowed
+from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.demands import gpus_asked, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
@@ -46,7 +47,7 @@ from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, weights
+from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def observe(
         revisions=revisions,
         servers=_servers(by_name, pods),
         verbs=_verbs(deployment, by_name),
+        too_wide=tuple(f"{o['kind']} {o['metadata']['name']}" for o in too_wide(by_name, key[1])),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
         rules=rules,
@@ -187,7 +189,9 @@ def _revisions(by_name: Mapping[tuple[str, str], Object]) -> tuple[Revision, ...
         if kind != MODEL_REVISION.kind:
             continue
         spec = o["spec"]
-        found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], _revision_status(o, by_name.get((DEPLOYMENT.kind, name)))))
+        status = _revision_status(o, by_name.get((DEPLOYMENT.kind, name)))
+        hardened = hardened_as(spec["template"], spec["deployment"]) is not None
+        found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], status, hardened))
     return tuple(sorted(found, key=lambda r: r.number))
 
 
@@ -231,7 +235,18 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         # A revision's servers, or the comparer of its shadow.
         part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
         own = [p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part]
-        found[name] = Server(status.get("replicas", 0), ready, pod_problem(own), o["spec"].get("replicas", 1), restarted_at(o))
+        found[name] = Server(
+            status.get("replicas", 0),
+            ready,
+            pod_problem(own),
+            o["spec"].get("replicas", 1),
+            restarted_at(o),
+            hardened=hardened_as(o["spec"]["template"], _label(o, names.LABEL_NAME) or ""),
+            overlay=overlay_of(o["spec"]["template"]),
+            updated=status.get("updatedReplicas", 0) if fresh else None,
+            down=down(own),
+            crash=last_crash(own),
+        )
     return found
 
 

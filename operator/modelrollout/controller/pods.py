@@ -12,12 +12,17 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
+from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
-from modelrollout.rollout.facts import Problem
+from modelrollout.rollout.facts import Crash, Problem
 
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
-# As tritonserver ends where its one model cannot be loaded.
-_LOAD_FAILED = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
+# How tritonserver ends where its one model cannot be loaded: what it says of the model, and its last words, with model control none or explicit.
+_LOAD_FAILED = re.compile(r"(?:failed to load '[^']*' version \d+|[Pp]oll failed for model directory '[^']*'): (.*?)(?:\"?$)", re.MULTILINE)
+_LOAD_FAILED_EXPLICIT = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
+_NOT_CREATED = "error: creating server: Internal - failed to load all models"
+# How it ends where it does not know a flag: the flag stands before its long help, of which the termination message has only the end.
+_USAGE = re.compile(r"^  --[a-z][a-z-]+ <[a-z]+>\n\t", re.MULTILINE)
 _NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
 _SAID = 300  # characters of what a user's container says that a message has room for
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -80,27 +85,76 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
         return Problem("ContainerConfigError", f"{where}: {message}")
     last = (container.get("lastState") or {}).get("terminated") or state.get("terminated") or {}
     if reason == "CrashLoopBackOff" or (container.get("restartCount", 0) > 0 and last.get("exitCode", 0) != 0 and not container.get("ready")):
-        told = _result(last.get("message", ""))
-        if told:
-            return Problem(told.reason, f"{where}: {told.message}")
-        if last.get("reason") == "OOMKilled":
-            return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
-        if unloaded := _not_loaded(last.get("message", "")):
-            return Problem(unloaded.reason, f"{where}: {unloaded.message}")
-        return Problem("ServerCrashed", f"{where} ended with code {last.get('exitCode')}; see kubectl logs --previous")
+        return _why_ended(where, last)
     return None
+
+
+def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
+    """Why a container ended that should have gone on."""
+    message = ended.get("message") or ""
+    if told := _result(message):
+        return Problem(told.reason, f"{where}: {told.message}")
+    if ended.get("reason") == "OOMKilled":
+        return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
+    if _USAGE.search(message):
+        return Problem("TritonTooOld", f"{where}: {TOO_OLD}")
+    if unloaded := _not_loaded(message):
+        return Problem(unloaded.reason, f"{where}: {unloaded.message}")
+    if DIED in message:
+        return Problem("ServerCrashed", f"{where}: {DIED}, so the server was started anew; see kubectl logs --previous")
+    return Problem("ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous")
+
+
+TOO_OLD = (
+    "its image has a Triton that does not know the flags which keep strangers from managing it (--http-restricted-api, since 23.11); "
+    "set spec.serving.triton.image to a later one"
+)
 
 
 def _not_loaded(log: str) -> Problem | None:
     """Why Triton did not load the model, from the end of its log."""
-    found = _LOAD_FAILED.search(log)
+    found = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
     if found is None:
-        return None
-    why = " ".join(found[1].split())[:400].rstrip("; ")
+        return Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why") if _NOT_CREATED in log else None
+    why = " ".join(found[1].replace("\\n", " ").split())[:400].rstrip("; ")
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
         return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
     return Problem("ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?")
+
+
+def last_crash(pods: Iterable[Object]) -> Crash | None:
+    """The end of a server that came last, of those that should have gone on. The kubelet has started it anew by then, or waits to."""
+    found: list[Crash] = []
+    for pod in _alive(pods):
+        for container in _servers(pod):
+            if at := (ended := _last_end(container)).get("finishedAt"):
+                problem = _why_ended(f"pod {pod['metadata']['name']}, container {container['name']}", ended)
+                found.append(Crash(at, problem.reason, problem.message))
+    return max(found, key=lambda c: c.at, default=None)
+
+
+def down(pods: Iterable[Object]) -> Problem | None:
+    """Why a server that was ready is not any more. One that starts for the first time is not down."""
+    for pod in _alive(pods):
+        name, conditions = pod["metadata"]["name"], (pod.get("status") or {}).get("conditions") or []
+        unready = next((c for c in conditions if c["type"] == "Ready" and c["status"] == "False"), None)
+        for container in _servers(pod) if unready else []:
+            begun = ((container.get("state") or {}).get("running") or {}).get("startedAt")
+            if not container.get("ready") and (ended := _last_end(container)):
+                return _why_ended(f"pod {name}, container {container['name']}", ended)
+            if unready and begun and (unready.get("lastTransitionTime") or "") > begun:
+                lost = "its node does not answer" if container.get("ready") else "see kubectl describe and its log"
+                return Problem("ServerNotReady", f"pod {name} was ready and is not any more: {lost}")
+    return None
+
+
+def _servers(pod: Object) -> list[Mapping[str, Any]]:
+    return [c for c in (pod.get("status") or {}).get("containerStatuses") or [] if c.get("name") == TRITON]
+
+
+def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _ended(container) or (container.get("lastState") or {}).get("terminated") or {}
 
 
 def starting(pods: Iterable[Object]) -> list[Object]:

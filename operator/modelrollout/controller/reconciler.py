@@ -23,6 +23,10 @@ from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
 from modelrollout.rollout.policy import NO_RULES
 
 log = logging.getLogger(__name__)
+LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
+ROUTES_NARROWED = (
+    "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a version, and what manages a server, answer 404"
+)
 
 
 class Assessor(Protocol):
@@ -86,13 +90,17 @@ class Reconciler:
         if not self._may_write():
             return None  # the lease went to another replica while this pass was under way
         if plan.status != s.status:
-            await self._transition(seen, plan.status)
+            if not await self._transition(seen, plan.status):
+                return LOST_SECONDS
             for event in plan.events:
                 await self._reporter.post(seen, event)
             return 0.0
         if plan.desired is None:
             return plan.requeue_after
         try:
+            if plan.desired.narrow and await self._actor.narrow(seen):
+                await self._reporter.post(seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}"))
+                return 0.0
             wrote = await self._actor.act(seen, plan.desired)
             wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
@@ -108,8 +116,8 @@ class Reconciler:
     async def _measured(self, s: Snapshot) -> Snapshot:
         return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s
 
-    async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> None:
-        """Write the new state, if the object is still what the pass has seen."""
+    async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> bool:
+        """Write the new state, if the object is still what the pass has seen; False where the API server has dropped all that was new in it."""
         key = (seen.snapshot.namespace, seen.snapshot.name)
         try:
             answer = await self._kube.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()})
@@ -118,9 +126,13 @@ class Reconciler:
             raise
         except NotFound:
             self._store.gone(MODEL_DEPLOYMENT, *key, seen.deployment["metadata"]["uid"])
-            return
+            return True
+        if answer["metadata"]["resourceVersion"] == seen.deployment["metadata"]["resourceVersion"]:
+            log.error("the definition of ModelDeployment drops fields of status that this operator writes: install the definitions of its release")
+            return False
         self._store.written(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
+        return True
 
     async def _look_again(self, key: Key) -> None:
         with contextlib.suppress(NotFound):  # the watch tells of its end

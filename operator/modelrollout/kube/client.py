@@ -26,6 +26,7 @@ from kubernetes.aio.client.exceptions import OpenApiException
 
 from modelrollout.api import names
 from modelrollout.kube import reading
+from modelrollout.kube.ownership import taken_over
 from modelrollout.kube.reading import NotJsonError, Page, TooLargeError, Unread, UnreadableError
 
 Object = dict[str, Any]
@@ -343,6 +344,16 @@ class Kube:
         """JSON merge patch (None removes a field); metadata.resourceVersion or uid in it are guards."""
         query = {"fieldManager": self._field_manager}
         return await self._request("patch", resource, resource.path(namespace, name), body=patch, query=query, content_type=MERGE_PATCH)
+
+    async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
+        """Let ``apply`` remove what ``create`` has set, and others in spec; False where that is so already, or where another object has that name."""
+        live = await self.get(resource, namespace, name)
+        managed = taken_over(live["metadata"].get("managedFields") or [], self._field_manager)
+        if managed is None or live["metadata"]["uid"] != uid:
+            return False
+        guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+        await self.merge_patch(resource, namespace, name, {"metadata": {"managedFields": managed, **guards}})
+        return True
 
     async def delete(
         self,

@@ -6,6 +6,7 @@ in memory. Nothing that this module lets through is deeper than MAX_DEPTH, so th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -19,18 +20,19 @@ Object = dict[str, Any]
 
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15
-USUAL_MEMORY = 512 << 20  # where the container has no limit: that of the chart
+USUAL_MEMORY = 2 << 30  # where the container has no limit: that of the chart
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # cgroup v2, v1
 PAGE_ITEMS = 200  # of a list in one request
 PAGE_BYTES = 4 << 20  # of a page that is taken; of a larger one fewer objects are asked for at a time
 
 
 def _share() -> int:
-    """A quarter of the container's memory limit (cgroup v2)."""
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # "max": there is none
-        limit = USUAL_MEMORY
-    return min(limit, 8 * USUAL_MEMORY) // 4
+    """A quarter of the container's memory limit."""
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # v2 says "max" where there is none
+            if (limit := int(file.read_text())) < 1 << 50:  # v1 says a number that no machine has
+                return min(limit, 8 * USUAL_MEMORY) // 4
+    return USUAL_MEMORY // 4
 
 
 NAMESPACE_BYTES = _share()  # memory for the objects of one namespace; a model with all that belongs to it takes some 350 kB

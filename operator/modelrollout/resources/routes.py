@@ -1,5 +1,7 @@
 """Gateway API routes: one HTTPRoute and one GRPCRoute of our own for a ModelDeployment, weights over Services of revisions.
 
+They open what clients may ask (``resources.endpoints``) and nothing else of the servers.
+
 The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it did not write (PEERS.md, GitOps).
 """
 
@@ -10,6 +12,7 @@ from collections.abc import Iterable
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
+from modelrollout.resources.endpoints import matches
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
 
@@ -54,10 +57,11 @@ def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, hostnames: l
                 }
             ],
             "hostnames": list(hostnames),
-            "rules": [({"matches": [{"headers": headers}]} if headers else {}) | {"backendRefs": _backends(split, port)} for headers, split in rules],
+            "rules": [{"matches": matches(kind, owner.name, headers), "backendRefs": backends(split, port)} for headers, split in rules],
         },
     }
 
 
-def _backends(split: Split, port: int) -> list[Object]:
+def backends(split: Split, port: int) -> list[Object]:
+    """References to the Services of revisions."""
     return [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]

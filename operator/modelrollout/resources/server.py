@@ -13,9 +13,10 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
+from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, hardened
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
-BUILDER = "2"
+BUILDER = "3"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
 
@@ -29,7 +30,6 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, namespace))
-    models = {"name": "models", "mountPath": REPOSITORY}
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
     spec: Object = {
@@ -46,20 +46,16 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "env": [],
                 "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
                 "securityContext": container_security(),
-                "volumeMounts": [models, tmp, *artifacts.mounts()],
+                "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY}, tmp, *artifacts.mounts()],
             }
         ],
         "containers": [
             {
-                "name": "triton",
+                "name": TRITON,
                 "image": serving.triton.image or config.images.triton,
                 **pull,
                 "command": ["tritonserver"],
                 "args": [
-                    f"--model-repository={REPOSITORY}",
-                    # Explicit, one model: readiness of the server says nothing about models, so the probes ask for the model.
-                    "--model-control-mode=explicit",
-                    f"--load-model={deployment}",
                     # Auto-completion gives ONNX a silent maximum batch of 4; the config is written out in full.
                     "--disable-auto-complete-config",
                     f"--exit-timeout-secs={drain.exit_timeout_seconds}",
@@ -76,18 +72,12 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "startupProbe": model_ready
                 | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout)))},
                 "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
-                "livenessProbe": {
-                    "httpGet": {"path": "/v2/health/live", "port": "http"},
-                    "periodSeconds": 10,
-                    "timeoutSeconds": 10,
-                    "failureThreshold": 6,
-                },
                 "lifecycle": {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}},
-                "volumeMounts": [models, tmp, {"name": "shm", "mountPath": "/dev/shm"}],
+                "volumeMounts": [tmp, {"name": "shm", "mountPath": "/dev/shm"}],
             }
         ],
         "volumes": [
-            {"name": "models", "emptyDir": {}},
+            {"name": MODELS, "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *artifacts.volumes(),
@@ -102,7 +92,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
         ],
     }
     spec.update(_placement(serving))
-    return {
+    made = {
         "metadata": {
             "labels": labels(deployment, names.COMPONENT_SERVER, revision, number),
             "annotations": {
@@ -113,6 +103,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
         },
         "spec": spec,
     }
+    return hardened(made, deployment)
 
 
 def wants_gpu(resources: Resources) -> bool:
@@ -161,9 +152,11 @@ def server_deployment(
     config: OperatorConfig,
     restarted: str | None = None,
     serving: ServingConfig | None = None,
+    *,
+    ends_first: bool = False,
 ) -> Object:
     """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, what tuning chose, and when its pods were
-    last asked to start anew."""
+    last asked to start anew. ``ends_first``: where pods are replaced, each ends before its successor is there."""
     spec = frozen["spec"]
     meta = frozen["metadata"]
     if restarted:
@@ -176,7 +169,7 @@ def server_deployment(
             "replicas": replicas,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": server_selector(deployment, owner.name)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": int(ends_first), "maxSurge": int(not ends_first)}},
             "template": {
                 "metadata": meta,
                 "spec": spec | {"initContainers": _fetching(spec, deployment, number, artifact_uri, artifact_digest, config, serving)},
@@ -213,12 +206,7 @@ def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, arti
     """
     spec = frozen["spec"]
     (triton,) = spec["containers"]
-    healthy = {"httpGet": {"path": "/v2/health/ready", "port": "http"}}
-    sidecar = {k: v for k, v in triton.items() if k not in ("lifecycle", "readinessProbe")} | {
-        "args": [a for a in triton["args"] if not a.startswith("--load-model=")],
-        "restartPolicy": "Always",
-        "startupProbe": triton["startupProbe"] | healthy,
-    }
+    sidecar = for_tuning(triton) | {"restartPolicy": "Always"}
     found = {key: spec[key] for key in _ALIKE if key in spec}
     inits = [*_fetching(spec, deployment, number, artifact_uri, artifact_digest, config), sidecar]
     return found | {"initContainers": inits, "volumes": spec["volumes"]}

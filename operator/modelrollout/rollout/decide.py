@@ -7,12 +7,13 @@ from datetime import datetime
 
 from modelrollout.rollout import verbs
 from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
-from modelrollout.rollout.facts import QUARANTINED, Event, Plan, Snapshot, in_flight, still_draining
+from modelrollout.rollout.facts import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
 from modelrollout.rollout.freeze import held
 from modelrollout.rollout.interface import is_declared
 from modelrollout.rollout.policy import frozen
-from modelrollout.rollout.present import present
+from modelrollout.rollout.present import news, present
 from modelrollout.rollout.rebuild import rebuilt
+from modelrollout.rollout.restarts import waiting, withdrawn
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
 from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, is_held, known_version, revert
@@ -30,10 +31,10 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)
     if status != s.status:
-        return Plan(status, None, move.events)
+        return Plan(status, None, (*move.events, *news(s, status, now)))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
-    if not waits and s.refusal:
-        waits = [CHECK_SECONDS]  # what stands in the way of it may be another object, whose events wake somebody else
+    if (not waits and s.refusal) or waiting(s, s.status) is not None:
+        waits.append(CHECK_SECONDS)  # what stands in the way of it may be another object, whose events wake somebody else
     return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
 
 
@@ -47,10 +48,10 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
         move = STAGES["Revert"](s, now)
     status = present(s, move.status if move else s.status, now)
     if status != s.status:
-        return Plan(status, None, move.events if move else ())
+        return Plan(status, None, (*(move.events if move else ()), *news(s, status, now)))
     if rollout is not None and rollout.stage == "Revert":
         return Plan(status, only_traffic(s), requeue_after=move.requeue_after if move else None)
-    return Plan(status)
+    return Plan(status, Desired(narrow=True) if s.too_wide else None)
 
 
 def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
@@ -100,6 +101,12 @@ def _waits_in_trial(s: Snapshot) -> bool:
     return s.status.stable is not None and s.status.rollout is not None and s.status.rollout.step is not None and not has_all_pods(s)
 
 
+def too_old(s: Snapshot, now: datetime) -> Move | None:
+    """New pods were asked for whose image does not know the flags of hardened servers."""
+    found = withdrawn(s)
+    return Move(found[0], (found[1],)) if found else None
+
+
 def stage(s: Snapshot, now: datetime) -> Move | None:
     """The stage of the rollout in flight."""
     rollout = s.status.rollout
@@ -142,4 +149,4 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
 
 
-CHECKS: tuple[Check, ...] = (lost, asked, superseded, stage, start)
+CHECKS: tuple[Check, ...] = (lost, asked, too_old, superseded, stage, start)

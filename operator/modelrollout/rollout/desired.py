@@ -25,6 +25,7 @@ from modelrollout.rollout.facts import (
     still_draining,
 )
 from modelrollout.rollout.in_place import floor, room, sharing
+from modelrollout.rollout.restarts import asked_at, to_harden
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"
@@ -39,7 +40,10 @@ def desired(s: Snapshot, now: datetime) -> Desired:
         new_revision=_new_revision(s),
         work=stage_job(s.status, s),
         servers=servers,
-        restarts={name: at for name in servers if (at := s.status.restarted.get(name) or s.server(name).restarted)},
+        restarts={name: at for name in servers if (at := asked_at(s, name))},
+        hardened=to_harden(s, servers),
+        ends_first=frozenset(name for name in servers if (record := s.status.restarts.get(name)) and record.allow_downtime and not record.done),
+        narrow=bool(s.too_wide),
         split=shares,
         draining=frozenset(still_draining(s, now)),
         matched=matched(s),
@@ -55,7 +59,7 @@ def only_traffic(s: Snapshot) -> Desired:
     """What a rollback needs where spec cannot be read: the weights; everything else stays as it is."""
     shares = split(s)
     servers = {name: server.asked for name, server in s.servers.items()}
-    return Desired(servers=servers, split=shares, selector=shares[0][0] if shares else None)
+    return Desired(servers=servers, split=shares, selector=shares[0][0] if shares else None, narrow=bool(s.too_wide))
 
 
 def measured(s: Snapshot) -> bool:
@@ -134,7 +138,8 @@ def carriers(s: Snapshot) -> dict[str, int]:
         elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             found[new] = trial_pods(s)
         elif s.gateway and rollout.stage in ("Canary", "Promote"):
-            kept = s.server(new).asked if shared is None else s.server(new).ready  # who finds no GPU asks for no more than is needed
+            # Who finds no GPU asks for no more than is needed.
+            kept = s.server(new).asked if shared is None else min(s.server(new).ready, s.server(new).asked)
             found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], kept)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.

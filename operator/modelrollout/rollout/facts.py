@@ -66,6 +66,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Crash:
+    """A server that ended while it should have gone on; ``at`` as the kubelet writes times."""
+
+    at: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Server:
     """The Triton pods of a revision."""
 
@@ -74,6 +83,11 @@ class Server:
     problem: Problem | None = None
     asked: int = 0  # replicas that the Deployment asks for
     restarted: str | None = None  # when its pods were last asked to start anew, as its template says
+    hardened: str | None = "1"  # version of what keeps everybody from managing its servers (resources.hardening); None: nothing does
+    overlay: str | None = None  # the version that its template says it has, whatever became of it
+    updated: int | None = None  # pods of the present template; None: not known
+    down: Problem | None = None  # why a pod that was ready is not any more
+    crash: Crash | None = None  # the last one that its present pods have seen
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ class Revision:
     sha256: str
     input: Mapping[str, Any]
     status: ModelRevisionStatus
+    hardened: bool = True  # the frozen template has what keeps everybody from managing its servers
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
@@ -198,6 +213,7 @@ class Snapshot:
     spec_error: str | None = None  # why spec could not even be read
     refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
     live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
+    too_wide: tuple[str, ...] = ()  # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
     settle_seconds: float = 3.0
     gateway: bool = False
     looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
@@ -242,6 +258,10 @@ class Desired:
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
     restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
+    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this version, None for the latest.
+    hardened: Mapping[str, str | None] = field(default_factory=dict)
+    ends_first: frozenset[str] = frozenset()  # revisions of which a pod may end before its successor is there
+    narrow: bool = False  # routes that open too much are made narrow, also where spec cannot be read
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
     draining: frozenset[str] = frozenset()  # revisions that keep what they have: pods, and what mirrored requests to them

@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Address, Condition, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
+from modelrollout.api.v1alpha1 import Address, Condition, CrashStatus, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.desired import real_share
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Problem, Snapshot, carrier, in_flight, stamp
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
 from modelrollout.rollout.policy import Freeze, frozen
-from modelrollout.rollout.transitions import SHADOW_STEP, is_held
+from modelrollout.rollout.restarts import TOO_OLD, done, unhardened, waiting
+from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
 
 _PHASES: dict[Stage, Phase] = {
     "Resolve": "Resolving",
@@ -53,6 +54,14 @@ _WAITING: dict[Stage, str] = {
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
+HEALTHY, HARDENED, RESTARTED = "ServersHealthy", "Hardened", "Restarted"
+_WELL = {
+    HEALTHY: "all servers answer again",
+    HARDENED: "nobody but the kubelet manages the servers any more",
+    RESTARTED: "all pods of the revision are new",
+}
+_IMAGE_TOO_OLD = "the Triton of its image is too old for it (before 23.11); set spec.serving.triton.image to a later one"
+_NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
 _HELD = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
@@ -60,6 +69,7 @@ _Row = tuple[str, _Truth, str, str]
 
 def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """The status with everything that is derived filled in; equal to the observed one when there is no news."""
+    status = done(s, status)
     rollout = status.rollout
     loaded = carrier(status)  # what an autoscaler has to look at
     server = s.server(loaded.revision) if loaded else None
@@ -84,6 +94,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "observed_generation": s.generation,
             "phase": _phase(s, status),
             "conditions": _conditions(s, status, now),
+            "crash": _crash(s, status),
             "address": Address(url=f"http://{address}:{names.PORT_HTTP}", grpc=f"{address}:{names.PORT_GRPC}") if status.stable else None,
             "replicas": server.replicas if server else 0,
             "ready_replicas": server.ready if server else 0,
@@ -121,7 +132,7 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
     freeze = frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
-    rows = [*_summary(s, status, freeze), *_stages(s, status)]
+    rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
         rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
     old = {c.type: c for c in s.status.conditions}
@@ -175,6 +186,71 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Stalled", "False", "Progressing" if flying else "Idle", ""))
     return rows
+
+
+def _looked_after(status: ModelDeploymentStatus) -> list[str]:
+    """Revisions whose servers should go on: what serves, and what is on trial once its servers were ready."""
+    rollout, stable = status.rollout, status.stable
+    found = [stable.revision] if stable else []
+    if rollout and rollout.revision and rollout.revision not in found and rollout.stage in ("Evaluate", "Shadow", "Canary", "Promote", "Bake"):
+        found.append(rollout.revision)
+    return found
+
+
+def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
+    """The last one known: pods forget theirs when they go."""
+    rollout = status.rollout
+    tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")  # how it came up belongs to the stage before
+    seen = [(name, crash) for name in _looked_after(status) if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])]
+    name, last = max(seen, key=lambda found: found[1].at, default=("", None))
+    if last is None or (status.crash is not None and last.at <= status.crash.at):
+        return status.crash
+    return CrashStatus(revision=name, at=last.at, reason=last.reason, message=cut(last.message))
+
+
+def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
+    """Whether the servers do well, and how they are protected; not a part of Ready: others serve meanwhile."""
+    rows: list[_Row] = []
+    alive = [name for name in _looked_after(status) if name in s.servers]
+    fallen = next(((name, down) for name in alive if (down := s.server(name).down)), None)
+    if fallen:
+        rows.append((HEALTHY, "False", fallen[1].reason, f"revision {fallen[0]}: {fallen[1].message}"))
+    elif alive:
+        rows.append((HEALTHY, "True", "Healthy", ""))
+    if left := unhardened(s, status):
+        old = [name for name in left if (record := status.restarts.get(name)) and record.too_old]
+        text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
+        if old:
+            rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {_IMAGE_TOO_OLD}"))
+        else:
+            rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
+    if late := waiting(s, status):
+        name, problem = late
+        looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")  # else at what those pods need
+        if problem is not None and problem.reason == "Unschedulable" and looked and s.gpus is not None and s.gpus.free < s.gpus.needed:
+            numbers = f"{s.gpus.needed} {s.gpus.kind} is needed, {s.gpus.free} of {s.gpus.total} are free on the {s.gpus.nodes} nodes that fit"
+            problem = Problem("InsufficientGPU", f"{numbers}; it goes on when there is one, or say modelrollout restart --allow-downtime")
+        reason, text = (problem.reason, problem.message) if problem else ("InProgress", "its pods are replaced one after the other")
+        rows.append((RESTARTED, "False", reason, f"{name}: {text}"))
+    return rows
+
+
+def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
+    """Events on what has become of the servers, from one status to the next."""
+    before, serves = s.status, any(name in s.servers for name in _looked_after(after))
+    found: list[Event] = []
+    old, new = ({c.type: c for c in status.conditions} for status in (before, after))
+    if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
+        found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
+    for kind in (HEALTHY, HARDENED, RESTARTED):
+        was, now_is = old.get(kind), new.get(kind)
+        told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
+        if told and now_is is not None and (was is None or (was.status, was.reason) != ("False", now_is.reason)):
+            if not (kind == HEALTHY and found):  # the crash says it already
+                found.append(Event(now_is.reason, now_is.message, "Warning"))
+        elif was is not None and was.status == "False" and (now_is.status == "True" if now_is else serves and kind != HEALTHY):
+            found.append(Event(kind, _WELL[kind]))
+    return tuple(found)
 
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:

@@ -40,6 +40,8 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
     elif rollout is not None and rollout.shadow is not None and rollout.shadow.metric is not None and not _is_measured(rollout.shadow.metric):
         changes["rollout"] = rollout.model_copy(update={"shadow": rollout.shadow.model_copy(update={"metric": None})})
+    if status.crash is not None and not _is_time(status.crash.at):
+        changes["crash"] = None
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
     if verbs != status.handled_verbs:
         changes["handled_verbs"] = verbs

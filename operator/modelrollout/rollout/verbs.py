@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, seconds
+from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Event, Revision, Snapshot, Verb, in_flight, since, stamp
 from modelrollout.rollout.policy import frozen
@@ -18,6 +18,7 @@ from modelrollout.rollout.transitions import SHADOW_STEP, allocate, begin, chang
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
+CLIENTS_NOTICE = "from then on the servers refuse what manages them (403 without the pod's key), and a model that writes into its own folder cannot"
 
 
 def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
@@ -140,13 +141,20 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    stable, rollout = s.status.stable, s.status.rollout
-    if stable is None or stable.revision != verb.revision:
-        return f"{verb.revision} is not stable", None
-    alive = {stable.revision, rollout.revision if rollout else None}
-    restarted = {name: at for name, at in s.status.restarted.items() if name in alive} | {verb.revision: stamp(now)}
-    event = Event("RestartedByUser", f"the pods of {verb.revision} are replaced one after the other")
-    return None, Move(s.status.model_copy(update={"restarted": restarted}), (event,))
+    """New pods for those of stable, of what is on trial, and of a former stable that keeps its pods for a while."""
+    revision = s.revision(verb.revision)
+    if revision is None or verb.revision not in s.servers:
+        return f"{verb.revision} has no pods", None
+    downtime = verb.verb == "restart-allow-downtime"
+    before = s.status.restarts.get(verb.revision)  # while its restart is not over, the pods that serve are older than the template
+    former = before.former if before and not (before.done or before.too_old) else s.server(verb.revision).restarted
+    asked = RestartStatus(at=stamp(now), former=former, allow_downtime=downtime)
+    restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {verb.revision: asked}
+    how = "each ends before its successor is there" if downtime else "each ends when its successor is ready"
+    text = f"the pods of {verb.revision} are replaced one after the other, {how}"
+    if not revision.hardened and not s.server(verb.revision).hardened:
+        text += f"; {CLIENTS_NOTICE}"
+    return None, Move(s.status.model_copy(update={"restarts": restarts}), (Event("RestartedByUser", text),))
 
 
 def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -221,7 +229,8 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         artifact=target.status.artifact,
         evaluation=target.status.evaluation,
     )
-    status = status.model_copy(update={"pinned": pin(s, target.name)})
+    restarts = {name: record for name, record in status.restarts.items() if name != target.name}  # its pods come up anew
+    status = status.model_copy(update={"pinned": pin(s, target.name), "restarts": restarts})
     judged = "" if proven else f"; it was stable longer than rollbackWindow {s.spec.rollout.rollback_window} ago, so it is judged again"
     return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),))
 
@@ -242,4 +251,5 @@ _ACTIONS = {
     "retry": _retry,
     "rollback": _rollback,
     "restart": _restart,
+    "restart-allow-downtime": _restart,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -11,14 +12,14 @@ from prometheus_client.registry import Collector
 PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class _Counted(Collector):
-    """Counts at scrape time, so that no gauge of what there is no more stays behind."""
+class _Counts(Collector):
+    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays behind."""
 
-    def __init__(self, name: str, words: str, labels: tuple[str, str], count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        self._name, self._words, self._labels, self._count = name, words, labels, count
+    def __init__(self, name: str, meaning: str, labels: Sequence[str], count: Callable[[], Mapping[Any, int]]) -> None:
+        self._name, self._meaning, self._labels, self._count = name, meaning, labels, count
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self._name, self._words, labels=self._labels)
+        family = GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
         for labels, number in self._count().items():
             family.add_metric(labels, number)
         yield family
@@ -40,6 +41,9 @@ class Metrics:
             "Requests to the API server; code is the HTTP status, timeout or error.",
             ["verb", "resource", "code"],
             registry=self.registry,
+        )
+        self._events = Counter(
+            "modelrollout_events", "Events on ModelDeployments, such as ServerCrashed.", ["namespace", "type", "reason"], registry=self.registry
         )
         self._leader = Gauge("modelrollout_leader", "1 while this process leads.", registry=self.registry)
 
@@ -71,11 +75,20 @@ class Metrics:
         """Ask ``is_leader`` at each scrape."""
         self._leader.set_function(lambda: float(is_leader()))
 
-    def rollouts(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+    def rollouts(self, count: Callable[[], Mapping[Any, int]]) -> None:
         """Ask ``count`` at each scrape: (namespace, phase) -> ModelDeployments."""
-        self.registry.register(_Counted("modelrollout_rollouts", "ModelDeployments by namespace and phase.", ("namespace", "phase"), count))
+        self.registry.register(_Counts("modelrollout_rollouts", "ModelDeployments by namespace and phase.", ["namespace", "phase"], count))
+
+    def conditions(self, count: Callable[[], Mapping[tuple[str, str, str], int]]) -> None:
+        """Ask ``count`` at each scrape: (namespace, type, status) -> ModelDeployments."""
+        meaning = "ModelDeployments by namespace, type and status of their conditions."
+        self.registry.register(_Counts("modelrollout_conditions", meaning, ["namespace", "type", "status"], count))
+
+    def event_posted(self, namespace: str, kind: str, reason: str) -> None:
+        """The operator has posted an event; ``kind`` is Normal or Warning."""
+        self._events.labels(namespace, kind, reason).inc()
 
     def unreadable(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (kind, namespace) -> objects that cannot be read."""
         words = "Objects that cannot be read and are left out; the log names them."
-        self.registry.register(_Counted("modelrollout_objects_unreadable", words, ("kind", "namespace"), count))
+        self.registry.register(_Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count))

@@ -12,6 +12,7 @@ from modelrollout.rollout.facts import Problem
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
 PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
+METHOD_MATCHING = "HTTPRouteMethodMatching"  # without it a route would open what manages the servers
 _CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
 
@@ -42,7 +43,11 @@ def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
     """
     if spec.traffic.gateway is None:
         return {}
-    parts = (("HTTPRoute", "spec.traffic.http", spec.traffic.http), ("GRPCRoute", "spec.traffic.grpc", spec.traffic.grpc))
+    parts = (
+        ("HTTPRoute", "spec.traffic.http", spec.traffic.http),
+        (METHOD_MATCHING, "spec.traffic.http", spec.traffic.http),
+        ("GRPCRoute", "spec.traffic.grpc", spec.traffic.grpc),
+    )
     return {feature: field for feature, field, part in parts if part is not None}
 
 
@@ -63,7 +68,7 @@ def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | Non
     missing = missing_features(needed, facts.features) if isinstance(facts, GatewayFacts) else ()
     if not missing or not isinstance(facts, GatewayFacts):
         return None
-    return feature_missing(" and ".join(needed[name] for name in missing), facts, missing, "take another gateway, or leave it out")
+    return feature_missing(" and ".join(dict.fromkeys(needed[name] for name in missing)), facts, missing, "take another gateway, or leave it out")
 
 
 def feature_missing(field: str, facts: GatewayFacts, missing: Iterable[str], remedy: str) -> Problem:

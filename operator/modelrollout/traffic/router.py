@@ -6,14 +6,15 @@ counts requests, and the canary's own counters are the proof (DESIGN.md, Traffic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.routes import preview_routes, routes
+from modelrollout.resources.endpoints import matches, narrowed
+from modelrollout.resources.routes import backends, preview_routes, routes
 from modelrollout.rollout.facts import Problem, Server, Split, Traffic
 
 
@@ -49,47 +50,62 @@ class GatewayRouter:
         Those of a preview count while it shows what has no other traffic: then the trial waits for them.
         """
         on_trial = self._shown is not None and self._shown not in dict(split)
-        for route in self.children(_NOBODY, split):
-            kind, name = route["kind"], route["metadata"]["name"].removeprefix(_NOBODY.name)
-            if name and not on_trial:
+        for route in self.children(Owner("", self._name, "", ""), split):
+            kind, name = route["kind"], route["metadata"]["name"]
+            if name != self._name and not on_trial:
                 continue
-            taken = _carried(kind, seen.get((kind, self._name + name)), _rules(route))
+            taken = _carried(kind, seen.get((kind, name)), _rules(route))
             if not taken.taken_up:
                 return taken
         return Traffic(True)
 
 
 class KeptRoutes:
-    """The routes as they are, for a spec that cannot be read: only their weights follow."""
+    """The routes as they are, for a spec that cannot be read: their weights follow, and they open no more than those of one that can."""
 
     def __init__(self, name: str, seen: Mapping[tuple[str, str], Object]) -> None:
+        self._name = name
         self._routes = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and n == name]
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The same routes with one rule: its backends are those of the split."""
-        return [_with_split(route, split) for route in self._routes]
+        return [_written(route, _with_split(route, self._name, split)) for route in self._routes]
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
         for route in self._routes:
-            taken = _carried(route["kind"], route, [((), dict(split))])
+            taken = _carried(route["kind"], route, _rules(_with_split(route, self._name, split)))
             if not taken.taken_up:
                 return taken
         return Traffic(True)
 
 
-_NOBODY = Owner("", "", "", "")
+def too_wide(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
+    """The routes of clients, and of a preview, that open more than clients may ask, made narrow, with the backends that they have.
+
+    An earlier operator wrote such routes, or somebody edited them.
+    """
+    of_clients = (model, names.preview_name(model))
+    found = [o for (kind, name), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and name in of_clients]
+    pairs = [(o, narrowed(o, model)) for o in found]
+    return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
 
 
-def _with_split(route: Object, split: Split) -> Object:
+def _with_split(route: Object, model: str, split: Split) -> Object:
     port = names.PORT_HTTP if route["kind"] == "HTTPRoute" else names.PORT_GRPC
-    refs = [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
-    metadata = {key: route["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences")}
-    spec = {key: route["spec"][key] for key in ("parentRefs", "hostnames") if key in route["spec"]}
-    return {"apiVersion": route["apiVersion"], "kind": route["kind"], "metadata": metadata, "spec": spec | {"rules": [{"backendRefs": refs}]}}
+    rule = {"matches": matches(route["kind"], model), "backendRefs": backends(split, port)}
+    return route | {"spec": route["spec"] | {"rules": [rule]}}
 
 
-_Rule = tuple[tuple[tuple[str, str, str], ...], dict[str, int]]  # headers (type, name, value) that a request must carry, weights by Service
+def _written(live: Object, wanted: Object) -> Object:
+    """What of ``wanted`` the operator writes of a route that is there: without status, and without what the API server keeps in its metadata."""
+    metadata = {key: live["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences") if key in live["metadata"]}
+    spec = {key: wanted["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in wanted["spec"]}
+    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
+
+
+# (what a rule lets through, each match as sorted (field, type, name, value); weights by Service)
+_Rule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 
 
 def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
@@ -104,12 +120,29 @@ def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
 
 
 def _rules(route: Object) -> list[_Rule]:
-    return [(_headers(rule), _weights(rule)) for rule in route["spec"].get("rules") or []]
+    return [(_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []]
 
 
-def _headers(rule: Object) -> tuple[tuple[str, str, str], ...]:
-    found = [h for match in rule.get("matches") or [] for h in match.get("headers") or []]
-    return tuple(sorted((h.get("type", "Exact"), h["name"], h["value"]) for h in found))
+# What the API server fills in where an HTTPRoute says nothing, and what a GRPCRoute that says nothing means: everything.
+_EVERYTHING: dict[str, list[Object]] = {"HTTPRoute": [{"path": {"type": "PathPrefix", "value": "/"}}], "GRPCRoute": [{}]}
+
+
+def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
+    """What the rule lets through: its matches, whatever their order and the defaults that are written out."""
+    return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
+
+
+def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
+    for field in ("headers", "queryParams"):
+        for found in match.get(field) or []:
+            yield field, found.get("type", "Exact"), found["name"], found["value"]
+    if kind == "HTTPRoute":
+        path = match.get("path") or {}
+        yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
+        yield "method", "Exact", "", match.get("method") or "*"
+    else:
+        called = match.get("method") or {}
+        yield "method", called.get("type", "Exact"), called.get("service") or "*", called.get("method") or "*"
 
 
 def _weights(rule: Object) -> dict[str, int]:

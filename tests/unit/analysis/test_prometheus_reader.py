@@ -202,7 +202,7 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
 async def test_nobody_there_is_unreachable() -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        url = f"http://user:{SECRET}@127.0.0.1:{taken.getsockname()[1]}"
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         reader = PrometheusReader(PrometheusProvider(name="main", url=url))
         found = await problem(reader)
         await reader.close()

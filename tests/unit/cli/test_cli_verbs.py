@@ -379,6 +379,10 @@ class TestPauseResumeFullRestart:
         assert cli("restart", "digits").exit_code == 0
         assert asked(kube)[:3] == ("modelrevisions", "digits-6c9f", "modelrollout.dev/restart")
 
+    def test_restart_of_another_revision_and_with_downtime(self, cli: Cli, kube: FakeKube) -> None:
+        assert cli("restart", "digits", "--revision", "digits-8d1b", "--allow-downtime").exit_code == 0
+        assert asked(kube)[:3] == ("modelrevisions", "digits-8d1b", "modelrollout.dev/restart-allow-downtime")
+
     def test_restart_needs_one(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Resolving", rollout=rollout("Resolve", None))
         refused(cli("restart", "digits"), "no revision has become stable yet")

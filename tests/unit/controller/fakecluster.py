@@ -133,6 +133,9 @@ class Cluster:
         self._applied[i] = copy.deepcopy(obj)
         return self._answer(self._put(i, _defaulted(merged) | ({"status": live["status"]} if "status" in live else {})))
 
+    async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
+        return False
+
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
         i = self._begin("status", resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
         live = self.objects[i]
@@ -146,7 +149,9 @@ class Cluster:
         guards = patch["metadata"]
         if any(guards.get(k, live["metadata"][k]) != live["metadata"][k] for k in ("uid", "resourceVersion")):
             raise Conflict(409, "Conflict", name)
-        live["metadata"].setdefault("annotations", {}).update(guards.get("annotations", {}))
+        for part in ("annotations", "labels"):
+            if given := guards.get(part):
+                live["metadata"].setdefault(part, {}).update(given)
         return self._answer(self._put(i, live))
 
     async def delete(
@@ -464,7 +469,7 @@ def _defaulted(obj: Object) -> Object:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if probe in container:
                     container[probe].setdefault("successThreshold", 1)
-                    container[probe]["httpGet"].setdefault("scheme", "HTTP")
+                    container[probe].get("httpGet", {}).setdefault("scheme", "HTTP")
         for volume in pod.get("volumes", []):
             if volume.get("emptyDir") == {}:
                 volume["emptyDir"] = {}

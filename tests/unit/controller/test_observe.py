@@ -158,10 +158,10 @@ def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
 
 def test_ready_replicas_are_those_of_the_generation_that_was_asked_for() -> None:
     fresh = server(1, replicas=3, availableReplicas=3, observedGeneration=1)
-    assert seen(deployment(), revision(1), fresh).snapshot.servers == {V1: Server(3, 3, None, 2)}
+    assert seen(deployment(), revision(1), fresh).snapshot.servers == {V1: Server(3, 3, None, 2, hardened=None, updated=0)}
     stale = server(1, replicas=3, availableReplicas=3, observedGeneration=0)
-    assert seen(deployment(), revision(1), stale).snapshot.servers == {V1: Server(3, 2, None, 2)}
-    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {V1: Server(0, 0, None, 2)}
+    assert seen(deployment(), revision(1), stale).snapshot.servers == {V1: Server(3, 2, None, 2, hardened=None)}
+    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {V1: Server(0, 0, None, 2, hardened=None)}
 
 
 def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
+from modelrollout.controller.pods import Ending, down, ending, last_crash, pod_problem, running, starting, starting_since, stuck
+from modelrollout.resources.hardening import DIED
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}
 
@@ -359,3 +360,77 @@ def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_do
     assert found.exit_code == 0 and found.result and found.result.reason == "Completed"
     killed = end_of(pod(phase="Failed", initContainerStatuses=ended(137, reason="OOMKilled"), containerStatuses=ended(1, '{"reason": "NoAnswer"}')))
     assert killed.exit_code == 1 and killed.problem is None, "the server beside it may die under a candidate"
+
+
+# --- servers that died
+
+# The end of the log of tritonserver 2.51 with model control none and --log-info=false.
+NONE_LOADED = """E1128 18:27:58.453570 18846 model_lifecycle.cc:642] "failed to load 'm' version 1: {}"
+Error: Failed to initialize NVML
+W1128 18:27:58.457021 18846 metrics.cc:798] "DCGM unable to start: DCGM initialization error"
+error: creating server: Internal - failed to load all models
+"""
+# The end of the help of tritonserver 2.39 (23.10), which is what a termination message has room for.
+USAGE = """DEPRECATED:
+  --strict-model-config <boolean>
+	DEPRECATED: If true model configuration files must be
+	provided and all required configuration settings must be specified.
+  --trace-rate <integer>
+	DEPRECATED: Please use --trace-config rate=<rate value>Set
+	the trace sampling rate. Default is 1000.
+"""
+
+
+def crashed(message: str = "", code: int = 1, **more: Any) -> dict[str, Any]:
+    last = {"exitCode": code, "message": message, "finishedAt": "2026-11-28T12:00:00Z"} | more
+    return container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": last})
+
+
+@pytest.mark.parametrize(
+    ("message", "expected", "says"),
+    [
+        (NONE_LOADED.format(NO_BACKEND), "BackendMissing", "no backend tensorrt"),
+        (NONE_LOADED.format("Internal: ModuleNotFoundError: No module named 'numpy'\\n\\nAt:\\n  m.py(1)"), "ModelNotLoaded", "'numpy' At: m.py(1)"),
+        (
+            "E1128 model_repository_manager.cc:1460] \"Poll failed for model directory 'm': failed to read text proto from /r/config.pbtxt\"\n",
+            "ModelNotLoaded",
+            "failed to read text proto",
+        ),
+        (NONE_LOADED[NONE_LOADED.index("Error:") :], "ModelNotLoaded", "kubectl logs --previous"),
+        (USAGE, "TritonTooOld", "spec.serving.triton.image"),
+        (f"{DIED}\n", "ServerCrashed", DIED),
+    ],
+    ids=["backend", "python", "config", "cut off", "help", "stub"],
+)
+def test_why_a_server_ended_is_told_from_its_last_words(message: str, expected: str, says: str) -> None:
+    problem = pod_problem([pod(containerStatuses=[crashed(message)])])
+    assert problem and problem.reason == expected and says in problem.message
+
+
+def was_ready(since: str, *containers: dict[str, Any]) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": "False", "lastTransitionTime": since}
+    return pod(phase="Running", conditions=[condition], containerStatuses=list(containers))
+
+
+def test_a_server_that_starts_for_the_first_time_is_not_down() -> None:
+    starting = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
+    assert down([was_ready("2026-11-28T12:00:01Z", starting)]) is None
+    assert down([pod(phase="Pending")]) is None and down([]) is None
+
+
+def test_a_server_that_was_ready_and_is_not_is_down() -> None:
+    unready = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
+    found = down([was_ready("2026-11-28T12:05:00Z", unready)])
+    assert found and found.reason == "ServerNotReady"
+    found = down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
+    assert found and found.reason == "ServerCrashed" and "139" in found.message
+
+
+def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_is_well_again() -> None:
+    first = container(restartCount=1, ready=True, lastState={"terminated": {"exitCode": 0, "finishedAt": "2026-11-28T12:00:00Z"}})
+    last = container(
+        restartCount=1, ready=True, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-28T12:09:00Z"}}
+    )
+    found = last_crash([pod(containerStatuses=[first]), pod(containerStatuses=[last])])
+    assert found and (found.at, found.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")
+    assert last_crash([pod(containerStatuses=[container(ready=True)])]) is None

@@ -817,3 +817,21 @@ def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> N
         assert not cluster.all(JOB), "it would be tried again for nothing"
 
     run(main())
+
+
+def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    """A definition that is older than the operator prunes what it does not know, and answers as if nothing was asked."""
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1))
+        operator = Operator(cluster)
+
+        async def pruned(resource: Resource, obj: Any) -> Any:
+            return copy.deepcopy(cluster.objects[resource, obj["metadata"]["namespace"], obj["metadata"]["name"]])
+
+        cluster.replace_status = pruned  # type: ignore[method-assign]
+        assert await operator.once() == 30.0
+        assert "install the definitions" in caplog.text and operator.events == []
+
+    asyncio.run(main())

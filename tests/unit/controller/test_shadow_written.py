@@ -32,7 +32,7 @@ async def mirroring(rollout: dict[str, Any] | None = None) -> tuple[Cluster, Ope
     cluster.objects[GATEWAY_CLASS, "", "shiny"] = {
         "metadata": {"name": "shiny"},
         "spec": {"controllerName": "example.com/gateway"},
-        "status": {"supportedFeatures": [{"name": "HTTPRoute"}, {"name": "HTTPRouteRequestMirror"}]},
+        "status": {"supportedFeatures": [{"name": "HTTPRoute"}, {"name": "HTTPRouteMethodMatching"}, {"name": "HTTPRouteRequestMirror"}]},
     }
     wanted = {"shadow": {"minSamples": 10}, **(rollout or {})}
     cluster.user(b.spec(1, rollout=wanted, traffic=TRAFFIC))

@@ -9,8 +9,22 @@ from datetime import timedelta
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube.client import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE
-from tests.unit.controller.fakecluster import Cluster, Operator
+from modelrollout.controller.observe import observe
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    GATEWAY,
+    GATEWAY_CLASS,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Forbidden,
+    Resource,
+)
+from modelrollout.rollout.facts import Snapshot
+from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -182,7 +196,7 @@ def test_what_the_gateway_is_known_to_lack_is_refused() -> None:
         kind = {
             "metadata": {"name": "simple"},
             "spec": {"controllerName": "example.com/gateway"},
-            "status": {"supportedFeatures": [{"name": "HTTPRoute"}]},
+            "status": {"supportedFeatures": [{"name": "HTTPRoute"}, {"name": "HTTPRouteMethodMatching"}]},
         }
         cluster.objects[GATEWAY_CLASS, "", "simple"] = kind
         cluster.user(b.spec(1, traffic=TRAFFIC))
@@ -203,5 +217,141 @@ def test_a_test_without_a_gateway_is_refused() -> None:
         operator = Operator(cluster)
         await operator.live(rounds=2)
         assert next(c for c in cluster.status.conditions if c.type == "Stalled").reason == "GatewayRequired"
+
+    run(main())
+
+
+def widen(cluster: Cluster, resource: Resource, name: str = b.NAME) -> None:
+    """As an earlier operator left it, or somebody's edit: every rule lets everything through, but for its headers."""
+    everything = {HTTP_ROUTE.kind: {"path": {"type": "PathPrefix", "value": "/"}}, GRPC_ROUTE.kind: {}}[resource.kind]
+
+    def edit(o: Any) -> None:
+        for rule in o["spec"]["rules"]:
+            headers = rule["matches"][0].get("headers")
+            rule["matches"] = [everything | ({"headers": headers} if headers else {})]
+
+    cluster.change(resource, name, edit)
+
+
+def opened(cluster: Cluster, resource: Resource, name: str = b.NAME) -> list[int]:
+    route = cluster.find(resource, name)
+    assert route
+    return [len(rule["matches"]) for rule in route["spec"]["rules"]]
+
+
+def test_routes_that_open_too_much_are_narrowed_whatever_the_spec_says() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial(TEST, traffic=TRAFFIC)
+        for readable in (True, False):
+            if not readable:
+                cluster.change(MODEL_DEPLOYMENT, b.NAME, lambda o: o["spec"].update(surprise=True))
+                await operator.live(rounds=2)
+            before = {resource: copy.deepcopy(cluster.find(resource)) for resource in (HTTP_ROUTE, GRPC_ROUTE)}
+            for resource in before:
+                widen(cluster, resource)
+                assert opened(cluster, resource) == [1, 1]
+            await operator.live(rounds=2)
+            for resource, was in before.items():
+                now = cluster.find(resource)
+                assert now and was and now["spec"] == was["spec"], "the same headers, weights and names"
+                assert opened(cluster, resource) == [10, 10]
+            told = [e.message for e in operator.events if e.reason == "RoutesNarrowed"]
+            assert told and "HTTPRoute digits, GRPCRoute digits" in told[-1]
+
+    run(main())
+
+
+def test_a_previews_routes_are_narrowed_with_a_spec_that_cannot_be_read_too() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial(BLUE, traffic=TRAFFIC)
+        cluster.change(MODEL_DEPLOYMENT, b.NAME, lambda o: o["spec"].update(surprise=True))
+        widen(cluster, HTTP_ROUTE, "digits-preview")
+        widen(cluster, HTTP_ROUTE)
+        await operator.live(rounds=2)
+        assert opened(cluster, HTTP_ROUTE, "digits-preview") == [10] == opened(cluster, HTTP_ROUTE)
+
+    run(main())
+
+
+def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+
+        def looked() -> Snapshot:
+            found = observe(operator.store, KEY, CONFIG, frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}))
+            assert found
+            return found.snapshot
+
+        assert looked().traffic.taken_up and looked().too_wide == ()
+        widen(cluster, GRPC_ROUTE)
+        assert not looked().traffic.taken_up and looked().too_wide == ("GRPCRoute digits",)
+
+    run(main())
+
+
+def test_a_route_from_a_backup_without_owners_is_narrowed_too() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        widen(cluster, HTTP_ROUTE)
+        cluster.change(HTTP_ROUTE, b.NAME, lambda o: o["metadata"].pop("ownerReferences"))
+        await operator.live(rounds=2)
+        assert opened(cluster, HTTP_ROUTE) == [10]
+
+    run(main())
+
+
+def test_routes_are_narrowed_before_anything_that_may_be_refused() -> None:
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        widen(cluster, HTTP_ROUTE)
+        cluster.remove(SERVICE, V2)
+
+        def refused(verb: str, resource: Resource, name: str) -> None:
+            if verb in ("create", "apply") and resource == SERVICE:
+                raise Forbidden(403, "Forbidden", "no more Services")
+
+        cluster.before = refused
+        await operator.settle(limit=4)
+        assert opened(cluster, HTTP_ROUTE) == [10] and "RoutesNarrowed" in [e.reason for e in operator.events]
+
+    run(main())
+
+
+def test_a_deployment_that_lost_our_label_gets_it_back_and_no_new_pods() -> None:
+    """What is not seen is not made anew: its template would be that of pods that come up."""
+
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        for kind in (MODEL_REVISION, DEPLOYMENT):  # as an earlier operator rendered it
+            cluster.change(kind, V1, lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED))
+        await operator.settle()
+        before = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
+        assert before
+        cluster.change(DEPLOYMENT, V1, lambda o: o["metadata"].pop("labels"))
+        await operator.settle()
+        now = cluster.find(DEPLOYMENT, V1)
+        assert now and now["metadata"]["labels"] == before["metadata"]["labels"] and now["spec"] == before["spec"]
+
+    run(main())
+
+
+def test_pods_that_a_newer_operator_has_hardened_stay_as_they_are() -> None:
+    """Going back to this one restarts nothing, and going forward again neither."""
+
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+
+        def newer(o: Any) -> None:
+            template = o["spec"]["template"]
+            template["metadata"]["annotations"][names.ANNOTATION_HARDENED] = "7"
+            template["spec"]["containers"][0]["args"].append("--of-the-next-version")
+
+        cluster.change(MODEL_REVISION, V1, lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED))
+        cluster.change(DEPLOYMENT, V1, newer)
+        before = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
+        await operator.live(rounds=2)
+        now = cluster.find(DEPLOYMENT, V1)
+        assert before and now and now["spec"]["template"] == before["spec"]["template"]
+        assert not [c for c in cluster.status.conditions if c.type == "Hardened"]
 
     run(main())

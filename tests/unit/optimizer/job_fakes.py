@@ -13,7 +13,7 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import onnx
@@ -99,7 +99,7 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
             if "list-type=2" in self.path:
                 self.list()
                 return
-            body = store.objects.get(self.path)
+            body = store.objects.get(self.path, store.objects.get(unquote(self.path)))
             if body is None:
                 self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             elif self.path in store.truncated and self.command == "GET":

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways")),
+    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways", "reconciler")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
@@ -27,9 +27,9 @@ NO_REASONS = {
         "NoMatchingFlavor",
         "ExceedsMaxQuota",
     ),  # why a Job failed; a condition of Kueue's Workload and its reasons
-    *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror"),  # features of the Gateway API
+    *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror", "HTTPRouteMethodMatching"),  # features of the Gateway API
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
-    *("BlueGreen", "RegularExpression", "RollingUpdate"),  # words of the spec
+    *("BlueGreen", "RegularExpression", "RollingUpdate", "PathPrefix"),  # words of the spec and of routes
     "OnTime",  # in the timeline of modelrollout analyze
     *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
 }

@@ -466,7 +466,7 @@ def test_a_status_of_the_version_before_goes_on() -> None:
     told = b.in_canary(at_step=b.step(1, 25, "Observing")).status.wire()
     for gone in ("strategy", "former"):
         del told["rollout"]["step"][gone]
-    del told["draining"], told["restarted"], told["rollout"]["proven"]
+    del told["draining"], told["restarts"], told["rollout"]["proven"]
     s = dataclasses.replace(b.in_canary(), status=ModelDeploymentStatus.model_validate(told), assessment=b.judged("Successful"))
     to = b.moved(decide(s, b.START))
     assert to.step and (to.step.weight, to.step.former) == (50, 25)

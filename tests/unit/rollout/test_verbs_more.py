@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Held
+from modelrollout.api.v1alpha1 import Held, RestartStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.facts import Server, Snapshot, Verb
@@ -111,9 +111,9 @@ def test_promote_ends_a_bake_and_promote_full_does_not() -> None:
 def test_restart_is_kept_in_status_and_in_the_pods() -> None:
     s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN)
     plan = decide(replace(s, verbs=say("restart", revision=V1)), b.START)
-    assert plan.status.restarted == {V1: b.ago(0)} and [e.reason for e in plan.events] == ["RestartedByUser"]
+    assert plan.status.restarts == {V1: RestartStatus(at=b.ago(0))} and [e.reason for e in plan.events] == ["RestartedByUser"]
     again = replace(s, verbs=say("restart", revision=V1), status=plan.status)
-    assert decide(again, b.at(60)).status.restarted == {V1: b.ago(0)}, "carried out once"
+    assert decide(again, b.at(60)).status.restarts == {V1: RestartStatus(at=b.ago(0))}, "carried out once"
     assert desired(again, b.START).restarts == {V1: b.ago(0)}
 
 
@@ -124,8 +124,23 @@ def test_a_lost_status_restarts_nothing() -> None:
     assert desired(s, b.START).restarts == {V1: "2026-11-22T10:00:00.000Z"}
 
 
-def test_only_stable_is_restarted() -> None:
-    assert "is not stable" in refusal(b.in_canary(verbs=say("restart")))
+def test_what_has_pods_is_restarted_and_nothing_else() -> None:
+    """Stable, what is on trial, and bake's former stable."""
+    for revision in (V1, V2):
+        plan = decide(b.in_canary(verbs=say("restart", revision=revision)), b.START)
+        assert set(plan.status.restarts) == {revision}
+    baking = b.second("Bake", wanted=b.spec(2, rollout={"bake": "30m"}), changes={"step": b.step(3, 100)}, live_split=((V2, 100),))
+    assert set(decide(replace(baking, verbs=say("restart", revision=V1)), b.START).status.restarts) == {V1}
+    queued = b.in_canary(verbs=say("restart"))
+    assert "has no pods" in refusal(replace(queued, servers={V1: b.ready()}))
+
+
+def test_downtime_is_allowed_for_one_restart() -> None:
+    s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    first = decide(replace(s, verbs=say("restart-allow-downtime", revision=V1)), b.START).status
+    assert desired(replace(s, status=first), b.START).ends_first == {V1}
+    again = decide(replace(s, status=first, verbs=say("restart", revision=V1)), b.at(60)).status
+    assert desired(replace(s, status=again), b.START).ends_first == frozenset()
 
 
 # --- rollback within its window

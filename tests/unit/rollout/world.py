@@ -27,6 +27,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
+from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, has_pods_for, matched, measured, preview, service_selector, split, stage_job
@@ -138,7 +139,7 @@ class World:
             spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
-            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted) for name, p in self.servers.items()}
+            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted, updated=p.asked) for name, p in self.servers.items()}
             | ({names.shadow_name(self.mirror): Server(1, int(self.comparer), None, 1)} if self.mirror else {}),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
@@ -190,15 +191,20 @@ class World:
                 "status": {"parents": [{"conditions": conditions if accepted else []}]},
             }
 
+        open_to_clients: dict[str, Any] = {"matches": matches("HTTPRoute", builders.NAME)}
         if self.route is not None:
-            aside = [{"matches": [{"headers": json.loads(h)}], "backendRefs": [{"name": r, "weight": 100}]} for h, r in filter(None, [self.matched])]
+            aside = [
+                {"matches": matches("HTTPRoute", builders.NAME, json.loads(h)), "backendRefs": [{"name": r, "weight": 100}]}
+                for h, r in filter(None, [self.matched])
+            ]
             filters = {"filters": [{"type": "RequestMirror"}]} if self.route_mirror else {}
-            rules = [*aside, {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]} | filters]
+            rules = [*aside, open_to_clients | {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]} | filters]
             route(builders.NAME, rules, self.route_version, self.accepted)
         if self.mirror is not None:
             route(names.shadow_name(self.mirror), [], 1, self.tried)
         if self.preview is not None:
-            route(f"{builders.NAME}-preview", [{"backendRefs": [{"name": self.preview, "weight": 100}]}], self.preview_version, self.preview_accepted)
+            shown = [open_to_clients | {"backendRefs": [{"name": self.preview, "weight": 100}]}]
+            route(f"{builders.NAME}-preview", shown, self.preview_version, self.preview_accepted)
         if self.service is not None:
             selector = {} if self.service == "*" else {names.LABEL_REVISION: self.service}
             found["Service", builders.NAME] = {"spec": {"selector": selector}}
@@ -449,7 +455,7 @@ class World:
             least = pods.asked if shared is None else min(pods.asked, shared.keeps)
             assert rollout.stage == "Provision" or count >= least, "stable is scaled down while it may have to carry everything again"
         if restart != pods.restarted:
-            assert restart is not None and restart == self.status.restarted.get(name), "new pods that nobody asked for"
+            assert restart is not None and restart == self.status.restarts[name].at, "new pods that nobody asked for"
         pods.asked, pods.ready, pods.restarted = count, min(pods.ready, count), restart
 
     def _show(self, name: str | None) -> None:
@@ -512,8 +518,9 @@ class World:
                 self.quarantined -= {revision} if revision else set(self.quarantined)
             if verb in ("promote", "promote-full") and ":refused" not in done and not self.damaged:
                 assert self.verbs[verb, revision].step == before.step, "it was meant for another step"
-        if after.restarted != before.restarted and not self.damaged:
-            asked = [v for v in set(after.handled_verbs) - set(before.handled_verbs) if v.startswith("restart:")]
+        known = {(name, record.at) for name, record in before.restarts.items()}
+        if {(name, record.at) for name, record in after.restarts.items()} - known and not self.damaged:
+            asked = [v for v in set(after.handled_verbs) - set(before.handled_verbs) if v.startswith(("restart:", "restart-allow-downtime:"))]
             assert asked, "a restart that nobody asked for"
         if new is not None and (old is None or new.started != old.started) and not self.damaged:
             self._check_begin(before, after)

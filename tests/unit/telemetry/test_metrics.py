@@ -47,3 +47,11 @@ def test_labels_name_no_objects(metrics: Metrics) -> None:
     metrics.rollouts(lambda: {("ns", "Stable"): 1})
     labels = {label for family in metrics.registry.collect() for sample in family.samples for label in sample.labels}
     assert labels <= {"verb", "resource", "code", "kind", "le", "namespace", "phase"}
+
+
+def test_conditions_and_events_are_counted_by_namespace(metrics: Metrics) -> None:
+    metrics.conditions(lambda: {("ns", "Hardened", "False"): 3})
+    labels = {"namespace": "ns", "type": "Hardened", "status": "False"}
+    assert metrics.registry.get_sample_value("modelrollout_conditions", labels) == 3
+    metrics.event_posted("ns", "Warning", "ServerCrashed")
+    assert metrics.registry.get_sample_value("modelrollout_events_total", {"namespace": "ns", "type": "Warning", "reason": "ServerCrashed"}) == 1

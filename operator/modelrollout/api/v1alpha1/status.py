@@ -311,6 +311,25 @@ class Pinned(StatusModel):
     input_hash: str = ""
 
 
+class RestartStatus(StatusModel):
+    """Somebody asked for new pods of a revision."""
+
+    at: str
+    former: str | None = Field(None, description="When that was asked for the time before.")
+    allow_downtime: bool = Field(False, description="A pod may end before its successor is there.")
+    done: bool = Field(False, description="All its pods are new.")
+    too_old: bool = Field(False, description="Its image's Triton does not know the flags of hardened servers, so its pods stay as they were.")
+
+
+class CrashStatus(StatusModel):
+    """How a server ended while it should have gone on."""
+
+    revision: str
+    at: str = Field(description="When, as the kubelet says.")
+    reason: str
+    message: str
+
+
 class Address(StatusModel):
     """Where clients inside the cluster reach the model."""
 
@@ -329,13 +348,14 @@ class ModelDeploymentStatus(StatusModel):
         default_factory=list, description="Revisions that have lost their traffic and keep their pods for a while."
     )
     retiring: RevisionRef | None = Field(None, description="What an earlier operator wrote instead of draining; read, never written.")
-    restarted: dict[str, str] = Field(default_factory=dict, description="When somebody last asked for new pods of a revision.")
+    restarts: dict[str, RestartStatus] = Field(default_factory=dict, description="What was last asked of the pods of a revision, by its name.")
+    crash: CrashStatus | None = Field(None, description="The last server that ended while it should have gone on.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
     policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
-    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.policy:PolicyDefaults", bare=True)] | None = Field(
+    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.policy:DefaultsInForce", bare=True)] | None = Field(
         None, description="What they fill in where spec.rollout leaves a field out."
     )
     address: Address | None = None

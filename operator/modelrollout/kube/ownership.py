@@ -1,0 +1,46 @@
+"""Fields that server-side apply would not remove, because to the API server they are another manager's: those of a plain create of ours (same name,
+operation Update), and what somebody else has edited in the spec of an object that is the operator's alone. PURE.
+
+The first half is client-go's util/csaupgrade.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Entry = dict[str, Any]
+_SPEC = "f:spec"
+
+
+def taken_over(managed: list[Entry], manager: str) -> list[Entry] | None:
+    """``metadata.managedFields`` with all that as part of what ``manager`` applies; None where there is nothing to do.
+
+    Sub-resources stay apart: status and scale are written by their own controllers.
+    """
+    fields: dict[str, Any] = {}
+    others: list[Entry] = []
+    applied: Entry | None = None
+    changed = False
+    for entry in managed:
+        ours, applies = entry.get("manager") == manager, entry.get("operation") == "Apply"
+        if entry.get("subresource"):
+            others.append(entry)
+        elif ours:
+            applied = entry if applied is None or applies else applied
+            changed |= not applies
+            fields = _union(fields, entry.get("fieldsV1") or {})
+        else:
+            held = dict(entry.get("fieldsV1") or {})
+            if spec := held.pop(_SPEC, None):
+                changed = True
+                fields = _union(fields, {_SPEC: spec})
+            if held:
+                others.append({**entry, "fieldsV1": held})
+    if not changed:
+        return None
+    about = applied or {"apiVersion": managed[0].get("apiVersion"), "time": managed[0].get("time")}
+    return [{**about, "manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields}, *others]
+
+
+def _union(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return a | {key: _union(a.get(key, {}), value) for key, value in b.items()}

@@ -1,0 +1,233 @@
+"""What keeps everybody but the kubelet from managing a server, laid over what an earlier operator rendered; and how a dead model is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelrollout.resources.hardening import DIED, KEY_HEADER, LIVENESS, RESTRICTED, hardened, hardened_as
+from tests.unit.resources import objects as o
+
+NAME = "digits"
+
+
+def earlier() -> o.Object:
+    """As builder 2 rendered it."""
+    found: o.Object = json.loads(Path(__file__).with_name("template-builder-2.json").read_text())
+    return found
+
+
+def server(template: o.Object) -> o.Object:
+    (found,) = template["spec"]["containers"]
+    return found  # type: ignore[no-any-return]
+
+
+def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_else() -> None:
+    before = earlier()
+    kept = copy.deepcopy(before)
+    after = hardened(before, NAME)
+    assert before == kept, "the frozen one is left alone"
+    old, new = server(before), server(after)
+    assert {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} == {"args", "env", "volumeMounts", "livenessProbe"}
+    rest = copy.deepcopy(after)
+    rest["spec"]["containers"] = before["spec"]["containers"]
+    assert rest["metadata"]["annotations"].pop("modelrollout.dev/hardened") == "1"
+    assert rest == before, "same labels, volumes, init containers, image and placement"
+    assert [e for e in new["env"] if e["name"] != "POD_UID"] == old["env"]
+    others = ("--disable-auto-complete-config", "--exit-timeout-secs")
+    assert [a for a in new["args"] if a.startswith(others)] == [a for a in old["args"] if a.startswith(others)]
+    assert [m for m in new["volumeMounts"] if m["name"] != "models"] == [m for m in old["volumeMounts"] if m["name"] != "models"]
+
+
+def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> None:
+    for template in (hardened(earlier(), NAME), o.template()):
+        found = server(template)
+        args = dict(a.partition("=")[::2] for a in found["args"])
+        assert args["--model-control-mode"] == "none" and "--load-model" not in args
+        restricted = f"{','.join(RESTRICTED)}:{KEY_HEADER}=$(POD_UID)"
+        assert args["--http-restricted-api"] == args["--grpc-restricted-protocol"] == restricted
+        assert {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}} in found["env"]
+        models = [m for m in found["volumeMounts"] if m["name"] == "models"]
+        assert len(models) == 2 and all(m["readOnly"] for m in models)
+        writable = [m for c in template["spec"]["initContainers"] for m in c["volumeMounts"] if m["name"] == "models"]
+        assert writable == [{"name": "models", "mountPath": "/models"}], "only what fetches the model writes it"
+
+
+def test_what_hardened_as_is_told_from_what_is_not() -> None:
+    old, new = earlier(), hardened(earlier(), NAME)
+    assert hardened_as(old, NAME) is None and hardened_as(new, NAME) == "1" and hardened(new, NAME) == new
+    live = copy.deepcopy(new)  # what the API server fills in
+    server(live)["env"][0]["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
+    server(live)["livenessProbe"]["successThreshold"] = 1
+    assert hardened_as(live, NAME)
+    for spoil in (
+        lambda c: c["args"].append("--model-control-mode=explicit"),
+        lambda c: c["args"].remove(next(a for a in c["args"] if a.startswith("--grpc-restricted"))),
+        lambda c: c["volumeMounts"][0].pop("readOnly"),
+        lambda c: c["volumeMounts"].append({"name": "models", "mountPath": "/more"}),
+    ):
+        bad = copy.deepcopy(new)
+        spoil(server(bad))
+        assert not hardened_as(bad, NAME)
+    assert not hardened_as({}, NAME) and not hardened_as({"spec": {"containers": []}}, NAME)
+
+
+# --- the probe, with processes of these names
+
+
+class Pod:
+    """A server with two Python processes and an HTTP port; ``probe`` runs the liveness probe as the kubelet would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        mark = os.urandom(3).hex()  # other servers may run on this machine
+        self.stub, self.server = f"stub{mark}", f"serv{mark}"
+        for name in (self.stub, self.server):
+            shutil.copy(str(shutil.which("bash")), folder / name)
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Live)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        stub = f"{folder}/{self.stub} -c"
+        start = f"{stub} 'sleep 300; :' & {stub} '{folder}/{self.stub} -c \"sleep 300; :\"; sleep 300; :' & read -r _"
+        self.process = subprocess.Popen([folder / self.server, "-c", start], stdin=subprocess.PIPE, start_new_session=True)
+        wait(lambda: len(self.stubs()) == 2 and len(self.forks()) == 1)
+
+    def named(self) -> dict[int, int]:
+        """Parents of the processes with the name of a stub that are alive, by number."""
+        found: dict[int, int] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                text = stat.read_text()
+                state, parent = text.rpartition(") ")[2].split()[:2]
+                if f"({self.stub})" in text and state != "Z":
+                    found[int(stat.parent.name)] = int(parent)
+        return found
+
+    def stubs(self) -> list[int]:
+        """Those of the server itself."""
+        return [number for number, parent in self.named().items() if parent == self.process.pid]
+
+    def forks(self) -> list[int]:
+        """Those that a stub has started."""
+        return [number for number, parent in self.named().items() if parent != self.process.pid]
+
+    def probe(self) -> subprocess.CompletedProcess[str]:
+        script = LIVENESS["exec"]["command"][2].replace("(triton_python_b)", f"({self.stub})").replace("(tritonserver)", f"({self.server})")
+        script = script.replace("/tmp/", f"{self.folder}/").replace("/dev/termination-log", f"{self.folder}/said")
+        script = script.replace("/8000", f"/{self.http.server_port}")
+        return subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class Live(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/v2/health/live" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def wait(done: Any) -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    found = Pod(tmp_path)
+    yield found
+    found.close()
+
+
+def test_servers_that_are_well_are_left_alone(pod: Pod) -> None:
+    for _ in range(2):
+        assert pod.probe().returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_dead_python_process_is_noticed_though_the_server_says_that_all_is_well(pod: Pod, how: signal.Signals) -> None:
+    assert pod.probe().returncode == 0
+    os.kill(pod.stubs()[0], how)
+    wait(lambda: pod.probe().returncode == 1)
+    assert (pod.folder / "said").read_text().strip() == DIED
+
+
+def test_one_that_is_gone_for_good_is_noticed_as_well(pod: Pod) -> None:
+    listed = pod.probe()
+    assert listed.returncode == 0
+    (found,) = pod.folder.glob(".stubs-of-*")
+    found.write_text(f"{found.read_text().strip()} /proc/999999999\n")
+    assert pod.probe().returncode == 1
+
+
+def test_a_process_that_the_model_itself_starts_may_come_and_go(pod: Pod) -> None:
+    """A fork of a stub has its name, and another parent."""
+    assert pod.probe().returncode == 0
+    (fork,) = pod.forks()
+    os.kill(fork, signal.SIGKILL)
+    wait(lambda: not pod.forks())
+    assert pod.probe().returncode == 0
+
+
+def test_a_server_that_refuses_connections_or_answers_otherwise_is_not_well(pod: Pod) -> None:
+    """The kubelet asks twice before it believes that."""
+    assert LIVENESS["failureThreshold"] == 2
+    Live.status = 503
+    try:
+        assert pod.probe().returncode != 0
+    finally:
+        Live.status = 200
+    assert pod.probe().returncode == 0
+    pod.http.shutdown()
+    pod.http.server_close()
+    assert pod.probe().returncode != 0
+
+
+def test_a_list_that_cannot_be_written_kills_nobody(pod: Pod) -> None:
+    script = LIVENESS["exec"]["command"][2].replace("/tmp/", f"{pod.folder}/no-such-folder/").replace("/8000", f"/{pod.http.server_port}")
+    assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_templates_of_another_form_are_not_hardened_and_break_nothing() -> None:
+    odd: list[Any] = [
+        {"spec": {"containers": [{"image": "x"}]}},
+        {"spec": {"containers": None}},
+        {"spec": None},
+        {"metadata": {"annotations": ["hardened"]}, "spec": {"containers": [{"name": "triton"}]}},
+        {"metadata": {"annotations": {"modelrollout.dev/hardened": "1"}}, "spec": {"containers": [{"name": "triton", "env": [{}], "args": [1]}]}},
+        {"metadata": {"annotations": {"modelrollout.dev/hardened": "1"}}, "spec": {"containers": [{"name": "triton", "volumeMounts": [{}]}]}},
+    ]
+    assert [hardened_as(template, NAME) for template in odd] == [None] * len(odd)
+
+
+def test_what_a_newer_operator_has_laid_over_a_template_is_believed() -> None:
+    newer = earlier() | {"metadata": {"annotations": {"modelrollout.dev/hardened": "7"}}}
+    assert hardened_as(newer, NAME) == "7"
+
+
+def test_version_1_is_what_it_was() -> None:
+    """Pods run with it: a change is another version, for an operator's upgrade restarts nothing."""
+    found = server(hardened(earlier(), NAME, "1"))
+    assert hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16] == "420e94ec9221157e"
