@@ -38,6 +38,7 @@ from modelrollout.kube.client import (
     Conflict,
     Kube,
     KubeError,
+    Object,
     Resource,
 )
 from modelrollout.kube.events import Events
@@ -53,6 +54,9 @@ log = logging.getLogger(__name__)
 WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
+COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Restarted")
+TRUTHS = ("True", "False", "Unknown")
+MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
 
@@ -218,13 +222,14 @@ class Operator:
         return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))
 
     def _conditions(self) -> dict[tuple[str, str, str], int]:
-        return dict(
-            Counter(
-                (o["metadata"]["namespace"], c["type"], c["status"])
-                for o in self._store.all(MODEL_DEPLOYMENT)
-                for c in (o.get("status") or {}).get("conditions") or []
-            )
-        )
+        return dict(Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o)))
+
+
+def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
+    """(namespace, type, status) of the conditions that the metric counts. A status that somebody else wrote may have any, and any number."""
+    listed = ((deployment.get("status") or {}).get("conditions") or [])[:MOST_CONDITIONS]
+    pairs = [(c.get("type"), c.get("status")) for c in listed if isinstance(c, dict)]
+    return [(deployment["metadata"]["namespace"], kind, truth) for kind, truth in pairs if kind in COUNTED_CONDITIONS and truth in TRUTHS]
 
 
 def own_namespace() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.app import Operator
+from modelrollout.controller.app import Operator, counted_conditions
 from modelrollout.kube.cache import Key
 from modelrollout.kube.client import MODEL_DEPLOYMENT, Conflict, TooManyRequests
 from modelrollout.telemetry.metrics import Metrics
@@ -89,3 +89,14 @@ def test_an_error_that_nobody_foresaw_is_told_on_the_object(error: Exception) ->
 def test_until_it_leads_the_queue_hands_nothing_out() -> None:
     operator = work(0.0)
     assert operator._queue.paused and operator._queue.get_nowait() is None
+
+
+def test_conditions_that_somebody_else_wrote_cost_the_metrics_nothing() -> None:
+    def of(conditions: Any) -> list[tuple[str, str, str]]:
+        return counted_conditions({"metadata": {"namespace": "ml"}, "status": {"conditions": conditions}})
+
+    good = {"type": "Hardened", "status": "False"}
+    assert of([good, {"type": "Mine", "status": "True"}, {"status": "True"}, {"type": ["x"], "status": {}}, "text", None]) == [
+        ("ml", "Hardened", "False")
+    ]
+    assert of(None) == [] and of([{"type": "Mine"}] * 10_000 + [good]) == [], "no more than a few are looked at"
