@@ -18,9 +18,11 @@ INSTEAD = (
 PREFIX_INSTEAD = f"{_MUST_NOT}; write the prefix without them: ModelDeployments name the Secret that opens the store"
 
 HIDDEN = "***"
+_LONGEST = 4096  # twice what a URI may have; nothing of a longer one is worth showing
 _HOST = re.compile(r"(?:[^/?#@:\[\]\\]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 # Ends where a word or a JSON string does (a quote within is escaped there); what ends a sentence is given back.
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^ \t\n\r\f\v\"\\]|\\.)+")
+# The scheme has an end, or a long word would be looked through anew from each of its letters.
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://(?:[^ \t\n\r\f\v\"\\]|\\.)+")
 _SENTENCE_ENDS = ".,;:)]}>'\\…"
 
 
@@ -34,6 +36,8 @@ def masked(uri: str) -> str:
     scheme, sep, place = uri.partition("://")
     if not sep:
         return uri
+    if len(place) > _LONGEST:
+        return f"{scheme}://{HIDDEN}"
     user = ""
     # A password may hold what ends an authority: then what is left of it reads like no host.
     while "@" in place and not _HOST.fullmatch(re.split(r"[/?#]", place, maxsplit=1)[0]):

@@ -49,6 +49,8 @@ from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
+_FIELD = 500  # characters of a field's path, and of what is wrong with it: keys of maps are the user's, and as long as he likes
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -164,7 +166,7 @@ def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None,
     try:
         return ModelDeploymentSpec.model_validate(spec_in_force(deployment.get("spec") or {}, rules.defaults)), None
     except ValidationError as e:
-        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
+        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))[:_FIELD]}: {err['msg'][:_FIELD]}" for err in e.errors()[:5])
         return None, masked_text(f"{told}; correct these fields")  # a map's key is part of a field's path, and the user's
 
 
