@@ -274,3 +274,14 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
     live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
     assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
     assert live["metadata"]["annotations"]["note"] == "mine", "what is theirs outside of spec stays"
+
+
+async def test_reviews_are_answered_though_they_have_no_name(kube: Kube) -> None:
+    """What feedback asks for each of its senders."""
+    token = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": "nobody's"}}
+    review = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
+    assert not (await kube.create(review, token))["status"].get("authenticated")
+    access = {"resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "default"}, "user": "nobody"}
+    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": access}
+    review = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
+    assert (await kube.create(review, asked))["status"]["allowed"] is False

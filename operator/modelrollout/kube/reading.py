@@ -38,6 +38,7 @@ def _share() -> int:
 NAMESPACE_BYTES = _share()  # memory for the objects of one namespace; a model with all that belongs to it takes some 350 kB
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++', re.DOTALL)
 _MAX_TOKENS = 500_000  # that are looked at for the name of an object that cannot be read: a fifth of a second
+_REVIEWS = ("authentication.k8s.io/", "authorization.k8s.io/")  # TokenReview, SubjectAccessReview
 _MARKS = ("name", "namespace", "uid", "resourceVersion")
 # Where a list says how it goes on: built-in kinds at the beginning, custom ones at the end.
 _LIST_HEAD = re.compile(rb'\{"kind":"[^"]*","apiVersion":"[^"]*","metadata":(\{[^{}]*\})')
@@ -122,6 +123,8 @@ def object_of(value: Any, size: int) -> Object:
 def _odd(value: Any) -> str | None:
     """What is wrong with the outer shape, which a definition without a schema leaves open."""
     metadata = value.get("metadata") if isinstance(value, dict) else None
+    if isinstance(value, dict) and str(value.get("apiVersion")).startswith(_REVIEWS) and isinstance(metadata, dict):
+        return None  # an answer and no object: it is kept nowhere, and has no name
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         return "has no metadata.name"
     for field in ("namespace", "uid", "resourceVersion"):
