@@ -15,6 +15,7 @@ from modelrollout.kube.client import Object
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
 from modelrollout.rollout.facts import Crash, Problem
+from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY
 
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 # How tritonserver ends where its one model cannot be loaded: what it says of the model, and its last words, with model control none or explicit.
@@ -97,18 +98,12 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
     if ended.get("reason") == "OOMKilled":
         return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
     if _USAGE.search(message):
-        return Problem("TritonTooOld", f"{where}: {TOO_OLD}")
+        return Problem(TOO_OLD, f"{where}: {TOO_OLD_WHY}")
     if unloaded := _not_loaded(message):
         return Problem(unloaded.reason, f"{where}: {unloaded.message}")
     if DIED in message:
         return Problem("ServerCrashed", f"{where}: {DIED}, so the server was started anew; see kubectl logs --previous")
     return Problem("ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous")
-
-
-TOO_OLD = (
-    "its image has a Triton that does not know the flags which keep strangers from managing it (--http-restricted-api, since 23.11); "
-    "set spec.serving.triton.image to a later one"
-)
 
 
 def _not_loaded(log: str) -> Problem | None:

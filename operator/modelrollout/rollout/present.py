@@ -12,7 +12,7 @@ from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.desired import real_share
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
 from modelrollout.rollout.policy import Freeze, frozen
-from modelrollout.rollout.restarts import TOO_OLD, done, unhardened, waiting
+from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
 
 _PHASES: dict[Stage, Phase] = {
@@ -60,7 +60,6 @@ _WELL = {
     HARDENED: "nobody but the kubelet manages the servers any more",
     RESTARTED: "all pods of the revision are new",
 }
-_IMAGE_TOO_OLD = "the Triton of its image is too old for it (before 23.11); set spec.serving.triton.image to a later one"
 _NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
 _HELD = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
@@ -221,7 +220,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         old = [name for name in left if (record := status.restarts.get(name)) and record.too_old]
         text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
         if old:
-            rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {_IMAGE_TOO_OLD}"))
+            rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
             rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
     if late := waiting(s, status):

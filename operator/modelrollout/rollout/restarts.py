@@ -12,6 +12,10 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus
 from modelrollout.rollout.facts import Event, Problem, Snapshot
 
 TOO_OLD = "TritonTooOld"
+TOO_OLD_WHY = (
+    "its image has a Triton that does not know the flags which keep strangers from managing it (--http-restricted-api, since 23.11); "
+    "set spec.serving.triton.image to a later one"
+)
 
 
 def asked_at(s: Snapshot, revision: str) -> str | None:
