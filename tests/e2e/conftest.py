@@ -34,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LAST.index(item.path.stem) + 1 if item.path.stem in LAST else 0)
 
 
+def condition(deployment: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The condition that this answer of the API server holds: what is judged together is read at once."""
+    found = {c["type"]: c for c in (deployment.get("status") or {}).get("conditions", [])}
+    return found.get(kind, {"status": "Unknown", "reason": "", "message": ""})
+
+
 class Stage:
     """A namespace with the store's Secret, models and data in the store, and words for what the tests do."""
 
@@ -75,8 +81,7 @@ class Stage:
         return self.cluster.deployment(self.namespace, name)
 
     def condition(self, name: str, kind: str) -> dict[str, Any]:
-        found = {c["type"]: c for c in (self.get(name).get("status") or {}).get("conditions", [])}
-        return found.get(kind, {"status": "Unknown", "reason": "", "message": ""})
+        return condition(self.get(name), kind)
 
     def until(self, what: str, look: Callable[[], T | None], limit: float = 120) -> T:
         """What ``look`` finds, or a failure that says what was waited for and how things stand."""
@@ -94,7 +99,7 @@ class Stage:
         def look() -> dict[str, Any] | None:
             now = self.get(name)
             current = (now.get("status") or {}).get("observedGeneration") == now["metadata"]["generation"]
-            return now if current and self.condition(name, "Ready")["status"] == "True" else None
+            return now if current and condition(now, "Ready")["status"] == "True" else None
 
         return self.until(f"{name} is Ready", look, limit)
 
