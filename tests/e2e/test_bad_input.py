@@ -104,7 +104,7 @@ def test_each_bad_input_has_its_own_answer(neighbour: Stage) -> None:
 def test_a_host_name_belongs_to_the_older_one(neighbour: Stage) -> None:
     stage = neighbour
     stage.apply(stage.deployment("latecomer", traffic=traffic(stage, "neighbour.e2e.example")))
-    message = stage.until_stalled("latecomer", "HostnameConflict")
+    message = stage.until_stalled("latecomer", "HostnameTaken")
     assert "neighbour.e2e.example" in message
     assert "neighbour" in message
     assert stage.condition("neighbour", "Ready")["status"] == "True"

@@ -311,7 +311,7 @@ class TestRendered:
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"
-        assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["leases"], ["get", "list", "create", "update"])]
+        assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["leases"], ["get", "list", "create", "update", "delete"])]
 
     def test_cluster_wide_it_reads_policies_and_counts_gpus(self) -> None:
         def rights(part: str) -> dict[tuple[str, ...], set[str]]:

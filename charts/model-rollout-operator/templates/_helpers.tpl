@@ -100,6 +100,7 @@ capabilities: {drop: [ALL]}
   "images" $images
   "drain" .Values.drain
   "shadow" .Values.shadow
+  "hostnames" .Values.hostnames
   "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers

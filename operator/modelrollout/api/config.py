@@ -123,6 +123,12 @@ class Shadow(_Config):
     concurrency: int = Field(4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time.")
 
 
+class HostnameRules(_Config):
+    """Who may claim host names."""
+
+    only_by_policy: bool = Field(False, description="No name may be claimed that no RolloutPolicy allows (allowedHostnames).")
+
+
 class Capacity(_Config):
     """Whether the operator may look how many GPUs are free."""
 
@@ -140,6 +146,7 @@ class OperatorConfig(_Config):
     images: Images
     drain: Drain = Field(default_factory=Drain)
     shadow: Shadow = Field(default_factory=Shadow)
+    hostnames: HostnameRules = Field(default_factory=HostnameRules)
     capacity: Capacity = Field(default_factory=Capacity)
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)

@@ -20,6 +20,7 @@ LABEL_NUMBER = f"{GROUP}/number"
 LABEL_COMPONENT = f"{GROUP}/component"
 LABEL_JOB = "batch.kubernetes.io/job-name"  # of Kubernetes, on the pods of a Job
 LABEL_POLICY = f"{GROUP}/policy"  # on the Leases of a RolloutPolicy's slots
+LABEL_CLAIM = f"{GROUP}/claim"  # on the Lease of a host name: "hostname"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
 COMPONENT_SERVER = "server"
@@ -37,6 +38,7 @@ ANNOTATION_HARDENED = f"{GROUP}/hardened"  # on the pod template: the version of
 ANNOTATION_ASKED = f"{GROUP}/asked"  # on the prepare Job: hash of the resources, time limit and queue that spec asked for
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
+ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the name itself
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
 VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart", "restart-allow-downtime")
@@ -83,6 +85,11 @@ def preview_name(deployment: str) -> str:
 def slot_name(policy: str, index: int) -> str:
     """Name of the Lease of a slot of a RolloutPolicy, from 0."""
     return f"modelrollout-slot-{policy}-{index}"
+
+
+def host_lease(host: str) -> str:
+    """Name of the Lease that says whose a host name is: a wildcard is no name of an object."""
+    return f"modelrollout-host-{short_hash(host, 32)}"
 
 
 def stage_job_name(revision: str, component: str, rollout_id: str) -> str:

@@ -25,6 +25,12 @@ from modelrollout.api.v1alpha1 import (
 NamespacePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)]
 SourcePrefix = Annotated[str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024), plain_uri(uris.PREFIX_INSTEAD)]
 ImagePrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.:_/-]*$", max_length=512)]
+HostnamePattern = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(\*|(\*\.)?([a-z0-9]|\{\{namespace\}\})(([-a-z0-9.]|\{\{namespace\}\})*([a-z0-9]|\{\{namespace\}\}))?)$", max_length=253
+    ),
+]
 Moment = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)
 ]
@@ -156,14 +162,19 @@ class AnalysisTemplate(ApiModel):
 class RolloutPolicySpec(ApiModel):
     """What a platform team demands of the rollouts of many teams.
 
-    Several policies may match one ModelDeployment: every gate, every list of sources, every freeze window and every limit of each of them holds; for
-    defaults and templates the first policy by name wins.
+    Several policies may match one ModelDeployment: every gate, every list of sources and host names, every freeze window and every limit of each of
+    them holds; for defaults and templates the first policy by name wins.
     """
 
     selector: PolicySelector = Field(default_factory=PolicySelector)
     defaults: PolicyDefaults | None = None
     gates: PolicyGates | None = None
     allowed_sources: AllowedSources | None = None
+    allowed_hostnames: Annotated[list[HostnamePattern], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Host names that ModelDeployments may claim: a name, or *.example.com for all names below it and wildcards among them, or * for "
+        "every name; {{namespace}} stands for the namespace. Left out: any name, but no wildcard.",
+    )
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(None, description="When nothing may climb.")
     limits: PolicyLimits | None = None
     analysis_templates: Annotated[list[AnalysisTemplate], Field(max_length=16), ListMapKey("name")] | None = Field(

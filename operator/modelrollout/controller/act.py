@@ -42,8 +42,9 @@ from modelrollout.resources import jobs, server
 from modelrollout.resources.common import NotAllowedError, Owner
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
+from modelrollout.resources.routes import is_of_clients
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
+from modelrollout.rollout.facts import Desired, baseline
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
 
@@ -152,10 +153,7 @@ class Actor:
             found.append(server.preview_service(owner, desired.preview))
         if desired.budget is not None:
             found.append(server.disruption_budget(owner, desired.budget))
-        routes = self._traffic(seen, desired)
-        if s.refusal is not None and s.refusal.reason in TRAFFIC_REFUSALS:
-            routes = [kept for o in routes if (kept := _as_before(o, seen.children.get((o["kind"], o["metadata"]["name"]))))]
-        return found + routes
+        return found + self._traffic(seen, desired)
 
     def _traffic(self, seen: Seen, desired: Desired) -> list[Object]:
         """The stable Service and the routes."""
@@ -354,8 +352,8 @@ def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
         return False
     if labels.get(names.LABEL_REVISION) in desired.draining:
         return True
-    route = seen.children.get((HTTP_ROUTE.kind, seen.snapshot.name))
-    return route is not None and live is not route and (is_mirrored(route) or not accepted(route))
+    routes = [o for (kind, name), o in seen.children.items() if kind == HTTP_ROUTE.kind and is_of_clients(name, seen.snapshot.name)]
+    return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
 
 
 def _controller(o: Object) -> str | None:
@@ -364,16 +362,6 @@ def _controller(o: Object) -> str | None:
 
 def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
     return ChildRefused(e.status, "ChildRefused", f"{resource.kind} {obj['metadata']['name']}: {e.message}")
-
-
-def _as_before(route: Object, live: Object | None) -> Object | None:
-    """A route whose host names or gateway are refused: it stays where it was, and only its weights follow."""
-    if route["kind"] not in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
-        return route
-    if live is None:
-        return None
-    kept = {key: live["spec"].get(key) for key in ("parentRefs", "hostnames")}
-    return {**route, "spec": {**route["spec"], **kept}}
 
 
 def _owner(o: Object, kind: str) -> Owner:

@@ -1,4 +1,4 @@
-"""What a pass looks up between observe and decide: slots of RolloutPolicies, free GPUs, why a Job is queued or has no pod."""
+"""What a pass looks up beside the store: host names, slots of RolloutPolicies, free GPUs, why a Job is queued or has no pod."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.controller import kueue, podless, unheard
 from modelrollout.controller.capacity import Capacity
+from modelrollout.controller.hostnames import HostClaims
 from modelrollout.controller.observe import Seen, evaluation_of
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
@@ -32,11 +33,13 @@ class Admission:
         namespace: str,
         wake: Callable[[Key, float], None],
         now: Callable[[], datetime],
+        may_write: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._store, self._now = kube, store, now
         self.policies = Policies(kube, store, wake, now)
         self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
+        self.hostnames = HostClaims(kube, store, config, namespace, may_write, now)
         self._capacity = Capacity(kube, config, clock)
 
     async def looked(self, seen: Seen) -> Snapshot:

@@ -75,7 +75,9 @@ class Operator:
         kube.on_unread = self._unread.note
         self._store = Store(self._unread.note)
         self._assessor = PrometheusAssessor(config)
-        self._admission = Admission(kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC))
+        self._admission = Admission(
+            kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC), self._elector.is_leader
+        )
         self._leads_since: datetime | None = None
         self._reconciler = Reconciler(
             kube,
@@ -171,6 +173,7 @@ class Operator:
             for namespace in namespaces or [None]:
                 await self._intake.list(resource, namespace)
         await self._admission.slots.sweep()
+        await self._admission.hostnames.refresh()
         for policy in self._admission.policies.all():
             self._queue.add(("", policy.name))  # whom it matches is counted anew
 

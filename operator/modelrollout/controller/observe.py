@@ -24,7 +24,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.controller.pods import down, last_crash, of_job, pod_problem
 from modelrollout.controller.work import work_of
-from modelrollout.kube.cache import Key, Store, hosts
+from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -46,6 +46,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
+from modelrollout.traffic.hostnames import Known, Standing, carried, holder_of, is_controlled, stand
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -60,6 +61,7 @@ class Seen:
     children: dict[tuple[str, str], Object]  # by kind and name
     snapshot: Snapshot
     router: Router | None
+    hostnames: Standing
 
     @property
     def job(self) -> Object | None:
@@ -73,12 +75,14 @@ def observe(
     key: Key,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
+    known: Known,
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
 ) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
 
-    ``gateway``: what is known of its Gateway (``controller.gateways``). ``rules``: of the RolloutPolicies that match it.
+    ``known``: of host names (``controller.hostnames``). ``gateway``: of its Gateway (``controller.gateways``). ``rules``: of the RolloutPolicies that
+    match it.
     """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
@@ -106,30 +110,35 @@ def observe(
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
+    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind) and is_controlled(o, deployment["metadata"]["uid"])]
+    stands = stand(holder_of(deployment), spec, carried(mine), known, rules)
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
-        kept = _kept(by_name, key[1], stable, config)
-        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept)
+        kept = _kept(by_name, key[1], stable, config, stands.lost)
+        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept, stands)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    refusal = _refusal(store, deployment, spec, config, gateway_kinds, gateway, rules)
-    snapshot = replace(snapshot, refusal=refusal or snapshot.mirror.problem)
+    refusal = _refusal(spec, config, gateway_kinds, gateway, rules)
+    as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
+    if refusal is not None:  # only a spec that is accepted claims names
+        stands = replace(stands, free=())
+    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)
-    router: Router = (
-        GatewayRouter(key[1], spec.traffic, spec.rollout, matched(snapshot), preview(snapshot))
-        if snapshot.gateway
-        else ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
-    )
-    if snapshot.gateway:
+    router: Router
+    if not snapshot.gateway:
+        router = ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
+    else:
+        aim = (spec.rollout, matched(snapshot), preview(snapshot))
+        router = GatewayRouter(key[1], spec.traffic, *aim) if as_asked else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
         router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
-    return Seen(deployment, by_name, snapshot, router)
+    return Seen(deployment, by_name, snapshot, router, stands)
 
 
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
@@ -139,10 +148,10 @@ def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, c
     return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
 
 
-def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | None, config: OperatorConfig) -> Router:
+def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | None, config: OperatorConfig, lost: frozenset[str]) -> Router:
     """For a spec that cannot be read: the routes as they are, without a mirror."""
     if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
-        return MirrorRouter(KeptRoutes(name, by_name), name, None, None, config)
+        return MirrorRouter(KeptRoutes(name, by_name, withheld=lost), name, None, None, config)
     return ServiceRouter(name, {}, stable)
 
 
@@ -288,8 +297,6 @@ def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
 
 
 def _refusal(
-    store: Store,
-    deployment: Object,
     spec: ModelDeploymentSpec,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
@@ -325,7 +332,7 @@ def _refusal(
             "GatewayRequired",
             "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
         )
-    return route_problem(spec, gateway) or _host_conflict(store, deployment, spec)
+    return route_problem(spec, gateway)
 
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
@@ -361,22 +368,3 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     if spec.rollout.analysis.golden:
         found.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
     return found
-
-
-def _age(o: Object) -> tuple[str, str, str]:
-    m = o["metadata"]
-    return (m.get("creationTimestamp", ""), m.get("namespace", ""), m["name"])
-
-
-def _host_conflict(store: Store, deployment: Object, spec: ModelDeploymentSpec) -> Problem | None:
-    """Two ModelDeployments with one host name: the older one has it."""
-    for kind, host in sorted(hosts(deployment["spec"])):
-        for other in store.marked((kind, host)):
-            if other["metadata"]["uid"] == deployment["metadata"]["uid"] or _age(other) > _age(deployment):
-                continue
-            owner = f"{other['metadata'].get('namespace')}/{other['metadata']['name']}"
-            return Problem(
-                "HostnameConflict",
-                f"spec.traffic.{kind}.hostnames (or blueGreen.preview): {host} belongs to ModelDeployment {owner}, which is older; choose another",
-            )
-    return None

@@ -74,18 +74,23 @@ class Reconciler:
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._store.get(MODEL_DEPLOYMENT, *key)
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
-        seen = observe(self._store, key, self._config, kinds, await self._gateways.of(deployment), rules)
+        gateway = await self._gateways.of(deployment)
+        seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules)
         if seen is None:
             self._refused.pop(key, None)
             self._admission.slots.gone(key)
+            if deployment is None:
+                await self._admission.hostnames.gone(key)
             return None
         refused = self._refused.get(key)
         try:
+            if await self._admission.hostnames.settle(seen):
+                return 0.0
             looked = await self._admission.looked(seen)
         except Forbidden as e:
-            looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots: {e.message}")
+            looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots and host names: {e.message}")
         s = await self._measured(replace(looked, refused=refused, looking_since=self._looking_since()))
-        seen = Seen(seen.deployment, seen.children, s, seen.router)
+        seen = replace(seen, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
             return None  # the lease went to another replica while this pass was under way

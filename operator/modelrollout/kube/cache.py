@@ -36,16 +36,9 @@ class _Entry:
     marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
 
 
-def hosts(spec: Any) -> set[tuple[str, str]]:
-    """Kind of route (http, grpc) and host name, of every host name that a ModelDeployment asks for, also for a preview."""
-    parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
-    listed = ((kind, _field(_field(part, kind), "hostnames")) for part in parts for kind in ("http", "grpc"))
-    return {(kind, host) for kind, names_ in listed if isinstance(names_, list) for host in names_ if isinstance(host, str)}
-
-
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
-    return (*sorted(hosts(_field(obj, "spec"))), *([QUEUED] if _field(rollout, "queue") else []))
+    return (QUEUED,) if _field(rollout, "queue") else ()
 
 
 def _field(value: Any, name: str) -> Any:
@@ -91,7 +84,7 @@ class Store:
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def marked(self, mark: Hashable) -> list[Object]:
-        """ModelDeployments with a host name (see ``hosts``) or that are QUEUED; costs as many steps as are found."""
+        """ModelDeployments that are QUEUED; costs as many steps as are found."""
         return [self._entries[i].obj for i in self._marked.get(mark, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TASK_ENV, CompareTask, OutputTolerance
-from modelrollout.api.v1alpha1 import RevisionRef, Serving, Shadow, Traffic
+from modelrollout.api.v1alpha1 import RevisionRef, Serving, Shadow
 from modelrollout.resources.common import Object, Owner, container_security, labels, metadata, pod_security
 
 TRAEFIK_API = "traefik.io/v1alpha1"
@@ -133,23 +133,16 @@ def traefik_mirror(owner: Owner, canary: RevisionRef, stable: RevisionRef, perce
     }
 
 
-def trial_route(owner: Owner, traffic: Traffic, canary: RevisionRef, stable: RevisionRef) -> Object:
-    """A route for a path that nobody calls: what the gateway says of it, it would say of the clients' route."""
-    assert traffic.gateway is not None and traffic.http is not None
+def trial_route(owner: Owner, of_clients: Object, canary: RevisionRef, stable: RevisionRef) -> Object:
+    """A route for a path that nobody calls, beside that of the clients: what the gateway says of it, it would say of theirs."""
     path = {"type": "Exact", "value": f"/.modelrollout/{owner.uid}/{canary.revision}"}
-    parent = {
-        "group": "gateway.networking.k8s.io",
-        "kind": "Gateway",
-        "name": traffic.gateway.name,
-        "namespace": traffic.gateway.namespace or owner.namespace,
-    }
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
         "metadata": metadata(owner, names.shadow_name(canary.revision), _labels(owner, canary)),
         "spec": {
-            "parentRefs": [parent],
-            "hostnames": list(traffic.http.hostnames),
+            "parentRefs": of_clients["spec"]["parentRefs"],
+            "hostnames": of_clients["spec"]["hostnames"],
             "rules": [{"matches": [{"path": path}], "backendRefs": [_traefik_backend(stable)]}],
         },
     }

@@ -1,12 +1,14 @@
-"""Gateway API routes: one HTTPRoute and one GRPCRoute of our own for a ModelDeployment, weights over Services of revisions.
+"""Gateway API routes: an HTTPRoute or GRPCRoute of our own for each host name of a ModelDeployment, weights over Services of revisions.
 
-They open what clients may ask (``resources.endpoints``) and nothing else of the servers.
+One for each name, because Traefik ranks all names of a route by the longest of them. They open what clients may ask (``resources.endpoints``) and
+nothing else of the servers.
 
 The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it did not write (PEERS.md, GitOps).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from modelrollout.api import names
@@ -14,35 +16,58 @@ from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Previe
 from modelrollout.resources.common import Object, Owner, labels, metadata
 from modelrollout.resources.endpoints import matches
 
+_DIGITS = 8  # of the hash of a host name in the name of a further route
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
 
 
-def routes(owner: Owner, traffic: Traffic, split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Object]:
-    """The routes that the spec asks for; none without a gateway. Requests with all of ``headers`` go to the revision ``matched``, if there is one."""
-    if traffic.gateway is None:
-        return []
-    rules = [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))] if matched else []
-    return _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, [*rules, ([], split)])
+Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)
+
+
+def client_rules(split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Rule]:
+    """Requests with all of ``headers`` go to the revision ``matched``, if there is one, and the others where ``split`` says."""
+    apart = [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))] if matched else []
+    return [*apart, ([], split)]
+
+
+def preview_rules(revision: str) -> list[Rule]:
+    """Everything goes to the one revision."""
+    return [([], ((revision, 100),))]
+
+
+def routes(owner: Owner, traffic: Traffic, rules: list[Rule]) -> list[Object]:
+    """The routes that the spec asks for; none without a gateway."""
+    return _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, rules) if traffic.gateway else []
 
 
 def preview_routes(owner: Owner, gateway: GatewayRef, preview: Preview, revision: str) -> list[Object]:
     """Routes NAME-preview of the preview's own host names to one revision."""
-    return _routes(owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, [([], ((revision, 100),))])
+    return _routes(owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, preview_rules(revision))
 
 
-_Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)
+def _routes(owner: Owner, name: str, gateway: GatewayRef, http: Hostnames | None, grpc: Hostnames | None, rules: list[Rule]) -> list[Object]:
+    """Further ones before the first: where another name becomes the first, the one that was has its own route by then."""
+    return [
+        _route(kind, owner, name if i == 0 else f"{name}-{names.short_hash(host, _DIGITS)}", gateway, host, rules)
+        for kind, listed in (("HTTPRoute", http), ("GRPCRoute", grpc))
+        for i, host in reversed(list(enumerate(listed.hostnames if listed else ())))
+    ]
 
 
-def _routes(owner: Owner, name: str, gateway: GatewayRef, http: Hostnames | None, grpc: Hostnames | None, rules: list[_Rule]) -> list[Object]:
-    found: list[Object] = []
-    if http:
-        found.append(_route("HTTPRoute", owner, name, gateway, http.hostnames, names.PORT_HTTP, rules))
-    if grpc:
-        found.append(_route("GRPCRoute", owner, name, gateway, grpc.hostnames, names.PORT_GRPC, rules))
-    return found
+def is_of_clients(name: str, model: str) -> bool:
+    """Whether a route of that name is one of the clients of ``model``."""
+    return _is_of(model, name)
 
 
-def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, hostnames: list[str], port: int, rules: list[_Rule]) -> Object:
+def is_of_preview(name: str, model: str) -> bool:
+    """Whether it is one of its preview."""
+    return _is_of(names.preview_name(model), name)
+
+
+def _is_of(first: str, name: str) -> bool:
+    return name == first or re.fullmatch(f"-[0-9a-f]{{{_DIGITS}}}", name.removeprefix(first)) is not None
+
+
+def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, host: str, rules: list[Rule]) -> Object:
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": kind,
@@ -56,12 +81,18 @@ def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, hostnames: l
                     "namespace": gateway.namespace or owner.namespace,
                 }
             ],
-            "hostnames": list(hostnames),
-            "rules": [{"matches": matches(kind, owner.name, headers), "backendRefs": backends(split, port)} for headers, split in rules],
+            "hostnames": [host],
+            "rules": rendered_rules(kind, owner.name, rules),
         },
     }
 
 
-def backends(split: Split, port: int) -> list[Object]:
+def rendered_rules(kind: str, model: str, rules: list[Rule]) -> list[Object]:
+    """The rules as a route of that kind has them."""
+    port = names.PORT_HTTP if kind == "HTTPRoute" else names.PORT_GRPC
+    return [{"matches": matches(kind, model, headers), "backendRefs": _backends(split, port)} for headers, split in rules]
+
+
+def _backends(split: Split, port: int) -> list[Object]:
     """References to the Services of revisions."""
     return [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]

@@ -31,7 +31,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)
     if status != s.status:
-        return Plan(status, None, (*move.events, *news(s, status, now)))
+        return Plan(status, None, tuple(dict.fromkeys((*move.events, *news(s, status, now)))))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if (not waits and s.refusal) or waiting(s, s.status) is not None:
         waits.append(CHECK_SECONDS)  # what stands in the way of it may be another object, whose events wake somebody else

@@ -34,7 +34,9 @@ from modelrollout.rollout.policy import NO_RULES, Rules
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
-TRAFFIC_REFUSALS = frozenset({"GatewayAPIMissing", "HostnameConflict"})  # they concern routes, also those of a version that serves already
+TRAFFIC_REFUSALS = frozenset(
+    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
+)  # they concern routes, also those of a version that serves already
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 

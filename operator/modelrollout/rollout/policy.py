@@ -74,6 +74,7 @@ class Rules:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
+    hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
@@ -165,6 +166,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         defaults=defaults,
         gates=gates,
         sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
+        hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus)

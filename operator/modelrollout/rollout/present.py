@@ -241,6 +241,9 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     old, new = ({c.type: c for c in status.conditions} for status in (before, after))
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
         found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
+    ready, was_ready = new.get("Ready"), old.get("Ready")
+    if ready and ready.reason in TRAFFIC_REFUSALS and (was_ready is None or was_ready.reason != ready.reason):
+        found.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, RESTARTED):
         was, now_is = old.get(kind), new.get(kind)
         told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"

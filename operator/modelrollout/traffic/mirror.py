@@ -28,6 +28,7 @@ from modelrollout.resources.mirror import (
     with_traefik_mirror,
     without_mirror,
 )
+from modelrollout.resources.routes import is_of_clients
 from modelrollout.rollout.facts import Problem, Server, Snapshot, Split, Traffic, baseline
 from modelrollout.traffic.features import PERCENTAGE_MIRROR, REQUEST_MIRROR, TRAEFIK_CONTROLLER, GatewayFacts, feature_missing, missing_features
 from modelrollout.traffic.router import Router, accepted, refusal_of
@@ -100,19 +101,19 @@ class MirrorRouter:
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The mirror's own objects before the routes that name them."""
         found: list[Object] = []
-        mirror = self._mirror
+        mirror, routes = self._mirror, self._inner.children(owner, split)
         if mirror is not None and self._spec is not None:
             found.append(comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config))
             found.append(comparer_service(owner, mirror.canary))
             if mirror.way == "TraefikService":
                 found.append(traefik_mirror(owner, mirror.canary, mirror.stable, mirror.shadow.percent, self._config.shadow.max_body_bytes))
-                if self._spec.traffic.http and self._spec.traffic.gateway:
-                    found.append(trial_route(owner, self._spec.traffic, mirror.canary, mirror.stable))
-        return found + [self._mirrored(route) for route in self._inner.children(owner, split)]
+                if of_clients := next((r for r in routes if r["kind"] == "HTTPRoute" and r["metadata"]["name"] == self._name), None):
+                    found.append(trial_route(owner, of_clients, mirror.canary, mirror.stable))
+        return found + [self._mirrored(route) for route in routes]
 
     def _mirrored(self, route: Object) -> Object:
         mirror = self._mirror
-        if route["kind"] != "HTTPRoute" or route["metadata"]["name"] != self._name:
+        if route["kind"] != "HTTPRoute" or not is_of_clients(route["metadata"]["name"], self._name):
             return route
         if mirror is None or not mirror.routed:
             return without_mirror(route)
@@ -122,8 +123,8 @@ class MirrorRouter:
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
         """As the inner router says, with the mirror in the clients' route where it is to be, and else without one."""
-        route = seen.get(("HTTPRoute", self._name))
-        if route is not None and is_mirrored(route) != (self._mirror is not None and self._mirror.routed):
+        routed = self._mirror is not None and self._mirror.routed
+        if any(kind == "HTTPRoute" and is_of_clients(n, self._name) and is_mirrored(route) != routed for (kind, n), route in seen.items()):
             return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
         return self._inner.taken_up(split, seen, servers)
 

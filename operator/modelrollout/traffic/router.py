@@ -6,15 +6,15 @@ counts requests, and the canary's own counters are the proof (DESIGN.md, Traffic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.endpoints import matches, narrowed
-from modelrollout.resources.routes import backends, preview_routes, routes
+from modelrollout.resources.endpoints import narrowed
+from modelrollout.resources.routes import Rule, client_rules, is_of_clients, is_of_preview, preview_routes, preview_rules, rendered_rules, routes
 from modelrollout.rollout.facts import Problem, Server, Split, Traffic
 
 
@@ -29,55 +29,93 @@ class Router(Protocol):
 
 
 class GatewayRouter:
-    """HTTPRoute and GRPCRoute with weights over Services of revisions; requests with the headers of a test and a preview's host names go to one."""
+    """HTTPRoutes and GRPCRoutes with weights over Services of revisions; requests with the headers of a test and a preview's host names go to one."""
 
     def __init__(self, name: str, spec: TrafficSpec, rollout: Rollout | None = None, matched: str | None = None, preview: str | None = None) -> None:
         self._name, self._spec = name, spec
-        self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
+        self._aim = _Aim(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
-        self._matched, self._shown = matched if self._headers else None, preview
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The routes; none while nothing serves."""
         if not split:
             return []
-        aside = preview_routes(owner, self._spec.gateway, self._preview, self._shown) if self._spec.gateway and self._preview and self._shown else []
-        return routes(owner, self._spec, split, self._headers, self._matched) + aside
+        shown, gateway = self._aim.preview, self._spec.gateway
+        aside = preview_routes(owner, gateway, self._preview, shown) if gateway and self._preview and shown else []
+        return routes(owner, self._spec, self._aim.rules(split)) + aside
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
         """Every route has these rules, and its gateway has accepted this generation with all references resolved.
 
         Those of a preview count while it shows what has no other traffic: then the trial waits for them.
         """
-        on_trial = self._shown is not None and self._shown not in dict(split)
-        for route in self.children(Owner("", self._name, "", ""), split):
-            kind, name = route["kind"], route["metadata"]["name"]
-            if name != self._name and not on_trial:
-                continue
-            taken = _carried(kind, seen.get((kind, name)), _rules(route))
-            if not taken.taken_up:
-                return taken
-        return Traffic(True)
+        return _all_carried(self._name, self.children(Owner("", self._name, "", ""), split), seen, on_trial=self._aim.on_trial(split))
 
 
 class KeptRoutes:
-    """The routes as they are, for a spec that cannot be read: their weights follow, and they open no more than those of one that can."""
+    """The routes as they are, where spec or its host names cannot be had: weights follow, and they open no more than others do.
 
-    def __init__(self, name: str, seen: Mapping[tuple[str, str], Object]) -> None:
-        self._name = name
-        self._routes = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and n == name]
+    ``withheld``: host names that are not ours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seen: Mapping[tuple[str, str], Object],
+        rollout: Rollout | None = None,
+        matched: str | None = None,
+        preview: str | None = None,
+        withheld: frozenset[str] = frozenset(),
+    ) -> None:
+        self._name, self._withheld = name, withheld
+        self._aim = _Aim(rollout, matched, preview)
+        self._routes = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and self._is_kept(n)]
+
+    def _is_kept(self, route: str) -> bool:
+        return is_of_clients(route, self._name) or (self._aim.preview is not None and is_of_preview(route, self._name))
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
-        """The same routes with one rule: its backends are those of the split."""
-        return [_written(route, _with_split(route, self._name, split)) for route in self._routes]
+        """The same routes, to the revisions that they should lead to now."""
+        return [_written(route, wanted) for route in self._routes if (wanted := self._wanted(route, split))]
+
+    def _wanted(self, route: Object, split: Split) -> Object | None:
+        hosts = (route.get("spec") or {}).get("hostnames") or []
+        left = [h for h in hosts if h not in self._withheld]
+        if hosts and not left:
+            return None
+        shown = self._aim.preview if is_of_preview(route["metadata"]["name"], self._name) else None
+        rules = preview_rules(shown) if shown else self._aim.rules(split)
+        return route | {"spec": route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}}
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        for route in self._routes:
-            taken = _carried(route["kind"], route, _rules(_with_split(route, self._name, split)))
-            if not taken.taken_up:
-                return taken
-        return Traffic(True)
+        return _all_carried(self._name, self.children(Owner("", self._name, "", ""), split), seen, on_trial=self._aim.on_trial(split))
+
+
+class _Aim:
+    """Where what does not follow the split goes: requests with the headers of a test, and a preview."""
+
+    def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
+        self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
+        self._matched, self.preview = matched if self._headers else None, preview
+
+    def rules(self, split: Split) -> list[Rule]:
+        return client_rules(split, self._headers, self._matched)
+
+    def on_trial(self, split: Split) -> bool:
+        return self.preview is not None and self.preview not in dict(split)
+
+
+def _all_carried(model: str, wanted: Iterable[Object], seen: Mapping[tuple[str, str], Object], *, on_trial: bool) -> Traffic:
+    found = Traffic(False, "no route is there to carry requests yet")
+    for route in wanted:
+        kind, name = route["kind"], route["metadata"]["name"]
+        if is_of_preview(name, model) and not on_trial:
+            continue
+        found = _carried(kind, seen.get((kind, name)), _rules(route))
+        if not found.taken_up:
+            return found
+    return found
 
 
 def too_wide(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
@@ -85,16 +123,9 @@ def too_wide(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]
 
     An earlier operator wrote such routes, or somebody edited them.
     """
-    of_clients = (model, names.preview_name(model))
-    found = [o for (kind, name), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and name in of_clients]
+    found = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and (is_of_clients(n, model) or is_of_preview(n, model))]
     pairs = [(o, narrowed(o, model)) for o in found]
     return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
-
-
-def _with_split(route: Object, model: str, split: Split) -> Object:
-    port = names.PORT_HTTP if route["kind"] == "HTTPRoute" else names.PORT_GRPC
-    rule = {"matches": matches(route["kind"], model), "backendRefs": backends(split, port)}
-    return route | {"spec": route["spec"] | {"rules": [rule]}}
 
 
 def _written(live: Object, wanted: Object) -> Object:

@@ -23,6 +23,7 @@ from modelrollout.kube.client import (
     GRPC_ROUTE,
     HTTP_ROUTE,
     JOB,
+    LEASE,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
@@ -95,6 +96,8 @@ class Cluster:
         key, equals, value = label_selector.partition("=")
 
         def selected(labels: dict[str, str]) -> bool:
+            if key.startswith("!"):
+                return key[1:] not in labels
             return not key or (labels.get(key) == value if equals else key in labels)
 
         found = [o for i, o in self.objects.items() if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})]
@@ -161,6 +164,9 @@ class Cluster:
         metadata = self.objects[i]["metadata"]
         if (uid or metadata["uid"]) != metadata["uid"] or (resource_version or metadata["resourceVersion"]) != metadata["resourceVersion"]:
             raise Conflict(409, "Conflict", name)
+        if resource == LEASE:  # of the operator's namespace, and watched by nobody
+            del self.objects[i]
+            return
         self.remove(resource, name)
 
     # --- the API server
@@ -347,6 +353,7 @@ class Operator:
             "operators",
             lambda key, _: self.woken.append(key),
             lambda: cluster.now,
+            lambda: self.leads,
             lambda: cluster.now.timestamp(),
         )
         self.admission = admission

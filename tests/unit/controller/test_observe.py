@@ -24,6 +24,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.rollout.facts import Server, Work
+from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, holder_of
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
@@ -62,11 +63,14 @@ def server(version: int, fetch: str = "", **status: Any) -> tuple[Resource, Obje
     return obj(DEPLOYMENT, name, owner=f"uid-ModelRevision-{name}", spec={"replicas": 2, "template": template}, status=status)
 
 
-def seen(*objects: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES) -> Seen:
+def seen(*objects: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES, known: Known | None = None) -> Seen:
+    """Without ``known`` it holds every host name that it asks for."""
     store = cache.Store()
     for resource, o in objects:
         store.observe(resource, {"type": "ADDED", "object": copy.deepcopy(o)})
-    found = observe(store, KEY, config, kinds)
+    mine = store.get(MODEL_DEPLOYMENT, *KEY)
+    held = [Claim(host, holder_of(mine)) for host in asked_as_stored(mine.get("spec"))] if mine else []
+    found = observe(store, KEY, config, kinds, known or Known(Claims(held), ForeignRoutes(), lambda: (), only_by_policy=False))
     assert found is not None
     return found
 
@@ -126,9 +130,9 @@ def test_what_is_being_deleted_is_gone() -> None:
 
 def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
     store = cache.Store()
-    assert observe(store, KEY, CONFIG, ROUTES) is None
+    assert observe(store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)) is None
     store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": deployment(metadata={"deletionTimestamp": "2026-11-22T12:00:00Z"})[1]})
-    assert observe(store, KEY, CONFIG, ROUTES) is None
+    assert observe(store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)) is None
 
 
 # --- revisions
@@ -419,35 +423,6 @@ def test_no_gateway_api_on_the_cluster() -> None:
     found = refusal(b.spec(1), kinds=frozenset())
     assert found and found[0] == "GatewayAPIMissing" and "HTTPRoute" in found[1]
     assert refusal(b.spec(1, gateway=False), kinds=frozenset()) is None
-
-
-def other(created: str, *hosts: str, kind: str = "http", name: str = "other") -> tuple[Resource, Object]:
-    made = {"uid": name, "creationTimestamp": created, "labels": {}}
-    return obj(MODEL_DEPLOYMENT, name, owner=None, metadata=made, spec={"traffic": {kind: {"hostnames": list(hosts)}}})
-
-
-def mine(created: str = "2026-01-01T00:00:00Z") -> tuple[Resource, Object]:
-    return deployment(b.spec(1), metadata={"creationTimestamp": created})
-
-
-def test_a_host_name_belongs_to_the_older_one() -> None:
-    younger = seen(mine(), other("2025-01-01T00:00:00Z", "digits.example.com")).snapshot.refusal
-    assert younger and younger.reason == "HostnameConflict" and "ml/other" in younger.message and "digits.example.com" in younger.message
-    assert seen(mine(), other("2027-01-01T00:00:00Z", "digits.example.com")).snapshot.refusal is None
-    assert seen(mine(), other("2025-01-01T00:00:00Z", "letters.example.com")).snapshot.refusal is None
-
-
-def test_of_two_that_are_equally_old_exactly_one_has_it() -> None:
-    same = "2026-01-01T00:00:00Z"
-    assert seen(mine(same), other(same, "digits.example.com", name="zzz")).snapshot.refusal is None
-    assert seen(mine(same), other(same, "digits.example.com", name="aaa")).snapshot.refusal is not None
-
-
-def test_a_broken_neighbour_hurts_nobody() -> None:
-    for spec in ({}, None, {"traffic": None}, {"traffic": {"http": None}}):
-        neighbour = other("2025-01-01T00:00:00Z")
-        neighbour[1]["spec"] = spec
-        assert seen(mine(), neighbour).snapshot.refusal is None
 
 
 # --- the live route

@@ -278,7 +278,7 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
 
         def looked() -> Snapshot:
-            found = observe(operator.store, KEY, CONFIG, frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}))
+            found = observe(operator.store, KEY, CONFIG, frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}), operator.admission.hostnames.known())
             assert found
             return found.snapshot
 

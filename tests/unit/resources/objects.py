@@ -75,7 +75,7 @@ def everything() -> list[Object]:
         server.revision_service(OWNER, NAME, 7),
         server.stable_service(DEPLOYMENT, REVISION),
         server.disruption_budget(DEPLOYMENT, REVISION),
-        *routes.routes(DEPLOYMENT, TRAFFIC, (("digits-1", 95), (REVISION, 5))),
+        *routes.routes(DEPLOYMENT, TRAFFIC, routes.client_rules((("digits-1", 95), (REVISION, 5)))),
     ]
 
 

@@ -87,7 +87,7 @@ def test_nothing_yet() -> None:
     assert (status.phase, truths(status)["Available"], status.address, status.selector) == ("Pending", "False", None, "")
 
 
-@pytest.mark.parametrize("reason", ["HostnameConflict", "GatewayAPIMissing"])
+@pytest.mark.parametrize("reason", ["HostnameTaken", "GatewayAPIMissing"])
 def test_traffic_that_is_refused_is_told_also_where_the_version_serves(reason: str) -> None:
     status = told(serves(refusal=Problem(reason, "choose another")))
     assert truths(status)["Ready"] == "False" and truths(status)["Available"] == "True"

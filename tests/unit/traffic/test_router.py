@@ -9,6 +9,7 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
+from modelrollout.resources.routes import is_of_clients
 from modelrollout.rollout.facts import Server
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, weights
 
@@ -36,8 +37,24 @@ def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions()
 
 
 def test_a_gateway_without_a_namespace_is_in_ours() -> None:
-    (route,) = GatewayRouter(NAME, HTTP).children(OWNER, SPLIT)
-    assert route["spec"]["parentRefs"][0]["namespace"] == "ml" and route["spec"]["hostnames"] == ["a.x", "*.y"]
+    for route in GatewayRouter(NAME, HTTP).children(OWNER, SPLIT):
+        assert route["spec"]["parentRefs"][0]["namespace"] == "ml"
+
+
+def test_each_host_name_has_a_route_of_its_own_and_the_first_is_written_last() -> None:
+    """Traefik ranks all names of a route by the longest. Where another name becomes the first, the one that was must have a route by then."""
+    further, first = GatewayRouter(NAME, HTTP).children(OWNER, SPLIT)
+    assert (first["metadata"]["name"], first["spec"]["hostnames"]) == (NAME, ["a.x"])
+    assert further["spec"]["hostnames"] == ["*.y"] and is_of_clients(further["metadata"]["name"], NAME)
+    assert first["spec"]["rules"] == further["spec"]["rules"]
+    live = answered([further, first])
+    assert GatewayRouter(NAME, HTTP).taken_up(SPLIT, live, {}).taken_up
+    del live["HTTPRoute", further["metadata"]["name"]]
+    assert not GatewayRouter(NAME, HTTP).taken_up(SPLIT, live, {}).taken_up, "all of them have to be there"
+
+
+def test_without_a_route_nothing_is_taken_up() -> None:
+    assert not KeptRoutes(NAME, {}).taken_up(SPLIT, {}, {}).taken_up
 
 
 def test_while_nothing_serves_there_is_no_route() -> None:
@@ -212,4 +229,14 @@ def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
         before = live[route["kind"], NAME]["spec"]
         assert route["spec"]["hostnames"] == before["hostnames"] and route["spec"]["parentRefs"] == before["parentRefs"]
         assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == before["rules"][-1]["backendRefs"][0]["port"]
-    assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, {}, {}).taken_up
+    assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, answered(made), {}).taken_up
+
+
+def test_kept_routes_lose_the_names_that_are_anothers_and_keep_what_tests_and_previews_have() -> None:
+    live = answered(GatewayRouter(NAME, HTTP, TEST, matched="v2").children(OWNER, STABLE))
+    left = KeptRoutes(NAME, live, TEST, "v2", withheld=frozenset({"a.x"})).children(OWNER, STABLE)
+    assert [r["spec"]["hostnames"] for r in left] == [["*.y"]] and len(left[0]["spec"]["rules"]) == 2
+    shown = answered(GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE))
+    kept = {(r["kind"], r["metadata"]["name"]): r for r in KeptRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)}
+    assert {key: weights(route) for key, route in kept.items()} == {key: weights(route) for key, route in shown.items()}
+    assert {r["metadata"]["name"] for r in KeptRoutes(NAME, shown, BLUE).children(OWNER, STABLE)} == {NAME}

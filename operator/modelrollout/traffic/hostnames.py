@@ -1,0 +1,322 @@
+"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's claim. The Leases are ``controller.hostnames``'s.
+
+The first claim wins, and not the older object, because a spec can take up any name at any time. A name that a route of ours has served since
+before there were claims is claimed whatever overlaps it; a name that is another's is never carried.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.resources.common import Object
+from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
+from modelrollout.rollout.facts import Problem
+from modelrollout.rollout.policy import Rules
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A host name that a spec asks for; ``kind`` is http or grpc."""
+
+    field: str
+    kind: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment."""
+
+    host: str
+    holder: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name of the holder."""
+        namespace, name, _ = self.holder.split("/")
+        return namespace, name
+
+
+class Claims:
+    """The claims that are known, by host name, by holder, and by what they overlap."""
+
+    def __init__(self, claims: Iterable[Claim] = ()) -> None:
+        self._by_host: dict[str, Claim] = {}
+        self._by_key: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for claim in claims:
+            self.put(claim)
+
+    def put(self, claim: Claim) -> None:
+        """Know it, in the place of what was known of this name."""
+        self.drop(claim.host)
+        self._by_host[claim.host] = claim
+        self._by_key[claim.key].add(claim.host)
+
+    def drop(self, host: str) -> None:
+        """The name is nobody's."""
+        if (claim := self._by_host.pop(host, None)) is None:
+            return
+        self._by_key[claim.key].discard(host)
+        if not self._by_key[claim.key]:
+            del self._by_key[claim.key]
+
+    def get(self, host: str) -> Claim | None:
+        """The claim of exactly this name."""
+        return self._by_host.get(host)
+
+    def all(self) -> list[Claim]:
+        """Every claim."""
+        return list(self._by_host.values())
+
+    def of(self, key: tuple[str, str]) -> list[Claim]:
+        """Those of the ModelDeployments, past and present, of that namespace and name."""
+        return [self._by_host[host] for host in sorted(self._by_key.get(key, ()))]
+
+    def against(self, host: str, holder: str) -> Claim | None:
+        """A claim of somebody else for another name that overlaps this one. Costs as many steps as there are claims only for a wildcard."""
+        over = (self._by_host[w] for w in wildcards_over(host) if w in self._by_host)
+        below = (c for c in self._by_host.values() if overlap(host, c.host)) if host.startswith(WILDCARD) else iter(())
+        return next((c for found in (over, below) for c in found if c.host != host and c.holder != holder), None)
+
+
+@dataclass(frozen=True)
+class ForeignRoute:
+    """A route that no ModelDeployment has. ``opens``: types and values of its matches, as paths of HTTP."""
+
+    told: str
+    namespace: str
+    gateways: frozenset[tuple[str, str]]
+    hosts: tuple[str, ...]
+    opens: tuple[tuple[str, str], ...]
+
+    def takes(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> bool:
+        """Whether requests for ``host`` may go there. A wildcard takes them from an exact name only where a gateway ranks a route by the longest of
+        its names (Traefik): by the Gateway API the exact name wins."""
+        if gateway not in self.gateways or not any(_opened(match, path) for path in paths for match in self.opens):
+            return False
+        return host in self.hosts or (any(h in self.hosts for h in wildcards_over(host)) and max(map(len, self.hosts)) >= len(host))
+
+
+class ForeignRoutes:
+    """Foreign routes by host name."""
+
+    def __init__(self, routes: Iterable[ForeignRoute] = ()) -> None:
+        self._by_host: defaultdict[str, list[ForeignRoute]] = defaultdict(list)
+        for route in routes:
+            for host in route.hosts:
+                self._by_host[host].append(route)
+
+    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> ForeignRoute | None:
+        """A route that takes requests for ``host`` with one of these paths."""
+        listed = list(paths)
+        found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
+        return next((r for r in found if r.takes(host, gateway, listed)), None)
+
+
+NO_FOREIGN = ForeignRoutes()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known besides the ModelDeployment itself. ``routes``: all routes that carry our label, looked at only where a name is not held."""
+
+    claims: Claims
+    foreign: ForeignRoutes
+    routes: Callable[[], Iterable[Object]]
+    only_by_policy: bool  # no name may be claimed that no RolloutPolicy allows
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a ModelDeployment stands with the host names of its spec and of its routes."""
+
+    live: frozenset[str] = frozenset()  # names that its routes carry
+    lost: frozenset[str] = frozenset()  # those of them that are another's
+    free: tuple[str, ...] = ()  # to be claimed
+    stale: tuple[str, ...] = ()  # held, and not needed any more
+    in_the_way: tuple[Claim, ...] = ()
+    taker: str | None = None  # the foreign route of ``problem``
+    problem: Problem | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it holds every name that it asks for."""
+        return self.problem is None and not self.free
+
+
+def holder_of(deployment: Object) -> str:
+    """namespace/name/uid."""
+    metadata = deployment["metadata"]
+    return f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}"
+
+
+def asked(spec: ModelDeploymentSpec) -> list[Asked]:
+    """Every host name of the spec, for a preview too, with its field."""
+    preview = spec.rollout.blue_green.preview if spec.rollout.blue_green else None
+    parts = (("spec.traffic", spec.traffic), ("spec.rollout.blueGreen.preview", preview))
+    return [
+        Asked(f"{where}.{kind}.hostnames[{i}]", kind, host)
+        for where, part in parts
+        for kind, listed in (("http", part.http if part else None), ("grpc", part.grpc if part else None))
+        for i, host in enumerate(listed.hostnames if listed else ())
+    ]
+
+
+def asked_as_stored(spec: Any) -> set[str]:
+    """The same of a spec as it is stored, whatever it holds."""
+    parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
+    listed = (_field(_field(part, kind), "hostnames") for part in parts for kind in ("http", "grpc"))
+    return {host for found in listed if isinstance(found, list) for host in found if isinstance(host, str)}
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def carried(routes: Iterable[Object]) -> frozenset[str]:
+    """Host names of routes."""
+    return frozenset(host for route in routes for host in (route.get("spec") or {}).get("hostnames") or [])
+
+
+def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], known: Known, rules: Rules) -> Standing:
+    """``holder``: namespace/name/uid. ``live``: names that its own routes carry. A spec that cannot be read asks for nothing, and gives nothing
+    back."""
+    namespace, model, _ = holder.split("/")
+    lost = frozenset(h for h in live if (c := known.claims.get(h)) and c.holder != holder)
+    if spec is None:
+        return Standing(live, lost)
+    gateway = spec.traffic.gateway
+    wanted = asked(spec) if gateway else []
+    at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
+    free: list[str] = []
+    in_the_way: list[Claim] = []
+    problems: list[Problem] = []
+    taken_by: str | None = None
+    for name in wanted:
+        claim = known.claims.get(name.host)
+        mine = claim is not None and claim.holder == holder
+        served = name.host in live and name.host not in lost  # since before there were claims, or its Lease was deleted
+        if not mine and not served:
+            if problem := _not_allowed(name, namespace, known, rules):
+                problems.append(problem)
+                continue
+            other = claim or known.claims.against(name.host, holder)
+            if problem := _taken(name, namespace, holder, other, known):
+                problems.append(problem)
+                in_the_way += [other] if other else []
+                continue
+        if taker := known.foreign.taker(name.host, at, _paths(name.kind, model)):
+            taken_by = taker.told
+            where = taker.told if taker.namespace == namespace else "a route of another namespace, which the operator's log names,"
+            problems.append(
+                Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
+            )
+            if not mine and not served:
+                continue
+        if not mine:
+            free.append(name.host)
+    needed = {n.host for n in wanted} | live
+    stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed)
+    return Standing(live, lost, tuple(dict.fromkeys(free)), stale, tuple(in_the_way), taken_by, next(iter(problems), None))
+
+
+def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Problem | None:
+    """A new claim must lie in what every policy that speaks of host names allows."""
+    for policy, patterns in rules.hostnames:
+        if not allowed(patterns, namespace, name.host):
+            told = ", ".join(patterns)
+            return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {told}; choose a name among them")
+    if rules.hostnames:
+        return None
+    remedy = "have the platform team allow it by allowedHostnames of a RolloutPolicy"
+    if known.only_by_policy:
+        return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: no RolloutPolicy allows this namespace host names; {remedy}")
+    if name.host.startswith(WILDCARD):
+        return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: a wildcard needs a RolloutPolicy; {remedy}, or list the names one by one")
+    return None
+
+
+def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known: Known) -> Problem | None:
+    """Somebody else's claim, or a route of somebody else who has yet to claim what he serves."""
+    if claim is None:
+        routes = (route for route in known.routes() if _of(route) != holder.rpartition("/")[0])
+        claim = next((Claim(host, f"{_of(route)}/") for route in routes for host in sorted(carried([route])) if overlap(host, name.host)), None)
+    if claim is None:
+        return None
+    theirs, model = claim.key
+    who = (
+        f"ModelDeployment {theirs}/{model}"
+        if theirs == namespace
+        else f"a ModelDeployment of another namespace (Lease {names.host_lease(claim.host)})"
+    )
+    why = f"belongs to {who}" if claim.host == name.host else f"overlaps {claim.host}, which belongs to {who}"
+    return Problem("HostnameTaken", f"{name.field}: {name.host} {why}; choose another name, or have that one given up first")
+
+
+def _of(route: Object) -> str:
+    """Namespace and name of the ModelDeployment whose label a route carries."""
+    metadata = route["metadata"]
+    return f"{metadata.get('namespace')}/{(metadata.get('labels') or {}).get(names.LABEL_NAME)}"
+
+
+def is_controlled(o: Object, uid: str) -> bool:
+    """Whether the object with that uid is its controller."""
+    return any(r.get("controller") and r.get("uid") == uid for r in o["metadata"].get("ownerReferences") or [])
+
+
+def foreign_route(route: Object) -> ForeignRoute | None:
+    """What a route that is not ours takes; None where it takes nothing: without host names, refused by its gateways, or only a redirect."""
+    metadata, spec = route["metadata"], route.get("spec") or {}
+    namespace = metadata.get("namespace") or ""
+    refused = {
+        _gateway(p.get("parentRef") or {}, namespace)
+        for p in (route.get("status") or {}).get("parents") or []
+        if any(c.get("type") == "Accepted" and c.get("status") == "False" for c in p.get("conditions") or [])
+    }
+    parents = [p for p in spec.get("parentRefs") or [] if p.get("kind", "Gateway") == "Gateway"]
+    gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
+    opens = tuple(m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule))
+    hosts = tuple(spec.get("hostnames") or ())
+    return (
+        ForeignRoute(f"{route['kind']} {namespace}/{metadata['name']}", namespace, gateways, hosts, opens) if hosts and gateways and opens else None
+    )
+
+
+def _gateway(parent: Mapping[str, Any], namespace: str) -> tuple[str, str]:
+    return str(parent.get("namespace") or namespace), str(parent.get("name"))
+
+
+def _redirects(rule: Object) -> bool:
+    return any(f.get("type") == "RequestRedirect" for f in rule.get("filters") or [])
+
+
+def _matches(kind: str, rule: Object) -> Iterator[tuple[str, str]]:
+    for match in rule.get("matches") or [{}]:
+        if kind == "HTTPRoute":
+            path = match.get("path") or {}
+            yield path.get("type", "PathPrefix"), path.get("value", "/")
+            continue
+        called = match.get("method") or {}
+        service, method = called.get("service"), called.get("method")
+        if called.get("type", "Exact") != "Exact" or (method and not service):
+            yield "RegularExpression", ""
+        else:
+            yield ("Exact", f"/{service}/{method}") if method else ("PathPrefix", f"/{service or ''}")
+
+
+def _opened(match: tuple[str, str], path: str) -> bool:
+    kind, value = match
+    if kind == "Exact":
+        return path == value
+    return kind != "PathPrefix" or path == value or path.startswith(f"{value.rstrip('/')}/")
+
+
+def _paths(kind: str, model: str) -> list[str]:
+    """Of what clients may ask, as paths of HTTP, which those of gRPC are too."""
+    return [path for _, path in http_endpoints(model)] if kind == "http" else [f"/{service}/{method}" for service, method in GRPC_METHODS]

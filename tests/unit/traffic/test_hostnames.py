@@ -1,0 +1,191 @@
+"""Whose host names are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.resources.common import Object
+from modelrollout.rollout.policy import NO_RULES, Rules
+from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, Standing, asked, asked_as_stored, foreign_route, stand
+from tests.unit.rollout import builders as b
+
+ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
+GATEWAY = {"name": "public", "namespace": "gateways"}
+HOST = "digits.example.com"
+NOTHING = ForeignRoutes()
+
+
+def spec(http: list[str] | None = None, grpc: list[str] | None = None, preview: list[str] | None = None) -> ModelDeploymentSpec:
+    traffic: dict[str, Any] = {"gateway": GATEWAY, "http": {"hostnames": http or [HOST]}}
+    if grpc:
+        traffic["grpc"] = {"hostnames": grpc}
+    rollout = {"blueGreen": {"preview": {"http": {"hostnames": preview}}}} if preview else None
+    return b.spec(1, traffic=traffic, rollout=rollout)
+
+
+def stands(
+    wanted: ModelDeploymentSpec | None = None,
+    *claims: Claim,
+    live: tuple[str, ...] = (),
+    routes: tuple[Object, ...] = (),
+    foreign: ForeignRoutes = NOTHING,
+    rules: Rules = NO_RULES,
+    only_by_policy: bool = False,
+) -> Standing:
+    known = Known(Claims(claims), foreign, lambda: routes, only_by_policy)
+    return stand(ME, wanted or spec(), frozenset(live), known, rules)
+
+
+def told(standing: Standing) -> tuple[str, str]:
+    assert standing.problem is not None and not standing.settled
+    return standing.problem.reason, standing.problem.message
+
+
+def route(*hosts: str, kind: str = "HTTPRoute", of: str | None = None, **body: Any) -> Object:
+    labels = {names.LABEL_NAME: of.partition("/")[2]} if of else {}
+    metadata = {"name": "theirs", "namespace": of.partition("/")[0] if of else "audit", "labels": labels}
+    rules = body.pop("rules", [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}])
+    return {"kind": kind, "metadata": metadata, "spec": {"parentRefs": [GATEWAY], "hostnames": list(hosts), "rules": rules}, **body}
+
+
+def foreign(*routes: Object) -> ForeignRoutes:
+    return ForeignRoutes(r for o in routes if (r := foreign_route(o)))
+
+
+def test_a_name_that_is_free_is_claimed_and_one_that_is_held_is_settled() -> None:
+    free = stands()
+    assert free.free == (HOST,) and not free.settled and free.problem is None
+    assert stands(None, Claim(HOST, ME)).settled
+
+
+@pytest.mark.parametrize(
+    ("wanted", "theirs"),
+    [
+        (spec([HOST]), HOST),  # the very name
+        (spec(grpc=["g.example.com"]), "g.example.com"),  # as a name for gRPC of what is HTTP there: a claim has no kind
+        (spec(preview=["p.example.com"]), "p.example.com"),
+        (spec([HOST]), "*.example.com"),
+        (spec(["b.a.example.com"]), "*.example.com"),
+    ],
+)
+def test_the_first_claim_wins_across_kinds_previews_and_wildcards(wanted: ModelDeploymentSpec, theirs: str) -> None:
+    found = stands(wanted, Claim(theirs, THEM))
+    reason, message = told(found)
+    assert reason == "HostnameTaken" and "hostnames[0]" in message and "choose another name" in message
+    assert found.in_the_way == (Claim(theirs, THEM),) and found.lost == frozenset()
+
+
+def test_a_wildcard_takes_nothing_from_those_below_it() -> None:
+    rules = Rules(hostnames=(("p", ("*",)),))
+    assert told(stands(spec(["*.example.com"]), Claim(HOST, THEM), rules=rules))[0] == "HostnameTaken"
+    assert stands(spec(["*.example.com"]), Claim("a.example.org", THEM), rules=rules).free == ("*.example.com",)
+    assert stands(spec(["*.example.com"]), Claim(HOST, ME), rules=rules).free == ("*.example.com",), "its own are no obstacle"
+
+
+def test_who_has_it_is_told_within_a_namespace_only() -> None:
+    assert "ModelDeployment ml/other" in told(stands(None, Claim(HOST, "ml/other/u-3")))[1]
+    message = told(stands(None, Claim(HOST, THEM)))[1]
+    assert "audit" not in message and names.host_lease(HOST) in message
+
+
+def test_what_it_serves_since_before_there_were_claims_is_claimed_whatever_overlaps() -> None:
+    found = stands(spec(["*.example.com"]), Claim(HOST, THEM), live=("*.example.com",), only_by_policy=True)
+    assert found.free == ("*.example.com",) and found.problem is None and not found.lost
+
+
+def test_a_name_that_it_serves_and_that_is_anothers_is_lost() -> None:
+    found = stands(None, Claim(HOST, THEM), live=(HOST,))
+    assert found.lost == {HOST} and told(found)[0] == "HostnameTaken"
+    unreadable = stand(ME, None, frozenset({HOST}), Known(Claims([Claim(HOST, THEM)]), NOTHING, lambda: (), only_by_policy=False), NO_RULES)
+    assert unreadable.lost == {HOST} and not unreadable.stale
+
+
+def test_a_name_that_a_route_of_another_carries_is_left_to_him() -> None:
+    """Leases that were deleted, or an operator that has only just been upgraded: who serves a name claims it in his next pass."""
+    for host in (HOST, "*.example.com"):
+        assert told(stands(routes=(route(host, of="audit/digits"),)))[0] == "HostnameTaken"
+    assert stands(routes=(route(HOST, of="ml/digits"),)).free == (HOST,), "of an earlier object of its own name"
+
+
+def test_what_is_not_asked_for_and_not_served_is_given_back() -> None:
+    former = Claim("former.example.com", ME)
+    assert stands(None, Claim(HOST, ME), former).stale == ("former.example.com",)
+    assert stands(None, Claim(HOST, ME), former, live=("former.example.com",)).stale == ()
+    without = stands(b.spec(1, gateway=False), Claim(HOST, ME))
+    assert without.stale == (HOST,) and without.settled
+
+
+def test_policies_bind_new_claims() -> None:
+    rules = Rules(hostnames=(("all", ("*.example.com",)), ("vision", ("*.vision.example.com",))))
+    reason, message = told(stands(rules=rules))
+    assert reason == "HostnameNotAllowed" and "RolloutPolicy vision allows only *.vision.example.com" in message
+    assert stands(spec(["a.vision.example.com"]), rules=rules).free == ("a.vision.example.com",)
+    assert stands(None, Claim(HOST, ME), rules=rules).settled, "what is held stays"
+    assert told(stands(only_by_policy=True))[0] == "HostnameNotAllowed"
+    reason, message = told(stands(spec(["*.example.com"])))
+    assert reason == "HostnameNotAllowed" and "a wildcard needs a RolloutPolicy" in message
+
+
+def test_a_foreign_route_that_takes_a_name_is_told_also_of_a_name_that_is_held() -> None:
+    theirs = foreign(route(HOST))
+    for found in (stands(foreign=theirs), stands(None, Claim(HOST, ME), foreign=theirs)):
+        reason, message = told(found)
+        assert reason == "HostnameTaken" and "a route of another namespace" in message and found.taker == "HTTPRoute audit/theirs" and not found.free
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        route(HOST, rules=[{"matches": [{"path": {"type": "Exact", "value": "/.well-known/acme-challenge/x"}}]}]),  # cert-manager's solver
+        route(HOST, rules=[{"filters": [{"type": "RequestRedirect"}]}]),
+        route("other.example.com"),
+        route("*.example.com"),  # shorter than the name: by any gateway's ranking the exact name wins
+        route(),
+        route(HOST) | {"status": {"parents": [{"parentRef": GATEWAY, "conditions": [{"type": "Accepted", "status": "False"}]}]}},
+        route(HOST, kind="GRPCRoute", rules=[{"matches": [{"method": {"service": "helloworld.Greeter"}}]}]),
+    ],
+)
+def test_a_foreign_route_that_takes_nothing_is_no_obstacle(harmless: Object) -> None:
+    assert stands(foreign=foreign(harmless)).free == (HOST,)
+
+
+@pytest.mark.parametrize(
+    ("taking", "wanted"),
+    [
+        (route("*.example.com", "x" * 60 + ".example.org"), spec()),  # Traefik ranks it by the longer name
+        (route(HOST, rules=[{"matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}]}]), spec()),
+        (route(HOST, rules=[{"matches": [{"path": {"type": "RegularExpression", "value": ".*"}}]}]), spec()),
+        (route(HOST, rules=[{}]), spec()),
+        (route("g.example.com"), spec(grpc=["g.example.com"])),  # an HTTPRoute takes what is gRPC
+        (
+            route("g.example.com", kind="GRPCRoute", rules=[{"matches": [{"method": {"service": "inference.GRPCInferenceService"}}]}]),
+            spec(grpc=["g.example.com"]),
+        ),
+        (route("g.example.com", kind="GRPCRoute", rules=[{"matches": [{"method": {"method": "ModelInfer"}}]}]), spec(grpc=["g.example.com"])),
+    ],
+)
+def test_a_foreign_route_takes_what_its_matches_open(taking: Object, wanted: ModelDeploymentSpec) -> None:
+    assert told(stands(wanted, foreign=foreign(taking)))[0] == "HostnameTaken"
+
+
+def test_a_route_of_another_gateway_takes_nothing() -> None:
+    other = route(HOST)
+    other["spec"]["parentRefs"] = [{"name": "public"}]  # of its own namespace
+    assert stands(foreign=foreign(other)).free == (HOST,)
+
+
+def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() -> None:
+    found = asked(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
+    assert [(n.field, n.host) for n in found] == [
+        ("spec.traffic.http.hostnames[0]", "a.x"),
+        ("spec.traffic.http.hostnames[1]", "b.x"),
+        ("spec.traffic.grpc.hostnames[0]", "c.x"),
+        ("spec.rollout.blueGreen.preview.http.hostnames[0]", "d.x"),
+    ]
+    assert asked_as_stored(spec(["a.x"], ["c.x"], ["d.x"]).wire()) == {"a.x", "c.x", "d.x"}
+    for odd in (None, {}, {"traffic": None}, {"traffic": {"http": {"hostnames": [1, "a.x"]}, "grpc": []}}):
+        assert asked_as_stored(odd) <= {"a.x"}
