@@ -190,12 +190,15 @@ def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clus
 @pytest.fixture(scope="module")
 def stage(operator: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A fresh namespace for each module of tests."""
-    namespace = "e2e-" + Path(str(request.path)).stem.removeprefix("test_").replace("_", "-")
+    yield from made_stage(operator, "e2e-" + Path(str(request.path)).stem.removeprefix("test_").replace("_", "-"), tmp_path_factory.mktemp("files"))
+
+
+def made_stage(operator: Cluster, namespace: str, folder: Path) -> Iterator[Stage]:
+    """A namespace with all that a Stage needs, until its end."""
     operator.fresh_namespace(namespace)
     store = operator.target.store
     keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
     operator.apply(secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", dict.fromkeys(keys, "nothing-valid")))
-    folder = tmp_path_factory.mktemp("files")
     operator.upload(store.models, {f"e2e/{p.name}": p for p in models.write_models(folder)})
     operator.upload(store.data, {f"e2e/{p.name}": p for p in models.write_data(folder)})
     yield Stage(operator, namespace)
