@@ -25,6 +25,7 @@ from modelrollout.analysis.problem import Problem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 
 TOLERANCE = 0.1  # of the margin
+LIMIT_EXCEEDED = "LimitExceeded"  # which says nothing against the canary: stable did not keep the limit at the same time
 _FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
 _INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData")  # everything else that keeps a number away is an Error
@@ -88,17 +89,20 @@ def judge(
     next_weight: int,
     alpha: float,
     carried: Sequence[float] = (),
+    *,
+    at_once: bool = True,
 ) -> MetricStatus:
     """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last step).
 
     ``alpha`` is the metric's share of the rollout's false-alarm budget; ``carried`` the ``log_evidence`` with which its earlier steps ended.
+    ``at_once``: stable was counted at the same time as the canary.
     """
     if problem is not None:
         verdict: VerdictName = "Inconclusive" if problem.kind in _INCONCLUSIVE_PROBLEMS else "Error"
         return MetricStatus(name=metric.name, verdict=verdict, reason=problem.kind, message=problem.message, canary=canary, stable=stable)
     if metric.query is not None:
         return _judge_value(metric, value)
-    return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha, carried)
+    return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha, carried, at_once)
 
 
 def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
@@ -117,7 +121,7 @@ def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
 
 
 def _judge_counts(
-    metric: Metric, canary: Counter, stable: Counter | None, weight: int, next_weight: int, alpha: float, carried: Sequence[float]
+    metric: Metric, canary: Counter, stable: Counter | None, weight: int, next_weight: int, alpha: float, carried: Sequence[float], at_once: bool
 ) -> MetricStatus:
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
@@ -143,6 +147,8 @@ def _judge_counts(
         what = "label for an answer of the canary has come" if metric.name == "accuracy" else "request to the canary has been counted"
         return status("Inconclusive", "NoData", f"no {what} since the step began", metric.min_samples)
     proven = next((c for c in criteria if c.proven), None)
+    if proven is not None and not proven.versus_stable and (why := _no_proof(proven.fail_above, stable, at_once)):
+        return status("Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {seen}")
     if proven is not None:
         than = (
             f"than stable by more than {_points(proven.fail_above)}" if proven.versus_stable else f"than the limit of {_percent(proven.fail_above)}"
@@ -209,6 +215,13 @@ def _criteria(
             )
         )
     return found
+
+
+def _no_proof(limit: float, stable: Counter | None, at_once: bool) -> str | None:
+    """Why an absolute limit that is exceeded is no proof against the canary: what clients send may exceed it on both sides."""
+    if stable is None or not stable.total or not at_once:
+        return "and nothing of stable was counted at the same time"
+    return "which stable does not keep either" if stable.bad / stable.total > limit else None
 
 
 def _margin(metric: Metric) -> float | None:

@@ -85,16 +85,22 @@ def judge_all(
     weight: int,
     next_weight: int,
     now: datetime,
+    *,
+    at_once: bool = True,
 ) -> list[MetricStatus]:
-    """A verdict on each part. ``before``: the metrics as the step's status has them; weights in percent."""
+    """A verdict on each part. ``before``: the metrics as the step's status has them; weights in percent; ``at_once`` as of ``judge``."""
     known = {m.name: m for m in before}
-    return [_judged(p, found[p.name], known.get(p.name), carried.get(p.name, ()), weight, next_weight, now) for p in parts]
+
+    def one(part: Part) -> MetricStatus:
+        m = found[part.name]
+        earlier = carried.get(part.name, ())
+        judged = judge(part.metric, m.canary, m.stable, m.problem, m.value, weight, next_weight, part.alpha, earlier, at_once=at_once)
+        return _as_part(part, judged, known.get(part.name), now)
+
+    return [one(part) for part in parts]
 
 
-def _judged(
-    part: Part, m: Measurement, before: MetricStatus | None, carried: Sequence[float], weight: int, next_weight: int, now: datetime
-) -> MetricStatus:
-    judged = judge(part.metric, m.canary, m.stable, m.problem, m.value, weight, next_weight, part.alpha, carried)
+def _as_part(part: Part, judged: MetricStatus, before: MetricStatus | None, now: datetime) -> MetricStatus:
     changes: dict[str, object] = {"dry_run": True} if part.metric.dry_run else {}
     if part.slice is not None:
         changes |= {"name": part.name, "slice": part.slice, "message": f"slice {part.slice} of {judged.message}"}

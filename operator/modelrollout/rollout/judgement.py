@@ -43,7 +43,7 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
-    statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now)
+    statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes)
     verdict = combine(statuses)
     waits = {p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))}
     timed = (m.model_copy(update={"needed_seconds": waits[m.name]}) if m.name in waits else m for m in statuses)

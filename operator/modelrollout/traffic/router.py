@@ -89,7 +89,8 @@ class KeptRoutes:
 
     def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        return _all_carried(self._name, self.children(Owner("", self._name, "", ""), split), seen, on_trial=self._aim.on_trial(split))
+        wanted = [found for route in self._routes if (found := self._wanted(route, split))]
+        return _all_carried(self._name, wanted, seen, on_trial=self._aim.on_trial(split))
 
 
 class _Aim:

@@ -98,7 +98,19 @@ def test_no_stable_to_compare_with_is_no_pass(stable: Counter | None) -> None:
 def test_an_absolute_limit_judges_alone_where_stable_has_nothing() -> None:
     metric = Metric(name="errors", max_increase=0.005, max=0.05)
     assert judged(metric, counter(0, 1000), None).reason == "ProvenWithinLimit"
-    assert judged(metric, counter(300, 1000), None).reason == "ErrorsHigh"
+    assert judged(metric, counter(300, 1000), None).reason == "LimitExceeded"
+
+
+def test_a_limit_that_stable_does_not_keep_at_the_same_time_is_no_proof() -> None:
+    metric = Metric(name="errors", max=0.05)
+    found = judged(metric, counter(300, 1000), counter(60, 1000))
+    assert (found.verdict, found.reason) == ("Failed", "LimitExceeded") and "which stable does not keep either" in found.message
+    assert judged(metric, counter(300, 1000), counter(50, 1000)).reason == "ErrorsHigh"
+    assert judged(metric, counter(300, 1000), counter(0, 0)).reason == "LimitExceeded"
+    before = judge(metric, counter(300, 1000), counter(0, 1000), None, None, 100, 100, 0.01, at_once=False)
+    assert before.reason == "LimitExceeded" and "nothing of stable was counted at the same time" in before.message
+    both = Metric(name="errors", max_increase=0.01, max=0.05)
+    assert judged(both, counter(600, 1000), counter(100, 1000)).reason == "ErrorsHigh", "the comparison is a proof of its own"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +125,7 @@ def test_absolute_limits_are_of_the_canary_whatever_stable_does(metric: Metric) 
 
 def test_a_limit_fails_although_the_comparison_passes() -> None:
     metric = Metric(name="accuracy", max_drop=0.5, min=0.9)
-    assert judged(metric, counter(300, 1000), counter(3000, 10_000)).reason == "AccuracyLow"
+    assert judged(metric, counter(300, 1000), counter(900, 10_000)).reason == "AccuracyLow"
 
 
 @pytest.mark.parametrize("kind", get_args(ProblemKind))

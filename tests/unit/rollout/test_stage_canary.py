@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.analysis.effective import MAX_METRICS
 from modelrollout.analysis.processes import FOLLOWED, GROUPS
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, VerdictName
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strategy, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.facts import Assessment, Problem, Server, Snapshot, Traffic, stamp
@@ -109,6 +109,42 @@ def test_proven_worse_gives_traffic_back_before_the_rollout_ends() -> None:
 def test_fail_wins_at_any_time_also_in_a_pause() -> None:
     s = b.in_canary(at_step=b.step(phase="Paused"), reason="PauseStep", assessment=b.judged("Failed"))
     assert b.moved(decide(s, b.START)).stage == "Revert"
+
+
+def failed(**metrics: str) -> Assessment:
+    """Metrics by name that failed, with their reasons."""
+    found = tuple(MetricStatus(name=name, verdict="Failed", reason=reason, message="as counted") for name, reason in metrics.items())
+    return Assessment("Failed", found[0].reason, found[0].message, found)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "found", "then"),
+    [
+        ("Canary", failed(errors="ErrorsHigh"), "Revert"),  # a weight divides what is asked wrongly as it divides the rest
+        ("ABTest", failed(errors="ErrorsHigh"), "Canary"),
+        ("BlueGreen", failed(errors="ErrorsHigh"), "Canary"),
+        ("ABTest", failed(accuracy="AccuracyLow"), "Revert"),  # labels come from who may send them
+        ("ABTest", failed(errors="ErrorsHigh", accuracy="AccuracyLow"), "Revert"),
+        ("Canary", failed(errors="LimitExceeded"), "Canary"),
+        ("Canary", failed(accuracy="LimitExceeded", latency="LimitExceeded"), "Canary"),
+        ("Canary", failed(errors="LimitExceeded", latency="LatencyHigh"), "Revert"),
+    ],
+)
+def test_what_clients_may_have_caused_holds_and_takes_nothing_back(strategy: Strategy, found: Assessment, then: str) -> None:
+    trial: dict[str, Any] = {
+        "Canary": {"canary": {"steps": b.STEPS}},
+        "ABTest": {"abTest": {"headers": [{"name": "x-group", "value": "beta"}]}},
+        "BlueGreen": {"blueGreen": {}},
+    }[strategy]
+    s = b.in_canary(wanted=b.spec(2, rollout=trial), at_step=b.step(strategy=strategy), assessment=found)
+    plan = decide(s, b.START)
+    to = b.moved(plan)
+    assert to.stage == then and [(e.type, e.reason) for e in plan.events] == [("Warning", found.reason)]
+    if then == "Canary":
+        assert to.step and (to.step.phase, to.reason) == ("Paused", found.reason) and "promote or abort" in (to.message or "")
+        assert b.condition(plan, "Stalled").status == "True"
+        worse = replace(s, status=plan.status, assessment=failed(errors="ErrorsHigh", accuracy="AccuracyLow"))
+        assert b.moved(decide(worse, b.START)).stage == "Revert", "what is proven meanwhile takes everything back"
 
 
 def test_on_failure_pause_holds_for_a_person() -> None:

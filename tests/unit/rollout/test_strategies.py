@@ -310,6 +310,16 @@ def baking(*, bake: str | None = "30m", baked: float = 10, **facts: Any) -> Snap
     return b.second("Bake", wanted=b.spec(2, rollout=rollout), changes=changes, **(usual | facts))
 
 
+@pytest.mark.parametrize(("metric", "then"), [("errors", "Bake"), ("accuracy", "Revert"), ("latency", "Revert")])
+def test_errors_alone_take_nothing_back_while_all_requests_go_to_it(metric: str, then: str) -> None:
+    """Who asks wrongly in the bake fails there and nowhere else: it is told, and a person decides."""
+    found = Assessment("Failed", "High", "worse", (MetricStatus(name=metric, verdict="Failed", reason="High", message="worse"),))
+    plan = decide(baking(assessment=found), b.START)
+    assert b.moved(plan).stage == then and plan.events[0].type == "Warning"
+    if then == "Bake":
+        assert plan.status.phase == "Paused" and "all requests on this revision" in (b.moved(plan).message or "")
+
+
 def test_promotion_goes_on_to_bake_with_what_stable_did_last() -> None:
     s = b.second("Promote", wanted=baking().spec, changes={"step": b.step(2, 50), "history": [COUNTED]})
     plan = decide(s, b.START)

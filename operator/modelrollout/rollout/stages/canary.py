@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.analysis.pace import counted_seconds, paces
-from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Step, StepStatus, seconds
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, Step, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.desired import has_pods_for, too_few
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
@@ -51,15 +52,31 @@ def begin_trial(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> Mo
 
 
 def proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Move:
-    """Everything back to stable, or hold for a person if spec says so."""
+    """Everything back to stable; or hold for a person, if spec says so or clients may have caused it."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     status = record(with_metrics(s.status, found, now), "Failed", found.reason, now)
     step = s.status.rollout.step
-    if s.spec.rollout.on_failure == "Pause":
+    holds = "onFailure is Pause" if s.spec.rollout.on_failure == "Pause" else _of_clients(s.status.rollout.stage, step, found)
+    if holds:
         if s.status.rollout.reason == found.reason:
             return Move(s.status, requeue_after=CHECK_SECONDS)
-        return Move(_pause(status, step, found.reason, f"{found.message}; onFailure is Pause: promote or abort"), (_event(found),))
+        return Move(_pause(status, step, found.reason, f"{found.message}; {holds}: promote or abort"), (_event(found),))
     return Move(revert(status, now, "RolledBack", found.reason, found.message), (_event(found),))
+
+
+def _of_clients(stage: Stage, step: StepStatus, found: Assessment) -> str | None:
+    """Why what failed may be the doing of clients and no fault of the revision: Triton answers 500 to what is asked wrongly, too.
+
+    Where a weight divides the requests, they fail on both sides. Where clients choose the revision, or all requests go there, anybody could end it.
+    """
+    failed = [m for m in found.metrics if m.verdict == "Failed" and not m.dry_run]
+    chosen = stage == "Bake" or step.strategy in ("ABTest", "BlueGreen")
+    if not failed or not all(m.reason == LIMIT_EXCEEDED or (chosen and m.name == "errors") for m in failed):
+        return None
+    if any(m.reason == LIMIT_EXCEEDED for m in failed):
+        return "a limit alone takes nothing back unless stable keeps it"
+    which = "with all requests on this revision" if stage == "Bake" else "where clients choose the revision"
+    return f"{which}, errors alone take nothing back, since what is asked wrongly fails too"
 
 
 def _event(found: Assessment) -> Event:
