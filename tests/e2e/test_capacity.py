@@ -155,3 +155,10 @@ def test_what_a_gate_demands_is_told_and_met(stage: Stage, policy: dict[str, Any
     stage.set_rollout("gated", {"analysis": {"golden": {"uri": stage.data("good.npz"), "labels": "labels"}}})
     stage.until_ready("gated")
     assert stage.get("gated")["status"]["defaults"] == {"bake": "5s"}
+
+
+def test_a_version_of_triton_with_known_flaws_is_rejected_where_a_policy_says_so(stage: Stage, policy: dict[str, Any]) -> None:
+    applied(stage, policy, gates={"patchedServers": True})
+    stage.apply(stage.deployment("flawed"))
+    message = stage.until_stalled("flawed", "TritonVulnerable")
+    assert "spec.serving.triton.image" in message and "RolloutPolicy" in message

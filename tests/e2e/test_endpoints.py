@@ -54,6 +54,14 @@ def inside(pod: dict[str, Any], endpoint: Endpoint, key: str | None = None) -> e
     return called(endpoint, NAME, 1, f"{pod['status']['podIP']}:{8000 if endpoint.method else 8001}", key=key)
 
 
+def test_a_triton_with_known_flaws_is_told_by_its_version(stage: Stage, pod: dict[str, Any]) -> None:
+    """The sandbox's is 2.51, which one POST ends (``test_a_server_that_dies_is_told_and_comes_back_by_itself``)."""
+    stage.until("its version is known", lambda: stage.condition(NAME, "Patched")["reason"] == "TritonVulnerable", 30)
+    assert "Triton 2.51.0 has 53 known flaws" in stage.condition(NAME, "Patched")["message"]
+    stage.until("an event says so", lambda: "TritonVulnerable" in stage.events(NAME), 20)
+    assert stage.condition(NAME, "Ready")["status"] == "True"
+
+
 def test_the_table_has_every_endpoint_of_the_documents_the_program_and_the_proto(stage: Stage, pod: dict[str, Any]) -> None:
     http = {(e.method, e.path) for e in TABLE if e.method}
     assert endpoints.of_documents() <= http

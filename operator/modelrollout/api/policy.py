@@ -90,6 +90,9 @@ class PolicyGates(ApiModel):
     max_drop: float | None = Field(
         None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
     )
+    patched_servers: bool = Field(
+        False, description="A new revision whose Triton has a flaw that a bulletin of NVIDIA's names, as of the operator's release, is rejected."
+    )
     bake: Duration | None = Field(
         None, description="Every rollout bakes at least that long after promotion, whatever spec.rollout.bake says; proven worse, it goes back."
     )

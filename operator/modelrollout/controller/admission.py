@@ -15,6 +15,7 @@ from modelrollout.controller.hostnames import HostClaims
 from modelrollout.controller.observe import Seen, evaluation_of
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
+from modelrollout.controller.versions import ServerVersions
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
@@ -40,11 +41,13 @@ class Admission:
         self.policies = Policies(kube, store, wake, now)
         self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
         self.hostnames = HostClaims(kube, store, config, namespace, may_write, now)
+        self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
     async def looked(self, seen: Seen) -> Snapshot:
         """The snapshot with what the present state asks for."""
-        s = seen.snapshot
+        pods = [o for (kind, _), o in seen.children.items() if kind == POD.kind]
+        s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
         rollout = s.status.rollout
         heard = await unheard.asked(self._kube, self._store, seen)
         if heard is not s.work:

@@ -73,7 +73,7 @@ def _container(container: Mapping[str, Any]) -> Object:
 def _pod_status(status: Any) -> Object | None:
     if status is None:
         return None
-    found: Object = _cut(_some(status, ("phase", "reason", "message", "startTime")))
+    found: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
     if conditions := status.get("conditions"):
         found["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
     for part in ("initContainerStatuses", "containerStatuses"):

@@ -90,6 +90,7 @@ class Server:
     updated: int | None = None  # pods of the present template; None: not known
     down: Problem | None = None  # why a pod that was ready is not any more
     crash: Crash | None = None  # the last one that its present pods have seen
+    version: str | None = None  # of Triton, as a pod tells it; None: not known
 
 
 @dataclass(frozen=True)

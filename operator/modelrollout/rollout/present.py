@@ -9,6 +9,7 @@ from typing import Literal
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Address, Condition, CrashStatus, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
 from modelrollout.rollout import steps as stepping
+from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.desired import real_share
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
 from modelrollout.rollout.policy import Freeze, frozen
@@ -54,11 +55,12 @@ _WAITING: dict[Stage, str] = {
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
-HEALTHY, HARDENED, RESTARTED = "ServersHealthy", "Hardened", "Restarted"
+HEALTHY, HARDENED, RESTARTED, PATCHED = "ServersHealthy", "Hardened", "Restarted", "Patched"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "nobody but the kubelet manages the servers any more",
     RESTARTED: "all pods of the revision are new",
+    PATCHED: "nothing is known against the servers' version any more",
 }
 _NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
 _HELD = "paused by hand; resume, promote or abort"
@@ -223,6 +225,8 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
             rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
+    if flawed := next(((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None):
+        rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting(s, status):
         name, problem = late
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")  # else at what those pods need
@@ -244,7 +248,7 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     ready, was_ready = new.get("Ready"), old.get("Ready")
     if ready and ready.reason in TRAFFIC_REFUSALS and (was_ready is None or was_ready.reason != ready.reason):
         found.append(Event(ready.reason, ready.message, "Warning"))
-    for kind in (HEALTHY, HARDENED, RESTARTED):
+    for kind in (HEALTHY, HARDENED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
         told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
         if told and now_is is not None and (was is None or (was.status, was.reason) != ("False", now_is.reason)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, seconds
+from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.demands import gpus_asked, too_small
 from modelrollout.rollout.desired import carriers
 from modelrollout.rollout.facts import Event, Gpus, Problem, Slot, Snapshot, since, stamp
@@ -31,6 +32,8 @@ def provision(s: Snapshot, now: datetime) -> Move:
     if server.ready >= wanted:
         if rollout.mode == "Rollback" and rollout.proven:
             return Move(enter(s.status, "Promote", now))  # what is proven stays proven
+        if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
+            return _if_patched(s, demanding, server.version, now)
         return Move(enter(s.status, "Evaluate", now))
     if given := give_way(s):
         return given
@@ -44,6 +47,16 @@ def provision(s: Snapshot, now: datetime) -> Move:
             return _unscheduled(s, problem, limit, now)
         return wait(s, problem, min(CHECK_SECONDS, left, max(0.2, remaining(s, now))))
     return wait_or_fail(s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded")
+
+
+def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Move:
+    if version is None:
+        asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
+        return wait_or_fail(s, now, None, f"the version of Triton, in which RolloutPolicy {policy} wants no known flaws: {asks}")
+    if problem := known_flaws(version):
+        message = f"{problem.message}; RolloutPolicy {policy} demands it"
+        return Move(fail(s.status, now, "Rejected", problem.reason, message), (Event(problem.reason, message, "Warning"),))
+    return Move(enter(s.status, "Evaluate", now))
 
 
 def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
