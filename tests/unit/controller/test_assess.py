@@ -244,9 +244,9 @@ async def test_the_evidence_of_earlier_steps_goes_into_this_one(monkeypatch: pyt
     given: list[list[float]] = []
     real = judgement.judge_all
 
-    def spy(parts: Any, found: Any, before: Any, carried: Any, *more: Any) -> Any:
+    def spy(parts: Any, found: Any, before: Any, carried: Any, *more: Any, **named: Any) -> Any:
         given.append(list(carried.get("errors", ())))
-        return real(parts, found, before, carried, *more)
+        return real(parts, found, before, carried, *more, **named)
 
     monkeypatch.setattr(judgement, "judge_all", spy)
     past = StepEvidence(
