@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api import uris
+from modelrollout.api import selectors, uris
 
 
 class ConfigError(ValueError):
@@ -34,6 +34,15 @@ def _plain(instead: str) -> AfterValidator:
 StoreUri = Annotated[str, _plain("name a Secret of the user's namespace in secretName")]
 PrometheusUrl = Annotated[str, _plain("and give tokenFile, or usernameFile and passwordFile (in the chart tokenSecret, basicAuthSecret)")]
 RedirectPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/"), _plain("a prefix is enough: what a redirect carries besides is its own")]
+
+
+def _selector(text: str) -> str:
+    selectors.parse(text)
+    return text
+
+
+Selector = Annotated[str, AfterValidator(_selector)]
+LabelName = Annotated[str, Field(pattern=rf"^{selectors.LABEL_NAME}$")]
 
 
 def lies_in(uri: str, prefix: str) -> bool:
@@ -91,6 +100,22 @@ class GatewayMetrics(_Config):
     profile: Literal["traefik", "none"] = "traefik"
     provider: str | None = Field(None, description="Prometheus that scrapes the gateway, by name; default the first one.")
     settle_seconds: float = Field(3.0, description="A weight counts as taken up this long after the gateway accepted it.")
+    selector: Selector = Field("", description='Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".')
+    namespaces: list[str] = Field(default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods.")
+
+
+class FeedbackMetrics(_Config):
+    """Whose labels of answers are believed; as in GatewayMetrics."""
+
+    selector: Selector = ""
+    namespaces: list[str] = Field(default_factory=list)
+
+
+class ScrapeLabels(_Config):
+    """The labels in which the scrape says where a pod runs."""
+
+    namespace: LabelName = "namespace"
+    pod: LabelName = "pod"
 
 
 class Images(_Config):
@@ -137,6 +162,8 @@ class OperatorConfig(_Config):
     artifacts: Store
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
+    feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
+    scrape_labels: ScrapeLabels = Field(default_factory=ScrapeLabels)
     images: Images
     drain: Drain = Field(default_factory=Drain)
     shadow: Shadow = Field(default_factory=Shadow)

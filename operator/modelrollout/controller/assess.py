@@ -12,9 +12,10 @@ from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.providers.measure import Reader, look, measure_agreement
 from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Target
+from modelrollout.analysis.queries import Sources, Target
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
+from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
@@ -36,6 +37,12 @@ class PrometheusAssessor:
         connect: Callable[[PrometheusProvider], PrometheusReader] = PrometheusReader,
     ) -> None:
         self._config, self._now, self._connect = config, now, connect
+        self._sources = Sources(
+            promql(config.gateway_metrics.selector),
+            promql(config.feedback_metrics.selector),
+            config.scrape_labels.namespace,
+            config.scrape_labels.pod,
+        )
         self._readers: dict[str, PrometheusReader] = {}
 
     async def assess(self, s: Snapshot) -> Assessment | None:
@@ -58,6 +65,7 @@ class PrometheusAssessor:
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
+            sources=self._sources,
         )
         return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now), now)
 
@@ -68,7 +76,7 @@ class PrometheusAssessor:
             return None
         assert rollout.revision is not None and rollout.number is not None
         canary = RevisionRef(revision=rollout.revision, number=rollout.number)
-        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none")
+        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none", sources=self._sources)
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
