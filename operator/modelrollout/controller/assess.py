@@ -67,7 +67,8 @@ class PrometheusAssessor:
             weight=step.weight,
             sources=self._sources,
         )
-        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now), now)
+        readings = await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now)
+        return judged(s, metrics, readings, now, split=target.profile == "traefik")
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""

@@ -201,7 +201,13 @@ def test_accuracy_counts_labels_by_version() -> None:
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
 def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) -> None:
     problem = read_counters(query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET)
-    assert isinstance(problem, Problem) and problem.kind == "NotANumber"
+    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible"
+
+
+def test_more_bad_ones_than_requests_cannot_be() -> None:
+    labels = (http("digits-new", le="+Inf"), http("digits-new", le="0.05"))
+    problem = read_counters(query(LATENCY), Answer(tuple(Series(found, value, 0) for found, value in zip(labels, (3, 5), strict=True))), TARGET)
+    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible" and "gatewayMetrics.selector" in problem.message
 
 
 CUSTOM = Metric(name="memory", query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])', max=1)

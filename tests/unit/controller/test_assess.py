@@ -120,6 +120,17 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
 
 
+async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:
+    bench = Bench()
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 1.0
+    found = await bench.look(canary(metrics=first.metrics))
+    assert (found.verdict, found.reason) == ("Error", "EvidenceImplausible") and "97 of 110 requests" in found.message
+    step = b.step(0, 0, strategy="ABTest", metrics=list(first.metrics))
+    by_headers = await bench.look(canary(at_step=step))
+    assert by_headers.reason == "ErrorsHigh", "a test by headers has no weight"
+
+
 async def test_status_says_how_many_samples_are_missing_and_how_long_they_take() -> None:
     bench = Bench()
     first = await bench.look(canary())
