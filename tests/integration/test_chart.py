@@ -115,7 +115,7 @@ class TestWithoutHelm:
         assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
         assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
-        assert v["scrapeLabels"] == fields["scrape_labels"].get_default(call_default_factory=True).model_dump(by_alias=True)
+        assert v["scrape"] == fields["scrape"].get_default(call_default_factory=True).model_dump(by_alias=True)
 
     def test_the_crds_are_the_committed_ones(self) -> None:
         committed = {p.name: p.read_text() for p in (ROOT / "crds").glob("*.yaml")}
@@ -212,7 +212,7 @@ class TestRendered:
         assert config.artifacts.uri == "s3://model-artifacts/"
         label = "kubernetes_namespace" if which == "full" else "namespace"
         assert config.feedback_metrics == FeedbackMetrics(selector=f'{label}="modelrollout"', namespaces=["modelrollout"])
-        assert config.scrape_labels.namespace == label
+        assert config.scrape.namespace_label == label
         if which == "full":
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"

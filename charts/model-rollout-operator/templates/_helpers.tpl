@@ -87,7 +87,7 @@ capabilities: {drop: [ALL]}
 {{- with .Values.gatewayMetrics.selector }}{{ $_ := merge $gateway (dict "selector" . "namespaces" $.Values.gatewayMetrics.namespaces) }}{{ end }}
 {{- $feedback := dict }}
 {{- if .Values.feedback.enabled }}
-  {{- $own := printf "%s=%s" .Values.scrapeLabels.namespace (quote .Release.Namespace) }}
+  {{- $own := printf "%s=%s" .Values.scrape.namespaceLabel (quote .Release.Namespace) }}
   {{- $feedback = dict "selector" (default $own .Values.feedback.selector) "namespaces" (list .Release.Namespace) }}
 {{- end }}
 {{- $images := dict
@@ -104,7 +104,7 @@ capabilities: {drop: [ALL]}
   "prometheus" $providers
   "gatewayMetrics" $gateway
   "feedbackMetrics" $feedback
-  "scrapeLabels" .Values.scrapeLabels
+  "scrape" .Values.scrape
   "images" $images
   "drain" .Values.drain
   "shadow" .Values.shadow

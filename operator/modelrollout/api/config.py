@@ -42,6 +42,7 @@ def _selector(text: str) -> str:
 
 
 Selector = Annotated[str, AfterValidator(_selector)]
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 LabelName = Annotated[str, Field(pattern=rf"^{selectors.LABEL_NAME}$")]
 
 
@@ -101,21 +102,24 @@ class GatewayMetrics(_Config):
     provider: str | None = Field(None, description="Prometheus that scrapes the gateway, by name; default the first one.")
     settle_seconds: float = Field(3.0, description="A weight counts as taken up this long after the gateway accepted it.")
     selector: Selector = Field("", description='Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".')
-    namespaces: list[str] = Field(default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods.")
+    namespaces: list[Namespace] = Field(default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods.")
 
 
 class FeedbackMetrics(_Config):
     """Whose labels of answers are believed; as in GatewayMetrics."""
 
     selector: Selector = ""
-    namespaces: list[str] = Field(default_factory=list)
+    namespaces: list[Namespace] = Field(default_factory=list)
 
 
-class ScrapeLabels(_Config):
-    """The labels in which the scrape says where a pod runs."""
+class Scrape(_Config):
+    """What Prometheus says of a pod that it scrapes."""
 
-    namespace: LabelName = "namespace"
-    pod: LabelName = "pod"
+    namespace_label: LabelName = "namespace"
+    pod_label: LabelName = "pod"
+    trusted_namespaces: list[Namespace] = Field(
+        default_factory=list, description="Where the platform alone runs pods: these may be scraped with honor_labels, for example monitoring."
+    )
 
 
 class Images(_Config):
@@ -163,7 +167,7 @@ class OperatorConfig(_Config):
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
-    scrape_labels: ScrapeLabels = Field(default_factory=ScrapeLabels)
+    scrape: Scrape = Field(default_factory=Scrape)
     images: Images
     drain: Drain = Field(default_factory=Drain)
     shadow: Shadow = Field(default_factory=Shadow)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from modelrollout.analysis.agreement import judge_agreement
 from modelrollout.analysis.look import Counts, Measurement, Reading, counts_of
 from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import Reader, look, measure_agreement
+from modelrollout.analysis.providers.measure import look, measure_agreement
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.queries import Sources, Target
+from modelrollout.analysis.scrape import SOURCES, Doubt, Source, doubt
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
+from modelrollout.rollout import facts
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
 from modelrollout.rollout.steps import with_traffic
+
+log = logging.getLogger(__name__)
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
@@ -40,10 +46,29 @@ class PrometheusAssessor:
         self._sources = Sources(
             promql(config.gateway_metrics.selector),
             promql(config.feedback_metrics.selector),
-            config.scrape_labels.namespace,
-            config.scrape_labels.pod,
+            config.scrape.namespace_label,
+            config.scrape.pod_label,
         )
+        self.doubts: dict[Source, Doubt] = {}  # what the last look at who counts has found
         self._readers: dict[str, PrometheusReader] = {}
+
+    async def verify(self) -> None:
+        """See whether those count who should; what has changed goes to the log. Nobody's verdict waits for it."""
+        gateway = self._config.gateway_metrics
+        wanted = [s for s in SOURCES if s != "gateway" or gateway.profile != "none"]
+        providers = {s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted}
+        scrapes = {p.name: await self._reader(p).scrape() for p in providers.values() if p is not None}
+        found = {s: d for s, p in providers.items() if (d := doubt(s, scrapes[p.name] if p else None, self._config))}
+        for source, d in found.items():
+            if self.doubts.get(source) != d:
+                log.warning("evidence of %s: %s: %s", source, d.reason, d.message)
+        for source in self.doubts.keys() - found.keys():
+            log.info("evidence of %s: only those count who should", source)
+        self.doubts = found
+
+    def _doubt(self, sources: Iterable[Source]) -> facts.Problem | None:
+        told = next((d for s in sources if (d := self.doubts.get(s))), None)
+        return facts.Problem(told.reason, told.message) if told else None
 
     async def assess(self, s: Snapshot) -> Assessment | None:
         """The verdict on the present step from its first measurement until now; problems of a provider are verdicts too."""
@@ -68,7 +93,8 @@ class PrometheusAssessor:
             sources=self._sources,
         )
         readings = await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now)
-        return judged(s, metrics, readings, now, split=target.profile == "traefik")
+        found = judged(s, metrics, readings, now, split=target.profile == "traefik")
+        return replace(found, doubt=self._doubt(_sources(metrics, target)))
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
@@ -81,7 +107,7 @@ class PrometheusAssessor:
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
-        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,))
+        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,), self._doubt(("pods",)))
 
     async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
         provider = self._config.prometheus_for(name)
@@ -126,10 +152,17 @@ class PrometheusAssessor:
         for reader in self._readers.values():
             await reader.close()
 
-    def _reader(self, provider: PrometheusProvider) -> Reader:
+    def _reader(self, provider: PrometheusProvider) -> PrometheusReader:
         if provider.name not in self._readers:
             self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
+
+
+def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:
+    """Who counts for these metrics."""
+    names = {m.name for m in metrics if m.query is None}
+    by_gateway: list[Source] = ["gateway" if target.profile != "none" else "pods"] if names & {"errors", "latency"} else []
+    return by_gateway + (["feedback"] if "accuracy" in names else [])
 
 
 def _late(provider: PrometheusProvider) -> Problem:

@@ -11,6 +11,7 @@ import pytest
 
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.scrape import Scrape, ScrapeTarget
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence
 from modelrollout.controller import assess
@@ -35,6 +36,10 @@ class Prometheus(PrometheusReader):
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
         self.value = 1.0
         self.closed = False
+        self.scraped_now: Scrape | Problem = Scrape((), frozenset())
+
+    async def scrape(self) -> Scrape | Problem:
+        return self.scraped_now
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
         self.asked += queries
@@ -155,6 +160,28 @@ async def test_the_gateways_counters_come_from_the_prometheus_that_scrapes_it() 
     named = Bench(gatewayMetrics={"provider": "edge"})
     await named.look(canary(analysis | {"prometheus": "main"}))
     assert len(named.main.asked) == 2 and not named.providers["edge"].asked
+
+
+GATEWAY = {"provider": "edge", "selector": 'job="traefik"', "namespaces": ["gateways"]}
+
+
+async def test_who_else_may_count_is_told_of_the_sources_that_judge() -> None:
+    bench = Bench(gatewayMetrics=GATEWAY)
+    assert (await bench.look(canary())).doubt is None, "nobody has looked yet"
+    tenant = ScrapeTarget("traefik", {"job": "traefik", "namespace": "tenant"}, {"__meta_kubernetes_namespace": "tenant"})
+    bench.providers["edge"].scraped_now = Scrape((tenant,), frozenset())
+    await bench.assessor.verify()
+    told = (await bench.look(canary())).doubt
+    assert told is not None and told.reason == "ForeignTargets" and "tenant/" in told.message
+    labels = (await bench.look(canary({"metrics": [{"name": "accuracy", "maxDrop": 0.1}]}))).doubt
+    assert labels is not None and "feedback.selector is not set" in labels.message
+    of_a_query = await bench.look(canary({"metrics": [{"name": "memory", "query": "x", "max": 5}]}))
+    assert of_a_query.doubt is None
+
+    own = ScrapeTarget("traefik", {"job": "traefik", "namespace": "gateways"}, {"__meta_kubernetes_namespace": "gateways"})
+    bench.providers["edge"].scraped_now = Scrape((own,), frozenset())
+    await bench.assessor.verify()
+    assert (await bench.look(canary())).doubt is None and set(bench.assessor.doubts) == {"feedback"}
 
 
 async def test_no_prometheus_is_an_error_that_names_the_remedy() -> None:
