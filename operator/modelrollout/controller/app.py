@@ -59,7 +59,7 @@ TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
-SOURCES_SECONDS = 300.0  # until Prometheus is asked again who counts
+SOURCES_SECONDS = (15.0, 300.0)  # until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
 
 
 class Operator:
@@ -190,12 +190,14 @@ class Operator:
                 log.exception("resync failed unexpectedly, the next one will do")
 
     async def _keep_verified(self) -> None:
+        delay, most = SOURCES_SECONDS
         while True:
             try:
                 await self._assessor.verify()
             except Exception:
                 log.exception("looking who counts failed unexpectedly, the next look will do")
-            await asyncio.sleep(SOURCES_SECONDS * random.uniform(0.8, 1.2))
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))
+            delay = min(2 * delay, most)
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()
