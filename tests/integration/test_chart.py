@@ -115,6 +115,7 @@ class TestWithoutHelm:
         assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
         assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
+        assert v["feedback"]["labelsPerRow"] == fields["feedback_metrics"].get_default(call_default_factory=True).labels_per_row
         assert v["scrape"] == fields["scrape"].get_default(call_default_factory=True).model_dump(by_alias=True)
 
     def test_the_crds_are_the_committed_ones(self) -> None:

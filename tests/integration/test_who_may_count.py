@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from modelrollout.analysis.problem import Answer, Problem
 from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Sources, Target, agreement_query, build
+from modelrollout.analysis.queries import Sources, Target, agreement_query, build, rows_query
 from modelrollout.analysis.readings import Look, read_counters
 from modelrollout.analysis.scrape import Scrape, Source, doubt
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
@@ -104,6 +105,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pairs = 'namespace="a",name="digits",canary="2",stable="1"'
         found.comparer.lines = {f'modelrollout_shadow_total{{{pairs},result="{r}"}}': n for r, n in (("agree", 20.0), ("disagree", 3.0))}
         found.servers.lines = {
+            'nv_inference_count{model="digits",version="2"}': 70,
             'nv_inference_request_success{model="digits",version="2"}': 10,
             'nv_inference_request_failure{model="digits",version="2",reason="OTHER"}': 4,
         }
@@ -149,6 +151,15 @@ async def test_a_tenants_counters_do_not_count(scraped: tuple[str, PrometheusRea
         assert counted in found and len(found) == 2, "what nothing but the configuration of Prometheus can help"
     else:
         assert found == [counted]
+
+
+async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, PrometheusReader]) -> None:
+    target = Target("a", "digits", RevisionRef(revision=NEW, number=2), None, "traefik", sources=CONFIGURED, rows_seconds=600)
+    [answer] = await scraped[1].ask([rows_query(target)])
+    assert isinstance(answer, Answer), answer
+    found = {s.labels["reading"]: s.value for s in answer.series}
+    forged_too = 100 if scraped[0] == "honoring" else 0
+    assert found["count"] == 70 + 10 + forged_too and found["servers"] == 1 and abs(time.time() - found["scraped"]) < 30
 
 
 async def test_without_a_selector_everybody_counts(scraped: tuple[str, PrometheusReader]) -> None:

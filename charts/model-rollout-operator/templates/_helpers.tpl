@@ -88,7 +88,7 @@ capabilities: {drop: [ALL]}
 {{- $feedback := dict }}
 {{- if .Values.feedback.enabled }}
   {{- $own := printf "%s=%s" .Values.scrape.namespaceLabel (quote .Release.Namespace) }}
-  {{- $feedback = dict "selector" (default $own .Values.feedback.selector) "namespaces" (list .Release.Namespace) }}
+  {{- $feedback = dict "selector" (default $own .Values.feedback.selector) "namespaces" (list .Release.Namespace) "labelsPerRow" .Values.feedback.labelsPerRow }}
 {{- end }}
 {{- $images := dict
   "optimizer" (include "modelrollout.image" (dict "root" $ "image" .Values.optimizer.image))

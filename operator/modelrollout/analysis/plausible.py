@@ -13,6 +13,8 @@ from modelrollout.analysis.problem import Problem
 from modelrollout.api.v1alpha1 import Counter
 
 TIMES = 4.0  # the odds of the canary may be so many times those of its weight
+LABELLED = 2.0  # times what was served: a pod that was not scraped before it went, or not yet, has answered too
+FEW = 10  # labels
 _ALPHA = 1e-6  # over all looks at a step
 REMEDY = "gatewayMetrics.selector says who may count (docs/install.md)"
 
@@ -31,3 +33,12 @@ def off_weight(canary: Counter | None, stable: Counter | None, weight: int) -> P
         return None
     counted = f"{canary.total:.0f} of {seen:.0f} requests ({100 * canary.total / seen:.1f} %) were counted on the canary at weight {weight}"
     return Problem("EvidenceImplausible", f"{counted}: the gateway does not keep to the weight, or somebody else counts; {REMEDY}")
+
+
+def more_labels_than_rows(labels: Counter | None, rows: float, scraped: float, per_row: float) -> Problem | None:
+    """More labels of the version had come, when they were last looked at, than its servers had answered rows at ``scraped``, no earlier."""
+    if labels is None or labels.scraped is None or scraped < labels.scraped or labels.total <= LABELLED * per_row * rows + FEW:
+        return None
+    counted = f"{labels.total:.0f} labels have come for answers of the canary, whose servers have answered {rows:.0f} rows at most"
+    remedy = "feedback.selector says who may count, feedback.labelsPerRow how many labels a row may get (docs/install.md)"
+    return Problem("EvidenceImplausible", f"{counted}: somebody else counts, or a row has several labels; {remedy}")

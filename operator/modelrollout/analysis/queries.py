@@ -49,6 +49,7 @@ class Sources:
     feedback: str = ""
     namespace: str = "namespace"
     pod: str = "pod"
+    labels_per_row: float = 0.0  # that one row of an answer may get; 0: it is not looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Target:
     window_seconds: float = 60.0
     weight: int = 0  # of the canary, percent
     sources: Sources = Sources()
+    rows_seconds: float = 0.0  # since when all rows of the canary were served, the labels of which may come now; 0: nobody knows
+    pods: int = 0  # servers of the canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,19 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
 def bounds_query(target: Target) -> str:
     """The bucket bounds that the gateway's histogram has, asked only when the objective is none of them."""
     return f"count by (le) (traefik_service_request_duration_seconds_bucket{{{_services(target)}}})"
+
+
+def rows_query(target: Target) -> str:
+    """The most rows that the canary's servers can have answered, also those that are gone; how many are scraped, and the oldest of their scrapes.
+
+    A counter that was reset had at most its largest value each time. Answers from Triton's cache are in the requests, and not among its inferences.
+    """
+    pods = _pods(target, [target.canary.revision]).removesuffix('|"') + '"'
+    window = f"{max(1, round(target.rows_seconds))}s"
+    series = [f"{metric}{{{pods}}}" for metric in ("nv_inference_count", "nv_inference_request_success")]
+    rows = " + ".join(f"sum(max_over_time({s}[{window}]) * (1 + resets({s}[{window}])))" for s in series)
+    found = {"count": rows, "scraped": f"min(timestamp({series[0]}))", "servers": f"count(count by (instance) ({series[0]}))"}
+    return " or ".join(f'label_replace({promql}, "{READING}", "{reading}", "", "")' for reading, promql in found.items())
 
 
 def service_labels(namespace: str, revision: str) -> dict[str, str]:

@@ -110,6 +110,7 @@ class FeedbackMetrics(_Config):
 
     selector: Selector = ""
     namespaces: list[Namespace] = Field(default_factory=list)
+    labels_per_row: float = Field(1.0, ge=0, description="Labels that one row of an answer may get; 0: it is not looked at.")
 
 
 class Scrape(_Config):

@@ -28,6 +28,8 @@ from modelrollout.rollout.steps import with_traffic
 log = logging.getLogger(__name__)
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
+LABELLED_WITHIN_SECONDS = 86_400.0  # of a version that is tried again, labels for its former try come as late as this
+ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
 
 _NO_PROMETHEUS = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
@@ -48,6 +50,7 @@ class PrometheusAssessor:
             promql(config.feedback_metrics.selector),
             config.scrape.namespace_label,
             config.scrape.pod_label,
+            config.feedback_metrics.labels_per_row,
         )
         self.doubts: dict[Source, Doubt] = {}  # what the last look at who counts has found
         self._readers: dict[str, PrometheusReader] = {}
@@ -91,6 +94,8 @@ class PrometheusAssessor:
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
             sources=self._sources,
+            rows_seconds=_rows_seconds(s, now),
+            pods=s.server(rollout.revision).replicas,
         )
         readings = await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now)
         found = judged(s, metrics, readings, now, split=target.profile == "traefik")
@@ -156,6 +161,15 @@ class PrometheusAssessor:
         if provider.name not in self._readers:
             self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
+
+
+def _rows_seconds(s: Snapshot, now: datetime) -> float:
+    """How far back the version on trial has answered what may be labelled now; 0 for one that has been stable before, which may be long ago."""
+    rollout = s.status.rollout
+    revision = s.revision(rollout.revision) if rollout else None
+    if rollout is None or revision is None or revision.status.retired is not None:
+        return 0.0
+    return min(max(LABELLED_WITHIN_SECONDS, facts.since(rollout.started, now)), ROWS_SECONDS)
 
 
 def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelrollout.analysis.plausible import off_weight
+from modelrollout.analysis.plausible import more_labels_than_rows, off_weight
 from modelrollout.api.v1alpha1 import Counter
 
 Counts = tuple[float, float]  # of canary and stable
@@ -75,3 +75,64 @@ def test_honest_rollouts_are_never_accused(traffic: object) -> None:
             for _, (more, others) in zip(range(8), traffic(rng, weight), strict=False):
                 canary, stable = canary + more, stable + others
                 assert not implausible(canary, stable, weight), (seed, weight, canary, stable)
+
+
+# --- labels
+
+
+def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them() -> None:
+    labels = Counter(total=2000, scraped=100.0)
+    found = more_labels_than_rows(labels, 40, 100.0, 1)
+    assert found is not None and found.kind == "EvidenceImplausible" and "feedback.labelsPerRow" in found.message
+    assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
+    assert more_labels_than_rows(labels, 40, 100.0, 25) is None
+    assert more_labels_than_rows(Counter(total=10, scraped=1.0), 0, 2.0, 1) is None
+    assert more_labels_than_rows(None, 0, 2.0, 1) is None and more_labels_than_rows(Counter(total=50), 0, 2.0, 1) is None
+
+
+class Server:
+    """Triton's counters of a pod, as of its last scrape, and the largest that Prometheus has seen of each run."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.every, self.offset = rng.choice((2, 15, 30)), rng.random() * 30
+        self.count = self.success = self.resets = 0
+        self.seen, self.largest, self.scraped = 0, 0, -1.0
+
+    def scrape(self, now: float) -> None:
+        if int((now - self.offset) / self.every) > int((self.scraped - self.offset) / self.every):
+            value = self.count + self.success
+            self.resets += value < self.seen
+            self.seen, self.largest, self.scraped = value, max(self.largest, value), now
+
+
+def test_honest_labels_are_never_too_many() -> None:
+    """Every answer is labelled at once, or some, or late: single rows, batches of 32, streams of a hundred rows in one gRPC call, answers from the
+    cache, clients that come past the gateway; a server that is restarted, and one that comes later."""
+    for seed in range(350):
+        rng = random.Random(seed)
+        servers = [Server(rng) for _ in range(rng.choice((1, 2, 4)))]
+        rows, labelled = rng.choice((1, 32, 100)), rng.choice((1.0, 1.0, 0.3))
+        cached = rows == 1 and rng.random() < 0.3
+        every, waiting, sent, before = rng.choice((2, 15, 30)), 0, 0, None
+        for now in range(1, 240):
+            for _ in range(rng.randrange(5)):
+                at = rng.choice(servers)
+                at.success += 1
+                at.count += 0 if cached else rows
+                waiting += sum(rng.random() < labelled for _ in range(rows))
+            arrived = waiting if rng.random() < 0.5 else waiting // 2
+            sent, waiting = sent + arrived, waiting - arrived
+            if now == 120:
+                servers[0].count = servers[0].success = 0  # after its last words were scraped, as a drain gives time for
+            if now == 119:
+                servers[0].every = 1
+            if now == 150:
+                servers.append(Server(rng))
+            for server in servers:
+                server.scrape(now)
+            if before is not None and all(s.scraped >= 0 for s in servers):
+                most = sum(s.largest * (1 + s.resets) for s in servers)
+                told = more_labels_than_rows(before, most, min(s.scraped for s in servers), 1)
+                assert told is None, (seed, now, told)
+            if now % every == 0:
+                before = Counter(total=sent, scraped=float(now))
