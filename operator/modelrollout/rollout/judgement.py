@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.analysis.effective import effective_metrics
-from modelrollout.analysis.look import Measurement, Reading, carried_of, counts_of, fold_in, judge_all
+from modelrollout.analysis.look import Counts, Measurement, Reading, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.pace import counted_seconds, delay_seconds, paces
 from modelrollout.analysis.plausible import off_weight
 from modelrollout.analysis.problem import Problem
@@ -40,14 +40,15 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), stepping.steps_of(s.spec.rollout)
     bakes = rollout.stage == "Bake"
-    found = fold_in(readings, counts_of(step.metrics), stable=baseline(s) is not None and not bakes)
+    counted = counts_of(step.metrics)
+    found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
     carried = carried_of(rollout.history, step)
     if bakes:
         # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
     elif split and step.strategy == "Canary":
-        found = {name: _by_weight(m, step.weight) if name in ("errors", "latency") else m for name, m in found.items()}
+        found = {name: _by_weight(m, counted.get(name, Counts()), step.weight) if name in ("errors", "latency") else m for name, m in found.items()}
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now)
     verdict = combine(statuses)
@@ -56,5 +57,7 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
     return Assessment(verdict.name, verdict.reason, verdict.message, tuple(timed))
 
 
-def _by_weight(m: Measurement, weight: int) -> Measurement:
-    return replace(m, problem=m.problem or off_weight(m.canary, m.stable, weight))
+def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:
+    """Without the look that made the counts implausible: what is wrong with it may pass, and then nothing is lost."""
+    problem = None if m.problem else off_weight(m.canary, m.stable, weight)
+    return m if problem is None else Measurement(before.canary, before.stable, problem=problem)

@@ -131,6 +131,10 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 1.0
     found = await bench.look(canary(metrics=first.metrics))
     assert (found.verdict, found.reason) == ("Error", "EvidenceImplausible") and "97 of 110 requests" in found.message
+    bench.main.requests, bench.main.scraped = {V1: (950, 1), V2: (50, 0)}, 2.0
+    after = (await bench.look(canary(metrics=found.metrics))).metrics[0].canary
+    assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
+    bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 3.0
     step = b.step(0, 0, strategy="ABTest", metrics=list(first.metrics))
     by_headers = await bench.look(canary(at_step=step))
     assert by_headers.reason == "ErrorsHigh", "a test by headers has no weight"
