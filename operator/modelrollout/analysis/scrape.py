@@ -12,7 +12,7 @@ from modelrollout.api.selectors import fit, parse
 
 Source = Literal["gateway", "feedback", "pods"]  # pods: the comparer and the servers, in the model's namespace
 SOURCES: tuple[Source, ...] = ("gateway", "feedback", "pods")
-_NAMED = 3  # targets in a message
+_NAMED = 10  # targets in a line of the log
 _READ = "docs/install.md, Who may count"
 
 
@@ -45,10 +45,14 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody knows."""
+    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody knows.
+
+    ``message`` is for every team to read; ``targets``, who runs where, for the platform.
+    """
 
     reason: Literal["Unverified", "ForeignTargets"]
     message: str
+    targets: str = ""
 
 
 def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfig) -> Doubt | None:
@@ -87,5 +91,6 @@ def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfi
 
 def _foreign(targets: Iterable[ScrapeTarget], what: str, remedy: str) -> Doubt:
     found = sorted({t.name for t in targets})
-    named = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
-    return Doubt("ForeignTargets", f"{named} {what}: {remedy} ({_READ})")
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    message = f"targets of Prometheus that {what} ({len(found)}, which the operator's log names): {remedy} ({_READ})"
+    return Doubt("ForeignTargets", message, ", ".join(found[:_NAMED]) + more)

@@ -64,7 +64,7 @@ class PrometheusAssessor:
         found = {s: d for s, p in providers.items() if (d := doubt(s, scrapes[p.name] if p else None, self._config))}
         for source, d in found.items():
             if self.doubts.get(source) != d:
-                log.warning("evidence of %s: %s: %s", source, d.reason, d.message)
+                log.warning("evidence of %s: %s: %s%s", source, d.reason, d.message, f": {d.targets}" if d.targets else "")
         for source in self.doubts.keys() - found.keys():
             log.info("evidence of %s: only those count who should", source)
         self.doubts = found
