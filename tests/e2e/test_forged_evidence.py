@@ -107,7 +107,7 @@ def attacked(stage: Stage) -> Iterator[Stage]:
         stage.until_ready(name)
     stage.apply(*victims(stage, "wrong.onnx"))
     for name, wanted in WANTED.items():
-        stage.until(f"{name} is judged", partial(judged, stage, name, wanted))
+        stage.until(f"{name} is judged", partial(judged, stage, name, wanted), limit=240)
     stage.cluster.fresh_namespace(ATTACKER)
     try:
         stage.apply(pod(stage, forged(stage)))
