@@ -37,7 +37,9 @@ def off_weight(canary: Counter | None, stable: Counter | None, weight: int) -> P
 
 def more_labels_than_rows(labels: Counter | None, rows: float, scraped: float, per_row: float) -> Problem | None:
     """More labels of the version had come, when they were last looked at, than its servers had answered rows at ``scraped``, no earlier."""
-    if labels is None or labels.scraped is None or scraped < labels.scraped or labels.total <= LABELLED * per_row * rows + FEW:
+    if labels is None or labels.scraped is None or not scraped >= labels.scraped:
+        return None
+    if not labels.total > LABELLED * per_row * rows + FEW:  # so written, NaN accuses nobody
         return None
     counted = f"{labels.total:.0f} labels have come for answers of the canary, whose servers have answered {rows:.0f} rows at most"
     remedy = "feedback.selector says who may count, feedback.labelsPerRow how many labels a row may get (docs/install.md)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -86,6 +87,7 @@ def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them
     assert found is not None and found.kind == "EvidenceImplausible" and "feedback.labelsPerRow" in found.message
     assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
     assert more_labels_than_rows(labels, 40, 100.0, 25) is None
+    assert more_labels_than_rows(labels, math.nan, 100.0, 1) is None and more_labels_than_rows(labels, 40, math.nan, 1) is None
     assert more_labels_than_rows(Counter(total=10, scraped=1.0), 0, 2.0, 1) is None
     assert more_labels_than_rows(None, 0, 2.0, 1) is None and more_labels_than_rows(Counter(total=50), 0, 2.0, 1) is None
 
