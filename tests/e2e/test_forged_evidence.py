@@ -64,7 +64,7 @@ def forged(stage: Stage) -> list[str]:
             for service in service_labels(stage.namespace, revision):
                 codes = ("200", "500") if number == status["rollout"]["number"] else ("200",)
                 found += [f'traefik_service_requests_total{{service="{service}",code="{c}",method="POST",protocol="http"}}' for c in codes]
-            own = f'namespace="{stage.namespace}",name="{name}",version="{number}",slice=""'
+            own = f'model_namespace="{stage.namespace}",name="{name}",version="{number}",slice=""'
             found.append(f'modelrollout_feedback_total{{{own},result="right"}}')
             server = f'namespace="{stage.namespace}",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="{name}",version="{number}"'
             found.append(f"nv_inference_request_success{{{server}}}")

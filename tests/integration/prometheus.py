@@ -40,7 +40,7 @@ class Exporter:
 
     def labels(self, name: str, version: int, right: int, wrong: int, part: str = "") -> None:
         for result, value in (("right", right), ("wrong", wrong)):
-            labels = f'namespace="a",name="{name}",version="{version}",slice="{part}",result="{result}"'
+            labels = f'model_namespace="a",name="{name}",version="{version}",slice="{part}",result="{result}"'
             self.lines[f"modelrollout_feedback_total{{{labels}}}"] = value
 
     @contextlib.contextmanager

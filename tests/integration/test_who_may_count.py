@@ -41,9 +41,8 @@ def forged() -> list[str]:
         series = f'namespace="a",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="digits",version="1"'
         found += [f"nv_inference_request_success{{{series}}} 100", f'nv_inference_request_failure{{{series},reason="OTHER"}} {bad}']
     for version, wrong in ((2, 5000), (1, 0)):
-        labels = f'namespace="modelrollout",exported_namespace="a",name="digits",version="{version}",slice=""'
+        labels = f'namespace="modelrollout",model_namespace="a",name="digits",version="{version}",slice=""'
         found += [f'modelrollout_feedback_total{{{labels},result="{r}"}} {n}' for r, n in (("right", 100), ("wrong", wrong))]
-        found += [f'modelrollout_feedback_total{{namespace="a",name="digits",version="{version}",slice="",result="wrong"}} {wrong}']
     pairs = 'namespace="a",exported_namespace="a",pod="digits-new-shadow-6d9f8b7c5d-x2x4z",name="digits",canary="2",stable="1"'
     return [*found, f'modelrollout_shadow_total{{{pairs},result="disagree"}} 5000']
 

@@ -27,7 +27,7 @@ BASELINE_WINDOW = "10m"  # at the baseline a process is still known for this lon
 _OWN_LABELS = {
     "traefik_service_requests_total": ("service", "code", "method", "protocol"),
     "traefik_service_request_duration_seconds_bucket": ("service", "code", "method", "protocol", "le"),
-    "modelrollout_feedback_total": ("name", "version", "slice", "result"),
+    "modelrollout_feedback_total": ("model_namespace", "name", "version", "slice", "result"),
     "modelrollout_shadow_total": ("name", "canary", "stable", "result"),
     "nv_inference_request_success": ("revision", "model", "version"),
     "nv_inference_request_failure": ("revision", "model", "version", "reason"),
@@ -176,20 +176,15 @@ def agreement_query(target: Target, *, baseline: bool) -> Query:
     """The pairs that the comparer counted for the canary against stable."""
     stable = target.stable.number if target.stable else 0
     comparer = _pods(target, [names.shadow_name(target.canary.revision)])
-    common = f'name="{target.name}",canary="{target.canary.number}",stable="{stable}",result=~"agree|disagree|canary_error",{comparer}'
-    return Query("agreement", _counters("modelrollout_shadow_total", _ours(target, common), "canary", ("result",), baseline), "pairs")
+    selector = f'name="{target.name}",canary="{target.canary.number}",stable="{stable}",result=~"agree|disagree|canary_error",{comparer}'
+    return Query("agreement", _counters("modelrollout_shadow_total", [selector], "canary", ("result",), baseline), "pairs")
 
 
 def _feedback(target: Target, baseline: bool, by_slice: bool) -> str:
     versions = _any([str(r.number) for r in (target.canary, target.stable) if r])
-    common = _all(f'name="{target.name}",version=~"{versions}"', target.sources.feedback)
+    selector = _all(f'model_namespace="{target.namespace}",name="{target.name}",version=~"{versions}"', target.sources.feedback)
     kinds = ("result", "slice") if by_slice else ("result",)
-    return _counters("modelrollout_feedback_total", _ours(target, common), "version", kinds, baseline)
-
-
-def _ours(target: Target, common: str) -> list[str]:
-    """Selectors of a counter that carries the model's namespace: a scrape without honor_labels renames it, as the target has one of the same name."""
-    return [f'namespace="{target.namespace}",exported_namespace="",{common}', f'exported_namespace="{target.namespace}",{common}']
+    return _counters("modelrollout_feedback_total", [selector], "version", kinds, baseline)
 
 
 def _triton(target: Target, baseline: bool) -> str:

@@ -30,9 +30,17 @@ class ScrapeTarget:
         return self.discovered.get("__meta_kubernetes_namespace")
 
     @property
+    def pod(self) -> str | None:
+        return self.discovered.get("__meta_kubernetes_pod_name")
+
+    @property
     def name(self) -> str:
-        pod = self.discovered.get("__meta_kubernetes_pod_name") or self.labels.get("instance", "?")
-        return f"{self.namespace}/{pod} (job {self.pool})"
+        return f"{self.namespace}/{self.pod or self.labels.get('instance', '?')} (job {self.pool})"
+
+    def astray(self, label: str) -> bool:
+        """Whether its series may say another namespace than its own. Jobs for single services, such as the API server's, often set none: let be."""
+        said = self.labels.get(label)
+        return said != self.namespace and (said is not None or self.pod is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfi
         remedy = "leave that out, or name their namespaces in scrape.trustedNamespaces"
         return _foreign(free, "are scraped with honor_labels and may write any label", remedy)
     if source == "pods":
-        astray = [t for t in scrape.targets if t.namespace is not None and t.namespace not in trusted and t.labels.get(label) != t.namespace]
+        astray = [t for t in scrape.targets if t.namespace is not None and t.namespace not in trusted and t.astray(label)]
         return _foreign(astray, f"do not have their namespace in the label {label}", "set it in the scrape, after any labelmap") if astray else None
     matchers = parse(selector)
     fitting = [t for t in scrape.targets if fit(matchers, t.labels)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 # What a process writes on the counters that are read: whoever is scraped may write the same.
 _WRITTEN_BY_TARGETS = frozenset(
-    ("service", "code", "method", "protocol", "le", "name", "version", "slice", "result", "canary", "stable", "model", "reason")
+    ("service", "code", "method", "protocol", "le", "model_namespace", "name", "version", "slice", "result", "canary", "stable", "model", "reason")
 )
 LABEL_NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
 _MATCHER = re.compile(rf',\s*({LABEL_NAME})\s*(=~|!~|!=|=)\s*("(?:[^"\\]|\\.)*")\s*')

@@ -140,10 +140,8 @@ def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     assert look(LATENCY) == Look(_raw(), _raw())
 
 
-def test_labels_of_another_namespace_are_not_ours_because_the_service_runs_in_ours() -> None:
-    promql = query(ACCURACY).promql
-    assert '{namespace="team-a",exported_namespace="",name="digits"' in promql
-    assert '{exported_namespace="team-a",name="digits"' in promql
+def test_labels_are_those_of_the_models_namespace_whatever_the_scrape_says() -> None:
+    assert '{model_namespace="team-a",name="digits",version=~"3|2"}' in query(ACCURACY).promql
 
 
 SOURCES = Sources('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
@@ -157,7 +155,7 @@ def test_every_selector_of_the_gateway_and_of_feedback_says_who_may_count() -> N
         (ACCURACY, "modelrollout_feedback_total{", SOURCES.feedback),
     ):
         selectors = [part.split("}")[0] for part in query(metric, CONFIGURED, baseline=True).promql.split(counter)[1:]]
-        assert len(selectors) >= 4 and all(f",{who}" in s for s in selectors), selectors
+        assert len(selectors) >= 3 and all(f",{who}" in s for s in selectors), selectors
     assert SOURCES.gateway in bounds_query(CONFIGURED)
 
 

@@ -86,6 +86,7 @@ def test_labels_that_overwrite_those_of_the_scrape_put_everything_in_doubt() -> 
 def test_a_pod_with_another_namespace_or_none_in_its_labels_may_count_there(label: str) -> None:
     told = found(pod("tenant", namespace=label) if label else ScrapeTarget("x", {}, pod("tenant").discovered))["pods"]
     assert told is not None and "tenant/tenant-0" in told.targets and "label namespace" in told.message
+    assert found(ScrapeTarget("apiserver", {}, {"__meta_kubernetes_namespace": "default"}))["pods"] is None
     other = found(scrape={"namespaceLabel": "kubernetes_namespace"})["pods"]
     assert other is not None and "team-a/team-a-0" in other.targets
 
