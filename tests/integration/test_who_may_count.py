@@ -94,7 +94,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         # A pod of another namespace whose labels say what labelmap would believe.
         attacker = pod(tenant, "tenant", f"{NEW}-6d9f8b7c5d-x2x4z", {"namespace": "gateways", "revision": NEW})
         urls = {
-            name: stack.enter_context(running(tmp_path_factory.mktemp(name), [job("pods", *pods), job("more", attacker, **settings)]))
+            name: stack.enter_context(
+                running(
+                    tmp_path_factory.mktemp(name),
+                    [
+                        job("pods", *pods, honor_labels=bool(settings.get("honor_labels"))),
+                        job("more", attacker, **settings),
+                    ],
+                )
+            )
             for name, settings in JOBS.items()
         }
         found = Cluster(honest[0], honest[1], honest[2], honest[3], urls)
