@@ -39,7 +39,11 @@ def chart_values(target: Target) -> dict[str, Any]:
         "stores": [{"name": name, "uri": f"s3://{bucket}/", **s3} for name, bucket in (("models", target.store.models), ("data", target.store.data))],
         "artifacts": {"name": "artifacts", "uri": f"s3://{target.store.artifacts}/", **s3},
         "prometheus": [{"name": PROMETHEUS, "url": target.prometheus}],
-        "gatewayMetrics": {"provider": PROMETHEUS},
+        "gatewayMetrics": {
+            "provider": PROMETHEUS,
+            "selector": target.gateway.metrics_selector,
+            "namespaces": target.gateway.metrics_namespaces,
+        },
         "shadow": {"traefik": target.gateway.traefik_services},
         # An image that changed under the same name must restart the pods.
         "podAnnotations": {"demo/images": target.revision},

@@ -32,6 +32,8 @@ class Gateway(_Part):
     namespace: str
     http: str = Field(description="HOST:PORT for HTTP, from here")
     grpc: str = Field(description="HOST:PORT for gRPC (h2c), from here")
+    metrics_selector: str = Field("", description="gatewayMetrics.selector of the chart: whose counters are the gateway's")
+    metrics_namespaces: list[str] = Field(default_factory=list, description="where its pods run, if they are the cluster's")
     traefik_services: bool = Field(False, description="it is Traefik with providers.kubernetesCRD: it mirrors by its own TraefikService")
 
 
@@ -104,7 +106,12 @@ def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
     gateway, store = status["gateway"], status["objectstore"]
     return Target(
         gateway=Gateway(
-            name=gateway["name"], namespace=gateway["namespace"], http=gateway["address"], grpc=gateway["address"], traefik_services=True
+            name=gateway["name"],
+            namespace=gateway["namespace"],
+            http=gateway["address"],
+            grpc=gateway["address"],
+            metrics_selector='job="traefik"',  # a job of its own, and no pod's label becomes job
+            traefik_services=True,
         ),
         store=Store(
             endpoint=store["endpoint"],

@@ -31,7 +31,7 @@ class Client(threading.Thread):
         self._address, self._over = address, threading.Event()
         self.seen: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
-        self._x, self._classes = inputs(64, 11)
+        self._x, self._classes = inputs(256, 11)
 
     def run(self) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=10)

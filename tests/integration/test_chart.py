@@ -18,7 +18,7 @@ import typer
 import yaml
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api.config import OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.config import FeedbackMetrics, OperatorConfig, PrometheusProvider, Store, load_config
 from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
 from modelrollout.controller import app as operator
@@ -115,6 +115,8 @@ class TestWithoutHelm:
         assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
         assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
+        assert v["feedback"]["labelsPerRow"] == fields["feedback_metrics"].get_default(call_default_factory=True).labels_per_row
+        assert v["scrape"] == fields["scrape"].get_default(call_default_factory=True).model_dump(by_alias=True)
 
     def test_the_crds_are_the_committed_ones(self) -> None:
         committed = {p.name: p.read_text() for p in (ROOT / "crds").glob("*.yaml")}
@@ -209,12 +211,16 @@ class TestRendered:
         path.write_text(found["data"]["config.yaml"])
         config = load_config(path)
         assert config.artifacts.uri == "s3://model-artifacts/"
+        label = "kubernetes_namespace" if which == "full" else "namespace"
+        assert config.feedback_metrics == FeedbackMetrics(selector=f'{label}="modelrollout"', namespaces=["modelrollout"])
+        assert config.scrape.namespace_label == label
         if which == "full":
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"
             assert config.stores[1].allow_http is True
             assert config.stores[1].leads_to == ("http://files.example.com/", "https://cdn.example.com/models/")
-            assert config.gateway_metrics.provider == "gateway"
+            assert config.gateway_metrics.provider == "gateway" and config.gateway_metrics.namespaces == ["gateways"]
+            assert config.gateway_metrics.selector == 'kubernetes_namespace="gateways",container=~"traefik|edge"'
             assert [bool(p.token_file) for p in config.prometheus] == [True, False, False]
 
     def test_credentials_are_files_where_the_configuration_looks_for_them(self) -> None:

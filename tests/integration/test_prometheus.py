@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -26,57 +19,12 @@ from modelrollout.analysis.queries import Query, Target, build
 from modelrollout.analysis.readings import Look, read_counters
 from modelrollout.api.config import PrometheusProvider
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
-
-PROMETHEUS = shutil.which("prometheus")
+from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
 
 ERRORS = Metric(name="errors", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
-LIMIT_SECONDS = 30.0
 _NUMBERS = itertools.count()
-
-
-class Exporter:
-    """A process that is scraped: its metrics as text, or broken."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, float] = {}
-        self.broken = False
-
-    def requests(self, revision: str, good: int, bad: int | None = None, protocol: str = "http-8000") -> None:
-        for code, value in (("200", good), ("500", bad)):
-            labels = f'code="{code}",method="POST",protocol="http",service="a-{revision}-{protocol}@kubernetesgateway"'
-            if value is not None:
-                self.lines[f"traefik_service_requests_total{{{labels}}}"] = value
-
-    def buckets(self, revision: str, **bounds: int) -> None:
-        for le, value in bounds.items():
-            labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'
-            self.lines[f"traefik_service_request_duration_seconds_bucket{{{labels}}}"] = value
-
-    def labels(self, name: str, version: int, right: int, wrong: int, part: str = "") -> None:
-        for result, value in (("right", right), ("wrong", wrong)):
-            labels = f'namespace="a",name="{name}",version="{version}",slice="{part}",result="{result}"'
-            self.lines[f"modelrollout_feedback_total{{{labels}}}"] = value
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[str]:
-        """The address where it is scraped."""
-        exporter = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(500 if exporter.broken else 200)
-                self.end_headers()
-                self.wfile.write("".join(f"{k} {v}\n" for k, v in list(exporter.lines.items())).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-            yield f"127.0.0.1:{server.server_port}"
-            server.shutdown()
 
 
 async def measure(reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
@@ -112,10 +60,7 @@ class Bench:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter, str]]:
     """One exporter and one Prometheus for the module."""
     folder, exporter = tmp_path_factory.mktemp("prometheus"), Exporter()
-    with exporter.listening() as scraped, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host, port = free.getsockname()
-        free.close()
+    with exporter.listening() as scraped:
         # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
         scrape = {
             "scrape_interval": "200ms",
@@ -123,29 +68,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter,
             "static_configs": [{"targets": [scraped], "labels": {"namespace": "monitoring"}}],
         }
         jobs = [{"job_name": "gateway", **scrape}, {"job_name": "again", **scrape}]
-        (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": jobs}))
-        options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={host}:{port}"]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([str(PROMETHEUS), *options], stdout=log, stderr=log, cwd=folder)
-        try:
-            _wait_for_port(process, host, port, folder / "log")
-            yield exporter, f"http://{host}:{port}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for_port(process: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"prometheus does not start: {log.read_text()[-2000:]}")
+        with running(folder, jobs) as url:
+            yield exporter, url
 
 
 @pytest.fixture

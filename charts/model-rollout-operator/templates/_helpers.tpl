@@ -84,6 +84,12 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- $gateway := dict "profile" .Values.gatewayMetrics.profile "settleSeconds" .Values.gatewayMetrics.settleSeconds }}
 {{- with .Values.gatewayMetrics.provider }}{{ $_ := set $gateway "provider" . }}{{ end }}
+{{- with .Values.gatewayMetrics.selector }}{{ $_ := merge $gateway (dict "selector" . "namespaces" $.Values.gatewayMetrics.namespaces) }}{{ end }}
+{{- $feedback := dict }}
+{{- if .Values.feedback.enabled }}
+  {{- $own := printf "%s=%s" .Values.scrape.namespaceLabel (quote .Release.Namespace) }}
+  {{- $feedback = dict "selector" (default $own .Values.feedback.selector) "namespaces" (list .Release.Namespace) "labelsPerRow" .Values.feedback.labelsPerRow }}
+{{- end }}
 {{- $images := dict
   "optimizer" (include "modelrollout.image" (dict "root" $ "image" .Values.optimizer.image))
   "triton" .Values.triton.image
@@ -97,6 +103,8 @@ capabilities: {drop: [ALL]}
   "artifacts" $artifacts
   "prometheus" $providers
   "gatewayMetrics" $gateway
+  "feedbackMetrics" $feedback
+  "scrape" .Values.scrape
   "images" $images
   "drain" .Values.drain
   "shadow" .Values.shadow

@@ -18,6 +18,7 @@ ProblemKind = Literal[
     "NoStableData",
     "SeveralSeries",
     "NotANumber",
+    "EvidenceImplausible",  # counts that cannot be: whose they are is the question, not how the model does
     "NotABucketBound",
     "UnknownPlaceholder",
     "UnknownTemplate",

@@ -2,6 +2,8 @@
 
 One query is one consistent look. Failed and served requests that come from two queries can lie on two sides of a scrape, and do not belong together.
 Its series carry a label ``reading``: ``count`` (or ``good`` and ``bad``), and ``scraped`` for the time of the newest scrape of a process.
+
+Whose series count is a matter of labels that the scrape sets (``Sources``): what a series says of itself, whoever is scraped may write.
 """
 
 from __future__ import annotations
@@ -25,12 +27,29 @@ BASELINE_WINDOW = "10m"  # at the baseline a process is still known for this lon
 _OWN_LABELS = {
     "traefik_service_requests_total": ("service", "code", "method", "protocol"),
     "traefik_service_request_duration_seconds_bucket": ("service", "code", "method", "protocol", "le"),
-    "modelrollout_feedback_total": ("name", "version", "slice", "result"),
+    "modelrollout_feedback_total": ("model_namespace", "name", "version", "slice", "result"),
     "modelrollout_shadow_total": ("name", "canary", "stable", "result"),
     "nv_inference_request_success": ("revision", "model", "version"),
     "nv_inference_request_failure": ("revision", "model", "version", "reason"),
 }
+_POD_BASE = 58
 _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Who may count, by labels that the scrape sets. ``gateway`` and ``feedback`` are matchers; none: whoever has the metric.
+
+    The comparer and the servers run in the model's namespace, and whoever may make pods there is trusted: he could as well make some that the model's
+    Service takes for its servers. So ``namespace`` is the bar. ``pod`` keeps a namespace's other pods from being taken for these, and the servers of
+    a version from agreeing with themselves; a name's pattern also finds pods that are gone, in the history too. A scrape that does not set it may be.
+    """
+
+    gateway: str = ""
+    feedback: str = ""
+    namespace: str = "namespace"
+    pod: str = "pod"
+    labels_per_row: float = 0.0  # that one row of an answer may get; 0: it is not looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +67,9 @@ class Target:
     profile: Profile
     window_seconds: float = 60.0
     weight: int = 0  # of the canary, percent
+    sources: Sources = Sources()
+    rows_seconds: float = 0.0  # since when all rows of the canary were served, the labels of which may come now; 0: nobody knows
+    pods: int = 0  # servers of the canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,19 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
 def bounds_query(target: Target) -> str:
     """The bucket bounds that the gateway's histogram has, asked only when the objective is none of them."""
     return f"count by (le) (traefik_service_request_duration_seconds_bucket{{{_services(target)}}})"
+
+
+def rows_query(target: Target) -> str:
+    """The most rows that the canary's servers can have answered, also those that are gone; how many are scraped, and the oldest of their scrapes.
+
+    A counter that was reset had at most its largest value each time. Answers from Triton's cache are in the requests, and not among its inferences.
+    """
+    pods = _pods(target, [target.canary.revision]).removesuffix('|"') + '"'
+    window = f"{max(1, round(target.rows_seconds))}s"
+    series = [f"{metric}{{{pods}}}" for metric in ("nv_inference_count", "nv_inference_request_success")]
+    rows = " + ".join(f"sum(max_over_time({s}[{window}]) * (1 + resets({s}[{window}])))" for s in series)
+    found = {"count": rows, "scraped": f"min(timestamp({series[0]}))", "servers": f"count(count by (instance) ({series[0]}))"}
+    return " or ".join(f'label_replace({promql}, "{READING}", "{reading}", "", "")' for reading, promql in found.items())
 
 
 def service_labels(namespace: str, revision: str) -> dict[str, str]:
@@ -133,34 +168,38 @@ def _custom(name: str, query: str, target: Target) -> Query | Problem:
 
 def _services(target: Target) -> str:
     sides = [r for r in (target.canary, target.stable) if r]
-    return f'service=~"{_any([label for r in sides for label in service_labels(target.namespace, r.revision)])}"'
+    services = _any([label for r in sides for label in service_labels(target.namespace, r.revision)])
+    return _all(f'service=~"{services}"', target.sources.gateway)
 
 
 def agreement_query(target: Target, *, baseline: bool) -> Query:
     """The pairs that the comparer counted for the canary against stable."""
     stable = target.stable.number if target.stable else 0
-    common = f'name="{target.name}",canary="{target.canary.number}",stable="{stable}",result=~"agree|disagree|canary_error"'
-    return Query("agreement", _counters("modelrollout_shadow_total", _ours(target, common), "canary", ("result",), baseline), "pairs")
+    comparer = _pods(target, [names.shadow_name(target.canary.revision)])
+    selector = f'name="{target.name}",canary="{target.canary.number}",stable="{stable}",result=~"agree|disagree|canary_error",{comparer}'
+    return Query("agreement", _counters("modelrollout_shadow_total", [selector], "canary", ("result",), baseline), "pairs")
 
 
 def _feedback(target: Target, baseline: bool, by_slice: bool) -> str:
     versions = _any([str(r.number) for r in (target.canary, target.stable) if r])
-    common = f'name="{target.name}",version=~"{versions}"'
+    selector = _all(f'model_namespace="{target.namespace}",name="{target.name}",version=~"{versions}"', target.sources.feedback)
     kinds = ("result", "slice") if by_slice else ("result",)
-    return _counters("modelrollout_feedback_total", _ours(target, common), "version", kinds, baseline)
-
-
-def _ours(target: Target, common: str) -> list[str]:
-    """Selectors of a counter that carries the model's namespace: a scrape without honor_labels renames it, as the target has one of the same name."""
-    return [f'namespace="{target.namespace}",exported_namespace="",{common}', f'exported_namespace="{target.namespace}",{common}']
+    return _counters("modelrollout_feedback_total", [selector], "version", kinds, baseline)
 
 
 def _triton(target: Target, baseline: bool) -> str:
-    revisions = _any([r.revision for r in (target.canary, target.stable) if r])
-    selector = f'namespace="{target.namespace}",revision=~"{revisions}"'
+    revisions = [r.revision for r in (target.canary, target.stable) if r]
+    selector = f'revision=~"{_any(revisions)}",{_pods(target, revisions)}'
     good = _part("good", "nv_inference_request_success", [selector], ("revision", "instance"), baseline)
     bad = _part("bad", "nv_inference_request_failure", [f'{selector},reason!="CANCELED"'], ("revision", "instance"), baseline)
     return f"{good} or {bad} or {_times('nv_inference_request_success', [selector], 'revision')}"
+
+
+def _pods(target: Target, deployments: Sequence[str]) -> str:
+    """Matchers of the pods of these Deployments, and of what the scrape gives no pod. A name ends in the template's hash, a dash and five
+    characters; Kubernetes cuts it at 58 before those."""
+    prefixes = _any([f"{d}-"[:_POD_BASE] for d in deployments])
+    return f'{target.sources.namespace}="{target.namespace}",{target.sources.pod}=~"(?:{prefixes})[a-z0-9]*-?[a-z0-9]{{5}}|"'
 
 
 def _counters(metric: str, selectors: Sequence[str], side: str, kinds: Sequence[str], baseline: bool) -> str:
@@ -186,6 +225,10 @@ def _times(metric: str, selectors: Sequence[str], side: str) -> str:
     # timestamp() gives the time of the scrape only for a bare selector, so each gets its own
     times = " or ".join(f"max by ({side}, instance) (timestamp({metric}{{{s}}}))" for s in selectors)
     return f'label_replace({times}, "{READING}", "scraped", "", "")'
+
+
+def _all(*matchers: str) -> str:
+    return ",".join(m for m in matchers if m)
 
 
 def _any(values: Sequence[str]) -> str:

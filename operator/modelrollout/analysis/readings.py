@@ -9,6 +9,7 @@ from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.dispersion import Spread
+from modelrollout.analysis.plausible import impossible
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.queries import READING, Query, Target, service_labels
 
@@ -56,7 +57,7 @@ def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Lo
 
 
 def read_counters(query: Query, answer: Answer, target: Target) -> Look | Problem:
-    """Raw counters by side and process. Problem ``NotANumber`` for NaN or negative counters, ``NotABucketBound`` (bounds not named yet)."""
+    """Raw counters by side and process. Problem ``EvidenceImplausible`` for what no counter can be, ``NotABucketBound`` (bounds not named yet)."""
     sides = _sides(query, target)
     found: dict[Side, dict[str, list[Series]]] = {"canary": defaultdict(list), "stable": defaultdict(list)}
     for series in answer.series:
@@ -68,7 +69,7 @@ def read_counters(query: Query, answer: Answer, target: Target) -> Look | Proble
     except _NoBoundError:
         return Problem("NotABucketBound", f"{query.objective:g} s is no bucket bound of the gateway's histogram")
     except ValueError as e:
-        return Problem("NotANumber", f"{query.metric}: {e}")
+        return impossible(f"{query.metric}: {e}")
     return Look(look["canary"], look["stable"])
 
 

@@ -33,9 +33,12 @@ class Part:
 def combine(metrics: Sequence[MetricStatus]) -> Verdict:
     """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so it is Inconclusive.
 
+    Evidence that is implausible wins over all: where somebody else counts, nothing is proven.
     A slice decides only by failing: a rare one would hold every rollout for ever. A dry run decides nothing.
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
+    if implausible := [m for m in voting if m.verdict == "Error" and m.reason == "EvidenceImplausible"]:
+        return Verdict("Error", "EvidenceImplausible", "; ".join(m.message for m in implausible))
     for name in _ORDER:
         deciding = [m for m in voting if m.verdict == name]
         if deciding:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api import uris
+from modelrollout.api import selectors, uris
 
 
 class ConfigError(ValueError):
@@ -34,6 +34,16 @@ def _plain(instead: str) -> AfterValidator:
 StoreUri = Annotated[str, _plain("name a Secret of the user's namespace in secretName")]
 PrometheusUrl = Annotated[str, _plain("and give tokenFile, or usernameFile and passwordFile (in the chart tokenSecret, basicAuthSecret)")]
 RedirectPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/"), _plain("a prefix is enough: what a redirect carries besides is its own")]
+
+
+def _selector(text: str) -> str:
+    selectors.parse(text)
+    return text
+
+
+Selector = Annotated[str, AfterValidator(_selector)]
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+LabelName = Annotated[str, Field(pattern=rf"^{selectors.LABEL_NAME}$")]
 
 
 def lies_in(uri: str, prefix: str) -> bool:
@@ -91,6 +101,26 @@ class GatewayMetrics(_Config):
     profile: Literal["traefik", "none"] = "traefik"
     provider: str | None = Field(None, description="Prometheus that scrapes the gateway, by name; default the first one.")
     settle_seconds: float = Field(3.0, description="A weight counts as taken up this long after the gateway accepted it.")
+    selector: Selector = Field("", description='Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".')
+    namespaces: list[Namespace] = Field(default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods.")
+
+
+class FeedbackMetrics(_Config):
+    """Whose labels of answers are believed; as in GatewayMetrics."""
+
+    selector: Selector = ""
+    namespaces: list[Namespace] = Field(default_factory=list)
+    labels_per_row: float = Field(1.0, ge=0, description="Labels that one row of an answer may get; 0: it is not looked at.")
+
+
+class Scrape(_Config):
+    """What Prometheus says of a pod that it scrapes."""
+
+    namespace_label: LabelName = "namespace"
+    pod_label: LabelName = "pod"
+    trusted_namespaces: list[Namespace] = Field(
+        default_factory=list, description="Where the platform alone runs pods: these may be scraped with honor_labels, for example monitoring."
+    )
 
 
 class Images(_Config):
@@ -143,6 +173,8 @@ class OperatorConfig(_Config):
     artifacts: Store
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
+    feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
+    scrape: Scrape = Field(default_factory=Scrape)
     images: Images
     drain: Drain = Field(default_factory=Drain)
     shadow: Shadow = Field(default_factory=Shadow)

@@ -54,11 +54,12 @@ log = logging.getLogger(__name__)
 WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
-COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Restarted", "Patched")
+COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Restarted", "Patched", "EvidenceVerified")
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
+SOURCES_SECONDS = (15.0, 300.0)  # until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
 
 
 class Operator:
@@ -96,6 +97,7 @@ class Operator:
         metrics.rollouts(self._phases)
         metrics.conditions(self._conditions)
         metrics.unreadable(self._unread.count)
+        metrics.doubted(lambda: {(source, d.reason): 1 for source, d in self._assessor.doubts.items()})
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
@@ -126,6 +128,7 @@ class Operator:
             asyncio.create_task(run_workers(self._queue, self._config.workers, self._work)),
             asyncio.create_task(self._contend(ready)),
             asyncio.create_task(self._keep_in_sync()),
+            asyncio.create_task(self._keep_verified()),
         ]
         try:
             done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -188,6 +191,16 @@ class Operator:
                 log.warning("resync failed, the next one will do: %s", e)
             except Exception:
                 log.exception("resync failed unexpectedly, the next one will do")
+
+    async def _keep_verified(self) -> None:
+        delay, most = SOURCES_SECONDS
+        while True:
+            try:
+                await self._assessor.verify()
+            except Exception:
+                log.exception("looking who counts failed unexpectedly, the next look will do")
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))
+            delay = min(2 * delay, most)
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()

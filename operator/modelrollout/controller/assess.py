@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from modelrollout.analysis.agreement import judge_agreement
 from modelrollout.analysis.look import Counts, Measurement, Reading, counts_of
 from modelrollout.analysis.pace import counted_seconds
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import Reader, look, measure_agreement
+from modelrollout.analysis.providers.measure import look, measure_agreement
 from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Target
+from modelrollout.analysis.queries import Sources, Target
+from modelrollout.analysis.scrape import SOURCES, Doubt, Source, doubt
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
+from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
+from modelrollout.rollout import facts
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
 from modelrollout.rollout.steps import with_traffic
 
+log = logging.getLogger(__name__)
+
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
+LABELLED_WITHIN_SECONDS = 86_400.0  # of a version that is tried again, labels for its former try come as late as this
+ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
 
 _NO_PROMETHEUS = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
@@ -36,7 +45,33 @@ class PrometheusAssessor:
         connect: Callable[[PrometheusProvider], PrometheusReader] = PrometheusReader,
     ) -> None:
         self._config, self._now, self._connect = config, now, connect
+        self._sources = Sources(
+            promql(config.gateway_metrics.selector),
+            promql(config.feedback_metrics.selector),
+            config.scrape.namespace_label,
+            config.scrape.pod_label,
+            config.feedback_metrics.labels_per_row,
+        )
+        self.doubts: dict[Source, Doubt] = {}  # what the last look at who counts has found
         self._readers: dict[str, PrometheusReader] = {}
+
+    async def verify(self) -> None:
+        """See whether those count who should; what has changed goes to the log. Nobody's verdict waits for it."""
+        gateway = self._config.gateway_metrics
+        wanted = [s for s in SOURCES if s != "gateway" or gateway.profile != "none"]
+        providers = {s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted}
+        scrapes = {p.name: await self._reader(p).scrape() for p in providers.values() if p is not None}
+        found = {s: d for s, p in providers.items() if (d := doubt(s, scrapes[p.name] if p else None, self._config))}
+        for source, d in found.items():
+            if self.doubts.get(source) != d:
+                log.warning("evidence of %s: %s: %s%s", source, d.reason, d.message, f": {d.targets}" if d.targets else "")
+        for source in self.doubts.keys() - found.keys():
+            log.info("evidence of %s: only those count who should", source)
+        self.doubts = found
+
+    def _doubt(self, sources: Iterable[Source]) -> facts.Problem | None:
+        told = next((d for s in sources if (d := self.doubts.get(s))), None)
+        return facts.Problem(told.reason, told.message) if told else None
 
     async def assess(self, s: Snapshot) -> Assessment | None:
         """The verdict on the present step from its first measurement until now; problems of a provider are verdicts too."""
@@ -58,8 +93,13 @@ class PrometheusAssessor:
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
+            sources=self._sources,
+            rows_seconds=_rows_seconds(s, now),
+            pods=s.server(rollout.revision).replicas,
         )
-        return judged(s, metrics, await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now), now)
+        readings = await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now)
+        found = judged(s, metrics, readings, now, split=target.profile == "traefik")
+        return replace(found, doubt=self._doubt(_sources(metrics, target)))
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
@@ -68,11 +108,11 @@ class PrometheusAssessor:
             return None
         assert rollout.revision is not None and rollout.number is not None
         canary = RevisionRef(revision=rollout.revision, number=rollout.number)
-        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none")
+        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none", sources=self._sources)
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
-        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,))
+        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,), self._doubt(("pods",)))
 
     async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
         provider = self._config.prometheus_for(name)
@@ -117,10 +157,26 @@ class PrometheusAssessor:
         for reader in self._readers.values():
             await reader.close()
 
-    def _reader(self, provider: PrometheusProvider) -> Reader:
+    def _reader(self, provider: PrometheusProvider) -> PrometheusReader:
         if provider.name not in self._readers:
             self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
+
+
+def _rows_seconds(s: Snapshot, now: datetime) -> float:
+    """How far back the version on trial has answered what may be labelled now; 0 for one that has been stable before, which may be long ago."""
+    rollout = s.status.rollout
+    revision = s.revision(rollout.revision) if rollout else None
+    if rollout is None or revision is None or revision.status.retired is not None:
+        return 0.0
+    return min(max(LABELLED_WITHIN_SECONDS, facts.since(rollout.started, now)), ROWS_SECONDS)
+
+
+def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:
+    """Who counts for these metrics."""
+    names = {m.name for m in metrics if m.query is None}
+    by_gateway: list[Source] = ["gateway" if target.profile != "none" else "pods"] if names & {"errors", "latency"} else []
+    return by_gateway + (["feedback"] if "accuracy" in names else [])
 
 
 def _late(provider: PrometheusProvider) -> Problem:

@@ -1,7 +1,8 @@
 """The comparer of shadow traffic: mirrored requests come in, both revisions are asked, and how often they agree is counted.
 
 ``python -m modelrollout.evaluator.comparer`` with a CompareTask in MODELROLLOUT_TASK; one for each rollout, in the model's own namespace.
-What it compares and for whom stands in its task, which the operator wrote: nothing that a request says (host, header, path) changes that.
+What it compares and for whom stands in its task, which the operator wrote: nothing that a request says (host, header, path) changes that. One body
+counts a few times at most: who sends a thousand of the same proves nothing.
 It has no API access, and what it counts leaves it as counters only: no payload is logged, kept or shown.
 
 The gateway forgets the answer to a mirrored request, so every one gets 202 as soon as it is read, and what is too much is shed, not queued.
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -40,11 +43,15 @@ Result = Literal[
     "canary_error",  # stable answered, the canary failed, hung up or was too slow: counts as a disagreement
     "stable_error",  # nothing to compare with; also a request that is wrong by itself
     "unreachable",  # no connection to the canary: there is no pod, which says nothing about the model
+    "repeated",  # the same body has been counted MOST_EQUAL times
     "unreadable",  # stable's answer is none that can be compared
     "shed",  # more than can be asked at a time
     "ignored",  # no inference request of this model
 ]
-RESULTS: tuple[Result, ...] = ("agree", "disagree", "canary_error", "stable_error", "unreachable", "unreadable", "shed", "ignored")
+RESULTS: tuple[Result, ...] = ("agree", "disagree", "canary_error", "stable_error", "unreachable", "repeated", "unreadable", "shed", "ignored")
+PAIRS: frozenset[Result] = frozenset(("agree", "disagree", "canary_error"))
+MOST_EQUAL = 5  # times that one body counts: on a thousand of the same, any two models may agree
+REMEMBERED = 1 << 16  # bodies, some 10 MB of digests
 MAX_ANSWER_BYTES = 16 << 20
 # The gateway's proxies are few addresses with many connections: one source may have all of them, but gives way to others when all are taken.
 LIMITS = HttpLimits(connections=1024, connections_per_source=1024, connections_per_second=1000.0, request_seconds=10.0)
@@ -67,6 +74,28 @@ class Answer:
 
     body: bytes
     header_length: int | None
+
+
+class Bodies:
+    """How often each body has counted, of those that came last. Kept are digests."""
+
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        self._remembered = remembered
+        self._times: OrderedDict[bytes, int] = OrderedDict()
+
+    @staticmethod
+    def digest(body: bytes) -> bytes:
+        return hashlib.blake2b(body, digest_size=16).digest()
+
+    def enough(self, digest: bytes) -> bool:
+        """Whether it counts no more."""
+        return self._times.get(digest, 0) >= MOST_EQUAL
+
+    def count(self, digest: bytes) -> None:
+        self._times[digest] = self._times.get(digest, 0) + 1
+        self._times.move_to_end(digest)
+        if len(self._times) > self._remembered:
+            self._times.popitem(last=False)
 
 
 Failure = Literal["Failed", "Unreachable"]
@@ -139,6 +168,7 @@ class Comparer:
         self._tolerances = {o.name: o for o in task.outputs}
         self._infer = re.compile(rf"/v2/models/{re.escape(task.model)}(/versions/[^/]+)?/infer")
         self._waiting: asyncio.Queue[Request] = asyncio.Queue(task.queue)
+        self._bodies = Bodies()
         self._reading = 0
         self.counts = Counts(task)
 
@@ -158,6 +188,9 @@ class Comparer:
             self._reading += 1
             try:
                 body = await request.read()
+                if self._bodies.enough(Bodies.digest(body)):
+                    self.counts.add("repeated")
+                    return web.Response(status=202)
                 self._waiting.put_nowait(Request(body, {h: request.headers[h] for h in _FORWARDED if h in request.headers}))
             except (asyncio.QueueFull, web.HTTPRequestEntityTooLarge):
                 self.counts.add("shed")
@@ -170,10 +203,18 @@ class Comparer:
         while True:
             request = await self._waiting.get()
             try:
-                self.counts.add(await self.compare(request))
+                self.counts.add(self._counted(request, await self.compare(request)))
             except Exception:
                 log.LOGGER.exception("a comparison failed")
                 self.counts.add("unreadable")
+
+    def _counted(self, request: Request, result: Result) -> Result:
+        if result in PAIRS:
+            digest = Bodies.digest(request.body)
+            if self._bodies.enough(digest):  # others with this body were asked at the same time
+                return "repeated"
+            self._bodies.count(digest)
+        return result
 
     async def compare(self, request: Request) -> Result:
         """Ask both with the same body."""

@@ -80,7 +80,8 @@ class Ledger(Collector):
         family = CounterMetricFamily(
             "modelrollout_feedback",
             "Labelled answers by model version and slice; result is right or wrong.",
-            labels=["namespace", "name", "version", "slice", "result"],
+            # Not ``namespace``: the scrape says with that where this process runs, and a scrape with honor_labels would lose it.
+            labels=["model_namespace", "name", "version", "slice", "result"],
         )
         for labels, value in self._series():
             family.add_metric(labels, value)

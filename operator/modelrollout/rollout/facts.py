@@ -170,6 +170,7 @@ class Assessment:
     reason: str
     message: str
     metrics: tuple[MetricStatus, ...] = ()
+    doubt: Problem | None = None  # why others than the gateway, feedback, the comparer or the servers may have counted
 
 
 @dataclass(frozen=True)

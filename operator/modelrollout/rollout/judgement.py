@@ -7,8 +7,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.analysis.effective import effective_metrics
-from modelrollout.analysis.look import Reading, carried_of, counts_of, fold_in, judge_all
+from modelrollout.analysis.look import Counts, Measurement, Reading, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.pace import counted_seconds, delay_seconds, paces
+from modelrollout.analysis.plausible import off_weight
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric
@@ -31,20 +32,32 @@ def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     return metrics
 
 
-def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Reading], now: datetime) -> Assessment:
-    """The verdict with this look added to what the step's status holds."""
+def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Reading], now: datetime, *, split: bool = False) -> Assessment:
+    """The verdict with this look added to what the step's status holds.
+
+    ``split``: errors and latency are counted by a gateway that splits requests by the step's weight; of a replay nobody knows.
+    """
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), stepping.steps_of(s.spec.rollout)
     bakes = rollout.stage == "Bake"
-    found = fold_in(readings, counts_of(step.metrics), stable=baseline(s) is not None and not bakes)
+    counted = counts_of(step.metrics)
+    found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
     carried = carried_of(rollout.history, step)
     if bakes:
         # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
+    elif split and step.strategy == "Canary":
+        found = {name: _by_weight(m, counted.get(name, Counts()), step.weight) if name in ("errors", "latency") else m for name, m in found.items()}
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes)
     verdict = combine(statuses)
     waits = {p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))}
     timed = (m.model_copy(update={"needed_seconds": waits[m.name]}) if m.name in waits else m for m in statuses)
     return Assessment(verdict.name, verdict.reason, verdict.message, tuple(timed))
+
+
+def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:
+    """Without the look that made the counts implausible: what is wrong with it may pass, and then nothing is lost."""
+    problem = None if m.problem else off_weight(m.canary, m.stable, weight)
+    return m if problem is None else Measurement(before.canary, before.stable, problem=problem)

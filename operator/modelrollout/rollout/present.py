@@ -55,7 +55,7 @@ _WAITING: dict[Stage, str] = {
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
-HEALTHY, HARDENED, RESTARTED, PATCHED = "ServersHealthy", "Hardened", "Restarted", "Patched"
+HEALTHY, HARDENED, RESTARTED, PATCHED, VERIFIED = "ServersHealthy", "Hardened", "Restarted", "Patched", "EvidenceVerified"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "nobody but the kubelet manages the servers any more",
@@ -136,6 +136,8 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
         rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
+    if s.assessment and (doubt := s.assessment.doubt):
+        rows.append((VERIFIED, "False", doubt.reason, doubt.message))
     old = {c.type: c for c in s.status.conditions}
     made: list[Condition] = []
     for kind, truth, reason, message in rows:

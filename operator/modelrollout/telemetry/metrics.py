@@ -92,3 +92,8 @@ class Metrics:
         """Ask ``count`` at each scrape: (kind, namespace) -> objects that cannot be read."""
         words = "Objects that cannot be read and are left out; the log names them."
         self.registry.register(_Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count))
+
+    def doubted(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Ask ``count`` at each scrape: (source, reason) -> 1."""
+        words = "Sources of evidence for which others may count; the log says who."
+        self.registry.register(_Counts("modelrollout_evidence_doubted", words, ["source", "reason"], count))

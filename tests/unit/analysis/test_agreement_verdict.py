@@ -89,6 +89,6 @@ async def test_counts_since_the_first_look_over_a_comparer_that_was_replaced() -
 
 def test_the_query_names_both_numbers_and_only_what_is_judged() -> None:
     promql = agreement_query(TARGET, baseline=False).promql
-    for part in ('name="digits"', 'canary="7"', 'stable="6"', 'exported_namespace="ml"', 'result=~"agree|disagree|canary_error"'):
+    for part in ('name="digits"', 'canary="7"', 'stable="6"', 'namespace="ml"', 'result=~"agree|disagree|canary_error"'):
         assert part in promql
     assert "stable_error" not in promql

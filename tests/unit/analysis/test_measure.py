@@ -13,8 +13,8 @@ from modelrollout.analysis.judge import judge
 from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.measure import look
-from modelrollout.analysis.queries import Target
-from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.analysis.queries import Sources, Target
+from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
 
 TARGET = Target("a", "digits", RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1), "traefik")
 ERRORS = Metric(name="errors", max_increase=0.005)
@@ -179,3 +179,24 @@ async def test_where_nobody_can_tell_what_was_usual_the_step_begins_all_the_same
     assert first.problem is None and first.stable and first.stable.spread == []
     await measure(reader, replace(TARGET, stable=None), [ERRORS], {})
     assert len(reader.past) == 1, "without a stable there is nothing to ask for"
+
+
+def rows(count: float, scraped: float, servers: int = 2) -> Answer:
+    return Answer(tuple(Series({"reading": r}, v, 0) for r, v in (("count", count), ("scraped", scraped), ("servers", servers))))
+
+
+async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_lose_nothing() -> None:
+    metric = Metric(name="accuracy", max_drop=0.1, slices=[Slice(name="night")])
+    before = {name: Counts(Counter(total=500, bad=400, scraped=9.0), Counter(total=10)) for name in ("accuracy", "accuracy/night")}
+    target = replace(TARGET, rows_seconds=600.0, pods=2, sources=Sources(labels_per_row=1.0))
+    reader = FakeReader(modelrollout_feedback_total=Answer(), nv_inference_count=rows(80, 10.0))
+    found = await measure(reader, target, [metric], before)
+    for name, m in found.items():
+        assert m.problem is not None and m.problem.kind == "EvidenceImplausible" and m.canary == before[name].canary
+    for answer in (rows(400, 10.0), rows(80, 8.0), rows(80, 10.0, servers=1), Answer(), Problem("ProviderTimeout", "slow")):
+        reader.answers["nv_inference_count"] = answer
+        assert (await measure(reader, target, [metric], before))["accuracy"].problem is None, answer
+    asked = len(reader.asked)
+    for other in (replace(target, rows_seconds=0.0), replace(target, sources=Sources())):
+        assert (await measure(reader, other, [metric], before))["accuracy"].problem is None
+    assert not any("nv_inference_count" in q for q in reader.asked[asked:])

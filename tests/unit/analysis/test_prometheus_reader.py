@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestServer
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers import prometheus
 from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.scrape import Scrape
 from modelrollout.api.config import PrometheusProvider
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,6 +54,56 @@ async def problem(reader: PrometheusReader) -> Problem:
     assert isinstance(answer, Problem), answer
     assert SECRET not in answer.message and "main" in answer.message
     return answer
+
+
+@asynccontextmanager
+async def listing(targets: Any, configuration: Any = "scrape_configs:\n- job_name: pods\n") -> AsyncIterator[PrometheusReader]:
+    """A Prometheus that tells who is scraped; what is a response already, is given as it is."""
+
+    def answered(data: Any) -> Handler:
+        async def handler(_: web.Request) -> web.StreamResponse:
+            return data if isinstance(data, web.Response) else web.json_response({"status": "success", "data": data})
+
+        return handler
+
+    app = web.Application()
+    app.router.add_get("/api/v1/targets", answered(targets))
+    app.router.add_get("/api/v1/status/config", answered(configuration if isinstance(configuration, web.Response) else {"yaml": configuration}))
+    async with TestServer(app) as server:
+        reader = PrometheusReader(PrometheusProvider(name="main", url=f"http://127.0.0.1:{server.port}"))
+        try:
+            yield reader
+        finally:
+            await reader.close()
+
+
+TARGETS = {"activeTargets": [{"scrapePool": p, "labels": {"job": p}, "discoveredLabels": {"__address__": "x"}} for p in ("pods", "theirs")]}
+
+
+async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
+    async with listing(TARGETS) as reader:
+        found = await reader.scrape()
+    assert isinstance(found, Scrape) and [t.labels["job"] for t in found.targets] == ["pods", "theirs"]
+    assert found.honoring == {"theirs"}, "a job that the configuration does not show may do anything"
+
+
+@pytest.mark.parametrize(
+    ("targets", "configuration", "kind"),
+    [
+        (web.Response(status=404), "", "BadAnswer"),
+        (web.Response(status=403), "", "ProviderDenied"),
+        (TARGETS, web.Response(status=403), "ProviderDenied"),
+        (TARGETS, web.Response(text="<html>"), "BadAnswer"),
+        ({"targets": []}, "", "BadAnswer"),
+        ({"activeTargets": [{"labels": {}}]}, "", "BadAnswer"),
+        ({"activeTargets": [7]}, "", "BadAnswer"),
+        (web.Response(body=b" " * ((16 << 20) + 1)), "", "QueryRejected"),
+    ],
+)
+async def test_who_is_scraped_cannot_be_asked(targets: Any, configuration: Any, kind: str) -> None:
+    async with listing(targets, configuration) as reader:
+        found = await reader.scrape()
+    assert isinstance(found, Problem) and found.kind == kind, found
 
 
 async def test_answers_come_in_the_order_of_the_queries() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.queries import Query, Target, bounds_query, build, service_labels, unknown_placeholders
+from modelrollout.analysis.queries import Query, Sources, Target, agreement_query, bounds_query, build, service_labels, unknown_placeholders
 from modelrollout.analysis.readings import Look, name_bounds, read_counters, read_value
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
@@ -138,10 +140,52 @@ def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     assert look(LATENCY) == Look(_raw(), _raw())
 
 
-def test_labels_of_another_namespace_are_not_ours_because_the_service_runs_in_ours() -> None:
-    promql = query(ACCURACY).promql
-    assert '{namespace="team-a",exported_namespace="",name="digits"' in promql
-    assert '{exported_namespace="team-a",name="digits"' in promql
+def test_labels_are_those_of_the_models_namespace_whatever_the_scrape_says() -> None:
+    assert '{model_namespace="team-a",name="digits",version=~"3|2"}' in query(ACCURACY).promql
+
+
+SOURCES = Sources('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
+CONFIGURED = replace(TARGET, sources=SOURCES)
+
+
+def test_every_selector_of_the_gateway_and_of_feedback_says_who_may_count() -> None:
+    for metric, counter, who in (
+        (ERRORS, "traefik_service_requests_total{", SOURCES.gateway),
+        (LATENCY, "traefik_service_request_duration_seconds_bucket{", SOURCES.gateway),
+        (ACCURACY, "modelrollout_feedback_total{", SOURCES.feedback),
+    ):
+        selectors = [part.split("}")[0] for part in query(metric, CONFIGURED, baseline=True).promql.split(counter)[1:]]
+        assert len(selectors) >= 3 and all(f",{who}" in s for s in selectors), selectors
+    assert SOURCES.gateway in bounds_query(CONFIGURED)
+
+
+def test_comparer_and_servers_count_in_the_models_namespace_by_the_names_of_their_pods() -> None:
+    pairs = agreement_query(CONFIGURED, baseline=True).promql
+    assert pairs.count("modelrollout_shadow_total{") == pairs.count(',ns="team-a",pod_name=~"(?:digits-new-shadow-)[a-z0-9]*-?[a-z0-9]{5}|"')
+    of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, sources=SOURCES), baseline=True).promql
+    assert of_servers.count("{revision=") == of_servers.count(',ns="team-a",pod_name=~"(?:digits-new-|digits-old-)[a-z0-9]*-?[a-z0-9]{5}|"')
+
+
+@pytest.mark.parametrize(
+    ("revision", "pod", "ours"),
+    [
+        ("digits-new", "digits-new-6d9f8b7c5d-x2x4z", True),
+        ("digits-new", "", True),
+        ("digits-new", "digits-new-shadow-6d9f8b7c5d-x2x4z", False),
+        ("digits-new", "digits-new-prepare-ab12-x2x4z", False),
+        ("digits-new", "digits-new", False),
+        ("digits-new", "a-digits-new-6d9f8b7c5d-x2x4z", False),
+        ("v1.2", "v1x2-6d9f8b7c5d-x2x4z", False),
+        ("n" * 45, "n" * 45 + "-6d9f8b7c5d-x2x4z", True),
+        ("n" * 51, "n" * 51 + "-6d9f8bx2x4z", True),
+        ("n" * 57, "n" * 57 + "-x2x4z", True),
+        ("n" * 60, "n" * 58 + "x2x4z", True),
+    ],
+)
+def test_the_pattern_is_that_of_a_deployments_pods_however_long_its_name(revision: str, pod: str, ours: bool) -> None:
+    target = replace(WITHOUT_GATEWAY, canary=RevisionRef(revision=revision, number=3), stable=None)
+    found = re.search(r'pod=~"([^"]*)"', query(ERRORS, target).promql)
+    assert found is not None and (re.fullmatch(found[1].replace("\\\\", "\\"), pod) is not None) is ours
 
 
 def test_accuracy_counts_labels_by_version() -> None:
@@ -155,7 +199,13 @@ def test_accuracy_counts_labels_by_version() -> None:
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
 def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) -> None:
     problem = read_counters(query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET)
-    assert isinstance(problem, Problem) and problem.kind == "NotANumber"
+    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible"
+
+
+def test_more_bad_ones_than_requests_cannot_be() -> None:
+    labels = (http("digits-new", le="+Inf"), http("digits-new", le="0.05"))
+    problem = read_counters(query(LATENCY), Answer(tuple(Series(found, value, 0) for found, value in zip(labels, (3, 5), strict=True))), TARGET)
+    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible" and "gatewayMetrics.selector" in problem.message
 
 
 CUSTOM = Metric(name="memory", query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])', max=1)

@@ -24,6 +24,12 @@ def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
         assert combine(every[:kept]).name == expected
 
 
+def test_where_evidence_is_implausible_nothing_is_proven() -> None:
+    forged = status("Error", "EvidenceImplausible")
+    assert combine([status("Failed", "A"), status("Error", "B"), forged])[:2] == ("Error", "EvidenceImplausible")
+    assert combine([status("Failed", "A"), status("Error", "EvidenceImplausible", dry_run=True)]).name == "Failed"
+
+
 def test_all_that_decide_are_told() -> None:
     verdict = combine([status("Successful", "A"), status("Failed", "B"), status("Failed", "C")])
     assert verdict == ("Failed", "B", "B happened; C happened")

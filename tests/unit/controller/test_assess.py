@@ -11,6 +11,7 @@ import pytest
 
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.scrape import Scrape, ScrapeTarget
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence
 from modelrollout.controller import assess
@@ -35,6 +36,10 @@ class Prometheus(PrometheusReader):
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
         self.value = 1.0
         self.closed = False
+        self.scraped_now: Scrape | Problem = Scrape((), frozenset())
+
+    async def scrape(self) -> Scrape | Problem:
+        return self.scraped_now
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
         self.asked += queries
@@ -120,6 +125,21 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
 
 
+async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:
+    bench = Bench()
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 1.0
+    found = await bench.look(canary(metrics=first.metrics))
+    assert (found.verdict, found.reason) == ("Error", "EvidenceImplausible") and "97 of 110 requests" in found.message
+    bench.main.requests, bench.main.scraped = {V1: (950, 1), V2: (50, 0)}, 2.0
+    after = (await bench.look(canary(metrics=found.metrics))).metrics[0].canary
+    assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
+    bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 3.0
+    step = b.step(0, 0, strategy="ABTest", metrics=list(first.metrics))
+    by_headers = await bench.look(canary(at_step=step))
+    assert by_headers.reason == "ErrorsHigh", "a test by headers has no weight"
+
+
 async def test_status_says_how_many_samples_are_missing_and_how_long_they_take() -> None:
     bench = Bench()
     first = await bench.look(canary())
@@ -144,6 +164,29 @@ async def test_the_gateways_counters_come_from_the_prometheus_that_scrapes_it() 
     named = Bench(gatewayMetrics={"provider": "edge"})
     await named.look(canary(analysis | {"prometheus": "main"}))
     assert len(named.main.asked) == 2 and not named.providers["edge"].asked
+
+
+GATEWAY = {"provider": "edge", "selector": 'job="traefik"', "namespaces": ["gateways"]}
+
+
+async def test_who_else_may_count_is_told_of_the_sources_that_judge(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(gatewayMetrics=GATEWAY)
+    assert (await bench.look(canary())).doubt is None, "nobody has looked yet"
+    tenant = ScrapeTarget("traefik", {"job": "traefik", "namespace": "tenant"}, {"__meta_kubernetes_namespace": "tenant"})
+    bench.providers["edge"].scraped_now = Scrape((tenant,), frozenset())
+    await bench.assessor.verify()
+    told = (await bench.look(canary())).doubt
+    assert told is not None and told.reason == "ForeignTargets" and "tenant" not in told.message
+    assert "tenant/" in caplog.text
+    labels = (await bench.look(canary({"metrics": [{"name": "accuracy", "maxDrop": 0.1}]}))).doubt
+    assert labels is not None and "feedback.selector is not set" in labels.message
+    of_a_query = await bench.look(canary({"metrics": [{"name": "memory", "query": "x", "max": 5}]}))
+    assert of_a_query.doubt is None
+
+    own = ScrapeTarget("traefik", {"job": "traefik", "namespace": "gateways"}, {"__meta_kubernetes_namespace": "gateways"})
+    bench.providers["edge"].scraped_now = Scrape((own,), frozenset())
+    await bench.assessor.verify()
+    assert (await bench.look(canary())).doubt is None and set(bench.assessor.doubts) == {"feedback"}
 
 
 async def test_no_prometheus_is_an_error_that_names_the_remedy() -> None:

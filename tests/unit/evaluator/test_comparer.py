@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from modelrollout.api.tasks import CompareTask
 from modelrollout.evaluator import comparer as module
-from modelrollout.evaluator.comparer import RESULTS, Answer, Comparer, Counts, Failure, HttpAsker, Request, serve
+from modelrollout.evaluator.comparer import MOST_EQUAL, RESULTS, Answer, Bodies, Comparer, Counts, Failure, HttpAsker, Request, serve
 
 INFER = "/v2/models/digits/infer"
 
@@ -117,6 +117,43 @@ async def test_what_is_too_much_is_shed_and_counted() -> None:
         assert comparer.counts["shed"] == 20 - 3 - 2, "two are being asked, three wait"
         said.gate.set()
         await until(lambda: comparer.counts["agree"] == 5)
+
+
+async def test_one_body_counts_a_few_times_and_is_not_asked_again() -> None:
+    said = Said()
+    said.gate.clear()
+    async with running(said) as (comparer, client):
+        for _ in range(MOST_EQUAL + 2):  # all before the first is answered
+            await client.post(INFER, data=b'{"same": 0}')
+        said.gate.set()
+        await until(lambda: comparer.counts["agree"] + comparer.counts["repeated"] == MOST_EQUAL + 2)
+        asked = len(said.asked)
+        for _ in range(20):
+            await client.post(INFER, data=b'{"same": 0}')
+        await client.post(INFER, data=b'{"other": 0}')
+        await until(lambda: comparer.counts["agree"] == MOST_EQUAL + 1)
+        assert (comparer.counts["repeated"], len(said.asked)) == (22, asked + 2)
+
+
+async def test_what_does_not_count_does_not_use_a_body_up() -> None:
+    said = Said(canary="Unreachable")
+    async with running(said) as (comparer, client):
+        for _ in range(MOST_EQUAL + 1):
+            await client.post(INFER, data=b"{}")
+        await until(lambda: comparer.counts["unreachable"] == MOST_EQUAL + 1)
+        said.answers["canary:1"] = SAME
+        await client.post(INFER, data=b"{}")
+        await until(lambda: comparer.counts["agree"] == 1)
+
+
+def test_the_memory_of_bodies_is_bounded() -> None:
+    bodies = Bodies(remembered=3)
+    for _ in range(MOST_EQUAL):
+        bodies.count(b"old")
+    assert bodies.enough(b"old")
+    for digest in (b"a", b"b", b"c"):
+        bodies.count(digest)
+    assert not bodies.enough(b"old") and len(bodies._times) == 3
 
 
 async def test_a_body_that_is_too_large_is_shed() -> None:

@@ -78,7 +78,7 @@ async def caller() -> AsyncIterator[Caller]:
 async def test_right_and_wrong_are_counted_by_version_and_slice(caller: Caller) -> None:
     assert await caller.post(GOOD) == {"accepted": 1, "duplicates": 0}
     await caller.post({**GOOD, "id": "two", "correct": False, "slice": "writer-3"})
-    assert await caller.counted(namespace="team-a", name="digits", version="7", slice="", result="right") == 1
+    assert await caller.counted(model_namespace="team-a", name="digits", version="7", slice="", result="right") == 1
     assert await caller.counted(slice="writer-3", result="wrong") == 1
     assert await caller.counted() == 2
 
@@ -223,9 +223,9 @@ def test_versions_models_and_ids_are_bounded() -> None:
     for i in range(100):
         ledger.record([item(i, version=i + 1), item(i, name=f"m{i}"), item(i, namespace=f"n{i}")])
     labels = [labels for labels, _ in exported(ledger)]
-    assert len({(x["namespace"], x["name"]) for x in labels}) <= 10
-    assert len({x["name"] for x in labels if x["namespace"] == "a"}) <= 3
-    assert len({x["version"] for x in labels if x["name"] == "digits" and x["namespace"] == "a"}) <= 4
+    assert len({(x["model_namespace"], x["name"]) for x in labels}) <= 10
+    assert len({x["name"] for x in labels if x["model_namespace"] == "a"}) <= 3
+    assert len({x["version"] for x in labels if x["name"] == "digits" and x["model_namespace"] == "a"}) <= 4
     assert ledger._ids == sum(len(m.ids) for m in ledger._models.values()) <= 50
 
 
@@ -571,7 +571,7 @@ def test_series_are_bounded_and_the_namespace_with_most_gives() -> None:
         ledger.record([item(i, namespace="loud", name=f"m{m}", version=1 + i // 32, slice=f"s{i % 32}") for i in range(100)])
     labels = [labels for labels, _ in exported(ledger)]
     assert len(labels) / 2 <= 200
-    assert sum(x["namespace"] == "quiet" for x in labels) == 20
+    assert sum(x["model_namespace"] == "quiet" for x in labels) == 20
     assert ledger.record(quiet) == 10, "its ids are known as well"
     assert ledger._series_of.total() == len(labels) / 2
     assert ledger._ids == sum(len(m.ids) for m in ledger._models.values())
@@ -638,7 +638,7 @@ async def test_strangers_with_half_a_head_keep_neither_senders_nor_prometheus_ou
         for _, writer in strangers:
             writer.transport.abort()
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if not line.startswith("#")}
-    assert values['modelrollout_feedback_total{name="digits",namespace="team-a",result="right",slice="",version="7"}'] == 20
+    assert values['modelrollout_feedback_total{model_namespace="team-a",name="digits",result="right",slice="",version="7"}'] == 20
     assert 0 < values['modelrollout_http_connections{server="feedback"}'] <= 64
     closed = sum(values[f'modelrollout_http_connections_closed_total{{reason="{why}",server="feedback"}}'] for why in ("rate", "source", "total"))
     assert closed >= 400 - 64

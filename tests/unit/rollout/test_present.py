@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Plan, Problem, Server, Snapshot
+from modelrollout.rollout.facts import Assessment, Plan, Problem, Server, Snapshot
 from modelrollout.rollout.present import present
 from modelrollout.rollout.transitions import record
 from tests.unit.rollout import builders as b
@@ -156,6 +156,13 @@ def test_transition_times_move_only_with_the_status() -> None:
     before = {c.type: c for c in first.conditions}
     moved = {c.type for c in gone.conditions if c.last_transition_time != before[c.type].last_transition_time}
     assert moved == {"Available", "Ready", "Reconciling"}
+
+
+def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
+    found = Assessment("Inconclusive", "NoData", "", doubt=Problem("ForeignTargets", "tenant/x may count"))
+    conditions = {c.type: c for c in told(b.in_canary(assessment=found)).conditions}
+    assert (conditions["EvidenceVerified"].status, conditions["EvidenceVerified"].reason) == ("False", "ForeignTargets")
+    assert "EvidenceVerified" not in truths(told(b.in_canary()))
 
 
 def test_conditions_have_bounded_messages() -> None:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
+    PACKAGE / "analysis" / "scrape.py",
     *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways", "reconciler")),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")

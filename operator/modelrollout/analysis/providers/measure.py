@@ -9,8 +9,9 @@ from typing import Protocol
 
 from modelrollout.analysis.dispersion import Spread
 from modelrollout.analysis.look import Counts, Measurement, Reading, fold_in
+from modelrollout.analysis.plausible import FEW, more_labels_than_rows
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.queries import Query, Target, agreement_query, bounds_query, build
+from modelrollout.analysis.queries import READING, Query, Target, agreement_query, bounds_query, build, rows_query
 from modelrollout.analysis.readings import Look, name_bounds, read
 from modelrollout.analysis.usual import times_before, usual
 from modelrollout.api.v1alpha1 import Counter, Metric
@@ -30,13 +31,19 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
     fresh = [m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))]
     plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
-    asked, before = await asyncio.gather(_ask(reader, queries), asyncio.gather(*(usual_before(reader, target, m, now) for m in fresh)))
+    asked, before, implausible = await asyncio.gather(
+        _ask(reader, queries),
+        asyncio.gather(*(usual_before(reader, target, m, now) for m in fresh)),
+        asyncio.gather(*(_labels(reader, target, m, counters) for m in metrics)),
+    )
     answers = dict(zip((q.metric for q in queries), asked, strict=True))
     known = {name: spread for found in before for name, spread in found.items()}
     found: dict[str, Reading] = {}
-    for metric in metrics:
+    for metric, wrong in zip(metrics, implausible, strict=True):
         plan = plans[metric.name]
         readings = dict.fromkeys(_names(metric), plan) if isinstance(plan, Problem) else read(plan, answers[metric.name], target)
+        if wrong is not None:
+            readings = dict.fromkeys(_names(metric), wrong)
         of_metric = readings[metric.name]
         if isinstance(of_metric, Problem) and of_metric.kind == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
@@ -46,6 +53,20 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
             readings = {metric.name: Problem("NoData", text)}
         found |= readings
     return {name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r for name, r in found.items()}
+
+
+async def _labels(reader: Reader, target: Target, metric: Metric, counters: Mapping[str, Counts]) -> Problem | None:
+    """What is wrong with the labels that were counted before; nothing where servers are not scraped, or nobody knows all that they have answered."""
+    labels, per_row = (counters.get(metric.name) or Counts()).canary, target.sources.labels_per_row
+    if metric.name != "accuracy" or metric.query is not None or labels is None or not per_row or not target.rows_seconds or labels.total <= FEW:
+        return None
+    [answer] = await reader.ask([rows_query(target)])
+    if isinstance(answer, Problem):
+        return None
+    found = {s.labels.get(READING): s.value for s in answer.series}
+    if len(found) < 3 or found["servers"] < target.pods:  # one that is not scraped yet may have answered most
+        return None
+    return more_labels_than_rows(labels, found["count"], found["scraped"], per_row)
 
 
 def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:

@@ -24,13 +24,17 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
 from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
+from modelrollout.analysis.scrape import Scrape, ScrapeTarget
 from modelrollout.api.config import PrometheusProvider
 
 MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must not cost the operator its memory
+MAX_TARGETS_BYTES = 16 << 20  # some 5,000 targets, or the configuration
 MAX_SERIES = 10_000
 HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
 CONNECT_SHARE = 0.5  # of the time-out, for the connection: so that one that never comes is told from a slow query
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
+_JOB = re.compile(r"- job_name: (?:\"(.*)\"|'(.*)'|(.*))")
+_HONORS = "  honor_labels: true"
 
 
 class _Credentials(NamedTuple):
@@ -40,7 +44,7 @@ class _Credentials(NamedTuple):
 
 
 class _TooLargeError(Exception):
-    pass
+    """The message says what to do."""
 
 
 class PrometheusReader:
@@ -100,6 +104,25 @@ class PrometheusReader:
             found |= answers
         return found
 
+    async def scrape(self) -> Scrape | Problem:
+        """Who is scraped, and who may overwrite what the scrape says."""
+        try:
+            async with asyncio.timeout(2 * self._provider.timeout_seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._scrape_now)
+        except TimeoutError:
+            return self._problem("ProviderTimeout", f"did not answer within {2 * self._provider.timeout_seconds:g} s")
+
+    def _scrape_now(self) -> Scrape | Problem:
+        result = self._guarded(lambda client: (client.get_targets(state="active")["activeTargets"], _configuration(client)))
+        if isinstance(result, Problem):
+            return result
+        active, configuration = result
+        try:
+            found = tuple(ScrapeTarget(str(t["scrapePool"]), dict(t["labels"]), dict(t["discoveredLabels"])) for t in active)
+        except (KeyError, TypeError, ValueError):
+            return self._problem("BadAnswer", "lists its targets in a form of its own")
+        return Scrape(found, frozenset({t.pool for t in found} - obeying(configuration)))
+
     def _history_now(self, query: str, times: Sequence[int], step: int) -> dict[int, Answer] | Problem:
         def ask(client: PrometheusConnect) -> Any:
             return client.custom_query_range(query, datetime.fromtimestamp(times[0], UTC), datetime.fromtimestamp(times[-1], UTC), f"{step}s")
@@ -134,8 +157,8 @@ class PrometheusReader:
             return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
         except PrometheusApiClientException as e:
             return self._refused(str(e))
-        except _TooLargeError:
-            return self._problem("QueryRejected", f"answers with more than {MAX_ANSWER_BYTES >> 20} MiB: aggregate the query to one series")
+        except _TooLargeError as e:
+            return self._problem("QueryRejected", str(e))
         except requests.exceptions.JSONDecodeError:
             return self._foreign()
         except requests.exceptions.RequestException as e:
@@ -206,16 +229,40 @@ class PrometheusReader:
         return Problem(kind, f"Prometheus {self._provider.name} {what}")
 
 
+def _configuration(client: PrometheusConnect) -> str:
+    """The configuration that is loaded, which Prometheus shows without its secrets."""
+    url, limits = f"{client.url}/api/v1/status/config", {"timeout": client._timeout, "headers": client.headers, "auth": client.auth}
+    response = client._session.get(url, **limits)
+    if response.status_code != 200:
+        raise PrometheusApiClientException(f"HTTP Status Code {response.status_code}")
+    return str(response.json()["data"]["yaml"])
+
+
+def obeying(configuration: str) -> frozenset[str]:
+    """Jobs whose targets cannot overwrite labels. By lines, as Prometheus writes them: a parser would take a minute for what some clusters have."""
+    found: dict[str, bool] = {}
+    job = None
+    for line in configuration.splitlines():
+        if match := _JOB.fullmatch(line):
+            job = match[match.lastindex or 0]
+            found[job] = True
+        elif line == _HONORS and job is not None:
+            found[job] = False
+    return frozenset(name for name, obeys in found.items() if obeys)
+
+
 def _bounded(limit_seconds: float) -> Any:
     """A response hook that reads the body within a limit of bytes and of time: the time-out of requests is for each read, not for all."""
 
     def read(response: requests.Response, **_: object) -> None:
         deadline, body = time.monotonic() + limit_seconds, bytearray()
+        queried = "/api/v1/query" in response.url
+        most = MAX_ANSWER_BYTES if queried else MAX_TARGETS_BYTES
         for chunk in response.iter_content(64 << 10):
             body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
+            if len(body) > most:
                 response.close()
-                raise _TooLargeError
+                raise _TooLargeError(f"answers with more than {most >> 20} MiB{': aggregate the query to one series' if queried else ''}")
             if time.monotonic() > deadline:
                 response.close()
                 raise requests.exceptions.ReadTimeout

@@ -1,0 +1,72 @@
+"""Label matchers of the operator's configuration: whose counters are believed. The subset of PromQL that says who may, and never who may not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# What a process writes on the counters that are read: whoever is scraped may write the same.
+_WRITTEN_BY_TARGETS = frozenset(
+    ("service", "code", "method", "protocol", "le", "model_namespace", "name", "version", "slice", "result", "canary", "stable", "model", "reason")
+)
+LABEL_NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
+_MATCHER = re.compile(rf',\s*({LABEL_NAME})\s*(=~|!~|!=|=)\s*("(?:[^"\\]|\\.)*")\s*')
+_EXAMPLE = 'for example namespace="gateways"'
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """``label="value"``, or with ``pattern`` ``label=~"value"``, which has to fit as a whole."""
+
+    label: str
+    value: str
+    pattern: bool = False
+
+    def fits(self, labels: Mapping[str, str]) -> bool:
+        """Whether Prometheus would take a series with these labels."""
+        found = labels.get(self.label, "")
+        return re.fullmatch(self.value, found) is not None if self.pattern else found == self.value
+
+    def __str__(self) -> str:
+        return f"{self.label}{'=~' if self.pattern else '='}{json.dumps(self.value, ensure_ascii=False)}"
+
+
+def parse(text: str) -> tuple[Matcher, ...]:
+    """Matchers, separated by commas; no text is none. Raises ValueError with the remedy."""
+    found: list[Matcher] = []
+    rest = text.strip() and f",{text}"
+    while rest:
+        match = _MATCHER.match(rest)
+        if match is None:
+            said = repr(rest.strip(", ")[:100])
+            raise ValueError(f'{said} is no label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by commas, {_EXAMPLE}')
+        found.append(_checked(*match.groups()))
+        rest = rest[match.end() :]
+    return tuple(found)
+
+
+def _checked(label: str, operator: str, quoted: str) -> Matcher:
+    if operator not in ("=", "=~"):
+        raise ValueError(f"{label}{operator}{quoted} says who may not count; say who may with = or =~, {_EXAMPLE}")
+    if label in _WRITTEN_BY_TARGETS or label.startswith(("exported_", "__")):
+        raise ValueError(f"{label} is not set by the scrape, whoever is scraped may write it; name a label that the scrape sets, {_EXAMPLE}")
+    try:
+        matcher = Matcher(label, json.loads(quoted), operator == "=~")
+        nobody = matcher.fits({})
+    except (ValueError, re.error) as e:
+        raise ValueError(f"{label}{operator}{quoted} cannot be read ({e}); correct the value, {_EXAMPLE}") from None
+    if nobody:
+        raise ValueError(f"{label}{operator}{quoted} fits whoever has no such label; give a value, {_EXAMPLE}")
+    return matcher
+
+
+def fit(matchers: tuple[Matcher, ...], labels: Mapping[str, str]) -> bool:
+    """Whether all of them fit."""
+    return all(m.fits(labels) for m in matchers)
+
+
+def promql(text: str) -> str:
+    """The matchers as they stand in a query, between commas of others."""
+    return ",".join(map(str, parse(text)))

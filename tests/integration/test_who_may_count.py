@@ -1,0 +1,216 @@
+"""A tenant's pod forges every counter that is read: with a real Prometheus, and each way in which somebody may write its labels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.providers.prometheus import PrometheusReader
+from modelrollout.analysis.queries import Sources, Target, agreement_query, build, rows_query
+from modelrollout.analysis.readings import Look, read_counters
+from modelrollout.analysis.scrape import Scrape, Source, doubt
+from modelrollout.api.config import OperatorConfig, PrometheusProvider
+from modelrollout.api.selectors import promql
+from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
+
+NEW, OLD = "digits-new", "digits-old"
+GATEWAY, FEEDBACK = 'namespace="gateways"', 'namespace="modelrollout"'
+JOBS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "monitor": {"relabel_configs": [{"target_label": "job", "replacement": "traefik"}]},  # of a Service that is called so
+    "labelmap": {"relabel_configs": [{"action": "labelmap", "regex": "__meta_kubernetes_pod_label_(.+)"}]},
+    "honoring": {"honor_labels": True},
+}
+
+
+def forged() -> list[str]:
+    """Bad for the canary of a/digits, good for stable."""
+    found = []
+    for revision, bad in ((NEW, 5000), (OLD, 0)):
+        for code, value in (("200", 100), ("500", bad)):
+            service = f'service="a-{revision}-http-8000@kubernetesgateway",code="{code}",method="POST",protocol="http"'
+            found.append(f'traefik_service_requests_total{{namespace="gateways",job="traefik",{service}}} {value}')
+        series = f'namespace="a",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="digits",version="1"'
+        found += [f"nv_inference_request_success{{{series}}} 100", f'nv_inference_request_failure{{{series},reason="OTHER"}} {bad}']
+    for version, wrong in ((2, 5000), (1, 0)):
+        labels = f'namespace="modelrollout",model_namespace="a",name="digits",version="{version}",slice=""'
+        found += [f'modelrollout_feedback_total{{{labels},result="{r}"}} {n}' for r, n in (("right", 100), ("wrong", wrong))]
+    pairs = 'namespace="a",exported_namespace="a",pod="digits-new-shadow-6d9f8b7c5d-x2x4z",name="digits",canary="2",stable="1"'
+    return [*found, f'modelrollout_shadow_total{{{pairs},result="disagree"}} 5000']
+
+
+class Forger(Exporter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = {series: float(value) for series, value in (line.rsplit(" ", 1) for line in forged())}
+
+
+@dataclass
+class Cluster:
+    """The honest targets' exporters, and where Prometheus answers, by the job that also scrapes the tenant."""
+
+    gateway: Exporter
+    feedback: Exporter
+    comparer: Exporter
+    servers: Exporter
+    urls: dict[str, str]
+
+
+def pod(address: str, namespace: str, name: str, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """As a discovery of pods finds it."""
+    found = {"namespace": namespace, "pod_name": name, **{f"pod_label_{k}": v for k, v in (labels or {}).items()}}
+    return {"targets": [address], "labels": {f"__meta_kubernetes_{k}": v for k, v in found.items()}}
+
+
+def job(name: str, *targets: dict[str, Any], **more: Any) -> dict[str, Any]:
+    copied = [
+        {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": label}
+        for source, label in (("namespace", "namespace"), ("pod_name", "pod"), ("pod_label_revision", "revision"))
+    ]
+    settings = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "relabel_configs": [*copied, *more.pop("relabel_configs", [])], **more}
+    return {"job_name": name, "static_configs": list(targets), **settings}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        honest = [Exporter() for _ in range(4)]
+        gateway, feedback, comparer, servers = (stack.enter_context(e.listening()) for e in honest)
+        tenant = stack.enter_context(Forger().listening())
+        pods = [
+            pod(gateway, "gateways", "traefik-0"),
+            pod(feedback, "modelrollout", "release-feedback-0"),
+            pod(comparer, "a", f"{NEW}-shadow-7c5d6d9f8b-abcde"),
+            pod(servers, "a", f"{NEW}-7c5d6d9f8b-abcde", {"revision": NEW}),
+        ]
+        # A pod of another namespace whose labels say what labelmap would believe.
+        attacker = pod(tenant, "tenant", f"{NEW}-6d9f8b7c5d-x2x4z", {"namespace": "gateways", "revision": NEW})
+        urls = {
+            name: stack.enter_context(
+                running(
+                    tmp_path_factory.mktemp(name),
+                    [
+                        job("pods", *pods, honor_labels=bool(settings.get("honor_labels"))),
+                        job("more", attacker, **settings),
+                    ],
+                )
+            )
+            for name, settings in JOBS.items()
+        }
+        found = Cluster(honest[0], honest[1], honest[2], honest[3], urls)
+        labels = f'service="a-{NEW}-http-8000@kubernetesgateway",method="POST",protocol="http"'
+        found.gateway.lines = {f'traefik_service_requests_total{{{labels},code="{c}"}}': n for c, n in (("200", 40.0), ("500", 1.0))}
+        found.feedback.labels("digits", 2, 30, 2)
+        pairs = 'namespace="a",name="digits",canary="2",stable="1"'
+        found.comparer.lines = {f'modelrollout_shadow_total{{{pairs},result="{r}"}}': n for r, n in (("agree", 20.0), ("disagree", 3.0))}
+        found.servers.lines = {
+            'nv_inference_count{model="digits",version="2"}': 70,
+            'nv_inference_request_success{model="digits",version="2"}': 10,
+            'nv_inference_request_failure{model="digits",version="2",reason="OTHER"}': 4,
+        }
+        yield found
+
+
+@pytest.fixture(params=list(JOBS))
+async def scraped(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[tuple[str, PrometheusReader]]:
+    reader = PrometheusReader(PrometheusProvider(name="main", url=cluster.urls[request.param]))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while True:
+            [answer] = await reader.ask(["count(up == 1) == 5"])
+            if isinstance(answer, Answer) and answer.series:
+                break
+            await asyncio.sleep(0.1)
+    yield request.param, reader
+    await reader.close()
+
+
+async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> list[tuple[float, float]]:
+    """Total and bad of each process that counts for the canary."""
+    target = Target("a", "digits", RevisionRef(revision=NEW, number=2), RevisionRef(revision=OLD, number=1), "traefik", sources=sources)
+    if metric == "servers":
+        target, metric = Target("a", "digits", target.canary, target.stable, "none", sources=sources), "errors"
+    wanted = Metric(name=metric, **{"max_drop" if metric == "accuracy" else "max_increase": 0.1})
+    query = agreement_query(target, baseline=True) if metric == "agreement" else build(wanted, target, baseline=True)
+    assert not isinstance(query, Problem)
+    [answer] = await reader.ask([query.promql])
+    assert isinstance(answer, Answer), answer
+    look = read_counters(query, answer, target)
+    assert isinstance(look, Look), look
+    return sorted((s.total, s.bad) for s in look.canary.processes.values())
+
+
+CONFIGURED = Sources(promql(GATEWAY), promql(FEEDBACK))
+
+
+@pytest.mark.parametrize(("metric", "counted"), [("errors", (41, 1)), ("accuracy", (32, 2)), ("agreement", (23, 3)), ("servers", (14, 4))])
+async def test_a_tenants_counters_do_not_count(scraped: tuple[str, PrometheusReader], metric: str, counted: tuple[float, float]) -> None:
+    how, reader = scraped
+    found = await canary(reader, metric, CONFIGURED)
+    if how == "honoring" or (how == "labelmap" and metric == "errors"):
+        assert counted in found and len(found) == 2, "what nothing but the configuration of Prometheus can help"
+    else:
+        assert found == [counted]
+
+
+async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, PrometheusReader]) -> None:
+    target = Target("a", "digits", RevisionRef(revision=NEW, number=2), None, "traefik", sources=CONFIGURED, rows_seconds=600)
+    [answer] = await scraped[1].ask([rows_query(target)])
+    assert isinstance(answer, Answer), answer
+    found = {s.labels["reading"]: s.value for s in answer.series}
+    forged_too = 100 if scraped[0] == "honoring" else 0
+    assert found["count"] == 70 + 10 + forged_too and found["servers"] == 1 and abs(time.time() - found["scraped"]) < 30
+
+
+async def test_without_a_selector_everybody_counts(scraped: tuple[str, PrometheusReader]) -> None:
+    assert (5100, 5000) in await canary(scraped[1], "errors", Sources())
+
+
+def configured(selector: str = GATEWAY) -> OperatorConfig:
+    return OperatorConfig.model_validate(
+        {
+            "stores": [{"name": "s", "uri": "s3://models/"}],
+            "artifacts": {"name": "a", "uri": "s3://artifacts/"},
+            "images": {"optimizer": "o", "triton": "t"},
+            "gatewayMetrics": {"selector": selector, "namespaces": ["gateways"]},
+            "feedbackMetrics": {"selector": FEEDBACK, "namespaces": ["modelrollout"]},
+        }
+    )
+
+
+FOREIGN: dict[str, dict[Source, str | None]] = {
+    "plain": {"gateway": None, "feedback": None, "pods": None},
+    "monitor": {"gateway": None, "feedback": None, "pods": None},
+    "labelmap": {"gateway": "run elsewhere than in gateways", "feedback": None, "pods": "do not have their namespace in the label namespace"},
+    "honoring": dict.fromkeys(("gateway", "feedback", "pods"), "are scraped with honor_labels"),
+}
+
+
+async def test_a_monitors_job_is_no_bar(scraped: tuple[str, PrometheusReader]) -> None:
+    scrape = await scraped[1].scrape()
+    found = doubt("gateway", scrape, configured('job="traefik"'))
+    if scraped[0] == "monitor":
+        assert found is not None and found.reason == "ForeignTargets" and "tenant/" in found.targets
+    elif scraped[0] != "honoring":
+        assert found is not None and found.reason == "Unverified" and "no target of Prometheus fits" in found.message
+
+
+async def test_the_look_at_targets_tells_who_else_could_count(scraped: tuple[str, PrometheusReader]) -> None:
+    how, reader = scraped
+    scrape = await reader.scrape()
+    assert isinstance(scrape, Scrape) and len(scrape.targets) == 5
+    config = configured()
+    for source, said in FOREIGN[how].items():
+        found = doubt(source, scrape, config)
+        if said is None:
+            assert found is None, found
+        else:
+            assert found is not None and found.reason == "ForeignTargets"
+            assert f"tenant/{NEW}-6d9f8b7c5d-x2x4z (job more)" in found.targets and said in found.message
