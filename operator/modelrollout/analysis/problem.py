@@ -19,6 +19,9 @@ ProblemKind = Literal[
     "SeveralSeries",
     "NotANumber",
     "NotABucketBound",
+    "QueryNotAllowed",  # PromQL of a namespace's own: not at all here, or not this
+    "QueryPending",  # such a query has not been answered yet; built-in metrics do not wait for it
+    "QueriesPaused",  # such queries of this namespace took too long
     "UnknownPlaceholder",
     "UnknownTemplate",
     "TooManyMetrics",
