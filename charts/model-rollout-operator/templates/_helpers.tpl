@@ -96,6 +96,7 @@ capabilities: {drop: [ALL]}
   "stores" .Values.stores
   "artifacts" $artifacts
   "prometheus" $providers
+  "queries" .Values.queries
   "gatewayMetrics" $gateway
   "images" $images
   "drain" .Values.drain

@@ -39,7 +39,7 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
-from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
@@ -303,6 +303,8 @@ def _refusal(
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
+    if problem := query_refused(rules, spec, deployment["metadata"]["namespace"], config.queries):
         return problem
     if problem := _image_missing(spec, config):
         return problem
