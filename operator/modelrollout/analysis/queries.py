@@ -119,12 +119,13 @@ def unknown_placeholders(query: str) -> list[str]:
     return [p for p in _PLACEHOLDER.findall(query) if p not in PLACEHOLDERS]
 
 
-def own_query_problem(query: str, namespace: str) -> Problem | None:
-    """Why a spec's own query could not be asked even where own ones are allowed; with the longest window, so that none grows out of its bounds."""
+def own_query_problem(query: str, namespace: str, name: str) -> Problem | None:
+    """Why a spec's own query could not be asked even where own ones are allowed; with the longest window and numbers, so that none grows out of its
+    bounds."""
     if unknown_placeholders(query):
         return None  # told by the look
-    sides = RevisionRef(revision="x-0", number=1)
-    values = _values(Target(namespace, "x", sides, sides, "none", LONGEST_OWN_WINDOW))
+    side = RevisionRef(revision=names.revision_name(namespace, name, {}, ""), number=999_999)
+    values = _values(Target(namespace, name, side, side, "none", LONGEST_OWN_WINDOW, weight=100))
     found = confined(_filled(query, values), namespace)
     return found if isinstance(found, Problem) else None
 

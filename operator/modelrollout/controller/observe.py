@@ -304,7 +304,7 @@ def _refusal(
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
         return problem
-    if problem := query_refused(rules, spec, deployment["metadata"]["namespace"], config.queries):
+    if problem := query_refused(rules, spec, deployment["metadata"]["namespace"], deployment["metadata"]["name"], config.queries):
         return problem
     if problem := _image_missing(spec, config):
         return problem

@@ -36,14 +36,14 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     return None
 
 
-def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, unless_said: Queries) -> Problem | None:
+def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries) -> Problem | None:
     """The first query of the spec's own that is not asked: because none is, or because this one cannot be bound to the namespace."""
     for metric in spec.rollout.analysis.metrics or ():
         if metric.query is None or metric.query in rules.promql:
             continue
         field = f"spec.rollout.analysis.metrics[{metric.name}].query"
         if rules.queries(unless_said) == "Templates":
-            strict = (f"RolloutPolicy {name} says gates.queries: Templates" for name, g in rules.gates if g.queries == "Templates")
+            strict = (f"RolloutPolicy {policy} says gates.queries: Templates" for policy, g in rules.gates if g.queries == "Templates")
             why = next(strict, "no RolloutPolicy says gates.queries: Own")
             known = ", ".join(sorted(rules.templates)) or "none yet"
             return Problem(
@@ -51,7 +51,7 @@ def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, unles
                 f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which there are: {known}; "
                 "or have the platform team write one, or allow own queries",
             )
-        if problem := own_query_problem(metric.query, namespace):
+        if problem := own_query_problem(metric.query, namespace, name):
             return Problem(problem.kind, f"{field}: {problem.message}")
     return None
 

@@ -184,17 +184,18 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
 
 def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
     text = " + ".join(["max(rate(x[{{window}}]))"] * 24)
-    assert own_query_problem(text, "team-a") is None
+    assert own_query_problem(text, "team-a", "digits") is None
     week = query(CUSTOM.model_copy(update={"query": text}), replace(OWN, window_seconds=7 * 86400.0))
     assert "[1h]" in week.promql
-    assert own_query_problem(" + ".join(["max(rate(x[{{window}}]))"] * 25), "team-a") is not None
+    assert own_query_problem(" + ".join(["max(rate(x[{{window}}]))"] * 25), "team-a", "digits") is not None
 
 
 @pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
 def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> None:
-    found = own_query_problem(text, "team-a")
+    found = own_query_problem(text, "team-a", "digits")
     assert found is not None and found.kind == "QueryNotAllowed"
-    assert own_query_problem('max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}', "team-a") is None
+    fine = 'max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}'
+    assert own_query_problem(fine, "team-a", "digits") is None
 
 
 def test_what_placeholders_stand_for_ends_no_string() -> None:

@@ -277,7 +277,7 @@ QUERY = {"name": "gpu", "query": "max(nv_gpu_memory_used_bytes)", "max": 1}
 class TestQueries:
     def refused(self, text: str, *policies: Policy, unless_said: Queries = "Templates") -> str | None:
         spec = b.spec(1, rollout={"analysis": {"metrics": [{**QUERY, "query": text}, {"name": "errors", "max": 0.1}]}})
-        found = query_refused(combine(policies), spec, "ml", unless_said)
+        found = query_refused(combine(policies), spec, "ml", "digits", unless_said)
         assert found is None or found.reason == "QueryNotAllowed"
         return found.message if found else None
 
