@@ -26,7 +26,7 @@ LONGEST_OFFSET_SECONDS = 7 * 86400.0
 MOST_READ_SECONDS = 86400.0  # of each series: ranges times the steps of the subqueries around them, over all selectors
 INSTANT_SECONDS = 60.0  # what a selector without a range counts for
 
-_SIGN = re.compile(r"[-+*/%^,]|[<>=!~]+|[({\[]|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
+_SIGN = re.compile(r"[-+*/%^]|[<>=!~]+|[({\[]|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _OPERATORS = frozenset(["+", "-", "*", "/", "%", "^", "atan2", "==", "!=", "<", "<=", ">", ">=", "and", "or", "unless"])
