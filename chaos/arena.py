@@ -33,6 +33,7 @@ NAMESPACE = "modelrollout-chaos"
 REPLICAS = 2
 RESYNC_SECONDS = 10.0  # what no event told is found after this long
 STEPS = (30, 60)
+TEMPLATE = "scraped"
 Say = Callable[[str], None]
 
 
@@ -131,6 +132,7 @@ class Arena:
 
     def _namespace(self) -> None:
         self.cluster.fresh_namespace(NAMESPACE)
+        self._stack.callback(self.cluster.kubectl, "delete", "rpol", NAMESPACE, "--ignore-not-found")
         store = self.cluster.target.store
         about = {"name": CLIENT_ACCOUNT, "namespace": NAMESPACE}
         rbac = "rbac.authorization.k8s.io"
@@ -144,6 +146,16 @@ class Arena:
                 "metadata": about,
                 "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": FEEDBACK_ROLE},
                 "subjects": [{"kind": "ServiceAccount", **about}],
+            },
+            # PromQL over other namespaces is the platform's alone.
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": "RolloutPolicy",
+                "metadata": {"name": NAMESPACE},
+                "spec": {
+                    "selector": {"namespaces": [NAMESPACE]},
+                    "analysisTemplates": [{"name": TEMPLATE, "metrics": [{"name": "scraped", "query": 'count(up{job=~".+"} == 1)', "min": 1}]}],
+                },
             },
             # A Lease of its own, for an operator that leads beside the first.
             {
@@ -199,8 +211,8 @@ class Arena:
             "metrics": [
                 {"name": "accuracy", "maxDrop": 0.3, "minSamples": 20},
                 {"name": "errors", "maxIncrease": 0.3, "minSamples": 20},
-                {"name": "scraped", "query": 'count(up{job=~".+"} == 1)', "min": 1},
             ],
+            "templates": [TEMPLATE],
         }
         if golden:
             analysis["golden"] = {"uri": f"s3://{store.data}/chaos/live.npz", "maxDrop": 0.1}

@@ -108,7 +108,7 @@ class TestWithoutHelm:
     def test_numbers_are_the_defaults_of_the_configuration(self) -> None:
         fields = OperatorConfig.model_fields
         v = values()
-        for key, field in (("workers", "workers"), ("resyncSeconds", "resync_seconds"), ("jobTtlSeconds", "job_ttl_seconds")):
+        for key, field in (("workers", "workers"), ("resyncSeconds", "resync_seconds"), ("jobTtlSeconds", "job_ttl_seconds"), ("queries", "queries")):
             assert v[key] == fields[field].default
         drain, gateway = fields["drain"].get_default(call_default_factory=True), fields["gateway_metrics"].get_default(call_default_factory=True)
         capacity = fields["capacity"].get_default(call_default_factory=True)

@@ -7,9 +7,13 @@ import itertools
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import requests
 
+from modelrollout.analysis.confine import confined
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem
@@ -40,7 +44,8 @@ class Bench:
 
     async def measure(self, metric: Metric, before: Measurement | None = None) -> Measurement:
         counters = {metric.name: Counts(before.canary, before.stable)} if before else {}
-        return (await measure(self.reader, self.target, [metric], counters))[metric.name]
+        platform = replace(self.target, promql=frozenset({metric.query} if metric.query else ()))
+        return (await measure(self.reader, platform, [metric], counters))[metric.name]
 
     async def scraped(self) -> None:
         """Until a scrape that began after this call has been stored by both jobs."""
@@ -48,28 +53,35 @@ class Bench:
         await self.until(f"count(timestamp(up{{job=~'gateway|again'}}) > {now}) == 2")
 
     async def until(self, query: str) -> None:
-        async with asyncio.timeout(LIMIT_SECONDS):
-            while True:
-                [answer] = await self.reader.ask([query])
-                if isinstance(answer, Answer) and answer.series:
-                    return
-                await asyncio.sleep(0.05)
+        await _until(self.reader, query)
+
+
+async def _until(reader: PrometheusReader, query: str) -> None:
+    """Until it gives a series."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while True:
+            [answer] = await reader.ask([query])
+            if isinstance(answer, Answer) and answer.series:
+                return
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter, str]]:
     """One exporter and one Prometheus for the module."""
-    folder, exporter = tmp_path_factory.mktemp("prometheus"), Exporter()
-    with exporter.listening() as scraped:
-        # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
-        scrape = {
-            "scrape_interval": "200ms",
-            "scrape_timeout": "200ms",
-            "static_configs": [{"targets": [scraped], "labels": {"namespace": "monitoring"}}],
-        }
-        jobs = [{"job_name": "gateway", **scrape}, {"job_name": "again", **scrape}]
-        with running(folder, jobs) as url:
-            yield exporter, url
+    exporter = Exporter()
+    # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
+    with (
+        exporter.listening() as scraped,
+        running(tmp_path_factory.mktemp("prometheus"), [job("gateway", scraped, "monitoring"), job("again", scraped, "monitoring")]) as url,
+    ):
+        yield exporter, url
+
+
+def job(name: str, address: str, namespace: str) -> dict[str, Any]:
+    """A scrape of that address, which sets that namespace."""
+    targets = [{"targets": [address], "labels": {"namespace": namespace}}]
+    return {"job_name": name, "scrape_interval": "200ms", "scrape_timeout": "200ms", "static_configs": targets}
 
 
 @pytest.fixture
@@ -225,6 +237,131 @@ async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: s
 async def test_a_number_is_a_number(bench: Bench) -> None:
     assert (await bench.measure(Metric(name="custom", query="count(up{namespace='monitoring'})", max=5))).value == 2
     assert (await bench.measure(Metric(name="custom", query="scalar(vector(3))", max=5))).value == 3
+
+
+class Tenants:
+    """A Prometheus that scrapes pods of two namespaces, and what each of them reads by queries of its own."""
+
+    def __init__(self, url: str, exporters: Mapping[str, Exporter], reader: PrometheusReader) -> None:
+        self.url, self.exporters, self.reader = url, exporters, reader
+
+    def target(self, namespace: str) -> Target:
+        return Target(namespace, "digits", RevisionRef(revision="digits-new", number=2), None, "none", queries="Own")
+
+    async def read(self, namespace: str, query: str) -> Measurement:
+        return (await measure(self.reader, self.target(namespace), [Metric(name="own", query=query, max=1e9)], {}))["own"]
+
+    async def raw(self, query: str, at: float) -> set[tuple[tuple[tuple[str, str], ...], str]]:
+        answer = await asyncio.to_thread(requests.get, f"{self.url}/api/v1/query", {"query": query, "time": f"{at:.3f}"}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return {(tuple(sorted(row["metric"].items())), row["value"][1]) for row in answer.json()["data"]["result"]}
+
+
+@pytest.fixture(scope="module")
+def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mapping[str, Exporter]]]:
+    """Two of each namespace, and the Prometheus that scrapes them."""
+    one, other = Exporter(), Exporter()
+    for exporter, value in ((one, 2), (other, 40)):
+        exporter.lines = {f'memory{{pod="{pod}"}}': value for pod in ("x", "y")}
+    with (
+        one.listening() as first,
+        other.listening() as second,
+        running(tmp_path_factory.mktemp("tenants"), [job("one", first, "a"), job("other", second, "b")]) as url,
+    ):
+        yield url, {"a": one, "b": other}
+
+
+class TestOwnQueries:
+    @pytest.fixture
+    async def tenants(self, pods: tuple[str, Mapping[str, Exporter]]) -> AsyncIterator[Tenants]:
+        url, exporters = pods
+        reader = PrometheusReader(PrometheusProvider(name="main", url=url), patience=5.0)
+        await _until(reader, "count(max_over_time(memory[10s:1s])) == 4")
+        yield Tenants(url, exporters, reader)
+        await reader.close()
+
+    @pytest.mark.parametrize(
+        ("query", "a", "b"),
+        [
+            ("sum(memory)", 4, 80),
+            ('sum(memory{namespace="{{namespace}}"})', 4, 80),
+            ('sum({__name__="memory"})', 4, 80),
+            ("-sum(memory) ^ 2 / (3 - 1) % 7", -1, -1),
+            ("max(memory) - on () max(memory offset 1ms) or sum(memory)", 0, 0),
+            ("count(count_over_time(memory[1m]) > bool 0)", 2, 2),
+            ("sum(max_over_time(memory[10s:1s])) > 0", 4, 80),
+            ('sum by (namespace) (label_replace(memory, "namespace", "b", "", ""))', 4, 80),
+            ('count(count by (pod) (memory{pod=~".+"}))', 2, 2),
+            ('sum(memory{namespace="a"} or memory)', 4, None),
+            ("1 - absent(memory) or sum(memory) * 0 + 5", 5, 5),
+            ("quantile(0.5, memory) + scalar(max(memory))", 4, 80),
+            ('sum(memory{pod!=`"} or memory{pod="`})', 4, 80),
+            ("1e-3 * sum(memory) < bool Inf", 1, 1),
+        ],
+    )
+    async def test_each_sees_its_own_namespace(self, tenants: Tenants, query: str, a: float, b: float | None) -> None:
+        assert (await tenants.read("a", query)).value == a
+        assert (found := await tenants.read("b", query)).value == b, found.problem
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            'sum(memory{namespace=~".+"})',
+            "vector(1)",
+            'count({__name__=~".+"})',
+            'sum(count_over_time({__name__=~".+"}[600m:1s]))',
+            "sum(count_over_time(memory[600m:1s]))",
+            'sum(memory{a="`"}) + sum(memory @ 0)',
+        ],
+    )
+    async def test_what_reaches_further_is_not_asked(self, tenants: Tenants, query: str) -> None:
+        found = await tenants.read("a", query)
+        assert found.problem and found.problem.kind == "QueryNotAllowed", found
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "2 ^ 3 ^ 2 - -memory ^ 2 * 3 % 5",
+            "memory * 2 > 1 and memory < 100 or memory unless memory > 3",
+            "memory atan2 2 + 1 == bool 1",
+            "sum without (pod) (memory) / ignoring (pod) group_right () memory",
+            "topk by (job) (1, memory) + on (pod, job) group_left (instance) memory",
+            "deriv(memory[5s]) + rate(memory[1m30s] offset 1s)",
+            "clamp_min(sort_desc(memory), 1.5e0) - 0x10",
+            "timestamp((memory)) > bool 0",
+            r'label_replace(memory, "a", "$1\\n\u00e9x", "pod", "(\\w)")',
+            "label_replace(memory, 'a', `$1\"x`, 'pod', `(.*)`)",
+            "count_values by (job) ('v', memory)",
+            "month() + 0 * sum(memory)",
+        ],
+    )
+    async def test_what_is_sent_means_what_was_written(self, tenants: Tenants, query: str) -> None:
+        """The text that is written anew, against the given one with a matcher put in by hand."""
+        sent, at = confined(query, "b"), time.time()
+        assert isinstance(sent, str), sent
+        assert await tenants.raw(sent, at) == await tenants.raw(query.replace("memory", 'memory{namespace="b"}'), at), sent
+
+    async def test_queries_that_cost_all_that_they_may_hold_up_no_built_in_one(self, tenants: Tenants) -> None:
+        tenants.exporters["a"].lines |= {f'memory{{pod="p{i}"}}': i for i in range(2000)}
+        dear = "sum(sum_over_time(deriv(memory[1m])[24m:1s]))"
+        quick = PrometheusReader(PrometheusProvider(name="main", url=tenants.url))
+        await _until(quick, "count(memory) > 2000")
+        metrics = [Metric(name=f"own-{i}", query=dear, max=1e9) for i in range(16)]
+        waits, kinds = [], set()
+        try:
+            for _ in range(12):
+                began = time.monotonic()
+                looks = [measure(quick, replace(tenants.target("a"), name=f"digits-{i}"), metrics, {}) for i in range(4)]
+                answers, *found = await asyncio.gather(quick.ask(["count(up)"]), *looks)
+                kinds |= {m.problem.kind for look in found for m in look.values() if m.problem}
+                waits.append(time.monotonic() - began)
+                assert isinstance(answers[0], Answer), answers
+                await asyncio.sleep(0.25)
+        finally:
+            await quick.close()
+            tenants.exporters["a"].lines = {k: v for k, v in tenants.exporters["a"].lines.items() if v == 2}
+        assert max(waits) < 3, waits
+        assert kinds <= {"QueryPending", "QueriesPaused", "ProviderTimeout", "QueryRejected", "NoData"}, kinds
 
 
 async def test_an_empty_prometheus_is_no_data_and_no_regression(bench: Bench) -> None:

@@ -102,6 +102,7 @@ capabilities: {drop: [ALL]}
   "stores" .Values.stores
   "artifacts" $artifacts
   "prometheus" $providers
+  "queries" .Values.queries
   "gatewayMetrics" $gateway
   "feedbackMetrics" $feedback
   "scrape" .Values.scrape

@@ -28,7 +28,7 @@ TOLERANCE = 0.1  # of the margin
 LIMIT_EXCEEDED = "LimitExceeded"  # which says nothing against the canary: stable did not keep the limit at the same time
 _FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
-_INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData")  # everything else that keeps a number away is an Error
+_INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData", "QueryPending")  # everything else that keeps a number away is an Error
 _AT_NOTHING = 2.0  # nats, about: what the spread over bets has cost before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 

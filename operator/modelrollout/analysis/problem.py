@@ -20,6 +20,9 @@ ProblemKind = Literal[
     "NotANumber",
     "EvidenceImplausible",  # counts that cannot be: whose they are is the question, not how the model does
     "NotABucketBound",
+    "QueryNotAllowed",  # PromQL of a namespace's own: not at all here, or not this
+    "QueryPending",  # such a query has not been answered yet; built-in metrics do not wait for it
+    "QueriesPaused",  # such queries of this namespace took too long
     "UnknownPlaceholder",
     "UnknownTemplate",
     "TooManyMetrics",

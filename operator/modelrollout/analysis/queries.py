@@ -9,12 +9,14 @@ Whose series count is a matter of labels that the scrape sets (``Sources``): wha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from modelrollout.analysis.confine import USE_A_TEMPLATE, confined
 from modelrollout.analysis.problem import Problem
 from modelrollout.api import names
+from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import Metric, RevisionRef, seconds
 
 Profile = Literal["traefik", "none"]
@@ -22,6 +24,7 @@ Shape = Literal["codes", "buckets", "outcomes", "labels", "pairs", "value"]
 
 READING = "reading"
 PLACEHOLDERS = ("revision", "stable", "version", "stableVersion", "weight", "namespace", "name", "window")
+LONGEST_OWN_WINDOW = 3600.0  # seconds: {{window}} of an own query grows no further, so that what began well is not refused on its way
 BASELINE_WINDOW = "10m"  # at the baseline a process is still known for this long after its last scrape
 # What a process itself writes on each counter, without what a scrape adds.
 _OWN_LABELS = {
@@ -58,6 +61,7 @@ class Target:
 
     ``profile`` is ``traefik`` only where a gateway carries the traffic; without one (replica-weighted Service) it is ``none``, and Triton's own
     counters are asked. ``window_seconds``: how far a custom query may look back, best the time since the step began to be observed.
+    ``promql``: queries that policies have; of any other ``queries`` says whether it is asked at all.
     """
 
     namespace: str
@@ -70,17 +74,23 @@ class Target:
     sources: Sources = Sources()
     rows_seconds: float = 0.0  # since when all rows of the canary were served, the labels of which may come now; 0: nobody knows
     pods: int = 0  # servers of the canary
+    promql: frozenset[str] = frozenset()
+    queries: Queries = "Templates"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query for a metric and how its answer is read. ``objective`` in seconds, for ``buckets``; ``slices``, for ``labels``, are read apart too."""
+    """A query for a metric and how its answer is read. ``objective`` in seconds, for ``buckets``; ``slices``, for ``labels``, are read apart too.
+
+    ``own``: written by the namespace itself, and asked apart from all others.
+    """
 
     metric: str
     promql: str
     shape: Shape
     objective: float | None = None
     slices: tuple[str, ...] = ()
+    own: bool = False
 
 
 def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
@@ -144,12 +154,38 @@ def unknown_placeholders(query: str) -> list[str]:
     return [p for p in _PLACEHOLDER.findall(query) if p not in PLACEHOLDERS]
 
 
+def own_query_problem(query: str, namespace: str, name: str, label: str) -> Problem | None:
+    """Why a spec's own query could not be asked even where own ones are allowed; with the longest window and numbers, so that none grows out of its
+    bounds."""
+    if unknown_placeholders(query):
+        return None  # told by the look
+    side = RevisionRef(revision=names.revision_name(namespace, name, {}, ""), number=999_999)
+    values = _values(Target(namespace, name, side, side, "none", LONGEST_OWN_WINDOW, weight=100))
+    found = confined(_filled(query, values), namespace, label)
+    return found if isinstance(found, Problem) else None
+
+
 def _custom(name: str, query: str, target: Target) -> Query | Problem:
+    own = query not in target.promql
+    if own and target.queries == "Templates":
+        return Problem("QueryNotAllowed", f"metric {name}: PromQL of a spec's own is not allowed here; {USE_A_TEMPLATE}")
     unknown = unknown_placeholders(query)
     if unknown:
         known = ", ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS)
         return Problem("UnknownPlaceholder", f"metric {name}: {{{{{unknown[0]}}}}} means nothing in a query; known are {known}")
-    values = {
+    values = _values(replace(target, window_seconds=min(target.window_seconds, LONGEST_OWN_WINDOW)) if own else target)
+    without = next((p for p in _PLACEHOLDER.findall(query) if values[p] is None), None)
+    if without is not None:
+        return Problem("NoStableData", f"metric {name}: its query names {{{{{without}}}}}, and no stable revision has traffic beside it")
+    if not own:
+        return Query(name, _filled(query, values), "value")
+    text = confined(_filled(query, values), target.namespace, target.sources.namespace)
+    return Problem(text.kind, f"metric {name}: {text.message}") if isinstance(text, Problem) else Query(name, text, "value", own=True)
+
+
+def _values(target: Target) -> dict[str, str | None]:
+    """What the placeholders stand for: names of Kubernetes objects, numbers and a duration. Nothing in them ends a PromQL string."""
+    return {
         "revision": target.canary.revision,
         "stable": target.stable.revision if target.stable else None,
         "version": str(target.canary.number),
@@ -159,11 +195,10 @@ def _custom(name: str, query: str, target: Target) -> Query | Problem:
         "name": target.name,
         "window": f"{max(1, round(target.window_seconds))}s",
     }
-    used = _PLACEHOLDER.findall(query)
-    without = next((p for p in used if values[p] is None), None)
-    if without is not None:
-        return Problem("NoStableData", f"metric {name}: its query names {{{{{without}}}}}, and no stable revision has traffic beside it")
-    return Query(name, _PLACEHOLDER.sub(lambda m: values[m[1]] or "", query), "value")
+
+
+def _filled(query: str, values: Mapping[str, str | None]) -> str:
+    return _PLACEHOLDER.sub(lambda m: values[m[1]] or "", query)
 
 
 def _services(target: Target) -> str:

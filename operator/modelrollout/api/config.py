@@ -51,6 +51,9 @@ def lies_in(uri: str, prefix: str) -> bool:
     return uri.startswith(prefix.rstrip("/") + "/") and "/../" not in uri and not uri.endswith("/..")
 
 
+Queries = Literal["Templates", "Own"]
+
+
 class Store(_Config):
     """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is fetched."""
 
@@ -172,6 +175,11 @@ class OperatorConfig(_Config):
     stores: Annotated[list[Store], Field(min_length=1)]
     artifacts: Store
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
+    queries: Queries = Field(
+        "Templates",
+        description="Whether ModelDeployments may have PromQL of their own where no RolloutPolicy says (gates.queries). Templates: they may not, "
+        "only policies have PromQL. Own: it is asked with a matcher of their namespace in every selector, one query at a time for a namespace.",
+    )
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
     scrape: Scrape = Field(default_factory=Scrape)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from modelrollout.api import uris
+from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import (
     STEPS_RULES,
     ApiModel,
@@ -98,6 +99,12 @@ class PolicyGates(ApiModel):
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
+    )
+    queries: Queries | None = Field(
+        None,
+        description="PromQL that a spec has itself (query of its metrics). Templates: there is none, all PromQL is that of policies. Own: it is "
+        "asked with a matcher of its namespace in every selector. Left out: what the operator's configuration says. Where several policies say it, "
+        "each must say Own.",
     )
 
 

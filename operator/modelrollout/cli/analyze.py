@@ -31,6 +31,7 @@ from modelrollout.cli.manifest import Manifest, changed, from_cluster, from_file
 from modelrollout.cli.verbs import in_flight
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline
 from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout.policy import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.steps import steps_of
 
@@ -80,10 +81,11 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
     else:
         raise Refused("name a ModelDeployment, or give its file with -f")
     spec = changed(m, w.changes, w.steps)
+    judged_by = replace(m, spec=spec)
     if w.recording is not None:
         header, moments = recorded(w.recording)
         replayed = run(spec, moments, stable=header.stable is not None)
-        tell(shown(replayed, replace(m, spec=spec)), as_json(replayed))
+        tell(shown(replayed, judged_by), as_json(replayed, judged_by))
         return
     assert w.prometheus is not None
     source = reader(w.prometheus, w.token_file)
@@ -91,12 +93,14 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         if w.start is None:
             if found is None:
                 raise Refused("give --start (and --end) to judge history, or the NAME of a rollout in flight to judge now")
-            assessment = await present(replace(found, spec=spec), source, w.profile, now)
+            assessment = await present(replace(found, spec=spec), source, w.profile, m.rules, now)
             text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
-            tell(Group(view.metrics(assessment.metrics), Text(f"\n{text}", "bold")), assessment_json(assessment))
+            told = notes(judged_by)
+            shown_now = Group(view.metrics(assessment.metrics), Text(f"\n{text}", "bold"), *(Text(note, "dim") for note in told))
+            tell(shown_now, assessment_json(assessment, told))
             return
         canary, stable = _sides(w, found)
-        target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, w.window)
+        target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, m.rules, w.window)
         looks = await past(source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now))
     finally:
         await source.close()
@@ -107,7 +111,7 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         except OSError as e:
             raise Refused(f"--record {w.record}: {e.strerror}") from e
     replayed = run(spec, looks, stable=stable is not None)
-    tell(shown(replayed, replace(m, spec=spec)), as_json(replayed))
+    tell(shown(replayed, judged_by), as_json(replayed, judged_by))
 
 
 def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef | None]:
@@ -151,7 +155,8 @@ def reader(url: str, token_file: Path | None) -> PrometheusReader:
     if carries_more(url):  # it would stand in messages
         raise Refused("--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and give a token in --token-file")
     return PrometheusReader(
-        PrometheusProvider(name=url, url=url, token_file=str(token_file) if token_file else None, timeout_seconds=TIMEOUT_SECONDS)
+        PrometheusProvider(name=url, url=url, token_file=str(token_file) if token_file else None, timeout_seconds=TIMEOUT_SECONDS),
+        patience=TIMEOUT_SECONDS,
     )
 
 
@@ -221,7 +226,7 @@ def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -
         raise Refused(str(e)) from e
 
 
-async def present(found: Rollout, source: PrometheusReader, profile: str, now: datetime) -> Assessment:
+async def present(found: Rollout, source: PrometheusReader, profile: str, rules: Rules | None, now: datetime) -> Assessment:
     """One look at the step that the rollout is in, added to what status holds; nothing is written. Raises Refused when no canary is under way."""
     flying = in_flight(found)
     if found.spec is None or flying is None or flying.stage != "Canary" or flying.step is None or flying.revision is None or flying.number is None:
@@ -232,7 +237,7 @@ async def present(found: Rollout, source: PrometheusReader, profile: str, now: d
         return metrics
     window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
     canary = RevisionRef(revision=flying.revision, number=flying.number)
-    target = target_of(found.namespace, found.name, found.spec, canary, baseline(s), profile, window, flying.step.weight)
+    target = target_of(found.namespace, found.name, found.spec, canary, baseline(s), profile, rules, window, flying.step.weight)
     return judged(s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()), now)
 
 
@@ -243,12 +248,32 @@ def target_of(
     canary: RevisionRef,
     stable: RevisionRef | None,
     profile: str,
+    rules: Rules | None,
     window: float,
     weight: int = 0,
 ) -> Target:
-    """What is compared; without a gateway Triton's own counters are asked."""
+    """What is compared; without a gateway Triton's own counters are asked. Own queries are asked unless a policy says Templates: what the operator's
+    configuration says is not known here (``notes``)."""
     gateway = spec.traffic.gateway is not None and profile == "traefik"
-    return Target(namespace, name, canary, stable, "traefik" if gateway else "none", window, weight)
+    known = rules or NO_RULES
+    return Target(
+        namespace, name, canary, stable, "traefik" if gateway else "none", window, weight, promql=known.promql, queries=known.queries("Own")
+    )
+
+
+def notes(m: Manifest) -> list[str]:
+    """What the operator would do otherwise, for reasons that are not known here."""
+    found = []
+    rules = m.rules or NO_RULES
+    own = [metric.name for metric in m.spec.rollout.analysis.metrics or () if metric.query is not None and metric.query not in rules.promql]
+    if own and not any(gates.queries for _, gates in rules.gates):
+        found.append(
+            f"{', '.join(own)}: PromQL of the spec's own. Unless a RolloutPolicy or the operator's configuration says queries: Own, the operator "
+            "refuses it (QueryNotAllowed): use a template"
+        )
+    if m.rules is None:
+        found.append("policies are not known (you may not list rolloutpolicies): what they demand is not in this")
+    return found
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -271,17 +296,16 @@ def shown(replayed: Replayed, judged_by: Manifest) -> RenderableType:
     parts: list[RenderableType] = [table, Text(f"\n{replayed.outcome}: {replayed.message}", "bold")]
     if any(s.pause is not None and not s.pause.duration for s in steps_of(judged_by.spec.rollout)):
         parts.append(Text("pauses until somebody promotes are left out", "dim"))
-    if judged_by.rules is None:
-        parts.append(Text("policies are not known (you may not list rolloutpolicies): what they demand is not in this", "dim"))
-    return Group(*parts)
+    return Group(*parts, *(Text(note, "dim") for note in notes(judged_by)))
 
 
-def as_json(replayed: Replayed) -> dict[str, Any]:
+def as_json(replayed: Replayed, judged_by: Manifest) -> dict[str, Any]:
     """The same for programs."""
     return {
         "outcome": replayed.outcome,
         "reason": replayed.reason,
         "message": replayed.message,
+        "notes": notes(judged_by),
         "timeline": [
             {
                 "at": e.at.isoformat(),
@@ -297,12 +321,13 @@ def as_json(replayed: Replayed) -> dict[str, Any]:
     }
 
 
-def assessment_json(found: Assessment) -> dict[str, Any]:
+def assessment_json(found: Assessment, told: Sequence[str]) -> dict[str, Any]:
     """One look for programs."""
     return {
         "verdict": found.verdict,
         "reason": found.reason,
         "message": found.message,
+        "notes": list(told),
         "metrics": [_bare(m.wire()) for m in found.metrics],
     }
 

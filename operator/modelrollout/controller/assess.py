@@ -96,8 +96,10 @@ class PrometheusAssessor:
             sources=self._sources,
             rows_seconds=_rows_seconds(s, now),
             pods=s.server(rollout.revision).replicas,
+            promql=s.rules.promql,
+            queries=s.rules.queries(self._config.queries),
         )
-        readings = await self._readings(metrics, analysis.prometheus, target, counts_of(step.metrics), now)
+        readings = await self._readings(self._by_provider(metrics, s, target), target, counts_of(step.metrics), now)
         found = judged(s, metrics, readings, now, split=target.profile == "traefik")
         return replace(found, doubt=self._doubt(_sources(metrics, target)))
 
@@ -125,10 +127,9 @@ class PrometheusAssessor:
             return Measurement(before, problem=_late(provider))
 
     async def _readings(
-        self, metrics: Sequence[Metric], name: str | None, target: Target, counters: Mapping[str, Counts], now: datetime
+        self, asked: Mapping[str | None, list[Metric]], target: Target, counters: Mapping[str, Counts], now: datetime
     ) -> dict[str, Reading]:
         """From all providers side by side: together they take no longer than the slowest may."""
-        asked = self._by_provider(metrics, name, target)
         looks = await asyncio.gather(*(self._from(provider, of_provider, target, counters, now) for provider, of_provider in asked.items()))
         return {name: reading for found in looks for name, reading in found.items()}
 
@@ -144,12 +145,16 @@ class PrometheusAssessor:
         except TimeoutError:
             return _all(metrics, _late(provider))
 
-    def _by_provider(self, metrics: Sequence[Metric], analysis: str | None, target: Target) -> dict[str | None, list[Metric]]:
-        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another."""
+    def _by_provider(self, metrics: Sequence[Metric], s: Snapshot, target: Target) -> dict[str | None, list[Metric]]:
+        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another. Who answers what a policy
+        demands is for policies to say, never for the spec that is judged."""
+        assert s.spec is not None
         gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
+        mandatory = {m.name for m in s.mandatory}
         found: dict[str | None, list[Metric]] = {}
         for metric in metrics:
-            found.setdefault(analysis or (gateway if metric.name in ("errors", "latency") else None), []).append(metric)
+            named = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
+            found.setdefault(named or (gateway if metric.name in ("errors", "latency") else None), []).append(metric)
         return found
 
     async def close(self) -> None:

@@ -39,7 +39,7 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
-from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
@@ -118,7 +118,7 @@ def observe(
         return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept, stands)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    refusal = _refusal(spec, config, gateway_kinds, gateway, rules)
+    refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     if refusal is not None:  # only a spec that is accepted claims names
         stands = replace(stands, free=())
@@ -297,6 +297,7 @@ def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
 
 
 def _refusal(
+    key: Key,
     spec: ModelDeploymentSpec,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
@@ -310,6 +311,8 @@ def _refusal(
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
+    if problem := query_refused(rules, spec, *key, config.queries, config.scrape.namespace_label):
         return problem
     if problem := _image_missing(spec, config):
         return problem

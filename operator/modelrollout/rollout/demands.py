@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from modelrollout.api.config import lies_in
+from modelrollout.analysis.confine import USE_A_TEMPLATE
+from modelrollout.analysis.queries import own_query_problem
+from modelrollout.api.config import Queries, lies_in
 from modelrollout.api.policy import PolicyGates
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.facts import Problem
@@ -31,6 +33,26 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     for limit in rules.limits:
         if problem := too_small(limit, gpus):
             return problem
+    return None
+
+
+def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str) -> Problem | None:
+    """The first query of the spec's own that is not asked: because none is, or because this one cannot be bound to the namespace by ``label``."""
+    for metric in spec.rollout.analysis.metrics or ():
+        if metric.query is None or metric.query in rules.promql:
+            continue
+        field = f"spec.rollout.analysis.metrics[{metric.name}].query"
+        if rules.queries(unless_said) == "Templates":
+            strict = (f"RolloutPolicy {policy} says gates.queries: Templates" for policy, g in rules.gates if g.queries == "Templates")
+            why = next(strict, "no RolloutPolicy says gates.queries: Own")
+            known = ", ".join(sorted(rules.templates)) or "none yet"
+            return Problem(
+                "QueryNotAllowed",
+                f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which there are: {known}; "
+                "or have the platform team write one, or allow own queries",
+            )
+        if problem := own_query_problem(metric.query, namespace, name, label):
+            return Problem(problem.kind, f"{field}: {problem.message}")
     return None
 
 

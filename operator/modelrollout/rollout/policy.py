@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import ValidationError
 
+from modelrollout.api.config import Queries
 from modelrollout.api.policy import AllowedSources, FreezeWindow, PolicyGates, PolicySelector, RolloutPolicySpec
 from modelrollout.api.v1alpha1 import Metric, seconds
 
@@ -79,6 +80,20 @@ class Rules:
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
+    promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
+
+    def queries(self, unless_said: Queries) -> Queries:
+        """Whether a spec may have queries of its own."""
+        if self.broken:
+            return "Templates"
+        said = {g.queries for _, g in self.gates if g.queries}
+        return "Templates" if "Templates" in said else "Own" if said else unless_said
+
+    @property
+    def prometheus(self) -> str | None:
+        """Who answers the mandatory metrics; None: the first one of the configuration."""
+        found: str | None = (self.defaults.get("analysis") or {}).get("prometheus")
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,18 @@ def combine(policies: Iterable[Policy]) -> Rules:
         ),
         templates=templates,
         mandatory=tuple(m for _, g in gates for m in g.metrics or ()),
+        promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )
+
+
+def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
+    """All that a policy names, in defaults, gates and templates."""
+    if spec.defaults is not None and spec.defaults.analysis is not None:
+        yield from spec.defaults.analysis.metrics or ()
+    if spec.gates is not None:
+        yield from spec.gates.metrics or ()
+    for template in spec.analysis_templates or ():
+        yield from template.metrics
 
 
 def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:

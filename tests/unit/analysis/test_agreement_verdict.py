@@ -67,6 +67,9 @@ class Prometheus:
         self.asked = list(queries)  # type: ignore[call-overload]
         return [Answer(self.series)]
 
+    async def ask_own(self, namespace: str, queries: object) -> dict[str, Answer | Problem]:
+        raise AssertionError("agreement is nobody's own query")
+
     async def history(self, query: str, times: object) -> dict[int, Answer] | Problem:
         raise AssertionError("agreement has no stable to ask about")
 

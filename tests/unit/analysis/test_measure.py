@@ -16,7 +16,8 @@ from modelrollout.analysis.providers.measure import look
 from modelrollout.analysis.queries import Sources, Target
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
 
-TARGET = Target("a", "digits", RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1), "traefik")
+NEW, OLD = RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1)
+TARGET = Target("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 QUERY = Metric(name="memory", query="max(x)", max=10)
@@ -28,12 +29,17 @@ class FakeReader:
     def __init__(self, **answers: Answer | Problem) -> None:
         self.answers = answers
         self.asked: list[str] = []
+        self.own: list[tuple[str, dict[str, str]]] = []
         self.past: list[tuple[str, Sequence[int]]] = []
         self.before: Callable[[int], Answer] | None = None
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
         self.asked += queries
         return [next(a for word, a in self.answers.items() if word in q) for q in queries]
+
+    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+        self.own.append((namespace, dict(queries)))
+        return {key: next(a for word, a in self.answers.items() if word in q) for key, q in queries.items()}
 
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
         self.past.append((query, times))
@@ -142,6 +148,15 @@ async def test_metrics_are_asked_together_and_fail_apart() -> None:
     assert found["memory"].problem and found["memory"].problem.kind == "SeveralSeries"
     reader.answers["max"] = Answer((Series({}, 7.5, 0),))
     assert (await measure(reader, TARGET, [QUERY], {}))["memory"].value == 7.5
+
+
+async def test_own_queries_are_asked_apart_by_a_name_that_is_this_weights_alone() -> None:
+    reader = FakeReader(traefik_service_requests_total=requests(10), y=Answer((Series({}, 3.0, 0),)), max=Answer((Series({}, 7.0, 0),)))
+    own = Metric(name="own", query="min(y)", max=10)
+    found = await measure(reader, replace(TARGET, weight=25), [ERRORS, QUERY, own], {})
+    assert (found["memory"].value, found["own"].value) == (7.0, 3.0)
+    assert reader.own == [("a", {"digits/digits-new/25/own": 'min(y{namespace="a"})'})]
+    assert not any("y" in q.split() or "min(" in q for q in reader.asked) and "max(x)" in reader.asked
 
 
 async def test_what_cannot_be_asked_is_not_asked() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers import prometheus
+from modelrollout.analysis.providers import own, prometheus
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.scrape import Scrape
 from modelrollout.api.config import PrometheusProvider
@@ -344,6 +345,55 @@ async def test_a_slow_query_is_its_authors_alone() -> None:
 
     async with reading(handler, timeout_seconds=0.3) as reader:
         assert (await problem_of(reader, "slow")).kind == "ProviderTimeout"
+        assert isinstance(await one(reader, "quick"), Answer)
+
+
+async def test_own_queries_that_hang_hold_up_no_other() -> None:
+    """As many as there may be, of a dozen namespaces, against a Prometheus that answers none of them."""
+    told: list[str | None] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        if request.query["query"].startswith("slow"):
+            told.append(request.query.get("timeout"))
+            await asyncio.sleep(30)
+        return vector(({}, "1"))
+
+    async with reading(handler) as reader:
+        looks = [asyncio.create_task(reader.ask_own(f"n{n}", {f"{i}": f"slow{i}" for i in range(16)})) for n in range(12)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert all(isinstance(a, Answer) for a in await reader.ask(["up"] * 16))
+        assert time.monotonic() - began < 1
+        for look in looks:
+            assert {a.kind for a in (await look).values() if isinstance(a, Problem)} == {"QueryPending"}
+        assert time.monotonic() - began < 1.5
+        assert told == ["2s", "2s"], "Prometheus is told, and has two at a time"
+
+
+@pytest.mark.parametrize("how", ["hangs", "ends it", "dies"])
+async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "LIMIT_SECONDS", 0.2)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.query["query"] == "quick":
+            return vector(({}, "1"))
+        if how == "ends it":
+            text = "query timed out in expression evaluation"
+            return web.json_response({"status": "error", "errorType": "timeout", "error": text}, status=503)
+        if how == "dies":
+            assert request.transport
+            request.transport.close()
+            return web.Response()
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async with reading(handler) as reader:
+        reader._own._patience = 5.0
+        found = await reader.ask_own("ours", {"1": "bad"})
+        assert isinstance(found["1"], Problem) and found["1"].kind == ("ProviderError" if how == "dies" else "ProviderTimeout")
+        again = await reader.ask_own("ours", {"2": "quick"})
+        assert isinstance(again["2"], Problem) and again["2"].kind == "QueriesPaused"
+        assert isinstance((await reader.ask_own("theirs", {"1": "quick"}))["1"], Answer)
         assert isinstance(await one(reader, "quick"), Answer)
 
 

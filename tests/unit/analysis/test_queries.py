@@ -11,7 +11,18 @@ import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.queries import Query, Sources, Target, agreement_query, bounds_query, build, service_labels, unknown_placeholders
+from modelrollout.analysis.queries import (
+    PLACEHOLDERS,
+    Query,
+    Sources,
+    Target,
+    agreement_query,
+    bounds_query,
+    build,
+    own_query_problem,
+    service_labels,
+    unknown_placeholders,
+)
 from modelrollout.analysis.readings import Look, name_bounds, read_counters, read_value
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
@@ -211,20 +222,61 @@ def test_more_bad_ones_than_requests_cannot_be() -> None:
 CUSTOM = Metric(name="memory", query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])', max=1)
 
 
+PLATFORM = replace(TARGET, promql=frozenset({CUSTOM.query or ""}))
+OWN = replace(TARGET, queries="Own")
+
+
 def test_placeholders_are_filled_in() -> None:
-    assert query(CUSTOM).promql == 'max(x{r="digits-new",s="digits-old",n="team-a/digits"}[42s])'
+    assert query(CUSTOM, PLATFORM).promql == 'max(x{r="digits-new",s="digits-old",n="team-a/digits"}[42s])'
+    assert not query(CUSTOM, PLATFORM).own
+
+
+def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -> None:
+    metric = CUSTOM.model_copy(update={"query": 'max(rate(x{r="{{revision}}"}[{{window}}]))'})
+    problem = build(metric, PLATFORM, baseline=False)
+    assert isinstance(problem, Problem) and problem.kind == "QueryNotAllowed" and "use a template" in problem.message
+    own = query(metric, OWN)
+    assert own.own and own.promql == 'max(rate(x{namespace="team-a", r="digits-new"}[42s]))'
+    elsewhere = query(metric, replace(OWN, sources=Sources(namespace="kubernetes_namespace")))
+    assert elsewhere.promql == 'max(rate(x{kubernetes_namespace="team-a", r="digits-new"}[42s]))', "a series may set any other label itself"
+    problem = build(CUSTOM.model_copy(update={"query": "vector(1)"}), OWN, baseline=False)
+    assert isinstance(problem, Problem) and problem.kind == "QueryNotAllowed" and "memory" in problem.message
+
+
+def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
+    text = " + ".join(["max(rate(x[{{window}}]))"] * 24)
+    assert own_query_problem(text, "team-a", "digits", "namespace") is None
+    week = query(CUSTOM.model_copy(update={"query": text}), replace(OWN, window_seconds=7 * 86400.0))
+    assert "[1h]" in week.promql
+    assert own_query_problem(" + ".join(["max(rate(x[{{window}}]))"] * 25), "team-a", "digits", "namespace") is not None
+
+
+@pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
+def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> None:
+    found = own_query_problem(text, "team-a", "digits", "namespace")
+    assert found is not None and found.kind == "QueryNotAllowed"
+    fine = 'max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}'
+    assert own_query_problem(fine, "team-a", "digits", "namespace") is None
+
+
+def test_what_placeholders_stand_for_ends_no_string() -> None:
+    """Names of Kubernetes objects, as long and odd as they may be."""
+    odd = Target("a-0", "x.y-z", RevisionRef(revision="x.y-z-0a", number=3), RevisionRef(revision="x.y-z-0b", number=2), "none", 1e9, 100)
+    template = 'a{x="' + " ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS) + '"}'
+    filled = query(CUSTOM.model_copy(update={"query": template}), replace(odd, promql=frozenset({template}))).promql
+    assert re.fullmatch(r'a\{x="[-a-z0-9. ]+"\}', filled)
 
 
 def test_an_unknown_placeholder_is_named() -> None:
     metric = CUSTOM.model_copy(update={"query": "sum(x{a='{{canary}}'})"})
-    problem = build(metric, TARGET, baseline=False)
+    problem = build(metric, OWN, baseline=False)
     assert isinstance(problem, Problem) and problem.kind == "UnknownPlaceholder"
     assert "{{canary}}" in problem.message and "{{revision}}" in problem.message
     assert unknown_placeholders("{{canary}} {{name}} {{}}") == ["canary", ""]
 
 
 def test_a_query_that_needs_stable_waits_for_one() -> None:
-    problem = build(CUSTOM, FIRST, baseline=False)
+    problem = build(CUSTOM, replace(FIRST, promql=PLATFORM.promql), baseline=False)
     assert isinstance(problem, Problem) and problem.kind == "NoStableData"
 
 
@@ -232,9 +284,9 @@ def test_a_query_that_needs_stable_waits_for_one() -> None:
     ("values", "kind"), [((), "NoData"), ((1.0, 2.0), "SeveralSeries"), ((math.nan,), "NotANumber"), ((math.inf,), "NotANumber")]
 )
 def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kind: str) -> None:
-    problem = read_value(query(CUSTOM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values))))
+    problem = read_value(query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values))))
     assert isinstance(problem, Problem) and problem.kind == kind
-    assert read_value(query(CUSTOM), Answer((Series({}, 3.5, 0),))) == 3.5
+    assert read_value(query(CUSTOM, PLATFORM), Answer((Series({}, 3.5, 0),))) == 3.5
 
 
 def _raw(**processes: tuple[float, float, float]) -> Raw:

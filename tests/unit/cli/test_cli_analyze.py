@@ -243,6 +243,20 @@ def test_policies_in_the_file_hold_where_they_match(cli: Cli, over: Cli, model: 
     assert result.exit_code == 1 and "RolloutPolicy house" in result.stderr and "schedule" in result.stderr
 
 
+def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_not(over: Cli, model: Path, prometheus: Prometheus) -> None:
+    _, found = yaml.safe_load_all(model.read_text())
+    found["spec"]["rollout"]["analysis"]["metrics"].append({"name": "memory", "query": "max(x)", "max": 1})
+    model.write_text(yaml.safe_dump(found))
+    assert "memory" in outcome(over("-o", "json"))["notes"][0] and "queries: Own" in over().stdout
+    assert 'max(x{namespace="default"})' in {query["query"] for _, query in prometheus.asked}
+    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Own"}}}, found]))
+    assert outcome(over("-o", "json"))["notes"] == []
+    prometheus.asked.clear()
+    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Templates"}}}, found]))
+    assert "PromQL of a spec's own is not allowed here" in outcome(over("-o", "json"))["message"]
+    assert not any("max(x" in query["query"] for _, query in prometheus.asked)
+
+
 def test_policies_of_the_cluster_are_asked_for_where_one_may(cli: Cli, kube: FakeKube, prometheus: Prometheus) -> None:
     found = deployment(**canary_status())
     found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from modelrollout.controller import assess
 from modelrollout.controller.assess import PrometheusAssessor
 from modelrollout.rollout import judgement
 from modelrollout.rollout.facts import Assessment, Snapshot, stamp
+from modelrollout.rollout.policy import combine, read
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -29,6 +30,7 @@ class Prometheus(PrometheusReader):
     def __init__(self, provider: PrometheusProvider) -> None:
         super().__init__(provider)
         self.asked: list[str] = []
+        self.own: list[str] = []
         self.said: Problem | None = None
         self.hangs = False
         self.scraped = 0.0
@@ -46,6 +48,10 @@ class Prometheus(PrometheusReader):
         if self.hangs:
             await asyncio.sleep(3600)
         return [self.said or self._answer(q) for q in queries]
+
+    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+        self.own += queries.values()
+        return {key: self._answer(q) for key, q in queries.items()}
 
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
         return {}
@@ -108,6 +114,12 @@ def canary(analysis: dict[str, Any] | None = None, *, metrics: tuple[MetricStatu
     return b.in_canary(wanted=b.spec(2, steps=b.STEPS, rollout={"analysis": analysis or {}}), at_step=step, **facts)
 
 
+def ruled(**spec: Any) -> dict[str, Any]:
+    """What a policy says, as facts of a snapshot."""
+    rules = combine([read({"metadata": {"name": "p"}, "spec": spec})])
+    return {"rules": rules, "templates": rules.templates, "mandatory": rules.mandatory}
+
+
 def names(found: Assessment) -> list[str]:
     return [m.name for m in found.metrics]
 
@@ -151,8 +163,37 @@ async def test_status_says_how_many_samples_are_missing_and_how_long_they_take()
 async def test_what_is_asked_names_the_revisions_and_the_weight_of_this_step() -> None:
     bench = Bench()
     query = "x{r='{{revision}}',v='{{version}}',s='{{stable}}',w='{{weight}}'}[{{window}}]"
-    await bench.look(canary({"metrics": [{"name": "memory", "query": query, "max": 5}]}))
+    memory = {"name": "memory", "query": query, "max": 5}
+    await bench.look(canary({"templates": ["web"]}, **ruled(analysisTemplates=[{"name": "web", "metrics": [memory]}])))
     assert bench.main.asked == [f"x{{r='{V2}',v='2',s='{V1}',w='5'}}[10s]"]
+
+
+async def test_own_queries_are_asked_apart_where_they_are_allowed_and_are_an_error_where_not() -> None:
+    """Also of a rollout that began before a policy forbade them: it holds, and says why."""
+    analysis = {"metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "memory", "query": "max(x)", "max": 5}]}
+    bench = Bench()
+    found = await bench.look(canary(analysis))
+    assert (found.verdict, found.reason) == ("Error", "QueryNotAllowed") and "use a template" in found.message
+    assert len(bench.main.asked) == 1 and not bench.main.own, "the others are measured"
+    allowed = await bench.look(canary(analysis, **ruled(gates={"queries": "Own"})))
+    assert bench.main.own == ['max(x{namespace="ml"})'] and allowed.verdict == "Inconclusive"
+    by_default = Bench(queries="Own")
+    await by_default.look(canary(analysis))
+    assert by_default.main.own
+    forbidden = await by_default.look(canary(analysis, **ruled(gates={"queries": "Templates"})))
+    assert forbidden.reason == "QueryNotAllowed" and len(by_default.main.own) == 1
+
+
+async def test_the_spec_does_not_choose_who_answers_what_a_policy_demands() -> None:
+    gates = {"metrics": [{"name": "accuracy", "maxDrop": 0.01}, {"name": "gpu", "query": "gpu", "max": 1}]}
+    analysis = {"prometheus": "edge", "metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "accuracy", "maxDrop": 0.005}]}
+    bench = Bench()
+    await bench.look(canary(analysis, **ruled(gates=gates)))
+    assert sorted(q == "gpu" for q in bench.main.asked) == [False, True] and not any("traefik" in q for q in bench.main.asked)
+    assert [("traefik" in q) for q in bench.providers["edge"].asked] == [True]
+    named = Bench()
+    await named.look(canary(analysis | {"prometheus": "main"}, **ruled(gates=gates, defaults={"analysis": {"prometheus": "edge"}})))
+    assert len(named.providers["edge"].asked) == 2 and len(named.main.asked) == 1
 
 
 async def test_the_gateways_counters_come_from_the_prometheus_that_scrapes_it() -> None:

@@ -419,6 +419,13 @@ def test_a_prometheus_that_is_not_allowed_is_named() -> None:
     assert refusal(b.spec(1, rollout={"analysis": {"prometheus": "main"}})) is None
 
 
+def test_promql_of_a_specs_own_is_refused_before_anything_begins_unless_it_is_allowed() -> None:
+    spec = b.spec(1, rollout={"analysis": {"metrics": [{"name": "gpu", "query": "max(x)", "max": 1}]}})
+    found = refusal(spec)
+    assert found and found[0] == "QueryNotAllowed" and "spec.rollout.analysis.metrics[gpu].query" in found[1]
+    assert refusal(spec, config=CONFIG.model_copy(update={"queries": "Own"})) is None
+
+
 def test_no_gateway_api_on_the_cluster() -> None:
     found = refusal(b.spec(1), kinds=frozenset())
     assert found and found[0] == "GatewayAPIMissing" and "HTTPRoute" in found[1]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
-from modelrollout.rollout.demands import gpus_asked, unmet
+from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.policy import NO_RULES, Policy, combine, effective, filled, frozen, read
 from tests.unit.rollout import builders as b
 
@@ -268,6 +269,60 @@ class TestDemands:
         wide, narrow = policy("a", allowedSources={"models": ["s3://models/"]}), policy("b", allowedSources={"models": ["s3://other/"]})
         assert demand(b.spec(1), wide) is None
         assert (demand(b.spec(1), wide, narrow) or "").startswith("SourceNotAllowed")
+
+
+QUERY = {"name": "gpu", "query": "max(nv_gpu_memory_used_bytes)", "max": 1}
+
+
+class TestQueries:
+    def refused(self, text: str, *policies: Policy, unless_said: Queries = "Templates") -> str | None:
+        spec = b.spec(1, rollout={"analysis": {"metrics": [{**QUERY, "query": text}, {"name": "errors", "max": 0.1}]}})
+        found = query_refused(combine(policies), spec, "ml", "digits", unless_said, "namespace")
+        assert found is None or found.reason == "QueryNotAllowed"
+        return found.message if found else None
+
+    @pytest.mark.parametrize(
+        ("said", "unless_said", "allowed"),
+        [
+            ([], "Templates", False),
+            ([], "Own", True),
+            ([None], "Templates", False),
+            (["Own"], "Templates", True),
+            (["Own", None], "Templates", True),
+            (["Own", "Templates"], "Own", False),
+            (["Templates"], "Own", False),
+        ],
+    )
+    def test_every_policy_that_says_it_must_allow_it(self, said: list[str | None], unless_said: Queries, allowed: bool) -> None:
+        policies = [policy(f"p{i}", gates={"queries": word} if word else {}) for i, word in enumerate(said)]
+        assert (self.refused("max(x)", *policies, unless_said=unless_said) is None) is allowed
+
+    def test_one_that_cannot_be_read_allows_nothing(self) -> None:
+        assert combine([policy("a", gates={"queries": "Own"}), policy("b", gates={"queries": "All"})]).queries("Own") == "Templates"
+
+    def test_the_message_names_field_policy_and_the_templates_that_there_are(self) -> None:
+        templates = [{"name": name, "metrics": [{**QUERY, "query": name}]} for name in ("web", "gpu")]
+        told = self.refused("max(x)", policy("strict", gates={"queries": "Templates"}, analysisTemplates=templates))
+        assert told is not None and told.startswith("spec.rollout.analysis.metrics[gpu].query: ")
+        assert "RolloutPolicy strict says gates.queries: Templates" in told and "there are: gpu, web" in told
+        assert "no RolloutPolicy says gates.queries: Own" in (self.refused("max(x)") or "")
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            {"analysisTemplates": [{"name": "t", "metrics": [QUERY]}]},
+            {"gates": {"queries": "Templates", "metrics": [QUERY]}},
+            {"defaults": {"analysis": {"metrics": [QUERY]}}},
+        ],
+    )
+    def test_a_query_of_a_policy_is_the_platforms_wherever_it_stands(self, spec: dict[str, Any]) -> None:
+        """Defaults are filled in before anybody looks; and thresholds of a template's metric may be one's own."""
+        assert self.refused(QUERY["query"], policy(**spec)) is None
+        assert self.refused(f"{QUERY['query']} ", policy(**spec)) is not None
+
+    def test_one_that_cannot_be_confined_is_told_before_anything_begins(self) -> None:
+        told = self.refused("vector(1)", policy(gates={"queries": "Own"}))
+        assert told is not None and "spec.rollout.analysis.metrics[gpu].query" in told and "use a template" in told
 
 
 @pytest.mark.parametrize(("own", "holds"), [(None, "30m"), ("5m", "30m"), ("1h", "1h"), ("half an hour", "half an hour")])

@@ -22,6 +22,8 @@ class Reader(Protocol):
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]: ...
 
+    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]: ...
+
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem: ...
 
 
@@ -31,12 +33,13 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
     fresh = [m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))]
     plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
-    asked, before, implausible = await asyncio.gather(
-        _ask(reader, queries),
+    answers, own, before, implausible = await asyncio.gather(
+        _ask(reader, [q for q in queries if not q.own]),
+        _ask_own(reader, target, [q for q in queries if q.own]),
         asyncio.gather(*(usual_before(reader, target, m, now) for m in fresh)),
         asyncio.gather(*(_labels(reader, target, m, counters) for m in metrics)),
     )
-    answers = dict(zip((q.metric for q in queries), asked, strict=True))
+    answers |= own
     known = {name: spread for found in before for name, spread in found.items()}
     found: dict[str, Reading] = {}
     for metric, wrong in zip(metrics, implausible, strict=True):
@@ -81,8 +84,18 @@ def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:
     return query.shape in ("codes", "buckets") and not canary and not stable
 
 
-async def _ask(reader: Reader, queries: Sequence[Query]) -> list[Answer | Problem]:
-    return await reader.ask([q.promql for q in queries]) if queries else []
+async def _ask(reader: Reader, queries: Sequence[Query]) -> dict[str, Answer | Problem]:
+    asked = await reader.ask([q.promql for q in queries]) if queries else []
+    return dict(zip((q.metric for q in queries), asked, strict=True))
+
+
+async def _ask_own(reader: Reader, target: Target, queries: Sequence[Query]) -> dict[str, Answer | Problem]:
+    """An answer that comes late is for the next look at the same weight, and at no other."""
+    if not queries:
+        return {}
+    keys = {q.metric: f"{target.name}/{target.canary.revision}/{target.weight}/{q.metric}" for q in queries}
+    answers = await reader.ask_own(target.namespace, {keys[q.metric]: q.promql for q in queries})
+    return {metric: answers[key] for metric, key in keys.items()}
 
 
 async def usual_before(reader: Reader, target: Target, metric: Metric, now: float) -> dict[str, Spread[float]]:

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
 from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
+from modelrollout.analysis.providers import own
 from modelrollout.analysis.scrape import Scrape, ScrapeTarget
 from modelrollout.api.config import PrometheusProvider
 
@@ -31,7 +32,9 @@ MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must 
 MAX_TARGETS_BYTES = 16 << 20  # some 5,000 targets, or the configuration
 MAX_SERIES = 10_000
 HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
+OWN_MORE_SECONDS = 0.5  # after its limit for an own query a Prometheus has said that it ended it
 CONNECT_SHARE = 0.5  # of the time-out, for the connection: so that one that never comes is told from a slow query
+_BROKEN = "connection broken"
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
 _JOB = re.compile(r"- job_name: (?:\"(.*)\"|'(.*)'|(.*))")
 _HONORS = "  honor_labels: true"
@@ -50,8 +53,10 @@ class _TooLargeError(Exception):
 class PrometheusReader:
     """Asks one Prometheus. Made once for a provider and shared; ``await close()`` at the end."""
 
-    def __init__(self, provider: PrometheusProvider, *, threads: int = 4) -> None:
+    def __init__(self, provider: PrometheusProvider, *, threads: int = 4, patience: float = own.PATIENCE_SECONDS) -> None:
+        """``patience``: seconds that a look waits for queries of a namespace's own."""
         self._provider = provider
+        self._own = own.OwnQueries(provider.name, self._own_now, patience=patience)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
@@ -71,8 +76,15 @@ class PrometheusReader:
         self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
         return answers
 
+    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+        """The same for queries that a namespace wrote itself, by a key for each: apart from all others (``own.OwnQueries``)."""
+        if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
+            return dict.fromkeys(queries, self._gone[0])
+        return await self._own.ask(namespace, queries)
+
     async def close(self) -> None:
         """Let go of the threads; a query that hangs ends by its own time-out."""
+        self._own.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._client:
             self._client[1]._session.close()
@@ -143,6 +155,16 @@ class PrometheusReader:
         result = self._guarded(lambda client: client.custom_query(query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}))
         return result if isinstance(result, Problem) else self._read(result)
 
+    def _own_now(self, query: str) -> Answer | Problem:
+        """Prometheus is to end it first. A server that dies of it breaks off the connection: that is the query's fault until proven otherwise."""
+        limit = min(own.LIMIT_SECONDS, self._provider.timeout_seconds)
+        timeouts: Any = (CONNECT_SHARE * limit, limit + OWN_MORE_SECONDS)  # the library says int, and passes it on
+        result = self._guarded(lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts))
+        if isinstance(result, Problem):
+            broken = result.kind == "ProviderUnreachable" and result.message.endswith(_BROKEN)
+            return self._problem("ProviderError", f"broke off while it answered: {_BROKEN}") if broken else result
+        return self._read(result)
+
     def _guarded(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
         """What the library answers, or the Problem that it ran into."""
         try:
@@ -190,6 +212,8 @@ class PrometheusReader:
             return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_said(text)}")
         if status == 404:
             return self._problem("BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path")
+        if status == 503 and "timed out" in _said(text):
+            return self._problem("ProviderTimeout", f"ended the query itself{_said(text)}")
         return self._problem("ProviderError", f"fails (HTTP {status})")
 
     def _foreign(self) -> Problem:
@@ -283,7 +307,7 @@ def _cause(error: requests.exceptions.RequestException) -> str:
         "MissingSchema": "the URL lacks http:// or https://",
         "InvalidURL": "the URL is not valid",
     }
-    return next((words for sign, words in known.items() if sign in text), "connection broken")
+    return next((words for sign, words in known.items() if sign in text), _BROKEN)
 
 
 def _said(text: str) -> str:

@@ -140,8 +140,9 @@ class Metric(ApiModel):
     query: str | None = Field(
         None,
         max_length=4096,
-        description="PromQL that gives one number. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent), "
-        "{{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
+        description="PromQL that gives one number. One that no RolloutPolicy in force here has is a query of the spec's own: refused, or asked "
+        "within this namespace, as gates.queries says. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} "
+        "(percent), {{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
     )
     min: float | None = Field(None, description="Smallest value allowed: of accuracy, a share of the canary itself; of a query its result.")
     max: float | None = Field(None, description="Largest value allowed: of errors, a share of the canary's requests; of a query its result.")
@@ -202,7 +203,10 @@ class Golden(Data):
 class Analysis(ApiModel):
     """How a revision is judged."""
 
-    prometheus: Name | None = Field(None, description="Prometheus by its name in the operator's configuration; left out: the default one.")
+    prometheus: Name | None = Field(
+        None,
+        description="Prometheus by its name in the operator's configuration; left out: the default one. Not for metrics that a policy demands.",
+    )
     interval: Duration = Field("5s", description="How often to look.")
     initial_delay: Duration | None = Field(
         None, description="Counting begins this long after each weight was taken up: caches warm up, autoscalers react. Part of progressDeadline."
