@@ -23,6 +23,7 @@ from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
@@ -38,19 +39,19 @@ from modelrollout.kube.client import (
     Resource,
     Unreadable,
 )
-from modelrollout.resources import jobs, server
+from modelrollout.resources import jobs, network, server
 from modelrollout.resources.common import NotAllowedError, Owner
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, baseline
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Desired, Problem, baseline
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
 
 log = logging.getLogger(__name__)
 
 RESOURCES: Mapping[str, Resource] = {
-    r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
+    r.kind: r for r in (MODEL_REVISION, NETWORK_POLICY, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
@@ -82,6 +83,44 @@ class Actor:
         for obj in too_wide(seen.children, seen.snapshot.name):
             wrote |= await self._match(seen, obj)
         return wrote
+
+    async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
+        """Make the NetworkPolicies match, before the pods that they are for. True when something was written; and what the API server refuses.
+
+        That is told and holds nothing up: nobody knows whether policies are enforced here at all, and a rollback must not wait for one.
+        """
+        s, config = seen.snapshot, self.config.network_policies
+        if config is None or s.spec is None:
+            return False, None
+        owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
+        clients = s.spec.traffic.clients.namespaces if s.spec.traffic.clients else ()
+        wanted = network.policies(owner, clients, config) if config.written_in(s.namespace) else []
+        expected = {o["metadata"]["name"] for o in wanted}
+        # Only our own: to delete somebody else's, whatever its labels say, opens what he has shut.
+        left = [
+            o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and _controller(o) == owner.uid
+        ]
+        wrote, problems = False, []
+        for obj in wanted:
+            try:
+                if await self._match(seen, obj):
+                    self._is_as_written(obj)
+                    wrote = True
+            except (ChildRefused, Forbidden) as e:
+                problems.append(_exposed(obj, e, "until it is written its pods can be reached as if it were not wanted"))
+        for obj in left:
+            try:
+                wrote |= await self._delete(NETWORK_POLICY, obj)
+            except Forbidden as e:
+                problems.append(_exposed(obj, e, "it stays in force; delete it by hand, or grant the right"))
+        return wrote, next(iter(problems), None)
+
+    def _is_as_written(self, policy: Object) -> None:
+        """What is compared word by word would be written again and again."""
+        name = policy["metadata"]["name"]
+        live = self.store.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
+        if live is not None and not network.says_the_same(live, policy):
+            raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
 
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
@@ -210,7 +249,7 @@ class Actor:
         if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
             taken_back = seen.snapshot.work.state == "Absent"  # it is there, and counts for nothing (controller.work)
             return await self._delete(resource, live) if taken_back or _waits_with_another_wish(live, obj) else False
-        if live is not None and covers(live, obj):
+        if live is not None and covers(live, obj) and (kind != NETWORK_POLICY.kind or network.says_the_same(live, obj)):
             return False
         if live is None:
             await self._create(resource, obj)
@@ -364,6 +403,11 @@ def _controller(o: Object) -> str | None:
 
 def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
     return ChildRefused(e.status, "ChildRefused", f"{resource.kind} {obj['metadata']['name']}: {e.message}")
+
+
+def _exposed(policy: Object, e: KubeError, meanwhile: str) -> Problem:
+    told = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, policy, e)
+    return Problem(told.reason, f"{told.message}; {meanwhile}")
 
 
 def _as_before(route: Object, live: Object | None) -> Object | None:

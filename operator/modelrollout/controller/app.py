@@ -30,12 +30,14 @@ from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
     SERVICE,
     TRAEFIK_SERVICE,
     Conflict,
+    Forbidden,
     Kube,
     KubeError,
     Object,
@@ -54,7 +56,7 @@ log = logging.getLogger(__name__)
 WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
-COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Restarted")
+COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Isolated", "Restarted")
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
@@ -100,6 +102,8 @@ class Operator:
         kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
         if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
             kinds.append(TRAEFIK_SERVICE)
+        if self._config.network_policies is not None:
+            kinds.append(NETWORK_POLICY)
         self._resources = tuple(kinds)
         missing = [r.kind for r in OPTIONAL if r not in kinds]
         if ROLLOUT_POLICY.kind in missing:
@@ -169,7 +173,12 @@ class Operator:
         for resource in self._resources:
             namespaces: list[str | None] = [*self._config.namespaces] if resource.namespaced else []
             for namespace in namespaces or [None]:
-                await self._intake.list(resource, namespace)
+                try:
+                    await self._intake.list(resource, namespace)
+                except Forbidden as e:
+                    if resource != NETWORK_POLICY:  # a right that is wanting there is told of each ModelDeployment, and stops nothing else
+                        raise
+                    log.warning("the NetworkPolicies cannot be listed, grant the right or set networkPolicy.models.mode to Ignore: %s", e.message)
         await self._admission.slots.sweep()
         for policy in self._admission.policies.all():
             self._queue.add(("", policy.name))  # whom it matches is counted anew

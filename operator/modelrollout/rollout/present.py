@@ -54,10 +54,11 @@ _WAITING: dict[Stage, str] = {
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
-HEALTHY, HARDENED, RESTARTED = "ServersHealthy", "Hardened", "Restarted"
+HEALTHY, HARDENED, ISOLATED, RESTARTED = "ServersHealthy", "Hardened", "Isolated", "Restarted"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "nobody but the kubelet manages the servers any more",
+    ISOLATED: "the NetworkPolicies are as the operator's configuration wants them",
     RESTARTED: "all pods of the revision are new",
 }
 _NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
@@ -223,6 +224,8 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
             rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
+    if s.exposed:
+        rows.append((ISOLATED, "False", s.exposed.reason, s.exposed.message))
     if late := waiting(s, status):
         name, problem = late
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")  # else at what those pods need
@@ -234,6 +237,11 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     return rows
 
 
+def told_exposed(status: ModelDeploymentStatus) -> Problem | None:
+    """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
+    return next((Problem(c.reason, c.message) for c in status.conditions if c.type == ISOLATED and c.status == "False"), None)
+
+
 def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
     """Events on what has become of the servers, from one status to the next."""
     before, serves = s.status, any(name in s.servers for name in _looked_after(after))
@@ -241,7 +249,7 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     old, new = ({c.type: c for c in status.conditions} for status in (before, after))
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
         found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
-    for kind in (HEALTHY, HARDENED, RESTARTED):
+    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED):
         was, now_is = old.get(kind), new.get(kind)
         told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
         if told and now_is is not None and (was is None or (was.status, was.reason) != ("False", now_is.reason)):
