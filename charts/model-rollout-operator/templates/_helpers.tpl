@@ -116,9 +116,6 @@ capabilities: {drop: [ALL]}
   {{- with $missing }}
     {{- fail (printf "networkPolicy.models.%s: name where they are, or every model is cut off from them, for example\n  proxies: {namespaces: [gateways]}\n  prometheus: {namespaces: [monitoring]}\n  stores: [{addresses: [10.20.0.0/24], ports: [443]}]" (join ", " .)) }}
   {{- end }}
-  {{- if .Values.networkPolicy.jobs.enabled }}
-    {{- fail "networkPolicy.jobs.enabled: what networkPolicy.models writes is for Jobs, too, and policies add to each other; leave one of them out" }}
-  {{- end }}
 {{- end }}
 {{- if ne $models.mode "Ignore" }}{{ $_ := set $config "networkPolicies" $models }}{{ end }}
 {{- $config | toYaml }}
