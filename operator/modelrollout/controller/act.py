@@ -37,6 +37,7 @@ from modelrollout.kube.client import (
     NotFound,
     Object,
     Resource,
+    Unavailable,
     Unreadable,
 )
 from modelrollout.resources import jobs, network, server
@@ -58,6 +59,8 @@ _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
+_UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
+_UNREMOVED = "it stays in force; grant the right, or delete it by hand"
 
 
 class ChildRefused(KubeError):
@@ -87,7 +90,8 @@ class Actor:
     async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
         """Make the NetworkPolicies match, before the pods that they are for. True when something was written; and what the API server refuses.
 
-        That is told and holds nothing up: nobody knows whether policies are enforced here at all, and a rollback must not wait for one.
+        That is told and holds nothing up: nobody knows whether policies are enforced here at all, and a rollback must not wait for one that a webhook
+        or somebody's finalizer keeps from being written.
         """
         s, config = seen.snapshot, self.config.network_policies
         if config is None or s.spec is None:
@@ -101,18 +105,21 @@ class Actor:
             o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and _controller(o) == owner.uid
         ]
         wrote, problems = False, []
-        for obj in wanted:
+        for obj in (*wanted, *left):
+            is_wanted = obj["metadata"]["name"] in expected
             try:
-                if await self._match(seen, obj):
+                if is_wanted and await self._match(seen, obj):
                     self._is_as_written(obj)
                     wrote = True
-            except (ChildRefused, Forbidden) as e:
-                problems.append(_exposed(obj, e, "until it is written its pods can be reached as if it were not wanted"))
-        for obj in left:
-            try:
-                wrote |= await self._delete(NETWORK_POLICY, obj)
-            except Forbidden as e:
-                problems.append(_exposed(obj, e, "it stays in force; delete it by hand, or grant the right"))
+                elif not is_wanted:
+                    wrote |= await self._delete(NETWORK_POLICY, obj)
+            except NotLeading:
+                raise
+            except KubeError as e:
+                told = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, obj, e)
+                problems.append(Problem(told.reason, f"{told.message}; {_UNWRITTEN if is_wanted else _UNREMOVED}"))
+                if isinstance(e, Unavailable):  # a webhook that does not answer takes its time each time
+                    break
         return wrote, next(iter(problems), None)
 
     def _is_as_written(self, policy: Object) -> None:
@@ -403,11 +410,6 @@ def _controller(o: Object) -> str | None:
 
 def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
     return ChildRefused(e.status, "ChildRefused", f"{resource.kind} {obj['metadata']['name']}: {e.message}")
-
-
-def _exposed(policy: Object, e: KubeError, meanwhile: str) -> Problem:
-    told = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, policy, e)
-    return Problem(told.reason, f"{told.message}; {meanwhile}")
 
 
 def _as_before(route: Object, live: Object | None) -> Object | None:

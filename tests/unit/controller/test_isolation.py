@@ -10,7 +10,19 @@ import pytest
 
 from modelrollout.api.config import NetworkPolicies, OperatorConfig
 from modelrollout.controller import app
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, NETWORK_POLICY, POD_DISRUPTION_BUDGET, Forbidden, Object, Resource
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    Forbidden,
+    Invalid,
+    KubeError,
+    Object,
+    Resource,
+    TooManyRequests,
+    Unavailable,
+)
 from modelrollout.telemetry.metrics import Metrics
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b
@@ -56,12 +68,12 @@ def ready(cluster: Cluster) -> str:
     return next(c.status for c in cluster.status.conditions if c.type == "Ready")
 
 
-def refusing(*verbs: str) -> Any:
-    """The API server takes no NetworkPolicy: the right is wanting."""
+def refusing(*verbs: str, error: KubeError | None = None) -> Any:
+    """The API server takes no NetworkPolicy: the right is wanting, or what is given."""
 
     def before(verb: str, resource: Resource, name: str) -> None:
         if resource == NETWORK_POLICY and verb in verbs:
-            raise Forbidden(403, "Forbidden", f"networkpolicies is forbidden: cannot {verb}")
+            raise error or Forbidden(403, "Forbidden", f"networkpolicies is forbidden: cannot {verb}")
 
     return before
 
@@ -209,6 +221,42 @@ def test_without_the_right_rollouts_and_rollbacks_go_on_and_it_is_told_until_it_
         await another.settle()
         assert set(policies(cluster)) == NAMES and isolated(cluster) is None
         assert [e.reason for e in another.events if "NetworkPolic" in e.message] == ["Isolated"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable(500, "InternalError", "failed calling webhook: no answer"),
+        Invalid(422, "Invalid", "spec"),
+        TooManyRequests(429, "TooMany", "x", 7.0),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_whatever_keeps_them_from_being_written_holds_up_nothing(error: KubeError) -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.before = refusing("create", error=error)
+        await serving(cluster=cluster)
+        told = isolated(cluster)
+        assert told and error.message in told[2] and ready(cluster) == "True"
+
+    run(main())
+
+
+def test_one_that_somebodys_finalizer_keeps_comes_back_once_it_is_gone() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        name = f"{b.NAME}-servers"
+        cluster.change(NETWORK_POLICY, name, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"))
+        cluster.user(b.spec(2))
+        operator.assessment = b.judged("Successful")
+        await operator.live(20)
+        assert cluster.status.stable and cluster.status.stable.revision == b.revision_name(2) and isolated(cluster)
+        cluster.remove(NETWORK_POLICY, name)
+        await operator.settle()
+        assert "deletionTimestamp" not in policies(cluster)[name]["metadata"] and isolated(cluster) is None
 
     run(main())
 
