@@ -18,7 +18,7 @@ import typer
 import yaml
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api.config import FeedbackMetrics, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.config import FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
 from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
 from modelrollout.controller import app as operator
@@ -442,3 +442,64 @@ def test_jobs_reach_the_stores_and_little_else() -> None:
 def test_a_policy_for_jobs_that_lacks_something_is_refused(more: list[str], says: str) -> None:
     on = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "networkPolicy.jobs.enabled=true", *more]
     assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *on, ok=False)
+
+
+class TestPoliciesOfModels:
+    ON = (
+        "networkPolicy.models.mode=Write,networkPolicy.models.proxies.namespaces={gateways},networkPolicy.models.prometheus.addresses={10.0.0.9},"
+        "networkPolicy.models.stores[0].addresses={10.20.0.0/24}"
+    )
+
+    def made(self, *more: str, of: str = "default") -> list[dict[str, Any]]:
+        where = ["-f", str(CHART / "ci" / f"{of}-values.yaml"), "--set", self.ON, *more]
+        return [o for o in yaml.safe_load_all(helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where)) if o]
+
+    def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPolicies | None:
+        (found,) = [o for o in objects if o["kind"] == "ConfigMap"]
+        (tmp_path / "config.yaml").write_text(found["data"]["config.yaml"])
+        return load_config(tmp_path / "config.yaml").network_policies
+
+    def rights(self, objects: list[dict[str, Any]]) -> list[set[str]]:
+        return [set(r["verbs"]) for o in objects if o["kind"] in ("ClusterRole", "Role") for r in o["rules"] if "networkpolicies" in r["resources"]]
+
+    def test_ignored_the_operator_knows_nothing_of_them_and_has_no_right(self, tmp_path: Path) -> None:
+        for which in ("default", "full"):
+            assert self.config(list(rendered(which)), tmp_path) is None and self.rights(list(rendered(which))) == []
+
+    def test_written_they_are_as_the_values_say_with_the_right_to_write_them(self, tmp_path: Path) -> None:
+        made = self.made()
+        config = self.config(made, tmp_path)
+        assert config is not None and config.mode == "Write" and config.written_in("anywhere")
+        assert (config.proxies.namespaces, config.prometheus.addresses) == (["gateways"], ["10.0.0.9/32"])
+        assert (config.stores[0].addresses, config.stores[0].ports) == (["10.20.0.0/24"], [443])
+        assert (config.dns.namespaces, config.dns.ports) == (["kube-system"], [53])
+        assert self.rights(made) == [{"get", "list", "watch", "create", "patch", "delete"}]
+
+    def test_in_each_namespace_that_is_named_and_to_remove_them_no_more_than_that(self, tmp_path: Path) -> None:
+        made = self.made("--set", "networkPolicy.jobs.enabled=false,networkPolicy.models.mode=Remove", of="full")
+        config = self.config(made, tmp_path)
+        assert config is not None and not config.written_in("models")
+        assert self.rights(made) == [{"get", "list", "watch", "delete"}] * 2
+
+    def test_the_values_are_those_of_the_configuration(self) -> None:
+        models = values()["networkPolicy"]["models"]
+        fields = {f.alias: f for f in NetworkPolicies.model_fields.values()}
+        assert set(models) == set(fields) and models["mode"] == "Ignore"
+        for part in ("proxies", "prometheus", "dns"):
+            assert models[part] == fields[part].get_default(call_default_factory=True).model_dump(exclude={} if part == "dns" else {"ports"})
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ("networkPolicy.models.proxies.namespaces=null", "networkPolicy.models.proxies: name where"),
+            ("networkPolicy.models.stores=null", "networkPolicy.models.stores: name where"),
+            ("networkPolicy.models.mode=On", "must be one of 'Ignore', 'Write', 'Remove'"),
+            ("networkPolicy.models.proxies.addresses={gateway.example.com}", "does not match pattern"),
+            ("networkPolicy.models.stores[0].ports={https}", "integer"),
+            ("networkPolicy.models.proxies.namespace=gateways", "additional properties"),
+            ("networkPolicy.jobs.enabled=true", "leave one of them out"),
+        ],
+    )
+    def test_a_mistake_is_refused_with_words(self, change: str, says: str) -> None:
+        where = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", self.ON, "--set", change]
+        assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False)

@@ -98,7 +98,7 @@ capabilities: {drop: [ALL]}
 {{- if .Values.trees.image.repository }}{{ $_ := set $images "trees" (include "modelrollout.image" (dict "root" $ "image" .Values.trees.image)) }}{{ end }}
 {{- if .Values.tensorflow.image.repository }}{{ $_ := set $images "tensorflow" (include "modelrollout.image" (dict "root" $ "image" .Values.tensorflow.image)) }}{{ end }}
 {{- if .Values.pytorch.image.repository }}{{ $_ := set $images "pytorch" (include "modelrollout.image" (dict "root" $ "image" .Values.pytorch.image)) }}{{ end }}
-{{- dict
+{{- $config := dict
   "stores" .Values.stores
   "artifacts" $artifacts
   "prometheus" $providers
@@ -114,8 +114,21 @@ capabilities: {drop: [ALL]}
   "namespaces" .Values.namespaces
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds
-  "jobTtlSeconds" .Values.jobTtlSeconds
-  | toYaml }}
+  "jobTtlSeconds" .Values.jobTtlSeconds -}}
+{{- $models := .Values.networkPolicy.models -}}
+{{- if eq $models.mode "Write" }}
+  {{- $missing := list }}
+  {{- range $part := list "proxies" "prometheus" }}
+    {{- $peers := get $models $part }}
+    {{- if not (or $peers.namespaces $peers.addresses) }}{{ $missing = append $missing $part }}{{ end }}
+  {{- end }}
+  {{- if not $models.stores }}{{ $missing = append $missing "stores" }}{{ end }}
+  {{- with $missing }}
+    {{- fail (printf "networkPolicy.models.%s: name where they are, or every model is cut off from them, for example\n  proxies: {namespaces: [gateways]}\n  prometheus: {namespaces: [monitoring]}\n  stores: [{addresses: [10.20.0.0/24], ports: [443]}]" (join ", " .)) }}
+  {{- end }}
+{{- end }}
+{{- if ne $models.mode "Ignore" }}{{ $_ := set $config "networkPolicies" (merge (dict "operatorNamespace" .Release.Namespace) $models) }}{{ end }}
+{{- $config | toYaml }}
 {{- end -}}
 
 {{/* What the operator may do in each namespace that it watches. */}}
@@ -153,6 +166,13 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch, list]  # list: why a Job gets no pod stands nowhere else
+{{- end -}}
+
+{{/* And with NetworkPolicies, to write them or only to take them away. */}}
+{{- define "modelrollout.networkPolicyRules" -}}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, {{ if eq .Values.networkPolicy.models.mode "Write" }}create, patch, {{ end }}delete]
 {{- end -}}
 
 {{/* And with Traefik, which mirrors by a kind of its own. */}}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import selectors, uris
@@ -169,6 +170,75 @@ class Capacity(_Config):
     remember_seconds: float = Field(10.0, gt=0, description="One look is shared by all ModelDeployments for this long.")
 
 
+def _block(text: str) -> str:
+    """A range of addresses as the API server takes it; one address is a range of itself."""
+    try:
+        found = ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no range of addresses; write for example 10.20.0.0/24 or fd00:20::/64, with no bits beyond its length"
+        ) from None
+    if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{text!r} is an IPv4 address in IPv6 words, which no packet has; write it as IPv4")
+    return str(found)
+
+
+Block = Annotated[str, AfterValidator(_block)]
+NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Peers(_Config):
+    """Pods by their namespace; by address what runs outside of the cluster or with the network of its node."""
+
+    namespaces: list[NamespaceName] = Field(default_factory=list)
+    addresses: list[Block] = Field(default_factory=list, description="Ranges, for example 10.20.0.0/24; link-local addresses only if they are named.")
+
+    @property
+    def nobody(self) -> bool:
+        """Whether none is named: a rule for nobody must be left out, for Kubernetes takes it for one for all."""
+        return not self.namespaces and not self.addresses
+
+
+class PeersAtPorts(Peers):
+    """Who is asked, and where."""
+
+    ports: Annotated[list[Port], Field(min_length=1)] = Field(default_factory=lambda: [443])
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if self.nobody:
+            raise ValueError("name namespaces or addresses; addresses: [0.0.0.0/0, '::/0'] are all but link-local ones")
+        return self
+
+
+class NetworkPolicies(_Config):
+    """Who reaches the pods of ModelDeployments and whom these reach. Without this the operator looks at no NetworkPolicy."""
+
+    mode: Literal["Write", "Remove"] = Field(description="Remove: what Write has made is taken away, and nothing is written.")
+    namespaces: list[NamespaceName] = Field(default_factory=list, description="Written in these only; empty: in all that are watched.")
+    proxies: Peers = Field(default_factory=Peers, description="Where the gateway's proxies run.")
+    prometheus: Peers = Field(default_factory=Peers, description="Who scrapes the servers and the comparer.")
+    dns: PeersAtPorts = Field(default_factory=lambda: PeersAtPorts(namespaces=["kube-system"], ports=[53]), description="Who answers DNS.")
+    stores: list[PeersAtPorts] = Field(default_factory=list, description="Where the stores and the artifact store are.")
+    operator_namespace: NamespaceName | None = Field(None, description="Where the operator runs, which asks servers for their version.")
+
+    @model_validator(mode="after")
+    def _cuts_off_nothing_unsaid(self) -> Self:
+        missing = [
+            name for name, nobody in (("proxies", self.proxies.nobody), ("prometheus", self.prometheus.nobody), ("stores", not self.stores)) if nobody
+        ]
+        if self.mode == "Write" and missing:
+            raise ValueError(
+                f"{', '.join(missing)}: name where they are, or every model is cut off from them; policies know addresses and no host names"
+            )
+        return self
+
+    def written_in(self, namespace: str) -> bool:
+        """Whether the pods of this namespace are to have policies."""
+        return self.mode == "Write" and (not self.namespaces or namespace in self.namespaces)
+
+
 class OperatorConfig(_Config):
     """Everything that a platform team decides once for the cluster."""
 
@@ -188,6 +258,7 @@ class OperatorConfig(_Config):
     shadow: Shadow = Field(default_factory=Shadow)
     hostnames: HostnameRules = Field(default_factory=HostnameRules)
     capacity: Capacity = Field(default_factory=Capacity)
+    network_policies: NetworkPolicies | None = Field(None, description="Left out: the operator neither writes nor looks at NetworkPolicies.")
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
     resync_seconds: float = Field(300.0, gt=0)

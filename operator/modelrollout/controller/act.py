@@ -23,6 +23,7 @@ from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
@@ -36,28 +37,31 @@ from modelrollout.kube.client import (
     NotFound,
     Object,
     Resource,
+    Unavailable,
     Unreadable,
 )
-from modelrollout.resources import jobs, server
+from modelrollout.resources import jobs, network, server
 from modelrollout.resources.common import NotAllowedError, Owner
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.resources.routes import is_of_clients
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.facts import Desired, baseline
+from modelrollout.rollout.facts import Desired, Problem, baseline
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
 
 log = logging.getLogger(__name__)
 
 RESOURCES: Mapping[str, Resource] = {
-    r.kind: r for r in (MODEL_REVISION, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
+    r.kind: r for r in (MODEL_REVISION, NETWORK_POLICY, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
+_UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
+_UNREMOVED = "it stays in force; grant the right, or delete it by hand"
 
 
 class ChildRefused(KubeError):
@@ -83,6 +87,48 @@ class Actor:
         for obj in too_wide(seen.children, seen.snapshot.name):
             wrote |= await self._match(seen, obj)
         return wrote
+
+    async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
+        """Make the NetworkPolicies match, before the pods that they are for. True when something was written; and what the API server refuses.
+
+        That is told and holds nothing up: nobody knows whether policies are enforced here at all, and a rollback must not wait for one that a webhook
+        or somebody's finalizer keeps from being written.
+        """
+        s, config = seen.snapshot, self.config.network_policies
+        if config is None or s.spec is None:
+            return False, None
+        owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
+        clients = s.spec.traffic.clients.namespaces if s.spec.traffic.clients else ()
+        wanted = network.policies(owner, clients, config) if config.written_in(s.namespace) else []
+        expected = {o["metadata"]["name"] for o in wanted}
+        # Only our own: to delete somebody else's, whatever its labels say, opens what he has shut.
+        left = [
+            o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and _controller(o) == owner.uid
+        ]
+        wrote, problems = False, []
+        for obj in (*wanted, *left):
+            is_wanted = obj["metadata"]["name"] in expected
+            try:
+                if is_wanted and await self._match(seen, obj):
+                    self._is_as_written(obj)
+                    wrote = True
+                elif not is_wanted:
+                    wrote |= await self._delete(NETWORK_POLICY, obj)
+            except NotLeading:
+                raise
+            except KubeError as e:
+                told = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, obj, e)
+                problems.append(Problem(told.reason, f"{told.message}; {_UNWRITTEN if is_wanted else _UNREMOVED}"))
+                if isinstance(e, Unavailable):  # a webhook that does not answer takes its time each time
+                    break
+        return wrote, next(iter(problems), None)
+
+    def _is_as_written(self, policy: Object) -> None:
+        """What is compared word by word would be written again and again."""
+        name = policy["metadata"]["name"]
+        live = self.store.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
+        if live is not None and not network.says_the_same(live, policy):
+            raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
 
     async def act(self, seen: Seen, desired: Desired) -> bool:
         """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
@@ -208,7 +254,7 @@ class Actor:
         if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
             taken_back = seen.snapshot.work.state == "Absent"  # it is there, and counts for nothing (controller.work)
             return await self._delete(resource, live) if taken_back or _waits_with_another_wish(live, obj) else False
-        if live is not None and covers(live, obj):
+        if live is not None and covers(live, obj) and (kind != NETWORK_POLICY.kind or network.says_the_same(live, obj)):
             return False
         if live is None:
             await self._create(resource, obj)

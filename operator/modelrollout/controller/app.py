@@ -17,7 +17,7 @@ from modelrollout.api.config import OperatorConfig, load_config
 from modelrollout.controller import handlers
 from modelrollout.controller.admission import Admission
 from modelrollout.controller.assess import PrometheusAssessor
-from modelrollout.controller.intake import Intake
+from modelrollout.controller.intake import OURS, Intake
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.controller.unread import UnreadObjects
@@ -30,12 +30,14 @@ from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
     SERVICE,
     TRAEFIK_SERVICE,
     Conflict,
+    Forbidden,
     Kube,
     KubeError,
     Object,
@@ -54,9 +56,21 @@ log = logging.getLogger(__name__)
 WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
 OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
-COUNTED_CONDITIONS = ("Ready", "Available", "Reconciling", "Stalled", "ServersHealthy", "Hardened", "Restarted", "Patched", "EvidenceVerified")
+COUNTED_CONDITIONS = (
+    "Ready",
+    "Available",
+    "Reconciling",
+    "Stalled",
+    "ServersHealthy",
+    "Hardened",
+    "Isolated",
+    "Restarted",
+    "Patched",
+    "EvidenceVerified",
+)
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
+UNWATCHED = "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set networkPolicy.models.mode to Ignore"
 STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
 SILENT_SECONDS = 60.0
 SOURCES_SECONDS = (15.0, 300.0)  # until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
@@ -104,7 +118,11 @@ class Operator:
         kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
         if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
             kinds.append(TRAEFIK_SERVICE)
+        if self._config.network_policies is not None:
+            kinds.append(NETWORK_POLICY)
         self._resources = tuple(kinds)
+        # kopf ends the process over a watch that it is not let open; what cannot be watched is looked at with each resync.
+        watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
         missing = [r.kind for r in OPTIONAL if r not in kinds]
         if ROLLOUT_POLICY.kind in missing:
             log.warning("no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and restart the operator")
@@ -120,8 +138,8 @@ class Operator:
         )
         port = await health.start("0.0.0.0", health_port)
         log.info("health and metrics on port %d", port)
-        self._intake = Intake(self._kube, self._store, self._unread, self._resources, self._queue.add)
-        registry = handlers.registry(self._intake, self._resources, kubeconfig, context)
+        self._intake = Intake(self._kube, self._store, self._unread, watched, self._queue.add)
+        registry = handlers.registry(self._intake, watched, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(handlers.run(registry, self._config.namespaces, ready, self._identity))
         others = [
@@ -172,13 +190,30 @@ class Operator:
     async def _resync(self) -> None:
         """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
         for resource in self._resources:
-            namespaces: list[str | None] = [*self._config.namespaces] if resource.namespaced else []
-            for namespace in namespaces or [None]:
-                await self._intake.list(resource, namespace)
+            for namespace in self._places(resource):
+                try:
+                    await self._intake.list(resource, namespace)
+                except Forbidden as e:
+                    if resource != NETWORK_POLICY:  # a right that is wanting there is told of each ModelDeployment, and stops nothing else
+                        raise
+                    log.warning("%s: %s", UNWATCHED, e.message)
         await self._admission.slots.sweep()
         await self._admission.hostnames.refresh()
         for policy in self._admission.policies.all():
             self._queue.add(("", policy.name))  # whom it matches is counted anew
+
+    def _places(self, resource: Resource) -> list[str | None]:
+        """The namespaces to list it in; None: in all at once."""
+        return [*self._config.namespaces] if resource.namespaced and self._config.namespaces else [None]
+
+    async def _may_list(self, resource: Resource) -> bool:
+        try:
+            for namespace in self._places(resource):
+                await self._kube.list(resource, namespace, label_selector=OURS)
+        except Forbidden as e:
+            log.error("%s: %s", UNWATCHED, e.message)
+            return False
+        return True
 
     async def _keep_in_sync(self) -> None:
         while True:

@@ -21,9 +21,11 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
 from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
 from modelrollout.rollout.policy import NO_RULES
+from modelrollout.rollout.present import told_exposed
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
+REFUSED_SECONDS = 60.0  # until NetworkPolicies that were refused are tried again
 ROUTES_NARROWED = (
     "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a version, and what manages a server, answer 404"
 )
@@ -63,6 +65,7 @@ class Reconciler:
         self._gateways = Gateways(kube)
         # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
         self._refused: dict[Key, Problem] = {}
+        self._exposed: dict[Key, Problem | None] = {}  # the same of NetworkPolicies
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
@@ -78,6 +81,7 @@ class Reconciler:
         seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules)
         if seen is None:
             self._refused.pop(key, None)
+            self._exposed.pop(key, None)
             self._admission.slots.gone(key)
             if deployment is None:
                 await self._admission.hostnames.gone(key)
@@ -89,7 +93,8 @@ class Reconciler:
             looked = await self._admission.looked(seen)
         except Forbidden as e:
             looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots and host names: {e.message}")
-        s = await self._measured(replace(looked, refused=refused, looking_since=self._looking_since()))
+        s = replace(looked, refused=refused, exposed=self._exposed.get(key, told_exposed(looked.status)), looking_since=self._looking_since())
+        s = await self._measured(s)
         seen = replace(seen, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -106,7 +111,8 @@ class Reconciler:
             if plan.desired.narrow and await self._actor.narrow(seen):
                 await self._reporter.post(seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}"))
                 return 0.0
-            wrote = await self._actor.act(seen, plan.desired)
+            wrote = await self._isolate(key, seen)
+            wrote |= await self._actor.act(seen, plan.desired)
             wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
@@ -116,7 +122,17 @@ class Reconciler:
             await self._look_again(key)
             raise
         told = self._refused.pop(key, None) is not None
-        return 0.0 if wrote or told else plan.requeue_after
+        if wrote or told:
+            return 0.0
+        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if self._exposed.get(key) else None) if w is not None]
+        return min(waits, default=None)
+
+    async def _isolate(self, key: Key, seen: Seen) -> bool:
+        """NetworkPolicies; True too when there is news for the status: the next pass tells it."""
+        if seen.snapshot.spec is None:  # nobody can say who is to be let in: they stay
+            return False
+        wrote, self._exposed[key] = await self._actor.isolate(seen)
+        return wrote or self._exposed[key] != seen.snapshot.exposed
 
     async def _measured(self, s: Snapshot) -> Snapshot:
         return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s

@@ -216,6 +216,7 @@ class Snapshot:
     refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
     spec_error: str | None = None  # why spec could not even be read
     refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
+    exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
     live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
     too_wide: tuple[str, ...] = ()  # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
     settle_seconds: float = 3.0

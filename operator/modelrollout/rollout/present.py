@@ -55,10 +55,12 @@ _WAITING: dict[Stage, str] = {
     "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
     "Revert": "stable is getting all traffic back",
 }
-HEALTHY, HARDENED, RESTARTED, PATCHED, VERIFIED = "ServersHealthy", "Hardened", "Restarted", "Patched", "EvidenceVerified"
+HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
+RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "nobody but the kubelet manages the servers any more",
+    ISOLATED: "the NetworkPolicies are as the operator's configuration wants them",
     RESTARTED: "all pods of the revision are new",
     PATCHED: "nothing is known against the servers' version any more",
 }
@@ -227,6 +229,8 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
             rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
+    if s.exposed:
+        rows.append((ISOLATED, "False", s.exposed.reason, s.exposed.message))
     if flawed := next(((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting(s, status):
@@ -240,6 +244,11 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     return rows
 
 
+def told_exposed(status: ModelDeploymentStatus) -> Problem | None:
+    """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
+    return next((Problem(c.reason, c.message) for c in status.conditions if c.type == ISOLATED and c.status == "False"), None)
+
+
 def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
     """Events on what has become of the servers, from one status to the next."""
     before, serves = s.status, any(name in s.servers for name in _looked_after(after))
@@ -250,7 +259,7 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     ready, was_ready = new.get("Ready"), old.get("Ready")
     if ready and ready.reason in TRAFFIC_REFUSALS and (was_ready is None or was_ready.reason != ready.reason):
         found.append(Event(ready.reason, ready.message, "Warning"))
-    for kind in (HEALTHY, HARDENED, RESTARTED, PATCHED):
+    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
         told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
         if told and now_is is not None and (was is None or (was.status, was.reason) != ("False", now_is.reason)):

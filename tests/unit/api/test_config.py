@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.api.config import ConfigError, Images, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.config import ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
 
 MINIMAL = """
 stores: [{name: models, uri: s3://models}]
@@ -90,3 +90,47 @@ def test_a_file_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: 
 def test_no_file_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+# --- NetworkPolicies
+
+PEERS = "proxies: {namespaces: [gateways]}, prometheus: {addresses: [10.0.0.9]}, stores: [{addresses: [10.20.0.0/24]}]"
+
+
+def policies(tmp_path: Path, words: str) -> NetworkPolicies:
+    (tmp_path / "config.yaml").write_text(f"{MINIMAL}networkPolicies: {{{words}}}\n")
+    found = load_config(tmp_path / "config.yaml").network_policies
+    assert found is not None
+    return found
+
+
+def test_where_policies_are_written(tmp_path: Path) -> None:
+    assert config().network_policies is None
+    everywhere = policies(tmp_path, f"mode: Write, {PEERS}")
+    assert everywhere.written_in("ml") and everywhere.prometheus.addresses == ["10.0.0.9/32"]
+    some = policies(tmp_path, f"mode: Write, namespaces: [ml], {PEERS}")
+    assert some.written_in("ml") and not some.written_in("shop")
+    assert not policies(tmp_path, "mode: Remove").written_in("ml"), "it needs to know nobody"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("mode: Write", "proxies, prometheus, stores: name where they are"),
+        (f"mode: Write, {PEERS}".replace("gateways", ""), "proxies"),
+        (f"mode: On, {PEERS}", "mode"),
+        (f"mode: Write, {PEERS}".replace("gateways", "Gateways"), "proxies.namespaces.0"),
+        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "10.20.0.1/24"), "'10.20.0.1/24' is no range"),
+        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "s3.example.com"), "'s3.example.com' is no range"),
+        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "'::ffff:169.254.169.254'"), "write it as IPv4"),
+        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", ""), "name namespaces or addresses"),
+        (f"mode: Write, {PEERS}, dns: {{namespaces: [kube-system], ports: []}}", "dns.ports"),
+        (f"mode: Write, {PEERS}, dns: {{addresses: [169.254.20.10], ports: [0]}}", "dns.ports.0"),
+        (f"mode: Write, {PEERS}, gateway: {{}}", "gateway"),
+    ],
+)
+def test_policies_that_would_cut_off_what_was_forgotten_are_refused(tmp_path: Path, words: str, said: str) -> None:
+    """Before anything is written: the operator does not start."""
+    with pytest.raises(ConfigError) as e:
+        policies(tmp_path, words)
+    assert said in str(e.value)

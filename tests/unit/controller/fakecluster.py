@@ -26,6 +26,7 @@ from modelrollout.kube.client import (
     LEASE,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
@@ -43,7 +44,19 @@ from modelrollout.rollout.facts import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
-WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+WATCHED = (
+    ROLLOUT_POLICY,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    NETWORK_POLICY,
+    JOB,
+    POD,
+    DEPLOYMENT,
+    SERVICE,
+    POD_DISRUPTION_BUDGET,
+    HTTP_ROUTE,
+    GRPC_ROUTE,
+)
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
     artifacts=Store(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
@@ -440,7 +453,7 @@ def _without_status(obj: Object) -> Object:
     return {k: v for k, v in obj.items() if k != "status" or obj["kind"] == "Pod"}
 
 
-_ATOMIC = ("selector", "rules", "hostnames", "parentRefs", "ownerReferences")
+_ATOMIC = ("selector", "podSelector", "rules", "hostnames", "parentRefs", "ownerReferences")
 
 
 def _merge(live: Any, before: Any, wanted: Any) -> Any:
@@ -480,6 +493,8 @@ def _defaulted(obj: Object) -> Object:
         for volume in pod.get("volumes", []):
             if volume.get("emptyDir") == {}:
                 volume["emptyDir"] = {}
+    if obj["kind"] == "NetworkPolicy":
+        obj["spec"] = {k: v for k, v in obj["spec"].items() if v != []}
     if obj["kind"] in ("HTTPRoute", "GRPCRoute"):
         for rule in obj["spec"].get("rules", []):
             rule.setdefault("matches", [{"path": {"type": "PathPrefix", "value": "/"}}])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import Drain, Images, OperatorConfig, Store
+from modelrollout.api.config import Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
-from modelrollout.resources import jobs, routes, server
+from modelrollout.resources import jobs, network, routes, server
 from modelrollout.resources.common import Object, Owner
 
 NAME = "m" + "x" * 38 + "9"  # 40 characters
@@ -21,6 +21,12 @@ CONFIG = OperatorConfig(
     artifacts=Store(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
     images=Images(optimizer="example/optimizer@sha256:1", trainer="example/trainer@sha256:3", triton="example/triton@sha256:2", pull_policy="Always"),
     drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
+)
+POLICIES = NetworkPolicies(
+    mode="Write",
+    proxies=Peers(namespaces=["gateways"]),
+    prometheus=Peers(namespaces=["monitoring"]),
+    stores=[PeersAtPorts(addresses=["0.0.0.0/0"])],
 )
 MODEL = Model.model_validate({"uri": "s3://models/digits/v1.onnx"})
 SERVING = Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}})
@@ -75,6 +81,7 @@ def everything() -> list[Object]:
         server.revision_service(OWNER, NAME, 7),
         server.stable_service(DEPLOYMENT, REVISION),
         server.disruption_budget(DEPLOYMENT, REVISION),
+        *network.policies(DEPLOYMENT, [], POLICIES),
         *routes.routes(DEPLOYMENT, TRAFFIC, routes.client_rules((("digits-1", 95), (REVISION, 5)))),
     ]
 

@@ -25,12 +25,22 @@ class Hostnames(ApiModel):
     ] = Field(description="Names that clients call, for example digits.models.example.com.")
 
 
+class Clients(ApiModel):
+    """Who calls the servers past the gateway."""
+
+    namespaces: Annotated[
+        list[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]],
+        Field(min_length=1, max_length=32),
+    ] = Field(description="Namespaces of pods that call the model's Services; this one needs no mention.")
+
+
 class Traffic(ApiModel):
     """How requests reach the model. Without a gateway the weights are approximated by replica counts behind one Service."""
 
     gateway: GatewayRef | None = None
     http: Hostnames | None = Field(None, description="Host names for HTTP.")
     grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP, or some gateways drop one of the routes.")
+    clients: Clients | None = Field(None, description="Where the operator writes NetworkPolicies: who else they let in.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("!has(self.gateway) || has(self.http) || has(self.grpc)", "a gateway needs http: {hostnames: [...]} or grpc: {hostnames: [...]}"),
         Rule("has(self.gateway) || !(has(self.http) || has(self.grpc))", "host names need gateway: {name: ..., namespace: ...}"),

@@ -1,0 +1,71 @@
+"""NetworkPolicies as the real API server takes and keeps them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from modelrollout.kube.client import NETWORK_POLICY, Kube, Object, Resource
+from modelrollout.resources.network import policies, says_the_same
+from tests.network_policies import allowed
+from tests.unit.resources import objects as o
+from tests.unit.resources.test_network import CONFIG, ENDS, INSIDE, POLICIES, PORTS
+
+pytestmark = pytest.mark.sandbox
+
+NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+
+
+@pytest_asyncio.fixture
+async def namespace(kube: Kube) -> AsyncIterator[str]:
+    name = f"network-{uuid.uuid4().hex[:8]}"
+    await kube.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    try:
+        yield name
+    finally:
+        await kube.delete(NAMESPACE, None, name)
+
+
+def made_for(namespace: str) -> list[Object]:
+    """Those with every kind of peer; without an owner, whom the garbage collector would not find."""
+    return [{**p, "metadata": {**p["metadata"], "namespace": namespace, "ownerReferences": []}} for p in policies(o.DEPLOYMENT, ["shop"], CONFIG)]
+
+
+async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespace: str) -> None:
+    kept = []
+    for wanted in made_for(namespace):
+        answer = await kube.create(NETWORK_POLICY, wanted)
+        assert says_the_same(answer, wanted), answer["spec"]
+        again = await kube.apply(NETWORK_POLICY, wanted, uid=answer["metadata"]["uid"])
+        assert says_the_same(again, wanted)
+        kept.append({**again, "metadata": {**again["metadata"], "namespace": "ml"}})
+    for who in ENDS:
+        for to in ENDS:
+            if who in INSIDE or to in INSIDE:
+                for port in PORTS:
+                    assert allowed(kept, ENDS[who], ENDS[to], port) == allowed(POLICIES, ENDS[who], ENDS[to], port)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ingress": [{}]},
+        {"egress": [{}]},
+        {"policyTypes": ["Ingress"]},
+        {"podSelector": {"matchLabels": {"one": "more"}}},
+        {"podSelector": {"matchExpressions": None}},
+    ],
+    ids=["rule where none is", "all out", "type", "label", "components"],
+)
+async def test_what_somebody_else_changes_is_put_back_by_one_apply(kube: Kube, namespace: str, change: dict[str, Any]) -> None:
+    """Each list and selector is one field to server-side apply, and all of them are always written: also the empty ones."""
+    for wanted in made_for(namespace):
+        name = wanted["metadata"]["name"]
+        uid = (await kube.create(NETWORK_POLICY, wanted))["metadata"]["uid"]
+        another = await kube.merge_patch(NETWORK_POLICY, namespace, name, {"metadata": {}, "spec": change})
+        back = await kube.apply(NETWORK_POLICY, wanted, uid=uid)
+        assert says_the_same(back, wanted), (another["spec"], back["spec"])
