@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from demo import target
 from sandbox import images
 
@@ -79,8 +81,9 @@ def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
         assert shared <= set((ROOT / "requirements" / f"{flavour}.txt").read_text().splitlines()), flavour
 
 
-def test_what_is_said_to_be_tested_is() -> None:
-    """docs/design/0007: each failure of others names the tests that hold it off here."""
-    told = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "design" / "0007-failures-elsewhere.md").read_text())
+@pytest.mark.parametrize("page", ["design/0007-failures-elsewhere.md", "explanation/threat-model.md"])
+def test_what_is_said_to_be_tested_is(page: str) -> None:
+    """Each failure of others, and each boundary, names the tests that hold it."""
+    told = re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text())
     sources = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
     assert told and [name for name in told if not re.search(rf"def {name}\(", sources)] == []
