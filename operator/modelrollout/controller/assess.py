@@ -33,6 +33,11 @@ ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
 MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
 
 _NO_PROMETHEUS = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
+_UNPROTECTED = facts.Problem(
+    "Unprotected",
+    "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of the operator's lets only the gateway's "
+    "proxies in: set networkPolicy.models in the chart (docs/network.md), or see that another policy does",
+)
 
 
 class PrometheusAssessor:
@@ -72,6 +77,11 @@ class PrometheusAssessor:
     def _doubt(self, sources: Iterable[Source]) -> facts.Problem | None:
         told = next((d for s in sources if (d := self.doubts.get(s))), None)
         return facts.Problem(told.reason, told.message) if told else None
+
+    def _open_to_all(self, namespace: str) -> facts.Problem | None:
+        """What there is to say against a comparer that no policy of ours keeps strangers from."""
+        policies = self._config.network_policies
+        return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
 
     async def assess(self, s: Snapshot) -> Assessment | None:
         """The verdict on the present step from its first measurement until now; problems of a provider are verdicts too."""
@@ -114,7 +124,7 @@ class PrometheusAssessor:
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
-        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,), self._doubt(("pods",)))
+        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,), self._doubt(("pods",)) or self._open_to_all(s.namespace))
 
     async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
         provider = self._config.prometheus_for(name)

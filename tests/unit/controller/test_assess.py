@@ -13,7 +13,7 @@ from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.prometheus import PrometheusReader
 from modelrollout.analysis.scrape import Scrape, ScrapeTarget
 from modelrollout.api.config import OperatorConfig, PrometheusProvider
-from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence
+from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
 from modelrollout.controller import assess
 from modelrollout.controller.assess import PrometheusAssessor
 from modelrollout.rollout import judgement
@@ -354,3 +354,14 @@ async def test_the_readers_are_made_once_and_closed() -> None:
     await bench.look(canary())
     await bench.assessor.close()
     assert bench.main.closed and not bench.providers["edge"].closed
+
+
+@pytest.mark.parametrize(("written_in", "told"), [(None, "Unprotected"), ([], None), (["elsewhere"], "Unprotected"), ([b.NAMESPACE], None)])
+async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(written_in: list[str] | None, told: str | None) -> None:
+    somebody = {"namespaces": ["x"]}
+    policies = {"mode": "Write", "proxies": somebody, "prometheus": somebody, "stores": [somebody], "namespaces": written_in}
+    bench = Bench(**({} if written_in is None else {"networkPolicies": policies}))
+    shadow = {"phase": "Observing", "mirror": "RequestMirror", "since": b.ago(10)}
+    s = b.second("Shadow", wanted=b.spec(2, rollout={"shadow": {"minAgreement": 0.99}}), changes={"shadow": ShadowStatus.model_validate(shadow)})
+    found = await bench.look(s)
+    assert (found.doubt.reason if found.doubt else None) == told
