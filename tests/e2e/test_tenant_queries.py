@@ -24,7 +24,7 @@ TENANT = "e2e-tenant-queries-tenant"
 HOST = "victim.e2e.example"
 QUIET = {"name": "errors", "maxIncrease": 0.3, "minSamples": 100_000}  # a canary that nothing decides about
 SPYING = {  # what each gives where it is bound to a namespace, or its reason
-    "namespaces": ("count(count by (namespace) (up))", 1),
+    "namespaces": ("count(count by (namespace) (up{}))", 1),
     "gateway": ("sum(traefik_service_requests_total)", "NoData"),
     "labels": ("sum(modelrollout_feedback_total)", "NoData"),
     "strings": ('count(count by (namespace) (up{job!=`"} or up{job="`}))', 1),
