@@ -46,7 +46,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
-from modelrollout.traffic.hostnames import Known, Standing, carried, holder_of, is_controlled, stand
+from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, is_controlled, stand
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -61,7 +61,7 @@ class Seen:
     children: dict[tuple[str, str], Object]  # by kind and name
     snapshot: Snapshot
     router: Router | None
-    hostnames: Standing
+    hostnames: Standing = NO_NAMES
 
     @property
     def job(self) -> Object | None:

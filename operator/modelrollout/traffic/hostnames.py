@@ -150,6 +150,9 @@ class Standing:
         return self.problem is None and not self.free
 
 
+NO_NAMES = Standing()
+
+
 def holder_of(deployment: Object) -> str:
     """namespace/name/uid."""
     metadata = deployment["metadata"]

@@ -21,7 +21,6 @@ from modelrollout.kube import cache
 from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
 from modelrollout.rollout.policy import Limit
 from modelrollout.rollout.slots import Claim, Held, stand, within
-from modelrollout.traffic.hostnames import Standing
 from tests.unit.controller.fakecluster import Cluster
 from tests.unit.rollout import builders as b
 
@@ -70,7 +69,7 @@ class Process:
         if o is None:
             return None
         status = ModelDeploymentStatus.model_validate(o["status"])
-        return Seen(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None, Standing())
+        return Seen(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None)
 
     async def one_pass(self, name: str) -> None:
         """As the reconciler does it: look, then either the guarded transition, or take, give back, set free."""
