@@ -135,6 +135,8 @@ def test_nothing_changes_for_the_victim(attacked: Stage, name: str) -> None:
 
 
 def test_the_operator_has_seen_that_only_those_count_who_should(attacked: Stage) -> None:
+    """What is left to say is that nothing keeps strangers from the comparer: no NetworkPolicies are written here."""
+    left = {name: "Unprotected" if name == SHADOWED else "" for name in WANTED}
     attacked.until(
-        "nothing is in doubt", lambda: all(attacked.condition(name, "EvidenceVerified")["status"] != "False" for name in WANTED), limit=330
+        "no counter is in doubt", lambda: {name: attacked.condition(name, "EvidenceVerified")["reason"] for name in WANTED} == left, limit=330
     )
