@@ -41,7 +41,7 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.resources import jobs, network, server
-from modelrollout.resources.common import NotAllowedError, Owner
+from modelrollout.resources.common import NotAllowedError, Owner, controller_of
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.resources.routes import is_of_clients
@@ -103,7 +103,7 @@ class Actor:
         expected = {o["metadata"]["name"] for o in wanted}
         # Only our own: to delete somebody else's, whatever its labels say, opens what he has shut.
         left = [
-            o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and _controller(o) == owner.uid
+            o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and controller_of(o) == owner.uid
         ]
         wrote, problems = False, []
         for obj in (*wanted, *left):
@@ -296,7 +296,7 @@ class Actor:
         except AlreadyExists as e:
             live = await self._look_again(resource, obj)
             if live is not None and not live["metadata"].get("deletionTimestamp"):
-                if _controller(live) != _controller(obj):
+                if controller_of(live) != controller_of(obj):
                     text = f"{resource.kind} {name} exists and belongs to somebody else; remove it, or choose another name for the ModelDeployment"
                     raise ChildRefused(e.status, "NameTaken", text) from e
                 if resource == DEPLOYMENT:
@@ -400,10 +400,6 @@ def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
         return True
     routes = [o for (kind, name), o in seen.children.items() if kind == HTTP_ROUTE.kind and is_of_clients(name, seen.snapshot.name)]
     return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
-
-
-def _controller(o: Object) -> str | None:
-    return next((r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
 
 
 def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:

@@ -31,7 +31,8 @@ from modelrollout.kube.client import (
     Object,
     Unreadable,
 )
-from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, carried, foreign_route, holder_of, is_controlled
+from modelrollout.resources.common import controller_of
+from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, carried, foreign_route, holder_of
 
 log = logging.getLogger(__name__)
 _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
@@ -144,7 +145,7 @@ class HostClaims:
             return False
         routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.children(claim.key, r))
         return claim.host in asked_as_stored(live.get("spec")) or claim.host in carried(
-            o for o in routes if is_controlled(o, live["metadata"]["uid"])
+            o for o in routes if controller_of(o) == live["metadata"]["uid"]
         )
 
     async def _give_up(self, claim: Claim, lease: Object) -> bool:
@@ -210,7 +211,7 @@ class HostClaims:
     def _is_ours(self, route: Object) -> bool:
         metadata = route["metadata"]
         owner = self._store.get(MODEL_DEPLOYMENT, metadata.get("namespace"), (metadata.get("labels") or {}).get(names.LABEL_NAME, ""))
-        return owner is not None and is_controlled(route, owner["metadata"]["uid"])
+        return owner is not None and controller_of(route) == owner["metadata"]["uid"]
 
 
 def claim_of(lease: Object) -> Claim | None:

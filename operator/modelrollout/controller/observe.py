@@ -36,7 +36,7 @@ from modelrollout.kube.client import (
     SERVICE,
     Object,
 )
-from modelrollout.resources.common import NotAllowedError, allowed
+from modelrollout.resources.common import NotAllowedError, allowed, controller_of
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
@@ -46,7 +46,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
-from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, is_controlled, stand
+from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -110,7 +110,7 @@ def observe(
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
-    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind) and is_controlled(o, deployment["metadata"]["uid"])]
+    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind) and controller_of(o) == deployment["metadata"]["uid"]]
     stands = stand(holder_of(deployment), spec, carried(mine), known, rules)
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
@@ -157,16 +157,12 @@ def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | No
 
 def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
     """Without what belongs to an earlier ModelDeployment of this name: the garbage collector is about to take it away."""
-
-    def controller(o: Object) -> str | None:
-        return next((r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
-
     uid = deployment["metadata"]["uid"]
-    revisions = {o["metadata"]["uid"] for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and controller(o) in (None, uid)}
+    revisions = {o["metadata"]["uid"] for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and controller_of(o) in (None, uid)}
     return {
         (kind, name): o
         for (kind, name), o in by_name.items()
-        if kind == POD.kind or controller(o) in ((None, uid) if kind == MODEL_REVISION.kind else (None, uid, *revisions))
+        if kind == POD.kind or controller_of(o) in ((None, uid) if kind == MODEL_REVISION.kind else (None, uid, *revisions))
     }
 
 

@@ -25,6 +25,7 @@ from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Al
 from modelrollout.rollout.facts import Slot, in_flight
 from modelrollout.rollout.policy import Limit
 from modelrollout.rollout.slots import Claim, Held, stand
+from modelrollout.traffic.hostnames import holder_of
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +241,7 @@ def _claim(deployment: Object) -> Claim | None:
     rollout = _rollout(deployment)
     if rollout is None or rollout.queue is None:
         return None
-    metadata = deployment["metadata"]
-    return Claim(f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}", rollout.started, rollout.queue.gpus)
+    return Claim(holder_of(deployment), rollout.started, rollout.queue.gpus)
 
 
 def _holder(lease: Object) -> Claim | None:

@@ -268,11 +268,6 @@ def _of(route: Object) -> str:
     return f"{metadata.get('namespace')}/{(metadata.get('labels') or {}).get(names.LABEL_NAME)}"
 
 
-def is_controlled(o: Object, uid: str) -> bool:
-    """Whether the object with that uid is its controller."""
-    return any(r.get("controller") and r.get("uid") == uid for r in o["metadata"].get("ownerReferences") or [])
-
-
 def foreign_route(route: Object) -> ForeignRoute | None:
     """What a route that is not ours takes; None where it takes nothing: without host names, refused by its gateways, or only a redirect."""
     metadata, spec = route["metadata"], route.get("spec") or {}
