@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
-from modelrollout.controller.observe import Seen
+from modelrollout.controller.observe import Seen, record
 from modelrollout.controller.pods import has_ended, of_job
-from modelrollout.kube.cache import Store
+from modelrollout.kube.cache import Store, of_source
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -41,12 +42,13 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.resources import jobs, network, server
-from modelrollout.resources.common import NotAllowedError, Owner, controller_of
+from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.resources.routes import is_of_clients
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import Desired, Problem, baseline
+from modelrollout.rollout.fleet import recorded
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
 
@@ -231,7 +233,11 @@ class Actor:
         if component == names.COMPONENT_PREPARE:
             # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
             optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
-            return [jobs.prepare_job(owner, s.name, number, name, model, live["spec"]["sha256"], optimization, serving, self.config)]
+            sha256, folder = live["spec"]["sha256"], tenant_uri(self.config, s.namespace)
+            known = recorded(map(record, self.store.marked(of_source(s.namespace, sha256))), sha256, kept["model"], folder)
+            # The salt stands in the Job, which is made once: it holds for all of its pods, whatever becomes of this process.
+            salt = secrets.token_hex(8)
+            return [jobs.prepare_job(owner, s.name, number, name, model, sha256, optimization, serving, salt, known, self.config)]
         if component == names.COMPONENT_TUNE:
             tune, artifact = spec.serving.tune, s.status.rollout.artifact
             assert tune is not None and artifact is not None

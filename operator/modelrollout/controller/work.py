@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from modelrollout.api import names
 from modelrollout.api.tasks import ExitCode
 from modelrollout.api.uris import masked_text
 from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
 from modelrollout.kube.client import Object
-from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
+from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.facts import Problem, Work
 
 
 def work_of(job: Object, pods: Sequence[Object]) -> Work:
     """``pods``: those of this Job."""
+    found = _work_of(job, pods)
+    uri = found.result.artifact_uri if found.result else None
+    if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
+        return found
+    task = prepare_task(job)
+    if task is None:  # it was made by another version of the operator, and might have taken anything: it is made anew
+        return Work()
+    if found.result and not task.may_answer(uri, found.result.artifact_digest or ""):
+        text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"
+        return Work("Failed", problem=Problem("ArtifactForeign", f"{text}; nothing of it is served: see who may write pods in this namespace"))
+    return found
+
+
+def _work_of(job: Object, pods: Sequence[Object]) -> Work:
     conditions = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
     end = _shown(ending(pods) or Ending(None, None))
     if "Complete" in conditions:

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.kube import reading
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object, Resource
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
 from modelrollout.kube.kept import kept
 from modelrollout.kube.reading import Unread
 
@@ -41,13 +41,22 @@ def _marks(obj: Object) -> tuple[Hashable, ...]:
     return (QUEUED,) if _field(rollout, "queue") else ()
 
 
+def _source(obj: Object) -> tuple[Hashable, ...]:
+    return (of_source(obj["metadata"].get("namespace") or "", _field(_field(obj, "spec"), "sha256")),)
+
+
+def of_source(namespace: str, sha256: str) -> Hashable:
+    """Mark of the ModelRevisions of a namespace with this source."""
+    return ("source", namespace, sha256)
+
+
 def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
 # What objects are found by without looking at all of them.
-_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks}
+_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks, MODEL_REVISION: _source}
 
 
 class Store:
@@ -84,7 +93,7 @@ class Store:
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def marked(self, mark: Hashable) -> list[Object]:
-        """ModelDeployments that are QUEUED; costs as many steps as are found."""
+        """Objects with a mark: QUEUED, ``of_source``; costs as many steps as are found."""
         return [self._entries[i].obj for i in self._marked.get(mark, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:

@@ -1,17 +1,16 @@
 """Prepare: data and source are fetched and verified, the model is checked, optimized, gated on held-out data, and published.
 
-The result lies under the key of everything that it depends on, so that the same work is never done twice: a Job whose pod was lost, a rollback,
-a second ModelDeployment of the same model all find it. The report holds no times and no names of places, so that equal work gives equal bytes.
+The result has the key of everything that it depends on. Where a ModelRevision of the namespace records an artifact of the same key, and the operator
+says so, that one is taken; what else lies in the store is never looked at. The report holds no times and no names of places, so that equal work gives
+equal bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -46,10 +45,9 @@ from modelrollout.api.tasks import (
     TaskResult,
 )
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.jobs.log import Progress
-from modelrollout.optimizer import artifact, claim, steps
+from modelrollout.jobs.log import LOGGER, Progress
+from modelrollout.optimizer import artifact, steps
 from modelrollout.optimizer.archive import is_archive, unpack
-from modelrollout.optimizer.clean import mark_used
 from modelrollout.optimizer.convert import convert, expect_format, expect_tensors, parity, versions
 from modelrollout.optimizer.data import Data, match, read_archive
 from modelrollout.optimizer.fetch import Fetched, Store, expect_digest
@@ -71,7 +69,7 @@ RECIPE_VERSION = 3
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
 FIELD_SOURCE = "spec.model.uri"
-_HANDED, _CLAIM = "done.json", "claim"  # in WORK_DIR
+_HANDED = "done.json"  # in WORK_DIR
 
 
 @dataclass(frozen=True)
@@ -182,11 +180,11 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
 
 
 def key_of(inputs: dict[str, Any]) -> str:
-    """Name of the artifact's folder."""
+    """What the artifact's folder is named after."""
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
-def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | None, reused: bool) -> TaskResult:
+def _result(task: PrepareTask, report: dict[str, Any], uri: str | None, digest: str | None, *, reused: bool = False) -> TaskResult:
     """The summary, from the report alone: a reused one says the same as the first."""
     gate = report["gate"]
     paired = Paired.model_validate(gate["paired"]) if gate and gate["paired"] else None
@@ -194,7 +192,7 @@ def _result(task: PrepareTask, report: dict[str, Any], key: str, digest: str | N
         message="; ".join(report["warnings"]),
         sha256=task.sha256,
         size_bytes=report["sizeBefore"],
-        artifact_uri=f"{task.artifacts.uri.rstrip('/')}/{key}",
+        artifact_uri=uri,
         artifact_digest=digest,
         artifact_size_bytes=report["sizeAfter"],
         reused=reused,
@@ -267,50 +265,34 @@ def _prepare(task: PrepareTask, progress: Progress, folder: Path, kept: Path) ->
     signer = load_key(task.signature) if task.signature else None
     inputs = inputs_of(task, {field: file.fetched.sha256 for field, file in files.items()}, signer[1] if signer else None)
     key = key_of(inputs)
-    location = task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{key}"})
-    store = Store(location, "artifacts")
-    give_up = time.monotonic() + progress.limit
-    held: claim.Claim | None = None
-    if task.part == "AfterContainer":
-        if (kept / _CLAIM).exists():
-            held = claim.resumed(store, (kept / _CLAIM).read_text())
-    else:
-        while True:
-            if result := _found(task, store, key, progress):
-                return result
-            with progress.stage("claim"), contextlib.suppress(claim.Ended):
-                held = claim.take(store, task.owner, progress, give_up)
-                break
-    failed: JobError | None = None
-    try:
-        result = _found(task, store, key, progress) if task.part == "AfterContainer" else None
-        result = result or _make(task, progress, folder, kept, files, inputs, key, store, signer)
-        if held and task.part == "BeforeContainer":
-            (kept / _CLAIM).write_text(held.hand_over())
-            held = None
+    if task.part != "AfterContainer" and (result := _recorded(task, key, progress)):
         return result
-    except JobError as error:
-        failed = error
-        raise
-    finally:
-        if held:
-            held.end(failed)
+    return _make(task, progress, folder, kept, files, inputs, key, signer)
 
 
-def _found(task: PrepareTask, store: Store, key: str, progress: Progress) -> TaskResult | None:
-    """What was published before; raises JobError (REUSED) where the other containers of the pod must not start."""
-    with progress.stage("look-up"):
-        found = artifact.find(store)
-    if not found:
-        return None
-    mark_used(store, task.owner)
-    try:
-        result = _result(task, found[2], key, found[0], reused=True)
-    except (KeyError, TypeError, ValueError):
-        raise bad_input("ArtifactCorrupt", f"{store.uri}: report.json has an unknown form; delete the folder, and it is prepared again") from None
-    if task.part == "BeforeContainer":
-        raise JobError(ExitCode.REUSED, result.reason, result.message, result)
-    return result
+def _below(task: PrepareTask, uri: str) -> Store:
+    return Store(task.artifacts.model_copy(update={"uri": uri}), "artifacts")
+
+
+def _recorded(task: PrepareTask, key: str, progress: Progress) -> TaskResult | None:
+    """What a revision records of the same work, if it lies there still; raises JobError (REUSED) where the pod's other containers must not start."""
+    for found in task.recorded:
+        if artifact.key_in(found.uri) != key:
+            continue
+        with progress.stage("look-up"):
+            report = artifact.find(_below(task, found.uri), found.digest)
+        if report is None:
+            LOGGER.warning("a recorded artifact is gone, or another lies there: made anew", extra={"fields": {"artifact": found.uri}})
+            continue
+        try:
+            result = _result(task, report, found.uri, found.digest, reused=True)
+        except (KeyError, TypeError, ValueError):
+            LOGGER.warning("the report of a recorded artifact has an unknown form: made anew", extra={"fields": {"artifact": found.uri}})
+            continue
+        if task.part == "BeforeContainer":
+            raise JobError(ExitCode.REUSED, result.reason, result.message, result)
+        return result
+    return None
 
 
 def _make(
@@ -321,7 +303,6 @@ def _make(
     files: dict[str, _DataFile],
     inputs: dict[str, Any],
     key: str,
-    store: Store,
     signer: tuple[EllipticCurvePublicKey, str] | None,
 ) -> TaskResult:
     """The work itself, up to the published artifact, or to what the user's container is given."""
@@ -333,7 +314,7 @@ def _make(
         with progress.stage("signature"):
             verify(task.signature, signer[0], fetched.sha256)
     if task.served:
-        return _published(task, store, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
+        return _published(task, key, *_pass_through(task, task.served, source, folder, key, inputs, progress), progress)
     kind = expect_format(source, task.format)
     original = source
     if kind != "ONNX":
@@ -420,8 +401,8 @@ def _make(
         "warnings": warnings,
     }
     if measured:
-        raise_failure(measured, _result(task, report, key, None, reused=False).model_copy(update={"artifact_uri": None}))
-    return _published(task, store, key, files_of(optimized), config, report, progress)
+        raise_failure(measured, _result(task, report, None, None))
+    return _published(task, key, files_of(optimized), config, report, progress)
 
 
 def _pass_through(
@@ -446,21 +427,11 @@ def _pass_through(
     return found.files, found.config, report
 
 
-def _published(
-    task: PrepareTask, store: Store, key: str, files: dict[str, Path], config: str, report: dict[str, Any], progress: Progress
-) -> TaskResult:
+def _published(task: PrepareTask, key: str, files: dict[str, Path], config: str, report: dict[str, Any], progress: Progress) -> TaskResult:
+    uri = f"{task.artifacts.uri.rstrip('/')}/{artifact.folder_of(key, task.salt)}"
     with progress.stage("publish"):
         entries = {name: _file_entry(path) for name, path in files.items()} | {
             CONFIG_FILE: _file_entry(config.encode()),
             artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
         }
-        damaged = store.size(artifact.MANIFEST) is not None
-        published = artifact.find(store)
-        if not published:  # else a Job was faster: it may be served by now, and what a user's container made need not be the same twice
-            artifact.publish(store, key, entries, replace=damaged)
-            published = artifact.find(store)  # what is there now, ours or that of a Job that was still faster
-    if not published:
-        raise JobError(
-            ExitCode.RETRYABLE, "ArtifactLost", f"{store.uri}: what was written is not there; does another program delete from the artifact store?"
-        )
-    return _result(task, published[2], key, published[0], reused=False)
+        return _result(task, report, uri, artifact.publish(_below(task, uri), key, entries))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import names
@@ -26,6 +28,7 @@ from modelrollout.api.tasks import (
     Gate,
     GateMetric,
     PrepareTask,
+    Recorded,
     ResolveTask,
     Served,
     Signature,
@@ -137,8 +140,8 @@ def _job(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 5,
-        # The program keeps the limit for a run itself (it may wait for another Job's result as long again); this is for one that hangs. A deadline of
-        # the Job would count the time without a pod, and of earlier tries, too.
+        # Each program keeps the limit for its run itself; this is for one that hangs, and for a user's container. A deadline of the Job would count
+        # the time without a pod, and of earlier tries, too.
         "activeDeadlineSeconds": 2 * limit + 300,
         "securityContext": pod_security(),
         "containers": [
@@ -193,6 +196,17 @@ def _task(task: ResolveTask | PrepareTask | TuneTask | EvaluateTask) -> str:
     return names.canonical_json(task.model_dump(mode="json", exclude_none=True))
 
 
+def prepare_task(job: Object) -> PrepareTask | None:
+    """What a prepare Job was told; None where another version of the operator made it, in words that today's types do not know."""
+    pod = job["spec"]["template"]["spec"]
+    for container in pod.get("containers") or []:
+        for variable in container.get("env") or []:
+            if variable["name"] == TASK_ENV:
+                with contextlib.suppress(ValidationError):
+                    return PrepareTask.model_validate_json(variable.get("value") or "")
+    return None
+
+
 def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config: OperatorConfig) -> Object:
     """Pins the digest of the source; belongs to the ModelDeployment, since there is no revision yet."""
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
@@ -219,9 +233,12 @@ def prepare_job(
     sha256: str,
     optimization: Optimization,
     serving: Serving,
+    salt: str,
+    recorded: Iterable[tuple[str, str]],
     config: OperatorConfig,
 ) -> Object:
-    """Fetch, verify, optimize, gate, publish; belongs to the revision."""
+    """Fetch, verify, optimize, gate, publish; belongs to the revision. ``salt``: random, for this Job; ``recorded``: (URI, digest) of artifacts that
+    it may take again."""
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
     located = [source, artifacts]
@@ -251,7 +268,8 @@ def prepare_job(
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
         instance_kind="KIND_AUTO",
         artifacts=artifacts.location,
-        owner=f"{owner.namespace}/{owner.name}",
+        salt=salt,
+        recorded=tuple(Recorded(uri=uri, digest=digest) for uri, digest in recorded),
         target_hardware=_hardware(serving),
     )
     job = _job(

@@ -435,7 +435,7 @@ def _good(job: Object) -> tuple[int, str]:
         result = result.model_copy(update={"sha256": next(b.sha(v) for v in range(10) if b.uri(v) == task["source"]["uri"])})
     elif task["task"] == "prepare":
         update = {
-            "artifact_uri": f"s3://artifacts/ml/{task['sha256'][:6]}",
+            "artifact_uri": f"{task['artifacts']['uri']}/{task['sha256']}-{task['salt']}-00000000",
             "artifact_digest": f"sha256:{task['sha256']}",
             "artifact_size_bytes": 260,
         }

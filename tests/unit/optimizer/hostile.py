@@ -122,7 +122,9 @@ def operator_in_a_default(model: onnx.ModelProto) -> None:
     inside = helper.make_graph([helper.make_node("Run", [], ["c"], domain="evil.ops")], "b", [], [helper.make_tensor_value_info("c", 1, [1])])
     imports = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
     default = helper.make_attribute("body", inside)
-    model.functions.append(helper.make_function("own", "Go", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], imports, attribute_protos=[default]))
+    model.functions.append(
+        helper.make_function("own", "Go", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], imports, attribute_protos=[default])
+    )
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node.append(helper.make_node("Go", ["x"], ["z"], domain="own"))
 
