@@ -16,7 +16,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
 from modelrollout.controller.observe import Seen, record
 from modelrollout.controller.pods import has_ended, of_job
-from modelrollout.kube.cache import Store, of_source
+from modelrollout.kube.cache import Store, revisions_of
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -234,7 +234,7 @@ class Actor:
             # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
             optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
             sha256, folder = live["spec"]["sha256"], tenant_uri(self.config, s.namespace)
-            known = recorded(map(record, self.store.marked(of_source(s.namespace, sha256))), sha256, kept["model"], folder)
+            known = recorded(map(record, self.store.marked(revisions_of(s.namespace, sha256))), sha256, kept["model"], folder)
             # The salt stands in the Job, which is made once: it holds for all of its pods, whatever becomes of this process.
             salt = secrets.token_hex(8)
             return [jobs.prepare_job(owner, s.name, number, name, model, sha256, optimization, serving, salt, known, self.config)]

@@ -197,6 +197,15 @@ class Gpus:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """The same work of another ModelDeployment of the namespace."""
+
+    by: str | None = None
+    artifact: ArtifactEvidence | None = None  # what came of it; None: it is under way
+    refused: Problem | None = None  # by its gate
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One ModelDeployment and all that belongs to it, at one time."""
 
@@ -210,6 +219,7 @@ class Snapshot:
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
     mirror: MirrorFacts = MirrorFacts()
+    shared: Shared = Shared()  # in Prepare, as long as no Job of its own is there
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()

@@ -1,4 +1,4 @@
-"""What a namespace has prepared already."""
+"""What a namespace has prepared already, and who prepares for all that ask for the same at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from modelrollout.rollout.fleet import MOST_RECORDS, Record, recorded
+from modelrollout.api.v1alpha1 import ArtifactEvidence
+from modelrollout.rollout.facts import Problem, Shared
+from modelrollout.rollout.fleet import MOST_RECORDS, Member, Record, outcome, recorded, work_key, worker
 from tests.unit.rollout import builders as b
 
 FOLDER = "s3://artifacts/all/ml"
@@ -52,3 +54,64 @@ def test_nothing_else_may(what: str) -> None:
 
 def test_a_job_is_not_told_of_more_than_it_has_room_for() -> None:
     assert len(taken(*(record(f"{n:064x}") for n in range(50)))) == MOST_RECORDS
+
+
+# --- who works for all
+
+
+NOW = "2026-01-01T00:00:0{}.000Z"
+
+
+def member(name: str, since: int = 0, **more: Any) -> Member:
+    return Member(name, NOW.format(since), **more)
+
+
+def made(at: int, digest: str = "sha256:1") -> ArtifactEvidence:
+    return b.artifact(1).model_copy(update={"prepared": NOW.format(at), "digest": digest})
+
+
+def test_whose_job_is_there_works_else_who_was_chosen_else_who_came_first() -> None:
+    members = [member("c", 1), member("b", 1), member("a", 2)]
+    assert worker(members) == "b"
+    assert worker(members, "a") == "a" and worker(members, "gone") == "b"
+    assert worker([*members, member("z", 9, works=True)], "a") == "z"
+    assert worker([member("a", waits=False)]) is None and worker([]) is None
+
+
+def test_who_was_chosen_and_makes_no_job_gives_way_to_the_next() -> None:
+    members = [member(name) for name in "abc"]
+    assert [worker(members, before, idle=True) for before in "abc"] == ["b", "c", "a"]
+    assert worker([*members, member("z", works=True)], "z", idle=True) == "z", "its Job is there"
+
+
+def test_what_came_of_it_since_is_taken_and_nothing_older() -> None:
+    mine = member("me", 5)
+    assert outcome(mine, [member("a", 6, waits=False, artifact=made(5))]) == Shared("a", made(5))
+    assert outcome(mine, [member("a", 6, waits=False, artifact=made(4))]) == Shared(), "what lies at the same place may be another file by now"
+    assert outcome(mine, [member("a", 6, artifact=made(6))]) == Shared(), "it is in Prepare again"
+    old = made(6).model_copy(update={"prepared": None})
+    assert outcome(mine, [member("a", 6, waits=False, artifact=old)]) == Shared()
+
+
+def test_the_gates_verdict_is_shared_and_no_other_failure_is() -> None:
+    low = Problem("AccuracyLow", "too low")
+    mine, evidence = member("me", 1), made(3, digest="")
+    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low)]) == Shared("a", evidence, low)
+    assert outcome(mine, [member("a", waits=False, artifact=evidence)]) == Shared() == outcome(mine, [member("a", waits=False)])
+    later = member("b", waits=False, artifact=made(4))
+    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low), later]) == Shared("b", made(4)), "the last word of two"
+
+
+def test_equal_words_are_equal_work_and_others_are_not() -> None:
+    spec = b.spec(1)
+    version, how = spec.user_input(), {"timeout": "1h"}
+    key = work_key("a", version, how)
+    assert key == work_key("a", {**version, "serving": {**version["serving"], "affinity": {"podAffinity": {}}}}, how)
+    others = [
+        work_key("b", version, how),
+        work_key("a", version, {}),
+        work_key("a", {**version, "model": {**version["model"], "credentials": {"secretRef": {"name": "x"}}}}, how),
+        work_key("a", {**version, "optimization": {"steps": [{"graph": {}}]}}, how),
+        work_key("a", {**version, "serving": {**version["serving"], "serviceAccountName": "x"}}, how),
+    ]
+    assert len({key, *others}) == 6
