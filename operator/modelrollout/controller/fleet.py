@@ -114,7 +114,7 @@ def _member(store: Store, deployment: Object) -> Member | None:
         refused = Problem(str(rollout.get("reason")), str(rollout.get("message"))) if rollout.get("outcome") == "Rejected" else None
         return Member(
             name=metadata["name"],
-            since=str(rollout["since"]),
+            began=str(rollout["started"]),
             waits=rollout["stage"] == "Prepare",
             works=job is not None,
             artifact=artifact,

@@ -1,7 +1,7 @@
 """What a namespace has prepared already, and who prepares for all that ask for the same at once.
 
-The store is asked for nothing: who may write there must not say what is served. Two ways lead to what others of the namespace have made. Who comes
-to Prepare while somebody does the very same work waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data, for
+The store is asked for nothing: who may write there must not say what is served. Two ways lead to what others of the namespace have made. Whose
+rollout begins while somebody does the very same work waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data, for
 another file may lie at its place by then, and takes what is recorded where its key is the same (``recorded``).
 """
 
@@ -58,7 +58,7 @@ class Member:
     """A ModelDeployment of the namespace that asks for the same work: it is in Prepare (``waits``), or has lately been."""
 
     name: str
-    since: str  # of its stage
+    began: str  # its rollout
     waits: bool = True
     works: bool = False  # its Job is there
     artifact: ArtifactEvidence | None = None  # what its Job found or made
@@ -80,7 +80,7 @@ def worker(members: Iterable[Member], before: str | None = None, *, idle: bool =
 
     ``idle``: who was chosen has made no Job for long (a quota, a spec that cannot be read): the next one is.
     """
-    waiting = sorted((m for m in members if m.waits), key=lambda m: (not m.works, m.since, m.name))
+    waiting = sorted((m for m in members if m.waits), key=lambda m: (not m.works, m.began, m.name))
     if not waiting:
         return None
     order = [m.name for m in waiting]
@@ -91,8 +91,8 @@ def worker(members: Iterable[Member], before: str | None = None, *, idle: bool =
 
 
 def outcome(mine: Member, others: Iterable[Member]) -> Shared:
-    """What came of the same work since this one waits; the last word of several."""
-    begun = datetime.fromisoformat(mine.since)
+    """What came of the same work since the rollout of this one began; the last word of several."""
+    begun = datetime.fromisoformat(mine.began)
     told = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
     fresh = [(a, m) for a, m in told if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)]
     if not fresh:
