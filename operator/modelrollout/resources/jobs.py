@@ -56,18 +56,23 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.api.v1alpha1.optimization import NO_PART
 from modelrollout.resources.common import (
+    DISK,
+    OURS,
     Located,
     Object,
     Owner,
     allowed,
     artifact_location,
+    bounded,
     container_security,
     labels,
     locate,
     metadata,
+    on_disk,
     pod_security,
     tenant_uri,
 )
+from modelrollout.resources.hardening import MODELS
 from modelrollout.resources.server import FETCH, GPU, beside, tolerations, wants_gpu
 
 FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
@@ -78,10 +83,15 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
 _BEFORE, _JOB = "before", "job"  # containers of a Job
+_PROGRAM_TMP = "job-tmp"  # of ours, beside a server that has its own
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 # What one client can send decides from where on a measurement is the client's: it gets two cores where there are.
 _TUNE_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"})
 _TUNE_MORE_SECONDS = 600.0  # of the Job beyond start and search: images are pulled, the last comparison is made
+# On the node's disk, with a model of MAX_MODEL_BYTES: the archive and what is in it; with steps also the best, the present and a candidate model.
+_DISK_PLAIN, _DISK_STEPS = "48Gi", "128Gi"
+_DISK_DATA = "10Gi"  # a data set
+_DISK_NOTHING = "1Gi"
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
 
@@ -133,7 +143,11 @@ def _job(
     serving: Serving,
     config: OperatorConfig,
     image: str | None = None,
+    disk: str = _DISK_DATA,
+    queued: bool = False,
 ) -> Object:
+    bound = on_disk(resources.wire(), disk)
+    most = bound["limits"][DISK]
     limit = max(1, math.ceil(timeout))
     spec: Object = {
         "restartPolicy": "Never",
@@ -157,12 +171,13 @@ def _job(
                     {"name": "OMP_NUM_THREADS", "value": "1"},
                     {"name": "NPROC", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},  # XLA's name for it; rounded up
                 ],
-                "resources": resources.wire(),
+                # A queue admits nothing that asks for a resource which it has no quota of; the volumes are bounded all the same.
+                "resources": resources.wire() if queued else bound,
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *(m for x in located for m in x.mounts())],
             }
         ],
-        "volumes": [{"name": "tmp", "emptyDir": {}}, *(v for x in located for v in x.volumes())],
+        "volumes": bounded([{"name": "tmp", "emptyDir": {}}, *(v for x in located for v in x.volumes())], most),
     }
     if serving.service_account_name:  # workload identity
         spec["serviceAccountName"] = serving.service_account_name
@@ -221,6 +236,7 @@ def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config:
         3600,
         serving,
         config,
+        disk=_DISK_NOTHING,
     )
 
 
@@ -284,6 +300,8 @@ def prepare_job(
         serving,
         config,
         _image(model, optimization, config),
+        _DISK_STEPS if optimization.steps else _DISK_PLAIN,
+        queued=optimization.queue_name is not None,
     )
     if optimization.queue_name:
         # Kueue's webhook suspends it until it is admitted; where there is no Kueue it runs at once, and the label does nothing.
@@ -337,12 +355,14 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
     def mount(name: str, path: str, **more: bool) -> Object:
         return {"name": name, "mountPath": path, **more}
 
+    own = (container.resources or resources).wire()
+    on_a_disk = on_disk(own, _DISK_STEPS)
     theirs: Object = {
         "name": CONTAINER_STEP,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",  # a digest is what it is
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "resources": (container.resources or resources).wire(),
+        "resources": own if LABEL_QUEUE in job["metadata"]["labels"] else on_a_disk,
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [mount("step-tmp", "/tmp"), mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR)],
@@ -351,7 +371,7 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
     work = mount("step-work", WORK_DIR)
     pod["initContainers"] = [ours(_BEFORE, "BeforeContainer", [work, mount("step-in", IN_DIR)]), theirs]
     pod["containers"] = [ours(_JOB, "AfterContainer", [work, mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)])]
-    pod["volumes"] += [{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")]
+    pod["volumes"] += bounded([{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")], on_a_disk["limits"][DISK])
     rules = job["spec"]["podFailurePolicy"]["rules"]
     rules.insert(0, _fail_on(_BEFORE, FINAL))
     rules.append(_fail_on(_BEFORE, CRASHED | {KILLED}))
@@ -434,9 +454,13 @@ def tune_job(
     rules = job["spec"]["podFailurePolicy"]["rules"]
     rules.insert(1, _fail_on(FETCH, FINAL))
     pod, server = job["spec"]["template"]["spec"], beside(frozen, deployment, number, *artifact, config)
-    volumes = [*server.pop("volumes"), *(v for x in located for v in x.volumes())]
+    # The server's image may be a stranger's: it sees nothing of what this program fetches, neither by a folder nor as the same user.
+    (program,), (tmp, *secrets) = pod["containers"], pod["volumes"]
+    program["securityContext"] = container_security(OURS)
+    program["volumeMounts"][0] = program["volumeMounts"][0] | {"name": _PROGRAM_TMP}
+    program["volumeMounts"].append({"name": MODELS, "mountPath": REPOSITORY, "readOnly": True})
+    volumes = [*server.pop("volumes"), tmp | {"name": _PROGRAM_TMP}, *secrets]
     pod.update(server, volumes=volumes)
-    pod["containers"][0]["volumeMounts"].append({"name": "models", "mountPath": REPOSITORY, "readOnly": True})
     return job
 
 

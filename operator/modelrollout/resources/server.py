@@ -12,13 +12,27 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
-from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
+from modelrollout.resources.common import (
+    DISK,
+    Object,
+    Owner,
+    artifact_location,
+    bounded,
+    container_security,
+    labels,
+    metadata,
+    on_disk,
+    pod_security,
+    tenant_uri,
+)
 from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, hardened
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
-BUILDER = "3"
+BUILDER = "4"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
+# On the node's disk: the model, twice while what a lost container left is replaced, and what a server unpacks for itself.
+_DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
 
 
 def template(deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig) -> Object:
@@ -32,6 +46,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     artifacts = artifact_location(config, tenant_uri(config, namespace))
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
+    resources = on_disk(serving.resources.wire(), _DISK)
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -44,7 +59,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
                 "env": [],
-                "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+                "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}, resources["limits"][DISK]),
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY}, tmp, *artifacts.mounts()],
             }
@@ -66,7 +81,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                     {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},
                     {"name": "metrics", "containerPort": names.PORT_METRICS, "protocol": "TCP"},
                 ],
-                "resources": serving.resources.wire(),
+                "resources": resources,
                 "securityContext": container_security(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",  # the last line says why a model was not loaded
                 "startupProbe": model_ready
@@ -77,8 +92,8 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
             }
         ],
         "volumes": [
-            {"name": MODELS, "emptyDir": {}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": MODELS, "emptyDir": {"sizeLimit": _DISK_MODELS}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _DISK_TMP}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *artifacts.volumes(),
         ],
@@ -206,10 +221,13 @@ def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, arti
     """
     spec = frozen["spec"]
     (triton,) = spec["containers"]
-    sidecar = for_tuning(triton) | {"restartPolicy": "Always"}
+    resources = on_disk(triton.get("resources") or {}, _DISK)
+    sidecar = for_tuning(triton) | {"restartPolicy": "Always", "resources": resources}
     found = {key: spec[key] for key in _ALIKE if key in spec}
-    inits = [*_fetching(spec, deployment, number, artifact_uri, artifact_digest, config), sidecar]
-    return found | {"initContainers": inits, "volumes": spec["volumes"]}
+    # An earlier operator froze it without limits, and the pod's is the sum of its containers'.
+    fetching = _fetching(spec, deployment, number, artifact_uri, artifact_digest, config)
+    inits = [*(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching), sidecar]
+    return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
 def fetched(server: Object) -> FetchTask | None:

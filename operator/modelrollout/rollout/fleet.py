@@ -1,8 +1,8 @@
 """What a namespace has prepared already, and who prepares for all that ask for the same at once.
 
 The store is asked for nothing: who may write there must not say what is served. Two ways lead to what others of the namespace have made. Whose
-rollout begins while somebody does the very same work waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data, for
-another file may lie at its place by then, and takes what is recorded where its key is the same (``recorded``).
+rollout begins while somebody does the very same work waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data,
+for another file may lie at its place by then, and takes what is recorded where its key is the same (``recorded``).
 """
 
 from __future__ import annotations

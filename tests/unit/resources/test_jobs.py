@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
 from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature, Triton
+from modelrollout.resources import server
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
 
@@ -105,7 +107,7 @@ def test_the_users_container_runs_between_two_of_ours() -> None:
     assert (step["image"], step["args"], step["data"]["labels"]) == (CONTAINER["image"], ["--epochs", "3"], "y")
     assert "resources" not in step, "they shape no result, and are no part of the artifact's key"
     assert (own["image"], own["command"], own["args"]) == (CONTAINER["image"], CONTAINER["command"], CONTAINER["args"])
-    assert own["resources"] == CONTAINER["resources"]
+    assert own["resources"]["limits"] == CONTAINER["resources"]["limits"] | {"ephemeral-storage": "128Gi"}
     assert with_container(resources=None)["spec"]["template"]["spec"]["initContainers"][1]["resources"] == before["resources"]
 
 
@@ -212,7 +214,8 @@ def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: 
 def test_prepare_has_the_users_resources_and_time() -> None:
     optimization = o.OPTIMIZATION.model_copy(update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources})
     job = o.prepare(optimization=optimization)
-    assert o.pod(job)["containers"][0]["resources"] == {"limits": {"cpu": "4"}} and limit(job) == "5400"
+    resources = o.pod(job)["containers"][0]["resources"]
+    assert resources == {"limits": {"cpu": "4", "ephemeral-storage": "128Gi"}, "requests": {"ephemeral-storage": "64Mi"}} and limit(job) == "5400"
 
 
 def limit(job: o.Object) -> str:
@@ -258,6 +261,45 @@ def test_tune_measures_beside_a_server_of_its_own() -> None:
     assert "annotations" not in job["spec"]["template"]["metadata"], "Prometheus is not to scrape it"
     ours = {r["onExitCodes"]["containerName"] for r in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in r}
     assert ours == {"job", "fetch"}, "a server that dies under a candidate does not end the Job"
+
+
+def test_what_tuning_fetches_is_out_of_the_servers_reach() -> None:
+    """The server's image is the user's: it read the labelled data by the folder that both had as /tmp."""
+    pod = o.pod(o.tune())
+    (ours,), theirs = pod["containers"], next(c for c in pod["initContainers"] if c["name"] == "triton")
+    shared = {m["name"] for m in ours["volumeMounts"]} & {m["name"] for m in theirs["volumeMounts"]}
+    assert shared == {"models"}, "the model to be served, which both only read"
+    assert all(m["readOnly"] for c in (ours, theirs) for m in c["volumeMounts"] if m["name"] == "models")
+    assert (
+        ours["securityContext"]["runAsUser"] == 65533
+        and "runAsUser" not in theirs["securityContext"]
+        and pod["securityContext"]["runAsUser"] == 65532
+    )
+
+
+def test_disk_limits_of_the_user_are_kept_and_a_queue_is_asked_for_none() -> None:
+    def prepared(**optimization: Any) -> tuple[Any, Any]:
+        pod = o.pod(o.prepare(optimization=Optimization.model_validate(optimization)))
+        return pod["containers"][0]["resources"], next(v["emptyDir"] for v in pod["volumes"] if v["name"] == "tmp")
+
+    asked = {"limits": {"ephemeral-storage": "5Gi"}, "requests": {"ephemeral-storage": "4Gi"}}
+    assert prepared(resources=asked) == (asked, {"sizeLimit": "5Gi"})
+    assert prepared(resources={"requests": {"ephemeral-storage": "200Gi"}})[0]["limits"]["ephemeral-storage"] == "200Gi"
+    assert prepared(resources={"limits": {"ephemeral-storage": "1Mi"}})[0]["requests"] == {"ephemeral-storage": "1Mi"}
+    assert prepared()[1] == {"sizeLimit": "48Gi"}, "an archive of 20 GiB, and what is in it"
+    # Kueue admits nothing that asks for a resource which its queue has no quota of.
+    assert prepared(queueName="q", resources={"limits": {"cpu": "1"}}) == ({"limits": {"cpu": "1"}}, {"sizeLimit": "48Gi"})
+
+
+def test_a_template_of_before_gets_its_limits_where_it_is_tuned() -> None:
+    """A pod's limit is the sum of its containers': one that has none counts as none."""
+    frozen = o.template()
+    for container in (*frozen["spec"]["initContainers"], *frozen["spec"]["containers"]):
+        container["resources"] = {"limits": {"memory": "1Gi"}}
+    frozen["spec"]["volumes"] = [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
+    made = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
+    assert {c["resources"]["limits"]["ephemeral-storage"] for c in made["initContainers"]} == {"64Gi"}
+    assert all(v["emptyDir"]["sizeLimit"] for v in made["volumes"])
 
 
 def test_tune_without_data_makes_its_inputs_up() -> None:
