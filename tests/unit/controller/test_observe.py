@@ -382,7 +382,8 @@ STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://e
 )
 def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec: Any, field: str) -> None:
     found = refusal(spec)
-    assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "s3://models" in found[1]
+    assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "ask the platform team" in found[1]
+    assert "prometheus" not in found[1] and found[1].count("://") == 1, "no other store is named"
 
 
 def test_a_step_that_trains_needs_an_image_that_can() -> None:

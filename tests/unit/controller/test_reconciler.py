@@ -601,7 +601,7 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
         cluster.user(b.spec(2, traffic=BOTH, rollout=elsewhere))
         await operator.live(rounds=4)
         rollout = cluster.status.rollout
-        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "s3://models" in (rollout.message or "")
+        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "elsewhere.example.com" in (rollout.message or "")
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
