@@ -142,10 +142,12 @@ def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
     return store
 
 
-def artifact_location(config: OperatorConfig, uri: str) -> Located:
-    """A place in the artifact store. Where it may lead is told only if the configuration says so: the task of pods is their text, and another one
-    restarts them."""
-    found = locate(uri, config.artifacts, None, "artifacts")
+def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False) -> Located:
+    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Where it may lead is told only if the configuration says
+    so: the task of pods is their text, and another one restarts them."""
+    store = config.artifacts
+    reader = store.read_secret_name if to_read else None
+    found = locate(uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, "artifacts")
     if config.artifacts.redirects_to:
         return found
     return Located(found.location.model_copy(update={"leads_to": None}), found.secret)

@@ -43,7 +43,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     """
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
-    artifacts = artifact_location(config, tenant_uri(config, namespace))
+    artifacts = artifact_location(config, tenant_uri(config, namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
     resources = on_disk(serving.resources.wire(), _DISK)
@@ -198,7 +198,7 @@ def _fetching(
 ) -> list[Object]:
     """Init containers of the frozen pod, told what to fetch."""
     fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri).location,
+        artifact=artifact_location(config, artifact_uri, to_read=True).location,
         digest=artifact_digest,
         model=deployment,
         number=number,

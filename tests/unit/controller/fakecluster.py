@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import Images, OperatorConfig, Store
+from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, Store
 from modelrollout.api.tasks import TASK_ENV, TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.admission import Admission
@@ -59,7 +59,7 @@ WATCHED = (
 )
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
-    artifacts=Store(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
     images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
 )
 _Id = tuple[Resource, str, str]

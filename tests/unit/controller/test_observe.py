@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.config import Images, OperatorConfig, PrometheusProvider, Store
+from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.controller.observe import Seen, observe
 from modelrollout.controller.work import work_of
@@ -34,7 +34,7 @@ KEY = (b.NAMESPACE, b.NAME)
 V1, V2 = b.revision_name(1), b.revision_name(2)
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models")],
-    artifacts=Store(name="artifacts", uri="s3://artifacts"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
     images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
     prometheus=[PrometheusProvider(name="main", url="http://prometheus:9090")],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
+from modelrollout.api.config import ArtifactStore, Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
 from modelrollout.resources import jobs, network, routes, server
 from modelrollout.resources.common import Object, Owner
@@ -18,7 +18,7 @@ CONFIG = OperatorConfig(
         Store(name="models", uri="s3://models", endpoint="http://s3:9000", region="eu", allow_http=True, secret_name="s3-reader"),
         Store(name="open", uri="https://open.example.com"),
     ],
-    artifacts=Store(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
     images=Images(optimizer="example/optimizer@sha256:1", trainer="example/trainer@sha256:3", triton="example/triton@sha256:2", pull_policy="Always"),
     drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
 )
