@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
 TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program ends itself, and can say what took so long
+SERVES_ENV = "MODELROLLOUT_SERVES"  # JSON of Served, {} for ONNX: what a server was made for, frozen with its template
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
@@ -242,8 +243,9 @@ class ServingConfig(_Model):
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
-# Where the containers of a Job with a ContainerStep hand over: to the user's, from it, and among ours.
-IN_DIR, OUT_DIR, WORK_DIR = "/in", "/out", "/work"
+# Where the containers of a prepare Job hand over: to the user's of a ContainerStep, from it, and among ours.
+IN_DIR, OUT_DIR = "/in", "/out"
+WORK_DIR, MADE_DIR = "/work", "/made"  # what was fetched, and what was made of it
 HANDED_MODEL, HANDED_DATA = "model.onnx", "data.npz"
 CONTAINER_STEP = "container-step"  # the user's container in the pod
 SIGNER_DIR = "/var/run/modelrollout/signer"
@@ -315,8 +317,8 @@ class PrepareTask(_Model):
     target_hardware: str = "any"
     max_bytes: int = MAX_MODEL_BYTES
     one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
-    # With a ContainerStep two containers share the work; both have the whole task.
-    part: Literal["Whole", "BeforeContainer", "AfterContainer"] = "Whole"
+    # The containers of the Job share the work; each has the whole task. Convert, or with a ContainerStep the two around the user's, reads the files.
+    part: Literal["Whole", "Fetch", "Convert", "BeforeContainer", "AfterContainer", "Publish"] = "Whole"
 
     def may_answer(self, uri: str, digest: str) -> bool:
         """Whether the Job of this task can have made that artifact, or taken it: its folder carries the Job's salt, or it is among the recorded."""

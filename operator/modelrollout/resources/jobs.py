@@ -15,6 +15,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
     CONTAINER_STEP,
     IN_DIR,
+    MADE_DIR,
     OUT_DIR,
     REPOSITORY,
     SIGNER_DIR,
@@ -82,7 +83,9 @@ CRASHED = frozenset({132, 134, 135, 136, 139})  # SIGILL, SIGABRT, SIGBUS, SIGFP
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
-_BEFORE, _JOB = "before", "job"  # containers of a Job
+# Containers of a Job: of the prepare Job the one that fetches, those that read what was fetched, and the last, which publishes.
+_BEFORE, _CONVERT, _JOB = "before", "convert", "job"
+_READER = "artifacts-reader"  # volume of the Secret that only reads the artifact store
 _PROGRAM_TMP = "job-tmp"  # of ours, beside a server that has its own
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 # What one client can send decides from where on a measurement is the client's: it gets two cores where there are.
@@ -257,7 +260,7 @@ def prepare_job(
     it may take again."""
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
-    located = [source, artifacts]
+    located = [source]
     signature, signer = _signature(model, config)
     if signature:
         located.append(signature[1])
@@ -294,7 +297,7 @@ def prepare_job(
         labels(deployment, names.COMPONENT_PREPARE, owner.name, number),
         "modelrollout.optimizer",
         _task(task),
-        located,
+        [*located, artifacts],
         optimization.resources or _DEFAULT_RESOURCES,
         seconds(optimization.timeout),
         serving,
@@ -310,13 +313,61 @@ def prepare_job(
         job["metadata"]["labels"][LABEL_PRIORITY] = optimization.queue_priority_class
     job["metadata"]["annotations"] = {names.ANNOTATION_ASKED: _asked(optimization)}
     pod = job["spec"]["template"]["spec"]
-    pod["volumes"] += [volume for volume, _ in signer]
-    pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    _apart(job, task, [mount for x in located for mount in x.mounts()], signer, (_to_read(config, artifacts), artifacts))
     if any(wants_gpu(r) for r in (optimization.resources, optimization.container and optimization.container.resources) if r):
         pod["tolerations"] = tolerations(serving, gpu=True)  # it goes where the servers go
     if optimization.container:
         _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
+
+
+def _to_read(config: OperatorConfig, artifacts: Located) -> Located:
+    return artifact_location(config, artifacts.location.uri, to_read=True)
+
+
+def _apart(job: Object, task: PrepareTask, sources: list[Object], signer: list[tuple[Object, Object]], artifacts: tuple[Located, Located]) -> None:
+    """Three containers of the one: who has Secrets opens no stranger's file, and who opens one has no Secret, no right to write to the store, and no
+    folder in which others could be led astray. Each has a /tmp of its own, and those with Secrets another user.
+
+    ``sources``: mounts of their Secrets; ``artifacts``: the namespace's folder, to read and to write.
+    """
+    pod, rules = job["spec"]["template"]["spec"], job["spec"]["podFailurePolicy"]["rules"]
+    [whole], [tmp, *secrets] = pod["containers"], pod["volumes"]
+    small = _SMALL_RESOURCES.wire()
+    if DISK in (whole["resources"].get("limits") or {}):
+        small = on_disk(small, whole["resources"]["limits"][DISK])
+
+    def one(name: str, part: Literal["Fetch", "Convert", "Publish"], mounts: list[Object], resources: Object, user: int | None = None) -> Object:
+        own = [_mount(f"{name}-tmp", "/tmp"), *mounts]
+        made = {"name": name, "env": _told(whole, task, part), "resources": resources, "securityContext": container_security(user)}
+        return {**whole, **made, "volumeMounts": own}
+
+    reader, writer = artifacts
+    read, more = writer.mounts(), []
+    if reader.secret != writer.secret:
+        read = [m | {"name": _READER} for m in reader.mounts()]
+        more = [v | {"name": _READER} for v in reader.volumes()]
+    work, made = _mount("work", WORK_DIR, readOnly=True), _mount("made", MADE_DIR, readOnly=True)
+    pod["initContainers"] = [
+        one(FETCH, "Fetch", [_mount("work", WORK_DIR), *sources, *read, *(mount for _, mount in signer)], small, OURS),
+        one(_CONVERT, "Convert", [work, _mount("made", MADE_DIR)], whole["resources"]),
+    ]
+    pod["containers"] = [one(_JOB, "Publish", [work, made, *writer.mounts()], small, OURS)]
+    folders = [tmp | {"name": name} for name in ("work", "made", *(f"{name}-tmp" for name in (FETCH, _CONVERT, _JOB)))]
+    pod["volumes"] = [*folders, *secrets, *more, *(volume for volume, _ in signer)]
+    for name in (FETCH, _CONVERT):
+        rules.insert(0, _fail_on(name, FINAL))
+        rules.append(_fail_on(name, CRASHED | {KILLED}))
+
+
+def _told(container: Object, task: PrepareTask, part: str) -> list[Object]:
+    """The environment of a container of ours, for its part of the task."""
+    told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
+    return [told if variable["name"] == TASK_ENV else variable for variable in container["env"]]
+
+
+def _mount(name: str, path: str, **more: bool) -> Object:
+    return {"name": name, "mountPath": path, **more}
 
 
 def _asked(optimization: Optimization) -> str:
@@ -345,16 +396,7 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
     The first of ours makes the steps before it, the last takes what it made for a file of a stranger.
     """
     pod = job["spec"]["template"]["spec"]
-    [last] = pod["containers"]
-
-    def ours(name: str, part: Literal["BeforeContainer", "AfterContainer"], folders: list[Object]) -> Object:
-        told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
-        env = [told if variable["name"] == TASK_ENV else variable for variable in last["env"]]
-        return {**last, "name": name, "env": env, "volumeMounts": [*last["volumeMounts"], *folders]}
-
-    def mount(name: str, path: str, **more: bool) -> Object:
-        return {"name": name, "mountPath": path, **more}
-
+    fetch, convert = pod["initContainers"]
     own = (container.resources or resources).wire()
     on_a_disk = on_disk(own, _DISK_STEPS)
     theirs: Object = {
@@ -365,13 +407,14 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
         "resources": own if LABEL_QUEUE in job["metadata"]["labels"] else on_a_disk,
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [mount("step-tmp", "/tmp"), mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR)],
+        "volumeMounts": [_mount("step-tmp", "/tmp"), _mount("step-in", IN_DIR, readOnly=True), _mount("step-out", OUT_DIR)],
     }
     theirs |= {name: value for name, value in (("command", container.command), ("args", container.args)) if value}
-    work = mount("step-work", WORK_DIR)
-    pod["initContainers"] = [ours(_BEFORE, "BeforeContainer", [work, mount("step-in", IN_DIR)]), theirs]
-    pod["containers"] = [ours(_JOB, "AfterContainer", [work, mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)])]
-    pod["volumes"] += bounded([{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")], on_a_disk["limits"][DISK])
+    given, taken = _mount("step-in", IN_DIR), [_mount("step-in", IN_DIR, readOnly=True), _mount("step-out", OUT_DIR, readOnly=True)]
+    before = convert | {"name": _BEFORE, "env": _told(convert, task, "BeforeContainer"), "volumeMounts": [*convert["volumeMounts"], given]}
+    after = convert | {"env": _told(convert, task, "AfterContainer"), "volumeMounts": [*convert["volumeMounts"], *taken]}
+    pod["initContainers"] = [fetch, before, theirs, after]
+    pod["volumes"] += bounded([{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "tmp")], on_a_disk["limits"][DISK])
     rules = job["spec"]["podFailurePolicy"]["rules"]
     rules.insert(0, _fail_on(_BEFORE, FINAL))
     rules.append(_fail_on(_BEFORE, CRASHED | {KILLED}))

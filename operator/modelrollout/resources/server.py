@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask, ServingConfig
+from modelrollout.api.tasks import REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import (
     DISK,
@@ -58,7 +58,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "image": config.images.optimizer,
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
-                "env": [],
+                "env": [{"name": SERVES_ENV, "value": names.canonical_json(_serves(serving))}],
                 "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}, resources["limits"][DISK]),
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY}, tmp, *artifacts.mounts()],
@@ -119,6 +119,12 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
         "spec": spec,
     }
     return hardened(made, deployment)
+
+
+def _serves(serving: Serving) -> Object:
+    """What may be placed for this server: of another backend, or with code that was not allowed, nothing is."""
+    triton = serving.triton
+    return {} if triton.backend is None else {"backend": triton.backend, "code": triton.code == "Allowed"}
 
 
 def wants_gpu(resources: Resources) -> bool:

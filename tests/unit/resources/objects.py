@@ -99,6 +99,10 @@ def containers(obj: Object) -> Iterator[Object]:
     yield from pod(obj).get("initContainers", [])
 
 
+def container(obj: Object, name: str) -> Object:
+    return next(c for c in containers(obj) if c["name"] == name)
+
+
 def task(obj: Object) -> dict[str, Any]:
     """The task that a Job's program, or the init container, finds in its environment."""
     import json
@@ -106,6 +110,10 @@ def task(obj: Object) -> dict[str, Any]:
     from modelrollout.api.tasks import TASK_ENV
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
-    assert len(values) == 1 + (obj["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE), "with it, what its server fetches"
+    component = obj["metadata"]["labels"][names.LABEL_COMPONENT]
+    if component == names.COMPONENT_PREPARE:  # each of its containers has the whole task, and its part
+        assert len({json.dumps(json.loads(value) | {"part": None}) for value in values}) == 1
+    else:
+        assert len(values) == 1 + (component == names.COMPONENT_TUNE), "with it, what its server fetches"
     found: dict[str, Any] = json.loads(values[0])
     return found
