@@ -140,7 +140,7 @@ async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dic
     assert (found.result.reason if found.result else found.problem.reason if found.problem else None) == reason
     assert len((await kube.list(POD, namespace)).items) == 1
     if reason == "OutOfMemory":
-        assert found.problem and "its limit of 2Gi" in found.problem.message
+        assert found.problem and "its limit of 1Gi" in found.problem.message
 
 
 async def test_what_may_help_is_tried_again(kube: Kube) -> None:
