@@ -41,7 +41,7 @@ from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline, lost
 from modelrollout.rollout.fleet import Record
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
@@ -206,10 +206,10 @@ def _revisions(by_name: Mapping[tuple[str, str], Object]) -> tuple[Revision, ...
 def record(revision: Object) -> Record:
     """What any revision of a namespace says of its preparation; what pods run is no evidence for others."""
     try:
-        artifact = ModelRevisionStatus.model_validate(revision.get("status") or {}).artifact
+        status = ModelRevisionStatus.model_validate(revision.get("status") or {})
     except ValidationError:
-        artifact = None
-    return Record(revision["spec"]["sha256"], revision["spec"]["input"].get("model") or {}, artifact)
+        status = ModelRevisionStatus()
+    return Record(revision["spec"]["sha256"], revision["spec"]["input"].get("model") or {}, status.artifact, lost(status))
 
 
 def _revision_status(revision: Object, server: Object | None) -> ModelRevisionStatus:

@@ -37,6 +37,7 @@ SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
     {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
 )  # they concern routes, also those of a version that serves already
+_LOST = frozenset({"ArtifactMissing", "ArtifactDigestMismatch", "ArtifactCorrupt", "OutputRefused"})
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -46,6 +47,11 @@ class Problem:
 
     reason: str
     message: str
+
+
+def lost(status: ModelRevisionStatus) -> bool:
+    """Whether a revision failed because of its artifact, as the loader of its servers said."""
+    return status.outcome == "Failed" and status.reason in _LOST
 
 
 NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
@@ -122,9 +128,10 @@ class Revision:
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
-        """What prepare published; None too where a gate refused it: its evidence is kept, but without a digest there is nothing to serve."""
+        """What prepare published; None where a gate refused it: its evidence is kept, but without a digest there is nothing to serve; and where it
+        failed because what was published is not there any more as it was: another try makes it anew."""
         artifact = self.status.artifact
-        return artifact if artifact is not None and artifact.digest else None
+        return artifact if artifact is not None and artifact.digest and not lost(self.status) else None
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""

@@ -33,6 +33,7 @@ class Record:
     sha256: str
     model: Mapping[str, Any]
     artifact: ArtifactEvidence | None
+    lost: bool = False  # its servers could not load it
 
 
 def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: str) -> bool:
@@ -49,7 +50,11 @@ def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: 
 
 def recorded(records: Iterable[Record], sha256: str, model: Mapping[str, Any], folder: str) -> tuple[tuple[str, str], ...]:
     """(URI, digest) of the artifacts that a Job may take again, in a steady order."""
-    found = {(r.artifact.uri, r.artifact.digest) for r in records if r.artifact and may_be_taken(r, sha256, model, folder)}
+    known = list(records)
+    spoilt = {r.artifact.uri for r in known if r.artifact and r.lost}
+    found = {
+        (r.artifact.uri, r.artifact.digest) for r in known if r.artifact and r.artifact.uri not in spoilt and may_be_taken(r, sha256, model, folder)
+    }
     return tuple(sorted(found)[:MOST_RECORDS])
 
 

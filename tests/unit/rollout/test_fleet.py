@@ -52,6 +52,11 @@ def test_nothing_else_may(what: str) -> None:
     assert taken(OTHERS[what]) == ()
 
 
+def test_what_servers_could_not_load_is_not_taken_whoever_records_it() -> None:
+    spoilt = Record("a" * 64, MODEL, record().artifact, lost=True)
+    assert taken(record(), spoilt) == () and taken(record(KEY), spoilt) == ((f"{FOLDER}/{KEY}", "sha256:1"),)
+
+
 def test_a_job_is_not_told_of_more_than_it_has_room_for() -> None:
     assert len(taken(*(record(f"{n:064x}") for n in range(50)))) == MOST_RECORDS
 
