@@ -355,6 +355,7 @@ def _apart(job: Object, task: PrepareTask, sources: list[Object], signer: list[t
     pod["containers"] = [one(_JOB, "Publish", [work, made, *writer.mounts()], small, OURS)]
     folders = [tmp | {"name": name} for name in ("work", "made", *(f"{name}-tmp" for name in (FETCH, _CONVERT, _JOB)))]
     pod["volumes"] = [*folders, *secrets, *more, *(volume for volume, _ in signer)]
+    job["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/default-container": _CONVERT}  # whose log people look for
     for name in (FETCH, _CONVERT):
         rules.insert(0, _fail_on(name, FINAL))
         rules.append(_fail_on(name, CRASHED | {KILLED}))

@@ -62,6 +62,7 @@ def test_who_opens_a_strangers_file_has_no_secret_and_cannot_write(job: o.Object
     assert not writable[0] & writable[1] and not writable[1] & writable[2] and not writable[0] & writable[2]
     users = [c["securityContext"].get("runAsUser", o.pod(job)["securityContext"]["runAsUser"]) for c in (fetch, convert, publish)]
     assert users == [65533, 65532, 65533], "those with Secrets are another user"
+    assert job["spec"]["template"]["metadata"]["annotations"] == {"kubectl.kubernetes.io/default-container": "convert"}
 
 
 def test_who_fetches_reads_the_artifact_store_with_the_secret_that_only_reads() -> None:
