@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
-
-from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
@@ -51,11 +50,8 @@ class Fleets:
         if s.work.state != "Absent":
             self._waiting.get(place, set()).discard(s.name)
             return s
-        members = [
-            m
-            for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256))
-            if _work(self._store, o) == work and (m := _member(self._store, o))
-        ]
+        asking = (o for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256)) if _counts(o, rollout.started))
+        members = [m for o in asking if _work(self._store, o) == work and (m := _member(self._store, o))]
         mine = next((m for m in members if m.name == s.name), None)
         if mine is None or mine.works:  # a Job that counts for nothing is there: it goes, and another comes
             return s
@@ -72,12 +68,13 @@ class Fleets:
         if place is None:
             return
         waiting = self._waiting.get(place, set())
+        waited = key[1] in waiting
         waiting.discard(key[1])
         if (chosen := self._chosen.get(place)) and chosen.name == key[1]:
             del self._chosen[place]
         if not waiting:
             self._waiting.pop(place, None)
-        for name in sorted(waiting):
+        for name in () if waited else sorted(waiting):
             self._wake((key[0], name), 0.0)
 
     def _choose(self, place: tuple[str, str], members: list[Member]) -> str | None:
@@ -92,6 +89,14 @@ def _rollout(deployment: Object) -> Mapping[str, Any]:
     status = deployment.get("status")
     found = status.get("rollout") if isinstance(status, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _counts(deployment: Object, began: str) -> bool:
+    """Whether it can be of use to a rollout that began then; a cheap look, for there may be thousands of one source."""
+    rollout = _rollout(deployment)
+    artifact = rollout.get("artifact")
+    prepared = artifact.get("prepared") if isinstance(artifact, Mapping) else None
+    return rollout.get("stage") == "Prepare" or (isinstance(prepared, str) and prepared >= began)
 
 
 def _work(store: Store, deployment: Object) -> str | None:
@@ -112,13 +117,16 @@ def _member(store: Store, deployment: Object) -> Member | None:
         run = names.short_hash([rollout["started"], rollout.get("attempt", 0)], 4)
         job = store.get(JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run))
         refused = Problem(str(rollout.get("reason")), str(rollout.get("message"))) if rollout.get("outcome") == "Rejected" else None
+        began = str(rollout["started"])
+        for stamp in (began, artifact.prepared if artifact else None):
+            datetime.fromisoformat(stamp or began)
         return Member(
             name=metadata["name"],
-            began=str(rollout["started"]),
+            began=began,
             waits=rollout["stage"] == "Prepare",
             works=job is not None,
             artifact=artifact,
             refused=refused if artifact and not artifact.digest else None,
         )
-    except (KeyError, ValidationError):
+    except (KeyError, ValueError):  # a ValidationError is one
         return None
