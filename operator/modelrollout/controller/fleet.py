@@ -14,6 +14,7 @@ from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.controller.observe import Seen
 from modelrollout.kube.cache import Key, Store, rollouts_of
 from modelrollout.kube.client import JOB, MODEL_REVISION, Object
+from modelrollout.resources.common import controller_of
 from modelrollout.rollout.facts import Problem, Shared, Snapshot
 from modelrollout.rollout.fleet import Member, outcome, work_key, worker
 
@@ -116,6 +117,7 @@ def _member(store: Store, deployment: Object) -> Member | None:
         artifact = ArtifactEvidence.model_validate(rollout["artifact"]) if rollout.get("artifact") else None
         run = names.short_hash([rollout["started"], rollout.get("attempt", 0)], 4)
         job = store.get(JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run))
+        revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout["revision"]))
         refused = Problem(str(rollout.get("reason")), str(rollout.get("message"))) if rollout.get("outcome") == "Rejected" else None
         began = str(rollout["started"])
         for stamp in (began, artifact.prepared if artifact else None):
@@ -124,7 +126,7 @@ def _member(store: Store, deployment: Object) -> Member | None:
             name=metadata["name"],
             began=began,
             waits=rollout["stage"] == "Prepare",
-            works=job is not None,
+            works=job is not None and revision is not None and controller_of(job) == revision["metadata"]["uid"],
             artifact=artifact,
             refused=refused if artifact and not artifact.digest else None,
         )

@@ -204,6 +204,23 @@ def test_a_stale_read_makes_no_second_job() -> None:
     run(main())
 
 
+def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
+    async def main() -> None:
+        fleet = Fleet(3)
+        await fleet.passes(6, among=["m0"])
+        revision = str(fleet.rollout("m0").revision)
+        (name,) = fleet.cluster.all(JOB)
+        fleet.cluster.remove(JOB, name)
+        labels = {names.LABEL_NAME: "m0", names.LABEL_REVISION: revision}
+        fleet.cluster.put(JOB, {"metadata": {"name": name, "labels": labels}, "spec": {"template": {"spec": {"containers": []}}}})
+        await fleet.passes(6, among=["m1"])
+        fleet.cluster.now += timedelta(seconds=30)
+        await fleet.passes(6, among=["m1"])
+        assert [made for made in fleet.made if "m1-" in made]
+
+    run(main())
+
+
 def test_other_work_waits_for_nobody() -> None:
     async def main() -> None:
         fleet = Fleet(2)
