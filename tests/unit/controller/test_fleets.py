@@ -210,9 +210,8 @@ def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
         await fleet.passes(6, among=["m0"])
         revision = str(fleet.rollout("m0").revision)
         (name,) = fleet.cluster.all(JOB)
-        fleet.cluster.remove(JOB, name)
-        labels = {names.LABEL_NAME: "m0", names.LABEL_REVISION: revision}
-        fleet.cluster.put(JOB, {"metadata": {"name": name, "labels": labels}, "spec": {"template": {"spec": {"containers": []}}}})
+        assert fleet.cluster.find(MODEL_REVISION, revision)
+        fleet.cluster.change(JOB, name, lambda o: o["metadata"].update(uid="another", ownerReferences=[]))
         await fleet.passes(6, among=["m1"])
         fleet.cluster.now += timedelta(seconds=30)
         await fleet.passes(6, among=["m1"])
