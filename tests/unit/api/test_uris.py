@@ -51,7 +51,7 @@ FREE = {
     ModelDeploymentSpec: {"lineage", "labels", "slices", "args", "command", "image", "value", "query", "name", "nodeSelector"},
     RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels"},
     OperatorConfig: {
-        *("name", "region", "secretName", "provider", "namespaces", "tokenFile", "usernameFile", "passwordFile"),
+        *("name", "region", "secretName", "readSecretName", "provider", "namespaces", "tokenFile", "usernameFile", "passwordFile"),
         *("optimizer", "trainer", "trees", "tensorflow", "pytorch", "triton"),
     },
 }
