@@ -46,7 +46,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
-from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand
+from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -89,7 +89,7 @@ def observe(
         return None
     children = store.children(key)
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
-    by_name = _own(deployment, by_name)
+    by_name = own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
     spec, spec_error = _spec(deployment, rules)
     revisions = _revisions(by_name)
@@ -101,6 +101,7 @@ def observe(
         spec_error=spec_error,
         status=_status(deployment),
         revisions=revisions,
+        children=tuple(sorted(o["metadata"]["uid"] for o in by_name.values() if _lasts(deployment, o))),
         servers=_servers(by_name, pods),
         verbs=_verbs(deployment, by_name),
         too_wide=tuple(f"{o['kind']} {o['metadata']['name']}" for o in too_wide(by_name, key[1])),
@@ -110,8 +111,8 @@ def observe(
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
-    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind) and controller_of(o) == deployment["metadata"]["uid"]]
-    stands = stand(holder_of(deployment), spec, carried(mine), known, rules)
+    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
+    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, frozenset(map(told_as, mine)))
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
@@ -155,15 +156,35 @@ def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | No
     return ServiceRouter(name, {}, stable)
 
 
-def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
-    """Without what belongs to an earlier ModelDeployment of this name: the garbage collector is about to take it away."""
-    uid = deployment["metadata"]["uid"]
-    revisions = {o["metadata"]["uid"] for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and controller_of(o) in (None, uid)}
-    return {
-        (kind, name): o
-        for (kind, name), o in by_name.items()
-        if kind == POD.kind or controller_of(o) in ((None, uid) if kind == MODEL_REVISION.kind else (None, uid, *revisions))
-    }
+def own(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
+    """Pods, and what this very ModelDeployment controls, itself or by its revisions. Labels make nothing its own: everybody can write them.
+
+    What nothing controls is its own only by a record that nobody but the operator writes: a ModelRevision of this name, and what such a one has in
+    status.children. So it is after ``--cascade=orphan``; whatever else has that name is a stranger's, and what an earlier ModelDeployment of the
+    name still controls is about to be taken away by the garbage collector.
+    """
+    uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
+    revisions = [o for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and _is_revision_of(o, uid, name)]
+    recorded = {child for o in revisions for child in (o.get("status") or {}).get("children") or []}
+    controllers = {uid, *(o["metadata"]["uid"] for o in revisions)}
+
+    def is_own(kind: str, o: Object) -> bool:
+        if kind == MODEL_REVISION.kind:
+            return o["metadata"]["uid"] in controllers
+        controller = controller_of(o)
+        return kind == POD.kind or controller in controllers or (controller is None and o["metadata"]["uid"] in recorded)
+
+    return {(kind, n): o for (kind, n), o in by_name.items() if is_own(kind, o)}
+
+
+def _is_revision_of(revision: Object, uid: str, name: str) -> bool:
+    controller = controller_of(revision)
+    return controller == uid or (controller is None and (revision.get("spec") or {}).get("deployment") == name)
+
+
+def _lasts(deployment: Object, o: Object) -> bool:
+    """Whether ``o`` is the ModelDeployment's own child, and not only for the time of a stage."""
+    return o["kind"] not in (MODEL_REVISION.kind, JOB.kind, POD.kind) and controller_of(o) == deployment["metadata"]["uid"]
 
 
 def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:

@@ -168,6 +168,8 @@ class Cluster:
         for part in ("annotations", "labels"):
             if given := guards.get(part):
                 live["metadata"].setdefault(part, {}).update(given)
+        if "ownerReferences" in guards:
+            live["metadata"]["ownerReferences"] = copy.deepcopy(guards["ownerReferences"])
         return self._answer(self._put(i, live))
 
     async def delete(
@@ -280,6 +282,19 @@ class Cluster:
             owners = {r["uid"] for r in o["metadata"].get("ownerReferences", [])}
             if gone["metadata"]["uid"] in owners and i in self.objects:
                 self.remove(i[0], i[2])
+
+    def orphan(self, resource: Resource, name: str) -> None:
+        """Delete an object with --cascade=orphan: what it owned stays, and is owned no more."""
+        uid = self.objects[resource, KEY[0], name]["metadata"]["uid"]
+        for i, o in list(self.objects.items()):
+            left = [r for r in o["metadata"].get("ownerReferences", []) if r["uid"] != uid]
+            if len(left) < len(o["metadata"].get("ownerReferences", [])):
+                self._put(
+                    i,
+                    o
+                    | {"metadata": {k: v for k, v in o["metadata"].items() if k != "ownerReferences"} | ({"ownerReferences": left} if left else {})},
+                )
+        self.remove(resource, name)
 
     def find(self, resource: Resource, name: str = KEY[1]) -> Object | None:
         return self.objects.get((resource, KEY[0], name))
