@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
 from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
+from modelrollout.controller.compare import covers
 from modelrollout.controller.observe import Seen
 from modelrollout.controller.pods import has_ended, of_job
 from modelrollout.kube.cache import Store
@@ -57,7 +57,6 @@ RESOURCES: Mapping[str, Resource] = {
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
-_EXACT = frozenset({"selector", "matchLabels", "matches"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 _UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
@@ -523,27 +522,3 @@ def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
         },
         "spec": body,
     }
-
-
-def covers(live: Any, wanted: Any) -> bool:
-    """Whether the live object has everything that is wanted; what the API server added by default does not count.
-
-    An empty map or list is covered by its absence, quantities compare by value. A selector, or what a route matches, is covered by its equal only:
-    one label more selects less.
-    """
-    if isinstance(wanted, dict):
-        if not isinstance(live, dict):
-            return not wanted and live is None
-        return all(live.get(k) == v if k in _EXACT else covers(live.get(k), v) for k, v in wanted.items())
-    if isinstance(wanted, list):
-        if not isinstance(live, list):
-            return not wanted and live is None
-        return len(live) == len(wanted) and all(covers(a, b) for a, b in zip(live, wanted, strict=True))
-    if live == wanted:
-        return True
-    if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
-        try:
-            return bool(parse_quantity(live) == parse_quantity(wanted))  # type: ignore[no-untyped-call]
-        except ValueError:
-            return False
-    return False

@@ -315,11 +315,11 @@ class Cluster:
             pod = f"{name}-x"
             if self.find(POD, pod) is None:
                 ended = {"terminated": {"exitCode": code, "message": message}}
-                labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
                 self.put(
                     POD,
                     {
-                        "metadata": {"name": pod, "labels": labels},
+                        "metadata": {"name": pod, **of_job(job)},
+                        "spec": copy.deepcopy(job["spec"]["template"]["spec"]),
                         "status": {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"name": "job", "state": ended}]},
                     },
                 )
@@ -356,6 +356,13 @@ class Cluster:
     def weights(self, resource: Resource = HTTP_ROUTE) -> dict[str, int]:
         route = self.find(resource)
         return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+
+
+def of_job(job: Object) -> Object:
+    """Metadata of a pod that the Job controls."""
+    metadata = job["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+    return {"labels": metadata["labels"] | {names.LABEL_JOB: metadata["name"]}, "ownerReferences": [owner]}
 
 
 class Operator:
