@@ -124,7 +124,7 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: all routes that carry our label, looked at only where a name is not held."""
+    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments control, looked at only where a name is not held."""
 
     claims: Claims
     foreign: ForeignRoutes
