@@ -23,6 +23,7 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD_DISRUPTION_BUDGET,
     SERVICE,
+    Forbidden,
     Object,
     Resource,
 )
@@ -189,6 +190,47 @@ def test_the_orphans_of_a_deletion_are_adopted_and_nothing_is_made_anew() -> Non
         assert not [r for r in cluster.requests if r.startswith(("create Job", "delete", "create Deployment"))]
         cluster.remove(MODEL_DEPLOYMENT, b.NAME)
         assert not cluster.all(SERVICE) and not cluster.all(MODEL_REVISION), "and they go with their new owner"
+
+    run(main())
+
+
+def test_an_operator_that_dies_at_any_point_of_an_adoption_leaves_one_that_goes_on() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
+        await operator.settle()
+        children = [*OF_THE_DEPLOYMENT, (MODEL_REVISION, V1), (DEPLOYMENT, V1), (SERVICE, V1)]
+        before = {child: cluster.all(child[0])[child[1]]["metadata"]["uid"] for child in children}
+        cluster.user(b.spec(1, traffic=BOTH))
+        moments: list[Cluster] = []
+        cluster.before = lambda verb, resource, name: moments.append(cluster.copy())
+        await Operator(cluster).live(rounds=3)
+        assert len(moments) > len(OF_THE_DEPLOYMENT)
+        for moment in moments:
+            await Operator(moment).live(rounds=3)
+            after = {child: moment.all(child[0])[child[1]]["metadata"]["uid"] for child in children}
+            assert after == before and ready(moment)[0] == "True", f"died before {moment.died_at}"
+            assert all(controller_of(moment.all(r)[n]) for r, n in children)
+
+    run(main())
+
+
+def test_an_adoption_that_is_refused_is_told_and_holds_up_nothing() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
+        await operator.settle()
+
+        def refused(verb: str, resource: Resource, name: str) -> None:
+            if verb == "patch":
+                raise Forbidden(403, "Forbidden", "a webhook keeps ownerReferences as they are")
+
+        cluster.before = refused
+        cluster.user(b.spec(1, traffic=BOTH))
+        fresh = Operator(cluster)
+        await fresh.live()
+        assert cluster.status.stable and cluster.status.stable.revision == V1 and set(cluster.all(DEPLOYMENT)) == {V1}
+        assert ready(cluster)[1] == "ChildRefused" and "a webhook keeps" in ready(cluster)[2]
 
     run(main())
 
