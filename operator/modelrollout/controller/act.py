@@ -320,6 +320,7 @@ class Actor:
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
         name = obj["metadata"]["name"]
+        known = self.store.get(resource, obj["metadata"]["namespace"], name)
         self._fence()
         try:
             answer = await self.kube.create(resource, obj)
@@ -327,8 +328,9 @@ class Actor:
             live = await self._look_again(resource, obj)
             if live is not None and not live["metadata"].get("deletionTimestamp"):
                 if controller_of(live) != controller_of(obj):
-                    raise ChildRefused(e.status, NAME_TAKEN, _taken(live, obj)) from e
-                if resource == DEPLOYMENT:
+                    if known is None or controller_of(known) == controller_of(live):  # else it is news whose it is: the next pass looks at that
+                        raise ChildRefused(e.status, NAME_TAKEN, _taken(live, obj)) from e
+                elif resource == DEPLOYMENT:
                     # Its template was decided on as if there were no pods (rollout.restarts): no more than the watch needs is put back.
                     guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
                     patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}

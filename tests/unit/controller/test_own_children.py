@@ -215,6 +215,20 @@ def test_an_operator_that_dies_at_any_point_of_an_adoption_leaves_one_that_goes_
     run(main())
 
 
+@pytest.mark.parametrize("late", [SERVICE, HTTP_ROUTE, POD_DISRUPTION_BUDGET])
+def test_an_orphan_that_the_watch_still_shows_as_owned_is_looked_at_and_no_stranger(late: Resource) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.deaf_to(late)
+        cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
+        cluster.user(b.spec(1, traffic=BOTH))
+        await operator.live()
+        assert controller_of(cluster.all(late)[b.NAME]) == cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
+        assert ready(cluster)[0] == "True" and "NameTaken" not in {e.reason for e in operator.events}
+
+    run(main())
+
+
 def test_an_adoption_that_is_refused_is_told_and_holds_up_nothing() -> None:
     async def main() -> None:
         cluster, operator = await serving()
