@@ -52,7 +52,7 @@ class HostClaims:
 
     def known(self) -> Known:
         """As of now."""
-        return Known(self._claims, self._foreign, self._routes, self._config.hostnames.only_by_policy)
+        return Known(self._claims, self._foreign, self._own_routes, self._config.hostnames.only_by_policy)
 
     async def refresh(self) -> None:
         """Read all claims and all foreign routes, and give up the claims of ModelDeployments that are gone: what a crash has left."""
@@ -188,6 +188,9 @@ class HostClaims:
 
     def _routes(self) -> Iterable[Object]:
         return (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.all(r))
+
+    def _own_routes(self) -> Iterable[Object]:
+        return filter(self._is_ours, self._routes())
 
     async def _look_at_foreign(self) -> None:
         """Routes without our label, and those that carry it and that no ModelDeployment controls."""

@@ -325,6 +325,8 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             wanted = revision.status.model_copy(
                 update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
             )
+        if revision.name == (stable or (rollout.revision if rollout else None)):
+            wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:
             found[revision.name] = wanted
     return found

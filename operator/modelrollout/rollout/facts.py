@@ -37,6 +37,7 @@ SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
     {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
 )  # they concern routes, also those of a version that serves already
+NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -206,6 +207,7 @@ class Snapshot:
     spec: ModelDeploymentSpec | None
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()
+    children: tuple[str, ...] = ()  # uids of what the ModelDeployment itself controls and that lasts
     work: Work = Work()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()

@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import Address, Condition, CrashStatus, ModelDepl
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.desired import real_share
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
+from modelrollout.rollout.facts import NAME_TAKEN, TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
 from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
@@ -257,7 +257,7 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
         found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
     ready, was_ready = new.get("Ready"), old.get("Ready")
-    if ready and ready.reason in TRAFFIC_REFUSALS and (was_ready is None or was_ready.reason != ready.reason):
+    if ready and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN} and (was_ready is None or was_ready.reason != ready.reason):
         found.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)

@@ -112,11 +112,11 @@ class ForeignRoutes:
             for host in route.hosts:
                 self._by_host[host].append(route)
 
-    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> ForeignRoute | None:
-        """A route that takes requests for ``host`` with one of these paths."""
+    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()) -> ForeignRoute | None:
+        """A route that takes requests for ``host`` with one of these paths. ``own``: those that are not foreign any more, as they are told."""
         listed = list(paths)
         found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
-        return next((r for r in found if r.takes(host, gateway, listed)), None)
+        return next((r for r in found if r.told not in own and r.takes(host, gateway, listed)), None)
 
 
 NO_FOREIGN = ForeignRoutes()
@@ -124,7 +124,7 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: all routes that carry our label, looked at only where a name is not held."""
+    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments control, looked at only where a name is not held."""
 
     claims: Claims
     foreign: ForeignRoutes
@@ -188,9 +188,11 @@ def carried(routes: Iterable[Object]) -> frozenset[str]:
     return frozenset(host for route in routes for host in (route.get("spec") or {}).get("hostnames") or [])
 
 
-def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], known: Known, rules: Rules) -> Standing:
-    """``holder``: namespace/name/uid. ``live``: names that its own routes carry. A spec that cannot be read asks for nothing, and gives nothing
-    back."""
+def stand(
+    holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], known: Known, rules: Rules, own: frozenset[str] = frozenset()
+) -> Standing:
+    """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``own``: those routes, as they are told. A spec that cannot be read
+    asks for nothing, and gives nothing back."""
     namespace, model, _ = holder.split("/")
     lost = frozenset(h for h in live if (c := known.claims.get(h)) and c.holder != holder)
     if spec is None:
@@ -216,7 +218,7 @@ def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], k
                 problems.append(problem)
                 in_the_way += [other] if other else []
                 continue
-        if taker := known.foreign.taker(name.host, at, _paths(name.kind, model)):
+        if taker := known.foreign.taker(name.host, at, _paths(name.kind, model), own):
             taken_by = taker.told
             where = taker.told if taker.namespace == namespace else "a route of another namespace, which the operator's log names,"
             problem = Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
@@ -283,9 +285,13 @@ def foreign_route(route: Object) -> ForeignRoute | None:
     gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
     opens = tuple(m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule))
     hosts = tuple(spec.get("hostnames") or ())
-    return (
-        ForeignRoute(f"{route['kind']} {namespace}/{metadata['name']}", namespace, gateways, hosts, opens) if hosts and gateways and opens else None
-    )
+    return ForeignRoute(told_as(route), namespace, gateways, hosts, opens) if hosts and gateways and opens else None
+
+
+def told_as(route: Object) -> str:
+    """How messages name a route."""
+    metadata = route["metadata"]
+    return f"{route['kind']} {metadata.get('namespace') or ''}/{metadata['name']}"
 
 
 def _gateway(parent: Mapping[str, Any], namespace: str) -> tuple[str, str]:

@@ -191,6 +191,20 @@ def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
     run(main())
 
 
+def test_a_strangers_route_with_our_label_holds_no_name() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        labels = {names.LABEL_NAME: "vhost", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+        metadata = {"name": "vhost", "namespace": "attacker", "labels": labels}
+        cluster.put(HTTP_ROUTE, {"metadata": metadata, "spec": {"hostnames": [HOST], "rules": []}})
+        stranger(cluster, OTHER)  # there is such a ModelDeployment, and the route is not its own
+        cluster.user(b.spec(1, traffic=traffic()))
+        await Operator(cluster).live()
+        assert holders(cluster)[HOST] == "ml/digits" and ready(cluster)[0] == "True"
+
+    run(main())
+
+
 def test_an_emptied_lease_is_taken() -> None:
     async def main() -> None:
         cluster = Cluster()

@@ -172,10 +172,14 @@ def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
     waiting = {
         "containerStatuses": [{"name": "triton", "image": "x", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
     }
-    labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server"}
-    s = seen(deployment(), revision(1), revision(2), server(1), server(2), obj(POD, "p", labels=labels, status=waiting)).snapshot
+    labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server", "pod-template-hash": "5d8"}
+    of_v2 = {"ownerReferences": [{"kind": "ReplicaSet", "name": f"{V2}-5d8", "uid": "rs", "controller": True}]}
+    both = (deployment(), revision(1), revision(2), server(1), server(2))
+    s = seen(*both, obj(POD, "p", labels=labels, metadata=of_v2, status=waiting)).snapshot
     problem = s.server(V2).problem
     assert problem and problem.reason == "ImagePullFailed" and s.server(V1).problem is None
+    copied = [obj(POD, "p", owner=None, labels=labels, status=waiting), obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting)]
+    assert seen(*both, *copied).snapshot.server(V2).problem is None, "labels make nobody a server"
 
 
 # --- the Job of the stage
@@ -195,7 +199,15 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
         labels = {names.LABEL_JOB: name}
-        found.append(obj(POD, f"{name}-x", labels=labels, status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]}))
+        found.append(
+            obj(
+                POD,
+                f"{name}-x",
+                owner=f"uid-Job-{name}",
+                labels=labels,
+                status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]},
+            )
+        )
     return found
 
 
@@ -219,7 +231,7 @@ def test_a_job_that_runs() -> None:
 
 
 def job_pod(name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any) -> tuple[Resource, Object]:
-    resource, made = obj(POD, f"{name}-{created}", labels={names.LABEL_JOB: name})
+    resource, made = obj(POD, f"{name}-{created}", owner=f"uid-Job-{name}", labels={names.LABEL_JOB: name})
     made["metadata"]["creationTimestamp"] = created
     return resource, made | {"status": {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status}
 
@@ -303,7 +315,7 @@ def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> No
     found = work(*job("Failed", code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
     assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
     not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
-    assert not_told_yet == found, "nothing is tried again, whatever the Job controller has seen by now"
+    assert (not_told_yet.state, not_told_yet.result) == ("Running", None), "until the pod failure policy has ended the Job"
 
 
 def test_a_users_container_at_work_is_no_idleness_and_its_failure_no_other_try() -> None:

@@ -32,7 +32,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.resources.server import fetched
-from tests.unit.controller.fakecluster import Cluster, Operator
+from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 
 T = TypeVar("T")
@@ -788,12 +788,12 @@ def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> N
             "message": "ephemeral-storage limit",
             "containerStatuses": [{"name": "job", "state": {"terminated": killed}}],
         }
-        labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
-        cluster.put(POD, {"metadata": {"name": "ended", "labels": labels}, "status": status})
+        spec = copy.deepcopy(job["spec"]["template"]["spec"])
+        cluster.put(POD, {"metadata": {"name": "ended", **of_job(job)}, "spec": spec, "status": status})
         await operator.settle()
         assert cluster.status.rollout is not None and cluster.status.rollout.stage == "Failed"
         assert list(cluster.all(JOB)) == [name], "its log is what somebody will want to read"
-        cluster.put(POD, {"metadata": {"name": "another", "labels": labels}, "status": {"phase": "Running"}})
+        cluster.put(POD, {"metadata": {"name": "another", **of_job(job)}, "spec": spec, "status": {"phase": "Running"}})
         await operator.settle()
         assert not cluster.all(JOB), "it would be tried again for nothing"
 
