@@ -470,20 +470,21 @@ def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(monkey
 def test_jobs_reach_the_stores_and_little_else() -> None:
     from modelrollout.api import names
 
-    policies = pick("full", "NetworkPolicy", "mro-model-rollout-operator-jobs")
-    assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
-    spec = policies[0]["spec"]
-    (wanted,) = spec["podSelector"]["matchExpressions"]
-    assert (wanted["key"], set(wanted["values"])) == (
-        names.LABEL_COMPONENT,
-        {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE, names.COMPONENT_EVALUATE},
-    )
-    assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
-    dns, servers, stores = spec["egress"]
-    assert {p["port"] for p in dns["ports"]} == {53}
-    assert servers["to"] == [{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]
-    assert {p["port"] for p in servers["ports"]} == {names.PORT_HTTP, names.PORT_GRPC}
-    assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
+    of = {"jobs": {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE}, "evaluate": {names.COMPONENT_EVALUATE}}
+    for part, components in of.items():
+        policies = pick("full", "NetworkPolicy", f"mro-model-rollout-operator-{part}")
+        assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
+        spec = policies[0]["spec"]
+        (wanted,) = spec["podSelector"]["matchExpressions"]
+        assert (wanted["key"], set(wanted["values"])) == (names.LABEL_COMPONENT, components)
+        assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
+        dns, *servers, stores = spec["egress"]
+        assert {p["port"] for p in dns["ports"]} == {53}
+        assert [s["to"] for s in servers] == [[{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]] * (
+            part == "evaluate"
+        )
+        assert all({p["port"] for p in s["ports"]} == {names.PORT_HTTP, names.PORT_GRPC} for s in servers)
+        assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
     assert pick("default", "NetworkPolicy") == []
 
 

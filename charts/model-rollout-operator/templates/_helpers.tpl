@@ -110,6 +110,7 @@ capabilities: {drop: [ALL]}
   "drain" .Values.drain
   "shadow" .Values.shadow
   "hostnames" .Values.hostnames
+  "workloads" .Values.workloads
   "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers

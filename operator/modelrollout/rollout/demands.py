@@ -22,9 +22,6 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
             prefixes = sources.models if field == "spec.model.uri" else sources.data
             if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
                 return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
-        for field, image in _images(spec):
-            if sources.images is not None and not any(_holds(prefix, image) for prefix in sources.images):
-                return Problem("ImageNotAllowed", f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(sources.images)}; push it there")
     if problem := _code(rules, spec):
         return problem
     for name, gates in rules.gates:
@@ -81,21 +78,6 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
                 "CodeNotAllowed", f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve another format"
             )
     return None
-
-
-def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
-    """Images that the spec names itself, with their fields."""
-    if spec.serving.triton.image:
-        yield "spec.serving.triton.image", spec.serving.triton.image
-    for index, step in enumerate(spec.optimization.steps):
-        if step.container:
-            yield f"spec.optimization.steps[{index}].container.image", step.container.image
-
-
-def _holds(prefix: str, image: str) -> bool:
-    """Whether the image lies in that registry or folder, or is of that repository. What follows a registry's name and a colon is a port, no tag."""
-    place = prefix.rstrip("/")
-    return image.startswith(f"{place}/") or ("/" in place and image.startswith((f"{place}:", f"{place}@")))
 
 
 def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
