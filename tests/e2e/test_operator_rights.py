@@ -275,6 +275,8 @@ def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(stage: Stag
     orphan = put(stage, owned(o.deployment(replicas=0), owner), name="orphan", ownerReferences=[])
     assert thief.patches(orphan, {"metadata": {"ownerReferences": [owner.reference()]}}) == ""
     assert "-owner'" in thief.patches(orphan, {"spec": {"replicas": 1}})
+    brought_back = put(stage, revision(stage), name="brought-back", labels=LABELLED)
+    assert thief.patches(brought_back, {"metadata": {"annotations": {names.ANNOTATION_OUTCOME: "Stable"}}}) == ""
     opened = put(stage, owned(server.stable_service(o.DEPLOYMENT, "m-1"), owner))
     stage.cluster.kubectl("patch", "service", opened["metadata"]["name"], "-n", stage.namespace, "-p", '{"spec": {"type": "NodePort"}}')
     assert thief.patches(opened, {"spec": {"selector": {names.LABEL_REVISION: "m-2"}}}) == ""
