@@ -191,10 +191,10 @@ class RolloutPolicySpec(ApiModel):
         description="Service accounts that pods and Jobs may run as (spec.serving.serviceAccountName): names, or patterns with * and ?. Who names "
         "none runs as default: leave default out, and everybody has to name one. Left out: any of the namespace.",
     )
-    allowed_secrets: Annotated[list[NamePattern], Field(min_length=1, max_length=64)] | None = Field(
+    allowed_secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
         None,
         description="Secrets that a spec may name, for credentials, signers' keys and to pull images: names, or patterns with * and ?. The Secret "
-        "that the operator's configuration has for a store may always be named for what lies there. Left out: any of the namespace.",
+        "that the operator's configuration has for a store may always be named for what lies there; empty: no other. Left out: any of the namespace.",
     )
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(None, description="When nothing may climb.")
     limits: PolicyLimits | None = None

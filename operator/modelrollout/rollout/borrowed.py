@@ -93,9 +93,9 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
             return _needs_policy("SecretNotAllowed", f"{field}: {secret}", "allowedSecrets")
         for name, patterns in rules.secrets:
             if not _fits(secret, patterns):
-                also = " and each store's own Secret, which is used when none is named" if uri else ""
-                told = f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(patterns)}{also}"
-                return Problem("SecretNotAllowed", f"{told}; name one of them, or have it allowed")
+                known = [*patterns, "each store's own Secret, which is used when none is named"] if uri else patterns
+                told = f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
+                return Problem("SecretNotAllowed", f"{told}; name one of them, leave it out, or have it allowed")
     return None
 
 

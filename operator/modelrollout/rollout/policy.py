@@ -185,7 +185,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
         hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
         accounts=tuple((p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts),
-        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets),
+        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus)

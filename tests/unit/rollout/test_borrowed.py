@@ -139,11 +139,18 @@ class TestSecrets:
         assert told(given, shut=True).startswith("SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any")
         assert told(given, policy(allowedSecrets=["*"]), shut=True) == ""
 
+    def test_an_empty_list_leaves_the_stores_own(self) -> None:
+        nothing = policy(allowedSecrets=[])
+        model = {"uri": "s3://models/digits/v1/model.onnx"}
+        assert told(spec(model=model | {"credentials": {"secretRef": {"name": OWN}}}), nothing) == ""
+        assert "RolloutPolicy p allows only each store's own Secret" in told(spec(model=model | {"credentials": MINE}), nothing)
+        assert "allows only none; " in told(spec(serving={"imagePullSecrets": [{"name": "registry"}]}), nothing)
+
     def test_each_policy_must_allow_it(self) -> None:
         given = spec(model={"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE})
         assert told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["mine"])) == ""
         found = told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"]))
-        assert "RolloutPolicy b allows only s3-*, signer and each store's own Secret" in found
+        assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in found
 
 
 class TestAccounts:
