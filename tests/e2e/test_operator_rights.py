@@ -188,6 +188,7 @@ def rules(change: Change) -> Change:
     return lambda obj: change(obj["spec"]["rules"][0])
 
 
+REDIRECT = {"type": "RequestRedirect", "requestRedirect": {"hostname": "x.example"}}
 TRAFFIC: dict[str, tuple[str, Change]] = {
     "a port of every node": ("Service", lambda obj: obj["spec"].update(type="NodePort")),
     "an address of others": ("Service", lambda obj: obj["spec"].update(externalIPs=["10.0.0.1"])),
@@ -197,7 +198,7 @@ TRAFFIC: dict[str, tuple[str, Change]] = {
     "budget of strangers": ("PodDisruptionBudget", lambda obj: obj["spec"].update(selector={"matchLabels": {"app": "shop"}})),
     "another namespace": ("HTTPRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
     "another namespace by gRPC": ("GRPCRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
-    "a redirect": ("HTTPRoute", rules(lambda r: r.update(filters=[{"type": "RequestRedirect", "requestRedirect": {"hostname": "x.example"}}]))),
+    "a redirect": ("HTTPRoute", rules(lambda r: (r.pop("backendRefs"), r.update(filters=[REDIRECT])))),
     "a filter of one backend": (
         "HTTPRoute",
         rules(lambda r: r["backendRefs"][0].update(filters=[{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}])),
