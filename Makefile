@@ -39,7 +39,7 @@ chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a roll
 test: lint ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
 	$(PYTEST) -q -n 2 tests/unit tests/property
 	@$(BIN)/python -m sandbox up
-	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
+	$(WITH_SANDBOX) $(PYTEST) --durations=40 --durations-min=10 tests/integration tests/e2e
 
 .PHONY: test-unit
 test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute and a half

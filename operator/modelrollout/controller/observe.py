@@ -123,7 +123,7 @@ def observe(
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     if refusal is not None:  # only a spec that is accepted claims names
         stands = replace(stands, free=())
-    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem)
+    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)

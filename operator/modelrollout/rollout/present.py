@@ -283,7 +283,7 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return Problem("RolledBackByUser", f"held at revision {held}; change the version in spec, or say retry on the revision that spec asks for")
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
-    return None
+    return s.taken if _is_current(s, status) else None
 
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:

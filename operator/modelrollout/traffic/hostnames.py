@@ -141,8 +141,9 @@ class Standing:
     free: tuple[str, ...] = ()  # to be claimed
     stale: tuple[str, ...] = ()  # held, and not needed any more
     in_the_way: tuple[Claim, ...] = ()
-    taker: str | None = None  # the foreign route of ``problem``
+    taker: str | None = None  # the foreign route of ``problem`` or ``taken``
     problem: Problem | None = None
+    taken: Problem | None = None  # a foreign route takes a name that it has: told, for whoever may write a route must not be able to stop rollouts
 
     @property
     def settled(self) -> bool:
@@ -200,6 +201,7 @@ def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], k
     free: list[str] = []
     in_the_way: list[Claim] = []
     problems: list[Problem] = []
+    taken: Problem | None = None
     taken_by: str | None = None
     for name in wanted:
         claim = known.claims.get(name.host)
@@ -217,16 +219,16 @@ def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], k
         if taker := known.foreign.taker(name.host, at, _paths(name.kind, model)):
             taken_by = taker.told
             where = taker.told if taker.namespace == namespace else "a route of another namespace, which the operator's log names,"
-            problems.append(
-                Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
-            )
+            problem = Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
             if not mine and not served:
+                problems.append(problem)
                 continue
+            taken = taken or problem
         if not mine:
             free.append(name.host)
     needed = {n.host for n in wanted} | live
     stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed)
-    return Standing(live, lost, tuple(dict.fromkeys(free)), stale, tuple(in_the_way), taken_by, next(iter(problems), None))
+    return Standing(live, lost, tuple(dict.fromkeys(free)), stale, tuple(in_the_way), taken_by, next(iter(problems), None), taken)
 
 
 def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Problem | None:

@@ -280,6 +280,13 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
         await operator.settle()
         assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == ["HostnameTaken"]
         assert cluster.find(HTTP_ROUTE) is not None, "it is not for us to give way"
+        cluster.user(b.spec(2, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Canary", "a stranger's route stops no rollout"
+        cluster.user(b.spec(1, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Stable", "and no way back by Git"
+        assert ready(cluster)[:2] == ("False", "HostnameTaken")
         del cluster.objects[HTTP_ROUTE, "attacker", "theirs"]
         await operator.admission.hostnames.refresh()
         await operator.settle()
