@@ -17,11 +17,8 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for."""
     for name, why in rules.broken:
         return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
-    for name, sources in rules.sources:
-        for field, uri in uris:
-            prefixes = sources.models if field == "spec.model.uri" else sources.data
-            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
-                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
+    if problem := outside(rules, uris):
+        return problem
     if problem := _code(rules, spec):
         return problem
     for name, gates in rules.gates:
@@ -30,6 +27,16 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     for limit in rules.limits:
         if problem := too_small(limit, gpus):
             return problem
+    return None
+
+
+def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
+    """The first of these that lies in none of the places that a policy names."""
+    for name, sources in rules.sources:
+        for field, uri in uris:
+            prefixes = sources.models if field == "spec.model.uri" else sources.data
+            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
+                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
     return None
 
 
