@@ -24,7 +24,7 @@ pytestmark = pytest.mark.sandbox
 
 NAME, HOST = "fenced", "fenced.e2e.example"
 ANYWHERE = ["0.0.0.0/0", "::/0"]
-ALL = {f"{NAME}-{part}" for part in ("servers", "comparer", "jobs")}
+ALL = {f"{NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 
 
 def policies(stage: Stage) -> dict[str, dict[str, Any]]:

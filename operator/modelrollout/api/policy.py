@@ -32,6 +32,7 @@ HostnamePattern = Annotated[
         pattern=r"^(\*|(\*\.)?([a-z0-9]|\{\{namespace\}\})(([-a-z0-9.]|\{\{namespace\}\})*([a-z0-9]|\{\{namespace\}\}))?)$", max_length=253
     ),
 ]
+NamePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9.*?]*[a-z0-9*?])?$", max_length=253)]
 Moment = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)
 ]
@@ -172,7 +173,7 @@ class AnalysisTemplate(ApiModel):
 class RolloutPolicySpec(ApiModel):
     """What a platform team demands of the rollouts of many teams.
 
-    Several policies may match one ModelDeployment: every gate, every list of sources and host names, every freeze window and every limit of each of
+    Several policies may match one ModelDeployment: every gate, every list of what is allowed, every freeze window and every limit of each of
     them holds; for defaults and templates the first policy by name wins.
     """
 
@@ -184,6 +185,16 @@ class RolloutPolicySpec(ApiModel):
         None,
         description="Host names that ModelDeployments may claim: a name, or *.example.com for all names below it and wildcards among them, or * for "
         "every name; {{namespace}} stands for the namespace. Left out: any name, but no wildcard.",
+    )
+    allowed_service_accounts: Annotated[list[NamePattern], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Service accounts that pods and Jobs may run as (spec.serving.serviceAccountName): names, or patterns with * and ?. Who names "
+        "none runs as default: leave default out, and everybody has to name one. Left out: any of the namespace.",
+    )
+    allowed_secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None,
+        description="Secrets that a spec may name, for credentials, signers' keys and to pull images: names, or patterns with * and ?. The Secret "
+        "that the operator's configuration has for a store may always be named for what lies there; empty: no other. Left out: any of the namespace.",
     )
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(None, description="When nothing may climb.")
     limits: PolicyLimits | None = None

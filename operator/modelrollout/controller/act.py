@@ -45,6 +45,8 @@ from modelrollout.resources.common import NotAllowedError, Owner, controller_of
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.resources.routes import backends_of, is_of_clients
+from modelrollout.rollout.borrowed import not_lent
+from modelrollout.rollout.demands import outside
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import NAME_TAKEN, Desired, Problem, baseline
 from modelrollout.rollout.stages.tune import served_with
@@ -240,6 +242,8 @@ class Actor:
         return service + seen.router.children(owner, desired.split)
 
     def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
+        if (JOB.kind, name) not in seen.children and (problem := self._no_more_lent(seen, component)):
+            raise ChildRefused(0, problem.reason, problem.message)
         try:
             return self._rendered_job(seen, component, name)
         except NotAllowedError as e:
@@ -247,6 +251,16 @@ class Actor:
         except ValidationError as e:
             text = f"the revision was made by another version of the operator: {e.error_count()} fields cannot be read; change spec, or go back to it"
             raise ChildRefused(0, "RevisionUnreadable", text) from e
+
+    def _no_more_lent(self, seen: Seen, component: str) -> Problem | None:
+        """What this Job would take and may not. A spec is looked at before its rollout begins; but what is no part of a version (golden data, data
+        to tune with) can be changed while one is in flight, and so can policies. A return to a version that was prepared is held up by neither."""
+        s = seen.snapshot
+        assert s.spec is not None and s.status.rollout is not None
+        if s.status.rollout.mode == "Rollback" and component != names.COMPONENT_EVALUATE:
+            return None
+        found = {names.COMPONENT_TUNE: _inputs(s.spec), names.COMPONENT_EVALUATE: _golden(s.spec)}.get(component)
+        return outside(s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []) or not_lent(s.rules, s.spec, s.namespace, self.config)
 
     def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec
@@ -409,13 +423,18 @@ class Actor:
         return True
 
 
+def _golden(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
+    golden = spec.rollout.analysis.golden
+    return ("spec.rollout.analysis.golden", golden) if golden is not None else None
+
+
 def _inputs(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
     """What tuning sends, and the field that names it."""
-    golden, gate = spec.rollout.analysis.golden, spec.optimization.gate
+    gate = spec.optimization.gate
     if spec.serving.tune is not None and spec.serving.tune.data is not None:
         return "spec.serving.tune.data", spec.serving.tune.data
-    if golden is not None:
-        return "spec.rollout.analysis.golden", golden
+    if golden := _golden(spec):
+        return golden
     return ("spec.optimization.gate.data", gate.data) if gate is not None else None
 
 

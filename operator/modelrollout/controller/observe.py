@@ -39,6 +39,7 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed, controller_of, tenant_uri
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
+from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
@@ -332,6 +333,8 @@ def _refusal(
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
+    if problem := not_lent(rules, spec, key[0], config):
         return problem
     if problem := query_refused(rules, spec, *key, config.queries, config.scrape.namespace_label):
         return problem

@@ -17,14 +17,8 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for."""
     for name, why in rules.broken:
         return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
-    for name, sources in rules.sources:
-        for field, uri in uris:
-            prefixes = sources.models if field == "spec.model.uri" else sources.data
-            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
-                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
-        for field, image in _images(spec):
-            if sources.images is not None and not any(_holds(prefix, image) for prefix in sources.images):
-                return Problem("ImageNotAllowed", f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(sources.images)}; push it there")
+    if problem := outside(rules, uris):
+        return problem
     if problem := _code(rules, spec):
         return problem
     for name, gates in rules.gates:
@@ -33,6 +27,16 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     for limit in rules.limits:
         if problem := too_small(limit, gpus):
             return problem
+    return None
+
+
+def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
+    """The first of these that lies in none of the places that a policy names."""
+    for name, sources in rules.sources:
+        for field, uri in uris:
+            prefixes = sources.models if field == "spec.model.uri" else sources.data
+            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
+                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
     return None
 
 
@@ -81,21 +85,6 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
                 "CodeNotAllowed", f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve another format"
             )
     return None
-
-
-def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
-    """Images that the spec names itself, with their fields."""
-    if spec.serving.triton.image:
-        yield "spec.serving.triton.image", spec.serving.triton.image
-    for index, step in enumerate(spec.optimization.steps):
-        if step.container:
-            yield f"spec.optimization.steps[{index}].container.image", step.container.image
-
-
-def _holds(prefix: str, image: str) -> bool:
-    """Whether the image lies in that registry or folder, or is of that repository. What follows a registry's name and a colon is a port, no tag."""
-    place = prefix.rstrip("/")
-    return image.startswith(f"{place}/") or ("/" in place and image.startswith((f"{place}:", f"{place}@")))
 
 
 def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:

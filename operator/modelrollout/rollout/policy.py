@@ -76,6 +76,8 @@ class Rules:
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
     hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
+    accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
@@ -182,6 +184,8 @@ def combine(policies: Iterable[Policy]) -> Rules:
         gates=gates,
         sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
         hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
+        accounts=tuple((p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts),
+        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus)

@@ -27,7 +27,7 @@ from modelrollout.telemetry.metrics import Metrics
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b
 
-NAMES = {f"{b.NAME}-{part}" for part in ("servers", "comparer", "jobs")}
+NAMES = {f"{b.NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 WRITE: dict[str, Any] = {
     "mode": "Write",
     "proxies": {"namespaces": ["gateways"]},

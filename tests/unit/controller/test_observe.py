@@ -394,6 +394,14 @@ def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec
     assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "s3://models" in found[1]
 
 
+def test_what_is_not_the_specs_own_needs_a_policy_where_the_configuration_says_so() -> None:
+    spec = b.spec(1, serving={"resources": {}, "serviceAccountName": "builder"})
+    shut = CONFIG.model_copy(update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})})
+    found = refusal(spec, config=shut)
+    assert found and found[0] == "ServiceAccountNotAllowed" and found[1].startswith("spec.serving.serviceAccountName: builder: ")
+    assert refusal(spec) is None and refusal(b.spec(1), config=shut) is None
+
+
 def test_a_step_that_trains_needs_an_image_that_can() -> None:
     spec = b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]})
     found = refusal(spec)

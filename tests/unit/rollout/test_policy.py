@@ -10,8 +10,10 @@ import pytest
 
 from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
+from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.policy import NO_RULES, Policy, combine, effective, filled, frozen, read
+from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout import builders as b
 
 
@@ -180,7 +182,8 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
     uris = [("spec.model.uri", spec.model.uri)] + (
         [("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri)] if spec.rollout.analysis.golden else []
     )
-    found = unmet(combine(policies), spec, uris, sum(gpus_asked(spec).values()))
+    rules = combine(policies)
+    found = unmet(rules, spec, uris, sum(gpus_asked(spec).values())) or not_lent(rules, spec, "ml", CONFIG)
     return f"{found.reason}: {found.message}" if found else None
 
 
