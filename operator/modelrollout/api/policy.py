@@ -77,9 +77,10 @@ class PolicyDefaults(ApiModel):
 
 
 class DefaultsInForce(PolicyDefaults):
-    """What the policies that match fill in together: their defaults, and the longest bake that a gate demands."""
+    """What the policies that match fill in together: their defaults, and what gates demand in the place of what a spec says."""
 
     bake: Duration | None = None
+    max_first_weight: int | None = None
 
 
 class PolicyGates(ApiModel):
@@ -99,6 +100,13 @@ class PolicyGates(ApiModel):
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
+    )
+    max_first_weight: int | None = Field(
+        None,
+        ge=1,
+        le=50,
+        description="Where metrics are demanded: percent of the requests that a new version may have before all of them have proven it, whatever "
+        "strategy, steps and onInconclusive say. Left out: 5; where several policies say it, the least.",
     )
     queries: Queries | None = Field(
         None,

@@ -12,6 +12,7 @@ from modelrollout.rollout.freeze import held
 from modelrollout.rollout.interface import is_declared
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.present import news, present
+from modelrollout.rollout.proof import demanded
 from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.restarts import waiting, withdrawn
 from modelrollout.rollout.stages import STAGES
@@ -26,7 +27,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if s.spec is None:
         return _without_spec(s, now)
     move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
-    move = held(s, move, now)
+    move = demanded(s, held(s, move, now), now)
     if _replaces_unrecorded(s, move):
         return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)

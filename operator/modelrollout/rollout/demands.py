@@ -11,6 +11,7 @@ from modelrollout.api.policy import PolicyGates
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.facts import Problem
 from modelrollout.rollout.policy import Limit, Rules
+from modelrollout.rollout.steps import strategy_of
 
 
 def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int) -> Problem | None:
@@ -30,10 +31,29 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     for name, gates in rules.gates:
         if told := next(_missing(gates, spec), None):
             return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    if problem := _undivided(rules, spec):
+        return problem
     for limit in rules.limits:
         if problem := too_small(limit, gpus):
             return problem
     return None
+
+
+def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Why this spec could not give a new version as little as the first weight, where metrics are demanded."""
+    most = rules.first_weight
+    if most is None:
+        return None
+    policy = next(name for name, gates in rules.gates if any(not m.dry_run for m in gates.metrics or ()))
+    demand = f"RolloutPolicy {policy} (gates.metrics) gives a new version {most} % at first"
+    if spec.rollout.ab_test:
+        return Problem("GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary")
+    pods = max(1, spec.serving.replicas)
+    if spec.traffic.gateway is not None or (strategy_of(spec.rollout) == "Canary" and most * (pods + 1) >= 100):
+        return None
+    fewest = -(-100 // most) - 1
+    remedy = f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
+    return Problem("GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}")
 
 
 def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str) -> Problem | None:

@@ -23,6 +23,7 @@ from modelrollout.api.policy import AllowedSources, FreezeWindow, PolicyGates, P
 from modelrollout.api.v1alpha1 import Metric, seconds
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
+FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
 _CHAINED = 64  # windows that follow one another without a gap
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
 
@@ -80,6 +81,7 @@ class Rules:
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
+    first_weight: int | None = None  # percent that a version may have before these have proven it; None: nothing is demanded
     promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
 
     def queries(self, unless_said: Queries) -> Queries:
@@ -88,6 +90,11 @@ class Rules:
             return "Templates"
         said = {g.queries for _, g in self.gates if g.queries}
         return "Templates" if "Templates" in said else "Own" if said else unless_said
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """What is filled in and what is limited, as status shows it."""
+        return {**self.defaults, **({} if self.first_weight is None else {"maxFirstWeight": self.first_weight})}
 
     @property
     def prometheus(self) -> str | None:
@@ -175,6 +182,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
+    mandatory = tuple(m for _, g in gates for m in g.metrics or ())
     return Rules(
         names=tuple(p.name for p in found),
         broken=tuple((p.name, p.error) for p in found if p.error),
@@ -189,9 +197,14 @@ def combine(policies: Iterable[Policy]) -> Rules:
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
         templates=templates,
-        mandatory=tuple(m for _, g in gates for m in g.metrics or ()),
+        mandatory=mandatory,
+        first_weight=_first_weight(gates) if any(not m.dry_run for m in mandatory) else None,
         promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )
+
+
+def _first_weight(gates: Iterable[tuple[str, PolicyGates]]) -> int:
+    return min((g.max_first_weight for _, g in gates if g.max_first_weight is not None), default=FIRST_WEIGHT)
 
 
 def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.desired import real_share
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
+from modelrollout.rollout.mandate import steps_of
 from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
@@ -84,7 +85,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
     label: str | None = None
     weight: int | None = None
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
-        label = stepping.step_label(rollout, s.spec)
+        label = stepping.step_label(rollout, steps_of(s))
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage == "Shadow":
@@ -103,7 +104,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "ready_replicas": server.ready if server else 0,
             "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items()) if loaded else "",
             "policies": list(s.rules.names) or None,
-            "defaults": dict(s.rules.defaults) or None,
+            "defaults": s.rules.in_force or None,
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
             "share": real_share(replace(s, status=status)),
