@@ -81,6 +81,7 @@ class DefaultsInForce(PolicyDefaults):
 
     bake: Duration | None = None
     max_first_weight: int | None = None
+    min_progress_deadline: Duration | None = None
 
 
 class PolicyGates(ApiModel):
@@ -107,6 +108,9 @@ class PolicyGates(ApiModel):
         le=50,
         description="Where metrics are demanded: percent of the requests that a new version may have before all of them have proven it, whatever "
         "strategy, steps and onInconclusive say. Left out: 5; where several policies say it, the least.",
+    )
+    min_progress_deadline: Duration | None = Field(
+        None, description="No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."
     )
     queries: Queries | None = Field(
         None,

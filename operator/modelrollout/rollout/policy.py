@@ -20,9 +20,11 @@ from pydantic import ValidationError
 
 from modelrollout.api.config import Queries
 from modelrollout.api.policy import AllowedSources, FreezeWindow, PolicyGates, PolicySelector, RolloutPolicySpec
-from modelrollout.api.v1alpha1 import Metric, seconds
+from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
+_BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})  # among the defaults in force: what a spec says counts only within them
+_DEADLINE: str = Rollout.model_fields["progress_deadline"].default
 FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
 _CHAINED = 64  # windows that follow one another without a gap
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
@@ -73,7 +75,7 @@ class Rules:
 
     names: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()  # (policy, why it cannot be read)
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire, and its bounds
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
     hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
@@ -90,11 +92,6 @@ class Rules:
             return "Templates"
         said = {g.queries for _, g in self.gates if g.queries}
         return "Templates" if "Templates" in said else "Own" if said else unless_said
-
-    @property
-    def in_force(self) -> dict[str, Any]:
-        """What is filled in and what is limited, as status shows it."""
-        return {**self.defaults, **({} if self.first_weight is None else {"maxFirstWeight": self.first_weight})}
 
     @property
     def prometheus(self) -> str | None:
@@ -182,7 +179,10 @@ def combine(policies: Iterable[Policy]) -> Rules:
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
+    deadline = max((g.min_progress_deadline for _, g in gates if g.min_progress_deadline), key=seconds, default=None)
     mandatory = tuple(m for _, g in gates for m in g.metrics or ())
+    first = _first_weight(gates) if any(not m.dry_run for m in mandatory) else None
+    defaults |= {k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None}
     return Rules(
         names=tuple(p.name for p in found),
         broken=tuple((p.name, p.error) for p in found if p.error),
@@ -198,7 +198,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         ),
         templates=templates,
         mandatory=mandatory,
-        first_weight=_first_weight(gates) if any(not m.dry_run for m in mandatory) else None,
+        first_weight=first,
         promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )
 
@@ -223,12 +223,13 @@ def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mappi
 
 
 def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """spec.rollout with what policies say where it leaves a field out; a bake that is shorter than theirs is as long as theirs."""
-    found = filled(given, defaults)
-    own, least = found.get("bake"), defaults.get("bake")
-    with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
-        if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
-            found["bake"] = least
+    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is shorter than theirs is as long as theirs."""
+    found = filled(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    for key, bound, unless_said in (("bake", "bake", None), ("progressDeadline", "minProgressDeadline", _DEADLINE)):
+        own, least = found.get(key, unless_said), defaults.get(bound)
+        with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
+            if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
+                found[key] = least
     return found
 
 

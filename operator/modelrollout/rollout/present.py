@@ -104,7 +104,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "ready_replicas": server.ready if server else 0,
             "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items()) if loaded else "",
             "policies": list(s.rules.names) or None,
-            "defaults": s.rules.in_force or None,
+            "defaults": dict(s.rules.defaults) or None,
             "canary": rollout.revision if rollout and flying else None,
             "weight": weight,
             "share": real_share(replace(s, status=status)),
