@@ -90,6 +90,12 @@ class PolicyGates(ApiModel):
     golden: bool = Field(False, description="spec.rollout.analysis.golden is required.")
     held_out: bool = Field(False, description="A spec with optimization steps needs spec.optimization.gate with held-out data.")
     digest: bool = Field(False, description="spec.model.sha256 is required: nothing is pinned at first sight.")
+    min_golden: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least min that golden data may ask for: all that a first version can show, with no stable beside it.",
+    )
     max_drop: float | None = Field(
         None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
     )
@@ -108,6 +114,11 @@ class PolicyGates(ApiModel):
         le=50,
         description="Where metrics are demanded: percent of the requests that a new version may have before all of them have proven it, whatever "
         "strategy, steps and onInconclusive say. Left out: 5; where several policies say it, the least.",
+    )
+    reserve_names: Duration | None = Field(
+        None,
+        description="Where metrics are demanded: how long a host name, and a ModelDeployment's own name, stay with the version that served last "
+        "under it, once its holder gave it up or is gone. Left out: 720h; where several policies say it, the longest.",
     )
     min_progress_deadline: Duration | None = Field(
         None, description="No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."

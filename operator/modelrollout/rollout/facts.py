@@ -35,7 +35,7 @@ Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
-    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
+    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed", "NameReserved"}
 )  # they concern routes, also those of a version that serves already
 _NONCE = re.compile(r"[\w.-]{1,64}")
 

@@ -25,6 +25,7 @@ from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
 _BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})  # among the defaults in force: what a spec says counts only within them
 _DEADLINE: str = Rollout.model_fields["progress_deadline"].default
+RESERVED = "720h"  # likewise of names
 FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
 _CHAINED = 64  # windows that follow one another without a gap
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
@@ -83,6 +84,7 @@ class Rules:
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
+    reserve_names: str | None = None  # how long a name stays with the version that served last under it; None: it does not
     first_weight: int | None = None  # percent that a version may have before these have proven it; None: nothing is demanded
     promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
 
@@ -198,6 +200,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         ),
         templates=templates,
         mandatory=mandatory,
+        reserve_names=None if first is None else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED),
         first_weight=first,
         promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )

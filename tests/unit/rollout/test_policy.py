@@ -346,3 +346,18 @@ def test_the_least_deadline_holds_for_those_who_say_nothing() -> None:
     assert effective({}, rules.defaults)["progressDeadline"] == "3h"
     assert effective({}, combine([policy("a", gates={"minProgressDeadline": "3h"})]).defaults)["progressDeadline"] == "3h"
     assert rules.defaults["maxFirstWeight"] == 5
+
+
+class TestGolden:
+    RULES = combine([policy("a", gates={"minGolden": 0.9})])
+
+    @pytest.mark.parametrize(("minimum", "told"), [(None, "at least 0.9, there is none"), (0.5, "at least 0.9, 0.5 is less than that"), (0.95, None)])
+    def test_a_policy_says_what_golden_data_must_show(self, minimum: float | None, told: str | None) -> None:
+        golden: dict[str, Any] = {"uri": "s3://models/golden.npz"} | ({} if minimum is None else {"min": minimum})
+        problem = unmet(self.RULES, b.spec(1, rollout={"analysis": {"golden": golden}}), (), 0)
+        assert (problem is None) == (told is None)
+        assert problem is None or (problem.reason == "GateRequired" and told is not None and told in problem.message)
+
+    def test_without_golden_data_it_is_asked_for(self) -> None:
+        problem = unmet(self.RULES, b.spec(1), (), 0)
+        assert problem is not None and "spec.rollout.analysis.golden: give golden data" in problem.message
