@@ -181,7 +181,19 @@ class PolicyLimits(ApiModel):
         None, ge=1, le=1000, description="Rollouts that may hold GPUs at one time: from Provision to their end. Others wait in the order they came."
     )
     gpus: int | None = Field(
-        None, ge=1, le=10000, description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have."
+        None,
+        ge=1,
+        le=10000,
+        description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have. Replicas that are "
+        "asked for later wait until there is room.",
+    )
+    max_hold: Duration | None = Field(
+        None,
+        description="The most that a rollout may hold its slot, pauses and bake included; then it goes back to stable and gives it up. Left out: as "
+        "long as it takes.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!has(self.maxHold) || has(self.concurrentRollouts) || has(self.gpus)", "maxHold needs concurrentRollouts or gpus: they make the slots"),
     )
 
 

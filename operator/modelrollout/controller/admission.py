@@ -19,6 +19,7 @@ from modelrollout.controller.versions import ServerVersions
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
+from modelrollout.rollout.holding import beyond
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.restarts import lacks_gpu
 
@@ -48,6 +49,8 @@ class Admission:
         """The snapshot with what the present state asks for."""
         pods = [o for (kind, _), o in seen.children.items() if kind == POD.kind]
         s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
+        if beyond(s):
+            s = replace(s, slots=await self.slots.larger(seen))
         rollout = s.status.rollout
         heard = await unheard.asked(self._kube, self._store, seen)
         if heard is not s.work:

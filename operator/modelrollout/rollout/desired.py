@@ -24,6 +24,7 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
+from modelrollout.rollout.holding import beyond, pods_held
 from modelrollout.rollout.in_place import floor, room, sharing
 from modelrollout.rollout.mandate import first_weight, steps_of, too_coarse
 from modelrollout.rollout.restarts import asked_at, to_harden
@@ -145,6 +146,8 @@ def carriers(s: Snapshot) -> dict[str, int]:
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
+        held = pods_held(s)
+        found[new] = found[new] if held is None else min(found[new], held)
     return found
 
 
@@ -219,6 +222,8 @@ def too_few(s: Snapshot) -> Problem:
     server = s.server(s.status.rollout.revision)
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
+    if problem := beyond(s):
+        return problem
     return Problem(
         "ScalingUp", f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic waits for the others"
     )

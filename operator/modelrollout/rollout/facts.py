@@ -183,6 +183,7 @@ class Slot:
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name
+    gpus: int = 0  # that our own slot counts
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Snapshot:
     gateway: bool = False
     looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
     rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
-    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; only of a rollout that is queued
+    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; of a rollout that is queued, or asks for more GPUs than its slot has
     gpus: Gpus | None = None  # None: not looked, or not allowed to
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand

@@ -59,6 +59,7 @@ class Limit:
     uid: str
     rollouts: int | None
     gpus: int | None
+    max_hold: str | None = None  # how long a rollout may hold its slot
 
     @property
     def slots(self) -> int:
@@ -194,7 +195,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
-            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus)
+            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold)
             for p in found
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
