@@ -624,7 +624,7 @@ class World:
 
     def check(self) -> None:
         """What holds after every write, also if it was the last one before a crash (invariant 2)."""
-        self._check_wrong()
+        self.check_wrong()
         stable = self.status.stable
         if stable is None or self.damaged or stable.revision not in self.revisions:
             return
@@ -635,7 +635,7 @@ class World:
         for revision, _ in self.plane:
             assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
 
-    def _check_wrong(self) -> None:
+    def check_wrong(self) -> None:
         """By what the routes give and the pods that a Service selects, never by what the operator thinks of it."""
         if self.most is None or not self.wrong:
             return
@@ -643,7 +643,10 @@ class World:
             for revision, weight in shares:
                 assert revision not in self.wrong or weight <= self.most, f"{weight} % of the requests for the wrong model {revision}"
         assert self.matched is None or self.matched[1] not in self.wrong, "requests with a header that anybody may send go to a wrong model"
-        if self.spec is None or self.spec.traffic.gateway is None:
+
+    def check_selected(self) -> None:
+        """The same without a gateway, where pods are the weight: they come and go by themselves, so that it is looked at once all is settled."""
+        if self.most is not None and self.spec is not None and self.spec.traffic.gateway is None:
             ready = {name: p.ready for name, p in self.servers.items() if self.service in ("*", name)}
             share = 100 * sum(n for name, n in ready.items() if name in self.wrong)
             assert share <= self.most * sum(ready.values()), f"the Service selects a wrong model: {ready}"
@@ -687,6 +690,7 @@ class World:
             assert plan.requeue_after is not None and plan.requeue_after <= 60, f"{rollout} waits for nothing"
         if still_draining(self.snapshot(), self.now):
             assert plan.requeue_after is not None
+        self.check_selected()
         self._check_settled()
 
     def _check_settled(self) -> None:
