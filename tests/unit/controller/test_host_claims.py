@@ -303,6 +303,15 @@ class TestNamesOutliveTheirHolder:
         assert ready(cluster)[0] == "True" and set(holders(cluster)) == {HOST, GRPC_HOST, "modeldeployment/ml/digits"}
         return cluster, operator
 
+    def test_what_is_settled_costs_nothing(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.requests.clear()
+            await operator.settle()
+            assert cluster.requests == []
+
+        run(main())
+
     @pytest.mark.parametrize("crash", [False, True])
     def test_deletion_and_creation_anew_is_no_way_round(self, crash: bool) -> None:
         async def main() -> None:
