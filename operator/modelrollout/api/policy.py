@@ -78,9 +78,11 @@ class PolicyDefaults(ApiModel):
 
 
 class DefaultsInForce(PolicyDefaults):
-    """What the policies that match fill in together: their defaults, and the longest bake that a gate demands."""
+    """What the policies that match fill in together: their defaults, and what gates demand in the place of what a spec says."""
 
     bake: Duration | None = None
+    max_first_weight: int | None = None
+    min_progress_deadline: Duration | None = None
 
 
 class PolicyGates(ApiModel):
@@ -89,6 +91,12 @@ class PolicyGates(ApiModel):
     golden: bool = Field(False, description="spec.rollout.analysis.golden is required.")
     held_out: bool = Field(False, description="A spec with optimization steps needs spec.optimization.gate with held-out data.")
     digest: bool = Field(False, description="spec.model.sha256 is required: nothing is pinned at first sight.")
+    min_golden: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least min that golden data may ask for: all that a first version can show, with no stable beside it.",
+    )
     max_drop: float | None = Field(
         None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
     )
@@ -100,6 +108,21 @@ class PolicyGates(ApiModel):
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
+    )
+    max_first_weight: int | None = Field(
+        None,
+        ge=1,
+        le=50,
+        description="Where metrics are demanded: percent of the requests that a new version may have before all of them have proven it, whatever "
+        "strategy, steps and onInconclusive say. Left out: 5; where several policies say it, the least.",
+    )
+    reserve_names: Duration | None = Field(
+        None,
+        description="Where metrics are demanded: how long a host name, and a ModelDeployment's own name, stay with the version that served last "
+        "under it, once its holder gave it up or is gone. Left out: 720h; where several policies say it, the longest.",
+    )
+    min_progress_deadline: Duration | None = Field(
+        None, description="No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."
     )
     queries: Queries | None = Field(
         None,
@@ -159,7 +182,19 @@ class PolicyLimits(ApiModel):
         None, ge=1, le=1000, description="Rollouts that may hold GPUs at one time: from Provision to their end. Others wait in the order they came."
     )
     gpus: int | None = Field(
-        None, ge=1, le=10000, description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have."
+        None,
+        ge=1,
+        le=10000,
+        description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have. Replicas that are "
+        "asked for later wait until there is room.",
+    )
+    max_hold: Duration | None = Field(
+        None,
+        description="The most that a rollout may hold its slot, pauses and bake included; then it goes back to stable and gives it up. Left out: as "
+        "long as it takes.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!has(self.maxHold) || has(self.concurrentRollouts) || has(self.gpus)", "maxHold needs concurrentRollouts or gpus: they make the slots"),
     )
 
 

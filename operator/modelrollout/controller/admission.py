@@ -20,6 +20,7 @@ from modelrollout.controller.versions import ServerVersions
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import DEPLOYMENT, MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
+from modelrollout.rollout.holding import beyond
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.restarts import lacks_gpu
 
@@ -51,6 +52,8 @@ class Admission:
         pods = [o for (kind, _), o in children if kind == POD.kind]
         pods = [pod for (kind, _), o in children if kind == DEPLOYMENT.kind for pod in of_server(pods, o)]
         s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
+        if beyond(s):
+            s = replace(s, slots=await self.slots.larger(seen))
         rollout = s.status.rollout
         heard = await unheard.asked(self._kube, self._store, seen)
         if heard is not s.work:

@@ -47,7 +47,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
-from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as
+from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as, version_of
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -115,7 +115,7 @@ def observe(
         mandatory=rules.mandatory,
     )
     mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
-    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, frozenset(map(told_as, mine)))
+    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, _serves(snapshot), frozenset(map(told_as, mine)))
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
@@ -124,8 +124,8 @@ def observe(
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
-    if refusal is not None:  # only a spec that is accepted claims names
-        stands = replace(stands, free=())
+    if refusal is not None:  # only a spec that is accepted claims names, but for its own, which nobody else could have
+        stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
     snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods, folder))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
@@ -143,6 +143,14 @@ def observe(
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router, stands, folder)
+
+
+def _serves(s: Snapshot) -> str | None:
+    """The version that is stable, as claims of names have it."""
+    if s.status.stable is None:
+        return None
+    stable = s.revision(s.status.stable.revision)
+    return version_of(stable.input, stable.sha256) if stable else "unknown"
 
 
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:

@@ -35,7 +35,7 @@ Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
-    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
+    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed", "NameReserved"}
 )  # they concern routes, also those of a version that serves already
 NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
 _NONCE = re.compile(r"[\w.-]{1,64}")
@@ -184,6 +184,7 @@ class Slot:
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name
+    gpus: int = 0  # that our own slot counts
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class Snapshot:
     gateway: bool = False
     looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
     rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
-    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; only of a rollout that is queued
+    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; of a rollout that is queued, or asks for more GPUs than its slot has
     gpus: Gpus | None = None  # None: not looked, or not allowed to
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
