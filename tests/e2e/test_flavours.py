@@ -265,7 +265,7 @@ def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_i
     again = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]
     assert (again["digest"], again["reused"]) == (artifact["digest"], True)
     [pod] = stage.cluster.pods(stage.namespace, "modelrollout.dev/name=own-again,modelrollout.dev/component=prepare")
-    assert [bool(c["state"].get("terminated")) for c in pod["status"]["initContainerStatuses"]] == [True, False]
+    assert [bool(c["state"].get("terminated")) for c in pod["status"]["initContainerStatuses"]] == [True, False, False, False]
 
 
 @pytest.mark.usefixtures("own_data")

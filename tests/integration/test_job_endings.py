@@ -75,7 +75,7 @@ async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tupl
 
 async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tuple[dict[str, Any], ...] = (), **spec: Any) -> Object:
     optimization = Optimization.model_validate({"queueName": queue, "steps": list(steps)})
-    job = prepare_job(o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, o.CONFIG)
+    job = prepare_job(o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, "5a17" * 4, (), o.CONFIG)
     job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
     job["spec"] |= spec
     job["spec"]["template"]["spec"]["nodeSelector"] = {"no": "node"}
@@ -140,7 +140,7 @@ async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dic
     assert (found.result.reason if found.result else found.problem.reason if found.problem else None) == reason
     assert len((await kube.list(POD, namespace)).items) == 1
     if reason == "OutOfMemory":
-        assert found.problem and "its limit of 2Gi" in found.problem.message
+        assert found.problem and "its limit of 1Gi" in found.problem.message
 
 
 async def test_what_may_help_is_tried_again(kube: Kube) -> None:

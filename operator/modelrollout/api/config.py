@@ -88,6 +88,19 @@ class Store(_Config):
         return lies_in(uri, self.uri)
 
 
+class ArtifactStore(Store):
+    """Where prepared models are kept: Jobs write there, servers read."""
+
+    read_secret_name: str | None = Field(
+        None, description="Secret in the user's namespace that servers read with; left out: secretName, with which Jobs write."
+    )
+
+    @property
+    def servers_can_write(self) -> bool:
+        """Whether a server's pod holds the key that Jobs write with."""
+        return self.secret_name is not None and self.read_secret_name in (None, self.secret_name)
+
+
 class PrometheusProvider(_Config):
     """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the operator's pod."""
 
@@ -251,7 +264,7 @@ class OperatorConfig(_Config):
     """Everything that a platform team decides once for the cluster."""
 
     stores: Annotated[list[Store], Field(min_length=1)]
-    artifacts: Store
+    artifacts: ArtifactStore
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
     queries: Queries = Field(
         "Templates",

@@ -8,6 +8,7 @@ and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
 TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program ends itself, and can say what took so long
+SERVES_ENV = "MODELROLLOUT_SERVES"  # JSON of Served, {} for ONNX: what a server was made for, frozen with its template
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
@@ -241,8 +243,9 @@ class ServingConfig(_Model):
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
-# Where the containers of a Job with a ContainerStep hand over: to the user's, from it, and among ours.
-IN_DIR, OUT_DIR, WORK_DIR = "/in", "/out", "/work"
+# Where the containers of a prepare Job hand over: to the user's of a ContainerStep, from it, and among ours.
+IN_DIR, OUT_DIR = "/in", "/out"
+WORK_DIR, MADE_DIR = "/work", "/made"  # what was fetched, and what was made of it
 HANDED_MODEL, HANDED_DATA = "model.onnx", "data.npz"
 CONTAINER_STEP = "container-step"  # the user's container in the pod
 SIGNER_DIR = "/var/run/modelrollout/signer"
@@ -287,6 +290,13 @@ class ResolveTask(_Model):
     max_bytes: int = MAX_MODEL_BYTES
 
 
+class Recorded(_Model):
+    """An artifact that a ModelRevision of the namespace records for the same source, signed alike: what may be taken again."""
+
+    uri: str
+    digest: str  # sha256:<hex> of its manifest.json
+
+
 class PrepareTask(_Model):
     """Fetch, verify, optimize, gate, publish. ``target_hardware`` takes part in the key of the artifact."""
 
@@ -301,13 +311,19 @@ class PrepareTask(_Model):
     gate: Gate | None = None
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
-    artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>/
-    owner: str = "nobody"  # NAMESPACE/REVISION, for those who wait for its result
+    artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
+    salt: str = Field(pattern=r"^[0-9a-f]{16}$")  # random, of the operator's, for this Job: nobody knows beforehand where its result will lie
+    recorded: tuple[Recorded, ...] = ()  # what lies in the store is taken from here only
     target_hardware: str = "any"
     max_bytes: int = MAX_MODEL_BYTES
     one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
-    # With a ContainerStep two containers share the work; both have the whole task.
-    part: Literal["Whole", "BeforeContainer", "AfterContainer"] = "Whole"
+    # The containers of the Job share the work; each has the whole task. Convert, or with a ContainerStep the two around the user's, reads the files.
+    part: Literal["Whole", "Fetch", "Convert", "BeforeContainer", "AfterContainer", "Publish"] = "Whole"
+
+    def may_answer(self, uri: str, digest: str) -> bool:
+        """Whether the Job of this task can have made that artifact, or taken it: its folder carries the Job's salt, or it is among the recorded."""
+        own = re.fullmatch(rf"{re.escape(self.artifacts.uri.rstrip('/'))}/[0-9a-f]{{64}}-{self.salt}-[0-9a-f]{{8}}", uri)
+        return own is not None or Recorded(uri=uri, digest=digest) in self.recorded
 
 
 class FetchTask(_Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,9 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
 from modelrollout.controller.compare import covers
-from modelrollout.controller.observe import Seen
+from modelrollout.controller.observe import Seen, record
 from modelrollout.controller.pods import has_ended, of_job
-from modelrollout.kube.cache import Store
+from modelrollout.kube.cache import Store, revisions_of
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -41,7 +42,7 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.resources import jobs, network, server
-from modelrollout.resources.common import NotAllowedError, Owner, controller_of
+from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.resources.routes import backends_of, is_of_clients
@@ -49,6 +50,7 @@ from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import outside
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.facts import NAME_TAKEN, Desired, Problem, baseline
+from modelrollout.rollout.fleet import recorded
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
 
@@ -275,7 +277,11 @@ class Actor:
         if component == names.COMPONENT_PREPARE:
             # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
             optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
-            return [jobs.prepare_job(owner, s.name, number, name, model, live["spec"]["sha256"], optimization, serving, self.config)]
+            sha256, folder = live["spec"]["sha256"], tenant_uri(self.config, s.namespace)
+            known = recorded(map(record, self.store.marked(revisions_of(s.namespace, sha256))), sha256, kept["model"], folder)
+            # The salt stands in the Job, which is made once: it holds for all of its pods, whatever becomes of this process.
+            salt = secrets.token_hex(8)
+            return [jobs.prepare_job(owner, s.name, number, name, model, sha256, optimization, serving, salt, known, self.config)]
         if component == names.COMPONENT_TUNE:
             tune, artifact = spec.serving.tune, s.status.rollout.artifact
             assert tune is not None and artifact is not None

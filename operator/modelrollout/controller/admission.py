@@ -1,4 +1,5 @@
-"""What a pass looks up beside the store: host names, slots of RolloutPolicies, free GPUs, why a Job is queued or has no pod."""
+"""What a pass looks up beside its own objects: who prepares the same, host names, slots of RolloutPolicies, free GPUs, why a Job is queued or has no
+pod."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.controller import kueue, podless, unheard
 from modelrollout.controller.capacity import Capacity
+from modelrollout.controller.fleet import Fleets
 from modelrollout.controller.hostnames import HostClaims
 from modelrollout.controller.observe import Seen, evaluation_of
 from modelrollout.controller.pods import of_server
@@ -43,6 +45,7 @@ class Admission:
         self.policies = Policies(kube, store, wake, now)
         self.slots = Slots(kube, store, self.policies, namespace, wake, clock)
         self.hostnames = HostClaims(kube, store, config, namespace, may_write, now)
+        self.fleets = Fleets(store, wake, clock)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
@@ -52,6 +55,7 @@ class Admission:
         pods = [o for (kind, _), o in children if kind == POD.kind]
         pods = [pod for (kind, _), o in children if kind == DEPLOYMENT.kind for pod in of_server(pods, o)]
         s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
+        s = self.fleets.looked(seen, s)
         if beyond(s):
             s = replace(s, slots=await self.slots.larger(seen))
         rollout = s.status.rollout

@@ -307,6 +307,8 @@ def run(
     logs.setup("DEBUG" if verbose else "INFO")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     loaded = load_config(config)
+    if loaded.artifacts.servers_can_write:
+        log.warning("artifacts.readSecretName is not set: the pods of model servers hold the Secret that Jobs write with")
 
     async def main() -> None:
         metrics = Metrics()

@@ -42,7 +42,8 @@ from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline
+from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline, lost
+from modelrollout.rollout.fleet import Record
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
@@ -232,6 +233,15 @@ def _revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[
         hardened = hardened_as(spec["template"], spec["deployment"]) is not None
         found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], status, hardened))
     return tuple(sorted(found, key=lambda r: r.number))
+
+
+def record(revision: Object) -> Record:
+    """What any revision of a namespace says of its preparation; what pods run is no evidence for others."""
+    try:
+        status = ModelRevisionStatus.model_validate(revision.get("status") or {})
+    except ValidationError:
+        status = ModelRevisionStatus()
+    return Record(revision["spec"]["sha256"], revision["spec"]["input"].get("model") or {}, status.artifact, lost(status))
 
 
 def _revision_status(revision: Object, server: Object | None, folder: str) -> ModelRevisionStatus:

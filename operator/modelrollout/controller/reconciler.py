@@ -83,6 +83,7 @@ class Reconciler:
             self._refused.pop(key, None)
             self._exposed.pop(key, None)
             self._admission.slots.gone(key)
+            self._admission.fleets.gone(key)
             if deployment is None:
                 await self._admission.hostnames.gone(key)
             return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from modelrollout.api.tasks import TASK_ENV, ExitCode
-from modelrollout.api.uris import lies_below, masked, masked_text
+from modelrollout.api import names
+from modelrollout.api.tasks import ExitCode
+from modelrollout.api.uris import lies_below, masked_text
 from modelrollout.controller.compare import strays
 from modelrollout.controller.pods import Ending, ending, of_job, pod_problem, running, starting, starting_since, stuck
 from modelrollout.kube.client import Object
-from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES
+from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.facts import Problem, Work
 
 
@@ -31,10 +30,14 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
         problem = _strayed(*strayed[0])
         return Work("Running", problem=problem, idle_since=work.idle_since) if work.state == "Running" else Work("Failed", problem=problem)
     uri = work.result.artifact_uri if work.result else None
-    if uri and not all(lies_below(uri, place) for place in (folder, *_told(template))):
-        return Work(
-            "Failed", problem=Problem("ArtifactElsewhere", f"the Job names {masked(uri)}, which is not below {folder}, where it was told to write")
-        )
+    if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
+        return work
+    task = prepare_task(job)
+    if task is None:  # it was made by another version of the operator, and might have taken anything: it is made anew
+        return Work()
+    if work.result and not (lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")):
+        text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"
+        return Work("Failed", problem=Problem("ArtifactForeign", f"{text}; nothing of it is served: see who may write pods in this namespace"))
     return work
 
 
@@ -44,15 +47,6 @@ def _strayed(pod: Object, why: str) -> Problem:
         f"pod {name} is not as its Job's template says: {why}; what it says does not count. Have what changes pods here leave those of the Jobs alone"
     )
     return Problem("PodChanged", text)
-
-
-def _told(template: Object) -> Iterator[str]:
-    """Where the Job's containers were told to write."""
-    for container in (*(template.get("initContainers") or []), *(template.get("containers") or [])):
-        for variable in container.get("env") or []:
-            if variable["name"] == TASK_ENV:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    yield str(json.loads(variable["value"])["artifacts"]["uri"])
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> Work:

@@ -139,7 +139,7 @@ def write_result(result: TaskResult) -> None:
 
 def main(runner: Runner) -> int:
     """Run the task of this process's environment; returns the exit code. SIGTERM ends the process within a second, code RETRYABLE; the limit of
-    ``TIMEOUT_ENV`` (seconds, without what the task spent waiting for others) ends it with code TIMEOUT."""
+    ``TIMEOUT_ENV`` (seconds) ends it with code TIMEOUT."""
     log.setup()
     progress = log.Progress()
     outcome: list[tuple[ExitCode, TaskResult]] = []
@@ -159,13 +159,13 @@ def main(runner: Runner) -> int:
         end(ExitCode.RETRYABLE, "Terminated", "the Job was told to end before it was done; it will run again")
 
     previous = signal.signal(signal.SIGTERM, terminate)
-    progress.limit = limit = float(os.environ.get(TIMEOUT_ENV, "inf"))
+    limit = float(os.environ.get(TIMEOUT_ENV, "inf"))
     threading.Thread(target=work, name="task", daemon=True).start()
     begun = time.monotonic()
     beats = iter(_HEARTBEATS)
     wait = next(beats)
-    while not done.wait(max(0.0, min(wait, limit - progress.worked(begun)))):
-        if progress.worked(begun) >= limit:
+    while not done.wait(max(0.0, min(wait, limit - (time.monotonic() - begun)))):
+        if time.monotonic() - begun >= limit:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             text = f"not done within {limit:g} s: {progress.told()}; raise the limit (of prepare: spec.optimization.timeout), or ask for less"
             end(ExitCode.TIMEOUT, "DeadlineExceeded", text)

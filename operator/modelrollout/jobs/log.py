@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -71,9 +70,6 @@ class Progress:
         self._since = time.monotonic()
         self._done = 0
         self._total: int | None = None
-        self._for: tuple[str, float] | None = None  # whom it waits for, since when
-        self._waited = 0.0
-        self.limit = math.inf  # seconds that a run may take
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -87,23 +83,6 @@ class Progress:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
             say("end", stage=name, seconds=round(took, 3))
             self._stage = "between"
-
-    @contextmanager
-    def waiting(self, whom: str) -> Iterator[None]:
-        """Within a stage: others do the work meanwhile; it does not count against the limit for one run."""
-        since = time.monotonic()
-        self._for = (whom, since)
-        say("waiting", stage=self._stage, waits_for=whom)
-        try:
-            yield
-        finally:
-            self._waited += time.monotonic() - since
-            self._for = None
-
-    def worked(self, begun: float) -> float:
-        """Seconds since ``begun`` (monotonic) without those spent waiting for others."""
-        now = time.monotonic()
-        return now - begun - self._waited - (now - waits[1] if (waits := self._for) else 0.0)
 
     def told(self) -> str:
         """Which stage runs and for how long, and what those before it took, for people."""
@@ -119,6 +98,4 @@ class Progress:
         fields: dict[str, Any] = {"stage": self._stage, "seconds": round(time.monotonic() - self._since, 1)}
         if self._done:
             fields |= {"done": self._done, "total": self._total}
-        if self._for:
-            fields["waits_for"] = self._for[0]
         say("running", **fields)

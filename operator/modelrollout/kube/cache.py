@@ -15,7 +15,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.kube import reading
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object, Resource
+from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
 from modelrollout.kube.kept import kept
 from modelrollout.kube.reading import Unread
 
@@ -38,7 +38,25 @@ class _Entry:
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
-    return (QUEUED,) if _field(rollout, "queue") else ()
+    return (*((QUEUED,) if _field(rollout, "queue") else ()), *_sources(obj, "rollout", _field(rollout, "sha256")))
+
+
+def _revision_marks(obj: Object) -> tuple[Hashable, ...]:
+    return _sources(obj, "revision", _field(_field(obj, "spec"), "sha256"))
+
+
+def _sources(obj: Object, what: str, sha256: Any) -> tuple[Hashable, ...]:
+    return ((what, obj["metadata"].get("namespace") or "", sha256),) if isinstance(sha256, str) else ()
+
+
+def revisions_of(namespace: str, sha256: str) -> Hashable:
+    """Mark of the ModelRevisions of a namespace that are made of this source."""
+    return ("revision", namespace, sha256)
+
+
+def rollouts_of(namespace: str, sha256: str) -> Hashable:
+    """Mark of the ModelDeployments of a namespace whose last rollout is of this source."""
+    return ("rollout", namespace, sha256)
 
 
 def _field(value: Any, name: str) -> Any:
@@ -47,7 +65,7 @@ def _field(value: Any, name: str) -> Any:
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
 # What objects are found by without looking at all of them.
-_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks}
+_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks, MODEL_REVISION: _revision_marks}
 
 
 class Store:
@@ -84,7 +102,7 @@ class Store:
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def marked(self, mark: Hashable) -> list[Object]:
-        """ModelDeployments that are QUEUED; costs as many steps as are found."""
+        """Objects with a mark: QUEUED, ``revisions_of``, ``rollouts_of``; costs as many steps as are found."""
         return [self._entries[i].obj for i in self._marked.get(mark, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
-"""A prepared repository in the artifact store: ``<artifacts>/<key>/manifest.json`` and the files that it lists.
+"""A prepared repository in the artifact store: ``<artifacts>/<key>-<salt>-<try>/manifest.json`` and the files that it lists.
 
-The manifest maps Triton's file names to SHA-256, size and path below the folder. A path carries the file's digest, and the manifest is created, never
-replaced: two Jobs that prepare the same work at the same time, or one that was killed half-way and its successor, cannot mix their files.
+The manifest maps Triton's file names to SHA-256, size and path below the folder. A folder belongs to one run of one Job: the key is that of what was
+made, the salt the operator's for the Job, the try the run's own. So nobody can lay anything there beforehand, and a run that was killed half-way is
+not in its successor's way. What lies in the store is believed by the digest that a ModelRevision records, and by nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -93,13 +95,23 @@ def entry_for(name: str, sha256: str, size: int) -> Entry:
     return Entry(sha256=sha256, size=size, path=f"{name.removesuffix(suffix)}-{sha256[:16]}{suffix}")
 
 
-def find(store: Store) -> tuple[str, Manifest, dict[str, Any]] | None:
-    """(digest, manifest, report) of a whole artifact; None where there is none or a part of it is gone or damaged: then it is made anew.
+def folder_of(key: str, salt: str) -> str:
+    """Name of the folder of this run."""
+    return f"{key}-{salt}-{secrets.token_hex(4)}"
+
+
+def key_in(uri: str) -> str:
+    """The key of what lies there, as the name of the folder says; an earlier operator's folders have nothing else in their names."""
+    return uri.rstrip("/").rpartition("/")[2].partition("-")[0]
+
+
+def find(store: Store, digest: str) -> dict[str, Any] | None:
+    """The report of the whole artifact whose manifest has this digest; None where it is gone, replaced or damaged: then it is made anew.
 
     The model file is not read again, only its size is looked at; servers check its digest anyway.
     """
     content = store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES)
-    if content is None:
+    if content is None or digest_of(content) != digest:
         return None
     manifest = parse_manifest(content, store.uri)
     if REPORT not in manifest.files or any(store.size(entry.path) != entry.size for entry in manifest.files.values()):
@@ -107,15 +119,23 @@ def find(store: Store) -> tuple[str, Manifest, dict[str, Any]] | None:
     report = store.read(manifest.files[REPORT].path, max_bytes=REPORT_LIMIT_BYTES)
     if report is None or hashlib.sha256(report).hexdigest() != manifest.files[REPORT].sha256:
         return None
-    return digest_of(content), manifest, parse_report(report, store.uri)
+    return parse_report(report, store.uri)
 
 
-def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]], *, replace: bool) -> bool:
-    """Put the files (content, sha256, size), and last the manifest. False when another Job's manifest was there first.
+def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]]) -> str:
+    """Put the files (content, sha256, size), and last the manifest; returns the artifact's digest, which is never read back from the store.
 
-    ``replace``: the manifest that is there belongs to a damaged artifact.
+    Raises JobError (ArtifactInTheWay) where another manifest lies there.
     """
     manifest = Manifest(key=key, files={name: entry_for(name, sha256, size) for name, (_, sha256, size) in sorted(files.items())})
     for name, entry in manifest.files.items():
         store.write(entry.path, files[name][0])
-    return store.write(MANIFEST, manifest.encoded(), "overwrite" if replace else "create")
+    content = manifest.encoded()
+    # A write that was repeated after a lost answer finds its own.
+    if not store.write(MANIFEST, content, "create") and store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES) != content:
+        raise bad_input(
+            "ArtifactInTheWay",
+            f"{store.uri}: another manifest.json lies where this Job was to write, and none of it is taken; nobody but the operator's Jobs may write "
+            "to the artifact store: see who has its keys, then retry the revision",
+        )
+    return digest_of(content)

@@ -1,8 +1,7 @@
-"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made or found for long, goes.
+"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made for long, goes.
 
-What is referred to was read from the cluster **before** the store is listed. A Job that finds an artifact marks it as used, so that it is young
-again; and the folder is listed once more right before it goes, for a Job may have found or made anew meanwhile what is there. The manifest goes
-first: what a clean-up leaves that was killed is no artifact.
+What is referred to was read from the cluster **before** the store is listed: a Job takes again only what a revision refers to, and its own folder is
+young. The folder is listed once more right before it goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from modelrollout.api.tasks import CleanTask, TaskResult
-from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.artifact import MANIFEST
 from modelrollout.optimizer.fetch import Listed, Store
 
 FIELD = "artifactCleanup"
-USED = "used.json"  # overwritten by every Job that finds the artifact: its time says when
-_FOLDER = re.compile(r"^([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{64})/([^/]+)$")  # NAMESPACE/KEY/FILE
+# NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone
+_FOLDER = re.compile(r"^([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{64}(?:-[0-9a-f]{16}-[0-9a-f]{8})?)/([^/]+)$")
 
 
 @dataclass
@@ -78,23 +77,15 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
 
 
 def _delete(task: CleanTask, name: str, before: datetime) -> bool:
-    """False where a Job wrote into the folder since it was listed: it found the artifact, makes it, or has made it again under the same names."""
+    """False where something was written into the folder since it was listed."""
     store = Store(task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD)
     found = [file for file in store.list() if "/" not in file.name]
     if any(file.modified >= before for file in found):
-        LOGGER.info("used by a Job meanwhile", extra={"fields": {"artifact": name}})
+        LOGGER.info("written meanwhile", extra={"fields": {"artifact": name}})
         return False
     for file in sorted(found, key=lambda f: (f.name != MANIFEST, f.name)):
         store.delete(file.name)
     return True
-
-
-def mark_used(store: Store, owner: str) -> None:
-    """A Job has found the artifact and will refer to it."""
-    try:
-        store.write(USED, json.dumps({"owner": owner}).encode())
-    except JobError as error:
-        LOGGER.warning("cannot mark the artifact as used", extra={"fields": {"reason": error.reason}})
 
 
 def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
-from modelrollout.api.tasks import FetchTask, ServingConfig, TaskResult
+from pydantic import ValidationError
+
+from modelrollout.api.tasks import SERVES_ENV, FetchTask, Served, ServingConfig, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer import artifact
@@ -32,10 +36,25 @@ def _tuned(store: Store, entry: artifact.Entry, serving: ServingConfig) -> bytes
     """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose; equal inputs give equal bytes."""
     from modelrollout.triton.config import parse, printed, with_serving  # not needed by a fetch without them
 
+    return printed(with_serving(parse(_stored(store, entry).decode()), serving)).encode()
+
+
+def _stored(store: Store, entry: artifact.Entry) -> bytes:
     stored = store.read(entry.path, max_bytes=entry.size)
     if stored is None or hashlib.sha256(stored).hexdigest() != entry.sha256:
         raise _corrupt(store, entry)
-    return printed(with_serving(parse(stored.decode()), serving)).encode()
+    return stored
+
+
+def _expect(asked: str, config: bytes, files: Collection[str]) -> None:
+    """Raise OutputRefused for what this server was not made for, whatever the revision records."""
+    from modelrollout.optimizer.servable import expect_servable
+
+    try:
+        served = None if asked == "{}" else Served.model_validate_json(asked)
+    except ValidationError:
+        raise bad_input("TaskInvalid", f"{SERVES_ENV}: {asked[:100]!r} is not understood; are operator and image of one version?") from None
+    expect_servable(served, files, config.decode(errors="replace"))
 
 
 def _corrupt(store: Store, entry: artifact.Entry) -> JobError:
@@ -45,7 +64,7 @@ def _corrupt(store: Store, entry: artifact.Entry) -> JobError:
 def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     """Place ``<target>/<model>/config.pbtxt`` and the files in ``<target>/<model>/<number>/`` in one rename; a second run finds them and ends.
 
-    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, and those of the store.
+    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, OutputRefused, and those of the store.
     """
     if not _MODEL_NAME.match(task.model):
         raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
@@ -64,6 +83,9 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     version = {name: entry for name, entry in manifest.files.items() if name not in (CONFIG_FILE, artifact.REPORT)}
     if config is None or not version:
         raise bad_input("ArtifactCorrupt", f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the revision")
+    if (asked := os.environ.get(SERVES_ENV)) is not None:
+        with progress.stage("check"):
+            _expect(asked, _stored(store, config), version)
     root = Path(task.target)
     number = str(task.number)
     if MODEL_FILE not in version:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer import files
@@ -198,8 +198,13 @@ def _node_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]
 
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that the file holds, wherever ONNX lets one lie; one that is overlooked may name a file of ours as its data."""
     yield from _graph_tensors(model.graph)
+    for training in model.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
     for function in model.functions:
+        yield from _node_tensors(function.attribute_proto)  # what a call takes where it says nothing
         yield from _node_tensors(a for node in function.node for a in node.attribute)
 
 
@@ -280,9 +285,26 @@ def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Nodes with those of the graphs inside them; protobuf itself bounds the depth."""
     for node in nodes:
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
+        yield from _inside(node.attribute)
+
+
+def _inside(attributes: Iterable[AttributeProto]) -> Iterator[NodeProto]:
+    for attribute in attributes:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _nodes(graph.node)
+
+
+def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    yield from _nodes(model.graph.node)
+    for training in model.training_info:
+        yield from _nodes([*training.initialization.node, *training.algorithm.node])
+    for function in model.functions:
+        yield from _of_function(function)
+
+
+def _of_function(function: FunctionProto) -> Iterator[NodeProto]:
+    yield from _nodes(function.node)
+    yield from _inside(function.attribute_proto)
 
 
 def sort_nodes(graph: GraphProto) -> None:
@@ -357,14 +379,14 @@ def _check_operators(model: ModelProto, field: str) -> None:
     """Raise CustomOperator for an operator that ONNX Runtime alone does not have, ModelInvalid for functions that call themselves: it would inline
     them without end."""
     functions = {(f.domain, f.name): f for f in model.functions}
-    for node in _nodes([*model.graph.node, *(n for f in model.functions for n in f.node)]):
+    for node in _all_nodes(model):
         if (node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in functions) or node.op_type in _REFUSED_OPS:
             raise bad_input(
                 "CustomOperator",
                 f"{field}: operator {node.op_type!r} of domain {node.domain or 'ai.onnx'!r} is not one of ONNX; custom operators are code, "
                 "which is never loaded: export the model without it",
             )
-    calls = {key: {(n.domain, n.op_type) for n in _nodes(f.node)} & functions.keys() for key, f in functions.items()}
+    calls = {key: {(n.domain, n.op_type) for n in _of_function(f)} & functions.keys() for key, f in functions.items()}
     while calls:
         leaves = {key for key, called in calls.items() if not called & calls.keys()}
         if not leaves:

@@ -61,7 +61,7 @@ def pass_through(source: Path, served: Served, batching: Batching, instance_kind
     if served.backend == "Python" and not served.code:
         raise bad_input("CodeRefused", "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve another format")
     found, own, outside = _found(source, served.backend, folder, limit)
-    files = _servable(found, served)
+    files = servable(found, served)
     left = sorted(outside | found.keys() - files.keys())
     config = written(served, own, batching, instance_kind)
     _check(files, served, config, folder)
@@ -116,7 +116,7 @@ def _ambiguous(what: str, where: Sequence[str]) -> JobError:
     return bad_input("BackendFileAmbiguous", f"{FIELD}: the archive holds {what} ({', '.join(sorted(where)[:5])}); keep one model in one version")
 
 
-def _servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
+def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
     """What is served; raises JobError: CodeRefused, NameRefused, TooLarge."""
     kept = {name: path for name, path in files.items() if served.code or _reads(name, served.backend)}
     if code := next((name for name in sorted(files) if not served.code and _is_code(name, served.backend)), None):

@@ -81,7 +81,7 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
             "spec.serving.triton.inputs: config.pbtxt in the archive names them, too; leave them out in one of the two",
         )
     if own is not None:
-        config = _kept(_read(own), served)
+        config = kept(_read(own), served)
         _batch(config, batching)
     elif served.inputs:
         config = _from_spec(served, batching)
@@ -127,7 +127,7 @@ def _read(own: bytes) -> Any:
         raise _invalid(f"Triton does not read it: {line}") from None
 
 
-def _kept(config: Any, served: Served) -> Any:
+def kept(config: Any, served: Served) -> Any:
     """What the author's file says and may say."""
     kind = KINDS[served.backend]
     for field, want in (("backend", {kind.backend}), ("platform", {kind.platform}), ("default_model_filename", {kind.file})):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig, Store
@@ -12,7 +15,9 @@ from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
 
 Object = dict[str, Any]
-NON_ROOT = 65532
+NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's
+DISK = "ephemeral-storage"
+_DISK_REQUEST = "64Mi"
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,30 @@ def pod_security() -> Object:
     }
 
 
-def container_security() -> Object:
-    """Container security context of the restricted Pod Security Standard, with a read-only root."""
-    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+def container_security(user: int | None = None) -> Object:
+    """Container security context of the restricted Pod Security Standard, with a read-only root. ``user``: another than the pod's."""
+    found = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    return found if user is None else found | {"runAsUser": user}
+
+
+def on_disk(resources: Object, most: str) -> Object:
+    """A container's resources with a limit on the node's disk where they have none; what its pod's volumes hold counts with it.
+
+    The request is small all the same: left out it would be the limit, and the scheduler would set aside what is seldom needed.
+    """
+    limits, requests = dict(resources.get("limits") or {}), dict(resources.get("requests") or {})
+    limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=_quantity))
+    requests.setdefault(DISK, min(_DISK_REQUEST, str(limits[DISK]), key=_quantity))
+    return resources | {"limits": limits, "requests": requests}
+
+
+def bounded(volumes: list[Object], most: str) -> list[Object]:
+    """Volumes of which none holds more than that, unless it has a limit of its own."""
+    return [v if v.get("emptyDir") is None else v | {"emptyDir": {"sizeLimit": most} | v["emptyDir"]} for v in volumes]
+
+
+def _quantity(text: str) -> Decimal:
+    return Decimal(parse_quantity(text))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -103,23 +129,25 @@ def locate(uri: str, store: Store, credentials: Credentials | None, folder: str)
 class NotAllowedError(ValueError):
     """A URI that lies in no store of the operator's configuration."""
 
-    def __init__(self, field: str, uri: str, config: OperatorConfig) -> None:
-        allowed = ", ".join(sorted(s.uri for s in config.stores))
-        super().__init__(f"{field}: {masked(uri)} is in none of the allowed stores ({allowed}); use one of them or ask the platform team to add it")
+    def __init__(self, field: str, uri: str) -> None:
+        # Which stores there are is no tenant's business: other teams' are among them.
+        super().__init__(f"{field}: {masked(uri)} lies in no store that this operator is configured with; ask the platform team which to use")
 
 
 def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
     """The store of a URI; raises NotAllowedError with the field's path."""
     store = config.store_for(uri)
     if store is None:
-        raise NotAllowedError(field, uri, config)
+        raise NotAllowedError(field, uri)
     return store
 
 
-def artifact_location(config: OperatorConfig, uri: str) -> Located:
-    """A place in the artifact store. Where it may lead is told only if the configuration says so: the task of pods is their text, and another one
-    restarts them."""
-    found = locate(uri, config.artifacts, None, "artifacts")
+def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False) -> Located:
+    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Where it may lead is told only if the configuration says
+    so: the task of pods is their text, and another one restarts them."""
+    store = config.artifacts
+    reader = store.read_secret_name if to_read else None
+    found = locate(uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, "artifacts")
     if config.artifacts.redirects_to:
         return found
     return Located(found.location.model_copy(update={"leads_to": None}), found.secret)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import names
@@ -13,6 +15,7 @@ from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import (
     CONTAINER_STEP,
     IN_DIR,
+    MADE_DIR,
     OUT_DIR,
     REPOSITORY,
     SIGNER_DIR,
@@ -26,6 +29,7 @@ from modelrollout.api.tasks import (
     Gate,
     GateMetric,
     PrepareTask,
+    Recorded,
     ResolveTask,
     Served,
     Signature,
@@ -53,18 +57,23 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.api.v1alpha1.optimization import NO_PART
 from modelrollout.resources.common import (
+    DISK,
+    OURS,
     Located,
     Object,
     Owner,
     allowed,
     artifact_location,
+    bounded,
     container_security,
     labels,
     locate,
     metadata,
+    on_disk,
     pod_security,
     tenant_uri,
 )
+from modelrollout.resources.hardening import MODELS
 from modelrollout.resources.server import FETCH, GPU, beside, tolerations, wants_gpu
 
 FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
@@ -74,11 +83,18 @@ CRASHED = frozenset({132, 134, 135, 136, 139})  # SIGILL, SIGABRT, SIGBUS, SIGFP
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
-_BEFORE, _JOB = "before", "job"  # containers of a Job
+# Containers of a Job: of the prepare Job the one that fetches, those that read what was fetched, and the last, which publishes.
+_BEFORE, _CONVERT, _JOB = "before", "convert", "job"
+_READER = "artifacts-reader"  # volume of the Secret that only reads the artifact store
+_PROGRAM_TMP = "job-tmp"  # of ours, beside a server that has its own
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})
 # What one client can send decides from where on a measurement is the client's: it gets two cores where there are.
 _TUNE_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "2", "memory": "2Gi"})
 _TUNE_MORE_SECONDS = 600.0  # of the Job beyond start and search: images are pulled, the last comparison is made
+# On the node's disk, with a model of MAX_MODEL_BYTES: the archive and what is in it; with steps also the best, the present and a candidate model.
+_DISK_PLAIN, _DISK_STEPS = "48Gi", "128Gi"
+_DISK_DATA = "10Gi"  # a data set
+_DISK_NOTHING = "1Gi"
 _SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})
 
 
@@ -130,15 +146,19 @@ def _job(
     serving: Serving,
     config: OperatorConfig,
     image: str | None = None,
+    disk: str = _DISK_DATA,
+    queued: bool = False,
 ) -> Object:
+    bound = on_disk(resources.wire(), disk)
+    most = bound["limits"][DISK]
     limit = max(1, math.ceil(timeout))
     spec: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 5,
-        # The program keeps the limit for a run itself (it may wait for another Job's result as long again); this is for one that hangs. A deadline of
-        # the Job would count the time without a pod, and of earlier tries, too.
+        # Each program keeps the limit for its run itself; this is for one that hangs, and for a user's container. A deadline of the Job would count
+        # the time without a pod, and of earlier tries, too.
         "activeDeadlineSeconds": 2 * limit + 300,
         "securityContext": pod_security(),
         "containers": [
@@ -154,12 +174,13 @@ def _job(
                     {"name": "OMP_NUM_THREADS", "value": "1"},
                     {"name": "NPROC", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},  # XLA's name for it; rounded up
                 ],
-                "resources": resources.wire(),
+                # A queue admits nothing that asks for a resource which it has no quota of; the volumes are bounded all the same.
+                "resources": resources.wire() if queued else bound,
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *(m for x in located for m in x.mounts())],
             }
         ],
-        "volumes": [{"name": "tmp", "emptyDir": {}}, *(v for x in located for v in x.volumes())],
+        "volumes": bounded([{"name": "tmp", "emptyDir": {}}, *(v for x in located for v in x.volumes())], most),
     }
     if serving.service_account_name:  # workload identity
         spec["serviceAccountName"] = serving.service_account_name
@@ -193,6 +214,17 @@ def _task(task: ResolveTask | PrepareTask | TuneTask | EvaluateTask) -> str:
     return names.canonical_json(task.model_dump(mode="json", exclude_none=True))
 
 
+def prepare_task(job: Object) -> PrepareTask | None:
+    """What a prepare Job was told; None where another version of the operator made it, in words that today's types do not know."""
+    pod = job["spec"]["template"]["spec"]
+    for container in pod.get("containers") or []:
+        for variable in container.get("env") or []:
+            if variable["name"] == TASK_ENV:
+                with contextlib.suppress(ValidationError):
+                    return PrepareTask.model_validate_json(variable.get("value") or "")
+    return None
+
+
 def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config: OperatorConfig) -> Object:
     """Pins the digest of the source; belongs to the ModelDeployment, since there is no revision yet."""
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
@@ -207,6 +239,7 @@ def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config:
         3600,
         serving,
         config,
+        disk=_DISK_NOTHING,
     )
 
 
@@ -219,12 +252,15 @@ def prepare_job(
     sha256: str,
     optimization: Optimization,
     serving: Serving,
+    salt: str,
+    recorded: Iterable[tuple[str, str]],
     config: OperatorConfig,
 ) -> Object:
-    """Fetch, verify, optimize, gate, publish; belongs to the revision."""
+    """Fetch, verify, optimize, gate, publish; belongs to the revision. ``salt``: random, for this Job; ``recorded``: (URI, digest) of artifacts that
+    it may take again."""
     source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
-    located = [source, artifacts]
+    located = [source]
     signature, signer = _signature(model, config)
     if signature:
         located.append(signature[1])
@@ -251,7 +287,8 @@ def prepare_job(
         batching=Batching(max_batch_size=serving.batching.max_batch_size, max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6)),
         instance_kind="KIND_AUTO",
         artifacts=artifacts.location,
-        owner=f"{owner.namespace}/{owner.name}",
+        salt=salt,
+        recorded=tuple(Recorded(uri=uri, digest=digest) for uri, digest in recorded),
         target_hardware=_hardware(serving),
     )
     job = _job(
@@ -260,12 +297,14 @@ def prepare_job(
         labels(deployment, names.COMPONENT_PREPARE, owner.name, number),
         "modelrollout.optimizer",
         _task(task),
-        located,
+        [*located, artifacts],
         optimization.resources or _DEFAULT_RESOURCES,
         seconds(optimization.timeout),
         serving,
         config,
         _image(model, optimization, config),
+        _DISK_STEPS if optimization.steps else _DISK_PLAIN,
+        queued=optimization.queue_name is not None,
     )
     if optimization.queue_name:
         # Kueue's webhook suspends it until it is admitted; where there is no Kueue it runs at once, and the label does nothing.
@@ -274,13 +313,62 @@ def prepare_job(
         job["metadata"]["labels"][LABEL_PRIORITY] = optimization.queue_priority_class
     job["metadata"]["annotations"] = {names.ANNOTATION_ASKED: _asked(optimization)}
     pod = job["spec"]["template"]["spec"]
-    pod["volumes"] += [volume for volume, _ in signer]
-    pod["containers"][0]["volumeMounts"] += [mount for _, mount in signer]
+    _apart(job, task, [mount for x in located for mount in x.mounts()], signer, (_to_read(config, artifacts), artifacts))
     if any(wants_gpu(r) for r in (optimization.resources, optimization.container and optimization.container.resources) if r):
         pod["tolerations"] = tolerations(serving, gpu=True)  # it goes where the servers go
     if optimization.container:
         _add_container(job, task, optimization.container, optimization.resources or _DEFAULT_RESOURCES)
     return job
+
+
+def _to_read(config: OperatorConfig, artifacts: Located) -> Located:
+    return artifact_location(config, artifacts.location.uri, to_read=True)
+
+
+def _apart(job: Object, task: PrepareTask, sources: list[Object], signer: list[tuple[Object, Object]], artifacts: tuple[Located, Located]) -> None:
+    """Three containers of the one: who has Secrets opens no stranger's file, and who opens one has no Secret, no right to write to the store, and no
+    folder in which others could be led astray. Each has a /tmp of its own, and those with Secrets another user.
+
+    ``sources``: mounts of their Secrets; ``artifacts``: the namespace's folder, to read and to write.
+    """
+    pod, rules = job["spec"]["template"]["spec"], job["spec"]["podFailurePolicy"]["rules"]
+    [whole], [tmp, *secrets] = pod["containers"], pod["volumes"]
+    small = _SMALL_RESOURCES.wire()
+    if DISK in (whole["resources"].get("limits") or {}):
+        small = on_disk(small, whole["resources"]["limits"][DISK])
+
+    def one(name: str, part: Literal["Fetch", "Convert", "Publish"], mounts: list[Object], resources: Object, user: int | None = None) -> Object:
+        own = [_mount(f"{name}-tmp", "/tmp"), *mounts]
+        made = {"name": name, "env": _told(whole, task, part), "resources": resources, "securityContext": container_security(user)}
+        return {**whole, **made, "volumeMounts": own}
+
+    reader, writer = artifacts
+    read, more = writer.mounts(), []
+    if reader.secret != writer.secret:
+        read = [m | {"name": _READER} for m in reader.mounts()]
+        more = [v | {"name": _READER} for v in reader.volumes()]
+    work, made = _mount("work", WORK_DIR, readOnly=True), _mount("made", MADE_DIR, readOnly=True)
+    pod["initContainers"] = [
+        one(FETCH, "Fetch", [_mount("work", WORK_DIR), *sources, *read, *(mount for _, mount in signer)], small, OURS),
+        one(_CONVERT, "Convert", [work, _mount("made", MADE_DIR)], whole["resources"]),
+    ]
+    pod["containers"] = [one(_JOB, "Publish", [work, made, *writer.mounts()], small, OURS)]
+    folders = [tmp | {"name": name} for name in ("work", "made", *(f"{name}-tmp" for name in (FETCH, _CONVERT, _JOB)))]
+    pod["volumes"] = [*folders, *secrets, *more, *(volume for volume, _ in signer)]
+    job["spec"]["template"]["metadata"]["annotations"] = {"kubectl.kubernetes.io/default-container": _CONVERT}  # whose log people look for
+    for name in (FETCH, _CONVERT):
+        rules.insert(0, _fail_on(name, FINAL))
+        rules.append(_fail_on(name, CRASHED | {KILLED}))
+
+
+def _told(container: Object, task: PrepareTask, part: str) -> list[Object]:
+    """The environment of a container of ours, for its part of the task."""
+    told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
+    return [told if variable["name"] == TASK_ENV else variable for variable in container["env"]]
+
+
+def _mount(name: str, path: str, **more: bool) -> Object:
+    return {"name": name, "mountPath": path, **more}
 
 
 def _asked(optimization: Optimization) -> str:
@@ -309,31 +397,25 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
     The first of ours makes the steps before it, the last takes what it made for a file of a stranger.
     """
     pod = job["spec"]["template"]["spec"]
-    [last] = pod["containers"]
-
-    def ours(name: str, part: Literal["BeforeContainer", "AfterContainer"], folders: list[Object]) -> Object:
-        told = {"name": TASK_ENV, "value": _task(task.model_copy(update={"part": part}))}
-        env = [told if variable["name"] == TASK_ENV else variable for variable in last["env"]]
-        return {**last, "name": name, "env": env, "volumeMounts": [*last["volumeMounts"], *folders]}
-
-    def mount(name: str, path: str, **more: bool) -> Object:
-        return {"name": name, "mountPath": path, **more}
-
+    fetch, convert = pod["initContainers"]
+    own = (container.resources or resources).wire()
+    on_a_disk = on_disk(own, _DISK_STEPS)
     theirs: Object = {
         "name": CONTAINER_STEP,
         "image": container.image,
         "imagePullPolicy": "IfNotPresent",  # a digest is what it is
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "resources": (container.resources or resources).wire(),
+        "resources": own if LABEL_QUEUE in job["metadata"]["labels"] else on_a_disk,
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [mount("step-tmp", "/tmp"), mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR)],
+        "volumeMounts": [_mount("step-tmp", "/tmp"), _mount("step-in", IN_DIR, readOnly=True), _mount("step-out", OUT_DIR)],
     }
     theirs |= {name: value for name, value in (("command", container.command), ("args", container.args)) if value}
-    work = mount("step-work", WORK_DIR)
-    pod["initContainers"] = [ours(_BEFORE, "BeforeContainer", [work, mount("step-in", IN_DIR)]), theirs]
-    pod["containers"] = [ours(_JOB, "AfterContainer", [work, mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)])]
-    pod["volumes"] += [{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "work", "tmp")]
+    given, taken = _mount("step-in", IN_DIR), [_mount("step-in", IN_DIR, readOnly=True), _mount("step-out", OUT_DIR, readOnly=True)]
+    before = convert | {"name": _BEFORE, "env": _told(convert, task, "BeforeContainer"), "volumeMounts": [*convert["volumeMounts"], given]}
+    after = convert | {"env": _told(convert, task, "AfterContainer"), "volumeMounts": [*convert["volumeMounts"], *taken]}
+    pod["initContainers"] = [fetch, before, theirs, after]
+    pod["volumes"] += bounded([{"name": f"step-{name}", "emptyDir": {}} for name in ("in", "out", "tmp")], on_a_disk["limits"][DISK])
     rules = job["spec"]["podFailurePolicy"]["rules"]
     rules.insert(0, _fail_on(_BEFORE, FINAL))
     rules.append(_fail_on(_BEFORE, CRASHED | {KILLED}))
@@ -416,9 +498,13 @@ def tune_job(
     rules = job["spec"]["podFailurePolicy"]["rules"]
     rules.insert(1, _fail_on(FETCH, FINAL))
     pod, server = job["spec"]["template"]["spec"], beside(frozen, deployment, number, *artifact, config)
-    volumes = [*server.pop("volumes"), *(v for x in located for v in x.volumes())]
+    # The server's image may be a stranger's: it sees nothing of what this program fetches, neither by a folder nor as the same user.
+    (program,), (tmp, *secrets) = pod["containers"], pod["volumes"]
+    program["securityContext"] = container_security(OURS)
+    program["volumeMounts"][0] = program["volumeMounts"][0] | {"name": _PROGRAM_TMP}
+    program["volumeMounts"].append({"name": MODELS, "mountPath": REPOSITORY, "readOnly": True})
+    volumes = [*server.pop("volumes"), tmp | {"name": _PROGRAM_TMP}, *secrets]
     pod.update(server, volumes=volumes)
-    pod["containers"][0]["volumeMounts"].append({"name": "models", "mountPath": REPOSITORY, "readOnly": True})
     return job
 
 

@@ -12,7 +12,7 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TASK_ENV, CompareTask, OutputTolerance
 from modelrollout.api.v1alpha1 import RevisionRef, Serving, Shadow
-from modelrollout.resources.common import Object, Owner, container_security, labels, metadata, pod_security
+from modelrollout.resources.common import Object, Owner, container_security, labels, metadata, on_disk, pod_security
 
 TRAEFIK_API = "traefik.io/v1alpha1"
 
@@ -61,7 +61,7 @@ def comparer(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Sha
                     {"name": "http", "containerPort": names.PORT_COMPARER, "protocol": "TCP"},
                     {"name": "metrics", "containerPort": names.PORT_METRICS, "protocol": "TCP"},
                 ],
-                "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
+                "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}, "128Mi"),
                 "securityContext": container_security(),
                 "readinessProbe": probe | {"periodSeconds": 2},
                 # A comparer that hangs holds requests in the gateway's memory until it is restarted.

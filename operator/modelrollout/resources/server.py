@@ -10,15 +10,29 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import REPOSITORY, TASK_ENV, FetchTask, ServingConfig
+from modelrollout.api.tasks import REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
-from modelrollout.resources.common import Object, Owner, artifact_location, container_security, labels, metadata, pod_security, tenant_uri
+from modelrollout.resources.common import (
+    DISK,
+    Object,
+    Owner,
+    artifact_location,
+    bounded,
+    container_security,
+    labels,
+    metadata,
+    on_disk,
+    pod_security,
+    tenant_uri,
+)
 from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, hardened
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
-BUILDER = "3"
+BUILDER = "4"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
+# On the node's disk: the model, twice while what a lost container left is replaced, and what a server unpacks for itself.
+_DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
 
 
 def template(deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig) -> Object:
@@ -29,9 +43,10 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     """
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
-    artifacts = artifact_location(config, tenant_uri(config, namespace))
+    artifacts = artifact_location(config, tenant_uri(config, namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
+    resources = on_disk(serving.resources.wire(), _DISK)
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -43,8 +58,8 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "image": config.images.optimizer,
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
-                "env": [],
-                "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+                "env": [{"name": SERVES_ENV, "value": names.canonical_json(_serves(serving))}],
+                "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}, resources["limits"][DISK]),
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY}, tmp, *artifacts.mounts()],
             }
@@ -66,7 +81,7 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                     {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},
                     {"name": "metrics", "containerPort": names.PORT_METRICS, "protocol": "TCP"},
                 ],
-                "resources": serving.resources.wire(),
+                "resources": resources,
                 "securityContext": container_security(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",  # the last line says why a model was not loaded
                 "startupProbe": model_ready
@@ -77,8 +92,8 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
             }
         ],
         "volumes": [
-            {"name": MODELS, "emptyDir": {}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": MODELS, "emptyDir": {"sizeLimit": _DISK_MODELS}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _DISK_TMP}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *artifacts.volumes(),
         ],
@@ -104,6 +119,12 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
         "spec": spec,
     }
     return hardened(made, deployment)
+
+
+def _serves(serving: Serving) -> Object:
+    """What may be placed for this server: of another backend, or with code that was not allowed, nothing is."""
+    triton = serving.triton
+    return {} if triton.backend is None else {"backend": triton.backend, "code": triton.code == "Allowed"}
 
 
 def wants_gpu(resources: Resources) -> bool:
@@ -183,7 +204,7 @@ def _fetching(
 ) -> list[Object]:
     """Init containers of the frozen pod, told what to fetch."""
     fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri).location,
+        artifact=artifact_location(config, artifact_uri, to_read=True).location,
         digest=artifact_digest,
         model=deployment,
         number=number,
@@ -206,10 +227,13 @@ def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, arti
     """
     spec = frozen["spec"]
     (triton,) = spec["containers"]
-    sidecar = for_tuning(triton) | {"restartPolicy": "Always"}
+    resources = on_disk(triton.get("resources") or {}, _DISK)
+    sidecar = for_tuning(triton) | {"restartPolicy": "Always", "resources": resources}
     found = {key: spec[key] for key in _ALIKE if key in spec}
-    inits = [*_fetching(spec, deployment, number, artifact_uri, artifact_digest, config), sidecar]
-    return found | {"initContainers": inits, "volumes": spec["volumes"]}
+    # An earlier operator froze it without limits, and the pod's is the sum of its containers'.
+    fetching = _fetching(spec, deployment, number, artifact_uri, artifact_digest, config)
+    inits = [*(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching), sidecar]
+    return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
 def fetched(server: Object) -> FetchTask | None:

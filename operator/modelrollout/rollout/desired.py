@@ -95,7 +95,7 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         return None
     if rollout.stage == "Prepare":
         revision = s.revision(rollout.revision)
-        if revision is None or revision.prepared is not None:
+        if revision is None or revision.prepared is not None or s.shared.by is not None:
             return None
         return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
     tune = s.spec.serving.tune if s.spec else None

@@ -38,6 +38,7 @@ TRAFFIC_REFUSALS = frozenset(
     {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed", "NameReserved"}
 )  # they concern routes, also those of a version that serves already
 NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
+_LOST = frozenset({"ArtifactMissing", "ArtifactDigestMismatch", "ArtifactCorrupt", "OutputRefused"})
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -47,6 +48,11 @@ class Problem:
 
     reason: str
     message: str
+
+
+def lost(status: ModelRevisionStatus) -> bool:
+    """Whether a revision failed because of its artifact, as the loader of its servers said."""
+    return status.outcome == "Failed" and status.reason in _LOST
 
 
 NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
@@ -123,9 +129,10 @@ class Revision:
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
-        """What prepare published; None too where a gate refused it: its evidence is kept, but without a digest there is nothing to serve."""
+        """What prepare published; None where a gate refused it: its evidence is kept, but without a digest there is nothing to serve; and where it
+        failed because what was published is not there any more as it was: another try makes it anew."""
         artifact = self.status.artifact
-        return artifact if artifact is not None and artifact.digest else None
+        return artifact if artifact is not None and artifact.digest and not lost(self.status) else None
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""
@@ -199,6 +206,15 @@ class Gpus:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """The same work of another ModelDeployment of the namespace."""
+
+    by: str | None = None
+    artifact: ArtifactEvidence | None = None  # what came of it; None: it is under way
+    refused: Problem | None = None  # by its gate
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One ModelDeployment and all that belongs to it, at one time."""
 
@@ -213,6 +229,7 @@ class Snapshot:
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
     mirror: MirrorFacts = MirrorFacts()
+    shared: Shared = Shared()  # in Prepare, as long as no Job of its own is there
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()

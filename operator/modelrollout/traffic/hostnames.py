@@ -330,7 +330,8 @@ def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known:
         if theirs == namespace
         else f"a ModelDeployment of another namespace (Lease {names.host_lease(claim.host)})"
     )
-    why = f"belongs to {who}" if claim.host == name.host else f"overlaps {claim.host}, which belongs to {who}"
+    other = claim.host if theirs == namespace else "a name"
+    why = f"belongs to {who}" if claim.host == name.host else f"overlaps {other}, which belongs to {who}"
     return Problem("HostnameTaken", f"{name.field}: {name.host} {why}; choose another name, or have that one given up first")
 
 

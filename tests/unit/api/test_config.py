@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.api.config import ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.config import ArtifactStore, ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
 
 MINIMAL = """
 stores: [{name: models, uri: s3://models}]
@@ -18,7 +18,7 @@ images: {optimizer: example/optimizer:1, triton: example/triton:1}
 def config(*stores: Store, prometheus: tuple[str, ...] = ()) -> OperatorConfig:
     return OperatorConfig(
         stores=list(stores) or [Store(name="models", uri="s3://models")],
-        artifacts=Store(name="artifacts", uri="s3://artifacts"),
+        artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
         images=Images(optimizer="o", triton="t"),
         prometheus=[PrometheusProvider(name=name, url=f"http://{name}") for name in prometheus],
     )

@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import Images, OperatorConfig, Store
+from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, Store
 from modelrollout.api.tasks import TASK_ENV, TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.controller.admission import Admission
@@ -59,7 +59,7 @@ WATCHED = (
 )
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
-    artifacts=Store(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
     images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
 )
 _Id = tuple[Resource, str, str]
@@ -457,7 +457,7 @@ def _good(job: Object) -> tuple[int, str]:
         result = result.model_copy(update={"sha256": next(b.sha(v) for v in range(10) if b.uri(v) == task["source"]["uri"])})
     elif task["task"] == "prepare":
         update = {
-            "artifact_uri": f"s3://artifacts/ml/{task['sha256'][:6]}",
+            "artifact_uri": f"{task['artifacts']['uri']}/{task['sha256']}-{task['salt']}-00000000",
             "artifact_digest": f"sha256:{task['sha256']}",
             "artifact_size_bytes": 260,
         }

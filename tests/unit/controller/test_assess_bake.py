@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.analysis.problem import Answer, Problem, Series
 from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.api.config import Images, OperatorConfig, PrometheusProvider, Store
+from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
 from modelrollout.api.v1alpha1 import Counter, MetricStatus
 from modelrollout.controller.assess import PrometheusAssessor
 from modelrollout.rollout.facts import Snapshot
@@ -18,7 +18,7 @@ from tests.unit.rollout import builders as b
 
 CONFIG = OperatorConfig(
     stores=[Store(name="models", uri="s3://models")],
-    artifacts=Store(name="artifacts", uri="s3://artifacts"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
     images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
     prometheus=[PrometheusProvider(name="main", url="http://prometheus:9090")],
 )

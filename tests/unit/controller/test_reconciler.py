@@ -31,6 +31,7 @@ from modelrollout.kube.client import (
     Forbidden,
     Resource,
 )
+from modelrollout.resources import jobs
 from modelrollout.resources.server import fetched
 from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
@@ -600,7 +601,7 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
         cluster.user(b.spec(2, traffic=BOTH, rollout=elsewhere))
         await operator.live(rounds=4)
         rollout = cluster.status.rollout
-        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "s3://models" in (rollout.message or "")
+        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "elsewhere.example.com" in (rollout.message or "")
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
@@ -847,3 +848,21 @@ def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_eve
         assert "install the definitions" in caplog.text and operator.events == []
 
     asyncio.run(main())
+
+
+def test_a_job_is_told_what_the_namespace_records_of_its_source_and_gets_a_salt_of_its_own() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        first = cluster.find(MODEL_REVISION, V1)
+        assert first is not None
+        artifact = first["status"]["artifact"]
+        batching = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 4}}
+        cluster.user(b.spec(1, pinned=True, traffic=BOTH, serving=batching))
+        await until(operator, "Prepare")
+        assert cluster.status.rollout
+        (job,) = [job for name, job in cluster.all(JOB).items() if name.startswith(str(cluster.status.rollout.revision))]
+        task = jobs.prepare_task(job)
+        assert task is not None and [(r.uri, r.digest) for r in task.recorded] == [(artifact["uri"], artifact["digest"])]
+        assert task.salt not in artifact["uri"]
+
+    run(main())

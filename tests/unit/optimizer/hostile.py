@@ -104,6 +104,31 @@ def two_functions(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Ping", ["x"], ["z"], domain="own"))
 
 
+def default_of_a_function(model: onnx.ModelProto) -> None:
+    """A tensor in another file as what a call takes that says nothing of it."""
+    inside = helper.make_node("Constant", [], ["b"])
+    inside.attribute.append(onnx.AttributeProto(name="value", ref_attr_name="weights", type=onnx.AttributeProto.TENSOR))
+    default = helper.make_attribute("weights", numpy_helper.from_array(np.zeros(3, np.float32), "elsewhere"))
+    default.t.ClearField("raw_data")
+    default.t.data_location = TensorProto.EXTERNAL
+    default.t.external_data.add(key="location", value="source-0")
+    imports = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Read", [], ["b"], [inside], imports, attribute_protos=[default]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Read", [], ["z"], domain="own"))
+
+
+def operator_in_a_default(model: onnx.ModelProto) -> None:
+    inside = helper.make_graph([helper.make_node("Run", [], ["c"], domain="evil.ops")], "b", [], [helper.make_tensor_value_info("c", 1, [1])])
+    imports = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
+    default = helper.make_attribute("body", inside)
+    model.functions.append(
+        helper.make_function("own", "Go", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], imports, attribute_protos=[default])
+    )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Go", ["x"], ["z"], domain="own"))
+
+
 def in_branch(model: onnx.ModelProto) -> None:
     branch = helper.make_graph([helper.make_node("Run", [], ["c"], domain="evil.ops")], "b", [], [helper.make_tensor_value_info("c", 1, [1])])
     model.graph.node.append(helper.make_node("If", ["cond"], ["y"], then_branch=branch, else_branch=branch))
@@ -329,6 +354,8 @@ CASES: tuple[Case, ...] = (
     Case("zip with a damaged model", "ArchiveBroken", MODEL, zipped(("m.onnx", GOOD)).replace(GOOD[:40], bytes(40), 1)),
     # external data
     Case("external data beside a file", "ExternalData", MODEL, changed(external("w.bin"))),
+    Case("external data as a function's default", "ExternalData", MODEL, changed(default_of_a_function), says="'elsewhere'"),
+    Case("an operator in a function's default", "CustomOperator", MODEL, changed(operator_in_a_default), says="'Run'"),
     Case("external data that leads out", "ExternalDataUnsafe", MODEL, zipped(("m.onnx", changed(external("../../etc/passwd")))), says="../../etc"),
     Case("external data with an absolute name", "ExternalDataUnsafe", MODEL, zipped(("m.onnx", changed(external("/etc/passwd"))))),
     Case("external data nowhere", "ExternalDataUnsafe", MODEL, zipped(("m.onnx", changed(external(""))))),

@@ -19,8 +19,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import DataSet, Location
+from modelrollout.api.tasks import DataSet, Location, Recorded, TaskResult
 
+SALT = "5a17" * 4  # of a Job
 CLASSES = 3
 FEATURES = 4
 LONG_AGO = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
@@ -228,3 +229,8 @@ def save(model: onnx.ModelProto, folder: Path, name: str = "m.onnx") -> Path:
 def dataset(location: Location, **fields: Any) -> DataSet:
     """A data set at that place."""
     return DataSet(location=location, **fields)
+
+
+def known(*results: TaskResult) -> tuple[Recorded, ...]:
+    """What an operator tells a Job of artifacts that revisions record."""
+    return tuple(Recorded(uri=r.artifact_uri or "", digest=r.artifact_digest or "") for r in results)

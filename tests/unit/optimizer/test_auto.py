@@ -25,7 +25,7 @@ from modelrollout.optimizer.steps import auto as module
 from modelrollout.optimizer.steps.auto import auto
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
-from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, object_store, samples, save
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, object_store, samples, save
 from tests.unit.optimizer.network_fakes import images, plain, work
 
 pytestmark = pytest.mark.slow
@@ -297,6 +297,7 @@ def task(store: ObjectStore, step: AutoStep | None = None, **changes: Any) -> Pr
         "steps": (step or AutoStep(data=dataset(store.s3("data/selection.npz"))),),
         "gate": Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.02),)),
         "artifacts": store.s3("artifacts/team-a/"),
+        "salt": SALT,
     }
     return PrepareTask(**(fields | changes))
 
@@ -321,7 +322,7 @@ class TestJob:
         report = json.loads(next(body for path, body in store.objects.items() if "/report-" in path))
         assert report["steps"][0]["kind"] == "auto" and len(report["steps"][0]["candidates"]) == result.search.tried + 1
         assert "127.0.0.1" not in json.dumps(report)
-        again = prepared(task(store))  # the search is not done twice, whatever it would find now
+        again = prepared(task(store, recorded=known(result)))  # the search is not done twice, whatever it would find now
         assert again.reused and again.search == result.search and again.artifact_digest == result.artifact_digest
 
     def test_a_model_that_stays_as_it_was_has_lost_nothing(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

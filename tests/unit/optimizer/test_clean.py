@@ -15,7 +15,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import clean
-from modelrollout.optimizer.clean import USED, doomed
+from modelrollout.optimizer.clean import doomed
 from modelrollout.optimizer.fetch import Listed, Store
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
 
@@ -45,9 +45,15 @@ def test_what_is_old_and_not_referred_to_goes() -> None:
 
 
 def test_the_youngest_file_is_the_age() -> None:
-    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, USED)) == set(), "a Job has found it"
-    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, "claim-2.json")) == set(), "a Job makes it anew"
-    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 31, USED)) == {f"ml/{A}"}
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, "used.json")) == set(), "an earlier operator's Job has found it"
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 31, "used.json")) == {f"ml/{A}"}
+
+
+def test_folders_of_a_run_are_artifacts_too_and_nothing_else_is() -> None:
+    run = f"{A}-{'5a17' * 4}-0f0f0f0f"
+    assert goes(listed(f"ml/{run}", 40)) == {f"ml/{run}"}
+    assert goes(listed(f"ml/{run}", 40), (f"{ROOT}/ml/{run}",)) == set()
+    assert goes(listed(f"ml/{run}-x", 40) + listed(f"ml/{A}-", 40) + listed(f"ml/{A}-1", 40)) == set()
 
 
 def test_a_reference_in_another_namespace_is_another_artifact() -> None:
@@ -115,8 +121,8 @@ def test_what_is_found_while_it_lists_stays(server: ObjectStore, task: Callable[
 
     def late(*args: Any) -> Any:
         found = real(*args)
-        server.objects[f"/artifacts/all/ml/{A}/{USED}"] = b"{}"
-        server.modified[f"/artifacts/all/ml/{A}/{USED}"] = datetime.now(UTC)
+        server.objects[f"/artifacts/all/ml/{A}/used.json"] = b"{}"
+        server.modified[f"/artifacts/all/ml/{A}/used.json"] = datetime.now(UTC)
         return found
 
     monkeypatch.setattr(clean, "doomed", late)
@@ -128,7 +134,7 @@ def test_what_is_found_while_it_lists_stays(server: ObjectStore, task: Callable[
 def test_what_is_made_anew_while_it_deletes_others_stays(
     server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    """What was left of an artifact is old when it is listed; a Job that finds no whole one makes it again, under the same names."""
+    """An earlier operator's Job makes what is left of an artifact again, under the same names."""
     real = clean.doomed
 
     def late(*args: Any) -> Any:

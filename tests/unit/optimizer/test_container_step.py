@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
-import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,10 @@ from modelrollout.api.tasks import ContainerStep, ExitCode, Gate, GateMetric, Gr
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import claim, prepare
+from modelrollout.optimizer import prepare
 from modelrollout.optimizer.model import check
 from modelrollout.optimizer.steps import container
-from tests.unit.optimizer.job_fakes import ObjectStore, centres, classifier, dataset, labelled, object_store
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, centres, classifier, dataset, known, labelled, object_store
 
 IMAGE = "registry.example.com/team/trainer@sha256:" + "a" * 64
 MODEL = classifier(hidden=96).SerializeToString()
@@ -35,10 +32,10 @@ class Pod:
 
     def __init__(self, store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self.folder = store, folder
-        for name in ("in", "out", "work"):
+        for name in ("in", "out", "work", "made"):
             (folder / name).mkdir(parents=True)
         for module in (prepare, container):
-            for name in ("IN_DIR", "OUT_DIR", "WORK_DIR"):
+            for name in ("IN_DIR", "OUT_DIR", "WORK_DIR", "MADE_DIR"):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, str(folder / name.partition("_")[0].lower()))
 
@@ -55,12 +52,14 @@ class Pod:
             steps=(GraphStep(), step, Int8Step()),
             gate=Gate(data=dataset(self.store.http("held.npz")), metrics=(GateMetric(max_drop=0.05),)),
             artifacts=self.store.s3("artifacts/a"),
+            salt=SALT,
             part=part,  # type: ignore[arg-type]
         )
-        return run(task.model_copy(update=changes), Progress())
-
-    def claims(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for path, body in sorted(self.store.objects.items()) if "/claim-" in path]
+        task = task.model_copy(update=changes)
+        if part == "BeforeContainer":
+            run(task.model_copy(update={"part": "Fetch"}), Progress())
+        result = run(task, Progress())
+        return run(task.model_copy(update={"part": "Publish"}), Progress()) if part == "AfterContainer" else result
 
     def refusal(self) -> JobError:
         with pytest.raises(JobError) as error:
@@ -69,7 +68,7 @@ class Pod:
 
 
 def published(pod: Pod) -> list[str]:
-    return [path for path in pod.store.objects if path.startswith("/artifacts") and "/claim-" not in path]
+    return [path for path in pod.store.objects if path.startswith("/artifacts")]
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_what_was_done_before_is_not_trained_again(pod: Pod, tmp_path: Path, mon
     first = pod.run("AfterContainer")
     second = Pod(pod.store, tmp_path / "second", monkeypatch)
     with pytest.raises(JobError) as error:
-        second.run("BeforeContainer")
+        second.run("BeforeContainer", recorded=known(first))
     told = error.value.result()
     assert error.value.code == ExitCode.REUSED
     assert (told.reason, told.reused, told.artifact_digest) == ("Completed", True, first.artifact_digest)
@@ -142,6 +141,7 @@ def test_image_and_arguments_are_part_of_what_is_kept(pod: Pod) -> None:
             sha256="0" * 64,
             steps=(ContainerStep.model_validate({"image": IMAGE, **changes}),),
             artifacts=pod.store.s3("artifacts/a"),
+            salt=SALT,
         )
         return prepare.key_of(prepare.inputs_of(task, {}))
 
@@ -200,94 +200,3 @@ def test_a_worse_model_does_not_pass_the_gate(pod: Pod) -> None:
     pod.run("BeforeContainer")
     pod.made.write_bytes(classifier(weights=-centres()).SerializeToString())
     assert pod.refusal().code == ExitCode.GATE_FAILED
-
-
-def test_the_source_is_what_was_verified(pod: Pod) -> None:
-    """Even if the folder that only our containers see was changed between them."""
-    pod.run("BeforeContainer")
-    pod.made.write_bytes(MODEL)
-    shutil.copy(pod.folder / "in" / "data.npz", pod.folder / "work" / "source.onnx")
-    assert pod.refusal().reason == "DigestMismatch"
-
-
-def test_one_claim_holds_over_all_three_containers(pod: Pod) -> None:
-    pod.run("BeforeContainer", owner="ml/a")
-    assert [(c["owner"], c["handed"]) for c in pod.claims()] == [("ml/a", True)], "the user's container works, and nobody can beat"
-    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
-    pod.run("AfterContainer", owner="ml/a")
-    assert [(c["owner"], c["ended"]) for c in pod.claims()] == [("ml/a", True)]
-
-
-def test_who_waited_for_the_claim_finds_what_was_made_and_starts_no_container(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "POLL_SECONDS", 0.05)
-    pod.run("BeforeContainer", owner="ml/a")
-    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
-    told: list[JobError] = []
-
-    def other() -> None:
-        try:
-            pod.run("BeforeContainer", owner="ml/b")
-        except JobError as error:
-            told.append(error)
-
-    waiting = threading.Thread(target=other, daemon=True)
-    waiting.start()
-    waiting.join(timeout=1.0)
-    assert waiting.is_alive()
-    result = pod.run("AfterContainer", owner="ml/a")
-    waiting.join(timeout=20)
-    assert told and told[0].code == ExitCode.REUSED and told[0].result().artifact_digest == result.artifact_digest
-
-
-def test_who_waited_for_the_claim_takes_the_gates_verdict_of_the_last_container(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    pod.run("BeforeContainer", owner="ml/a")
-    pod.made.write_bytes(classifier(weights=-centres()).SerializeToString())
-    assert pod.refusal().code == ExitCode.GATE_FAILED
-    (ended,) = pod.claims()
-    assert ended["code"] == ExitCode.GATE_FAILED and ended["result"]["metrics"]
-
-
-def test_a_container_that_took_so_long_that_another_did_the_work_finds_it(pod: Pod) -> None:
-    """Both handed over; the first to pass the gate publishes, the other takes that and lets the waiting ones go."""
-    pod.run("BeforeContainer", owner="ml/a")
-    claims = {path: body for path, body in pod.store.objects.items() if "/claim-" in path}
-    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
-    first = pod.run("AfterContainer", owner="ml/a")
-    pod.store.objects |= claims
-    manifests = {path: body for path, body in pod.store.objects.items() if path.endswith("/manifest.json")}
-    second = pod.run("AfterContainer", owner="ml/a")
-    assert second.reused and second.artifact_digest == first.artifact_digest
-    assert {path: body for path, body in pod.store.objects.items() if path.endswith("/manifest.json")} == manifests
-    assert all(c["ended"] for c in pod.claims())
-
-
-def test_of_two_that_did_the_work_at_once_the_first_to_publish_stays(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their models differ, and the first is pinned by its digest already."""
-    pod.run("BeforeContainer", owner="ml/a")
-    pod.made.write_bytes(classifier(hidden=24).SerializeToString())
-    first = pod.run("AfterContainer", owner="ml/a")
-    made = {path: pod.store.objects.pop(path) for path in published(pod)}
-    slower = Pod(pod.store, tmp_path / "second", monkeypatch)
-    slower.run("BeforeContainer", owner="ml/b")
-    slower.made.write_bytes(classifier(hidden=48).SerializeToString())
-    gate = prepare.run_gate
-
-    def meanwhile(*args: Any) -> Any:
-        pod.store.objects |= made
-        return gate(*args)
-
-    monkeypatch.setattr(prepare, "run_gate", meanwhile)
-    second = slower.run("AfterContainer", owner="ml/b")
-    assert second.artifact_digest == first.artifact_digest
-    assert {path: pod.store.objects[path] for path in published(pod)} == made
-
-
-@pytest.mark.parametrize("part", ["BeforeContainer", "AfterContainer"])
-def test_a_container_of_ours_that_fails_lets_the_others_go_on(pod: Pod, part: str) -> None:
-    if part == "AfterContainer":
-        pod.run("BeforeContainer")
-    else:
-        pod.store.statuses["/m"] = (503, b"")
-    with pytest.raises(JobError):
-        pod.run(part)
-    assert [c["ended"] for c in pod.claims()] == [True]

@@ -21,7 +21,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import convert
 from modelrollout.optimizer.originals import ANSWERS
-from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,9 @@ def prepared(store: ObjectStore, model: bytes, kind: str | None, what: str | Non
         store.objects["/d.npz"] = npz(features=X, labels=LABELS[what])
         metric = GateMetric(name="mae", max_increase=0.1) if what == "value" else GateMetric(max_drop=0.02)
         gate = Gate(data=dataset(store.http("d.npz")), metrics=(metric,))
-    task = PrepareTask(source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, gate=gate, artifacts=store.s3("artifacts/a"))  # type: ignore[arg-type]
+    task = PrepareTask(
+        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, gate=gate, artifacts=store.s3("artifacts/a"), salt=SALT
+    )  # type: ignore[arg-type]
     return run(task, Progress())
 
 

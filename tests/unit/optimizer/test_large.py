@@ -42,7 +42,7 @@ from modelrollout.optimizer.memory import expect_memory
 from modelrollout.optimizer.model import check, constants_inside
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 from tests.unit.optimizer.hostile import changed, external, zipped
-from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 ONE_FILE = 4096
 DATA = dataset(ObjectStore().http("data.npz"))
@@ -217,6 +217,7 @@ def task_for(store: ObjectStore, recipe: tuple[Step, ...], **changes: Any) -> Pr
         "steps": recipe,
         "gate": Gate(data=dataset(store.http("heldout.npz")), metrics=(GateMetric(max_drop=0.05),)),
         "artifacts": store.s3("artifacts/a"),
+        "salt": SALT,
         "one_file_bytes": ONE_FILE,
     }
     return PrepareTask(**(fields | changes))

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelrollout.api.tasks import ExitCode
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.model import check, ending
+from modelrollout.optimizer.model import all_tensors, check, ending
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.job_fakes import classifier, save
 
@@ -161,3 +162,33 @@ def test_any_bytes_end_in_a_reason(tmp_path_factory: pytest.TempPathFactory, con
     path.write_bytes(content)
     with pytest.raises(JobError):
         check(path)
+
+
+def _ways_to_tensors() -> list[tuple[str, ...]]:
+    """Fields that lead from a model to a tensor, as the installed ONNX defines its messages; each kind of message at most twice on a way."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(kind: Any, way: tuple[str, ...], above: tuple[str, ...]) -> None:
+        for field in kind.fields:
+            name = field.message_type.name if field.message_type else None
+            if name == "TensorProto":
+                found.append((*way, field.name))
+            elif name is not None and above.count(name) < 2:
+                walk(field.message_type, (*way, field.name), (*above, name))
+
+    walk(onnx.ModelProto.DESCRIPTOR, (), ())
+    return found
+
+
+def test_no_place_for_a_tensor_is_overlooked() -> None:
+    """A place that another version of ONNX adds fails here, too."""
+    ways = _ways_to_tensors()
+    assert ("functions", "attribute_proto", "t") in ways and ("graph", "node", "attribute", "g", "initializer") in ways
+    for way in ways:
+        model = onnx.ModelProto()
+        at: Any = model
+        for field in way:
+            value = getattr(at, field)
+            at = value.add() if hasattr(value, "add") else value
+        at.name = "hidden"
+        assert [t.name for t in all_tensors(model) if t.name] == ["hidden"], ".".join(way)

@@ -20,7 +20,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer import convert
 from modelrollout.triton.config import parse
-from tests.unit.optimizer.job_fakes import ObjectStore, dataset, npz, object_store
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, WRITTEN, N
 
 pytestmark = pytest.mark.slow
@@ -61,6 +61,7 @@ def prepared(store: ObjectStore, model: bytes, kind: str | None, gate: Gate | No
         gate=gate,
         batching=batching or Batching(),
         artifacts=store.s3("artifacts/a"),
+        salt=SALT,
     )
     return run(task, Progress())
 

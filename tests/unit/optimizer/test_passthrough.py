@@ -22,7 +22,7 @@ from modelrollout.triton.config import parse, pb
 from tests.unit.optimizer.backend_files import CONFIG, IR, MODEL_PY, OPENVINO, PLAN, SAVED_MODEL, TORCHSCRIPT, engine, packed, vllm
 from tests.unit.optimizer.hostile import tarred, zipped
 from tests.unit.optimizer.hostile_backends import X, Y
-from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, known, object_store
 
 INTERFACE = interface_of(["x: FP32 [n, 4]"], ["scores: FP32 [n, 3]"])
 
@@ -37,7 +37,12 @@ def prepared(store: ObjectStore, model: bytes, backend: str, told: bool = False,
     store.objects["/m"] = model
     tensors: dict[str, Any] = {"inputs": (X,), "outputs": (Y,)} if told else {}
     served = Served(backend=backend, code=code, **tensors)
-    fields: dict[str, Any] = {"source": store.http("m"), "sha256": hashlib.sha256(model).hexdigest(), "artifacts": store.s3("artifacts/a")}
+    fields: dict[str, Any] = {
+        "source": store.http("m"),
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "artifacts": store.s3("artifacts/a"),
+        "salt": SALT,
+    }
     return run(PrepareTask(served=served, **(fields | changes)), Progress())
 
 
@@ -99,16 +104,17 @@ def test_the_bytes_are_those_of_the_source_and_a_second_fetch_finds_them(store: 
 
 
 def test_equal_work_is_found_and_other_work_is_other(store: ObjectStore) -> None:
-    first, again = (prepared(store, PLAN, "TensorRT", told=True) for _ in range(2))
+    first = prepared(store, PLAN, "TensorRT", told=True)
+    again = prepared(store, PLAN, "TensorRT", told=True, recorded=known(first))
     assert again.reused and again.artifact_digest == first.artifact_digest and again.interface == first.interface
     others = [
-        prepared(store, PLAN, "TensorRT", told=True, batching=Batching(max_batch_size=8)),
-        prepared(store, PLAN, "TensorRT", told=True, target_hardware="H100"),
+        prepared(store, PLAN, "TensorRT", told=True, recorded=known(first), batching=Batching(max_batch_size=8)),
+        prepared(store, PLAN, "TensorRT", told=True, recorded=known(first), target_hardware="H100"),
     ]
-    assert len({r.artifact_uri for r in (first, *others)}) == 3
-    # What was prepared with the right to run code is not found by a model without it.
-    allowed, refused = (prepared(store, vllm(), "VLLM", code=code) for code in (True, False))
-    assert allowed.artifact_uri != refused.artifact_uri
+    assert not any(r.reused for r in others)
+    # What was prepared with the right to run code is not taken for a model without it.
+    allowed = prepared(store, vllm(), "VLLM", code=True)
+    assert not prepared(store, vllm(), "VLLM", recorded=known(allowed)).reused
 
 
 def test_an_archive_of_any_shape(store: ObjectStore, tmp_path: Path) -> None:
@@ -196,6 +202,7 @@ def test_strings_and_brain_floats_have_names(store: ObjectStore) -> None:
         source=store.http("m"),
         sha256=hashlib.sha256(PLAN).hexdigest(),
         artifacts=store.s3("artifacts/a"),
+        salt=SALT,
         served=Served(backend="TensorRT", inputs=tensors, outputs=(Y,)),
     )
     assert run(task, Progress()).interface == interface_of(["a: BYTES [n]", "b: BF16 [2, 2]"], ["scores: FP32 [n, 3]"])

@@ -23,9 +23,11 @@ from modelrollout.api.tasks import (
     Gate,
     GateMetric,
     Int8Step,
+    Location,
     ModelFile,
     PrepareTask,
     PruneStep,
+    Recorded,
     ServingConfig,
     Step,
     TaskResult,
@@ -35,11 +37,12 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import steps
+from modelrollout.optimizer import artifact, steps
+from modelrollout.optimizer.fetch import Store
 from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
 from modelrollout.optimizer.steps.work import Work
 from modelrollout.triton.config import parse, serving_of
-from tests.unit.optimizer.job_fakes import ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, npz, object_store, samples
 
 MODEL = classifier(hidden=1024).SerializeToString()
 
@@ -62,6 +65,7 @@ def task_for(store: ObjectStore, **changes: Any) -> PrepareTask:
         "gate": Gate(data=dataset(store.s3("data/heldout.npz"), slices=("writer",)), metrics=(GateMetric(max_drop=0.02, min=0.8),)),
         "batching": Batching(max_batch_size=16, max_queue_delay_us=500),
         "artifacts": store.s3("artifacts/team-a/"),
+        "salt": SALT,
     }
     return PrepareTask(**(fields | changes))
 
@@ -121,19 +125,95 @@ def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None
         sum(report["gate"]["slices"]["writer"]["0"][k] for k in ("both_right", "only_candidate_right", "only_baseline_right", "both_wrong")) == 1000
     )
     assert "127.0.0.1" not in json.dumps(report)
-    assert [path for verb, path in store.requests if verb == "PUT" and "/claim-" not in path][-1].endswith("manifest.json")
+    assert [path for verb, path in store.requests if verb == "PUT"][-1].endswith("manifest.json")
 
 
-def test_same_work_is_not_done_twice(store: ObjectStore) -> None:
+def test_what_a_revision_records_is_taken_again_and_nothing_is_fetched_for_it(store: ObjectStore) -> None:
     first = prepared(task_for(store))
-    task = task_for(store)
-    del store.objects["/models/m.onnx"]  # it is not even fetched
+    task = task_for(store, recorded=(Recorded(uri=f"s3://artifacts/team-a/{'0' * 64}", digest="sha256:00"), *known(first)))
+    del store.objects["/models/m.onnx"]
     before = artifact_objects(store)
     second = prepared(task)
-    assert second.reused
-    assert not first.reused
+    assert second.reused and not first.reused
     assert second.model_copy(update={"reused": False, "seconds": {}}) == first.model_copy(update={"seconds": {}})
     assert artifact_objects(store) == before
+
+
+def forged(store: ObjectStore, folder: str, key: str) -> str:
+    """A whole artifact with code of a stranger's in it, as who can write to the store lays it down; returns its digest."""
+    report = json.dumps({"gate": None, "steps": [], "warnings": [], "sizeBefore": 1, "sizeAfter": 1, "model": {"inputs": [], "outputs": []}}).encode()
+    files = {"model.py": b"import os", "config.pbtxt": b'backend: "python"', "report.json": report}
+    entries = {name: artifact.entry_for(name, hashlib.sha256(body).hexdigest(), len(body)) for name, body in files.items()}
+    manifest = artifact.Manifest(key=key, files=entries).encoded()
+    store.objects |= {f"/{folder}/{entry.path}": files[name] for name, entry in entries.items()} | {f"/{folder}/manifest.json": manifest}
+    return artifact.digest_of(manifest)
+
+
+def test_what_somebody_laid_under_the_key_is_never_taken(store: ObjectStore) -> None:
+    """The audit's attack: the key of the work can be computed, and who can write to the store writes there what he likes."""
+    task = task_for(store)
+    key = key_of(inputs_of(task, data_digests(store)))
+    digest = forged(store, f"artifacts/team-a/{key}", key)
+    gone = task.model_copy(update={"sha256": "0" * 64})
+    forged(store, f"artifacts/team-a/{key_of(inputs_of(gone, data_digests(store)))}", key)
+    result = prepared(task)
+    assert (result.reused, result.artifact_digest == digest, result.metrics[0].verdict) == (False, False, "Successful")
+    assert str(result.artifact_uri).startswith(f"s3://artifacts/team-a/{key}-{SALT}-")
+    assert refusal(gone).reason == "DigestMismatch", "the source is fetched and compared, whatever lies in the store"
+
+
+@pytest.mark.parametrize("how", ["another manifest", "no manifest", "a file of another size"])
+def test_what_is_recorded_and_no_longer_there_is_made_anew(store: ObjectStore, tmp_path: Path, how: str) -> None:
+    first = prepared(task_for(store))
+    folder = str(first.artifact_uri).removeprefix("s3://")
+    if how == "another manifest":
+        forged(store, folder, "k")
+    elif how == "no manifest":
+        del store.objects[f"/{folder}/manifest.json"]
+    else:
+        store.objects[next(path for path in store.objects if "/model-" in path)] = b"short"
+    again = prepared(task_for(store, recorded=known(first)))
+    assert not again.reused and again.artifact_uri != first.artifact_uri and again.artifact_digest == first.artifact_digest
+    run(fetch_task(store, again, tmp_path), Progress())
+
+
+def test_what_lies_in_the_way_fails_the_job(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who guesses even the part of the name that is random gains nothing."""
+    monkeypatch.setattr(artifact, "folder_of", lambda key, salt: f"{key}-{salt}-00000000")
+    task = task_for(store)
+    key = key_of(inputs_of(task, data_digests(store)))
+    forged(store, f"artifacts/team-a/{key}-{SALT}-00000000", key)
+    error = refusal(task)
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "ArtifactInTheWay")
+    assert "none of it is taken" in error.message and "retry the revision" in error.message
+
+
+def test_a_write_that_is_repeated_finds_its_own(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the first was lost."""
+    real = Store.write
+
+    def twice(self: Store, name: str, *args: Any) -> bool:
+        real(self, name, *args)
+        return real(self, name, *args)
+
+    monkeypatch.setattr(Store, "write", twice)
+    assert prepared(task_for(store)).artifact_digest
+
+
+def test_a_try_is_not_in_the_way_of_the_next(store: ObjectStore) -> None:
+    """A pod that had published before its node was lost, and the next one of the same Job."""
+    first, second = prepared(task_for(store)), prepared(task_for(store))
+    assert first.artifact_uri != second.artifact_uri and first.artifact_digest == second.artifact_digest
+    assert all(task_for(store).may_answer(str(r.artifact_uri), str(r.artifact_digest)) for r in (first, second))
+
+
+def test_a_job_answers_for_its_own_folders_and_for_what_it_was_told_of() -> None:
+    found = Recorded(uri="s3://a/ml/" + "1" * 64, digest="sha256:1")
+    task = PrepareTask(source=Location(uri="s3://m/m"), sha256="0" * 64, artifacts=Location(uri="s3://a/ml"), salt=SALT, recorded=(found,))
+    own = f"s3://a/ml/{'2' * 64}-{SALT}-0123abcd"
+    assert task.may_answer(own, "sha256:2") and task.may_answer(found.uri, found.digest)
+    others = [own.replace("/ml/", "/other/"), own.replace(SALT, "0" * 16), own + "/..", f"s3://a/ml/{'2' * 64}", own.replace("2" * 64, "x"), ""]
+    assert not any(task.may_answer(uri, "sha256:2") for uri in others) and not task.may_answer(found.uri, "sha256:2")
 
 
 def test_key_holds_what_matters_and_no_places(store: ObjectStore) -> None:
@@ -260,47 +340,10 @@ def test_batching_of_a_fixed_batch(store: ObjectStore) -> None:
     prepared(task_for(store, batching=Batching()))
 
 
-def test_two_jobs_at_once_publish_one_whole_artifact(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from modelrollout.optimizer import artifact
-
-    real = artifact.publish
-    faster: list[TaskResult] = []
-
-    def overtaken(*args: Any, **kwargs: Any) -> bool:
-        if not faster:
-            monkeypatch.setattr(artifact, "publish", real)
-            faster.append(prepared(task_for(store)))
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(artifact, "publish", overtaken)
-    slower = prepared(task_for(store))
-    assert slower.artifact_digest == faster[0].artifact_digest
-    run(fetch_task(store, slower, tmp_path), Progress())
-
-
-@pytest.mark.parametrize("lost", ["model", "config", "report"])
-def test_damaged_artifact_is_made_anew(store: ObjectStore, lost: str, tmp_path: Path) -> None:
-    first = prepared(task_for(store))
-    del store.objects[next(path for path in store.objects if f"/{lost}-" in path)]
-    again = prepared(task_for(store))
-    assert not again.reused
-    assert again.artifact_digest == first.artifact_digest
-    run(fetch_task(store, again, tmp_path), Progress())
-
-
-def test_manifest_of_lost_files_is_replaced(store: ObjectStore, tmp_path: Path) -> None:
-    first = prepared(task_for(store))
-    path = f"/{str(first.artifact_uri).removeprefix('s3://')}/manifest.json"
-    store.objects[path] = store.objects[path].replace(b"report-", b"report-of-another-try-")
-    again = prepared(task_for(store))
-    assert not again.reused
-    assert again.artifact_digest == first.artifact_digest
-    run(fetch_task(store, again, tmp_path), Progress())
-
-
-def test_store_that_refuses_writes(store: ObjectStore) -> None:
+def test_store_that_refuses_writes(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_for(store)
-    store.statuses[f"/artifacts/team-a/{key_of(inputs_of(task, data_digests(store)))}/manifest.json"] = (403, b"")
+    monkeypatch.setattr(artifact, "folder_of", lambda key, salt: "here")
+    store.statuses["/artifacts/team-a/here/manifest.json"] = (403, b"")
     error = refusal(task)
     assert (error.code, error.message.split(":")[0]) == (ExitCode.DENIED, "artifacts")
 
@@ -434,7 +477,7 @@ def test_a_pruned_model_is_trained_gated_and_published(store: ObjectStore) -> No
     assert [step["kind"] for step in report["steps"]] == ["prune", "int8"]
     assert {"jax", "jaxlib", "optax"} <= set(report["inputs"]["tools"])
     assert "127.0.0.1" not in json.dumps(report), "sources are told by their digests, never by their places"
-    assert prepared(task).reused
+    assert prepared(task.model_copy(update={"recorded": known(result)})).reused
 
 
 def custom() -> bytes:

@@ -26,7 +26,7 @@ from modelrollout.optimizer.originals import exported_program, pt2_archive, torc
 from modelrollout.optimizer.originals.torch_operators import check_kind, check_target
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.hostile import zipped
-from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+from tests.unit.optimizer.job_fakes import SALT, ObjectStore, object_store
 from tests.unit.optimizer.torch_files import (
     DATA,
     HOSTILE,
@@ -63,7 +63,7 @@ def flavour(together: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(store: ObjectStore, model: bytes, kind: str | None = "PyTorch", tensors: Tensors | None = TENSORS) -> TaskResult:
     store.objects["/m"] = model
     task = PrepareTask(
-        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, tensors=tensors, artifacts=store.s3("artifacts/a"),  # type: ignore[arg-type]
+        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, tensors=tensors, artifacts=store.s3("artifacts/a"), salt=SALT,  # type: ignore[arg-type]
     )  # fmt: skip
     return run(task, Progress())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
+from modelrollout.api.config import ArtifactStore, Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
 from modelrollout.resources import jobs, network, routes, server
 from modelrollout.resources.common import Object, Owner
@@ -18,7 +18,7 @@ CONFIG = OperatorConfig(
         Store(name="models", uri="s3://models", endpoint="http://s3:9000", region="eu", allow_http=True, secret_name="s3-reader"),
         Store(name="open", uri="https://open.example.com"),
     ],
-    artifacts=Store(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
+    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
     images=Images(optimizer="example/optimizer@sha256:1", trainer="example/trainer@sha256:3", triton="example/triton@sha256:2", pull_policy="Always"),
     drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
 )
@@ -57,7 +57,9 @@ def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
 
 
 def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
-    return jobs.prepare_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, config)
+    return jobs.prepare_job(
+        OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, "5a17" * 4, (), config
+    )
 
 
 def evaluate(golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING) -> Object:
@@ -97,6 +99,10 @@ def containers(obj: Object) -> Iterator[Object]:
     yield from pod(obj).get("initContainers", [])
 
 
+def container(obj: Object, name: str) -> Object:
+    return next(c for c in containers(obj) if c["name"] == name)
+
+
 def task(obj: Object) -> dict[str, Any]:
     """The task that a Job's program, or the init container, finds in its environment."""
     import json
@@ -104,6 +110,10 @@ def task(obj: Object) -> dict[str, Any]:
     from modelrollout.api.tasks import TASK_ENV
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
-    assert len(values) == 1 + (obj["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE), "with it, what its server fetches"
+    component = obj["metadata"]["labels"][names.LABEL_COMPONENT]
+    if component == names.COMPONENT_PREPARE:  # each of its containers has the whole task, and its part
+        assert len({json.dumps(json.loads(value) | {"part": None}) for value in values}) == 1
+    else:
+        assert len(values) == 1 + (component == names.COMPONENT_TUNE), "with it, what its server fetches"
     found: dict[str, Any] = json.loads(values[0])
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
 from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature, Triton
+from modelrollout.resources import server
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o
 
@@ -41,6 +43,34 @@ EVERY_STEP = [
     {"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz"}, "calibrationMethod": "Entropy", "leaveOut": "BySensitivity"}},
     {"int4": {"blockSize": 64, "minWeights": 10}},
 ]
+
+
+@pytest.mark.parametrize("job", [o.prepare(), o.prepare(optimization=Optimization.model_validate({}))], ids=["steps", "none"])
+def test_who_opens_a_strangers_file_has_no_secret_and_cannot_write(job: o.Object) -> None:
+    """The process that parsed it could read the Secrets mounted beside it, and the Job held the key that writes to the store."""
+    fetch, convert = o.pod(job)["initContainers"]
+    [publish] = o.pod(job)["containers"]
+    kinds = {v["name"]: "secret" if "secret" in v else "folder" for v in o.pod(job)["volumes"]}
+
+    def mounts(container: o.Object) -> dict[str, bool]:
+        return {m["name"]: not m.get("readOnly", False) for m in container["volumeMounts"]}
+
+    assert mounts(convert) == {"convert-tmp": True, "work": False, "made": True}, "no Secret, and what was fetched cannot be changed"
+    assert mounts(publish) == {"job-tmp": True, "work": False, "made": False, "credentials-artifacts": False}, "of Secrets only the store's"
+    assert "made" not in mounts(fetch) and mounts(fetch)["work"] and all(kinds[n] == "folder" for n, writes in mounts(fetch).items() if writes)
+    writable = [{n for n, writes in mounts(c).items() if writes} for c in (fetch, convert, publish)]
+    assert not writable[0] & writable[1] and not writable[1] & writable[2] and not writable[0] & writable[2]
+    users = [c["securityContext"].get("runAsUser", o.pod(job)["securityContext"]["runAsUser"]) for c in (fetch, convert, publish)]
+    assert users == [65533, 65532, 65533], "those with Secrets are another user"
+    assert job["spec"]["template"]["metadata"]["annotations"] == {"kubectl.kubernetes.io/default-container": "convert"}
+
+
+def test_who_fetches_reads_the_artifact_store_with_the_secret_that_only_reads() -> None:
+    store = o.CONFIG.artifacts.model_copy(update={"read_secret_name": "s3-artifact-reader"})
+    job = o.prepare(config=o.CONFIG.model_copy(update={"artifacts": store}))
+    volume = next(m["name"] for m in o.container(job, "fetch")["volumeMounts"] if m["mountPath"].endswith("/artifacts"))
+    assert secrets(job)[volume] == "s3-artifact-reader" and secrets(job)["credentials-artifacts"] == "s3-writer"
+    assert "credentials-artifacts" not in {m["name"] for m in o.container(job, "fetch")["volumeMounts"]}
 
 
 def test_every_step_reaches_its_job_as_it_was_written() -> None:
@@ -97,16 +127,18 @@ def with_container(**fields: object) -> o.Object:
 
 def test_the_users_container_runs_between_two_of_ours() -> None:
     job = with_container()
-    before, own = o.pod(job)["initContainers"]
-    [after] = o.pod(job)["containers"]
-    parts = [json.loads(c["env"][0]["value"])["part"] for c in (before, after)]
-    assert parts == ["BeforeContainer", "AfterContainer"] and before["image"] == after["image"] == "example/optimizer@sha256:1"
+    fetch, before, own, after = o.pod(job)["initContainers"]
+    [last] = o.pod(job)["containers"]
+    parts = [json.loads(c["env"][0]["value"])["part"] for c in (fetch, before, after, last)]
+    assert parts == ["Fetch", "BeforeContainer", "AfterContainer", "Publish"] and {c["image"] for c in (before, after)} == {
+        "example/optimizer@sha256:1"
+    }
     step = json.loads(after["env"][0]["value"])["steps"][1]
     assert (step["image"], step["args"], step["data"]["labels"]) == (CONTAINER["image"], ["--epochs", "3"], "y")
     assert "resources" not in step, "they shape no result, and are no part of the artifact's key"
     assert (own["image"], own["command"], own["args"]) == (CONTAINER["image"], CONTAINER["command"], CONTAINER["args"])
-    assert own["resources"] == CONTAINER["resources"]
-    assert with_container(resources=None)["spec"]["template"]["spec"]["initContainers"][1]["resources"] == before["resources"]
+    assert own["resources"]["limits"] == CONTAINER["resources"]["limits"] | {"ephemeral-storage": "128Gi"}
+    assert with_container(resources=None)["spec"]["template"]["spec"]["initContainers"][2]["resources"] == before["resources"]
 
 
 def test_a_job_that_asks_for_a_gpu_tolerates_what_keeps_others_from_the_node() -> None:
@@ -125,8 +157,7 @@ def test_a_job_that_asks_for_a_gpu_tolerates_what_keeps_others_from_the_node() -
 
 def test_the_users_container_sees_its_folders_and_nothing_else() -> None:
     job = with_container()
-    before, own = o.pod(job)["initContainers"]
-    [after] = o.pod(job)["containers"]
+    _, before, own, after = o.pod(job)["initContainers"]
     assert own["env"] == [{"name": "HOME", "value": "/tmp"}]
     assert own["securityContext"] == after["securityContext"] == before["securityContext"]
     assert {(m["name"], m["mountPath"], m.get("readOnly", False)) for m in own["volumeMounts"]} == {
@@ -148,7 +179,7 @@ def test_a_container_that_fails_is_not_run_again_but_a_lost_node_is_forgiven() -
     assert of["container-step"][1] == {"containerName": "container-step", "operator": "NotIn", "values": [0, *told_to_end]}
     taken = next(i for i, r in enumerate(rules) if r["action"] == "Count")
     assert taken < of["container-step"][0], "a lost node is told apart before"
-    for name in ("before", "job"):
+    for name in ("fetch", "before", "convert", "job"):
         final, killed = (r for r in rules if r.get("onExitCodes", {}).get("containerName") == name)
         assert int(ExitCode.REUSED) in final["onExitCodes"]["values"] and int(ExitCode.RETRYABLE) not in final["onExitCodes"]["values"]
         assert rules.index(final) < taken < rules.index(killed) and {137, 139} <= set(killed["onExitCodes"]["values"])
@@ -212,7 +243,8 @@ def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: 
 def test_prepare_has_the_users_resources_and_time() -> None:
     optimization = o.OPTIMIZATION.model_copy(update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources})
     job = o.prepare(optimization=optimization)
-    assert o.pod(job)["containers"][0]["resources"] == {"limits": {"cpu": "4"}} and limit(job) == "5400"
+    resources = o.container(job, "convert")["resources"]
+    assert resources == {"limits": {"cpu": "4", "ephemeral-storage": "128Gi"}, "requests": {"ephemeral-storage": "64Mi"}} and limit(job) == "5400"
 
 
 def limit(job: o.Object) -> str:
@@ -260,13 +292,52 @@ def test_tune_measures_beside_a_server_of_its_own() -> None:
     assert ours == {"job", "fetch"}, "a server that dies under a candidate does not end the Job"
 
 
+def test_what_tuning_fetches_is_out_of_the_servers_reach() -> None:
+    """The server's image is the user's: it read the labelled data by the folder that both had as /tmp."""
+    pod = o.pod(o.tune())
+    (ours,), theirs = pod["containers"], next(c for c in pod["initContainers"] if c["name"] == "triton")
+    shared = {m["name"] for m in ours["volumeMounts"]} & {m["name"] for m in theirs["volumeMounts"]}
+    assert shared == {"models"}, "the model to be served, which both only read"
+    assert all(m["readOnly"] for c in (ours, theirs) for m in c["volumeMounts"] if m["name"] == "models")
+    assert (
+        ours["securityContext"]["runAsUser"] == 65533
+        and "runAsUser" not in theirs["securityContext"]
+        and pod["securityContext"]["runAsUser"] == 65532
+    )
+
+
+def test_disk_limits_of_the_user_are_kept_and_a_queue_is_asked_for_none() -> None:
+    def prepared(**optimization: Any) -> tuple[Any, Any]:
+        pod = o.pod(o.prepare(optimization=Optimization.model_validate(optimization)))
+        return pod["initContainers"][1]["resources"], next(v["emptyDir"] for v in pod["volumes"] if v["name"] == "made")
+
+    asked = {"limits": {"ephemeral-storage": "5Gi"}, "requests": {"ephemeral-storage": "4Gi"}}
+    assert prepared(resources=asked) == (asked, {"sizeLimit": "5Gi"})
+    assert prepared(resources={"requests": {"ephemeral-storage": "200Gi"}})[0]["limits"]["ephemeral-storage"] == "200Gi"
+    assert prepared(resources={"limits": {"ephemeral-storage": "1Mi"}})[0]["requests"] == {"ephemeral-storage": "1Mi"}
+    assert prepared()[1] == {"sizeLimit": "48Gi"}, "an archive of 20 GiB, and what is in it"
+    # Kueue admits nothing that asks for a resource which its queue has no quota of.
+    assert prepared(queueName="q", resources={"limits": {"cpu": "1"}}) == ({"limits": {"cpu": "1"}}, {"sizeLimit": "48Gi"})
+
+
+def test_a_template_of_before_gets_its_limits_where_it_is_tuned() -> None:
+    """A pod's limit is the sum of its containers': one that has none counts as none."""
+    frozen = o.template()
+    for container in (*frozen["spec"]["initContainers"], *frozen["spec"]["containers"]):
+        container["resources"] = {"limits": {"memory": "1Gi"}}
+    frozen["spec"]["volumes"] = [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
+    made = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
+    assert {c["resources"]["limits"]["ephemeral-storage"] for c in made["initContainers"]} == {"64Gi"}
+    assert all(v["emptyDir"]["sizeLimit"] for v in made["volumes"])
+
+
 def test_tune_without_data_makes_its_inputs_up() -> None:
     assert "data" not in o.task(o.tune(data=None))
 
 
 def test_what_is_final_is_not_tried_again_and_what_was_taken_away_is() -> None:
     """The order matters: a pod that is preempted dies by SIGKILL too."""
-    spec = o.prepare()["spec"]
+    spec = o.evaluate()["spec"]
     final, taken, killed = spec["podFailurePolicy"]["rules"]
     assert final["action"] == killed["action"] == "FailJob" and taken["action"] == "Count"
     assert set(final["onExitCodes"]["values"]) == {int(c) for c in ExitCode} - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
@@ -308,7 +379,7 @@ def test_jobs_do_not_ask_for_the_servers_gpu() -> None:
     ],
 )
 def test_a_uri_outside_the_allowed_stores_is_refused_by_field(make: object, field: str) -> None:
-    with pytest.raises(NotAllowedError, match=f"^{field.replace('[', '.').replace(']', '.')}: .* s3://models"):
+    with pytest.raises(NotAllowedError, match=f"^{field.replace('[', '.').replace(']', '.')}: .* ask the platform team"):
         make()  # type: ignore[operator]
 
 
@@ -322,7 +393,7 @@ def test_a_signed_model_brings_the_signers_key() -> None:
     pod = job["spec"]["template"]["spec"]
     volume = next(v for v in pod["volumes"] if v["name"] == "signer")
     assert (volume["secret"]["secretName"], volume["secret"]["items"]) == ("signers", [{"key": "digits.pub", "path": "digits.pub"}])
-    assert {"name": "signer", "mountPath": "/var/run/modelrollout/signer", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    assert {"name": "signer", "mountPath": "/var/run/modelrollout/signer", "readOnly": True} in o.container(job, "fetch")["volumeMounts"]
     assert "signature" not in o.task(o.prepare())
 
 

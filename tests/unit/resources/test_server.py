@@ -218,3 +218,16 @@ def test_prometheus_finds_the_metrics_and_the_revision() -> None:
 
 def test_the_budget_lets_drains_through_one_by_one() -> None:
     assert server.disruption_budget(o.DEPLOYMENT, o.REVISION)["spec"]["maxUnavailable"] == 1
+
+
+def test_servers_read_with_a_secret_of_their_own_and_jobs_write() -> None:
+    def secrets(obj: o.Object) -> set[str]:
+        return {v["secret"]["secretName"] for v in o.pod(obj)["volumes"] if v["name"] == "credentials-artifacts"}
+
+    store = o.CONFIG.artifacts.model_copy(update={"read_secret_name": "s3-artifact-reader"})
+    apart = o.CONFIG.model_copy(update={"artifacts": store})
+    assert secrets(o.deployment(o.template(config=apart), config=apart)) == {"s3-artifact-reader"} and not store.servers_can_write
+    assert secrets(o.prepare(config=apart)) == {"s3-writer"}
+    assert secrets(o.deployment()) == {"s3-writer"} and o.CONFIG.artifacts.servers_can_write
+    task = [container["env"] for container in o.pod(o.deployment(config=apart))["initContainers"]]
+    assert task == [container["env"] for container in o.pod(o.deployment())["initContainers"]], "no pod that runs is restarted for it"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from modelrollout.api.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, Work
+from modelrollout.rollout.facts import Problem, Shared, Work
 from tests.unit.rollout import builders as b
 
 MADE = TaskResult(
@@ -38,6 +40,27 @@ def test_the_job_of_the_revision_follows() -> None:
     children = b.children(b.second("Prepare"))
     assert children.work and children.work[0] == "prepare" and children.work[1].startswith(f"{b.revision_name(2)}-prepare-")
     assert children.new_revision is None and set(children.servers) == {b.revision_name(1)}
+
+
+@pytest.mark.parametrize(
+    ("reason", "anew"), [("ArtifactDigestMismatch", True), ("ArtifactMissing", True), ("ArtifactCorrupt", True), ("JobFailed", False)]
+)
+def test_what_its_servers_could_not_load_is_made_anew_by_a_retry(reason: str, anew: bool) -> None:
+    s = b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "Failed", reason=reason)))
+    assert (b.children(s).work is not None) == anew if anew else b.moved(decide(s, b.START)).stage == "Provision"
+
+
+def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
+    waiting = b.second("Prepare", shared=Shared("other"))
+    to = b.moved(decide(waiting, b.START))
+    assert (to.stage, to.reason) == ("Prepare", "PreparedTogether") and "ModelDeployment other" in (to.message or "")
+    told = replace(waiting, status=waiting.status.model_copy(update={"rollout": to}))
+    assert b.children(told).work is None, "no Job, no pod"
+    taken = b.moved(decide(b.second("Prepare", shared=Shared("other", b.artifact(2))), b.START))
+    assert taken.stage == "Provision" and taken.artifact == b.artifact(2).model_copy(update={"reused": True})
+    low = Shared("other", b.artifact(2).model_copy(update={"digest": ""}), Problem("AccuracyLow", "too low"))
+    refused = b.moved(decide(b.second("Prepare", shared=low), b.START))
+    assert (refused.stage, refused.outcome, refused.reason) == ("Failed", "Rejected", "AccuracyLow") and "done for other" in (refused.message or "")
 
 
 def test_what_was_made_is_kept_as_evidence() -> None:

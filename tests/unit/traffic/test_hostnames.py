@@ -90,6 +90,8 @@ def test_who_has_it_is_told_within_a_namespace_only() -> None:
     assert "ModelDeployment ml/other" in told(stands(None, Claim(HOST, "ml/other/u-3")))[1]
     message = told(stands(None, Claim(HOST, THEM)))[1]
     assert "audit" not in message and names.host_lease(HOST) in message
+    wide = told(stands(spec(["*.example.com"]), Claim(HOST, THEM), rules=Rules(hostnames=(("p", ("*",)),))))[1]
+    assert "overlaps a name" in wide and HOST not in wide, "a wildcard asks for no list of others' names"
 
 
 def test_what_it_serves_since_before_there_were_claims_is_claimed_whatever_overlaps() -> None:

@@ -190,6 +190,7 @@ class ArtifactEvidence(StatusModel):
     drop_interval: list[float] | None = None
     metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
     reused: bool = False
+    prepared: str | None = Field(None, description="When a Job made it, or found it made; absent where an older operator wrote this.")
     interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
     search: SearchEvidence | None = Field(None, description="The frontier that the step auto found.")
 

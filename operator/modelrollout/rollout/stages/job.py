@@ -34,7 +34,7 @@ def under_way(s: Snapshot, now: datetime, waiting_for: str) -> Move:
 
 
 def again(s: Snapshot, now: datetime, problem: Problem) -> Move:
-    """Run it once more as another Job: a prepare Job finds its work in the store if it was done."""
+    """Run it once more as another Job."""
     rollout = s.status.rollout
     assert rollout is not None
     if rollout.attempt < MAX_LOST:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.tasks import ExitCode, Search, TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint, Stage
-from modelrollout.rollout.facts import Event, Snapshot, baseline
+from modelrollout.rollout.facts import Event, Problem, Snapshot, baseline, stamp
 from modelrollout.rollout.interface import changed, served
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move, wait_or_fail
+from modelrollout.rollout.stages.move import Move, wait, wait_or_fail
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.transitions import change, enter, fail
@@ -24,18 +25,21 @@ def prepare(s: Snapshot, now: datetime) -> Move:
         return wait_or_fail(s, now, None, "the ModelRevision")
     if revision.prepared is not None:
         return _onward(s, revision.prepared, now)
-    work = s.work
+    work, shared = s.work, s.shared
+    if shared.artifact is not None:
+        taken = shared.artifact.model_copy(update={"reused": True})
+        if shared.refused:
+            return _rejected(s, now, replace(shared.refused, message=f"{shared.refused.message} (the same work was done for {shared.by})"), taken)
+        return _onward(s, taken, now, Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"))
+    if shared.by is not None:
+        text = f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what comes of it is taken here"
+        return wait(s, Problem("PreparedTogether", text), latest=True)
     if work.state == "Running" or work.state == "Absent":
         return under_way(s, now, "the prepare Job")
-    evidence = _evidence(work.result) if work.result else None
+    evidence = _evidence(work.result, now) if work.result else None
     if work.state == "Failed":
         if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:
-            rejected = fail(s.status, now, "Rejected", work.result.reason, work.result.message)
-            assert rejected.rollout is not None
-            # The evidence stays readable; the artifact itself was not published, so there is no digest to serve.
-            if evidence:
-                rejected = rejected.model_copy(update={"rollout": rejected.rollout.model_copy(update={"artifact": evidence})})
-            return Move(rejected, (Event(work.result.reason, work.result.message, "Warning"),))
+            return _rejected(s, now, Problem(work.result.reason, work.result.message), evidence)
         return failed_job(s, work, now)
     if evidence is None or not evidence.digest:
         return again(s, now, RESULT_LOST)
@@ -57,7 +61,15 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
     return Move(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
-def _evidence(result: TaskResult) -> ArtifactEvidence:
+def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Move:
+    """By the gate. The evidence stays readable; the artifact itself was not published, so there is no digest to serve."""
+    rejected = fail(s.status, now, "Rejected", problem.reason, problem.message)
+    if evidence:
+        rejected = change(rejected, artifact=evidence)
+    return Move(rejected, (Event(problem.reason, problem.message, "Warning"),))
+
+
+def _evidence(result: TaskResult, now: datetime) -> ArtifactEvidence:
     return ArtifactEvidence(
         uri=result.artifact_uri or "",
         digest=result.artifact_digest or "",
@@ -82,6 +94,7 @@ def _evidence(result: TaskResult) -> ArtifactEvidence:
             for m in result.metrics
         ],
         reused=result.reused,
+        prepared=stamp(now),
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
         search=_search(result.search) if result.search else None,
     )

@@ -1,0 +1,264 @@
+"""Many ModelDeployments of one model at once: one prepare Job, whatever becomes of it and of the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.tasks import TaskResult
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, MODEL_REVISION, Conflict, Forbidden, KubeError, Object
+from tests.unit.controller.fakecluster import KEY, Cluster, Operator
+from tests.unit.rollout import builders as b
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
+
+
+class Fleet:
+    """Members in one namespace, and the operator that looks after them in any order."""
+
+    def __init__(self, size: int, seed: int = 0, **spec: Any) -> None:
+        self.cluster, self.random = Cluster(), random.Random(seed)
+        self.names = [f"m{n}" for n in range(size)]
+        for name in self.names:
+            self.apply(name, **spec)
+        self.operator = Operator(self.cluster)
+
+    def apply(self, name: str, **spec: Any) -> None:
+        wire = b.spec(1, pinned=True, gateway=False, **spec).wire()
+        self.cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": name}, "spec": wire})
+
+    async def passes(self, rounds: int = 6, among: Iterable[str] | None = None, at_once: bool = False) -> None:
+        """Some passes over each, in turns or at the same time; what fails is tried again."""
+        for _ in range(rounds):
+            present = [name for name in among or self.names if self.cluster.find(MODEL_DEPLOYMENT, name)]
+            self.random.shuffle(present)
+            if at_once:
+                await asyncio.gather(*(self.once(name) for name in present))
+            else:
+                for name in present:
+                    await self.once(name)
+
+    async def once(self, name: str) -> None:
+        try:
+            await self.operator.reconciler.reconcile((KEY[0], name))
+        except KubeError as e:
+            self.operator.cluster.last_error = e  # type: ignore[attr-defined]
+
+    def end(self, result: Callable[[Object], tuple[int, str]] | None = None) -> None:
+        self.cluster.now += timedelta(seconds=4)
+        self.cluster.end_jobs(result)
+
+    def rollout(self, name: str) -> Any:
+        found = self.cluster.find(MODEL_DEPLOYMENT, name)
+        assert found
+        return ModelDeploymentStatus.model_validate(found.get("status") or {}).rollout
+
+    @property
+    def made(self) -> list[str]:
+        """Every prepare Job that was ever made."""
+        return [r for r in self.cluster.requests if r.startswith("create Job") and "-prepare-" in r]
+
+    def waiting(self) -> list[str]:
+        return [name for name in self.names if self.rollout(name).reason == "PreparedTogether"]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_fifty_at_once_make_one_job(seed: int, at_once: bool) -> None:
+    async def main() -> None:
+        fleet = Fleet(50, seed)
+        await fleet.passes(at_once=at_once)
+        assert len(fleet.made) == 1 and len(fleet.waiting()) == 49
+        (job,) = fleet.cluster.all(JOB)
+        worker = next(name for name in fleet.names if str(fleet.rollout(name).revision) in job)
+        said = fleet.rollout(fleet.waiting()[0]).message
+        assert said == f"ModelDeployment {worker} asks for the very same; its prepare Job works for both, and what comes of it is taken here"
+        fleet.end()
+        await fleet.passes(at_once=at_once)
+        artifacts = [fleet.rollout(name).artifact for name in fleet.names]
+        assert len(fleet.made) == 1 and {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
+        assert len({(a.uri, a.digest) for a in artifacts}) == 1 and sum(a.reused for a in artifacts) == 49
+        assert all(fleet.cluster.find(MODEL_REVISION, str(fleet.rollout(name).revision)) for name in fleet.names)
+
+    run(main())
+
+
+def test_those_who_wait_are_woken_and_need_not_look_by_themselves() -> None:
+    async def main() -> None:
+        fleet = Fleet(5)
+        await fleet.passes()
+        fleet.end()
+        fleet.operator.woken.clear()
+        worker = next(name for name in fleet.names if name not in fleet.waiting())
+        await fleet.passes(among=[worker])
+        assert {name for _, name in fleet.operator.woken} == set(fleet.names) - {worker}
+
+    run(main())
+
+
+def test_the_gates_verdict_ends_all_of_them_after_one_run() -> None:
+    def low(job: Object) -> tuple[int, str]:
+        return 12, TaskResult(reason="AccuracyLow", message="0.61 is below min", size_bytes=10).model_dump_json(exclude_none=True)
+
+    async def main() -> None:
+        fleet = Fleet(8)
+        await fleet.passes()
+        fleet.end(low)
+        await fleet.passes()
+        ends = {(fleet.rollout(name).stage, fleet.rollout(name).outcome, fleet.rollout(name).reason) for name in fleet.names}
+        assert ends == {("Failed", "Rejected", "AccuracyLow")} and len(fleet.made) == 1
+        assert sum("(the same work was done for m" in fleet.rollout(name).message for name in fleet.names) == 7
+
+    run(main())
+
+
+def test_who_fails_otherwise_or_is_deleted_is_followed_by_the_next() -> None:
+    def missing(job: Object) -> tuple[int, str]:
+        return 10, TaskResult(reason="ObjectMissing", message="it is gone").model_dump_json(exclude_none=True)
+
+    async def main() -> None:
+        fleet = Fleet(5)
+        await fleet.passes()
+        (first,) = set(fleet.names) - set(fleet.waiting())
+        fleet.end(missing)
+        await fleet.passes()
+        assert fleet.rollout(first).reason == "ObjectMissing" and len(fleet.made) == 2 and len(fleet.waiting()) == 3
+        (second,) = set(fleet.names) - set(fleet.waiting()) - {first}
+        fleet.cluster.remove(MODEL_DEPLOYMENT, second)
+        await fleet.once(second)
+        fleet.names.remove(second)
+        await fleet.passes()
+        assert len(fleet.made) == 3 and len(fleet.waiting()) == 2
+        fleet.end()
+        await fleet.passes()
+        assert [fleet.rollout(name).stage for name in fleet.names if name != first] == ["Provision"] * 3 and len(fleet.made) == 3
+
+    run(main())
+
+
+def test_whoever_leads_next_goes_on_with_the_job_that_is_there() -> None:
+    async def main() -> None:
+        fleet = Fleet(12)
+        for _ in range(8):
+            await fleet.passes(1, at_once=True)
+            fleet.operator.leads = False
+            fleet.operator = Operator(fleet.cluster)
+        assert len(fleet.made) == 1
+        fleet.end()
+        for _ in range(8):
+            await fleet.passes(1)
+            fleet.operator = Operator(fleet.cluster)
+        assert len(fleet.made) == 1 and {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
+
+    run(main())
+
+
+def test_who_may_make_no_job_gives_way() -> None:
+    """A quota, a webhook: all others wait for nothing."""
+
+    async def main() -> None:
+        fleet = Fleet(3)
+        create = fleet.cluster.create
+        refused: list[str] = []
+
+        async def but(resource: Any, obj: Object) -> Object:
+            if resource == JOB and (not refused or refused[0] in obj["metadata"]["name"]):
+                refused.append(obj["metadata"]["labels"][names.LABEL_NAME])
+                raise Forbidden(403, "Forbidden", "exceeded quota")
+            return await create(resource, obj)
+
+        fleet.cluster.create = but  # type: ignore[method-assign]
+        for _ in range(6):
+            await fleet.passes(4)
+            fleet.cluster.now += timedelta(seconds=10)
+        assert len(fleet.made) == 1 and refused[0] in fleet.waiting()
+
+    run(main())
+
+
+def test_a_stale_read_makes_no_second_job() -> None:
+    async def main() -> None:
+        fleet = Fleet(6)
+        replace = fleet.cluster.replace_status
+        failed: set[str] = set()
+
+        async def once_in_conflict(resource: Any, obj: Object, *args: Any) -> Object:
+            if obj["metadata"]["name"] not in failed:
+                failed.add(obj["metadata"]["name"])
+                raise Conflict(409, "Conflict", "somebody was faster")
+            return await replace(resource, obj, *args)
+
+        fleet.cluster.replace_status = once_in_conflict  # type: ignore[method-assign]
+        await fleet.passes(10, at_once=True)
+        assert len(fleet.made) == 1 and len(fleet.waiting()) == 5
+
+    run(main())
+
+
+def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
+    async def main() -> None:
+        fleet = Fleet(3)
+        await fleet.passes(6, among=["m0"])
+        revision = str(fleet.rollout("m0").revision)
+        (name,) = fleet.cluster.all(JOB)
+        assert fleet.cluster.find(MODEL_REVISION, revision)
+        fleet.cluster.change(JOB, name, lambda o: o["metadata"].update(uid="another", ownerReferences=[]))
+        await fleet.passes(6, among=["m1"])
+        fleet.cluster.now += timedelta(seconds=30)
+        await fleet.passes(6, among=["m1"])
+        assert [made for made in fleet.made if "m1-" in made]
+
+    run(main())
+
+
+def test_other_work_waits_for_nobody() -> None:
+    async def main() -> None:
+        fleet = Fleet(2)
+        fleet.apply("other", serving={"resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 8}})
+        fleet.names.append("other")
+        await fleet.passes()
+        assert len(fleet.made) == 2 and "other" not in fleet.waiting()
+
+    run(main())
+
+
+def test_who_comes_later_has_a_job_of_its_own_that_may_take_what_is_recorded() -> None:
+    """What lies at a place may be another file by then: only a Job reads it."""
+
+    async def main() -> None:
+        fleet = Fleet(1)
+        await fleet.passes()
+        fleet.end()
+        await fleet.passes()
+        fleet.cluster.now += timedelta(seconds=1)
+        fleet.apply("late")
+        fleet.names.append("late")
+        await fleet.passes()
+        assert len(fleet.made) == 2 and fleet.waiting() == []
+
+    run(main())
+
+
+def test_a_status_that_somebody_else_wrote_keeps_nobody_waiting() -> None:
+    async def main() -> None:
+        fleet = Fleet(3)
+        await fleet.passes(2, among=["m0"])
+        good = fleet.rollout("m0").wire()
+        artifact = {"uri": "s3://a/ml/x", "digest": "sha256:1", "sizeBefore": 1, "sizeAfter": 1, "prepared": "yesterday"}
+        odd = [{"stage": "Prepare"}, "x", {"stage": 5, "since": [], "started": {}, "sha256": {}}, None, good | {"started": "x", "stage": "Prepare"}]
+        odd += [good | {"stage": "Provision", "artifact": a} for a in (artifact, {**artifact, "prepared": {}}, "x", {})]
+        for damage in odd:
+            fleet.cluster.change(MODEL_DEPLOYMENT, "m0", lambda o, d=damage: o.update(status={"rollout": d}))
+            await fleet.passes(4, among=["m1", "m2"])
+        assert len([name for name in fleet.made if "m0-" not in name]) == 1
+
+    run(main())
