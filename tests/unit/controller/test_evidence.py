@@ -18,11 +18,14 @@ from modelrollout.controller.work import work_of
 from modelrollout.kube.client import JOB, POD, Object
 from modelrollout.kube.kept import kept
 from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
+from modelrollout.rollout.facts import Work
 from tests.unit.controller.fakecluster import of_job
 from tests.unit.resources import objects as o
 
 FOLDER = "s3://artifacts/all/ml"
 DIGEST = f"sha256:{'ab' * 32}"
+SALT = "5a17" * 4
+KEY = "1" * 64
 STEP = {"container": {"image": f"example/trainer@{DIGEST}", "command": ["train"]}}
 PLAIN, OWN = (Optimization.model_validate(spec) for spec in ({"steps": []}, {"steps": [STEP]}))
 TUNE = Tune.model_validate({"objective": "50ms"})
@@ -32,8 +35,8 @@ def every_job() -> dict[str, Object]:
     about = ("digits", 1, "job")
     return {
         "resolve": resolve_job(o.DEPLOYMENT, "job", o.MODEL, o.SERVING, o.CONFIG),
-        "prepare": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, PLAIN, o.SERVING, o.CONFIG),
-        "container": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, OWN, o.SERVING, o.CONFIG),
+        "prepare": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, PLAIN, o.SERVING, SALT, (), o.CONFIG),
+        "container": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, OWN, o.SERVING, SALT, (), o.CONFIG),
         "tune": tune_job(o.OWNER, *about, TUNE, None, o.template(), (f"{FOLDER}/x", DIGEST), o.MODEL, o.SERVING, o.CONFIG),
         "evaluate": evaluate_job(o.OWNER, *about, o.GOLDEN, None, o.MODEL, o.SERVING, o.CONFIG),
     }
@@ -63,7 +66,7 @@ def pod(job: Object, result: TaskResult | None = None, code: int = 0, name: str 
     return {"metadata": {"name": name, "uid": name, **of_job(job)}, "spec": spec, "status": status} | more
 
 
-GOOD = TaskResult(artifact_uri=f"{FOLDER}/0123/abc/", artifact_digest=DIGEST)
+GOOD = TaskResult(artifact_uri=f"{FOLDER}/{KEY}-{SALT}-0123abcd", artifact_digest=DIGEST)
 
 
 def test_the_jobs_own_pod_is_believed() -> None:
@@ -144,14 +147,14 @@ STRANGE: dict[str, tuple[Callable[[Object], Any], str]] = {
     "steps back from tokens": (lambda s: mount(s, "/var/run/secrets/../../../usr"), "a volume at "),
     "another volume in its place": (lambda s: first(s)["volumeMounts"][0].update(name="theirs"), "another volume at /tmp"),
     "a part of the volume": (lambda s: first(s)["volumeMounts"][0].update(subPath="x"), "another volume at /tmp"),
-    "a volume of another kind": (lambda s: s["volumes"].__setitem__(0, {"name": "tmp", "hostPath": {"path": "/"}}), "its volume tmp is another"),
+    "a volume of another kind": (lambda s: s["volumes"].__setitem__(0, {"name": "work", "hostPath": {"path": "/"}}), "its volume work is another"),
     "a hook": (lambda s: first(s).update(lifecycle={"preStop": {"exec": {"command": ["sh"]}}}), "another lifecycle"),
     "a probe": (lambda s: first(s).update(livenessProbe={"exec": {"command": ["sh"]}}), "another livenessProbe"),
     "a message from elsewhere": (lambda s: first(s).update(terminationMessagePath="/etc/hostname"), "another terminationMessagePath"),
     "rights": (lambda s: first(s)["securityContext"].update(allowPrivilegeEscalation=True), "another securityContext"),
     "user": (lambda s: s["securityContext"].update(runAsUser=0), "its securityContext is another"),
     "no container": (lambda s: s.update(containers=[{"name": "x", "image": "x"}]), "its containers are not job"),
-    "a container beside that shares": (lambda s: beside(s, volumeMounts=[{"name": "tmp", "mountPath": "/x"}]), "mounts the volume tmp"),
+    "a container beside that shares": (lambda s: beside(s, volumeMounts=[{"name": "made", "mountPath": "/x"}]), "mounts the volume made"),
     "processes together": (lambda s: s.update(shareProcessNamespace=True), "it has shareProcessNamespace"),
     "the node's processes": (lambda s: s.update(hostPID=True), "it has hostPID"),
     "a person inside": (lambda s: s.update(ephemeralContainers=[{"name": "debugger", "image": "x"}]), "the ephemeral container debugger"),
@@ -248,33 +251,47 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "s3://artifacts/all/another/0123/",
-        "s3://artifacts/all/ml-of-another/0123/",
-        "s3://artifacts/all/ml",
-        "s3://artifacts/all/ml/",
-        "s3://artifacts/all/ml/../another/0123",
-        "s3://artifacts/all/ml/./0123",
-        "s3://artifacts/all/ml//0123",
-        "s3://artifacts/all/ml/%2e%2e/another",
-        "s3://artifacts/all/ml/0123?x=y",
-        "s3://artifacts/all/ml/0123#x",
-        "s3://user:hunter2@artifacts/all/ml/0123",
+        f"s3://artifacts/all/another/{KEY}-{SALT}-0123abcd",
+        f"s3://artifacts/all/ml-of-another/{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/{KEY}-0000000000000000-0123abcd",
+        f"{FOLDER}/{KEY}",
+        FOLDER,
+        f"{FOLDER}/",
+        f"{FOLDER}/../another/{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/./{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/%2e%2e/another",
+        f"{FOLDER}/{KEY}-{SALT}-0123abcd?x=y",
+        f"{FOLDER}/{KEY}-{SALT}-0123abcd#x",
+        f"s3://user:hunter2@artifacts/all/ml/{KEY}-{SALT}-0123abcd",
         "https://elsewhere.example/models/0123",
         "/models/0123",
     ],
 )
-def test_an_artifact_lies_where_the_job_was_told_to_write(uri: str) -> None:
+def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
     job = ended("Complete")
     found = work_of(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
-    assert found.state == "Failed" and found.result is None and found.problem and found.problem.reason == "ArtifactElsewhere"
-    assert FOLDER in found.problem.message and "hunter2" not in found.problem.message
+    assert found.state == "Failed" and found.result is None and found.problem and found.problem.reason == "ArtifactForeign"
+    assert "hunter2" not in found.problem.message and "nothing of it is served" in found.problem.message
 
 
-def test_below_the_namespaces_folder_and_below_what_the_job_was_told() -> None:
+def publisher(job: Object) -> Object:
+    """The container whose task the Job's is."""
+    return next(c for c in job["spec"]["template"]["spec"]["containers"] if any(e["name"] == TASK_ENV for e in c["env"]))
+
+
+def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
     job = ended("Complete")
-    told(job["spec"]["template"]["spec"], artifacts={"uri": f"{FOLDER}/key-1"})
-    for uri, state in ((f"{FOLDER}/key-1/x", "Succeeded"), (f"{FOLDER}/key-2/x", "Failed")):
-        assert work_of(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER).state == state
-    told(job["spec"]["template"]["spec"], artifacts={"uri": "s3://artifacts/another"})
-    another = pod(job, GOOD.model_copy(update={"artifact_uri": "s3://artifacts/another/x"}))
-    assert work_of(job, [another], FOLDER).state == "Failed", "also where the Job itself was told another's folder"
+    task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
+    for folder, digest, state in ((FOLDER, DIGEST, "Succeeded"), (FOLDER, "sha256:1", "Failed"), ("s3://artifacts/all/another", DIGEST, "Failed")):
+        told_of = [{"uri": f"{folder}/{KEY}", "digest": DIGEST}]
+        task["value"] = json.dumps(json.loads(task["value"]) | {"recorded": told_of})
+        answer = GOOD.model_copy(update={"artifact_uri": f"{folder}/{KEY}", "artifact_digest": digest})
+        assert work_of(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
+
+
+def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
+    """It took whatever lay under the key."""
+    job = ended("Complete")
+    task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
+    task["value"] = json.dumps({k: v for k, v in json.loads(task["value"]).items() if k not in ("salt", "recorded")})
+    assert work_of(job, [pod(job, GOOD)], FOLDER) == Work()

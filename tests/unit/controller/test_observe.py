@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from modelrollout.api import names
 from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.controller.observe import Seen, observe
-from modelrollout.controller.work import work_of
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -27,7 +25,6 @@ from modelrollout.kube.client import (
 )
 from modelrollout.rollout.facts import Server, Work
 from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, holder_of
-from tests.unit.resources import objects
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
@@ -466,48 +463,3 @@ def test_what_the_cluster_does_now_for_a_status_that_was_lost() -> None:
     assert seen(deployment(), revision(1), route, service).snapshot.live_split == ((V1, 95), (V2, 5))
     assert seen(deployment(), revision(1), service).snapshot.live_split == ((V2, 100),)
     assert seen(deployment()).snapshot.live_split == ()
-
-
-def prepared_by(uri: str, *, known: bool = False, task: str | None = None) -> Work:
-    """The prepare Job of ``objects`` that ended well and says where its result lies."""
-    made = objects.prepare()
-    container = made["spec"]["template"]["spec"]["containers"][0]
-    told = json.loads(next(e["value"] for e in container["env"] if e["name"] == "MODELROLLOUT_TASK"))
-    told |= {"recorded": [{"uri": uri, "digest": "sha256:1"}]} if known else {}
-    container["env"] = [{"name": "MODELROLLOUT_TASK", "value": task or json.dumps(told)}]
-    made["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    done = {"exitCode": 0, "message": json.dumps({"artifact_uri": uri, "artifact_digest": "sha256:1"})}
-    pod = {"metadata": {"name": "p"}, "status": {"phase": "Succeeded", "containerStatuses": [{"name": "job", "state": {"terminated": done}}]}}
-    return work_of(made, [pod])
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "s3://artifacts/all/other/" + "1" * 64 + "-5a175a175a175a17-0123abcd",
-        "s3://artifacts/all/ml/" + "1" * 64 + "-0000000000000000-0123abcd",
-        "s3://artifacts/all/ml/" + "1" * 64,
-        "s3://user:password@elsewhere/x",
-    ],
-)
-def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
-    found = prepared_by(uri)
-    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "ArtifactForeign"
-    assert "password" not in found.problem.message and "nothing of it is served" in found.problem.message
-
-
-def test_its_own_folder_and_what_it_was_told_of_are_its_answer() -> None:
-    own = "s3://artifacts/all/ml/" + "1" * 64 + "-5a175a175a175a17-0123abcd"
-    assert prepared_by(own).state == prepared_by("s3://artifacts/all/ml/" + "1" * 64, known=True).state == "Succeeded"
-
-
-def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
-    """It took whatever lay under the key."""
-    old = {
-        "task": "prepare",
-        "source": {"uri": "s3://m/m"},
-        "sha256": "0" * 64,
-        "artifacts": {"uri": "s3://artifacts/all/ml"},
-        "owner": "ml/digits-1",
-    }
-    assert prepared_by("s3://artifacts/all/ml/" + "1" * 64, task=json.dumps(old)) == Work()
