@@ -35,11 +35,15 @@ chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a roll
 	@$(BIN)/python -m sandbox up
 	@$(BIN)/python -m chaos $(CHAOS_ARGS)
 
+# Unit tests have the processor while those on the sandbox wait, which is most of their time.
 .PHONY: test
-test: lint ## All tests: static checks, unit and property, integration on the real API server, end to end on the sandbox (root)
-	$(PYTEST) -q -n 2 tests/unit tests/property
+test: lint ## All tests: static checks, integration on the real API server, end to end on the sandbox (root), unit and property beside them
 	@$(BIN)/python -m sandbox up
-	$(WITH_SANDBOX) $(PYTEST) tests/integration tests/e2e
+	@mkdir -p build; failed=0; \
+	$(PYTEST) -q -n 1 tests/unit tests/property >build/test-unit.log 2>&1 & unit=$$!; \
+	$(WITH_SANDBOX) $(PYTEST) --durations=40 --durations-min=10 tests/integration tests/e2e || failed=1; \
+	wait $$unit || { failed=1; echo "of the unit and property tests:"; cat build/test-unit.log; }; \
+	tail -n 1 build/test-unit.log; exit $$failed
 
 .PHONY: test-unit
 test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute and a half

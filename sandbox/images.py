@@ -298,7 +298,8 @@ def ensure_base(log: Path, ref: str = BASE) -> None:
         root = cache_root() / ".debootstrap"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        run(["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, _mirror()], log=log)
+        # mounts of its own: an interrupted one would leave its /proc behind, and no later one could clear the folder
+        run(["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, _mirror()], log=log)
         for left in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log"):
             shutil.rmtree(root / left, ignore_errors=True)
             (root / left).mkdir(parents=True, exist_ok=True)

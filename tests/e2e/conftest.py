@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +145,32 @@ class Stage:
         except NotThereError:
             return True
         return False
+
+
+class Asking:
+    """Requests through the gateway, twenty a second, counted by what came of them."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.codes: Counter[str] = Counter()
+        self._url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
+        self._host, self._end = f"{name}.e2e.example", threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        body = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [0.1] * 16}]}
+        while not self._end.wait(0.05):
+            try:
+                self.codes[str(requests.post(self._url, json=body, headers={"Host": self._host}, timeout=10).status_code)] += 1
+            except requests.RequestException as e:
+                self.codes[type(e).__name__] += 1
+
+    def __enter__(self) -> Counter[str]:
+        self._thread.start()
+        return self.codes
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
 
 
 @pytest.fixture(scope="session")

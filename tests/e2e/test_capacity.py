@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 
+from demo.setup import SECRET
 from tests.e2e.conftest import Stage
 from tests.e2e.models import FEATURES
 
@@ -162,3 +163,29 @@ def test_a_version_of_triton_with_known_flaws_is_rejected_where_a_policy_says_so
     stage.apply(stage.deployment("flawed"))
     message = stage.until_stalled("flawed", "TritonVulnerable")
     assert "spec.serving.triton.image" in message and "RolloutPolicy" in message
+
+
+def test_what_a_spec_may_take_is_told_field_by_field(stage: Stage, policy: dict[str, Any]) -> None:
+    applied(stage, policy, allowedServiceAccounts=["model-server"], allowedSecrets=["registry-*"])
+    stage.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "model-server", "namespace": stage.namespace}})
+    wanted = stage.deployment("borrower")
+    serving, model = wanted["spec"]["serving"], wanted["spec"]["model"]
+
+    def told(reason: str) -> str:
+        stage.apply(wanted)
+        found = stage.until(f"borrower is {reason}", lambda: (c := stage.condition("borrower", "Stalled"))["reason"] == reason and c, 60)
+        return str(found["message"])
+
+    assert "it is left out, so pods run as default" in told("ServiceAccountNotAllowed")
+    serving["serviceAccountName"], model["credentials"] = "model-server", {"secretRef": {"name": "theirs"}}
+    assert "spec.model.credentials.secretRef.name: theirs: RolloutPolicy" in told("SecretNotAllowed")
+    model["credentials"]["secretRef"]["name"] = SECRET  # the store's own
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}}
+    serving["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    assert "keep pods of other namespaces off the node" in told("AffinityNotAllowed")
+    assert not stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower")
+    del serving["affinity"]
+    stage.apply(wanted)
+    jobs = stage.until("it begins", lambda: stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower"), 60)
+    assert {job["spec"]["template"]["spec"]["serviceAccountName"] for job in jobs} == {"model-server"}
+    stage.cluster.kubectl("delete", "mdep", "borrower", "-n", stage.namespace)

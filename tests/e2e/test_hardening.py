@@ -7,16 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import requests
 
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
-from tests.e2e.conftest import ROOT, Stage
+from tests.e2e.conftest import ROOT, Asking, Stage
 
 pytestmark = pytest.mark.sandbox
 
@@ -103,32 +100,6 @@ def as_an_earlier_operator_left_it(stage: Stage, name: str, image: str | None = 
 def operator_runs(stage: Stage) -> Iterator[None]:
     yield
     scale_operator(stage, 2)
-
-
-class Asking:
-    """Requests through the gateway, twenty a second, counted by what came of them."""
-
-    def __init__(self, stage: Stage, name: str) -> None:
-        self.codes: Counter[str] = Counter()
-        self._url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
-        self._host, self._end = f"{name}.e2e.example", threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        body = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [0.1] * 16}]}
-        while not self._end.wait(0.05):
-            try:
-                self.codes[str(requests.post(self._url, json=body, headers={"Host": self._host}, timeout=10).status_code)] += 1
-            except requests.RequestException as e:
-                self.codes[type(e).__name__] += 1
-
-    def __enter__(self) -> Counter[str]:
-        self._thread.start()
-        return self.codes
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
 
 def test_an_upgrade_restarts_nothing_and_a_restart_hardens_without_a_failed_request(stage: Stage) -> None:

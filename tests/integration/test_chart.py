@@ -184,16 +184,16 @@ class TestWithoutHelm:
         children = {"get", "list", "watch", "create", "patch", "delete"}
         assert granted == {
             "modelrollout.dev/modeldeployments": {"get", "list", "watch"},
-            "modelrollout.dev/modeldeployments/status": {"update", "patch"},
-            "modelrollout.dev/modelrevisions": children | {"update"},
-            "modelrollout.dev/modelrevisions/status": {"update", "patch"},
+            "modelrollout.dev/modeldeployments/status": {"update"},
+            "modelrollout.dev/modelrevisions": children,
+            "modelrollout.dev/modelrevisions/status": {"update"},
             "batch/jobs": children,
             "apps/deployments": children,
             "/services": children,
             "policy/poddisruptionbudgets": children,
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
-            "/pods": {"get", "list", "watch"},
+            "/pods": {"list", "watch"},
             "kueue.x-k8s.io/workloads": {"list"},
             "/events": {"create", "patch", "list"},
         }
@@ -335,6 +335,47 @@ class TestRendered:
         }
         assert "lookAtNodes: false" in text
 
+    @pytest.mark.parametrize("which", ["default", "full"])
+    def test_whatever_it_may_write_an_admission_policy_looks_at(self, which: str) -> None:
+        """Its own kinds' status aside; the policies are tried in tests/e2e/test_operator_rights.py."""
+        mine = [
+            r for kind in ("Role", "ClusterRole") for r in pick(which, kind) if r["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+        ]
+        written = {
+            (group, resource)
+            for role in mine
+            for rule in role["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            if {"create", "update", "patch", "delete"} & set(rule["verbs"]) and not resource.endswith("/status")
+        }
+        policies = pick(which, "ValidatingAdmissionPolicy")
+        looked_at = {
+            (group, resource)
+            for policy in policies
+            for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+        assert written and written <= looked_at
+        who = f"request.userInfo.username == 'system:serviceaccount:modelrollout:{FULLNAME}'"
+        assert all(p["spec"]["failurePolicy"] == "Fail" and p["spec"]["matchConditions"][0]["expression"] == who for p in policies)
+        bound = {b["spec"]["policyName"]: b["spec"]["validationActions"] for b in pick(which, "ValidatingAdmissionPolicyBinding")}
+        assert bound == {p["metadata"]["name"]: ["Deny"] for p in policies}
+
+    def test_models_do_not_run_where_the_operator_does(self) -> None:
+        where = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "namespaces={models,modelrollout}"]
+        command = ["template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, *where]
+        assert "namespaces: modelrollout is the release's own" in helm(*command, ok=False)
+        helm(*command, "--set", "admissionPolicy.enabled=false")
+
+    @pytest.mark.parametrize("cluster_wide", [False, True])
+    def test_the_values_for_production_are_for_named_namespaces_with_all_doors_shut(self, cluster_wide: bool) -> None:
+        given = yaml.safe_load((CHART / "values-production.yaml").read_text())
+        assert given["namespaces"] and given["hostnames"]["onlyByPolicy"] and given["admissionPolicy"]["enabled"]
+        more = ["--set", "namespaces=null"] if cluster_wide else []
+        helm("template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, "-f", str(CHART / "values-production.yaml"), *more)
+
     def test_feedback_may_only_ask_who_and_whether(self) -> None:
         (role,) = pick("default", "ClusterRole", f"{FULLNAME}-feedback")
         assert {(tuple(r["resources"]), tuple(r["verbs"])) for r in role["rules"]} == {
@@ -379,7 +420,15 @@ class TestRendered:
         assert message in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "--set", setting, ok=False)
 
     def test_what_is_switched_off_is_not_there(self) -> None:
-        off = "feedback.enabled=false,rbac.userRoles=false,crds.install=false,podDisruptionBudget.enabled=false,metrics.annotations=false"
+        parts = (
+            "feedback.enabled",
+            "admissionPolicy.enabled",
+            "rbac.userRoles",
+            "crds.install",
+            "podDisruptionBudget.enabled",
+            "metrics.annotations",
+        )
+        off = ",".join(f"{part}=false" for part in parts)
         text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
         kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
         assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
@@ -421,20 +470,21 @@ def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(monkey
 def test_jobs_reach_the_stores_and_little_else() -> None:
     from modelrollout.api import names
 
-    policies = pick("full", "NetworkPolicy", "mro-model-rollout-operator-jobs")
-    assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
-    spec = policies[0]["spec"]
-    (wanted,) = spec["podSelector"]["matchExpressions"]
-    assert (wanted["key"], set(wanted["values"])) == (
-        names.LABEL_COMPONENT,
-        {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE, names.COMPONENT_EVALUATE},
-    )
-    assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
-    dns, servers, stores = spec["egress"]
-    assert {p["port"] for p in dns["ports"]} == {53}
-    assert servers["to"] == [{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]
-    assert {p["port"] for p in servers["ports"]} == {names.PORT_HTTP, names.PORT_GRPC}
-    assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
+    of = {"jobs": {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE}, "evaluate": {names.COMPONENT_EVALUATE}}
+    for part, components in of.items():
+        policies = pick("full", "NetworkPolicy", f"mro-model-rollout-operator-{part}")
+        assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
+        spec = policies[0]["spec"]
+        (wanted,) = spec["podSelector"]["matchExpressions"]
+        assert (wanted["key"], set(wanted["values"])) == (names.LABEL_COMPONENT, components)
+        assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
+        dns, *servers, stores = spec["egress"]
+        assert {p["port"] for p in dns["ports"]} == {53}
+        assert [s["to"] for s in servers] == [[{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]] * (
+            part == "evaluate"
+        )
+        assert all({p["port"] for p in s["ports"]} == {names.PORT_HTTP, names.PORT_GRPC} for s in servers)
+        assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
     assert pick("default", "NetworkPolicy") == []
 
 

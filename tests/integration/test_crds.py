@@ -312,6 +312,8 @@ BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "template twice": (put("spec.analysisTemplates", [{"name": "a", "metrics": [{"name": "errors", "max": 0.1}]}] * 2), "Duplicate value"),
     "source that is no URI": (put("spec.allowedSources.models", ["/models"]), "spec.allowedSources.models[0]"),
     "place of code that is no URI": (put("spec.allowedSources.code", ["/models"]), "spec.allowedSources.code[0]"),
+    "account that is no name": (put("spec.allowedServiceAccounts", ["Model_Server"]), "spec.allowedServiceAccounts[0]"),
+    "nobody to run as": (put("spec.allowedServiceAccounts", []), "should have at least 1 items"),
     "long name": (put("metadata.name", "p" * 64), "metadata.name must be at most 63 characters"),
 }
 

@@ -83,7 +83,7 @@ async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tupl
 
 
 async def work(kube: Kube, namespace: str) -> Work:
-    return work_of(await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items)
+    return work_of(await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items, "s3://artifacts/all/ml")
 
 
 async def until(kube: Kube, namespace: str, holds: Callable[[Work], bool]) -> Work:

@@ -110,6 +110,7 @@ capabilities: {drop: [ALL]}
   "drain" .Values.drain
   "shadow" .Values.shadow
   "hostnames" .Values.hostnames
+  "workloads" .Values.workloads
   "capacity" .Values.capacity
   "namespaces" .Values.namespaces
   "workers" .Values.workers
@@ -138,10 +139,10 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch]
 - apiGroups: [modelrollout.dev]
   resources: [modeldeployments/status, modelrevisions/status]
-  verbs: [update, patch]
+  verbs: [update]
 - apiGroups: [modelrollout.dev]
   resources: [modelrevisions]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
@@ -159,7 +160,7 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list]  # why a Job that Kueue holds back waits
@@ -180,4 +181,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [traefik.io]
   resources: [traefikservices]
   verbs: [get, list, watch, create, patch, delete]
+{{- end -}}
+
+{{/* Whose requests the admission policies are about: nobody else's are looked at. */}}
+{{- define "modelrollout.isOperator" -}}
+- name: operator
+  expression: "request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "modelrollout.serviceAccount" . }}'"
 {{- end -}}

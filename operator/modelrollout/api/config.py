@@ -176,6 +176,14 @@ class HostnameRules(_Config):
     only_by_policy: bool = Field(False, description="No name may be claimed that no RolloutPolicy allows (allowedHostnames).")
 
 
+class WorkloadRules(_Config):
+    """What pods and Jobs may take that is not the ModelDeployment's own."""
+
+    only_by_policy: bool = Field(
+        False, description="A spec names no image, no Secret but a store's own, and no service account, unless a RolloutPolicy allows it."
+    )
+
+
 class Capacity(_Config):
     """Whether the operator may look how many GPUs are free."""
 
@@ -270,6 +278,7 @@ class OperatorConfig(_Config):
     drain: Drain = Field(default_factory=Drain)
     shadow: Shadow = Field(default_factory=Shadow)
     hostnames: HostnameRules = Field(default_factory=HostnameRules)
+    workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: Capacity = Field(default_factory=Capacity)
     network_policies: NetworkPolicies | None = Field(None, description="Left out: the operator neither writes nor looks at NetworkPolicies.")
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")

@@ -39,6 +39,9 @@ ANNOTATION_ASKED = f"{GROUP}/asked"  # on the prepare Job: hash of the resources
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
 ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the name itself
+ANNOTATION_RESERVED = f"{GROUP}/reserved"  # on the same: how long it stays with the version that served last, once it is given up
+ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
+ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was given up
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
 VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart", "restart-allow-downtime")
@@ -85,6 +88,11 @@ def preview_name(deployment: str) -> str:
 def slot_name(policy: str, index: int) -> str:
     """Name of the Lease of a slot of a RolloutPolicy, from 0."""
     return f"modelrollout-slot-{policy}-{index}"
+
+
+def own_name(namespace: str, name: str) -> str:
+    """A ModelDeployment's own name where it stands among claims of host names: with a slash it is none."""
+    return f"modeldeployment/{namespace}/{name}"
 
 
 def host_lease(host: str) -> str:

@@ -32,6 +32,7 @@ HostnamePattern = Annotated[
         pattern=r"^(\*|(\*\.)?([a-z0-9]|\{\{namespace\}\})(([-a-z0-9.]|\{\{namespace\}\})*([a-z0-9]|\{\{namespace\}\}))?)$", max_length=253
     ),
 ]
+NamePattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9.*?]*[a-z0-9*?])?$", max_length=253)]
 Moment = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})$", max_length=32)
 ]
@@ -77,9 +78,11 @@ class PolicyDefaults(ApiModel):
 
 
 class DefaultsInForce(PolicyDefaults):
-    """What the policies that match fill in together: their defaults, and the longest bake that a gate demands."""
+    """What the policies that match fill in together: their defaults, and what gates demand in the place of what a spec says."""
 
     bake: Duration | None = None
+    max_first_weight: int | None = None
+    min_progress_deadline: Duration | None = None
 
 
 class PolicyGates(ApiModel):
@@ -88,6 +91,12 @@ class PolicyGates(ApiModel):
     golden: bool = Field(False, description="spec.rollout.analysis.golden is required.")
     held_out: bool = Field(False, description="A spec with optimization steps needs spec.optimization.gate with held-out data.")
     digest: bool = Field(False, description="spec.model.sha256 is required: nothing is pinned at first sight.")
+    min_golden: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Least min that golden data may ask for: all that a first version can show, with no stable beside it.",
+    )
     max_drop: float | None = Field(
         None, gt=0, le=1, description="Largest maxDrop that golden data and the optimization's gate may allow, absolute: 0.01 is one point."
     )
@@ -99,6 +108,21 @@ class PolicyGates(ApiModel):
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics that every analysis has, whatever the ModelDeployment names; it can make them stricter, not weaker."
+    )
+    max_first_weight: int | None = Field(
+        None,
+        ge=1,
+        le=50,
+        description="Where metrics are demanded: percent of the requests that a new version may have before all of them have proven it, whatever "
+        "strategy, steps and onInconclusive say. Left out: 5; where several policies say it, the least.",
+    )
+    reserve_names: Duration | None = Field(
+        None,
+        description="Where metrics are demanded: how long a host name, and a ModelDeployment's own name, stay with the version that served last "
+        "under it, once its holder gave it up or is gone. Left out: 720h; where several policies say it, the longest.",
+    )
+    min_progress_deadline: Duration | None = Field(
+        None, description="No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."
     )
     queries: Queries | None = Field(
         None,
@@ -158,7 +182,19 @@ class PolicyLimits(ApiModel):
         None, ge=1, le=1000, description="Rollouts that may hold GPUs at one time: from Provision to their end. Others wait in the order they came."
     )
     gpus: int | None = Field(
-        None, ge=1, le=10000, description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have."
+        None,
+        ge=1,
+        le=10000,
+        description="GPUs that the new revisions of rollouts in flight may ask for together, beside what stable revisions have. Replicas that are "
+        "asked for later wait until there is room.",
+    )
+    max_hold: Duration | None = Field(
+        None,
+        description="The most that a rollout may hold its slot, pauses and bake included; then it goes back to stable and gives it up. Left out: as "
+        "long as it takes.",
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!has(self.maxHold) || has(self.concurrentRollouts) || has(self.gpus)", "maxHold needs concurrentRollouts or gpus: they make the slots"),
     )
 
 
@@ -172,7 +208,7 @@ class AnalysisTemplate(ApiModel):
 class RolloutPolicySpec(ApiModel):
     """What a platform team demands of the rollouts of many teams.
 
-    Several policies may match one ModelDeployment: every gate, every list of sources and host names, every freeze window and every limit of each of
+    Several policies may match one ModelDeployment: every gate, every list of what is allowed, every freeze window and every limit of each of
     them holds; for defaults and templates the first policy by name wins.
     """
 
@@ -184,6 +220,16 @@ class RolloutPolicySpec(ApiModel):
         None,
         description="Host names that ModelDeployments may claim: a name, or *.example.com for all names below it and wildcards among them, or * for "
         "every name; {{namespace}} stands for the namespace. Left out: any name, but no wildcard.",
+    )
+    allowed_service_accounts: Annotated[list[NamePattern], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Service accounts that pods and Jobs may run as (spec.serving.serviceAccountName): names, or patterns with * and ?. Who names "
+        "none runs as default: leave default out, and everybody has to name one. Left out: any of the namespace.",
+    )
+    allowed_secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None,
+        description="Secrets that a spec may name, for credentials, signers' keys and to pull images: names, or patterns with * and ?. The Secret "
+        "that the operator's configuration has for a store may always be named for what lies there; empty: no other. Left out: any of the namespace.",
     )
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(None, description="When nothing may climb.")
     limits: PolicyLimits | None = None

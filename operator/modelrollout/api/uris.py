@@ -31,6 +31,13 @@ def carries_more(uri: str) -> bool:
     return re.search(CARRIES_MORE, uri) is not None
 
 
+def lies_below(uri: str, folder: str) -> bool:
+    """Whether ``uri`` is a place below ``folder``, written plainly: without steps back, empty parts, and what may be read in two ways."""
+    base = f"{folder.rstrip('/')}/"
+    parts = uri.removeprefix(base).rstrip("/").split("/")
+    return uri.startswith(base) and all(re.fullmatch(r"[\w.-]+", part, re.ASCII) and part.strip(".") for part in parts)
+
+
 def masked(uri: str) -> str:
     """The URI without user information, query and fragment; where there were some, ``***`` says so. Also for what is no proper URI."""
     scheme, sep, place = uri.partition("://")

@@ -42,7 +42,7 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
     if rollout.status.rollout is not None:
         parts += _section("Stages", _stages(rollout, rollout.status.rollout, now))
         if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
-            parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, steps_of(rollout.spec.rollout), now))
+            parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, _strategy_steps(rollout), now))
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
             parts += _section("Metrics of this step", metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
@@ -52,6 +52,11 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
     elif rollout.events is None:
         parts += _section("Events", Text("not allowed to list events", "dim"))
     return Group(*parts, *([] if live else coming))
+
+
+def _strategy_steps(rollout: Rollout) -> list[Step]:
+    """With the first weight that policies demand."""
+    return steps_of(rollout.spec.rollout, (rollout.status.defaults or {}).get("maxFirstWeight")) if rollout.spec else []
 
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
@@ -321,7 +326,7 @@ def _next_in_shadow(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
 
 def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
     assert r.step is not None
-    steps = steps_of(rollout.spec.rollout) if rollout.spec else []
+    steps = _strategy_steps(rollout)
     promote = f"go on without waiting: modelrollout promote {rollout.name}"
     abort = f"end it: modelrollout abort {rollout.name}"
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None

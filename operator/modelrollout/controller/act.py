@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
 from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
+from modelrollout.controller.compare import covers
 from modelrollout.controller.observe import Seen, record
 from modelrollout.controller.pods import has_ended, of_job
 from modelrollout.kube.cache import Store, revisions_of
@@ -45,9 +45,11 @@ from modelrollout.resources import jobs, network, server
 from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.hardening import VERSION, hardened, is_known
 from modelrollout.resources.mirror import is_mirrored
-from modelrollout.resources.routes import is_of_clients
+from modelrollout.resources.routes import backends_of, is_of_clients
+from modelrollout.rollout.borrowed import not_lent
+from modelrollout.rollout.demands import outside
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.facts import Desired, Problem, baseline
+from modelrollout.rollout.facts import NAME_TAKEN, Desired, Problem, baseline
 from modelrollout.rollout.fleet import recorded
 from modelrollout.rollout.stages.tune import served_with
 from modelrollout.traffic.router import accepted, too_wide
@@ -59,7 +61,6 @@ RESOURCES: Mapping[str, Resource] = {
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
 _PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
-_EXACT = frozenset({"selector", "matchLabels", "matches"})
 # An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 _UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
@@ -132,34 +133,65 @@ class Actor:
         if live is not None and not network.says_the_same(live, policy):
             raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
 
-    async def act(self, seen: Seen, desired: Desired) -> bool:
-        """True when something was written. Raises KubeError; what was written stays, the next pass goes on from there."""
-        wrote = False
+    async def adopt(self, seen: Seen) -> bool:
+        """Own by reference what is our own by record only (``controller.observe.own``); True when it was written.
+
+        Nothing else of it is changed, so that nothing of what serves ends or is made anew.
+        """
+        owner, wrote = _owner(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False
+        for (kind, name), live in seen.children.items():
+            if kind == POD.kind or controller_of(live) is not None:
+                continue
+            resource, metadata = RESOURCES[kind], live["metadata"]
+            guards = {key: metadata[key] for key in ("uid", "resourceVersion")}
+            patch = {"metadata": {"ownerReferences": [*(metadata.get("ownerReferences") or []), owner], **guards}}
+            self._fence()
+            try:
+                answer = await self.kube.merge_patch(resource, metadata["namespace"], name, patch)
+            except (Conflict, NotFound):
+                await self._look_again(resource, live)
+                raise
+            except (Forbidden, Invalid) as e:
+                raise _refused(resource, live, e) from e
+            self.store.written(resource, answer, guarded=True)
+            log.info("adopted %s %s", kind, name)
+            wrote = True
+        return wrote
+
+    async def act(self, seen: Seen, desired: Desired) -> tuple[bool, Problem | None]:
+        """Whether something was written, and whose name of a child is taken. Raises KubeError; what was written stays, the next pass goes on from
+        there.
+
+        A name that is taken holds up nothing that can do without: rollouts and rollbacks go on beside it.
+        """
+        matched = _Matched(self, seen)
         if seen.snapshot.spec is None:
             for obj in self._traffic(seen, desired) if desired.split else []:
-                wrote |= await self._match(seen, obj)
-            return wrote
+                await matched.add(obj)
+            return matched.wrote, matched.taken
         if desired.new_revision is not None:
             await self._create(MODEL_REVISION, _revision(seen, desired, self.config))
-            return True  # its uid owns the rest
+            return True, None  # its uid owns the rest
         wanted = self._render(seen, desired)
         for obj in wanted:
-            wrote |= await self._match(seen, obj)
+            await matched.add(obj)
+        wrote = False
         # Removal comes after: a backend goes only once the route that named it was written anew. What is to serve is kept even if its
         # revision's evidence was lost, so that it cannot be rendered.
         keep = {(o["kind"], o["metadata"]["name"]) for o in wanted}
         keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
         if desired.work is not None:
             keep.add((JOB.kind, desired.work[1]))
-        wrote |= await self._prune(seen, desired, keep)
+        if not matched.unrouted:
+            wrote |= await self._prune(seen, desired, keep)
         for name, status in desired.revision_status.items():
             wrote |= await self._record(seen, name, status)
         for name in desired.forget:
             wrote |= await self._delete(MODEL_REVISION, seen.children[(MODEL_REVISION.kind, name)])
         if desired.work is not None:  # last: a Job that cannot be made holds up nothing else
             for obj in self._job(seen, *desired.work):
-                wrote |= await self._match(seen, obj)
-        return wrote
+                await matched.add(obj)
+        return wrote or matched.wrote, matched.taken
 
     def _render(self, seen: Seen, desired: Desired) -> list[Object]:
         """Objects in the order in which they are written: what carries traffic before what sends it there."""
@@ -212,6 +244,8 @@ class Actor:
         return service + seen.router.children(owner, desired.split)
 
     def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
+        if (JOB.kind, name) not in seen.children and (problem := self._no_more_lent(seen, component)):
+            raise ChildRefused(0, problem.reason, problem.message)
         try:
             return self._rendered_job(seen, component, name)
         except NotAllowedError as e:
@@ -219,6 +253,16 @@ class Actor:
         except ValidationError as e:
             text = f"the revision was made by another version of the operator: {e.error_count()} fields cannot be read; change spec, or go back to it"
             raise ChildRefused(0, "RevisionUnreadable", text) from e
+
+    def _no_more_lent(self, seen: Seen, component: str) -> Problem | None:
+        """What this Job would take and may not. A spec is looked at before its rollout begins; but what is no part of a version (golden data, data
+        to tune with) can be changed while one is in flight, and so can policies. A return to a version that was prepared is held up by neither."""
+        s = seen.snapshot
+        assert s.spec is not None and s.status.rollout is not None
+        if s.status.rollout.mode == "Rollback" and component != names.COMPONENT_EVALUATE:
+            return None
+        found = {names.COMPONENT_TUNE: _inputs(s.spec), names.COMPONENT_EVALUATE: _golden(s.spec)}.get(component)
+        return outside(s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []) or not_lent(s.rules, s.spec, s.namespace, self.config)
 
     def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec
@@ -296,6 +340,7 @@ class Actor:
     async def _create(self, resource: Resource, obj: Object) -> None:
         """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
         name = obj["metadata"]["name"]
+        known = self.store.get(resource, obj["metadata"]["namespace"], name)
         self._fence()
         try:
             answer = await self.kube.create(resource, obj)
@@ -303,9 +348,9 @@ class Actor:
             live = await self._look_again(resource, obj)
             if live is not None and not live["metadata"].get("deletionTimestamp"):
                 if controller_of(live) != controller_of(obj):
-                    text = f"{resource.kind} {name} exists and belongs to somebody else; remove it, or choose another name for the ModelDeployment"
-                    raise ChildRefused(e.status, "NameTaken", text) from e
-                if resource == DEPLOYMENT:
+                    if known is None or controller_of(known) == controller_of(live):  # else it is news whose it is: the next pass looks at that
+                        raise ChildRefused(e.status, NAME_TAKEN, _taken(live, obj)) from e
+                elif resource == DEPLOYMENT:
                     # Its template was decided on as if there were no pods (rollout.restarts): no more than the watch needs is put back.
                     guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
                     patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}
@@ -337,7 +382,7 @@ class Actor:
     async def _prune(self, seen: Seen, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
         wrote = False
         for (kind, name), live in seen.children.items():
-            if kind not in _PRUNED or (kind, name) in wanted or not _ours(live):
+            if kind not in _PRUNED or (kind, name) in wanted:
                 continue
             if (kind == JOB.kind and _ended(live, seen)) or _still_mirrored(seen, desired, live):
                 continue
@@ -384,13 +429,18 @@ class Actor:
         return True
 
 
+def _golden(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
+    golden = spec.rollout.analysis.golden
+    return ("spec.rollout.analysis.golden", golden) if golden is not None else None
+
+
 def _inputs(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
     """What tuning sends, and the field that names it."""
-    golden, gate = spec.rollout.analysis.golden, spec.optimization.gate
+    gate = spec.optimization.gate
     if spec.serving.tune is not None and spec.serving.tune.data is not None:
         return "spec.serving.tune.data", spec.serving.tune.data
-    if golden is not None:
-        return "spec.rollout.analysis.golden", golden
+    if golden := _golden(spec):
+        return golden
     return ("spec.optimization.gate.data", gate.data) if gate is not None else None
 
 
@@ -417,8 +467,42 @@ def _owner(o: Object, kind: str) -> Owner:
     return Owner(kind, m["name"], m["namespace"], m["uid"])
 
 
-def _ours(o: Object) -> bool:
-    return (o["metadata"].get("labels") or {}).get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
+def _taken(live: Object, wanted: Object) -> str:
+    """What has the name of a child, and what can be done. The object itself is left as it is."""
+    who = next((f"{r.get('kind')} {r.get('name')} controls it" for r in live["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
+    mine = wanted["metadata"]["ownerReferences"][0]
+    if who == f"{mine['kind']} {mine['name']} controls it":
+        who = f"an earlier {mine['kind']} of the name {mine['name']} controls it, and the garbage collector may be about to take it away"
+    told = f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's: {who or 'nothing controls it, and labels do not count'}"
+    return f"{told}; delete it, and the operator makes its own, or choose another name for the ModelDeployment"
+
+
+@dataclass
+class _Matched:
+    """Children that are made to match one after the other, where a name that is taken holds up only what needs that very object."""
+
+    actor: Actor
+    seen: Seen
+    wrote: bool = False
+    taken: Problem | None = None  # the first
+    unrouted: bool = False  # what sends traffic is not as it is wanted: nothing may go that it leads to
+    _backends: set[tuple[str, str]] = field(default_factory=set)  # kind and name of what requests would be sent to, and is not ours
+
+    async def add(self, obj: Object) -> None:
+        kind, name = obj["kind"], obj["metadata"]["name"]
+        live = self.seen.children.get((kind, name))
+        if self._backends & (backends_of(obj) - (backends_of(live) if live is not None else set())):
+            self.unrouted = True  # it would newly lead clients to a stranger
+            return
+        try:
+            self.wrote |= await self.actor._match(self.seen, obj)
+        except ChildRefused as e:
+            if e.reason != NAME_TAKEN:
+                raise
+            self.taken = self.taken or Problem(e.reason, e.message)
+            if kind in _GUARDED:
+                self._backends.add((kind, name))
+                self.unrouted |= kind != SERVICE.kind or (name == self.seen.snapshot.name and not self.seen.snapshot.gateway)
 
 
 def _ended(job: Object, seen: Seen) -> bool:
@@ -465,27 +549,3 @@ def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
         },
         "spec": body,
     }
-
-
-def covers(live: Any, wanted: Any) -> bool:
-    """Whether the live object has everything that is wanted; what the API server added by default does not count.
-
-    An empty map or list is covered by its absence, quantities compare by value. A selector, or what a route matches, is covered by its equal only:
-    one label more selects less.
-    """
-    if isinstance(wanted, dict):
-        if not isinstance(live, dict):
-            return not wanted and live is None
-        return all(live.get(k) == v if k in _EXACT else covers(live.get(k), v) for k, v in wanted.items())
-    if isinstance(wanted, list):
-        if not isinstance(live, list):
-            return not wanted and live is None
-        return len(live) == len(wanted) and all(covers(a, b) for a, b in zip(live, wanted, strict=True))
-    if live == wanted:
-        return True
-    if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
-        try:
-            return bool(parse_quantity(live) == parse_quantity(wanted))  # type: ignore[no-untyped-call]
-        except ValueError:
-            return False
-    return False

@@ -15,12 +15,14 @@ from modelrollout.controller.capacity import Capacity
 from modelrollout.controller.fleet import Fleets
 from modelrollout.controller.hostnames import HostClaims
 from modelrollout.controller.observe import Seen, evaluation_of
+from modelrollout.controller.pods import of_server
 from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
 from modelrollout.controller.versions import ServerVersions
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import MODEL_REVISION, POD, Kube
+from modelrollout.kube.client import DEPLOYMENT, MODEL_REVISION, POD, Kube
 from modelrollout.rollout.facts import Gpus, Snapshot
+from modelrollout.rollout.holding import beyond
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.restarts import lacks_gpu
 
@@ -49,9 +51,13 @@ class Admission:
 
     async def looked(self, seen: Seen) -> Snapshot:
         """The snapshot with what the present state asks for."""
-        pods = [o for (kind, _), o in seen.children.items() if kind == POD.kind]
+        children = seen.children.items()
+        pods = [o for (kind, _), o in children if kind == POD.kind]
+        pods = [pod for (kind, _), o in children if kind == DEPLOYMENT.kind for pod in of_server(pods, o)]
         s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
         s = self.fleets.looked(seen, s)
+        if beyond(s):
+            s = replace(s, slots=await self.slots.larger(seen))
         rollout = s.status.rollout
         heard = await unheard.asked(self._kube, self._store, seen)
         if heard is not s.work:

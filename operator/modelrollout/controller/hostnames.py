@@ -4,6 +4,7 @@ A ModelDeployment holds a name for as long as it asks for it or its routes carry
 - a name is claimed by a create, and then looked at once more for claims that overlap it: of two leaders that claim overlapping names at one time,
   at least one sees the other's, and gives its own back;
 - a claim is given up only after a live read of its ModelDeployment, made after the Lease was read, said that it does not need the name any more.
+- a claim that is reserved is not given up but released: its Lease says when, and goes once the time is over.
 A Lease that somebody deleted is claimed anew by whoever serves the name: nobody else is given a name that a route of ours carries.
 """
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
+from modelrollout.api.times import stamp
+from modelrollout.api.v1alpha1 import seconds
 from modelrollout.controller.observe import Seen
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
@@ -52,7 +56,7 @@ class HostClaims:
 
     def known(self) -> Known:
         """As of now."""
-        return Known(self._claims, self._foreign, self._routes, self._config.hostnames.only_by_policy)
+        return Known(self._claims, self._foreign, self._own_routes, self._config.hostnames.only_by_policy)
 
     async def refresh(self) -> None:
         """Read all claims and all foreign routes, and give up the claims of ModelDeployments that are gone: what a crash has left."""
@@ -60,17 +64,22 @@ class HostClaims:
         self._claims = Claims(claim for lease in listed if (claim := claim_of(lease)))
         await self._look_at_foreign()
         for claim in self._claims.all():
+            if claim.until is not None and claim.until > self._now():
+                continue
             live = self._store.get(MODEL_DEPLOYMENT, *claim.key)
-            if live is None or holder_of(live) != claim.holder:
+            if live is None or holder_of(live) != claim.holder or claim.released:
                 await self._look(claim)
 
     async def settle(self, seen: Seen) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still is; True when anything is not as it was known."""
         stands, holder, changed = seen.hostnames, holder_of(seen.deployment), False
         self._log_taker(holder, stands.taker)
+        former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
-            changed |= await self._take(Claim(host, holder), served=host in stands.live)
-        for claim in (*(Claim(host, holder) for host in stands.stale), *stands.in_the_way):
+            changed |= await self._take(Claim(host, holder), served=host in stands.live, former=former.get(host))
+        for claim in stands.rewrite:
+            changed |= await self._rewrite(claim)
+        for claim in (*(c for host in stands.stale if (c := self._claims.get(host))), *stands.in_the_way):
             changed |= await self._look(claim)
         return changed
 
@@ -82,11 +91,14 @@ class HostClaims:
 
     # --- the Leases
 
-    async def _take(self, mine: Claim, *, served: bool) -> bool:
+    async def _take(self, mine: Claim, *, served: bool, former: Claim | None) -> bool:
+        """``former``: a reservation for the very version, which goes on."""
         if not self._may_write():
             return False
+        if former is not None:
+            mine = replace(mine, reserved=former.reserved, version=former.version)
         try:
-            lease = await self._write(mine)
+            lease = await self._write(mine, former)
         except (AlreadyExists, Conflict, NotFound):
             self._note(mine.host, await self._read(mine.host))
             return True
@@ -99,20 +111,38 @@ class HostClaims:
         log.info("claimed the host name %s", mine.host)
         return True
 
-    async def _write(self, mine: Claim) -> Object:
-        """Create the Lease, or take one that is there and nobody's: somebody has emptied it."""
-        labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
-        annotations = {names.ANNOTATION_HOSTNAME: mine.host}
-        metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace, "labels": labels, "annotations": annotations}
-        spec = {"holderIdentity": mine.holder, "acquireTime": self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-        lease: Object = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+    async def _write(self, mine: Claim, former: Claim | None) -> Object:
+        """Create the Lease, or take one that is there and nobody's (somebody has emptied it) or ``former``."""
+        metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace}
+        lease = self._lease(mine, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata})
         try:
             return await self._kube.create(LEASE, lease)
         except AlreadyExists:
             live = await self._read(mine.host)
-            if live is None or claim_of(live) is not None:
+            if live is None or claim_of(live) not in (None, former):
                 raise
-            return await self._kube.replace(LEASE, {**lease, "metadata": {**metadata, "resourceVersion": live["metadata"]["resourceVersion"]}})
+            return await self._kube.replace(LEASE, self._lease(mine, live))
+
+    def _lease(self, claim: Claim, live: Object) -> Object:
+        """``live`` with what the claim says."""
+        labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+        told = {names.ANNOTATION_RESERVED: claim.reserved, names.ANNOTATION_VERSION: claim.version, names.ANNOTATION_RELEASED: claim.released}
+        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in told.items() if v}
+        since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
+        spec = {"holderIdentity": claim.holder, "acquireTime": since or self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        return {**live, "metadata": {**live["metadata"], "labels": labels, "annotations": annotations}, "spec": spec}
+
+    async def _rewrite(self, claim: Claim) -> bool:
+        """Have the Lease say what is to outlive its holder, if it still is his."""
+        lease = await self._read(claim.host)
+        if lease is None or _holder(lease) != claim.holder or claim_of(lease) == claim or not self._may_write():
+            return self._note(claim.host, lease)
+        try:
+            await self._kube.replace(LEASE, self._lease(claim, lease))
+        except (Conflict, NotFound):
+            return self._note(claim.host, await self._read(claim.host))
+        self._claims.put(claim)
+        return True
 
     async def _overlapping(self, mine: Claim) -> Claim | None:
         """A claim of somebody else that overlaps this one, as the API server has it now."""
@@ -130,7 +160,7 @@ class HostClaims:
             return self._note(claim.host, lease)
         if await self._is_needed(claim) or not await self._give_up(claim, lease):
             return False
-        log.info("the host name %s is free: %s does not need it any more", claim.host, claim.holder)
+        log.info("%s does not need the name %s any more", claim.holder, claim.host)
         return True
 
     async def _is_needed(self, claim: Claim) -> bool:
@@ -143,16 +173,20 @@ class HostClaims:
             return True
         if holder_of(live) != claim.holder:
             return False
+        if claim.host == names.own_name(*claim.key):
+            return True
         routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.children(claim.key, r))
         return claim.host in asked_as_stored(live.get("spec")) or claim.host in carried(
             o for o in routes if controller_of(o) == live["metadata"]["uid"]
         )
 
     async def _give_up(self, claim: Claim, lease: Object) -> bool:
-        """Delete the Lease, if it is as it was read."""
-        if not self._may_write():
+        """Delete the Lease, if it is as it was read; one that is reserved says only that it was given up, until its time is over."""
+        if not self._may_write() or (claim.until is not None and claim.until > self._now()):
             return False
         metadata = lease["metadata"]
+        if claim.reserved and claim.version and claim.until is None:
+            return await self._rewrite(replace(claim, released=stamp(self._now())))
         try:
             await self._kube.delete(LEASE, self._namespace, metadata["name"], uid=metadata["uid"], resource_version=metadata["resourceVersion"])
         except (Conflict, NotFound):
@@ -189,6 +223,9 @@ class HostClaims:
     def _routes(self) -> Iterable[Object]:
         return (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.all(r))
 
+    def _own_routes(self) -> Iterable[Object]:
+        return filter(self._is_ours, self._routes())
+
     async def _look_at_foreign(self) -> None:
         """Routes without our label, and those that carry it and that no ModelDeployment controls."""
         found = [o for o in self._routes() if not self._is_ours(o)]
@@ -216,9 +253,23 @@ class HostClaims:
 
 def claim_of(lease: Object) -> Claim | None:
     """What the Lease says; None where it is nobody's, or says nothing that can be read."""
-    host = str((lease["metadata"].get("annotations") or {}).get(names.ANNOTATION_HOSTNAME, ""))
-    holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
-    return Claim(host, holder) if holder.count("/") == 2 and lease["metadata"]["name"] == names.host_lease(host) else None
+    annotations = lease["metadata"].get("annotations") or {}
+    host = str(annotations.get(names.ANNOTATION_HOSTNAME, ""))
+    holder = _holder(lease)
+    if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
+        return None
+    told = (str(annotations.get(key, "")) for key in (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED))
+    claim = Claim(host, holder, *told)
+    try:
+        seconds(claim.reserved or "0s")
+        is_time = claim.until is None or claim.until.tzinfo is not None
+    except (ValueError, OverflowError):
+        is_time = False
+    return claim if is_time else Claim(host, holder)
+
+
+def _holder(lease: Object) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
 
 def _for_foreign(route: Object) -> Object:

@@ -83,7 +83,7 @@ class Intake:
             self._unreadable(resource, reading.named(body, why), gone=False)
             return
         if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:  # else the store has told why not
-            self._unread.clear(resource, namespace, name)
+            self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
         if due and key is not None:
             self._wake(key)
 
@@ -108,13 +108,13 @@ class Intake:
             self._wake(key)
         places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
         left_out = {place for place in places if self._store.get(resource, *place) is None}  # for want of memory; or it went meanwhile
-        self._unread.listed(resource, namespace, unread | left_out, asked)
+        self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
     def _unreadable(self, resource: Resource, found: Unread, *, gone: bool) -> None:
         """What was last seen of it goes too, or it would be acted on for ever."""
         if gone:
-            self._unread.clear(resource, found.namespace, found.name)
+            self._unread.clear(resource, found.namespace, found.name, found.version)
         else:
             self._unread.note(resource, found)
         if (key := self._store.forget(resource, found.namespace, found.name)) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.controller.observe import Seen
 from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
+from modelrollout.resources.common import controller_of
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.facts import Problem, Work, since
 
@@ -33,7 +34,9 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
         kind = await _served(kube)
         if kind is None:
             return s.work
-        workloads = (await kube.list(kind, s.namespace, label_selector=f"{LABEL_JOB_UID}={job['metadata']['uid']}")).items
+        uid = job["metadata"]["uid"]
+        listed = (await kube.list(kind, s.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")).items
+        workloads = [w for w in listed if controller_of(w) == uid]
     except KubeError as e:  # it only explains
         log.warning("cannot read the Workload of Job %s: %s", job["metadata"]["name"], e)
         return s.work

@@ -13,7 +13,7 @@ from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import TaskResult
-from modelrollout.api.uris import masked_text
+from modelrollout.api.uris import lies_below, masked_text
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     EvaluationEvidence,
@@ -22,7 +22,7 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
     TuningEvidence,
 )
-from modelrollout.controller.pods import down, last_crash, of_job, pod_problem
+from modelrollout.controller.pods import down, last_crash, of_server, pod_problem
 from modelrollout.controller.work import work_of
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
@@ -36,9 +36,10 @@ from modelrollout.kube.client import (
     SERVICE,
     Object,
 )
-from modelrollout.resources.common import NotAllowedError, allowed, controller_of
+from modelrollout.resources.common import NotAllowedError, allowed, controller_of, tenant_uri
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
+from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline, lost
@@ -47,7 +48,7 @@ from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
 from modelrollout.traffic.features import GatewayFacts, route_problem
-from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand
+from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as, version_of
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
@@ -63,6 +64,7 @@ class Seen:
     snapshot: Snapshot
     router: Router | None
     hostnames: Standing = NO_NAMES
+    folder: str = ""  # where artifacts of its namespace lie
 
     @property
     def job(self) -> Object | None:
@@ -90,10 +92,11 @@ def observe(
         return None
     children = store.children(key)
     by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
-    by_name = _own(deployment, by_name)
+    by_name = own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
     spec, spec_error = _spec(deployment, rules)
-    revisions = _revisions(by_name)
+    folder = tenant_uri(config, key[0])
+    revisions = _revisions(by_name, folder)
     snapshot = Snapshot(
         name=key[1],
         namespace=key[0],
@@ -102,6 +105,7 @@ def observe(
         spec_error=spec_error,
         status=_status(deployment),
         revisions=revisions,
+        children=tuple(sorted(o["metadata"]["uid"] for o in by_name.values() if _lasts(deployment, o))),
         servers=_servers(by_name, pods),
         verbs=_verbs(deployment, by_name),
         too_wide=tuple(f"{o['kind']} {o['metadata']['name']}" for o in too_wide(by_name, key[1])),
@@ -111,8 +115,8 @@ def observe(
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
-    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind) and controller_of(o) == deployment["metadata"]["uid"]]
-    stands = stand(holder_of(deployment), spec, carried(mine), known, rules)
+    mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
+    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, _serves(snapshot), frozenset(map(told_as, mine)))
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
@@ -121,10 +125,10 @@ def observe(
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
-    if refusal is not None:  # only a spec that is accepted claims names
-        stands = replace(stands, free=())
-    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem)
-    snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods))
+    if refusal is not None:  # only a spec that is accepted claims names, but for its own, which nobody else could have
+        stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
+    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken)
+    snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods, folder))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)
     router: Router
@@ -139,7 +143,15 @@ def observe(
     if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
-    return Seen(deployment, by_name, snapshot, router, stands)
+    return Seen(deployment, by_name, snapshot, router, stands, folder)
+
+
+def _serves(s: Snapshot) -> str | None:
+    """The version that is stable, as claims of names have it."""
+    if s.status.stable is None:
+        return None
+    stable = s.revision(s.status.stable.revision)
+    return version_of(stable.input, stable.sha256) if stable else "unknown"
 
 
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
@@ -156,15 +168,35 @@ def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | No
     return ServiceRouter(name, {}, stable)
 
 
-def _own(deployment: Object, by_name: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
-    """Without what belongs to an earlier ModelDeployment of this name: the garbage collector is about to take it away."""
-    uid = deployment["metadata"]["uid"]
-    revisions = {o["metadata"]["uid"] for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and controller_of(o) in (None, uid)}
-    return {
-        (kind, name): o
-        for (kind, name), o in by_name.items()
-        if kind == POD.kind or controller_of(o) in ((None, uid) if kind == MODEL_REVISION.kind else (None, uid, *revisions))
-    }
+def own(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
+    """Pods, and what this very ModelDeployment controls, itself or by its revisions. Labels make nothing its own: everybody can write them.
+
+    What nothing controls is its own only by a record that nobody but the operator writes: a ModelRevision of this name, and what such a one has in
+    status.children. So it is after ``--cascade=orphan``; whatever else has that name is a stranger's, and what an earlier ModelDeployment of the
+    name still controls is about to be taken away by the garbage collector.
+    """
+    uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
+    revisions = [o for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and _is_revision_of(o, uid, name)]
+    recorded = {child for o in revisions for child in (o.get("status") or {}).get("children") or []}
+    controllers = {uid, *(o["metadata"]["uid"] for o in revisions)}
+
+    def is_own(kind: str, o: Object) -> bool:
+        if kind == MODEL_REVISION.kind:
+            return o["metadata"]["uid"] in controllers
+        controller = controller_of(o)
+        return kind == POD.kind or controller in controllers or (controller is None and o["metadata"]["uid"] in recorded)
+
+    return {(kind, n): o for (kind, n), o in by_name.items() if is_own(kind, o)}
+
+
+def _is_revision_of(revision: Object, uid: str, name: str) -> bool:
+    controller = controller_of(revision)
+    return controller == uid or (controller is None and (revision.get("spec") or {}).get("deployment") == name)
+
+
+def _lasts(deployment: Object, o: Object) -> bool:
+    """Whether ``o`` is the ModelDeployment's own child, and not only for the time of a stage."""
+    return o["kind"] not in (MODEL_REVISION.kind, JOB.kind, POD.kind) and controller_of(o) == deployment["metadata"]["uid"]
 
 
 def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
@@ -191,13 +223,13 @@ def _status(deployment: Object) -> ModelDeploymentStatus:
     return sound(ModelDeploymentStatus.model_validate(kept))
 
 
-def _revisions(by_name: Mapping[tuple[str, str], Object]) -> tuple[Revision, ...]:
+def _revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[Revision, ...]:
     found: list[Revision] = []
     for (kind, name), o in by_name.items():
         if kind != MODEL_REVISION.kind:
             continue
         spec = o["spec"]
-        status = _revision_status(o, by_name.get((DEPLOYMENT.kind, name)))
+        status = _revision_status(o, by_name.get((DEPLOYMENT.kind, name)), folder)
         hardened = hardened_as(spec["template"], spec["deployment"]) is not None
         found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], status, hardened))
     return tuple(sorted(found, key=lambda r: r.number))
@@ -212,8 +244,9 @@ def record(revision: Object) -> Record:
     return Record(revision["spec"]["sha256"], revision["spec"]["input"].get("model") or {}, status.artifact, lost(status))
 
 
-def _revision_status(revision: Object, server: Object | None) -> ModelRevisionStatus:
-    """The revision's status. Where it is empty, the outcome is that of its annotations, and the artifact the one that its pods run."""
+def _revision_status(revision: Object, server: Object | None, folder: str) -> ModelRevisionStatus:
+    """The revision's status. Where it is empty, the outcome is that of its annotations, and the artifact the one that its pods run, if it is one of
+    this namespace's ``folder``: anybody may have edited the Deployment."""
     try:
         status = ModelRevisionStatus.model_validate(revision.get("status") or {})
     except ValidationError:
@@ -224,7 +257,7 @@ def _revision_status(revision: Object, server: Object | None) -> ModelRevisionSt
             status = ModelRevisionStatus.model_validate(
                 {"outcome": annotations.get(names.ANNOTATION_OUTCOME, "Pending"), "reason": annotations.get(names.ANNOTATION_REASON, "-")}
             )
-    if status.artifact is None and server is not None and (found := fetched(server)):
+    if status.artifact is None and server is not None and (found := fetched(server)) and lies_below(found.artifact.uri, folder):
         artifact = ArtifactEvidence(uri=found.artifact.uri, digest=found.digest, size_before=0, size_after=0)
         tuning = TuningEvidence(chosen=trial(found.serving)) if found.serving else None
         status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
@@ -251,7 +284,8 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
         ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
         # A revision's servers, or the comparer of its shadow.
         part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
-        own = [p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part]
+        labelled = (p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part)
+        own = of_server(labelled, o)
         found[name] = Server(
             status.get("replicas", 0),
             ready,
@@ -283,11 +317,11 @@ def _verbs(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> tup
     return tuple(found)
 
 
-def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> Work:
+def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object], folder: str) -> Work:
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
         return Work()
-    return work_of(found, of_job(pods, found))
+    return work_of(found, pods, folder)
 
 
 def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
@@ -317,6 +351,8 @@ def _refusal(
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
     if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+        return problem
+    if problem := not_lent(rules, spec, key[0], config):
         return problem
     if problem := query_refused(rules, spec, *key, config.queries, config.scrape.namespace_label):
         return problem

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
+from modelrollout.resources.common import controller_of
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
 from modelrollout.rollout.facts import Crash, Problem
@@ -25,6 +26,7 @@ _NOT_CREATED = "error: creating server: Internal - failed to load all models"
 # How it ends where it does not know a flag: the flag stands before its long help, of which the termination message has only the end.
 _USAGE = re.compile(r"^  --[a-z][a-z-]+ <[a-z]+>\n\t", re.MULTILINE)
 _NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
+_TEMPLATE_HASH = "pod-template-hash"  # label of Kubernetes
 _SAID = 300  # characters of what a user's container says that a message has room for
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 # Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under pressure or shutting down) evict.
@@ -44,9 +46,20 @@ class Ending:
 
 
 def of_job(pods: Iterable[Object], job: Object) -> list[Object]:
-    """Those of them that are this Job's."""
-    name = job["metadata"]["name"]
-    return [p for p in pods if (p["metadata"].get("labels") or {}).get(names.LABEL_JOB) == name]
+    """Those of them that this very Job controls. What a pod says counts only where it is as the Job's template has it, too (``controller.work``)."""
+    return [p for p in pods if controller_of(p) == job["metadata"]["uid"]]
+
+
+def of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
+    """Those of them that a ReplicaSet of this Deployment controls: the Deployment controller calls it after the Deployment and the hash of the
+    template, and a pod carries that hash as a label. ReplicaSets themselves are not watched: who may write one may write pods."""
+    name = deployment["metadata"]["name"]
+    return [p for p in pods if _replica_set_of(p) == f"{name}-{(p['metadata'].get('labels') or {}).get(_TEMPLATE_HASH, '')}"]
+
+
+def _replica_set_of(pod: Object) -> str | None:
+    owners = pod["metadata"].get("ownerReferences") or []
+    return next((r.get("name") for r in owners if r.get("controller") and r.get("kind") == "ReplicaSet"), None)
 
 
 def has_ended(pod: Object) -> bool:

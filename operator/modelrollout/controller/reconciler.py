@@ -25,7 +25,7 @@ from modelrollout.rollout.present import told_exposed
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
-REFUSED_SECONDS = 60.0  # until NetworkPolicies that were refused are tried again
+REFUSED_SECONDS = 60.0  # until NetworkPolicies that were refused, and names that are taken, are tried again
 ROUTES_NARROWED = (
     "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a version, and what manages a server, answer 404"
 )
@@ -89,6 +89,11 @@ class Reconciler:
             return None
         refused = self._refused.get(key)
         try:
+            if self._may_write() and await self._actor.adopt(seen):
+                return 0.0
+        except ChildRefused as e:  # it counts as our own all the same
+            refused = refused or Problem(e.reason, e.message)
+        try:
             if await self._admission.hostnames.settle(seen):
                 return 0.0
             looked = await self._admission.looked(seen)
@@ -113,7 +118,8 @@ class Reconciler:
                 await self._reporter.post(seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}"))
                 return 0.0
             wrote = await self._isolate(key, seen)
-            wrote |= await self._actor.act(seen, plan.desired)
+            acted, taken = await self._actor.act(seen, plan.desired)
+            wrote |= acted
             wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
@@ -122,10 +128,12 @@ class Reconciler:
             # A child is not as it was seen, so the state may not be either: nothing may follow with a fresh resourceVersion in an old state.
             await self._look_again(key)
             raise
-        told = self._refused.pop(key, None) is not None
-        if wrote or told:
+        news = self._refused.pop(key, None) != taken
+        if taken is not None:
+            self._refused[key] = taken
+        if wrote or news:
             return 0.0
-        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if self._exposed.get(key) else None) if w is not None]
+        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if taken or self._exposed.get(key) else None) if w is not None]
         return min(waits, default=None)
 
     async def _isolate(self, key: Key, seen: Seen) -> bool:

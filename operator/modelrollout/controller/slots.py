@@ -23,8 +23,9 @@ from modelrollout.controller.policies import Policies
 from modelrollout.kube.cache import QUEUED, Key, Store
 from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, AlreadyExists, Conflict, Kube, KubeError, NotFound, Object, Unreadable
 from modelrollout.rollout.facts import Slot, in_flight
+from modelrollout.rollout.holding import asked_now, limits_of_gpus
 from modelrollout.rollout.policy import Limit
-from modelrollout.rollout.slots import Claim, Held, stand
+from modelrollout.rollout.slots import Claim, Held, larger, stand
 from modelrollout.traffic.hostnames import holder_of
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,20 @@ class Slots:
             self._mine.setdefault(_key(seen.deployment), set()).add(limit.policy)
         return tuple(found)
 
+    async def larger(self, seen: Seen) -> tuple[Slot, ...]:
+        """How a rollout that asks for more GPUs than its slot has stands with each limit of GPUs."""
+        claim = _larger_claim(seen)
+        limits = limits_of_gpus(seen.snapshot) if claim is not None else []
+        listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
+        return tuple(larger(limit, held, self._queue(limit), claim) for limit, held in listed if claim is not None)
+
     async def settle(self, seen: Seen) -> bool:
         """Take the slot whose turn it is, or set free what a rollout that is over still holds; True when something was written."""
         rollout = seen.snapshot.status.rollout
         if not in_flight(rollout) and _key(seen.deployment) in self._mine:
             return await self._release(seen)
+        if rollout is not None and rollout.slot is not None and rollout.queue is None:
+            return await self._resize(seen, rollout.slot.gpus)
         slot = seen.snapshot.slots[-1] if seen.snapshot.slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
@@ -144,6 +154,29 @@ class Slots:
             finally:
                 self._lists.pop(limit.policy, None)
             log.info("took slot %d of %s", index, limit.policy)
+            return True
+        return False
+
+    async def _resize(self, seen: Seen, granted: int) -> bool:
+        """Have the slot count what is asked by now where there is room; where two grew at once beyond the limit they shrink back."""
+        claim, limits = _larger_claim(seen), {limit.policy: limit for limit in limits_of_gpus(seen.snapshot)}
+        for slot in seen.snapshot.slots:
+            if claim is None or slot.policy not in limits or not (slot.turn or (not slot.held and slot.gpus > granted)):
+                continue
+            limit = limits[slot.policy]
+            leases = self._held(await self._list(limit.policy, fresh=True))
+            now = larger(limit, [h for _, h in leases], self._queue(limit), claim)
+            gpus = claim.gpus if now.turn else granted if not now.held and now.gpus > granted else now.gpus
+            own = next(((lease, h) for lease, h in leases if (h.claim.holder, h.claim.rollout) == (claim.holder, claim.rollout)), None)
+            if own is None or gpus == now.gpus:
+                continue
+            try:
+                await self._write(limit, own[1].index, own[0], Claim(claim.holder, claim.rollout, gpus))
+            except (Conflict, NotFound):
+                continue
+            finally:
+                self._lists.pop(limit.policy, None)
+            log.info("slot %d of %s counts %d GPUs", own[1].index, limit.policy, gpus)
             return True
         return False
 
@@ -242,6 +275,12 @@ def _claim(deployment: Object) -> Claim | None:
     if rollout is None or rollout.queue is None:
         return None
     return Claim(holder_of(deployment), rollout.started, rollout.queue.gpus)
+
+
+def _larger_claim(seen: Seen) -> Claim | None:
+    """What a rollout that holds a slot asks for by now."""
+    rollout = seen.snapshot.status.rollout
+    return Claim(holder_of(seen.deployment), rollout.started, asked_now(seen.snapshot)) if rollout is not None else None
 
 
 def _holder(lease: Object) -> Claim | None:

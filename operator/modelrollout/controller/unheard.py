@@ -22,4 +22,4 @@ async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
     pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}", keep=partial(kept, POD))).items
     for pod in pods:
         store.read(POD, pod)
-    return work_of(job, pods)
+    return work_of(job, pods, seen.folder)

@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modelrollout.kube.cache import number
 from modelrollout.kube.client import Resource
 from modelrollout.kube.events import Events
 from modelrollout.kube.reading import Unread
@@ -35,11 +36,15 @@ class UnreadObjects:
     def __init__(self, events: Events, may_post: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._events, self._may_post, self._clock = events, may_post, clock
         self._known: OrderedDict[_Id, _Entry] = OrderedDict()
+        self._cleared: OrderedDict[_Id, int] = OrderedDict()  # at which resourceVersion: a list that was on its way is older, and tells of it later
         self._posting: set[asyncio.Task[None]] = set()
 
     def note(self, resource: Resource, unread: Unread) -> None:
         """An object was met that cannot be read."""
         i, now = (resource, unread.namespace, unread.name), self._clock()
+        version = number(unread.version)
+        if version is not None and version <= self._cleared.get(i, -1):
+            return
         entry = self._known.pop(i, None)
         if entry is None or now - entry.told >= RETELL_SECONDS:
             self._tell(resource, unread)
@@ -49,21 +54,27 @@ class UnreadObjects:
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
-    def clear(self, resource: Resource, namespace: str, name: str) -> None:
-        """It can be read (again), or it is gone."""
-        if self._known.pop((resource, namespace, name), None):
+    def clear(self, resource: Resource, namespace: str, name: str, version: str = "") -> None:
+        """It can be read (again), or it is gone, since this resourceVersion."""
+        i = (resource, namespace, name)
+        if (since := number(version)) is not None:
+            self._cleared.pop(i, None)
+            self._cleared[i] = since
+            if len(self._cleared) > REMEMBERED:
+                self._cleared.popitem(last=False)
+        if self._known.pop(i, None):
             log.info("%s %s can be read again, or is gone", resource.kind, _called(namespace, name))
 
     def now(self) -> float:
         """For ``listed``."""
         return self._clock()
 
-    def listed(self, resource: Resource, namespace: str | None, unread: set[tuple[str, str]], since: float) -> None:
-        """A list, of one namespace or of all, met only these that it could not read. What the watch met after ``since``, when the list was asked for,
-        may be younger than the list."""
+    def listed(self, resource: Resource, namespace: str | None, unread: set[tuple[str, str]], since: float, version: str) -> None:
+        """A list at this resourceVersion, of one namespace or of all, met only these that it could not read. What the watch met after ``since``,
+        when the list was asked for, may be younger than the list."""
         for i, entry in list(self._known.items()):
             if i[0] == resource and namespace in (None, i[1]) and (i[1], i[2]) not in unread and entry.met < since:
-                self.clear(*i)
+                self.clear(*i, version)
 
     def count(self) -> dict[tuple[str, str], int]:
         """Objects by kind and namespace."""

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from modelrollout.api import names
 from modelrollout.api.tasks import ExitCode
-from modelrollout.api.uris import masked_text
-from modelrollout.controller.pods import Ending, ending, pod_problem, running, starting, starting_since, stuck
+from modelrollout.api.uris import lies_below, masked_text
+from modelrollout.controller.compare import strays
+from modelrollout.controller.pods import Ending, ending, of_job, pod_problem, running, starting, starting_since, stuck
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.facts import Problem, Work
 
 
-def work_of(job: Object, pods: Sequence[Object]) -> Work:
-    """``pods``: those of this Job."""
-    found = _work_of(job, pods)
-    uri = found.result.artifact_uri if found.result else None
+def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
+    """``candidates``: pods, whosesoever they are. ``folder``: where artifacts of this namespace lie.
+
+    A result is the Job's: only pods count that the Job controls and that run what its template says, and only with the Job's own condition.
+    """
+    own = of_job(candidates, job)
+    template = ((job.get("spec") or {}).get("template") or {}).get("spec") or {}
+    strayed = [(pod, why) for pod in own if (why := strays(pod.get("spec") or {}, template))]
+    pods = [pod for pod in own if all(pod is not other for other, _ in strayed)]
+    work = _work_of(job, pods)
+    if strayed and work.result is None and (work.state != "Running" or not (running(pods) or starting(pods))):
+        # The word of a pod that may have run something else is missing, or it is such a one that is waited for.
+        problem = _strayed(*strayed[0])
+        return Work("Running", problem=problem, idle_since=work.idle_since) if work.state == "Running" else Work("Failed", problem=problem)
+    uri = work.result.artifact_uri if work.result else None
     if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
-        return found
+        return work
     task = prepare_task(job)
     if task is None:  # it was made by another version of the operator, and might have taken anything: it is made anew
         return Work()
-    if found.result and not task.may_answer(uri, found.result.artifact_digest or ""):
+    if work.result and not (lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")):
         text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"
         return Work("Failed", problem=Problem("ArtifactForeign", f"{text}; nothing of it is served: see who may write pods in this namespace"))
-    return found
+    return work
+
+
+def _strayed(pod: Object, why: str) -> Problem:
+    name = pod["metadata"]["name"]
+    text = (
+        f"pod {name} is not as its Job's template says: {why}; what it says does not count. Have what changes pods here leave those of the Jobs alone"
+    )
+    return Problem("PodChanged", text)
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> Work:
@@ -35,7 +55,9 @@ def _work_of(job: Object, pods: Sequence[Object]) -> Work:
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if end.exit_code == ExitCode.REUSED and end.result:  # for Kubernetes a failure: the containers that would follow must not run
+    if (
+        "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result
+    ):  # for Kubernetes a failure: the containers that would follow must not run
         return Work("Succeeded", int(ExitCode.OK), end.result)
     if _taken_back(job, conditions.get("Failed"), end):
         return Work()  # as if it had never been made, and it is made anew

@@ -159,7 +159,7 @@ class Store:
             listed.add(i)
             if self._take(i, obj, from_watch=True) and (key := owner(resource, obj)):
                 changed.add(key)
-        limit = _number(resource_version)
+        limit = number(resource_version)
         for i in list(self._ids.get(resource, ())):
             if i in listed or (namespace is not None and i[1] != namespace):
                 continue
@@ -282,12 +282,13 @@ def _id(resource: Resource, obj: Mapping[str, Any]) -> _Id:
     return (resource, obj["metadata"].get("namespace") or "", obj["metadata"]["name"])
 
 
-def _number(version: str | None) -> int | None:
+def number(version: str | None) -> int | None:
+    """A resourceVersion that can be compared with others of the same kind, or None."""
     return int(version) if version and version.isascii() and version.isdigit() else None
 
 
 def _version(obj: Mapping[str, Any]) -> int | None:
-    return _number(obj["metadata"].get("resourceVersion"))
+    return number(obj["metadata"].get("resourceVersion"))
 
 
 def _same(a: Any, b: Any) -> bool:

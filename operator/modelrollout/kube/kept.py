@@ -16,6 +16,12 @@ from modelrollout.kube.client import JOB, POD, Object, Resource
 MESSAGE = 4096  # characters of what a pod or a container says; the kubelet takes no more bytes of a container
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels", "ownerReferences")
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
+# Of a Job's template and its pods: all by which they are compared (``controller.compare``).
+_OF_JOB = (
+    *_CONTAINER, "workingDir", "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle", "securityContext", "livenessProbe", "readinessProbe",
+    "startupProbe", "terminationMessagePath", "terminationMessagePolicy",
+)  # fmt: skip
+_POD_OF_JOB = ("volumes", "securityContext", "shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 _CONTAINER_STATUS = ("name", "image", "ready", "restartCount", "state", "lastState")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 
@@ -23,12 +29,13 @@ _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 def kept(resource: Resource, obj: Object) -> Object:
     """The object as it is kept."""
     if resource == POD:
-        return _with(obj, metadata=_some(obj["metadata"], _METADATA), spec=_pod_spec(obj.get("spec")), status=_pod_status(obj.get("status")))
+        spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))
+        return _with(obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status")))
     if resource == JOB:
         metadata = obj["metadata"]
         ours = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(names.GROUP)}
         spec = obj.get("spec") or {}
-        template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"))}
+        template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"), of_job=True)}
         return _with(obj, metadata=_some(metadata, _METADATA) | {"annotations": ours}, spec={**spec, "template": template}, status=obj.get("status"))
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     if annotations := metadata.get("annotations"):
@@ -58,14 +65,19 @@ def _some(value: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
     return {k: value[k] for k in fields if k in value}
 
 
-def _pod_spec(spec: Any) -> Object | None:
+def _pod_spec(spec: Any, *, of_job: bool) -> Object | None:
     if spec is None:
         return None
-    parts = {part: [_container(c) for c in spec[part]] for part in ("initContainers", "containers") if spec.get(part)}
+    parts = {part: [_container(c, of_job) for c in spec[part]] for part in ("initContainers", "containers") if spec.get(part)}
+    if of_job:
+        parts |= {"ephemeralContainers": [_some(c, ("name",)) for c in spec["ephemeralContainers"]]} if spec.get("ephemeralContainers") else {}
+        parts |= _some(spec, _POD_OF_JOB)
     return _some(spec, ("nodeName", "serviceAccountName")) | parts
 
 
-def _container(container: Mapping[str, Any]) -> Object:
+def _container(container: Mapping[str, Any], of_job: bool) -> Object:
+    if of_job:
+        return _some(container, _OF_JOB)
     task = [e for e in container.get("env") or [] if e.get("name") == TASK_ENV]
     return _some(container, _CONTAINER) | ({"env": task} if task else {})
 

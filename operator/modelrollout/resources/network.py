@@ -16,7 +16,9 @@ from modelrollout.resources.common import Object, Owner, labels, metadata
 
 # What a wide range does not mean: addresses of the link, where nodes and clouds answer, and metadata services elsewhere.
 NEAR = tuple(map(ipaddress.ip_network, ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128")))
-_JOBS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE, names.COMPONENT_EVALUATE)
+# Those that ask no server but one in their own pod. Containers of a pod share its network: with a step of the user's own image in it, what the pod
+# reaches that image does.
+_JOBS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE)
 _NAMESPACE = "kubernetes.io/metadata.name"  # a label of every namespace, which only the API server writes
 _MODEL = (names.PORT_HTTP, names.PORT_GRPC)
 
@@ -34,7 +36,8 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> l
     return [
         _policy(owner, "servers", [names.COMPONENT_SERVER], [*called, *versions, *scraped], [*dns, *stores]),
         _policy(owner, "comparer", [names.COMPONENT_SHADOW], [*mirrored, *scraped], [*dns, *servers]),
-        _policy(owner, "jobs", _JOBS, [], [*dns, *servers, *stores]),
+        _policy(owner, "jobs", _JOBS, [], [*dns, *stores]),
+        _policy(owner, "evaluate", [names.COMPONENT_EVALUATE], [], [*dns, *servers, *stores]),
     ]
 
 

@@ -53,6 +53,16 @@ def _routes(owner: Owner, name: str, gateway: GatewayRef, http: Hostnames | None
     ]
 
 
+def backends_of(o: Object) -> set[tuple[str, str]]:
+    """Kind and name of all that a route, or a TraefikService that mirrors, sends requests to; nothing for other kinds."""
+    spec = o.get("spec") or {}
+    refs = [spec["mirroring"], *spec["mirroring"].get("mirrors", [])] if "mirroring" in spec else []
+    for rule in (spec.get("rules") or []) if o["kind"] in ("HTTPRoute", "GRPCRoute") else []:
+        refs += rule.get("backendRefs") or []
+        refs += [f["requestMirror"]["backendRef"] for f in rule.get("filters") or [] if "requestMirror" in f]
+    return {(ref.get("kind") or "Service", ref["name"]) for ref in refs}
+
+
 def is_of_clients(name: str, model: str) -> bool:
     """Whether a route of that name is one of the clients of ``model``."""
     return _is_of(model, name)

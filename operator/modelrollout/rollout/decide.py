@@ -9,14 +9,16 @@ from modelrollout.rollout import verbs
 from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
 from modelrollout.rollout.facts import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
 from modelrollout.rollout.freeze import held
+from modelrollout.rollout.holding import asked_now, held_too_long, limits_of_gpus, slot_of
 from modelrollout.rollout.interface import is_declared
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.present import news, present
+from modelrollout.rollout.proof import demanded
 from modelrollout.rollout.rebuild import rebuilt
 from modelrollout.rollout.restarts import waiting, withdrawn
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
-from modelrollout.rollout.transitions import allocate, begin, fail, input_hash, is_held, known_version, revert
+from modelrollout.rollout.transitions import allocate, begin, change, fail, input_hash, is_held, known_version, revert
 
 Check = Callable[[Snapshot, datetime], Move | None]
 
@@ -26,7 +28,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if s.spec is None:
         return _without_spec(s, now)
     move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
-    move = held(s, move, now)
+    move = demanded(s, held(s, move, now), now)
     if _replaces_unrecorded(s, move):
         return Plan(s.status, desired(s, now), requeue_after=0.0)
     status = present(s, move.status, now)
@@ -107,6 +109,29 @@ def too_old(s: Snapshot, now: datetime) -> Move | None:
     return Move(found[0], (found[1],)) if found else None
 
 
+def overdue(s: Snapshot, now: datetime) -> Move | None:
+    """A slot that was held too long: back to stable, whoever paused it and however long its own deadlines are."""
+    rollout, problem = s.status.rollout, held_too_long(s, now)
+    if rollout is None or problem is None or rollout.mode == "Rollback" or rollout.stage == "Revert":
+        return None
+    if rollout.stage == "Promote" and (s.status.stable is None or has_all_pods(s)):
+        return None  # it is about to end
+    event = (Event(problem.reason, problem.message, "Warning"),)
+    if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable is not None:
+        return Move(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
+    return Move(fail(s.status, now, "Failed", problem.reason, problem.message), event)
+
+
+def enlarged(s: Snapshot, now: datetime) -> Move | None:
+    """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
+    slot, wanted = slot_of(s), asked_now(s)
+    limits = {limit.policy for limit in limits_of_gpus(s)}
+    grown = {x.policy for x in s.slots if x.held and x.gpus >= wanted}
+    if slot is None or not limits or slot.gpus >= wanted or grown != limits:
+        return None
+    return Move(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
+
+
 def stage(s: Snapshot, now: datetime) -> Move | None:
     """The stage of the rollout in flight."""
     rollout = s.status.rollout
@@ -149,4 +174,4 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
 
 
-CHECKS: tuple[Check, ...] = (lost, asked, too_old, superseded, stage, start)
+CHECKS: tuple[Check, ...] = (lost, asked, too_old, superseded, overdue, enlarged, stage, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from modelrollout.analysis.confine import USE_A_TEMPLATE
 from modelrollout.analysis.queries import own_query_problem
@@ -11,29 +12,53 @@ from modelrollout.api.policy import PolicyGates
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.facts import Problem
 from modelrollout.rollout.policy import Limit, Rules
+from modelrollout.rollout.steps import strategy_of
 
 
 def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int) -> Problem | None:
     """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for."""
     for name, why in rules.broken:
         return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
+    if problem := outside(rules, uris):
+        return problem
+    if problem := _code(rules, spec):
+        return problem
+    for name, gates in rules.gates:
+        if told := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
+            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    if problem := _undivided(rules, spec):
+        return problem
+    for limit in rules.limits:
+        if problem := too_small(limit, gpus):
+            return problem
+    return None
+
+
+def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
+    """The first of these that lies in none of the places that a policy names."""
     for name, sources in rules.sources:
         for field, uri in uris:
             prefixes = sources.models if field == "spec.model.uri" else sources.data
             if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
                 return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
-        for field, image in _images(spec):
-            if sources.images is not None and not any(_holds(prefix, image) for prefix in sources.images):
-                return Problem("ImageNotAllowed", f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(sources.images)}; push it there")
-    if problem := _code(rules, spec):
-        return problem
-    for name, gates in rules.gates:
-        if told := next(_missing(gates, spec), None):
-            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
-    for limit in rules.limits:
-        if problem := too_small(limit, gpus):
-            return problem
     return None
+
+
+def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Why this spec could not give a new version as little as the first weight, where metrics are demanded."""
+    most = rules.first_weight
+    if most is None:
+        return None
+    policy = next(name for name, gates in rules.gates if any(not m.dry_run for m in gates.metrics or ()))
+    demand = f"RolloutPolicy {policy} (gates.metrics) gives a new version {most} % at first"
+    if spec.rollout.ab_test:
+        return Problem("GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary")
+    pods = max(1, spec.serving.replicas)
+    if spec.traffic.gateway is not None or (strategy_of(spec.rollout) == "Canary" and most * (pods + 1) >= 100):
+        return None
+    fewest = -(-100 // most) - 1
+    remedy = f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
+    return Problem("GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}")
 
 
 def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str) -> Problem | None:
@@ -83,33 +108,36 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     return None
 
 
-def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
-    """Images that the spec names itself, with their fields."""
-    if spec.serving.triton.image:
-        yield "spec.serving.triton.image", spec.serving.triton.image
-    for index, step in enumerate(spec.optimization.steps):
-        if step.container:
-            yield f"spec.optimization.steps[{index}].container.image", step.container.image
+def golden_unmet(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """What lacks of the golden data that policies demand. Asked for again when they are counted: a spec can be edited under way, and a first version
+    has no other proof."""
+    for name, gates in rules.gates:
+        if told := next(_golden_missing(gates, spec), None):
+            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    return None
 
 
-def _holds(prefix: str, image: str) -> bool:
-    """Whether the image lies in that registry or folder, or is of that repository. What follows a registry's name and a colon is a port, no tag."""
-    place = prefix.rstrip("/")
-    return image.startswith(f"{place}/") or ("/" in place and image.startswith((f"{place}:", f"{place}@")))
+def _golden_missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
+    golden = spec.rollout.analysis.golden
+    if golden is None:
+        if gates.golden or gates.min_golden is not None:
+            yield "spec.rollout.analysis.golden: give golden data"
+        return
+    if gates.min_golden is not None and (golden.min is None or golden.min < gates.min_golden):
+        shown = "there is none" if golden.min is None else f"{golden.min:g} is less than that"
+        yield f"spec.rollout.analysis.golden.min: at least {gates.min_golden:g}, {shown}"
+    if gates.max_drop is not None and golden.max_drop > gates.max_drop:
+        yield f"spec.rollout.analysis.golden.maxDrop: {golden.max_drop:g} is more than {gates.max_drop:g}"
 
 
 def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
-    golden, gate = spec.rollout.analysis.golden, spec.optimization.gate
+    gate = spec.optimization.gate
     if gates.digest and spec.model.sha256 is None:
         yield "spec.model.sha256: give the digest of the file"
-    if gates.golden and golden is None:
-        yield "spec.rollout.analysis.golden: give golden data"
     if gates.held_out and spec.optimization.steps and gate is None:
         yield "spec.optimization.gate: give held-out data and budgets"
     if gates.max_drop is None:
         return
-    if golden is not None and golden.max_drop > gates.max_drop:
-        yield f"spec.rollout.analysis.golden.maxDrop: {golden.max_drop:g} is more than {gates.max_drop:g}"
     for metric in gate.metrics if gate is not None and spec.optimization.steps else ():
         if metric.max_drop is None or metric.max_drop > gates.max_drop:
             shown = "it has none" if metric.max_drop is None else f"{metric.max_drop:g} is more than that"

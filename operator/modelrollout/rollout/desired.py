@@ -24,7 +24,9 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
+from modelrollout.rollout.holding import beyond, pods_held
 from modelrollout.rollout.in_place import floor, room, sharing
+from modelrollout.rollout.mandate import first_weight, steps_of, too_coarse
 from modelrollout.rollout.restarts import asked_at, to_harden
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
@@ -144,6 +146,8 @@ def carriers(s: Snapshot) -> dict[str, int]:
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
+        held = pods_held(s)
+        found[new] = found[new] if held is None else min(found[new], held)
     return found
 
 
@@ -172,14 +176,13 @@ def trial_pods(s: Snapshot) -> int:
     shared = sharing(s.status)
     if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
         return full if shared is None else room(s.spec)
-    canary = s.spec.rollout.canary or Canary()
-    steps, step = canary.steps, rollout.step if rollout else None
+    steps, step = steps_of(s), rollout.step if rollout else None
     index = stepping.locate(steps, step).index if step else 0
     named = [x.replicas for x in steps[: index + 1] if x.replicas is not None]
     most = full if shared is None else room(s.spec)
     if named:
         return min(named[-1], most)
-    if canary.scale == "Full" and shared is None:
+    if (s.spec.rollout.canary or Canary()).scale == "Full" and shared is None:
         return full
     weight = (step.weight if step else 0) or next(x.weight for x in steps if x.weight is not None)
     return min(most, pods_for(weight, full))
@@ -219,6 +222,8 @@ def too_few(s: Snapshot) -> Problem:
     server = s.server(s.status.rollout.revision)
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
+    if problem := beyond(s):
+        return problem
     return Problem(
         "ScalingUp", f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic waits for the others"
     )
@@ -268,6 +273,8 @@ def _granted(s: Snapshot) -> int:
     if rollout.stage != "Canary" or rollout.step is None:
         return 0
     step = rollout.step
+    if too_coarse(s):
+        return 0
     return step.former if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step) else step.weight
 
 
@@ -276,6 +283,8 @@ def matched(s: Snapshot) -> str | None:
     rollout = s.status.rollout
     tested = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.strategy == "ABTest"
     if not tested or s.spec is None or s.spec.rollout.ab_test is None or rollout is None or s.server(rollout.revision).ready == 0:
+        return None
+    if first_weight(s) is not None:  # a header that all requests carry chooses everybody
         return None
     return rollout.revision
 
@@ -325,6 +334,8 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             wanted = revision.status.model_copy(
                 update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
             )
+        if revision.name == (stable or (rollout.revision if rollout else None)):
+            wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:
             found[revision.name] = wanted
     return found
@@ -351,6 +362,8 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "evaluation": evaluation,
             "shadow": _without_counters(rollout.shadow.metric) if rollout.shadow and rollout.shadow.metric else old.shadow,
             "steps": rollout.history or old.steps,
+            # Proven worse it is no version to come back to, though it has served once.
+            "retired": None if outcome in ("RolledBack", "Rejected") else old.retired,
             "stages": dict(rollout.stages) if ended else old.stages,
             "started": rollout.started,
             "finished": rollout.since if ended else None,

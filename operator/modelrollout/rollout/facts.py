@@ -35,8 +35,9 @@ Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
-    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed"}
+    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed", "NameReserved"}
 )  # they concern routes, also those of a version that serves already
+NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
 _LOST = frozenset({"ArtifactMissing", "ArtifactDigestMismatch", "ArtifactCorrupt", "OutputRefused"})
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
@@ -190,6 +191,7 @@ class Slot:
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name
+    gpus: int = 0  # that our own slot counts
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class Snapshot:
     spec: ModelDeploymentSpec | None
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()
+    children: tuple[str, ...] = ()  # uids of what the ModelDeployment itself controls and that lasts
     work: Work = Work()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
@@ -231,6 +234,7 @@ class Snapshot:
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
     refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
+    taken: Problem | None = None  # why clients may not reach it: somebody else's route takes a host name that it has
     spec_error: str | None = None  # why spec could not even be read
     refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
     exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
@@ -240,7 +244,7 @@ class Snapshot:
     gateway: bool = False
     looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
     rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
-    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; only of a rollout that is queued
+    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; of a rollout that is queued, or asks for more GPUs than its slot has
     gpus: Gpus | None = None  # None: not looked, or not allowed to
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand

@@ -11,7 +11,7 @@ from modelrollout.rollout.desired import has_all_pods, has_pods_for
 from modelrollout.rollout.facts import Event, Snapshot, in_flight
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
-from modelrollout.rollout.transitions import at_step, enter, reached
+from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 
 def held(s: Snapshot, move: Move, now: datetime) -> Move:
@@ -23,7 +23,7 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
     rollout = move.status.rollout
     if rollout is None or not in_flight(rollout) or rollout.mode == "Rollback":
         return move
-    rises = _weight(move.status) > _weight(s.status)
+    rises = weight(move.status) > weight(s.status)
     if not rises and not _is_on_its_way(s, move):
         return move
     freeze = frozen(s.rules, now)
@@ -66,15 +66,3 @@ def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus
     entered = status if rollout.stage == "Canary" else enter(status, "Canary", now)
     step = rollout.step
     return at_step(entered, step.index, reached(step), now, strategy=step.strategy, pause=False)
-
-
-def _weight(status: ModelDeploymentStatus) -> int:
-    """Percent of the requests that the state gives to the revision in flight."""
-    rollout = status.rollout
-    if rollout is None or not in_flight(rollout):
-        return 0
-    if rollout.stage in ("Promote", "Bake"):
-        return 100
-    if rollout.stage != "Canary" or rollout.step is None:
-        return 0
-    return rollout.step.weight or (1 if rollout.step.strategy == "ABTest" else 0)

@@ -15,6 +15,7 @@ from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline, since
+from modelrollout.rollout.mandate import first_weight, steps_of
 
 
 def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
@@ -38,11 +39,12 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
     ``split``: errors and latency are counted by a gateway that splits requests by the step's weight; of a replay nobody knows.
     """
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), stepping.steps_of(s.spec.rollout)
+    rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), steps_of(s)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
-    carried = carried_of(rollout.history, step)
+    # What a preview was asked somebody has chosen: where policies demand metrics it proves nothing of everybody's requests.
+    carried = carried_of([e for e in rollout.history if e.weight > 0 or first_weight(s) is None], step)
     if bakes:
         # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}

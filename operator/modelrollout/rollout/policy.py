@@ -20,9 +20,13 @@ from pydantic import ValidationError
 
 from modelrollout.api.config import Queries
 from modelrollout.api.policy import AllowedSources, FreezeWindow, PolicyGates, PolicySelector, RolloutPolicySpec
-from modelrollout.api.v1alpha1 import Metric, seconds
+from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
+_BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})  # among the defaults in force: what a spec says counts only within them
+_DEADLINE: str = Rollout.model_fields["progress_deadline"].default
+RESERVED = "720h"  # likewise of names
+FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
 _CHAINED = 64  # windows that follow one another without a gap
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
 
@@ -55,6 +59,7 @@ class Limit:
     uid: str
     rollouts: int | None
     gpus: int | None
+    max_hold: str | None = None  # how long a rollout may hold its slot
 
     @property
     def slots(self) -> int:
@@ -72,14 +77,18 @@ class Rules:
 
     names: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()  # (policy, why it cannot be read)
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire, and its bounds
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
     hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
+    accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
     limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
+    reserve_names: str | None = None  # how long a name stays with the version that served last under it; None: it does not
+    first_weight: int | None = None  # percent that a version may have before these have proven it; None: nothing is demanded
     promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
 
     def queries(self, unless_said: Queries) -> Queries:
@@ -175,6 +184,10 @@ def combine(policies: Iterable[Policy]) -> Rules:
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
+    deadline = max((g.min_progress_deadline for _, g in gates if g.min_progress_deadline), key=seconds, default=None)
+    mandatory = tuple(m for _, g in gates for m in g.metrics or ())
+    first = _first_weight(gates) if any(not m.dry_run for m in mandatory) else None
+    defaults |= {k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None}
     return Rules(
         names=tuple(p.name for p in found),
         broken=tuple((p.name, p.error) for p in found if p.error),
@@ -182,16 +195,24 @@ def combine(policies: Iterable[Policy]) -> Rules:
         gates=gates,
         sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
         hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
+        accounts=tuple((p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts),
+        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
-            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus)
+            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold)
             for p in found
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
         templates=templates,
-        mandatory=tuple(m for _, g in gates for m in g.metrics or ()),
+        mandatory=mandatory,
+        reserve_names=None if first is None else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED),
+        first_weight=first,
         promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )
+
+
+def _first_weight(gates: Iterable[tuple[str, PolicyGates]]) -> int:
+    return min((g.max_first_weight for _, g in gates if g.max_first_weight is not None), default=FIRST_WEIGHT)
 
 
 def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
@@ -210,12 +231,13 @@ def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mappi
 
 
 def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """spec.rollout with what policies say where it leaves a field out; a bake that is shorter than theirs is as long as theirs."""
-    found = filled(given, defaults)
-    own, least = found.get("bake"), defaults.get("bake")
-    with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
-        if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
-            found["bake"] = least
+    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is shorter than theirs is as long as theirs."""
+    found = filled(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    for key, bound, unless_said in (("bake", "bake", None), ("progressDeadline", "minProgressDeadline", _DEADLINE)):
+        own, least = found.get(key, unless_said), defaults.get(bound)
+        with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
+            if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
+                found[key] = least
     return found
 
 

@@ -11,7 +11,9 @@ from modelrollout.api.v1alpha1 import Address, Condition, CrashStatus, ModelDepl
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.desired import real_share
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
+from modelrollout.rollout.facts import NAME_TAKEN, TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
+from modelrollout.rollout.holding import beyond
+from modelrollout.rollout.mandate import steps_of
 from modelrollout.rollout.policy import Freeze, frozen
 from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
@@ -84,7 +86,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
     label: str | None = None
     weight: int | None = None
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
-        label = stepping.step_label(rollout, s.spec)
+        label = stepping.step_label(rollout, steps_of(s))
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage == "Shadow":
@@ -138,6 +140,8 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
         rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
+    if late := beyond(replace(s, status=status)):
+        rows.append(("Limited", "True", late.reason, late.message))
     if s.assessment and (doubt := s.assessment.doubt):
         rows.append((VERIFIED, "False", doubt.reason, doubt.message))
     old = {c.type: c for c in s.status.conditions}
@@ -257,7 +261,7 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
         found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
     ready, was_ready = new.get("Ready"), old.get("Ready")
-    if ready and ready.reason in TRAFFIC_REFUSALS and (was_ready is None or was_ready.reason != ready.reason):
+    if ready and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN} and (was_ready is None or was_ready.reason != ready.reason):
         found.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
@@ -283,7 +287,7 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return Problem("RolledBackByUser", f"held at revision {held}; change the version in spec, or say retry on the revision that spec asks for")
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
-    return None
+    return s.taken if _is_current(s, status) else None
 
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:

@@ -61,6 +61,8 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         times.append(rollout.held.since)
     if rollout.queue is not None:
         times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
+    if rollout.slot is not None:
+        times.append(rollout.slot.since)
     if not all(map(_is_time, times)):
         return False
     named = bool(rollout.revision and rollout.sha256) and rollout.number is not None

@@ -54,7 +54,7 @@ def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Clai
     own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     holders = tuple(sorted(h.claim.told for h in held if h is not own and not h.ended))
     if own is not None:
-        return Slot(limit.policy, within(limit, held, own), False, 1, 1, holders)
+        return Slot(limit.policy, within(limit, held, own), False, 1, 1, holders, own.claim.gpus)
     working = [h for h in held if not h.ended]
     waiting = [c for c in queue if c.holder not in {h.claim.holder for h in working} and (limit.gpus is None or c.gpus <= limit.gpus)]
     position = next((i for i, c in enumerate(waiting) if c.holder == mine.holder), len(waiting))
@@ -63,3 +63,18 @@ def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Clai
     if limit.gpus is not None:
         room = room and sum(h.claim.gpus for h in working) + sum(c.gpus for c in ahead) + mine.gpus <= limit.gpus
     return Slot(limit.policy, False, room, position + 1, max(len(waiting), position + 1), holders)
+
+
+def larger(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
+    """How a rollout that holds a slot stands with the GPUs that it asks for by now: ``turn`` where its slot may count them all.
+
+    Who waits for a slot goes first, as everywhere. ``held`` is False where the slot is beyond the limit: another one grew at the same time.
+    """
+    own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
+    if own is None:
+        return Slot(limit.policy, False)
+    others = [h for h in held if h is not own and not h.ended]
+    waiting = [c for c in queue if limit.gpus is None or c.gpus <= limit.gpus]
+    room = limit.gpus is None or (not waiting and sum(h.claim.gpus for h in others) + mine.gpus <= limit.gpus)
+    holders = tuple(sorted(h.claim.told for h in others))
+    return Slot(limit.policy, within(limit, held, own), room and own.claim.gpus < mine.gpus, holders=holders, gpus=own.claim.gpus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelrollout.api.v1alpha1 import AbTest, BlueGreen, Canary, ModelDeploymentSpec, Pause, Rollout, RolloutStatus, Step, StepStatus, Strategy
+from modelrollout.api.v1alpha1 import AbTest, BlueGreen, Canary, Pause, Rollout, RolloutStatus, Step, StepStatus, Strategy
 
 BAKE = "bake"
 
@@ -23,13 +23,16 @@ def strategy_of(rollout: Rollout) -> Strategy:
     return "BlueGreen" if rollout.blue_green else "ABTest" if rollout.ab_test else "Canary"
 
 
-def steps_of(rollout: Rollout) -> list[Step]:
+def steps_of(rollout: Rollout, most: int | None = None) -> list[Step]:
     """The steps of the strategy. A preview and a test by headers are one step that takes none of the other requests, and a pause if nothing is to
-    follow by itself: so all that holds for the steps of a canary (verdicts, deadlines, verbs) holds for them."""
+    follow by itself: so all that holds for the steps of a canary (verdicts, deadlines, verbs) holds for them. ``most``: where policies demand
+    metrics, the first weight; a step of that weight comes before any of more, whatever the strategy."""
     trial = rollout.blue_green or rollout.ab_test
-    if trial is None:
-        return list((rollout.canary or Canary()).steps)
-    return [_beside(trial), *([] if trial.auto_promote else [Step(pause=Pause())])]
+    steps = [_beside(trial), *([] if trial.auto_promote else [Step(pause=Pause())])] if trial else list((rollout.canary or Canary()).steps)
+    first = next((i for i, step in enumerate(steps) if step.weight), len(steps))
+    if most is None or (first < len(steps) and (steps[first].weight or 0) <= most):
+        return steps
+    return [*steps[:first], Step(weight=most), *steps[first:]]
 
 
 def _beside(trial: BlueGreen | AbTest) -> Step:
@@ -80,10 +83,9 @@ def label(steps: Sequence[Step], position: Position) -> str:
     return f"{position.index + 1}/{len(steps)}"
 
 
-def step_label(rollout: RolloutStatus, spec: ModelDeploymentSpec) -> str:
+def step_label(rollout: RolloutStatus, steps: Sequence[Step]) -> str:
     """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or ``bake``."""
     assert rollout.step is not None
     if rollout.stage == "Bake":
         return BAKE
-    steps = steps_of(spec.rollout)
     return label(steps, locate(steps, rollout.step))

@@ -146,6 +146,18 @@ def reached(step: StepStatus) -> int:
     return step.former if step.phase == "Shifting" else step.weight
 
 
+def weight(status: ModelDeploymentStatus) -> int:
+    """Percent of the requests that the state gives to the revision in flight."""
+    rollout = status.rollout
+    if rollout is None or rollout.stage in ("Failed", "Done"):
+        return 0
+    if rollout.stage in ("Promote", "Bake"):
+        return 100
+    if rollout.stage != "Canary" or rollout.step is None:
+        return 0
+    return rollout.step.weight or (1 if rollout.step.strategy == "ABTest" else 0)
+
+
 def at_step(
     status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, strategy: Strategy, pause: bool, override: str | None = None
 ) -> ModelDeploymentStatus:

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus, seconds
+from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
 from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Event, Revision, Snapshot, Verb, in_flight, since, stamp
+from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight, since, stamp
+from modelrollout.rollout.mandate import steps_of, within_window
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.move import Move
@@ -64,7 +65,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     full, bakes = verb.verb == "promote-full", s.status.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
-    present = step_label(s.status.rollout, s.spec)
+    present = step_label(s.status.rollout, steps_of(s))
     status = record(s.status, "Inconclusive", "PromotedByUser", now)
     assert status.rollout is not None and status.rollout.step is not None
     if full:
@@ -74,7 +75,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Move(succeed(s, status, now, "Promoted"), (event,))
-    position = stepping.locate(stepping.steps_of(s.spec.rollout), s.status.rollout.step)
+    position = stepping.locate(steps_of(s), s.status.rollout.step)
     return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
 
 
@@ -109,7 +110,7 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
     if rollout is None or rollout.stage not in ("Canary", "Bake") or rollout.step is None or rollout.revision != verb.revision:
         return f"{verb.revision} is not in a step of a trial"
     assert s.spec is not None
-    present = step_label(rollout, s.spec)
+    present = step_label(rollout, steps_of(s))
     if verb.step == present or (any_step and verb.step is None):
         return None
     return f"it means step {verb.step or '(none)'}, the rollout is at step {present}"
@@ -216,7 +217,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         if rollout.mode == "Rollback" and rollout.revision == verb.revision:
             return f"a rollback to {verb.revision} is in flight already", None
         return None, _end(s, now, "RolledBackByUser", f"ended in favour of a rollback to {verb.revision}")
-    proven = _within_window(s, target, now)
+    proven = within_window(s, target, now)
     status = begin(
         s,
         now,
@@ -233,13 +234,6 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     status = status.model_copy(update={"pinned": pin(s, target.name), "restarts": restarts})
     judged = "" if proven else f"; it was stable longer than rollbackWindow {s.spec.rollout.rollback_window} ago, so it is judged again"
     return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),))
-
-
-def _within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
-    """Whether what was proven of the revision still counts; without a window it always does. When it was stable last is not known of every one."""
-    assert s.spec is not None
-    window, last = s.spec.rollout.rollback_window, target.status.retired or target.status.finished
-    return window is None or (last is not None and since(last, now) <= seconds(window))
 
 
 _ACTIONS = {

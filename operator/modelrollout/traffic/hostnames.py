@@ -2,6 +2,9 @@
 
 The first claim wins, and not the older object, because a spec can take up any name at any time. A name that a route of ours has served since
 before there were claims is claimed whatever overlaps it; a name that is another's is never carried.
+
+Where policies demand metrics a name outlives its holder: for some weeks it stays with the version that served last under it. Otherwise a wrong model
+would come to clients as the first version of another ModelDeployment, which has nothing to be compared with. The ModelDeployment's own name is one.
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, seconds
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.facts import Problem
@@ -31,10 +35,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment."""
+    """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment.
+
+    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is given up. ``released``: when it was.
+    """
 
     host: str
     holder: str
+    reserved: str = ""
+    version: str = ""
+    released: str = ""
+
+    @property
+    def until(self) -> datetime | None:
+        """The end of the reservation; None while it is held."""
+        return datetime.fromisoformat(self.released) + timedelta(seconds=seconds(self.reserved)) if self.released else None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -112,11 +127,11 @@ class ForeignRoutes:
             for host in route.hosts:
                 self._by_host[host].append(route)
 
-    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> ForeignRoute | None:
-        """A route that takes requests for ``host`` with one of these paths."""
+    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()) -> ForeignRoute | None:
+        """A route that takes requests for ``host`` with one of these paths. ``own``: those that are not foreign any more, as they are told."""
         listed = list(paths)
         found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
-        return next((r for r in found if r.takes(host, gateway, listed)), None)
+        return next((r for r in found if r.told not in own and r.takes(host, gateway, listed)), None)
 
 
 NO_FOREIGN = ForeignRoutes()
@@ -124,7 +139,7 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: all routes that carry our label, looked at only where a name is not held."""
+    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments control, looked at only where a name is not held."""
 
     claims: Claims
     foreign: ForeignRoutes
@@ -140,9 +155,12 @@ class Standing:
     lost: frozenset[str] = frozenset()  # those of them that are another's
     free: tuple[str, ...] = ()  # to be claimed
     stale: tuple[str, ...] = ()  # held, and not needed any more
+    former: tuple[Claim, ...] = ()  # reserved for the very version, so that those of them that are free may be taken over
+    rewrite: tuple[Claim, ...] = ()  # held, and their Leases do not say yet what is to outlive the holder
     in_the_way: tuple[Claim, ...] = ()
-    taker: str | None = None  # the foreign route of ``problem``
+    taker: str | None = None  # the foreign route of ``problem`` or ``taken``
     problem: Problem | None = None
+    taken: Problem | None = None  # a foreign route takes a name that it has: told, for whoever may write a route must not be able to stop rollouts
 
     @property
     def settled(self) -> bool:
@@ -157,6 +175,11 @@ def holder_of(deployment: Object) -> str:
     """namespace/name/uid."""
     metadata = deployment["metadata"]
     return f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}"
+
+
+def version_of(user_input: Mapping[str, Any], sha256: str) -> str:
+    """Names a version whatever ModelDeployment has it."""
+    return names.short_hash([dict(user_input), sha256], 16)
 
 
 def asked(spec: ModelDeploymentSpec) -> list[Asked]:
@@ -187,46 +210,95 @@ def carried(routes: Iterable[Object]) -> frozenset[str]:
     return frozenset(host for route in routes for host in (route.get("spec") or {}).get("hostnames") or [])
 
 
-def stand(holder: str, spec: ModelDeploymentSpec | None, live: frozenset[str], known: Known, rules: Rules) -> Standing:
-    """``holder``: namespace/name/uid. ``live``: names that its own routes carry. A spec that cannot be read asks for nothing, and gives nothing
-    back."""
+def stand(
+    holder: str,
+    spec: ModelDeploymentSpec | None,
+    live: frozenset[str],
+    known: Known,
+    rules: Rules,
+    serves: str | None = None,
+    routes: frozenset[str] = frozenset(),
+) -> Standing:
+    """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``routes``: those routes, as they are told. ``serves``: the version
+    (``version_of``) that is stable, if one is.
+
+    A spec that cannot be read asks for nothing, and gives nothing back.
+    """
     namespace, model, _ = holder.split("/")
     lost = frozenset(h for h in live if (c := known.claims.get(h)) and c.holder != holder)
     if spec is None:
         return Standing(live, lost)
     gateway = spec.traffic.gateway
     wanted = asked(spec) if gateway else []
+    own = names.own_name(namespace, model)
+    if rules.reserve_names or known.claims.get(own):
+        wanted = [Asked("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
+    comes = serves or (version_of(spec.user_input(), spec.model.sha256) if spec.model.sha256 else None)
     free: list[str] = []
+    former: list[Claim] = []
+    rewrite: list[Claim] = []
     in_the_way: list[Claim] = []
     problems: list[Problem] = []
+    taken: Problem | None = None
     taken_by: str | None = None
     for name in wanted:
         claim = known.claims.get(name.host)
         mine = claim is not None and claim.holder == holder
         served = name.host in live and name.host not in lost  # since before there were claims, or its Lease was deleted
+        if claim is not None and (problem := _reserved(name, claim, rules, mine=mine, serves=serves, comes=comes)):
+            problems.append(problem)
+            in_the_way += [] if mine else [claim]
+            continue
         if not mine and not served:
-            if problem := _not_allowed(name, namespace, known, rules):
+            if name.kind and (problem := _not_allowed(name, namespace, known, rules)):
                 problems.append(problem)
                 continue
+            if claim is not None and claim.released:
+                former.append(claim)
+                claim = None
             other = claim or known.claims.against(name.host, holder)
             if problem := _taken(name, namespace, holder, other, known):
                 problems.append(problem)
                 in_the_way += [other] if other else []
                 continue
-        if taker := known.foreign.taker(name.host, at, _paths(name.kind, model)):
+        if name.kind and (taker := known.foreign.taker(name.host, at, _paths(name.kind, model), routes)):
             taken_by = taker.told
             where = taker.told if taker.namespace == namespace else "a route of another namespace, which the operator's log names,"
-            problems.append(
-                Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
-            )
+            problem = Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
             if not mine and not served:
+                problems.append(problem)
                 continue
-        if not mine:
+            taken = taken or problem
+        if claim is None or not mine:
             free.append(name.host)
-    needed = {n.host for n in wanted} | live
-    stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed)
-    return Standing(live, lost, tuple(dict.fromkeys(free)), stale, tuple(in_the_way), taken_by, next(iter(problems), None))
+            continue
+        reserved = claim.reserved if _is_preview(name) else rules.reserve_names or claim.reserved
+        kept = Claim(name.host, holder, reserved, (serves or claim.version) if reserved else "")
+        rewrite += [kept] if kept != claim else []
+    needed = {n.host for n in wanted} | live | {own}
+    stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed and not c.released)
+    firsts = tuple(dict.fromkeys(free))
+    return Standing(live, lost, firsts, stale, tuple(former), tuple(rewrite), tuple(in_the_way), taken_by, next(iter(problems), None), taken)
+
+
+def _is_preview(name: Asked) -> bool:
+    return name.field.startswith("spec.rollout.")
+
+
+def _reserved(name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: str | None) -> Problem | None:
+    """Why this version may not come to the clients of a name: another served them last, and nothing compares the two."""
+    if mine and _is_preview(name) and claim.reserved and rules.reserve_names:
+        text = f"{name.field}: {name.host} has served all clients, who would be given what is on trial; choose another name for the preview"
+        return Problem("HostnameNotAllowed", text)
+    of_another = not mine and bool(claim.released)
+    unproven = mine and serves is None and bool(claim.version)
+    if not (of_another or unproven) or (claim.version and comes == claim.version):
+        return None
+    until = f" until {claim.until.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}" if claim.until else ""
+    remedy = "serve that version, with its spec.model.sha256, and then roll this one out"
+    lease = f"or choose another name, or have the platform team delete Lease {names.host_lease(name.host)}"
+    return Problem("NameReserved", f"{name.field}: {name.host} stays with the version that served last under it{until}: {remedy}; {lease}")
 
 
 def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Problem | None:
@@ -282,9 +354,13 @@ def foreign_route(route: Object) -> ForeignRoute | None:
     gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
     opens = tuple(m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule))
     hosts = tuple(spec.get("hostnames") or ())
-    return (
-        ForeignRoute(f"{route['kind']} {namespace}/{metadata['name']}", namespace, gateways, hosts, opens) if hosts and gateways and opens else None
-    )
+    return ForeignRoute(told_as(route), namespace, gateways, hosts, opens) if hosts and gateways and opens else None
+
+
+def told_as(route: Object) -> str:
+    """How messages name a route."""
+    metadata = route["metadata"]
+    return f"{route['kind']} {metadata.get('namespace') or ''}/{metadata['name']}"
 
 
 def _gateway(parent: Mapping[str, Any], namespace: str) -> tuple[str, str]:

@@ -168,6 +168,8 @@ class Cluster:
         for part in ("annotations", "labels"):
             if given := guards.get(part):
                 live["metadata"].setdefault(part, {}).update(given)
+        if "ownerReferences" in guards:
+            live["metadata"]["ownerReferences"] = copy.deepcopy(guards["ownerReferences"])
         return self._answer(self._put(i, live))
 
     async def delete(
@@ -281,6 +283,19 @@ class Cluster:
             if gone["metadata"]["uid"] in owners and i in self.objects:
                 self.remove(i[0], i[2])
 
+    def orphan(self, resource: Resource, name: str) -> None:
+        """Delete an object with --cascade=orphan: what it owned stays, and is owned no more."""
+        uid = self.objects[resource, KEY[0], name]["metadata"]["uid"]
+        for i, o in list(self.objects.items()):
+            left = [r for r in o["metadata"].get("ownerReferences", []) if r["uid"] != uid]
+            if len(left) < len(o["metadata"].get("ownerReferences", [])):
+                self._put(
+                    i,
+                    o
+                    | {"metadata": {k: v for k, v in o["metadata"].items() if k != "ownerReferences"} | ({"ownerReferences": left} if left else {})},
+                )
+        self.remove(resource, name)
+
     def find(self, resource: Resource, name: str = KEY[1]) -> Object | None:
         return self.objects.get((resource, KEY[0], name))
 
@@ -300,11 +315,11 @@ class Cluster:
             pod = f"{name}-x"
             if self.find(POD, pod) is None:
                 ended = {"terminated": {"exitCode": code, "message": message}}
-                labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
                 self.put(
                     POD,
                     {
-                        "metadata": {"name": pod, "labels": labels},
+                        "metadata": {"name": pod, **of_job(job)},
+                        "spec": copy.deepcopy(job["spec"]["template"]["spec"]),
                         "status": {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"name": "job", "state": ended}]},
                     },
                 )
@@ -341,6 +356,13 @@ class Cluster:
     def weights(self, resource: Resource = HTTP_ROUTE) -> dict[str, int]:
         route = self.find(resource)
         return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+
+
+def of_job(job: Object) -> Object:
+    """Metadata of a pod that the Job controls."""
+    metadata = job["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+    return {"labels": metadata["labels"] | {names.LABEL_JOB: metadata["name"]}, "ownerReferences": [owner]}
 
 
 class Operator:

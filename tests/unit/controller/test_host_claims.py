@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import pytest
 
 from modelrollout.api import names
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
-from modelrollout.rollout.policy import NO_RULES
+from modelrollout.rollout.policy import NO_RULES, combine, read
 from modelrollout.traffic.hostnames import holder_of, stand
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
@@ -191,6 +192,20 @@ def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
     run(main())
 
 
+def test_a_strangers_route_with_our_label_holds_no_name() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        labels = {names.LABEL_NAME: "vhost", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+        metadata = {"name": "vhost", "namespace": "attacker", "labels": labels}
+        cluster.put(HTTP_ROUTE, {"metadata": metadata, "spec": {"hostnames": [HOST], "rules": []}})
+        stranger(cluster, OTHER)  # there is such a ModelDeployment, and the route is not its own
+        cluster.user(b.spec(1, traffic=traffic()))
+        await Operator(cluster).live()
+        assert holders(cluster)[HOST] == "ml/digits" and ready(cluster)[0] == "True"
+
+    run(main())
+
+
 def test_an_emptied_lease_is_taken() -> None:
     async def main() -> None:
         cluster = Cluster()
@@ -280,9 +295,159 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
         await operator.settle()
         assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == ["HostnameTaken"]
         assert cluster.find(HTTP_ROUTE) is not None, "it is not for us to give way"
+        cluster.user(b.spec(2, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Canary", "a stranger's route stops no rollout"
+        cluster.user(b.spec(1, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Stable", "and no way back by Git"
+        assert ready(cluster)[:2] == ("False", "HostnameTaken")
         del cluster.objects[HTTP_ROUTE, "attacker", "theirs"]
         await operator.admission.hostnames.refresh()
         await operator.settle()
         assert ready(cluster)[0] == "True"
 
     run(main())
+
+
+class TestNamesOutliveTheirHolder:
+    """Under a policy that demands metrics a wrong model comes to nobody as the first version of something new."""
+
+    GATES: ClassVar[dict[str, Any]] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}], "reserveNames": "240h"}
+
+    async def _serving(self, **more: Any) -> tuple[Cluster, Operator]:
+        cluster = Cluster()
+        cluster.policy("production", gates=self.GATES)
+        cluster.user(b.spec(1, pinned=True, traffic=traffic(), **more))
+        operator = Operator(cluster)
+        await operator.live()
+        assert ready(cluster)[0] == "True" and set(holders(cluster)) == {HOST, GRPC_HOST, "modeldeployment/ml/digits"}
+        return cluster, operator
+
+    def test_what_is_settled_costs_nothing(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.requests.clear()
+            await operator.settle()
+            assert cluster.requests == []
+
+        run(main())
+
+    @pytest.mark.parametrize("crash", [False, True])
+    def test_deletion_and_creation_anew_is_no_way_round(self, crash: bool) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            if crash:
+                operator = Operator(cluster)
+                await operator.admission.hostnames.refresh()
+            else:
+                await operator.settle()
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            status, reason, message = ready(cluster)
+            assert (status, reason) == ("False", "NameReserved") and cluster.status.stable is None and not served(cluster)
+            assert message.startswith("metadata.name: modeldeployment/ml/digits stays with the version that served last under it until 2026-12-02")
+            assert "serve that version, with its spec.model.sha256" in message
+            cluster.user(b.spec(1, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[0] == "True" and served(cluster) == {HOST, GRPC_HOST}, "the very version is no news to anybody"
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert cluster.status.phase == "Canary", "and from there on there is something to be compared with"
+
+        run(main())
+
+    def test_while_the_version_that_it_is_reserved_for_has_yet_to_serve_no_other_may(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic()))
+            for _ in range(3):
+                await operator.settle()
+            assert cluster.status.rollout is not None and cluster.status.stable is None
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None
+
+        run(main())
+
+    def test_after_that_time_and_when_the_lease_is_deleted_the_name_is_free(self) -> None:
+        async def main(by_hand: bool) -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            if by_hand:
+                for i in [i for i in cluster.objects if i[0] == LEASE]:
+                    del cluster.objects[i]
+            else:
+                cluster.now += timedelta(days=11)
+            await operator.admission.hostnames.refresh()
+            assert not holders(cluster)
+            cluster.user(b.spec(2, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[0] == "True"
+
+        run(main(False))
+        run(main(True))
+
+    def test_another_does_not_take_the_host_name_over_with_what_it_serves(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(OTHER)))
+            await operator.live(rounds=3)
+            assert served(cluster) == {OTHER, GRPC_HOST}
+            known, rules = operator.admission.hostnames.known(), NO_RULES
+            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            theirs = stand("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
+            assert theirs.problem is not None and theirs.problem.reason == "NameReserved" and not theirs.free
+            first = stand("ml/right/u-9", asks, frozenset(), known, rules)
+            assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), "the version that served there may"
+            wildcard = b.spec(1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}})
+            allowed = combine([read({"metadata": {"name": "p"}, "spec": {"allowedHostnames": ["*"]}})])
+            over = stand("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
+            assert over is not None and over.reason == "HostnameTaken", "nor as part of a wildcard"
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(HOST)))
+            await operator.live(rounds=3)
+            assert served(cluster) == {HOST, GRPC_HOST}, "its former holder has it back"
+
+        run(main())
+
+    def test_a_name_that_has_served_is_none_for_a_preview(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            preview = {"blueGreen": {"preview": {"http": {"hostnames": [HOST]}}}}
+            cluster.user(b.spec(2, pinned=True, traffic=traffic(OTHER), rollout=preview))
+            await operator.live(rounds=3)
+            assert ready(cluster)[1] == "HostnameNotAllowed" and "choose another name for the preview" in ready(cluster)[2]
+            assert cluster.weights() == {V1: 100} and served(cluster) == {HOST, GRPC_HOST}
+            fresh = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}
+            cluster.user(b.spec(2, pinned=True, traffic=traffic(HOST), rollout=fresh))
+            await operator.live()
+            assert ready(cluster)[1] != "HostnameNotAllowed" and cluster.status.phase == "Previewing"
+
+        run(main())
+
+    def test_a_spec_that_is_refused_keeps_the_own_name_all_the_same(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            cluster.user(b.spec(1, model={"uri": "s3://elsewhere/model.onnx"}, traffic=traffic()))
+            cluster.policy("production", gates=self.GATES)
+            await operator.settle()
+            assert "modeldeployment/ml/digits" in holders(cluster)
+
+        run(main())
+
+    @pytest.mark.parametrize("odd", [{"released": "soon"}, {"reserved": "ever"}, {"released": "9999-01-01T00:00:00Z", "reserved": "999999h"}])
+    def test_a_lease_that_somebody_has_damaged_stops_nobody(self, odd: dict[str, str]) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            for i, o in list(cluster.objects.items()):
+                if i[0] == LEASE:
+                    o["metadata"]["annotations"] |= {f"{names.GROUP}/{key}": value for key, value in odd.items()}
+            await operator.admission.hostnames.refresh()
+            await operator.settle()
+            assert ready(cluster)[0] == "True"
+
+        run(main())

@@ -27,7 +27,7 @@ from modelrollout.telemetry.metrics import Metrics
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b
 
-NAMES = {f"{b.NAME}-{part}" for part in ("servers", "comparer", "jobs")}
+NAMES = {f"{b.NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 WRITE: dict[str, Any] = {
     "mode": "Write",
     "proxies": {"namespaces": ["gateways"]},
@@ -105,7 +105,7 @@ def test_an_upgrade_adds_them_to_what_runs_and_restarts_nothing() -> None:
         before = cluster.all(DEPLOYMENT)
         await Operator(cluster, config()).settle()
         assert set(policies(cluster)) == NAMES and cluster.all(DEPLOYMENT) == before
-        assert {r.split()[1] for r in cluster.requests} - {"Gateway", "Lease"} == {"NetworkPolicy"}
+        assert {r.split()[1] for r in cluster.requests} - {"Gateway", "Lease"} == {"NetworkPolicy", "ModelRevision"}, "whose uids it records"
 
     run(main())
 

@@ -15,7 +15,7 @@ from modelrollout.kube.client import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Forbid
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
 from modelrollout.rollout.stages.move import CHECK_SECONDS
-from tests.unit.controller.fakecluster import Cluster, Operator
+from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 
 FULL = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor small, 1 more needed"
@@ -117,7 +117,8 @@ class Held(Cluster):
         uid = self.waiting()["metadata"]["uid"]
         name = f"job-{uid}"
         if self.find(self.served, name) is None:
-            self.put(self.served, {"metadata": {"name": name, "labels": {LABEL_JOB_UID: uid}}, "spec": {"queueName": "optimizers"}})
+            metadata = {"name": name, "labels": {LABEL_JOB_UID: uid}, "ownerReferences": [{"uid": uid, "controller": True}]}
+            self.put(self.served, {"metadata": metadata, "spec": {"queueName": "optimizers"}})
         self.change(self.served, name, lambda o: o.update(status={"conditions": conditions}))
 
     def told(self) -> tuple[str | None, str]:
@@ -305,9 +306,9 @@ def failed(o: Object) -> None:
 
 
 def ended_pod(cluster: Held, state: Object) -> None:
-    labels = cluster.waiting()["metadata"]["labels"] | {names.LABEL_JOB: cluster.waiting()["metadata"]["name"]}
+    job = cluster.waiting()
     status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": state}}]}
-    cluster.put(POD, {"metadata": {"name": "p", "labels": labels}, "spec": {"containers": [{"name": "job"}]}, "status": status})
+    cluster.put(POD, {"metadata": {"name": "p", **of_job(job)}, "spec": job["spec"]["template"]["spec"], "status": status})
 
 
 @pytest.mark.parametrize("pod", [None, {"exitCode": 137, "reason": "Error"}])
@@ -326,9 +327,7 @@ def test_a_preempted_pod_that_had_to_be_killed_is_no_failed_try_however_often(po
             for change in (admitted, preempted, failed):
                 cluster.change(JOB, name, change)
             await operator.settle()
-            if pod is not None:
-                cluster.remove(POD, "p")
-            await operator.settle()
+            assert cluster.find(POD, "p") is None, "it goes with its Job"
             assert cluster.waiting()["metadata"]["name"] == name and cluster.waiting()["metadata"]["uid"] not in uids
             assert cluster.told()[0] == "Queued" and cluster.status.rollout and cluster.status.rollout.attempt == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from modelrollout.api import names
 from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
 from modelrollout.api.tasks import TASK_ENV
 from modelrollout.controller.observe import Seen, observe
-from modelrollout.controller.work import work_of
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -27,7 +25,6 @@ from modelrollout.kube.client import (
 )
 from modelrollout.rollout.facts import Server, Work
 from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, holder_of
-from tests.unit.resources import objects
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
@@ -175,10 +172,14 @@ def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
     waiting = {
         "containerStatuses": [{"name": "triton", "image": "x", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
     }
-    labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server"}
-    s = seen(deployment(), revision(1), revision(2), server(1), server(2), obj(POD, "p", labels=labels, status=waiting)).snapshot
+    labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server", "pod-template-hash": "5d8"}
+    of_v2 = {"ownerReferences": [{"kind": "ReplicaSet", "name": f"{V2}-5d8", "uid": "rs", "controller": True}]}
+    both = (deployment(), revision(1), revision(2), server(1), server(2))
+    s = seen(*both, obj(POD, "p", labels=labels, metadata=of_v2, status=waiting)).snapshot
     problem = s.server(V2).problem
     assert problem and problem.reason == "ImagePullFailed" and s.server(V1).problem is None
+    copied = [obj(POD, "p", owner=None, labels=labels, status=waiting), obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting)]
+    assert seen(*both, *copied).snapshot.server(V2).problem is None, "labels make nobody a server"
 
 
 # --- the Job of the stage
@@ -198,7 +199,15 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
         labels = {names.LABEL_JOB: name}
-        found.append(obj(POD, f"{name}-x", labels=labels, status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]}))
+        found.append(
+            obj(
+                POD,
+                f"{name}-x",
+                owner=f"uid-Job-{name}",
+                labels=labels,
+                status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]},
+            )
+        )
     return found
 
 
@@ -222,7 +231,7 @@ def test_a_job_that_runs() -> None:
 
 
 def job_pod(name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any) -> tuple[Resource, Object]:
-    resource, made = obj(POD, f"{name}-{created}", labels={names.LABEL_JOB: name})
+    resource, made = obj(POD, f"{name}-{created}", owner=f"uid-Job-{name}", labels={names.LABEL_JOB: name})
     made["metadata"]["creationTimestamp"] = created
     return resource, made | {"status": {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status}
 
@@ -306,7 +315,7 @@ def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> No
     found = work(*job("Failed", code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
     assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
     not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
-    assert not_told_yet == found, "nothing is tried again, whatever the Job controller has seen by now"
+    assert (not_told_yet.state, not_told_yet.result) == ("Running", None), "until the pod failure policy has ended the Job"
 
 
 def test_a_users_container_at_work_is_no_idleness_and_its_failure_no_other_try() -> None:
@@ -386,6 +395,14 @@ def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec
     assert "prometheus" not in found[1] and found[1].count("://") == 1, "no other store is named"
 
 
+def test_what_is_not_the_specs_own_needs_a_policy_where_the_configuration_says_so() -> None:
+    spec = b.spec(1, serving={"resources": {}, "serviceAccountName": "builder"})
+    shut = CONFIG.model_copy(update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})})
+    found = refusal(spec, config=shut)
+    assert found and found[0] == "ServiceAccountNotAllowed" and found[1].startswith("spec.serving.serviceAccountName: builder: ")
+    assert refusal(spec) is None and refusal(b.spec(1), config=shut) is None
+
+
 def test_a_step_that_trains_needs_an_image_that_can() -> None:
     spec = b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]})
     found = refusal(spec)
@@ -446,48 +463,3 @@ def test_what_the_cluster_does_now_for_a_status_that_was_lost() -> None:
     assert seen(deployment(), revision(1), route, service).snapshot.live_split == ((V1, 95), (V2, 5))
     assert seen(deployment(), revision(1), service).snapshot.live_split == ((V2, 100),)
     assert seen(deployment()).snapshot.live_split == ()
-
-
-def prepared_by(uri: str, *, known: bool = False, task: str | None = None) -> Work:
-    """The prepare Job of ``objects`` that ended well and says where its result lies."""
-    made = objects.prepare()
-    container = made["spec"]["template"]["spec"]["containers"][0]
-    told = json.loads(next(e["value"] for e in container["env"] if e["name"] == "MODELROLLOUT_TASK"))
-    told |= {"recorded": [{"uri": uri, "digest": "sha256:1"}]} if known else {}
-    container["env"] = [{"name": "MODELROLLOUT_TASK", "value": task or json.dumps(told)}]
-    made["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    done = {"exitCode": 0, "message": json.dumps({"artifact_uri": uri, "artifact_digest": "sha256:1"})}
-    pod = {"metadata": {"name": "p"}, "status": {"phase": "Succeeded", "containerStatuses": [{"name": "job", "state": {"terminated": done}}]}}
-    return work_of(made, [pod])
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "s3://artifacts/all/other/" + "1" * 64 + "-5a175a175a175a17-0123abcd",
-        "s3://artifacts/all/ml/" + "1" * 64 + "-0000000000000000-0123abcd",
-        "s3://artifacts/all/ml/" + "1" * 64,
-        "s3://user:password@elsewhere/x",
-    ],
-)
-def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
-    found = prepared_by(uri)
-    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "ArtifactForeign"
-    assert "password" not in found.problem.message and "nothing of it is served" in found.problem.message
-
-
-def test_its_own_folder_and_what_it_was_told_of_are_its_answer() -> None:
-    own = "s3://artifacts/all/ml/" + "1" * 64 + "-5a175a175a175a17-0123abcd"
-    assert prepared_by(own).state == prepared_by("s3://artifacts/all/ml/" + "1" * 64, known=True).state == "Succeeded"
-
-
-def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
-    """It took whatever lay under the key."""
-    old = {
-        "task": "prepare",
-        "source": {"uri": "s3://m/m"},
-        "sha256": "0" * 64,
-        "artifacts": {"uri": "s3://artifacts/all/ml"},
-        "owner": "ml/digits-1",
-    }
-    assert prepared_by("s3://artifacts/all/ml/" + "1" * 64, task=json.dumps(old)) == Work()

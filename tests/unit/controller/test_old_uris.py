@@ -134,9 +134,14 @@ def test_the_last_word_of_an_older_job_is_masked() -> None:
     result = TaskResult(reason="ObjectMissing", message=f"spec.model.uri: {CARRYING[0]} does not exist").model_dump_json()
     terminated = {"exitCode": 10, "message": result, "finishedAt": "2026-01-01T00:00:00Z"}
     status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": terminated}}]}
-    pod = {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}, "status": status}
-    job = {"metadata": {"name": "j"}, "spec": {}, "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "X", "message": "m"}]}}
-    work = work_of(job, [pod])
+    owner = {"kind": "Job", "name": "j", "uid": "j", "controller": True}
+    pod = {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [owner]}, "status": status}
+    job = {
+        "metadata": {"name": "j", "uid": "j"},
+        "spec": {},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "X", "message": "m"}]},
+    }
+    work = work_of(job, [pod], "s3://artifacts/ml")
     assert work.result and work.result.message == "spec.model.uri: https://***@models.example.com/m.onnx does not exist"
 
 

@@ -33,7 +33,7 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs
 from modelrollout.resources.server import fetched
-from tests.unit.controller.fakecluster import Cluster, Operator
+from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 
 T = TypeVar("T")
@@ -610,6 +610,36 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("rules", "golden", "reason"),
+    [
+        ({"allowedSecrets": []}, {"credentials": {"secretRef": {"name": "theirs"}}}, "SecretNotAllowed"),
+        ({"allowedSources": {"data": ["s3://models/golden/"]}}, {}, "SourceNotAllowed"),
+    ],
+)
+def test_what_is_edited_while_a_rollout_goes_on_takes_no_more_than_before_it(rules: Any, golden: Any, reason: str) -> None:
+    """Golden data is no part of a version, so an edit of it is no other rollout: the Job looks again, and rollbacks go on."""
+
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.policy("production", **rules)
+        cluster.user(b.spec(2, traffic=BOTH))
+        await until(operator, "Prepare")
+        edited = {"analysis": {"golden": {"uri": "s3://models/theirs/golden.npz", **golden}}}
+        cluster.user(b.spec(2, traffic=BOTH, rollout=edited))
+        await operator.live(rounds=4)
+        rollout = cluster.status.rollout
+        assert (
+            rollout and (rollout.stage, rollout.reason) == ("Evaluate", reason) and "RolloutPolicy production allows only" in (rollout.message or "")
+        )
+        assert not [name for name in cluster.all(JOB) if "evaluate" in name]
+        cluster.user(b.spec(1, traffic=BOTH))
+        await operator.live(rounds=6)
+        assert cluster.weights() == {V1: 100} and cluster.status.phase == "Stable"
+
+    run(main())
+
+
 def test_a_revision_of_a_newer_operator_is_told_and_breaks_nothing() -> None:
     async def main() -> None:
         cluster, operator = await serving()
@@ -789,12 +819,12 @@ def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> N
             "message": "ephemeral-storage limit",
             "containerStatuses": [{"name": "job", "state": {"terminated": killed}}],
         }
-        labels = job["metadata"]["labels"] | {names.LABEL_JOB: name}
-        cluster.put(POD, {"metadata": {"name": "ended", "labels": labels}, "status": status})
+        spec = copy.deepcopy(job["spec"]["template"]["spec"])
+        cluster.put(POD, {"metadata": {"name": "ended", **of_job(job)}, "spec": spec, "status": status})
         await operator.settle()
         assert cluster.status.rollout is not None and cluster.status.rollout.stage == "Failed"
         assert list(cluster.all(JOB)) == [name], "its log is what somebody will want to read"
-        cluster.put(POD, {"metadata": {"name": "another", "labels": labels}, "status": {"phase": "Running"}})
+        cluster.put(POD, {"metadata": {"name": "another", **of_job(job)}, "spec": spec, "status": {"phase": "Running"}})
         await operator.settle()
         assert not cluster.all(JOB), "it would be tried again for nothing"
 

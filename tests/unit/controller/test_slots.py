@@ -19,6 +19,8 @@ from modelrollout.controller.policies import Policies
 from modelrollout.controller.slots import Slots
 from modelrollout.kube import cache
 from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
+from modelrollout.rollout.decide import enlarged
+from modelrollout.rollout.holding import beyond
 from modelrollout.rollout.policy import Limit
 from modelrollout.rollout.slots import Claim, Held, stand, within
 from tests.unit.controller.fakecluster import Cluster
@@ -399,3 +401,91 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
         assert not process.store.marked(cache.QUEUED), "somebody waits for ever"
 
     asyncio.run(main())
+
+
+class TestGrowing:
+    """A rollout that holds a slot asks for more GPUs than it has."""
+
+    def _holds(self, cluster: Cluster, name: str, at: float) -> None:
+        begin(cluster, name, at)
+        i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
+        o = copy.deepcopy(cluster.objects[i])
+        o["status"]["rollout"].pop("queue")
+        o["status"]["rollout"]["slot"] = {"since": b.ago(0), "gpus": 1}
+        cluster._put(i, o)
+        holder = f"{b.NAMESPACE}/{name}/{o['metadata']['uid']}"
+        annotations = {names.ANNOTATION_ROLLOUT: o["status"]["rollout"]["started"], names.ANNOTATION_GPUS: "1"}
+        metadata = {"name": names.slot_name("p", int(at)), "namespace": "operators", "labels": {names.LABEL_POLICY: "p"}, "annotations": annotations}
+        cluster.put(LEASE, {"metadata": metadata, "spec": {"holderIdentity": holder}})
+
+    async def _pass(self, process: Process, name: str, replicas: int) -> None:
+        """Look, then what ``decide`` would do with it, else settle."""
+        seen = process.seen(name)
+        assert seen is not None
+        s = replace(seen.snapshot, spec=b.spec(2, replicas=replicas))
+        if beyond(s):
+            s = replace(s, slots=await process.slots.larger(replace(seen, snapshot=s)))
+        moved = enlarged(s, b.START)
+        if moved is not None:
+            live = await process.cluster.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": moved.status.wire()})
+            process.store.written(MODEL_DEPLOYMENT, live, guarded=True)
+            return
+        await process.slots.settle(replace(seen, snapshot=s))
+
+    def _granted(self, cluster: Cluster) -> dict[str, int]:
+        return {
+            i[2]: o["status"]["rollout"]["slot"]["gpus"]
+            for i, o in cluster.objects.items()
+            if i[0] == MODEL_DEPLOYMENT and "slot" in o["status"]["rollout"]
+        }
+
+    def test_where_there_is_room_the_slot_grows_and_then_the_pods_come(self) -> None:
+        async def main() -> None:
+            cluster = Cluster()
+            cluster.policy("p", limits={"gpus": 4})
+            self._holds(cluster, "a", 0)
+            process = Process(cluster)
+            for _ in range(3):
+                await self._pass(process, "a", 3)
+            assert self._granted(cluster) == {"a": 3}
+            lease = cluster.objects[LEASE, "operators", names.slot_name("p", 0)]
+            assert lease["metadata"]["annotations"][names.ANNOTATION_GPUS] == "3"
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("other", ["holds the rest", "waits"])
+    def test_where_there_is_none_or_somebody_waits_it_does_not(self, other: str) -> None:
+        async def main() -> None:
+            cluster = Cluster()
+            cluster.policy("p", limits={"gpus": 3})
+            self._holds(cluster, "a", 0)
+            if other == "holds the rest":
+                self._holds(cluster, "b", 1)
+            else:
+                begin(cluster, "b", 1)
+            process = Process(cluster)
+            for _ in range(3):
+                await self._pass(process, "a", 3)
+            assert self._granted(cluster)["a"] == 1
+
+        asyncio.run(main())
+
+    @given(order=st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from(["a", "b"])), min_size=4, max_size=14))
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def test_two_that_grow_at_once_never_have_more_than_the_limit(self, order: list[tuple[int, str]]) -> None:
+        """Two processes of which neither sees the other's writes before it reads, and requests that take turns."""
+
+        async def main() -> None:
+            cluster = Cluster()
+            cluster.policy("p", limits={"gpus": 4})
+            self._holds(cluster, "a", 0)
+            self._holds(cluster, "b", 1)
+            processes = [Process(cluster), Process(cluster)]
+            for (which, name), (also, another) in zip(order[::2], order[1::2], strict=False):
+                await asyncio.gather(self._pass(processes[which], name, 3), self._pass(processes[also], another, 3), return_exceptions=True)
+                assert sum(self._granted(cluster).values()) <= 4
+                cluster.now += timedelta(seconds=6)
+                for process in processes:
+                    process.hear()
+
+        asyncio.run(main())

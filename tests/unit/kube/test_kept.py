@@ -56,7 +56,8 @@ def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
         "status": {"conditions": []},
     }
     found = kept(JOB, body)
-    assert FILLER not in json.dumps(found)
+    assert "affinity" not in json.dumps(found) and "managedFields" not in json.dumps(found)
+    assert found["spec"]["template"]["spec"]["containers"] == [CONTAINER], "by it its pods are compared"
     assert (
         found["spec"]["suspend"] is True
         and found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}

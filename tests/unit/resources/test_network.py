@@ -75,7 +75,7 @@ JOBS = ("resolve", "prepare", "tune", "evaluate")
 MODEL = (names.PORT_HTTP, names.PORT_GRPC)
 # from, to and port of all that may be, with what ``wide_open`` adds; everything else between these ends and at these ports may not
 MAY = {
-    *((who, "server", port) for who in (*JOBS, "comparer", "neighbour", "client", "proxy", "proxy of the node") for port in MODEL),
+    *((who, "server", port) for who in ("evaluate", "comparer", "neighbour", "client", "proxy", "proxy of the node") for port in MODEL),
     ("operator", "server", names.PORT_HTTP),  # the version of Triton
     *((who, "comparer", names.PORT_COMPARER) for who in ("proxy", "proxy of the node")),
     *((who, pod, names.PORT_METRICS) for who in ("prometheus", "prometheus outside") for pod in ("server", "comparer")),
@@ -150,11 +150,11 @@ def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
     both = [
         p["metadata"]["name"] for name in ("digits", "digits-jobs") for p in network.policies(Owner("ModelDeployment", name, "ml", "u"), [], CONFIG)
     ]
-    assert len(set(both)) == 6
+    assert len(set(both)) == 8
 
 
 def test_one_word_more_is_another_policy() -> None:
-    servers, _, jobs = POLICIES
+    servers, _, jobs, _ = POLICIES
     kept = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
     assert jobs["spec"]["ingress"] == [] and network.says_the_same({"spec": kept}, jobs)
     assert not network.says_the_same({"spec": kept | {"ingress": [{}]}}, jobs)

@@ -10,8 +10,10 @@ import pytest
 
 from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
+from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.policy import NO_RULES, Policy, combine, effective, filled, frozen, read
+from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout import builders as b
 
 
@@ -62,7 +64,7 @@ class TestCombining:
 
     def test_defaults_and_templates_are_those_of_the_first_by_name(self) -> None:
         rules = combine(reversed(self.ALL))
-        assert rules.defaults == {"onFailure": "Pause", "canary": {"steps": [{"weight": 1}]}, "progressDeadline": "2h"}
+        assert rules.defaults == {"onFailure": "Pause", "canary": {"steps": [{"weight": 1}]}, "progressDeadline": "2h", "maxFirstWeight": 5}
         assert [m.max for m in rules.templates["t"]] == [0.3]
 
     def test_gates_and_limits_all_hold(self) -> None:
@@ -180,7 +182,8 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
     uris = [("spec.model.uri", spec.model.uri)] + (
         [("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri)] if spec.rollout.analysis.golden else []
     )
-    found = unmet(combine(policies), spec, uris, sum(gpus_asked(spec).values()))
+    rules = combine(policies)
+    found = unmet(rules, spec, uris, sum(gpus_asked(spec).values())) or not_lent(rules, spec, "ml", CONFIG)
     return f"{found.reason}: {found.message}" if found else None
 
 
@@ -329,3 +332,35 @@ class TestQueries:
 def test_every_rollout_bakes_as_long_as_the_strictest_policy_says(own: str | None, holds: str) -> None:
     rules = combine([read({"metadata": {"name": n}, "spec": {"gates": {"bake": bake}}}) for n, bake in (("a", "10m"), ("b", "30m"))])
     assert effective({} if own is None else {"bake": own}, rules.defaults)["bake"] == holds
+
+
+@pytest.mark.parametrize(("own", "holds"), [(None, "1h"), ("15s", "30m"), ("2h", "2h"), ("an hour", "an hour")])
+def test_no_deadline_is_shorter_than_the_least(own: str | None, holds: str) -> None:
+    rules = combine([policy("a", gates={"minProgressDeadline": "10m"}), policy("b", gates={"minProgressDeadline": "30m"})])
+    spec = effective({} if own is None else {"progressDeadline": own}, rules.defaults)
+    assert spec.get("progressDeadline", "1h") == holds
+    assert "minProgressDeadline" not in spec and "maxFirstWeight" not in spec, "they are no fields of a spec"
+
+
+def test_the_least_deadline_holds_for_those_who_say_nothing() -> None:
+    rules = combine(
+        [policy("a", gates={"minProgressDeadline": "3h", "metrics": [{"name": "errors", "max": 0.1}]}, defaults={"progressDeadline": "2h"})]
+    )
+    assert effective({}, rules.defaults)["progressDeadline"] == "3h"
+    assert effective({}, combine([policy("a", gates={"minProgressDeadline": "3h"})]).defaults)["progressDeadline"] == "3h"
+    assert rules.defaults["maxFirstWeight"] == 5
+
+
+class TestGolden:
+    RULES = combine([policy("a", gates={"minGolden": 0.9})])
+
+    @pytest.mark.parametrize(("minimum", "told"), [(None, "at least 0.9, there is none"), (0.5, "at least 0.9, 0.5 is less than that"), (0.95, None)])
+    def test_a_policy_says_what_golden_data_must_show(self, minimum: float | None, told: str | None) -> None:
+        golden: dict[str, Any] = {"uri": "s3://models/golden.npz"} | ({} if minimum is None else {"min": minimum})
+        problem = unmet(self.RULES, b.spec(1, rollout={"analysis": {"golden": golden}}), (), 0)
+        assert (problem is None) == (told is None)
+        assert problem is None or (problem.reason == "GateRequired" and told is not None and told in problem.message)
+
+    def test_without_golden_data_it_is_asked_for(self) -> None:
+        problem = unmet(self.RULES, b.spec(1), (), 0)
+        assert problem is not None and "spec.rollout.analysis.golden: give golden data" in problem.message

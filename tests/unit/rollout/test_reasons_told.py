@@ -30,6 +30,7 @@ NO_REASONS = {
     ),  # why a Job failed; a condition of Kueue's Workload and its reasons
     *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror", "HTTPRouteMethodMatching"),  # features of the Gateway API
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
+    "ReplicaSet",  # a kind
     *("BlueGreen", "RegularExpression", "RollingUpdate", "PathPrefix"),  # words of the spec and of routes
     "OnTime",  # in the timeline of modelrollout analyze
     *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from modelrollout.api.tasks import ExitCode, TaskResult
@@ -9,6 +11,7 @@ from modelrollout.api.v1alpha1 import VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split, stage_job
 from modelrollout.rollout.facts import Problem, Work
+from modelrollout.rollout.policy import NO_RULES, combine, read
 from tests.unit.rollout import builders as b
 
 GOLDEN = b.spec(2, golden=True, steps=b.STEPS)
@@ -90,3 +93,13 @@ def test_golden_data_that_is_edited_under_way_is_other_work() -> None:
     old = job({"uri": "s3://models/golden.npz"})
     assert job({"uri": "s3://models/golden-2.npz"}) != old
     assert job({"uri": "s3://models/golden.npz", "maxDrop": 0.2}) == old, "budgets are read when the verdict is made"
+
+
+def test_golden_data_that_is_taken_out_under_way_is_missed_by_a_first_version() -> None:
+    """It was accepted with golden data; they are all that it could show."""
+    rules = combine([read({"metadata": {"name": "p"}, "spec": {"gates": {"golden": True}}})])
+    state = b.status(None, rollout=b.rollout("Evaluate", 1))
+    s = b.snapshot(b.spec(1), state, rules=rules, revisions=(b.revision(1),), servers={b.revision_name(1): b.ready()})
+    rollout = b.moved(decide(s, b.START))
+    assert rollout.stage == "Evaluate" and rollout.reason == "GateRequired" and "spec.rollout.analysis.golden" in (rollout.message or "")
+    assert b.moved(decide(replace(s, rules=NO_RULES), b.START)).stage == "Promote"

@@ -50,6 +50,7 @@ from modelrollout.rollout.facts import (
     still_draining,
 )
 from modelrollout.rollout.in_place import floor, sharing
+from modelrollout.rollout.mandate import steps_of
 from modelrollout.rollout.policy import NO_RULES, Rules, frozen
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.move import GRACE_SECONDS
@@ -116,6 +117,8 @@ class World:
     golden_verdict: VerdictName = "Successful"
     refusal: Problem | None = None
     rules: Rules = NO_RULES
+    wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
+    most: int | None = None  # percent of the requests that a wrong model may ever have; None: nobody has said
     slot: bool = True  # whether the rollout that waits is given its slot
     gpus: int | None = None  # pods that have room; None: as many as are asked for
     # what the checks remember
@@ -177,7 +180,14 @@ class World:
         return replace(s, assessment=found) if found else s
 
     def _assessment(self) -> Assessment | None:
-        return builders.judged(self.verdict) if self.verdict else None
+        """What a look finds. Nobody ever proves a wrong model, whatever the metrics of the spec's own say."""
+        if not self.verdict:
+            return None
+        rollout = self.status.rollout
+        of_wrong = rollout is not None and rollout.revision in self.wrong and self.verdict == "Successful"
+        verdict: VerdictName = "Inconclusive" if of_wrong else self.verdict
+        demanded = tuple(MetricStatus(name=m.name, verdict=verdict, reason="AsMeasured") for m in self.rules.mandatory)
+        return replace(builders.judged(verdict), metrics=demanded)
 
     def _objects(self) -> dict[tuple[str, str], dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -576,7 +586,7 @@ class World:
         assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
-            steps = stepping.steps_of(self.spec.rollout)
+            steps = steps_of(s)
             verb = after.handled_verbs[-1].split(":")[0] if set(after.handled_verbs) - set(before.handled_verbs) else None
             if old.step.strategy != stepping.strategy_of(self.spec.rollout):  # edited: the trial starts over
                 assert old.step.phase != "Paused" or old.reason == "PauseStep" or verb in ("promote", "promote-full")
@@ -601,7 +611,7 @@ class World:
             assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
             assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), "nobody proved that they agree"
             assert self.spec is not None
-            first = stepping.steps_of(self.spec.rollout)[0].weight or 0
+            first = steps_of(s)[0].weight or 0
             assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
@@ -614,6 +624,7 @@ class World:
 
     def check(self) -> None:
         """What holds after every write, also if it was the last one before a crash (invariant 2)."""
+        self.check_wrong()
         stable = self.status.stable
         if stable is None or self.damaged or stable.revision not in self.revisions:
             return
@@ -623,6 +634,22 @@ class World:
             assert self.plane_mirror in self.servers or self.plane_mirror not in self.revisions, "the comparer still asks a canary that is gone"
         for revision, _ in self.plane:
             assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
+
+    def check_wrong(self) -> None:
+        """By what the routes give and the pods that a Service selects, never by what the operator thinks of it."""
+        if self.most is None or not self.wrong:
+            return
+        for shares in (self.route or (), self.plane):
+            for revision, weight in shares:
+                assert revision not in self.wrong or weight <= self.most, f"{weight} % of the requests for the wrong model {revision}"
+        assert self.matched is None or self.matched[1] not in self.wrong, "requests with a header that anybody may send go to a wrong model"
+
+    def check_selected(self) -> None:
+        """The same without a gateway, where pods are the weight: they come and go by themselves, so that it is looked at once all is settled."""
+        if self.most is not None and self.spec is not None and self.spec.traffic.gateway is None:
+            ready = {name: p.ready for name, p in self.servers.items() if self.service in ("*", name)}
+            share = 100 * sum(n for name, n in ready.items() if name in self.wrong)
+            assert share <= self.most * sum(ready.values()), f"the Service selects a wrong model: {ready}"
 
     def _check_route(self, wanted: Split, aside: tuple[str, str] | None) -> None:
         """The route never gives more than the state and the pods allow."""
@@ -663,6 +690,7 @@ class World:
             assert plan.requeue_after is not None and plan.requeue_after <= 60, f"{rollout} waits for nothing"
         if still_draining(self.snapshot(), self.now):
             assert plan.requeue_after is not None
+        self.check_selected()
         self._check_settled()
 
     def _check_settled(self) -> None:

@@ -134,9 +134,12 @@ def test_policies_bind_new_claims() -> None:
 
 def test_a_foreign_route_that_takes_a_name_is_told_also_of_a_name_that_is_held() -> None:
     theirs = foreign(route(HOST))
-    for found in (stands(foreign=theirs), stands(None, Claim(HOST, ME), foreign=theirs)):
-        reason, message = told(found)
-        assert reason == "HostnameTaken" and "a route of another namespace" in message and found.taker == "HTTPRoute audit/theirs" and not found.free
+    asks, holds, serves = stands(foreign=theirs), stands(None, Claim(HOST, ME), foreign=theirs), stands(live=(HOST,), foreign=theirs)
+    for found, problem in ((asks, asks.problem), (holds, holds.taken), (serves, serves.taken)):
+        assert problem is not None and problem.reason == "HostnameTaken" and "a route of another namespace" in problem.message
+        assert found.taker == "HTTPRoute audit/theirs"
+    assert not asks.free and asks.taken is None
+    assert holds.settled and serves.free == (HOST,) and serves.problem is None, "whoever may write a route must not be able to stop rollouts"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
 from modelrollout.api.tasks import CompareTask
 from modelrollout.api.v1alpha1 import MirrorWay, RevisionRef, Shadow
-from modelrollout.controller.act import covers
+from modelrollout.controller.compare import covers
 from modelrollout.resources.common import Owner
 from modelrollout.resources.mirror import is_mirrored
 from modelrollout.rollout.facts import Problem, Server

@@ -28,6 +28,11 @@ class ModelRevisionStatus(StatusModel):
     started: str | None = None
     finished: str | None = None
     retired: str | None = Field(None, description="When it ceased to be stable.")
+    children: list[str] = Field(
+        default_factory=list,
+        description="Uids of what the ModelDeployment itself controlled while this revision was stable, or the first one on trial: by them the "
+        "orphans of a ModelDeployment that was deleted with --cascade=orphan are known again.",
+    )
     # columns
     accuracy: str | None = None
     size: str | None = None

@@ -267,6 +267,13 @@ class QueueStatus(StatusModel):
     short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
 
 
+class SlotStatus(StatusModel):
+    """The rollout holds a slot of every RolloutPolicy that limits it."""
+
+    since: str = Field(description="Since when: limits.maxHold counts from here.")
+    gpus: int = Field(0, description="GPUs that it may use; replicas that ask for more wait.")
+
+
 class InPlaceStatus(StatusModel):
     """No GPU was free for the new revision, so stable makes room for it (surge InPlace)."""
 
@@ -290,6 +297,7 @@ class RolloutStatus(StatusModel):
     revision: str | None = None
     number: int | None = None
     queue: QueueStatus | None = None
+    slot: SlotStatus | None = None
     in_place: InPlaceStatus | None = None
     step: StepStatus | None = None
     reason: str | None = None

@@ -9,6 +9,7 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, StepEvidence, StepStatus, seconds
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Snapshot, since, stamp
+from modelrollout.rollout.mandate import steps_of
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
 from modelrollout.rollout.stages.move import Move, remaining
 from modelrollout.rollout.transitions import enter, record, succeed
@@ -22,7 +23,7 @@ def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
         for name, counted in _former(s.status.rollout.history).items()
     ]
     step = StepStatus(
-        index=len(stepping.steps_of(s.spec.rollout)),
+        index=len(steps_of(s)),
         weight=100,
         strategy=stepping.strategy_of(s.spec.rollout),
         former=100,

@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.desired import has_pods_for, too_few
 from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
+from modelrollout.rollout.mandate import first_weight, steps_of, unproven
 from modelrollout.rollout.stages.give_way import give_way
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
@@ -30,7 +31,7 @@ def canary(s: Snapshot, now: datetime) -> Move:
     waits_for_a_person = s.status.rollout.held or (step.phase == "Paused" and s.status.rollout.reason != "PauseStep")
     if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
         return Move(begin_trial(s, s.status, now))  # spec was edited: what was counted under the other strategy says nothing about this one
-    position = stepping.locate(stepping.steps_of(s.spec.rollout), step)
+    position = stepping.locate(steps_of(s), step)
     found, given = s.assessment, stepping.with_traffic(step)
     if found and found.verdict == "Failed" and given.phase != "Shifting":
         return proven_worse(_at(s, given), found, now)
@@ -44,7 +45,7 @@ def canary(s: Snapshot, now: datetime) -> Move:
 def begin_trial(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """The first step of the strategy; promotion where there is nothing to compare with, or nothing is to be tried."""
     assert s.spec is not None
-    first = stepping.steps_of(s.spec.rollout)[0]
+    first = steps_of(s)[0]
     if baseline(s) is None or first.weight == 100:
         return enter(status, "Promote", now, held=None)
     entered = status if status.rollout and status.rollout.stage == "Canary" else enter(status, "Canary", now)
@@ -123,7 +124,7 @@ def _paused(s: Snapshot, step: StepStatus, position: stepping.Position, found: A
         return Move(status, requeue_after=interval(s))  # for a cause: only somebody who says promote may raise the weight now
     if s.status.rollout.held:
         return Move(status, requeue_after=interval(s))
-    pause = stepping.steps_of(s.spec.rollout)[position.index].pause if position.exact else None
+    pause = steps_of(s)[position.index].pause if position.exact else None
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
     if pause is None or (left is not None and left <= 0):  # edited away, or over
         return Move(advance(s, s.status, position, now))
@@ -138,7 +139,7 @@ def _observing(s: Snapshot, step: StepStatus, position: stepping.Position, found
     if server.ready == 0:  # it has no traffic now: what it did before is no ground to give it more
         problem = server.problem or NOT_READY
         found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
-    steps = stepping.steps_of(s.spec.rollout)
+    steps = steps_of(s)
     present = steps[position.index] if position.exact else None
     stay = seconds(present.for_) - since(step.observed_since or step.since, now) if present and present.for_ else 0.0
     soaks, held = _soaks(step, present), s.status.rollout.held is not None
@@ -189,7 +190,8 @@ def _unreachable(s: Snapshot, step: StepStatus, found: Assessment, now: datetime
     # Once said it stands until the rate suffices: an estimate that wavers about the limit must not be told again and again.
     if slowest is None or slowest.seconds <= left * (1 if s.status.rollout.reason == UNREACHABLE else PLAN_SLACK):
         return None
-    then = f"then onInconclusive {s.spec.rollout.on_inconclusive} holds"
+    says = s.spec.rollout.on_inconclusive
+    then = f"then onInconclusive {'Pause' if says == 'Promote' and first_weight(s) is not None else says} holds"
     remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
     return Problem(UNREACHABLE, f"{slowest.told()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}")
 
@@ -245,11 +247,15 @@ def inconclusive(s: Snapshot, step: StepStatus, reason: str, text: str, now: dat
     then, server = s.spec.rollout.on_inconclusive, s.server(s.status.rollout.revision)
     status = with_metrics(s.status, s.assessment, now) if s.assessment else s.status
     if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
-        steps = stepping.steps_of(s.spec.rollout)
+        steps = steps_of(s)
         position = stepping.locate(steps, step)
         label = stepping.label(steps, position)
         onward = advance(s, record(status, "Inconclusive", "PromotedByPolicy", now), position, now, f"onInconclusive Promote at {label}")
-        return Move(onward, (Event("PromotedByPolicy", f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}", "Warning"),))
+        why = unproven(s, onward)
+        if why is None:
+            return Move(onward, (Event("PromotedByPolicy", f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}", "Warning"),))
+        status, text = record(status, "Inconclusive", reason, now), f"{text}; {why}"
+        return Move(_pause(status, step, "Inconclusive", text), (Event("Inconclusive", text, "Warning"),))
     status = record(status, "Inconclusive", reason, now)
     event = Event("Inconclusive", text, "Warning")
     if then == "Rollback":
@@ -262,7 +268,7 @@ def advance(
 ) -> ModelDeploymentStatus:
     """The step after this one, or promotion after the last. Callers hold a Successful verdict or an override (invariant 1)."""
     assert s.spec is not None and status.rollout is not None and status.rollout.step is not None
-    steps = stepping.steps_of(s.spec.rollout)
+    steps = steps_of(s)
     if status.rollout.step.strategy != stepping.strategy_of(s.spec.rollout):
         return begin_trial(s, status, now)
     index = stepping.next_index(steps, position)

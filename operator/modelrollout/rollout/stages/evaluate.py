@@ -5,16 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.rollout.demands import golden_unmet
 from modelrollout.rollout.facts import Event, Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move
+from modelrollout.rollout.stages.move import Move, wait_or_fail
 from modelrollout.rollout.stages.onward import after_evaluate
 from modelrollout.rollout.transitions import change, fail
 
 
 def evaluate(s: Snapshot, now: datetime) -> Move:
     """Judge the golden answers, then go on."""
-    assert s.spec is not None
+    assert s.spec is not None and s.status.rollout is not None
+    if s.status.stable is None and s.status.rollout.mode == "Update" and (problem := golden_unmet(s.rules, s.spec)):
+        return wait_or_fail(s, now, problem, "golden data")
     if s.spec.rollout.analysis.golden is None:
         return Move(after_evaluate(s, s.status, now))
     work, evidence = s.work, s.evaluation

@@ -6,9 +6,10 @@ without pods, until it has its slots. What comes before (resolve, prepare) needs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, seconds
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
 from modelrollout.rollout.bulletins import known_flaws
 from modelrollout.rollout.demands import gpus_asked, too_small
 from modelrollout.rollout.desired import carriers
@@ -91,7 +92,14 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
             events = (Event("CapacityUnknown", text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
-    return Move(enter(s.status, s.status.rollout.stage, now, queue=None), events)
+    return Move(enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events)
+
+
+def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
+    """What is held from now on. Replicas may have been edited since the Leases were taken: those count."""
+    counted = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
+    limited = any(limit.concerns(queue.gpus) for limit in s.rules.limits)
+    return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
 
 
 def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:

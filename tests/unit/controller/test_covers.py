@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.act import covers
+from modelrollout.controller.compare import covers
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""Whether an object of the API server is as it was made. PURE.
+
+Compared in one direction: all that was said must be so, and what the API server, admission and schedulers add does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
+
+from modelrollout.kube.client import Object
+
+_EXACT = frozenset({"selector", "matchLabels", "matches"})
+# Of a container: what decides which program runs, and with what. Where the template leaves one of them out, nobody may add it.
+_PROGRAM = (
+    "command", "args", "workingDir", "envFrom", "lifecycle", "restartPolicy", "volumeDevices", "livenessProbe", "readinessProbe", "startupProbe",
+    "terminationMessagePath", "terminationMessagePolicy",
+)  # fmt: skip
+# Variables that change the program, also where only one is added.
+_LOADERS = ("LD_", "PYTHON", "PATH", "GLIBC_", "MODELROLLOUT_")
+# Where a platform puts tokens into pods: of service accounts, and of workload identities.
+_TOKENS = ("/var/run/secrets/", "/run/secrets/")
+_SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
+
+
+def covers(live: Any, wanted: Any) -> bool:
+    """Whether the live object has everything that is wanted; what the API server added by default does not count.
+
+    An empty map or list is covered by its absence, quantities compare by value. A selector, or what a route matches, is covered by its equal only:
+    one label more selects less.
+    """
+    if isinstance(wanted, dict):
+        if not isinstance(live, dict):
+            return not wanted and live is None
+        return all(live.get(k) == v if k in _EXACT else covers(live.get(k), v) for k, v in wanted.items())
+    if isinstance(wanted, list):
+        if not isinstance(live, list):
+            return not wanted and live is None
+        return len(live) == len(wanted) and all(covers(a, b) for a, b in zip(live, wanted, strict=True))
+    if live == wanted:
+        return True
+    if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
+        try:
+            return bool(parse_quantity(live) == parse_quantity(wanted))  # type: ignore[no-untyped-call]
+        except ValueError:
+            return False
+    return False
+
+
+def strays(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
+    """In what the spec of a pod is another than that of the Job's template, so that it may have run something else; None: in nothing.
+
+    What is added may be so: scheduling, resources, volumes, variables and mounts of tokens, and containers that share no volume with those of the
+    template (a mesh's sidecar).
+    """
+    return next(_strayings(pod, template), None)
+
+
+def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[str]:
+    if pod.get("ephemeralContainers"):
+        yield f"somebody has put the ephemeral container {pod['ephemeralContainers'][0].get('name')} into it"
+    for field in _SHARED:
+        if pod.get(field) and not template.get(field):
+            yield f"it has {field}"
+    for field in ("securityContext", "serviceAccountName"):
+        if field in template and not covers(pod.get(field), template[field]):
+            yield f"its {field} is another"
+    volumes = {v.get("name"): v for v in pod.get("volumes") or []}
+    for volume in template.get("volumes") or []:
+        found = volumes.get(volume["name"])
+        if found is None or set(found) != set(volume) or not covers(found, volume):
+            yield f"its volume {volume['name']} is another"
+    kept = {v["name"] for v in template.get("volumes") or []}
+    for part in ("initContainers", "containers"):
+        wanted = template.get(part) or []
+        given = {c.get("name"): c for c in pod.get(part) or []}
+        known = {c["name"] for c in wanted}
+        if [n for n in given if n in known] != [c["name"] for c in wanted]:
+            yield f"its {part} are not {', '.join(c['name'] for c in wanted)}"
+            continue
+        for container in wanted:
+            yield from (f"its container {container['name']} has {what}" for what in _changes(given[container["name"]], container))
+        for name, container in given.items():
+            if name not in known and (mounted := kept & {m.get("name") for m in container.get("volumeMounts") or []}):
+                yield f"its container {name}, which the template has not, mounts the volume {min(mounted)}"
+
+
+def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    image, asked = container.get("image") or "", wanted.get("image") or ""
+    if image != asked and not image.startswith(f"{asked}@sha256:"):  # admission may pin a tag by its digest
+        yield f"the image {image}"
+    for field in _PROGRAM:
+        if not container.get(field) and not wanted.get(field):
+            continue
+        if not covers(container.get(field), wanted.get(field)) or not covers(wanted.get(field), container.get(field)):
+            yield f"another {field}"
+    if not covers(container.get("securityContext"), wanted.get("securityContext") or {}):
+        yield "another securityContext"
+    variables, asked_for = _by(container, "env", "name"), _by(wanted, "env", "name")
+    for name, value in asked_for.items():
+        if not covers(variables.get(name), value) or set(variables[name]) != set(value):
+            yield f"another value of {name}"
+    for name in variables.keys() - asked_for.keys():
+        if name.startswith(_LOADERS):
+            yield f"the variable {name}"
+    mounts, places = _by(container, "volumeMounts", "mountPath"), _by(wanted, "volumeMounts", "mountPath")
+    for path, mount in places.items():
+        if not covers(mounts.get(path), mount) or set(mounts[path]) - set(mount) - {"recursiveReadOnly"}:
+            yield f"another volume at {path}"
+    for path in mounts.keys() - places.keys():
+        if not path.startswith(_TOKENS) or ".." in path:
+            yield f"a volume at {path}"
+
+
+def _by(container: Mapping[str, Any], field: str, key: str) -> dict[str, Object]:
+    """Where one comes twice the last counts, for Kubernetes too."""
+    return {entry.get(key, ""): entry for entry in container.get(field) or []}

@@ -1,0 +1,36 @@
+"""What mandatory metrics hold: no weight rises beyond the first without their verdict (``rollout.mandate``), whatever a stage has decided."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.mandate import unproven
+from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
+from modelrollout.rollout.transitions import at_step, enter, reached
+
+OVERRIDDEN = "MetricsOverridden"
+DEMANDED = "MetricsDemanded"
+
+
+def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
+    """The move, or the weight that was reached, judged on, where the move would go beyond it unproven.
+
+    One place for all strategies, so that no stage can forget it.
+    """
+    why = unproven(s, move.status)
+    before = s.status.rollout
+    if why is None or before is None:
+        return move
+    by_hand = move.status.handled_verbs != s.status.handled_verbs
+    if before.history and before.history[-1].reason == "PromotedByUser":  # a pause step came between
+        by_hand = True
+    if before.stage == "Shadow" and before.shadow is not None:
+        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+    if by_hand:
+        return Move(move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after)
+    if before.step is None:
+        return Move(s.status, requeue_after=CHECK_SECONDS)
+    judged_on = s.status if before.stage == "Canary" else enter(s.status, "Canary", now)
+    back = at_step(judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False)
+    return Move(back, (Event(DEMANDED, why, "Warning"),))

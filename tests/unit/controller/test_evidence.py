@@ -1,0 +1,297 @@
+"""A result is its Job's: it counts only from a pod that the Job controls, that runs what its template says, and with the Job's own condition."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelrollout.api.tasks import CONTAINER_STEP, TASK_ENV, ExitCode, TaskResult
+from modelrollout.api.v1alpha1 import Optimization, Tune
+from modelrollout.controller.compare import strays
+from modelrollout.controller.work import work_of
+from modelrollout.kube.client import JOB, POD, Object
+from modelrollout.kube.kept import kept
+from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
+from modelrollout.rollout.facts import Work
+from tests.unit.controller.fakecluster import of_job
+from tests.unit.resources import objects as o
+
+FOLDER = "s3://artifacts/all/ml"
+DIGEST = f"sha256:{'ab' * 32}"
+SALT = "5a17" * 4
+KEY = "1" * 64
+STEP = {"container": {"image": f"example/trainer@{DIGEST}", "command": ["train"]}}
+PLAIN, OWN = (Optimization.model_validate(spec) for spec in ({"steps": []}, {"steps": [STEP]}))
+TUNE = Tune.model_validate({"objective": "50ms"})
+
+
+def every_job() -> dict[str, Object]:
+    about = ("digits", 1, "job")
+    return {
+        "resolve": resolve_job(o.DEPLOYMENT, "job", o.MODEL, o.SERVING, o.CONFIG),
+        "prepare": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, PLAIN, o.SERVING, SALT, (), o.CONFIG),
+        "container": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, OWN, o.SERVING, SALT, (), o.CONFIG),
+        "tune": tune_job(o.OWNER, *about, TUNE, None, o.template(), (f"{FOLDER}/x", DIGEST), o.MODEL, o.SERVING, o.CONFIG),
+        "evaluate": evaluate_job(o.OWNER, *about, o.GOLDEN, None, o.MODEL, o.SERVING, o.CONFIG),
+    }
+
+
+JOBS = every_job()
+
+
+def made(kind: str = "prepare", **status: Any) -> Object:
+    job = copy.deepcopy(JOBS[kind])
+    job["metadata"]["uid"] = "the-job"
+    return job | {"status": status}
+
+
+def ended(*conditions: str, kind: str = "prepare", reason: str = "PodFailurePolicy") -> Object:
+    return made(kind, conditions=[{"type": c, "status": "True", "reason": reason, "message": "m"} for c in conditions])
+
+
+def pod(job: Object, result: TaskResult | None = None, code: int = 0, name: str = "p", **more: Any) -> Object:
+    """As the Job controller makes it, admission changes it, and a kubelet ends it."""
+    spec = copy.deepcopy(job["spec"]["template"]["spec"])
+    spec |= {"nodeName": "n1", "schedulerName": "default-scheduler", "preemptionPolicy": "PreemptLowerPriority", "priority": 0}
+    spec["tolerations"] = [*spec.get("tolerations", []), {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]
+    said = result.model_dump_json(exclude_none=True) if result else ""
+    state = {"name": "job", "state": {"terminated": {"exitCode": code, "message": said}}}
+    status = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [state]}
+    return {"metadata": {"name": name, "uid": name, **of_job(job)}, "spec": spec, "status": status} | more
+
+
+GOOD = TaskResult(artifact_uri=f"{FOLDER}/{KEY}-{SALT}-0123abcd", artifact_digest=DIGEST)
+
+
+def test_the_jobs_own_pod_is_believed() -> None:
+    job = ended("Complete")
+    found = work_of(job, [pod(job, GOOD)], FOLDER)
+    assert found.state == "Succeeded" and found.result == GOOD
+
+
+@pytest.mark.parametrize("condition", ["Complete", "Failed"])
+@pytest.mark.parametrize(
+    "owners",
+    [
+        [],
+        [{"kind": "Job", "name": "job", "uid": "another", "controller": True}],
+        [{"kind": "Job", "name": "job", "uid": "the-job"}],
+        [{"kind": "Job", "name": "job", "uid": "the-job", "controller": False}],
+    ],
+    ids=["no owner", "an earlier Job", "no controller", "said to be none"],
+)
+def test_a_pod_with_the_labels_alone_is_nobodys_word(owners: list[Object], condition: str) -> None:
+    job = ended(condition)
+    copied = pod(job, GOOD)
+    copied["metadata"]["ownerReferences"] = owners
+    assert work_of(job, [copied], FOLDER).result is None
+    assert work_of(made(), [copied], FOLDER).podless, "nor does it hide that the Job has no pod"
+
+
+@pytest.mark.parametrize("code", [0, int(ExitCode.REUSED), int(ExitCode.GATE_FAILED)])
+def test_nothing_is_believed_before_the_job_has_ended_itself(code: int) -> None:
+    job = made()
+    assert work_of(job, [pod(job, GOOD, code)], FOLDER).state == "Running"
+
+
+def test_work_that_was_done_before_counts_where_the_pod_failure_policy_ended_the_job() -> None:
+    job = ended("Failed")
+    found = work_of(job, [pod(job, GOOD, int(ExitCode.REUSED))], FOLDER)
+    assert (found.state, found.exit_code, found.result) == ("Succeeded", 0, GOOD)
+
+
+# --- a pod of the Job's own that runs something else
+
+
+def first(spec: Object) -> Object:
+    return spec["containers"][0]  # type: ignore[no-any-return]
+
+
+def env(spec: Object, name: str, value: str) -> None:
+    first(spec)["env"] = [*first(spec)["env"], {"name": name, "value": value}]
+
+
+def told(spec: Object, **changes: Any) -> None:
+    task = next(e for e in first(spec)["env"] if e["name"] == TASK_ENV)
+    task["value"] = json.dumps(json.loads(task["value"]) | changes)
+
+
+def mount(spec: Object, path: str, volume: str = "theirs") -> None:
+    spec["volumes"] = [*spec["volumes"], {"name": "theirs", "configMap": {"name": "code"}}]
+    first(spec)["volumeMounts"] = [*first(spec)["volumeMounts"], {"name": volume, "mountPath": path}]
+
+
+def beside(spec: Object, **more: Any) -> None:
+    spec["containers"] = [*spec["containers"], {"name": "sidecar", "image": "mesh/proxy"} | more]
+
+
+STRANGE: dict[str, tuple[Callable[[Object], Any], str]] = {
+    "image": (lambda s: first(s).update(image="busybox"), "the image busybox"),
+    "an image whose name goes on": (lambda s: first(s).update(image=first(s)["image"] + "-evil"), "the image "),
+    "command": (lambda s: first(s).update(command=["sh", "-c", "echo"]), "another command"),
+    "arguments": (lambda s: first(s).update(args=["--help"]), "another args"),
+    "folder": (lambda s: first(s).update(workingDir="/tmp"), "another workingDir"),
+    "task": (lambda s: told(s, sha256="00" * 32), f"another value of {TASK_ENV}"),
+    "a variable twice": (lambda s: env(s, TASK_ENV, "{}"), f"another value of {TASK_ENV}"),
+    "a variable from elsewhere": (lambda s: first(s)["env"][1].update(valueFrom={"fieldRef": {}}), "another value of "),
+    "code by a variable": (lambda s: env(s, "PYTHONPATH", "/theirs"), "the variable PYTHONPATH"),
+    "a library by a variable": (lambda s: env(s, "LD_PRELOAD", "/theirs.so"), "the variable LD_PRELOAD"),
+    "variables from elsewhere": (lambda s: first(s).update(envFrom=[{"configMapRef": {"name": "x"}}]), "another envFrom"),
+    "code in a volume": (lambda s: mount(s, "/usr/lib/python3"), "a volume at /usr/lib/python3"),
+    "steps back from tokens": (lambda s: mount(s, "/var/run/secrets/../../../usr"), "a volume at "),
+    "another volume in its place": (lambda s: first(s)["volumeMounts"][0].update(name="theirs"), "another volume at /tmp"),
+    "a part of the volume": (lambda s: first(s)["volumeMounts"][0].update(subPath="x"), "another volume at /tmp"),
+    "a volume of another kind": (lambda s: s["volumes"].__setitem__(0, {"name": "work", "hostPath": {"path": "/"}}), "its volume work is another"),
+    "a hook": (lambda s: first(s).update(lifecycle={"preStop": {"exec": {"command": ["sh"]}}}), "another lifecycle"),
+    "a probe": (lambda s: first(s).update(livenessProbe={"exec": {"command": ["sh"]}}), "another livenessProbe"),
+    "a message from elsewhere": (lambda s: first(s).update(terminationMessagePath="/etc/hostname"), "another terminationMessagePath"),
+    "rights": (lambda s: first(s)["securityContext"].update(allowPrivilegeEscalation=True), "another securityContext"),
+    "user": (lambda s: s["securityContext"].update(runAsUser=0), "its securityContext is another"),
+    "no container": (lambda s: s.update(containers=[{"name": "x", "image": "x"}]), "its containers are not job"),
+    "a container beside that shares": (lambda s: beside(s, volumeMounts=[{"name": "made", "mountPath": "/x"}]), "mounts the volume made"),
+    "processes together": (lambda s: s.update(shareProcessNamespace=True), "it has shareProcessNamespace"),
+    "the node's processes": (lambda s: s.update(hostPID=True), "it has hostPID"),
+    "a person inside": (lambda s: s.update(ephemeralContainers=[{"name": "debugger", "image": "x"}]), "the ephemeral container debugger"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> None:
+    job = ended("Complete")
+    strange = pod(job, GOOD)
+    change, says = STRANGE[what]
+    change(strange["spec"])
+    found = work_of(job, [strange], FOLDER)
+    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "PodChanged"
+    assert says in found.problem.message and "what it says does not count" in found.problem.message
+    as_kept = kept(JOB, job), [kept(POD, strange)]
+    assert work_of(*as_kept, FOLDER) == found, "the operator's memory holds all that this is seen by"
+    assert work_of(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, "and it silences nobody"
+
+
+ADDED: dict[str, Callable[[Object], Any]] = {
+    "a digest for a tag": lambda s: first(s).update(image=f"{first(s)['image']}@{DIGEST}"),
+    "variables of a cloud": lambda s: env(s, "AWS_ROLE_ARN", "arn:aws:iam::1:role/x"),
+    "tokens of a cloud": lambda s: mount(s, "/var/run/secrets/eks.amazonaws.com/serviceaccount"),
+    "a mesh": lambda s: beside(s, volumeMounts=[{"name": "theirs", "mountPath": "/x"}]),
+    "a mesh before it": lambda s: s.update(initContainers=[{"name": "mesh-init", "image": "mesh/init"}, *s.get("initContainers", [])]),
+    "resources": lambda s: first(s).update(resources={"requests": {"cpu": "3"}}),
+    "a volume that nobody mounts": lambda s: s["volumes"].append({"name": "more", "emptyDir": {}}),
+    "placement": lambda s: s.update(nodeSelector={"a": "b"}, affinity={}, priorityClassName="x", runtimeClassName="gvisor"),
+}
+
+
+@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("what", ADDED)
+def test_what_platforms_add_to_pods_takes_nothing_from_them(kind: str, what: str) -> None:
+    job = ended("Complete", kind=kind)
+    changed = pod(job, GOOD if kind in ("prepare", "container") else TaskResult())
+    ADDED[what](changed["spec"])
+    assert work_of(job, [changed], FOLDER).result is not None
+    assert work_of(kept(JOB, job), [kept(POD, changed)], FOLDER).result is not None
+
+
+def fields(kind: str) -> list[tuple[str, int, str]]:
+    spec = JOBS[kind]["spec"]["template"]["spec"]
+    return [
+        (part, i, field)
+        for part in ("initContainers", "containers")
+        for i, c in enumerate(spec.get(part) or [])
+        for field in ("image", "command", "args", "env", "volumeMounts", "securityContext")
+        if c.get(field)
+    ]
+
+
+@given(st.data())
+def test_whatever_a_template_states_of_its_containers_must_be_so(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(JOBS)))
+    part, i, field = data.draw(st.sampled_from(fields(kind)))
+    wanted = JOBS[kind]["spec"]["template"]["spec"]
+    given_spec = copy.deepcopy(wanted)
+    value = given_spec[part][i][field]
+    if isinstance(value, str):
+        given_spec[part][i][field] = data.draw(st.text(max_size=20).filter(lambda t: t != value))
+    elif isinstance(value, list):
+        value.pop(data.draw(st.integers(0, len(value) - 1)))
+    else:
+        value.pop(data.draw(st.sampled_from(sorted(value))))
+    assert strays(wanted, wanted) is None
+    assert strays(given_spec, wanted) is not None
+
+
+def test_of_a_users_container_too() -> None:
+    job = ended("Complete", kind="container")
+    changed = pod(job, GOOD)
+    theirs = next(c for c in changed["spec"]["initContainers"] if c["name"] == CONTAINER_STEP)
+    theirs["image"] = "another"
+    problem = work_of(job, [changed], FOLDER).problem
+    assert problem and f"its container {CONTAINER_STEP} has the image another" in problem.message
+
+
+def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
+    job = made()
+    changed = pod(job)
+    changed["status"] = {"phase": "Running", "containerStatuses": [{"name": "job", "state": {"running": {}}}]}
+    env(changed["spec"], "PYTHONPATH", "/x")
+    found = work_of(job, [changed], FOLDER)
+    assert found.state == "Running" and found.problem and found.problem.reason == "PodChanged"
+    real = pod(job, name="real") | {"status": changed["status"]}
+    assert work_of(job, [changed, real], FOLDER).problem is None, "the Job's own pod works"
+
+
+# --- where an artifact lies
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://artifacts/all/another/{KEY}-{SALT}-0123abcd",
+        f"s3://artifacts/all/ml-of-another/{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/{KEY}-0000000000000000-0123abcd",
+        f"{FOLDER}/{KEY}",
+        FOLDER,
+        f"{FOLDER}/",
+        f"{FOLDER}/../another/{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/./{KEY}-{SALT}-0123abcd",
+        f"{FOLDER}/%2e%2e/another",
+        f"{FOLDER}/{KEY}-{SALT}-0123abcd?x=y",
+        f"{FOLDER}/{KEY}-{SALT}-0123abcd#x",
+        f"s3://user:hunter2@artifacts/all/ml/{KEY}-{SALT}-0123abcd",
+        "https://elsewhere.example/models/0123",
+        "/models/0123",
+    ],
+)
+def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
+    job = ended("Complete")
+    found = work_of(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
+    assert found.state == "Failed" and found.result is None and found.problem and found.problem.reason == "ArtifactForeign"
+    assert "hunter2" not in found.problem.message and "nothing of it is served" in found.problem.message
+
+
+def publisher(job: Object) -> Object:
+    """The container whose task the Job's is."""
+    return next(c for c in job["spec"]["template"]["spec"]["containers"] if any(e["name"] == TASK_ENV for e in c["env"]))
+
+
+def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
+    job = ended("Complete")
+    task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
+    for folder, digest, state in ((FOLDER, DIGEST, "Succeeded"), (FOLDER, "sha256:1", "Failed"), ("s3://artifacts/all/another", DIGEST, "Failed")):
+        told_of = [{"uri": f"{folder}/{KEY}", "digest": DIGEST}]
+        task["value"] = json.dumps(json.loads(task["value"]) | {"recorded": told_of})
+        answer = GOOD.model_copy(update={"artifact_uri": f"{folder}/{KEY}", "artifact_digest": digest})
+        assert work_of(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
+
+
+def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
+    """It took whatever lay under the key."""
+    job = ended("Complete")
+    task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
+    task["value"] = json.dumps({k: v for k, v in json.loads(task["value"]).items() if k not in ("salt", "recorded")})
+    assert work_of(job, [pod(job, GOOD)], FOLDER) == Work()
