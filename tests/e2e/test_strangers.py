@@ -121,24 +121,30 @@ def prepared(stage: Stage, name: str) -> dict[str, Any]:
     return dict(stage.until("its Job is there", lambda: stage.cluster.jobs(stage.namespace, selector))[0])
 
 
-def forged(stage: Stage, job: dict[str, Any], **metadata: Any) -> None:
-    """A pod with the labels of the Job's says that an artifact of another namespace was there before, and ends as the Job's would."""
-    labels = job["spec"]["template"]["metadata"]["labels"] | {names.LABEL_JOB: job["metadata"]["name"]}
-    labels |= metadata.pop("labels", {})
-    about = {"name": f"{job['metadata']['name']}-forged", "namespace": stage.namespace, "labels": labels} | metadata
+def forged(stage: Stage, job: dict[str, Any], name: str, *, without: str = "", **metadata: Any) -> str:
+    """A pod with the labels of the Job's says that an artifact of another namespace was there before, and has ended as the Job's would."""
+    copied = job["spec"]["template"]["metadata"]["labels"] | {names.LABEL_JOB: job["metadata"]["name"]}
+    labels = {k: v for k, v in copied.items() if not without or without not in k}
+    name = f"{job['metadata']['name']}-{name}"
     container = {"name": "job", "image": stage.cluster.target.images.operator, "command": ["python", "-c", SAYS]}
+    about = {"name": name, "namespace": stage.namespace, "labels": labels} | metadata
     stage.apply({"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": {"restartPolicy": "Never", "containers": [container]}})
-
-
-def test_a_pod_with_a_jobs_labels_is_not_believed_and_the_job_goes_on(stage: Stage) -> None:
-    job = prepared(stage, "copied")
-    forged(stage, job)
-    name = f"{job['metadata']['name']}-forged"
     stage.until("it has ended", lambda: read(stage, "pod", name)["status"]["phase"] == "Failed")
     [ended] = read(stage, "pod", name)["status"]["containerStatuses"]
     assert ended["state"]["terminated"]["exitCode"] == ExitCode.REUSED and json.loads(ended["state"]["terminated"]["message"]) == FORGED
+    return name
+
+
+def test_a_pod_with_a_jobs_labels_is_not_believed_and_the_job_goes_on(stage: Stage) -> None:
+    """With all of them but the Job's uid it is nobody's; with that too the Job controller adopts it, the Job ends by it, and is made anew."""
+    job = prepared(stage, "copied")
+    forged(stage, job, "forged", without="controller-uid")
     stage.set_rollout("copied", {"progressDeadline": "3m"})
     stage.until("the operator has seen it", lambda: stage.get("copied")["status"]["observedGeneration"] == 2)
+    rollout = stage.get("copied")["status"]["rollout"]
+    assert (rollout["stage"], rollout.get("attempt", 0)) == ("Prepare", 0)
+    forged(stage, job, "adopted")
+    stage.until("another Job is made", lambda: stage.get("copied")["status"]["rollout"].get("attempt") == 1)
     assert stage.get("copied")["status"]["rollout"]["stage"] == "Prepare"
     stage.cluster.kubectl("delete", "resourcequota", "no-pods", "-n", stage.namespace)
     revision = stage.until_ready("copied")["status"]["stable"]["revision"]
@@ -147,12 +153,9 @@ def test_a_pod_with_a_jobs_labels_is_not_believed_and_the_job_goes_on(stage: Sta
 
 
 def test_a_pod_that_the_job_was_made_to_control_is_told_and_not_believed(stage: Stage) -> None:
-    """With the Job's uid as its owner the Job controller takes it for its own, and the Job ends by it."""
+    """Named as the Job controller names its own, it passes for one that something has changed."""
     job = prepared(stage, "passed-off")
-    uid = job["metadata"]["uid"]
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": uid, "controller": True}
-    labels = {"batch.kubernetes.io/controller-uid": uid}
-    forged(stage, job, labels=labels, ownerReferences=[owner], finalizers=["batch.kubernetes.io/job-tracking"])
+    name = forged(stage, job, "forged", generateName=f"{job['metadata']['name']}-")
     message = stage.until_stalled("passed-off", "PodChanged")
-    assert f"pod {job['metadata']['name']}-forged is not as its Job's template says: " in message and "what it says does not count" in message
+    assert message.startswith(f"pod {name} is not as its Job's template says: ") and "what it says does not count" in message
     stage.cluster.kubectl("delete", "resourcequota", "no-pods", "-n", stage.namespace)

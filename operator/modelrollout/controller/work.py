@@ -27,7 +27,7 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     work = _work_of(job, pods)
     if strayed and work.result is None and (work.state != "Running" or not (running(pods) or starting(pods))):
         # The word of a pod that may have run something else is missing, or it is such a one that is waited for.
-        problem = _strayed(*strayed[0])
+        problem = _strayed(job, strayed)
         return Work("Running", problem=problem, idle_since=work.idle_since) if work.state == "Running" else Work("Failed", problem=problem)
     uri = work.result.artifact_uri if work.result else None
     if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
@@ -41,12 +41,16 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     return work
 
 
-def _strayed(pod: Object, why: str) -> Problem:
-    name = pod["metadata"]["name"]
-    text = (
-        f"pod {name} is not as its Job's template says: {why}; what it says does not count. Have what changes pods here leave those of the Jobs alone"
-    )
-    return Problem("PodChanged", text)
+def _strayed(job: Object, strayed: Sequence[tuple[Object, str]]) -> Problem:
+    """Pods that the Job controller has made are named after the Job, and something has changed them; others it adopts by their labels. Who can fake
+    the one or the other has only the choice between a Job that fails and one that is made anew."""
+    name = job["metadata"]["name"]
+    foreign = [s for s in strayed if s[0]["metadata"].get("generateName") != f"{name}-"]
+    pod, why = (foreign or strayed)[0]
+    told = f"pod {pod['metadata']['name']} is not as its Job's template says: {why}; what it says does not count"
+    if foreign:
+        return Problem("PodForeign", f"{told}. Somebody passed it off as one of Job {name}, which is made anew for it")
+    return Problem("PodChanged", f"{told}. Have what changes pods here leave those of the Jobs alone")
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> Work:

@@ -14,7 +14,10 @@ from modelrollout.api.tasks import TASK_ENV
 from modelrollout.kube.client import JOB, POD, Object, Resource
 
 MESSAGE = 4096  # characters of what a pod or a container says; the kubelet takes no more bytes of a container
-_METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels", "ownerReferences")
+_METADATA = (
+    "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels",
+    "ownerReferences",
+)  # fmt: skip
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
 # Of a Job's template and its pods: all by which they are compared (``controller.compare``).
 _OF_JOB = (

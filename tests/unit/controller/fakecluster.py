@@ -362,7 +362,8 @@ def of_job(job: Object) -> Object:
     """Metadata of a pod that the Job controls."""
     metadata = job["metadata"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
-    return {"labels": metadata["labels"] | {names.LABEL_JOB: metadata["name"]}, "ownerReferences": [owner]}
+    labels = metadata["labels"] | {names.LABEL_JOB: metadata["name"]}
+    return {"generateName": f"{metadata['name']}-", "labels": labels, "ownerReferences": [owner]}
 
 
 class Operator:

@@ -175,6 +175,16 @@ def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> No
     assert work_of(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, "and it silences nobody"
 
 
+def test_a_pod_that_the_job_controller_adopted_by_its_labels_makes_the_job_anew() -> None:
+    job = ended("Failed")
+    adopted = pod(job, GOOD, int(ExitCode.REUSED))
+    del adopted["metadata"]["generateName"]
+    first(adopted["spec"])["command"] = ["sh"]
+    for given_job, pods in ((job, [adopted]), (kept(JOB, job), [kept(POD, adopted)])):
+        found = work_of(given_job, pods, FOLDER)
+        assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "PodForeign"
+
+
 ADDED: dict[str, Callable[[Object], Any]] = {
     "a digest for a tag": lambda s: first(s).update(image=f"{first(s)['image']}@{DIGEST}"),
     "variables of a cloud": lambda s: env(s, "AWS_ROLE_ARN", "arn:aws:iam::1:role/x"),

@@ -68,6 +68,7 @@ def test_a_pod_whose_node_does_not_answer_is_given_up_for_another_job(stage: str
     [
         (Work("Running", stuck=("2026-11-22T11:00:00Z", Problem("NodeLost", "pod p on node n"))), "NodeLost"),
         (Work("Failed", 137, None, Problem("Killed", "pod p was killed")), "Killed"),
+        (Work("Failed", problem=Problem("PodForeign", "pod p is not as its Job's template says")), "PodForeign"),
     ],
 )
 def test_what_goes_lost_again_and_again_is_given_up(stage: str, work: Work, reason: str) -> None:
@@ -76,7 +77,7 @@ def test_what_goes_lost_again_and_again_is_given_up(stage: str, work: Work, reas
     assert (ended.stage, ended.outcome, ended.reason) == ("Failed", "Failed", reason) and "retry" in (ended.message or "")
 
 
-@pytest.mark.parametrize("reason", ["OutOfMemory", "OutOfDisk", "DeadlineExceeded", "JobCrashed"])
+@pytest.mark.parametrize("reason", ["OutOfMemory", "OutOfDisk", "DeadlineExceeded", "JobCrashed", "PodChanged", "ArtifactElsewhere"])
 def test_what_would_end_the_same_way_is_not_tried_again(reason: str) -> None:
     ended = b.moved(decide(at_work("Prepare", Work("Failed", 137, None, Problem(reason, "why"))), b.START))
     assert (ended.stage, ended.reason, ended.message, ended.attempt) == ("Failed", reason, "why", 0)

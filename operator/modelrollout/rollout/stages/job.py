@@ -44,9 +44,10 @@ def again(s: Snapshot, now: datetime, problem: Problem) -> Move:
 
 
 def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
-    """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason of its own, it runs again."""
+    """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason of its own, or ended by a stranger's pod, it runs
+    again."""
     result, problem = work.result, work.problem
-    if problem and problem.reason == "Killed":
+    if problem and problem.reason in ("Killed", "PodForeign"):
         return again(s, now, problem)
     reason = result.reason if result else problem.reason if problem else "JobFailed"
     message = result.message if result else problem.message if problem else "the Job failed and left no message; see its pod's log"
