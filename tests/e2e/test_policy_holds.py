@@ -90,7 +90,8 @@ def test_a_header_that_everybody_sends_is_refused_and_abort_goes_back(stage: Sta
     stage.until("stable has everything", lambda: set(given(stage, "deadline").values()) == {100})
     headers = [{"name": "accept", "value": ".*", "type": "RegularExpression"}]
     stage.apply(wanted(stage, "deadline", "better.onnx", abTest={"headers": headers}))
-    assert "spec.rollout.abTest: a header may choose all requests" in stage.until_stalled("deadline", "GateRequired")
+    told = stage.until("it is refused", lambda: (c := stage.condition("deadline", "Stalled"))["reason"] == "GateRequired" and c)
+    assert "spec.rollout.abTest: a header may choose all requests" in told["message"]
 
 
 def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: Stage, serving: None) -> None:

@@ -96,6 +96,13 @@ class TenantOfTheWorld(RuleBasedStateMachine):
     def another_strategy(self, way: dict[str, Any], words: dict[str, Any], shadow: bool) -> None:
         self.edit(rollout={**way, **words, **({"shadow": {"minSamples": 10}} if shadow else {})})
 
+    @rule(
+        version=st.integers(1, 4), way=st.sampled_from(WAYS), words=st.sampled_from(WORDS), says=st.sampled_from(VERDICTS), rounds=st.integers(4, 12)
+    )
+    def he_tries_a_way_to_its_end(self, version: int, way: dict[str, Any], words: dict[str, Any], says: Any, rounds: int) -> None:
+        self.edit(version=version, rollout={**way, **words})
+        self.time_passes_and_something_is_measured(says, rounds)
+
     @rule(replicas=st.integers(0, 24), surge=st.sampled_from([{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]))
     def scale(self, replicas: int, surge: dict[str, Any]) -> None:
         self.edit(replicas=replicas, surge=surge)
