@@ -103,7 +103,7 @@ def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: S
     thief["spec"]["traffic"]["http"]["hostnames"] = [host("preview")]
     stage.apply(thief)
     assert f"{host('preview')} stays with the version" in stage.until_stalled("thief", "NameReserved")
-    assert is_wrong(stage, "preview") is None, "nobody answers"
+    stage.until("nobody answers", lambda: is_wrong(stage, "preview") is None)
 
 
 def test_replicas_beyond_the_limit_wait_until_the_rollout_is_over(stage: Stage, policy: None) -> None:

@@ -31,7 +31,7 @@ from tests.unit.rollout.world import World
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
-OF_THE_WORLD = settings(max_examples=3000 if DEEP else 250, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET)
+OF_THE_WORLD = settings(max_examples=3000 if DEEP else 150, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET)
 OF_THE_CLUSTER = settings(max_examples=1000 if DEEP else 25, stateful_step_count=40 if DEEP else 25, derandomize=not DEEP, **QUIET)
 
 DEMANDED = [{"name": "accuracy", "maxDrop": 0.02}, {"name": "errors", "maxIncrease": 0.01}]
