@@ -90,7 +90,8 @@ def test_a_header_that_everybody_sends_is_refused_and_abort_goes_back(stage: Sta
     stage.until("stable has everything", lambda: set(given(stage, "deadline").values()) == {100})
     headers = [{"name": "accept", "value": ".*", "type": "RegularExpression"}]
     stage.apply(wanted(stage, "deadline", "better.onnx", abTest={"headers": headers}))
-    assert "spec.rollout.abTest: a header may choose all requests" in stage.until_stalled("deadline", "GateRequired")
+    told = stage.until("it is refused", lambda: (c := stage.condition("deadline", "Stalled"))["reason"] == "GateRequired" and c)
+    assert "spec.rollout.abTest: a header may choose all requests" in told["message"]
 
 
 def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: Stage, serving: None) -> None:
@@ -102,7 +103,7 @@ def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: S
     thief["spec"]["traffic"]["http"]["hostnames"] = [host("preview")]
     stage.apply(thief)
     assert f"{host('preview')} stays with the version" in stage.until_stalled("thief", "NameReserved")
-    assert is_wrong(stage, "preview") is None, "nobody answers"
+    stage.until("nobody answers", lambda: is_wrong(stage, "preview") is None)
 
 
 def test_replicas_beyond_the_limit_wait_until_the_rollout_is_over(stage: Stage, policy: None) -> None:

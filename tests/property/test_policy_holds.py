@@ -31,7 +31,7 @@ from tests.unit.rollout.world import World
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
-OF_THE_WORLD = settings(max_examples=3000 if DEEP else 250, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET)
+OF_THE_WORLD = settings(max_examples=3000 if DEEP else 150, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET)
 OF_THE_CLUSTER = settings(max_examples=1000 if DEEP else 25, stateful_step_count=40 if DEEP else 25, derandomize=not DEEP, **QUIET)
 
 DEMANDED = [{"name": "accuracy", "maxDrop": 0.02}, {"name": "errors", "maxIncrease": 0.01}]
@@ -95,6 +95,13 @@ class TenantOfTheWorld(RuleBasedStateMachine):
     @rule(way=st.sampled_from(WAYS), words=st.sampled_from(WORDS), shadow=st.booleans())
     def another_strategy(self, way: dict[str, Any], words: dict[str, Any], shadow: bool) -> None:
         self.edit(rollout={**way, **words, **({"shadow": {"minSamples": 10}} if shadow else {})})
+
+    @rule(
+        version=st.integers(1, 4), way=st.sampled_from(WAYS), words=st.sampled_from(WORDS), says=st.sampled_from(VERDICTS), rounds=st.integers(4, 12)
+    )
+    def he_tries_a_way_to_its_end(self, version: int, way: dict[str, Any], words: dict[str, Any], says: Any, rounds: int) -> None:
+        self.edit(version=version, rollout={**way, **words})
+        self.time_passes_and_something_is_measured(says, rounds)
 
     @rule(replicas=st.integers(0, 24), surge=st.sampled_from([{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]))
     def scale(self, replicas: int, surge: dict[str, Any]) -> None:

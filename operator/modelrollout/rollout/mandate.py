@@ -43,7 +43,8 @@ def unproven(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     if rollout is None or most is None or baseline(s) is None or weight(status) <= max(most, weight(s.status)):
         return None
     last = rollout.history[-1] if rollout.history else None
-    proven = {m.name for m in last.metrics if m.verdict == "Successful"} if last else set()
+    shared = last is not None and last.weight > 0  # what a preview was asked proves nothing of everybody's requests
+    proven = {m.name for m in last.metrics if m.verdict == "Successful"} if last and shared else set()
     missing = sorted({m.name for m in s.rules.mandatory if not m.dry_run} - proven)
     if not missing:
         return None
