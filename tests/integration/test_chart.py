@@ -18,7 +18,7 @@ import typer
 import yaml
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api.config import FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.api.config import ArtifactStore, FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
 from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
 from modelrollout.controller import app as operator
@@ -100,7 +100,7 @@ class TestWithoutHelm:
         properties = schema()["properties"]
         store = {f.alias for f in Store.model_fields.values()}
         assert set(properties["stores"]["items"]["properties"]) == store
-        assert set(properties["artifacts"]["properties"]) == store
+        assert set(properties["artifacts"]["properties"]) == {f.alias for f in ArtifactStore.model_fields.values()} > store
         provider = {f.alias for f in PrometheusProvider.model_fields.values()}
         from_secrets = {"tokenFile", "usernameFile", "passwordFile"}
         assert set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"} == provider - from_secrets
@@ -217,6 +217,7 @@ class TestRendered:
         if which == "full":
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"
+            assert (config.artifacts.secret_name, config.artifacts.read_secret_name) == ("s3-writer", "s3-artifact-reader")
             assert config.stores[1].allow_http is True
             assert config.stores[1].leads_to == ("http://files.example.com/", "https://cdn.example.com/models/")
             assert config.gateway_metrics.provider == "gateway" and config.gateway_metrics.namespaces == ["gateways"]
