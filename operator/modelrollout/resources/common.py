@@ -17,7 +17,6 @@ from modelrollout.api.v1alpha1 import Credentials
 Object = dict[str, Any]
 NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's
 DISK = "ephemeral-storage"
-_DISK_REQUEST = "64Mi"
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,12 @@ def container_security(user: int | None = None) -> Object:
 def on_disk(resources: Object, most: str) -> Object:
     """A container's resources with a limit on the node's disk where they have none; what its pod's volumes hold counts with it.
 
-    The request is small all the same: left out it would be the limit, and the scheduler would set aside what is seldom needed.
+    It requests nothing all the same: left out the request would be the limit, and there are nodes that do not say how much disk they have, on which a
+    pod that asks for any gets no place.
     """
     limits, requests = dict(resources.get("limits") or {}), dict(resources.get("requests") or {})
     limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=_quantity))
-    requests.setdefault(DISK, min(_DISK_REQUEST, str(limits[DISK]), key=_quantity))
+    requests.setdefault(DISK, "0")
     return resources | {"limits": limits, "requests": requests}
 
 

@@ -73,7 +73,7 @@ def test_every_container_has_a_scratch_and_limits(obj: Object) -> None:
         assert "/tmp" in {m["mountPath"] for m in container["volumeMounts"]}, "the root is read-only"
         assert container["resources"].get("limits")
         assert container["imagePullPolicy"] == "Always"
-        assert container["resources"]["limits"]["ephemeral-storage"] and container["resources"]["requests"]["ephemeral-storage"] == "64Mi"
+        assert container["resources"]["limits"]["ephemeral-storage"] and container["resources"]["requests"]["ephemeral-storage"] == "0"
     assert all(v["emptyDir"].get("sizeLimit") for v in o.pod(obj)["volumes"] if "emptyDir" in v), "a stranger's container must not fill the node"
     volumes = [v["name"] for v in o.pod(obj)["volumes"]]
     assert len(set(volumes)) == len(volumes)

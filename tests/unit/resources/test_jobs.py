@@ -244,7 +244,7 @@ def test_prepare_has_the_users_resources_and_time() -> None:
     optimization = o.OPTIMIZATION.model_copy(update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources})
     job = o.prepare(optimization=optimization)
     resources = o.container(job, "convert")["resources"]
-    assert resources == {"limits": {"cpu": "4", "ephemeral-storage": "128Gi"}, "requests": {"ephemeral-storage": "64Mi"}} and limit(job) == "5400"
+    assert resources == {"limits": {"cpu": "4", "ephemeral-storage": "128Gi"}, "requests": {"ephemeral-storage": "0"}} and limit(job) == "5400"
 
 
 def limit(job: o.Object) -> str:
@@ -314,7 +314,7 @@ def test_disk_limits_of_the_user_are_kept_and_a_queue_is_asked_for_none() -> Non
     asked = {"limits": {"ephemeral-storage": "5Gi"}, "requests": {"ephemeral-storage": "4Gi"}}
     assert prepared(resources=asked) == (asked, {"sizeLimit": "5Gi"})
     assert prepared(resources={"requests": {"ephemeral-storage": "200Gi"}})[0]["limits"]["ephemeral-storage"] == "200Gi"
-    assert prepared(resources={"limits": {"ephemeral-storage": "1Mi"}})[0]["requests"] == {"ephemeral-storage": "1Mi"}
+    assert prepared(resources={"limits": {"ephemeral-storage": "1Mi"}})[0]["requests"] == {"ephemeral-storage": "0"}, "not the limit"
     assert prepared()[1] == {"sizeLimit": "48Gi"}, "an archive of 20 GiB, and what is in it"
     # Kueue admits nothing that asks for a resource which its queue has no quota of.
     assert prepared(queueName="q", resources={"limits": {"cpu": "1"}}) == ({"limits": {"cpu": "1"}}, {"sizeLimit": "48Gi"})
