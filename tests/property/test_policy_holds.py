@@ -276,3 +276,14 @@ TestTenantOfTheWorld = TenantOfTheWorld.TestCase
 TestTenantOfTheWorld.settings = OF_THE_WORLD
 TestTenantOfTheCluster = TenantOfTheCluster.TestCase
 TestTenantOfTheCluster.settings = OF_THE_CLUSTER
+
+
+def test_a_walk_that_once_found_a_way() -> None:
+    """A wrong first version was about to serve under a name of its own; then its spec asked for the version that another name was kept for."""
+    steps, state = canary({"weight": 5}, {"weight": 25}, {"weight": 50}), TenantOfTheCluster()
+    state.begin()
+    state.he_deletes(name="digits", looked=False)
+    state.he_writes(name="other", version=2, pinned=True, way=steps, words={}, hosts=[HOSTS[1]], preview=None)
+    state.nothing_happens_for_long(minutes=1)
+    state.he_writes(name="other", version=1, pinned=True, way=steps, words={}, hosts=[HOSTS[0]], preview=None)
+    state.time_passes(says="Successful", rounds=8)

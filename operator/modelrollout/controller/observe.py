@@ -42,7 +42,20 @@ from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
 from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
-from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline, lost
+from modelrollout.rollout.facts import (
+    TRAFFIC_REFUSALS,
+    MirrorFacts,
+    Problem,
+    Revision,
+    Server,
+    Snapshot,
+    Split,
+    Verb,
+    Work,
+    baseline,
+    in_flight,
+    lost,
+)
 from modelrollout.rollout.fleet import Record
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
@@ -116,7 +129,7 @@ def observe(
         mandatory=rules.mandatory,
     )
     mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
-    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, _serves(snapshot), frozenset(map(told_as, mine)))
+    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, *_versions(snapshot), routes=frozenset(map(told_as, mine)))
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
@@ -146,12 +159,15 @@ def observe(
     return Seen(deployment, by_name, snapshot, router, stands, folder)
 
 
-def _serves(s: Snapshot) -> str | None:
-    """The version that is stable, as claims of names have it."""
-    if s.status.stable is None:
-        return None
-    stable = s.revision(s.status.stable.revision)
-    return version_of(stable.input, stable.sha256) if stable else "unknown"
+def _versions(s: Snapshot) -> tuple[str | None, str | None]:
+    """The version that is stable and the one in flight, as claims of names have them."""
+
+    def of(name: str | None) -> str | None:
+        revision = s.revision(name)
+        return version_of(revision.input, revision.sha256) if revision else None
+
+    flying = s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
+    return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(flying)
 
 
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:

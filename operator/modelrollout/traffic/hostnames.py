@@ -10,7 +10,7 @@ would come to clients as the first version of another ModelDeployment, which has
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -217,10 +217,11 @@ def stand(
     known: Known,
     rules: Rules,
     serves: str | None = None,
+    flies: str | None = None,
     routes: frozenset[str] = frozenset(),
 ) -> Standing:
     """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``routes``: those routes, as they are told. ``serves``: the version
-    (``version_of``) that is stable, if one is.
+    (``version_of``) that is stable, if one is. ``flies``: that of the rollout in flight, which may be about to serve whatever spec asks for by now.
 
     A spec that cannot be read asks for nothing, and gives nothing back.
     """
@@ -234,7 +235,8 @@ def stand(
     if rules.reserve_names or known.claims.get(own):
         wanted = [Asked("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
-    comes = serves or (version_of(spec.user_input(), spec.model.sha256) if spec.model.sha256 else None)
+    wants = version_of(spec.user_input(), spec.model.sha256) if spec.model.sha256 else None
+    comes = {serves} if serves else {wants, flies or wants}
     free: list[str] = []
     former: list[Claim] = []
     rewrite: list[Claim] = []
@@ -286,14 +288,14 @@ def _is_preview(name: Asked) -> bool:
     return name.field.startswith("spec.rollout.")
 
 
-def _reserved(name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: str | None) -> Problem | None:
+def _reserved(name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: Collection[str | None]) -> Problem | None:
     """Why this version may not come to the clients of a name: another served them last, and nothing compares the two."""
     if mine and _is_preview(name) and claim.reserved and rules.reserve_names:
         text = f"{name.field}: {name.host} has served all clients, who would be given what is on trial; choose another name for the preview"
         return Problem("HostnameNotAllowed", text)
     of_another = not mine and bool(claim.released)
     unproven = mine and serves is None and bool(claim.version)
-    if not (of_another or unproven) or (claim.version and comes == claim.version):
+    if not (of_another or unproven) or (claim.version and comes == {claim.version}):
         return None
     until = f" until {claim.until.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}" if claim.until else ""
     remedy = "serve that version, with its spec.model.sha256, and then roll this one out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 from modelrollout.api import names
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
 from modelrollout.rollout.policy import NO_RULES, combine, read
-from modelrollout.traffic.hostnames import holder_of, stand
+from modelrollout.traffic.hostnames import Claims, holder_of, stand
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -370,6 +371,23 @@ class TestNamesOutliveTheirHolder:
             cluster.user(b.spec(2, pinned=True, traffic=traffic()))
             await operator.live()
             assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None
+
+        run(main())
+
+    def test_a_wrong_version_on_its_way_does_not_get_the_name_because_spec_asks_for_another_by_now(self) -> None:
+        """Random walks found it: a first version about to serve is not superseded any more."""
+
+        async def main() -> None:
+            _, operator = await self._serving()
+            known = operator.admission.hostnames.known()
+            lease = known.claims.get(HOST)
+            assert lease is not None
+            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), routes=lambda: ())
+            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
+            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (HOST,)
+            found = stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
+            assert found.problem is not None and found.problem.reason == "NameReserved" and not found.free
 
         run(main())
 
