@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -88,6 +88,7 @@ SECRET = st.text(st.characters(codec="utf-8", blacklist_categories=("Cs", "Cc", 
     ),
 )
 def test_nothing_of_it_is_shown(secret: str, form: str) -> None:
+    assume(not (form.startswith("https://{}@") and "/" in secret))  # that is a host and a path (RFC 3986, 3.2), as in https://host/@team/m.onnx
     uri = form.replace("{}", secret)
     assert secret not in uris.masked(uri)
     masked = json.loads(uris.masked_text(json.dumps({"message": f"said {uri}", "next": 1})))
