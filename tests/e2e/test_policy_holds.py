@@ -51,9 +51,11 @@ def given(stage: Stage, name: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def policy(stage: Stage) -> Iterator[None]:
-    """It holds for this namespace, whatever its ModelDeployments say of themselves."""
+    """It holds for this namespace by a label that every cluster gives it, whatever its ModelDeployments say of themselves."""
     kind = {"apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy", "metadata": {"name": stage.namespace}}
-    stage.apply({**kind, "spec": {"selector": {"namespaces": [stage.namespace]}, "gates": GATES, "limits": {"gpus": 1}}})
+    stage.apply(
+        {**kind, "spec": {"selector": {"namespaceLabels": {"kubernetes.io/metadata.name": stage.namespace}}, "gates": GATES, "limits": {"gpus": 1}}}
+    )
     yield
     stage.cluster.kubectl("delete", "rpol", stage.namespace, "--ignore-not-found")
 

@@ -325,7 +325,10 @@ class TestRendered:
             (role,) = pick("default", "ClusterRole", f"{FULLNAME}-{part}")
             return {tuple(r["resources"]): set(r["verbs"]) for r in role["rules"]}
 
-        assert rights("policies") == {("rolloutpolicies",): {"get", "list", "watch"}, ("rolloutpolicies/status",): {"update"}}
+        policies = {("rolloutpolicies",): {"get", "list", "watch"}, ("rolloutpolicies/status",): {"update"}, ("namespaces",): {"get"}}
+        assert rights("policies") == policies
+        (bound,) = pick("full", "ClusterRole", f"{FULLNAME}-policies")
+        assert bound["rules"][-1]["resourceNames"] == ["models", "models-staging"], "no others than those that it watches"
         assert rights("capacity") == {("nodes", "pods"): {"list"}}
 
     def test_without_the_look_at_nodes_there_is_no_right_to_it(self) -> None:

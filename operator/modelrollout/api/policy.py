@@ -39,15 +39,18 @@ Moment = Annotated[
 
 
 class PolicySelector(ApiModel):
-    """Which ModelDeployments the policy is for; both parts must hold. Empty: all of them.
-
-    Namespaces are chosen by name and not by their labels: the operator has no right to read namespaces.
-    """
+    """Which ModelDeployments the policy is for; all parts must hold. Empty: all of them."""
 
     namespaces: Annotated[list[NamespacePattern], Field(min_length=1, max_length=64)] | None = Field(
         None, description="Names of namespaces, or patterns with * and ?; left out: all namespaces."
     )
-    match_labels: Labels | None = Field(None, description="Labels that the ModelDeployment carries; left out: any.")
+    namespace_labels: Labels | None = Field(
+        None,
+        description="Labels that the namespace carries; left out: any. Where the operator may not read namespaces, it is as if each carried them.",
+    )
+    match_labels: Labels | None = Field(
+        None, description="Labels that the ModelDeployment carries; left out: any. Its author chooses them: what must hold is chosen by namespaces."
+    )
 
 
 class DefaultCanary(ApiModel):

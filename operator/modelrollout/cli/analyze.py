@@ -75,7 +75,7 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         raise Refused("either --replay or --prometheus, not both")
     found = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
     if cluster is not None and found is not None:
-        m = from_cluster(found, await cluster.policies())
+        m = from_cluster(found, await cluster.policies(), await cluster.namespace_labels())
     elif w.filename is not None:
         m = from_file(w.filename)
     else:

@@ -19,6 +19,7 @@ from modelrollout.kube.client import (
     EVENT,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
+    NAMESPACE,
     POD,
     ROLLOUT_POLICY,
     Forbidden,
@@ -143,6 +144,15 @@ class Cluster:
             return None
         except KubeError as e:
             raise self._explained(e, "read", "list", "rolloutpolicies") from e
+
+    async def namespace_labels(self) -> Mapping[str, str] | None:
+        """Labels of the namespace; None where one may not look at it."""
+        try:
+            return (await self._api.get(NAMESPACE, None, self.namespace))["metadata"].get("labels") or {}
+        except (Forbidden, NotFound):
+            return None
+        except KubeError as e:
+            raise self._explained(e, "read", "get", "namespaces") from e
 
     async def _revisions(self, name: str) -> tuple[tuple[Revision, ...], tuple[str, ...]]:
         """Kept revisions of a ModelDeployment, newest first, and the names of those that cannot be read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,23 +46,25 @@ def from_file(path: Path) -> Manifest:
     metadata = found[0].get("metadata") or {}
     namespace, name = str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
     policies = [{**d, "metadata": {"name": "?", **(d.get("metadata") or {})}} for d in ours if d.get("kind") == ROLLOUT_POLICY.kind]
-    rules = _rules(policies, namespace, metadata.get("labels") or {})
+    spaces = {(d.get("metadata") or {}).get("name"): (d.get("metadata") or {}).get("labels") or {} for d in documents if d.get("kind") == "Namespace"}
+    rules = _rules(policies, namespace, metadata.get("labels") or {}, spaces.get(namespace))
     raw = found[0].get("spec")
     raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
     return Manifest(namespace, name, _checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 
-def from_cluster(found: Rollout, policies: Iterable[Object] | None) -> Manifest:
-    """A ModelDeployment as it stands in the cluster; ``policies`` None: not allowed to look. Raises Refused."""
+def from_cluster(found: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None) -> Manifest:
+    """A ModelDeployment as it stands in the cluster; ``policies``, and ``of_namespace`` (labels of its namespace), None: not allowed to look. Raises
+    Refused."""
     if found.spec is None:
         raise Refused(f"{found.name} was written by another version of the operator; use the command line of that version, or -f")
     labels = ((found.raw or {}).get("metadata") or {}).get("labels") or {}
-    rules = None if policies is None else _rules(policies, found.namespace, labels)
+    rules = None if policies is None else _rules(policies, found.namespace, labels, of_namespace)
     return Manifest(found.namespace, found.name, found.spec, rules)
 
 
-def _rules(policies: Iterable[Object], namespace: str, labels: dict[str, str]) -> Rules:
-    rules = combine(p for p in map(read, policies) if p.matches(namespace, labels))
+def _rules(policies: Iterable[Object], namespace: str, labels: dict[str, str], of_namespace: Mapping[str, str] | None) -> Rules:
+    rules = combine(p for p in map(read, policies) if p.matches(namespace, labels, of_namespace))
     for name, why in rules.broken:
         raise Refused(f"RolloutPolicy {name}: {why}")
     return rules

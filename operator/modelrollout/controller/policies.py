@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from modelrollout.api.policy import RolloutPolicyStatus
 from modelrollout.api.v1alpha1 import Condition
+from modelrollout.controller.namespaces import Namespaces
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, NotFound, Object
 from modelrollout.rollout.facts import stamp
@@ -18,16 +19,18 @@ from modelrollout.rollout.policy import NO_RULES, Policy, Rules, combine, frozen
 
 # A changed policy wakes those that it matches, this many a second: each looks at what it has in memory and mostly does nothing.
 WAKE_PER_SECOND = 50
+MOST_RULES = 10_000  # combinations of namespaces and labels that are remembered: anybody may change his labels
 LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
 
 
 class Policies:
-    """Reads the store; asks the API server for nothing, and writes only the policies' own status."""
+    """Reads the store, and of the API server the labels of namespaces; writes only the policies' own status."""
 
     def __init__(
         self, kube: Kube, store: Store, wake: Callable[[Key, float], None], now: Callable[[], datetime], uniform: Callable[[], float] = random.random
     ) -> None:
         self._kube, self._store, self._wake, self._now, self._uniform = kube, store, wake, now, uniform
+        self._namespaces = Namespaces(kube, now)
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
         self._state: tuple[Any, ...] = ()
@@ -38,12 +41,20 @@ class Policies:
         policies = self.all()
         if not policies:
             return NO_RULES
-        namespace, labels = _about(deployment)
+        about = namespace, labels, of_namespace = self._about(deployment)
         told = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
-        key = (namespace, *(labels.get(name) for name in told))
+        by = sorted({key for p in policies if p.selector for key in p.selector.namespace_labels or {}})
+        key = (namespace, *(labels.get(name) for name in told), of_namespace is None, *((of_namespace or {}).get(name) for name in by))
         if key not in self._rules:
-            self._rules[key] = combine(p for p in policies if p.matches(namespace, labels))
+            if len(self._rules) >= MOST_RULES:
+                self._rules.clear()
+            self._rules[key] = combine(p for p in policies if p.matches(*about))
         return self._rules[key]
+
+    async def look(self, namespace: str) -> None:
+        """Before ``rules``: see which labels the namespace has, if a policy chooses by them."""
+        if any(p.selector and p.selector.namespace_labels for p in self.all()):
+            await self._namespaces.look(namespace)
 
     def all(self) -> list[Policy]:
         """Every policy, read once for each generation; one that is being deleted counts until it is gone."""
@@ -66,6 +77,8 @@ class Policies:
         """One pass over a policy: wake whom its change concerns, and write its status if that differs."""
         policy = next((p for p in self.all() if p.name == name), None)
         before = self._known.get(name)
+        for namespace in {self._about(o)[0] for o in self._store.all(MODEL_DEPLOYMENT)} if policy is not None else ():
+            await self.look(namespace)
         if policy != before:
             self._wake_all(p for p in (before, policy) if p is not None)
             if policy is None:
@@ -87,9 +100,14 @@ class Policies:
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:
         changed = list(policies)
-        found = [o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*_about(o)) for p in changed)]
+        found = [o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)]
         for o in found:
             self._wake((o["metadata"]["namespace"], o["metadata"]["name"]), self._uniform() * len(found) / WAKE_PER_SECOND)
+
+    def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:
+        metadata = deployment["metadata"]
+        namespace = metadata.get("namespace") or ""
+        return namespace, metadata.get("labels") or {}, self._namespaces.labels(namespace)
 
     def _status(self, policy: Policy, obj: Object) -> RolloutPolicyStatus:
         try:
@@ -98,7 +116,11 @@ class Policies:
             old = RolloutPolicyStatus()
         generation = obj["metadata"].get("generation")
         accepted = policy.error is None
-        words = "it holds" if accepted else f"{policy.error}; until it is corrected, what it matches starts no rollout"
+        blind = bool(policy.selector and policy.selector.namespace_labels) and any(
+            self._about(o)[2] is None for o in self._store.all(MODEL_DEPLOYMENT)
+        )
+        unseen = "; the operator may not read all namespaces, and selector.namespaceLabels counts as met there: grant it get on namespaces"
+        words = f"it holds{unseen if blind else ''}" if accepted else f"{policy.error}; until it is corrected, what it matches starts no rollout"
         before = next((c for c in old.conditions if c.type == "Accepted"), None)
         same = before is not None and before.status == str(accepted)
         condition = Condition(
@@ -114,11 +136,6 @@ class Policies:
             observed_generation=generation,
             conditions=[condition],
             accepted=str(accepted),
-            matches=sum(policy.matches(*_about(o)) for o in self._store.all(MODEL_DEPLOYMENT)),
+            matches=sum(policy.matches(*self._about(o)) for o in self._store.all(MODEL_DEPLOYMENT)),
             frozen_until=stamp(freeze.until) if freeze and freeze.until else None,
         )
-
-
-def _about(deployment: Object) -> tuple[str, Mapping[str, str]]:
-    metadata = deployment["metadata"]
-    return metadata.get("namespace") or "", metadata.get("labels") or {}

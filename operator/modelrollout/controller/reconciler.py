@@ -76,6 +76,7 @@ class Reconciler:
             return await self._admission.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._store.get(MODEL_DEPLOYMENT, *key)
+        await self._admission.policies.look(key[0])
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
         seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules)

@@ -67,6 +67,7 @@ MODEL_REVISION = Resource(names.GROUP, names.VERSION, "modelrevisions", "ModelRe
 ROLLOUT_POLICY = Resource(names.GROUP, names.VERSION, "rolloutpolicies", "RolloutPolicy", namespaced=False)
 JOB = Resource("batch", "v1", "jobs", "Job")
 POD = Resource("", "v1", "pods", "Pod")
+NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
 SERVICE = Resource("", "v1", "services", "Service")
 POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")

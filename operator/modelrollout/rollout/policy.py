@@ -41,14 +41,21 @@ class Policy:
     selector: PolicySelector | None
     error: str | None = None
 
-    def matches(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        """Whether it is for a ModelDeployment of that namespace with these labels."""
+    def matches(self, namespace: str, labels: Mapping[str, str], of_namespace: Mapping[str, str] | None) -> bool:
+        """Whether it is for a ModelDeployment of that namespace with these labels. ``of_namespace``: the namespace's own; where they are not known
+        (None) the policy holds."""
         if self.selector is None:
             return True
         patterns = self.selector.namespaces
         if patterns is not None and not any(fnmatchcase(namespace, p) for p in patterns):
             return False
-        return all(labels.get(key) == value for key, value in (self.selector.match_labels or {}).items())
+        if of_namespace is not None and not _carries(of_namespace, self.selector.namespace_labels):
+            return False
+        return _carries(labels, self.selector.match_labels)
+
+
+def _carries(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:
+    return all(labels.get(key) == value for key, value in (wanted or {}).items())
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ PLAIN = (
 # SourcePrefix, a StoreUri), or it is named here.
 FREE = {
     ModelDeploymentSpec: {"lineage", "labels", "slices", "args", "command", "image", "value", "query", "name", "nodeSelector"},
-    RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels"},
+    RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels", "namespaceLabels"},
     OperatorConfig: {
         *("name", "region", "secretName", "readSecretName", "provider", "namespaces", "tokenFile", "usernameFile", "passwordFile"),
         *("optimizer", "trainer", "trees", "tensorflow", "pytorch", "triton"),

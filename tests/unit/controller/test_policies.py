@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from modelrollout.api.policy import RolloutPolicyStatus
+from modelrollout.controller.namespaces import FRESH
 from modelrollout.controller.policies import Policies
 from modelrollout.kube import cache
-from modelrollout.kube.client import DEPLOYMENT, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Forbidden
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    LEASE,
+    MODEL_DEPLOYMENT,
+    NAMESPACE,
+    ROLLOUT_POLICY,
+    Forbidden,
+    KubeError,
+    Resource,
+    Unavailable,
+)
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -249,3 +261,76 @@ def test_equal_objects_are_combined_once() -> None:
 
     assert rules("a", t="x", own="1") is rules("b", t="x", own="2")
     assert rules("a", t="x").names == ("p",) and rules("a", t="y").names == ()
+
+
+class TestLabelsOfNamespaces:
+    LABELLED: ClassVar[dict[str, Any]] = {"selector": {"namespaceLabels": {"tier": "production"}}, "gates": {"golden": True}}
+
+    @staticmethod
+    def labelled(cluster: Cluster, **labels: str) -> None:
+        cluster.objects[NAMESPACE, "", b.NAMESPACE] = {"metadata": {"name": b.NAMESPACE, "labels": labels}}
+
+    @staticmethod
+    def refused(cluster: Cluster, error: KubeError) -> None:
+        def before(verb: str, resource: Resource, name: str) -> None:
+            if resource == NAMESPACE:
+                raise error
+
+        cluster.before = before
+
+    def test_they_choose_and_a_change_counts_before_long(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            self.labelled(cluster, tier="test")
+            cluster.policy("p", **self.LABELLED)
+            await operator.reconciler.reconcile(("", "p"))
+            assert told(cluster).matches == 0
+            await operator.settle()
+            assert cluster.status.policies is None
+            self.labelled(cluster, tier="production")
+            cluster.now += FRESH
+            cluster.user(b.spec(2))
+            await operator.live(20)
+            assert cluster.status.policies == ["p"]
+            assert {c.type: c.reason for c in cluster.status.conditions}["Stalled"] == "GateRequired"
+
+        asyncio.run(main())
+
+    def test_a_moments_look_serves_for_many_passes_and_nobody_looks_without_such_a_policy(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving(gates={"golden": True})
+            assert not [r for r in cluster.requests if "Namespace" in r]
+            self.labelled(cluster, tier="production")
+            cluster.policy("q", **self.LABELLED)
+            cluster.requests.clear()
+            for _ in range(5):
+                await operator.settle()
+            assert len([r for r in cluster.requests if "Namespace" in r]) == 1
+
+        asyncio.run(main())
+
+    def test_without_the_right_to_read_them_the_policy_holds_and_says_so(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            self.labelled(cluster, tier="test")
+            self.refused(cluster, Forbidden(403, "Forbidden", "no"))
+            cluster.policy("p", **self.LABELLED)
+            await operator.reconciler.reconcile(("", "p"))
+            assert told(cluster).matches == 1
+            assert "grant it get on namespaces" in told(cluster).conditions[0].message
+
+        asyncio.run(main())
+
+    def test_what_was_known_stands_while_the_api_server_is_away(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            self.labelled(cluster, tier="test")
+            cluster.policy("p", **self.LABELLED)
+            await operator.settle()
+            self.refused(cluster, Unavailable(503, "Away", "away"))
+            cluster.now += FRESH
+            await operator.settle()
+            await operator.reconciler.reconcile(("", "p"))
+            assert told(cluster).matches == 0
+
+        asyncio.run(main())

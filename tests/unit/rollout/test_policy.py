@@ -38,15 +38,21 @@ class TestMatching:
         ],
     )
     def test_namespace_and_labels_must_both_hold(self, selector: Any, namespace: str, labels: Any, matches: bool) -> None:
-        assert policy(selector=selector).matches(namespace, labels) is matches
+        assert policy(selector=selector).matches(namespace, labels, {}) is matches
 
     def test_one_that_cannot_be_read_still_knows_whom_it_is_for(self) -> None:
         broken = policy(selector={"namespaces": ["models"]}, gates={"gold": True})
         assert broken.error is not None and "spec.gates.gold" in broken.error
-        assert broken.matches("models", {}) and not broken.matches("other", {})
+        assert broken.matches("models", {}, {}) and not broken.matches("other", {}, {})
+
+    def test_labels_of_a_namespace_choose_it_and_where_they_are_not_known_the_policy_holds(self) -> None:
+        found = policy(selector={"namespaceLabels": {"tier": "production"}, "namespaces": ["team-*"]})
+        assert found.matches("team-a", {}, {"tier": "production", "x": "y"}) and found.matches("team-a", {}, None)
+        assert not found.matches("team-a", {"tier": "production"}, {"tier": "test"}), "what a ModelDeployment says of itself is no matter"
+        assert not found.matches("other", {}, {"tier": "production"})
 
     def test_with_a_selector_that_cannot_be_read_it_is_for_everybody(self) -> None:
-        assert policy(selector={"namespace": "models"}).matches("other", {})
+        assert policy(selector={"namespace": "models"}).matches("other", {}, {})
 
 
 class TestCombining:
