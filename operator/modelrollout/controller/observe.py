@@ -41,7 +41,7 @@ from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
-from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
+from modelrollout.rollout.desired import carriers, matched, service_selector, shown_by_gateway, split, stage_job
 from modelrollout.rollout.facts import TRAFFIC_REFUSALS, MirrorFacts, Problem, Revision, Server, Snapshot, Split, Verb, Work, baseline, lost
 from modelrollout.rollout.fleet import Record
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
@@ -135,7 +135,7 @@ def observe(
     if not snapshot.gateway:
         router = ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
     else:
-        aim = (spec.rollout, matched(snapshot), preview(snapshot))
+        aim = (spec.rollout, matched(snapshot), shown_by_gateway(snapshot))
         router = GatewayRouter(key[1], spec.traffic, *aim) if as_asked else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
         router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))

@@ -298,6 +298,14 @@ def preview(s: Snapshot) -> str | None:
     return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
+def shown_by_gateway(s: Snapshot) -> str | None:
+    """The revision behind the preview's host names. Nobody while a share of everybody's requests proves the revision to what policies demand: a
+    gateway counts by revision, so what is chosen and sent to the preview would be counted with them."""
+    rollout = s.status.rollout
+    proves = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.weight > 0
+    return None if proves and first_weight(s) is not None else preview(s)
+
+
 def service_selector(s: Snapshot) -> str | None:
     """With a gateway always one revision; without one both, until the new one can carry everything."""
     weights = split(s)

@@ -49,7 +49,7 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
         # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
-    elif split and step.strategy == "Canary":
+    elif split:
         found = {name: _by_weight(m, counted.get(name, Counts()), step.weight) if name in ("errors", "latency") else m for name, m in found.items()}
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes)
