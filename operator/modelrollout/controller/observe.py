@@ -151,7 +151,9 @@ def _serves(s: Snapshot) -> str | None:
     if s.status.stable is None:
         return None
     stable = s.revision(s.status.stable.revision)
-    return version_of(stable.input, stable.sha256) if stable else "unknown"
+    if stable is None:
+        return "unknown"
+    return version_of(stable.input, stable.sha256, stable.status.artifact.digest if stable.status.artifact else "")
 
 
 def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:

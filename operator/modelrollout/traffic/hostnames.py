@@ -177,9 +177,28 @@ def holder_of(deployment: Object) -> str:
     return f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}"
 
 
-def version_of(user_input: Mapping[str, Any], sha256: str) -> str:
-    """Names a version whatever ModelDeployment has it."""
-    return names.short_hash([dict(user_input), sha256], 16)
+def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
+    """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name where the input does not say what comes of it."""
+    return names.short_hash([dict(user_input), sha256, *([artifact] if _reads_data(user_input) else [])], 16)
+
+
+def _reads_data(user_input: Mapping[str, Any]) -> bool:
+    """Whether steps read data, which no digest pins: exchanged in its place it makes another model of the very same input."""
+    return any("uri" in found for found in _maps((user_input.get("optimization") or {}).get("steps")))
+
+
+def _maps(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for v in inner:
+        yield from _maps(v)
+
+
+def _known_before_it_is_made(spec: ModelDeploymentSpec) -> str | None:
+    """The version that the spec asks for, where it says all of it."""
+    found = spec.user_input()
+    return version_of(found, spec.model.sha256) if spec.model.sha256 and not _reads_data(found) else None
 
 
 def asked(spec: ModelDeploymentSpec) -> list[Asked]:
@@ -234,7 +253,7 @@ def stand(
     if rules.reserve_names or known.claims.get(own):
         wanted = [Asked("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
-    comes = serves or (version_of(spec.user_input(), spec.model.sha256) if spec.model.sha256 else None)
+    comes = serves or _known_before_it_is_made(spec)
     free: list[str] = []
     former: list[Claim] = []
     rewrite: list[Claim] = []
