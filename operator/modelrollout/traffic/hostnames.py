@@ -9,15 +9,18 @@ would come to clients as the first version of another ModelDeployment, which has
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
+
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, seconds
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.facts import Problem
@@ -179,7 +182,10 @@ def holder_of(deployment: Object) -> str:
 
 def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
     """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name where the input does not say what comes of it."""
-    return names.short_hash([dict(user_input), sha256, *([artifact] if _reads_data(user_input) else [])], 16)
+    found = dict(user_input)
+    with contextlib.suppress(ValidationError, KeyError):  # of a newer operator: then it is what it says
+        found = as_today(found)  # an older one did not write every field that there is now
+    return names.short_hash([found, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
 
 
 def _reads_data(user_input: Mapping[str, Any]) -> bool:
