@@ -385,3 +385,28 @@ def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> 
         assert cluster.weights() == {V1: 100} and route and backends(route) == {V1: 100}
 
     run(main())
+
+
+def test_a_revert_in_git_is_refused_by_no_demand_that_came_after_what_it_goes_back_to() -> None:
+    """Two replicas without a gateway cannot give as little as 5 %: a new version is refused, the way back from a bad one within its window is not."""
+
+    async def main(later: timedelta, version: int) -> Cluster:
+        cluster, operator = Cluster(), None
+        for v in (1, 2):
+            cluster.user(b.spec(v, gateway=False, rollout={"rollbackWindow": "1h"}))
+            operator = operator or Operator(cluster)
+            operator.assessment = b.judged("Successful")
+            await operator.live()
+        assert operator and cluster.status.stable and cluster.status.stable.revision == V2
+        cluster.policy("production", gates={"metrics": [{"name": "errors", "maxIncrease": 0.01}]})
+        cluster.now += later
+        operator.assessment = b.judged("Inconclusive")
+        cluster.user(b.spec(version, gateway=False, rollout={"rollbackWindow": "1h", "canary": {"steps": [{"weight": 100}]}}))
+        await operator.live()
+        return cluster
+
+    back = asyncio.run(main(timedelta(0), 1))
+    assert back.status.stable and back.status.stable.revision == V1
+    for refused in (asyncio.run(main(timedelta(0), 3)), asyncio.run(main(timedelta(hours=2), 1))):
+        ready = next(c for c in refused.status.conditions if c.type == "Ready")
+        assert ready.reason == "GateRequired" and refused.status.stable and refused.status.stable.revision == V2
