@@ -147,7 +147,7 @@ def carriers(s: Snapshot) -> dict[str, int]:
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
         held = pods_held(s)
-        found[new] = found[new] if held is None else min(found[new], held)
+        found[new] = found[new] if held is None else min(found[new], max(held, s.server(new).asked))  # what carries requests stays
     return found
 
 

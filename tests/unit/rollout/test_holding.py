@@ -47,6 +47,15 @@ def test_what_the_slot_counts_comes_and_without_a_limit_all() -> None:
     assert not [c for c in decide(holds(gpus=3), b.START).status.conditions if c.type == "Limited"]
 
 
+@pytest.mark.parametrize("stage", ["Canary", "Promote", "Bake", "Revert"])
+def test_no_slot_takes_pods_away_that_carry_requests(stage: str) -> None:
+    """A limit of GPUs that came after its pods, or a newer spec with more GPUs for a pod while it is taken back."""
+    servers = {V1: b.ready(3, 3), V2: b.ready(3, 3)}
+    assert carriers(holds(stage, servers=servers))[V2] == 3
+    larger = b.spec(3, replicas=3, serving={"replicas": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}})
+    assert carriers(replace(holds(stage, gpus=3, servers=servers), spec=larger))[V2] == 3
+
+
 def test_after_the_rollout_the_replicas_come() -> None:
     s = holds("Done", limits={"gpus": 1})
     status = s.status.model_copy(update={"stable": b.ref(2)})
