@@ -75,6 +75,15 @@ def test_once_the_slot_counts_more_they_come() -> None:
     assert late is not None and late.slot is not None and late.slot.gpus == 1
 
 
+def test_a_limit_that_came_after_the_slot_keeps_no_replicas_from_coming() -> None:
+    """It counts rollouts that begin after it was made: there is no slot of it that could grow, and the promotion waited for ever."""
+    both = combine([read({"metadata": {"name": name}, "spec": {"limits": {"gpus": 4}}}) for name in ("gpu", "later")])
+    s = replace(holds("Promote", rules=both), slots=(Slot("gpu", True, gpus=3), Slot("later", False)))
+    assert b.moved(decide(s, b.START)).slot == SlotStatus(since=b.ago(60), gpus=3)
+    none = decide(replace(s, slots=(Slot("gpu", False), Slot("later", False))), b.START).status.rollout
+    assert none is not None and none.slot is not None and none.slot.gpus == 1
+
+
 def test_what_was_asked_between_the_slot_and_the_pods_does_not_count() -> None:
     """Its Lease was taken with one GPU; then somebody scaled."""
     queued = b.second("Provision", wanted=b.spec(2, replicas=3), changes={"queue": QueueStatus(since=b.ago(5), gpus=3)}, rules=rules(gpus=4))
