@@ -48,7 +48,8 @@ def unproven(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
         return None
     last = rollout.history[-1] if rollout.history else None
     shared = last is not None and last.weight > 0  # what a preview was asked proves nothing of everybody's requests
-    proven = {m.name for m in last.metrics if m.verdict == "Successful"} if last and shared else set()
+    asked = weight(status)
+    proven = {m.name for m in last.metrics if m.verdict == "Successful" and (m.next_weight or asked) >= asked} if last and shared else set()
     missing = sorted({m.name for m in s.rules.mandatory if not m.dry_run} - proven)
     if not missing:
         return None

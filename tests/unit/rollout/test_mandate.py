@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,3 +215,42 @@ class TestWithoutAWeight:
             world.kindly()
             world.reconcile()
         assert world.matched is None and most_of(world, V2) <= 5
+
+
+def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
+    """For 6 % a sixteenth of the margin is ruled out. Then its author waited in a pause, edited the steps, and had all requests on that verdict."""
+
+    def with_next(world: World, weight: int) -> None:
+        plain = World._assessment
+
+        def assessed() -> Any:
+            found = plain(world)
+            return found and replace(found, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in found.metrics))
+
+        world._assessment = assessed  # type: ignore[method-assign]
+
+    world = under(rules())
+    world.wrong = set()
+    with_next(world, 6)
+    pause = {"pause": {"duration": "10m"}}
+    endless = {"progressDeadline": "24h"}
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": 6}], rollout=endless))
+    until(world, "Canary", "Successful")
+    for _ in range(4):
+        world.kindly()
+        world.reconcile()
+    assert world.status.rollout is not None and world.status.rollout.reason == "PauseStep"
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": 100}], rollout=endless))
+    for _ in range(12):
+        world.verdict = "Inconclusive"
+        world.kindly()
+        world.tick(300)
+        world.reconcile()
+    assert most_of(world, V2) == 5, "proven for 6 % only"
+    with_next(world, 100)
+    for _ in range(12):
+        world.verdict = "Successful"
+        world.kindly()
+        world.tick(300)
+        world.reconcile()
+    assert world.status.stable is not None and world.status.stable.revision == V2
