@@ -339,9 +339,10 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             # Taken for stable from the route, when status was lost in its promotion: without a record it could not be found again, nor gone back to.
             wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
-            wanted = revision.status.model_copy(
-                update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
-            )
+            # Whoever rolled back by hand had a reason: a spec goes back to it as to any new version.
+            by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable
+            since_when = s.status.stable.since if s.status.stable and not by_hand else None
+            wanted = revision.status.model_copy(update={"outcome": "Retired", "reason": "Replaced", "retired": since_when})
         if revision.name == (stable or (rollout.revision if rollout else None)):
             wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:

@@ -254,3 +254,31 @@ def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
         world.tick(300)
         world.reconcile()
     assert world.status.stable is not None and world.status.stable.revision == V2
+
+
+def test_what_a_person_has_rolled_back_from_is_no_version_to_return_to() -> None:
+    """Its author said retry, or edited spec there and back, and the version had all requests at once, for it had been stable."""
+    for back in ("retry", "edit"):
+        world = under(rules())
+        world.wrong, at_once = set(), WAYS["one step of all"]
+        world.edit(b.spec(2, rollout=at_once))
+        world.serve()
+        assert world.status.stable is not None and world.status.stable.revision == V2
+        world.say("rollback", V1, "n1")
+        for _ in range(8):
+            world.kindly()
+            world.reconcile()
+        assert world.status.stable.revision == V1
+        world.tick(60)
+        world.wrong = {V2}
+        if back == "retry":
+            world.say("retry", "", "n2")
+        else:
+            world.edit(b.spec(3, rollout=at_once))
+            world.reconcile()
+            world.edit(b.spec(2, rollout=at_once))
+        for _ in range(12):
+            world.verdict = "Inconclusive"
+            world.kindly()
+            world.reconcile()
+        assert world.status.phase == "Canary" and most_of(world, V2) == 5
