@@ -20,6 +20,7 @@ from modelrollout.rollout.facts import (
     baseline,
     carrier,
     in_flight,
+    lost,
     rollout_id,
     since,
     still_draining,
@@ -361,7 +362,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     elif rollout.outcome == "Superseded" and old.retired is not None:
         outcome = "Retired"  # it has served, and nothing was found against it
     ended = not in_flight(rollout)
-    return old.model_copy(
+    found = old.model_copy(
         update={
             "outcome": outcome,
             "reason": (rollout.reason or "-") if ended or rollout.stage == "Revert" else "-",
@@ -381,6 +382,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "p99": f"{evaluation.latency_p99_ms:.1f}ms" if evaluation and evaluation.latency_p99_ms is not None else old.p99,
         }
     )
+    return found.model_copy(update={"retired": None}) if lost(found) else found  # made anew it may be another model
 
 
 def _without_counters(metric: MetricStatus) -> MetricStatus:

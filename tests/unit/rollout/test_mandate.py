@@ -9,6 +9,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.demands import unmet
+from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.policy import Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.test_scenarios import serving, until
@@ -282,3 +283,11 @@ def test_what_a_person_has_rolled_back_from_is_no_version_to_return_to() -> None
             world.kindly()
             world.reconcile()
         assert world.status.phase == "Canary" and most_of(world, V2) == 5
+
+
+@pytest.mark.parametrize(("reason", "returns"), [("ArtifactMissing", False), ("ArtifactDigestMismatch", False), ("Unschedulable", True)])
+def test_a_version_whose_artifact_is_made_anew_is_no_version_to_return_to(reason: str, returns: bool) -> None:
+    """Whoever can write to the store takes the artifact away, exchanges the data that it is made from, and says retry: it is another model."""
+    s = b.second("Failed", wanted=b.spec(2), changes={"outcome": "Failed", "reason": reason, "message": "x"})
+    kept = tuple(replace(r, status=r.status.model_copy(update={"retired": b.ago(600)})) if r.name == V2 else r for r in s.revisions)
+    assert (revision_status(replace(s, revisions=kept))[V2].retired is not None) is returns
