@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,7 +42,7 @@ from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
 from modelrollout.rollout.borrowed import not_lent
 from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
-from modelrollout.rollout.desired import carriers, matched, preview, service_selector, split, stage_job
+from modelrollout.rollout.desired import carriers, matched, service_selector, shown_by_gateway, split, stage_job
 from modelrollout.rollout.facts import (
     TRAFFIC_REFUSALS,
     MirrorFacts,
@@ -57,9 +58,11 @@ from modelrollout.rollout.facts import (
     lost,
 )
 from modelrollout.rollout.fleet import Record
+from modelrollout.rollout.mandate import returns
 from modelrollout.rollout.policy import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.rebuild import sound
 from modelrollout.rollout.stages.tune import trial
+from modelrollout.rollout.transitions import known_version
 from modelrollout.traffic.features import GatewayFacts, route_problem
 from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as, version_of
 from modelrollout.traffic.mirror import MirrorRouter, mirror_of, way_of
@@ -94,6 +97,7 @@ def observe(
     known: Known,
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
+    now: datetime | None = None,
 ) -> Seen | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
 
@@ -136,7 +140,8 @@ def observe(
         return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept, stands)
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules)
+    back = now is not None and returns(snapshot, known_version(snapshot), now)
+    refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     if refusal is not None:  # only a spec that is accepted claims names, but for its own, which nobody else could have
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
@@ -148,7 +153,7 @@ def observe(
     if not snapshot.gateway:
         router = ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
     else:
-        aim = (spec.rollout, matched(snapshot), preview(snapshot))
+        aim = (spec.rollout, matched(snapshot), shown_by_gateway(snapshot))
         router = GatewayRouter(key[1], spec.traffic, *aim) if as_asked else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
         router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
@@ -164,7 +169,7 @@ def _versions(s: Snapshot) -> tuple[str | None, str | None]:
 
     def of(name: str | None) -> str | None:
         revision = s.revision(name)
-        return version_of(revision.input, revision.sha256) if revision else None
+        return version_of(revision.input, revision.sha256, revision.status.artifact.digest if revision.status.artifact else "") if revision else None
 
     flying = s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
     return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(flying)
@@ -359,6 +364,8 @@ def _refusal(
     gateway_kinds: frozenset[str],
     gateway: GatewayFacts | Problem | None,
     rules: Rules,
+    *,
+    returns: bool,
 ) -> Problem | None:
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
@@ -366,7 +373,7 @@ def _refusal(
             allowed(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
-    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values())):
+    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values()), returns=returns):
         return problem
     if problem := not_lent(rules, spec, key[0], config):
         return problem

@@ -79,7 +79,7 @@ class Reconciler:
         await self._admission.policies.look(key[0])
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
-        seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules)
+        seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules, self._now())
         if seen is None:
             self._refused.pop(key, None)
             self._exposed.pop(key, None)

@@ -9,7 +9,7 @@ from modelrollout.rollout import verbs
 from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
 from modelrollout.rollout.facts import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
 from modelrollout.rollout.freeze import held
-from modelrollout.rollout.holding import asked_now, held_too_long, limits_of_gpus, slot_of
+from modelrollout.rollout.holding import asked_now, held_too_long, slot_of
 from modelrollout.rollout.interface import is_declared
 from modelrollout.rollout.policy import frozen
 from modelrollout.rollout.present import news, present
@@ -125,9 +125,8 @@ def overdue(s: Snapshot, now: datetime) -> Move | None:
 def enlarged(s: Snapshot, now: datetime) -> Move | None:
     """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
     slot, wanted = slot_of(s), asked_now(s)
-    limits = {limit.policy for limit in limits_of_gpus(s)}
-    grown = {x.policy for x in s.slots if x.held and x.gpus >= wanted}
-    if slot is None or not limits or slot.gpus >= wanted or grown != limits:
+    counted = [x for x in s.slots if x.gpus]  # where a limit came after the slot there is none of it
+    if slot is None or slot.gpus >= wanted or not counted or not all(x.held and x.gpus >= wanted for x in counted):
         return None
     return Move(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
 

@@ -15,8 +15,9 @@ from modelrollout.rollout.policy import Limit, Rules
 from modelrollout.rollout.steps import strategy_of
 
 
-def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int) -> Problem | None:
-    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for."""
+def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int, *, returns: bool = False) -> Problem | None:
+    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for;
+    ``returns``: it goes back to a version within its window, which may have all requests at once."""
     for name, why in rules.broken:
         return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
     if problem := outside(rules, uris):
@@ -26,7 +27,7 @@ def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str
     for name, gates in rules.gates:
         if told := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
             return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
-    if problem := _undivided(rules, spec):
+    if not returns and (problem := _undivided(rules, spec)):
         return problem
     for limit in rules.limits:
         if problem := too_small(limit, gpus):

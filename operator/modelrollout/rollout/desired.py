@@ -20,6 +20,7 @@ from modelrollout.rollout.facts import (
     baseline,
     carrier,
     in_flight,
+    lost,
     rollout_id,
     since,
     still_draining,
@@ -147,7 +148,7 @@ def carriers(s: Snapshot) -> dict[str, int]:
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
         held = pods_held(s)
-        found[new] = found[new] if held is None else min(found[new], held)
+        found[new] = found[new] if held is None else min(found[new], max(held, s.server(new).asked))  # what carries requests stays
     return found
 
 
@@ -298,6 +299,14 @@ def preview(s: Snapshot) -> str | None:
     return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
+def shown_by_gateway(s: Snapshot) -> str | None:
+    """The revision behind the preview's host names. Nobody while a share of everybody's requests proves the revision to what policies demand: a
+    gateway counts by revision, so what is chosen and sent to the preview would be counted with them."""
+    rollout = s.status.rollout
+    proves = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.weight > 0
+    return None if proves and first_weight(s) is not None else preview(s)
+
+
 def service_selector(s: Snapshot) -> str | None:
     """With a gateway always one revision; without one both, until the new one can carry everything."""
     weights = split(s)
@@ -331,9 +340,10 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
             # Taken for stable from the route, when status was lost in its promotion: without a record it could not be found again, nor gone back to.
             wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
-            wanted = revision.status.model_copy(
-                update={"outcome": "Retired", "reason": "Replaced", "retired": s.status.stable.since if s.status.stable else None}
-            )
+            # Whoever rolled back by hand had a reason: a spec goes back to it as to any new version.
+            by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable
+            since_when = s.status.stable.since if s.status.stable and not by_hand else None
+            wanted = revision.status.model_copy(update={"outcome": "Retired", "reason": "Replaced", "retired": since_when})
         if revision.name == (stable or (rollout.revision if rollout else None)):
             wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:
@@ -352,7 +362,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     elif rollout.outcome == "Superseded" and old.retired is not None:
         outcome = "Retired"  # it has served, and nothing was found against it
     ended = not in_flight(rollout)
-    return old.model_copy(
+    found = old.model_copy(
         update={
             "outcome": outcome,
             "reason": (rollout.reason or "-") if ended or rollout.stage == "Revert" else "-",
@@ -372,6 +382,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "p99": f"{evaluation.latency_p99_ms:.1f}ms" if evaluation and evaluation.latency_p99_ms is not None else old.p99,
         }
     )
+    return found.model_copy(update={"retired": None}) if lost(found) else found  # made anew it may be another model
 
 
 def _without_counters(metric: MetricStatus) -> MetricStatus:

@@ -12,7 +12,7 @@ from modelrollout.analysis.pace import counted_seconds, delay_seconds, paces
 from modelrollout.analysis.plausible import off_weight
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.verdict import combine, parts_of
-from modelrollout.api.v1alpha1 import Metric
+from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import steps as stepping
 from modelrollout.rollout.facts import Assessment, Snapshot, baseline, since
 from modelrollout.rollout.mandate import first_weight, steps_of
@@ -49,14 +49,19 @@ def judged(s: Snapshot, metrics: Sequence[Metric], readings: Mapping[str, Readin
         # The former stable has no traffic: its counts of the last step stand for it. That step's evidence has them in it, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
-    elif split and step.strategy == "Canary":
+    elif split:
         found = {name: _by_weight(m, counted.get(name, Counts()), step.weight) if name in ("errors", "latency") else m for name, m in found.items()}
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes)
     verdict = combine(statuses)
     waits = {p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))}
-    timed = (m.model_copy(update={"needed_seconds": waits[m.name]}) if m.name in waits else m for m in statuses)
-    return Assessment(verdict.name, verdict.reason, verdict.message, tuple(timed))
+    return Assessment(verdict.name, verdict.reason, verdict.message, tuple(_told(m, waits.get(m.name), onward) for m in statuses))
+
+
+def _told(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:
+    """With how long it takes; and with what it was proven for: steps can be edited before the weight is given."""
+    proven_for = onward if m.verdict == "Successful" and m.canary is not None else None
+    return m.model_copy(update={"needed_seconds": seconds_left, "next_weight": proven_for})
 
 
 def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:

@@ -20,9 +20,13 @@ def first_weight(s: Snapshot) -> int | None:
     rollout = s.status.rollout
     if s.rules.first_weight is None or rollout is None or not in_flight(rollout):
         return s.rules.first_weight
-    target = s.revision(rollout.revision)
-    returns = target is not None and target.status.retired is not None and within_window(s, target, datetime.fromisoformat(rollout.started))
-    return None if rollout.mode == "Rollback" or returns else s.rules.first_weight
+    goes_back = returns(s, s.revision(rollout.revision), datetime.fromisoformat(rollout.started))
+    return None if rollout.mode == "Rollback" or goes_back else s.rules.first_weight
+
+
+def returns(s: Snapshot, target: Revision | None, now: datetime) -> bool:
+    """Whether it is a version that was stable, within the window in which that counts."""
+    return target is not None and target.status.retired is not None and within_window(s, target, now)
 
 
 def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
@@ -44,7 +48,8 @@ def unproven(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
         return None
     last = rollout.history[-1] if rollout.history else None
     shared = last is not None and last.weight > 0  # what a preview was asked proves nothing of everybody's requests
-    proven = {m.name for m in last.metrics if m.verdict == "Successful"} if last and shared else set()
+    asked = weight(status)
+    proven = {m.name for m in last.metrics if m.verdict == "Successful" and (m.next_weight or asked) >= asked} if last and shared else set()
     missing = sorted({m.name for m in s.rules.mandatory if not m.dry_run} - proven)
     if not missing:
         return None

@@ -9,15 +9,18 @@ would come to clients as the first version of another ModelDeployment, which has
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
+
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, seconds
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.facts import Problem
@@ -177,9 +180,31 @@ def holder_of(deployment: Object) -> str:
     return f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}"
 
 
-def version_of(user_input: Mapping[str, Any], sha256: str) -> str:
-    """Names a version whatever ModelDeployment has it."""
-    return names.short_hash([dict(user_input), sha256], 16)
+def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
+    """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name where the input does not say what comes of it."""
+    found = dict(user_input)
+    with contextlib.suppress(ValidationError, KeyError):  # of a newer operator: then it is what it says
+        found = as_today(found)  # an older one did not write every field that there is now
+    return names.short_hash([found, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
+
+
+def _reads_data(user_input: Mapping[str, Any]) -> bool:
+    """Whether steps read data, which no digest pins: exchanged in its place it makes another model of the very same input."""
+    return any("uri" in found for found in _maps((user_input.get("optimization") or {}).get("steps")))
+
+
+def _maps(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for v in inner:
+        yield from _maps(v)
+
+
+def _known_before_it_is_made(spec: ModelDeploymentSpec) -> str | None:
+    """The version that the spec asks for, where it says all of it."""
+    found = spec.user_input()
+    return version_of(found, spec.model.sha256) if spec.model.sha256 and not _reads_data(found) else None
 
 
 def asked(spec: ModelDeploymentSpec) -> list[Asked]:
@@ -235,7 +260,7 @@ def stand(
     if rules.reserve_names or known.claims.get(own):
         wanted = [Asked("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
-    wants = version_of(spec.user_input(), spec.model.sha256) if spec.model.sha256 else None
+    wants = _known_before_it_is_made(spec)
     comes = {serves} if serves else {wants, flies or wants}
     free: list[str] = []
     former: list[Claim] = []

@@ -157,7 +157,10 @@ async def test_status_says_how_many_samples_are_missing_and_how_long_they_take()
     first = await bench.look(canary())
     bench.main.requests, bench.main.scraped, bench.now = {V1: (400, 0), V2: (20, 0)}, 1.0, b.at(15)  # twenty in twenty seconds
     [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
-    assert (errors.reason, errors.needed, errors.needed_seconds) == ("TooFewSamples", 30, 30)
+    assert (errors.reason, errors.needed, errors.needed_seconds, errors.next_weight) == ("TooFewSamples", 30, 30, None)
+    bench.main.requests, bench.main.scraped = {V1: (95000, 0), V2: (5000, 0)}, 2.0
+    [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
+    assert (errors.verdict, errors.next_weight) == ("Successful", 25), "for no more than the weight that follows"
 
 
 async def test_what_is_asked_names_the_revisions_and_the_weight_of_this_step() -> None:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import pytest
 
 from modelrollout.api import names
+from modelrollout.api.times import stamp
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
 from modelrollout.rollout.policy import NO_RULES, combine, read
-from modelrollout.traffic.hostnames import Claims, holder_of, stand
+from modelrollout.traffic.hostnames import Claims, holder_of, stand, version_of
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -356,6 +357,32 @@ class TestNamesOutliveTheirHolder:
             cluster.user(b.spec(2, pinned=True, traffic=traffic()))
             await operator.live()
             assert cluster.status.phase == "Canary", "and from there on there is something to be compared with"
+
+        run(main())
+
+    def test_what_is_made_from_data_is_the_very_version_by_what_came_of_it(self) -> None:
+        """No digest pins the data of a step: exchanged in its place, the very same spec made another model, and all clients had it."""
+        by_data = {"optimization": {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/inputs.npz"}}}]}}
+
+        async def main() -> None:
+            cluster, operator = await self._serving(**by_data)
+            held = next(c for c in operator.admission.hostnames.known().claims.all() if c.host == HOST)
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(), **by_data))
+            await operator.live()
+            assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None and not served(cluster)
+            asks, known = (
+                b.spec(1, pinned=True, traffic={**traffic(), "gateway": {"name": "public"}}, **by_data),
+                operator.admission.hostnames.known(),
+            )
+            made = {digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")}
+            assert held.version not in made.values() and len(set(made.values())) == 2
+            moves = replace(held, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now))
+            known = replace(known, claims=Claims([moves]))
+            for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
+                found = stand("ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]).problem
+                assert (found and found.reason) == problem, "another that serves just this may take the name over"
 
         run(main())
 

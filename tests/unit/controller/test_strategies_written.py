@@ -355,3 +355,58 @@ def test_pods_that_a_newer_operator_has_hardened_stay_as_they_are() -> None:
         assert not [c for c in cluster.status.conditions if c.type == "Hardened"]
 
     run(main())
+
+
+def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> None:
+    """A gateway counts by Service: a wrong model was proven right by requests that its author chose and sent to the preview in the step of 5 %."""
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.policy("production", gates={"metrics": [{"name": "errors", "maxIncrease": 0.01}]})
+        shown = {"blueGreen": {**BLUE["blueGreen"], "autoPromote": True, "for": "1s"}}
+        cluster.user(b.spec(1, rollout=shown, traffic=TRAFFIC))
+        operator = Operator(cluster)
+        await operator.live()
+        operator.assessment = b.judged("Inconclusive")
+        cluster.user(b.spec(2, rollout=shown, traffic=TRAFFIC))
+        seen = set()
+        for _ in range(16):
+            await operator.live(rounds=1)
+            route, weight = cluster.find(HTTP_ROUTE, "digits-preview"), cluster.weights().get(V2, 0)
+            step = cluster.status.rollout and cluster.status.rollout.step
+            if step and step.phase == "Observing":
+                seen.add((weight, backends(route)[V2] if route else None))
+        assert seen == {(0, 100), (5, None)}
+        service = cluster.find(SERVICE, "digits-preview")
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2, "within the cluster nobody counts"
+        cluster.user(b.spec(1, rollout=shown, traffic=TRAFFIC))
+        await operator.live(rounds=4)
+        route = cluster.find(HTTP_ROUTE, "digits-preview")
+        assert cluster.weights() == {V1: 100} and route and backends(route) == {V1: 100}
+
+    run(main())
+
+
+def test_a_revert_in_git_is_refused_by_no_demand_that_came_after_what_it_goes_back_to() -> None:
+    """Two replicas without a gateway cannot give as little as 5 %: a new version is refused, the way back from a bad one within its window is not."""
+
+    async def main(later: timedelta, version: int) -> Cluster:
+        cluster, operator = Cluster(), None
+        for v in (1, 2):
+            cluster.user(b.spec(v, gateway=False, rollout={"rollbackWindow": "1h"}))
+            operator = operator or Operator(cluster)
+            operator.assessment = b.judged("Successful")
+            await operator.live()
+        assert operator and cluster.status.stable and cluster.status.stable.revision == V2
+        cluster.policy("production", gates={"metrics": [{"name": "errors", "maxIncrease": 0.01}]})
+        cluster.now += later
+        operator.assessment = b.judged("Inconclusive")
+        cluster.user(b.spec(version, gateway=False, rollout={"rollbackWindow": "1h", "canary": {"steps": [{"weight": 100}]}}))
+        await operator.live()
+        return cluster
+
+    back = asyncio.run(main(timedelta(0), 1))
+    assert back.status.stable and back.status.stable.revision == V1
+    for refused in (asyncio.run(main(timedelta(0), 3)), asyncio.run(main(timedelta(hours=2), 1))):
+        ready = next(c for c in refused.status.conditions if c.type == "Ready")
+        assert ready.reason == "GateRequired" and refused.status.stable and refused.status.stable.revision == V2

@@ -47,6 +47,15 @@ def test_what_the_slot_counts_comes_and_without_a_limit_all() -> None:
     assert not [c for c in decide(holds(gpus=3), b.START).status.conditions if c.type == "Limited"]
 
 
+@pytest.mark.parametrize("stage", ["Canary", "Promote", "Bake", "Revert"])
+def test_no_slot_takes_pods_away_that_carry_requests(stage: str) -> None:
+    """A limit of GPUs that came after its pods, or a newer spec with more GPUs for a pod while it is taken back."""
+    servers = {V1: b.ready(3, 3), V2: b.ready(3, 3)}
+    assert carriers(holds(stage, servers=servers))[V2] == 3
+    larger = b.spec(3, replicas=3, serving={"replicas": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}})
+    assert carriers(replace(holds(stage, gpus=3, servers=servers), spec=larger))[V2] == 3
+
+
 def test_after_the_rollout_the_replicas_come() -> None:
     s = holds("Done", limits={"gpus": 1})
     status = s.status.model_copy(update={"stable": b.ref(2)})
@@ -64,6 +73,15 @@ def test_once_the_slot_counts_more_they_come() -> None:
     assert rollout.slot == SlotStatus(since=b.ago(60), gpus=3)
     late = decide(replace(grown, slots=(Slot("gpu", False, gpus=3),)), b.START).status.rollout  # another one has grown, too
     assert late is not None and late.slot is not None and late.slot.gpus == 1
+
+
+def test_a_limit_that_came_after_the_slot_keeps_no_replicas_from_coming() -> None:
+    """It counts rollouts that begin after it was made: there is no slot of it that could grow, and the promotion waited for ever."""
+    both = combine([read({"metadata": {"name": name}, "spec": {"limits": {"gpus": 4}}}) for name in ("gpu", "later")])
+    s = replace(holds("Promote", rules=both), slots=(Slot("gpu", True, gpus=3), Slot("later", False)))
+    assert b.moved(decide(s, b.START)).slot == SlotStatus(since=b.ago(60), gpus=3)
+    none = decide(replace(s, slots=(Slot("gpu", False), Slot("later", False))), b.START).status.rollout
+    assert none is not None and none.slot is not None and none.slot.gpus == 1
 
 
 def test_what_was_asked_between_the_slot_and_the_pods_does_not_count() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.demands import unmet
+from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.policy import Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.test_scenarios import serving, until
@@ -214,3 +216,78 @@ class TestWithoutAWeight:
             world.kindly()
             world.reconcile()
         assert world.matched is None and most_of(world, V2) <= 5
+
+
+def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
+    """For 6 % a sixteenth of the margin is ruled out. Then its author waited in a pause, edited the steps, and had all requests on that verdict."""
+
+    def with_next(world: World, weight: int) -> None:
+        plain = World._assessment
+
+        def assessed() -> Any:
+            found = plain(world)
+            return found and replace(found, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in found.metrics))
+
+        world._assessment = assessed  # type: ignore[method-assign]
+
+    world = under(rules())
+    world.wrong = set()
+    with_next(world, 6)
+    pause = {"pause": {"duration": "10m"}}
+    endless = {"progressDeadline": "24h"}
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": 6}], rollout=endless))
+    until(world, "Canary", "Successful")
+    for _ in range(4):
+        world.kindly()
+        world.reconcile()
+    assert world.status.rollout is not None and world.status.rollout.reason == "PauseStep"
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": 100}], rollout=endless))
+    for _ in range(12):
+        world.verdict = "Inconclusive"
+        world.kindly()
+        world.tick(300)
+        world.reconcile()
+    assert most_of(world, V2) == 5, "proven for 6 % only"
+    with_next(world, 100)
+    for _ in range(12):
+        world.verdict = "Successful"
+        world.kindly()
+        world.tick(300)
+        world.reconcile()
+    assert world.status.stable is not None and world.status.stable.revision == V2
+
+
+def test_what_a_person_has_rolled_back_from_is_no_version_to_return_to() -> None:
+    """Its author said retry, or edited spec there and back, and the version had all requests at once, for it had been stable."""
+    for back in ("retry", "edit"):
+        world = under(rules())
+        world.wrong, at_once = set(), WAYS["one step of all"]
+        world.edit(b.spec(2, rollout=at_once))
+        world.serve()
+        assert world.status.stable is not None and world.status.stable.revision == V2
+        world.say("rollback", V1, "n1")
+        for _ in range(8):
+            world.kindly()
+            world.reconcile()
+        assert world.status.stable.revision == V1
+        world.tick(60)
+        world.wrong = {V2}
+        if back == "retry":
+            world.say("retry", "", "n2")
+        else:
+            world.edit(b.spec(3, rollout=at_once))
+            world.reconcile()
+            world.edit(b.spec(2, rollout=at_once))
+        for _ in range(12):
+            world.verdict = "Inconclusive"
+            world.kindly()
+            world.reconcile()
+        assert world.status.phase == "Canary" and most_of(world, V2) == 5
+
+
+@pytest.mark.parametrize(("reason", "returns"), [("ArtifactMissing", False), ("ArtifactDigestMismatch", False), ("Unschedulable", True)])
+def test_a_version_whose_artifact_is_made_anew_is_no_version_to_return_to(reason: str, returns: bool) -> None:
+    """Whoever can write to the store takes the artifact away, exchanges the data that it is made from, and says retry: it is another model."""
+    s = b.second("Failed", wanted=b.spec(2), changes={"outcome": "Failed", "reason": reason, "message": "x"})
+    kept = tuple(replace(r, status=r.status.model_copy(update={"retired": b.ago(600)})) if r.name == V2 else r for r in s.revisions)
+    assert (revision_status(replace(s, revisions=kept))[V2].retired is not None) is returns

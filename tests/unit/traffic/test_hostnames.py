@@ -10,7 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.resources.common import Object
 from modelrollout.rollout.policy import NO_RULES, Rules
-from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, Standing, asked, asked_as_stored, foreign_route, stand
+from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, Standing, asked, asked_as_stored, foreign_route, stand, version_of
 from tests.unit.rollout import builders as b
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
@@ -194,3 +194,12 @@ def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() 
     assert asked_as_stored(spec(["a.x"], ["c.x"], ["d.x"]).wire()) == {"a.x", "c.x", "d.x"}
     for odd in (None, {}, {"traffic": None}, {"traffic": {"http": {"hostnames": [1, "a.x"]}, "grpc": []}}):
         assert asked_as_stored(odd) <= {"a.x"}
+
+
+def test_a_version_is_the_same_whichever_operator_wrote_its_input_down() -> None:
+    """Else whoever creates a ModelDeployment anew after an upgrade of the operator is kept from its names, with the very version."""
+    now = b.spec(1).user_input()
+    older = {**now, "serving": {k: v for k, v in now["serving"].items() if k != "triton"}}
+    assert older != now and version_of(older, b.sha(1)) == version_of(now, b.sha(1))
+    newer = {**now, "serving": {**now["serving"], "unheardOf": 1}}
+    assert version_of(newer, b.sha(1)) not in (version_of(now, b.sha(1)), "")

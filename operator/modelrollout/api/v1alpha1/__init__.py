@@ -4,7 +4,7 @@ Field names in Python are snake_case, on the wire camelCase. A docstring or desc
 API server can check are CEL rules here (``Rule``), with messages that say what to change.
 """
 
-from modelrollout.api.v1alpha1.deployment import ModelDeploymentSpec, same_version, user_input
+from modelrollout.api.v1alpha1.deployment import ModelDeploymentSpec, as_today, same_version, user_input
 from modelrollout.api.v1alpha1.model import Credentials, Data, Model, ModelFile, SecretKey, Signature
 from modelrollout.api.v1alpha1.optimization import (
     Auto,
@@ -210,6 +210,7 @@ __all__ = [
     "TuningTrial",
     "Uri",
     "VerdictName",
+    "as_today",
     "plain_uri",
     "same_version",
     "seconds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -94,12 +95,13 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
     }
 
 
-def same_version(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two canonical inputs mean the same version, each read with today's types and defaults."""
+def as_today(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A canonical input of any operator, read with today's types and defaults."""
+    return user_input(
+        Model.model_validate(value["model"]), Optimization.model_validate(value["optimization"]), Serving.model_validate(value["serving"])
+    )
 
-    def read(value: dict[str, Any]) -> dict[str, Any]:
-        return user_input(
-            Model.model_validate(value["model"]), Optimization.model_validate(value["optimization"]), Serving.model_validate(value["serving"])
-        )
 
-    return read(a) == read(b)
+def same_version(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two canonical inputs mean the same version."""
+    return as_today(a) == as_today(b)

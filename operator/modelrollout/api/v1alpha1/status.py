@@ -87,6 +87,7 @@ class MetricStatus(StatusModel):
     )
     needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
     needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
+    next_weight: int | None = Field(None, description="Successful by counts: the weight, percent, for which harm was ruled out.")
     log_evidence: float | None = Field(
         None,
         description=(
