@@ -7,7 +7,7 @@ from datetime import datetime
 from modelrollout.rollout.facts import Event, Snapshot
 from modelrollout.rollout.mandate import unproven
 from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
-from modelrollout.rollout.transitions import at_step, enter, reached
+from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 OVERRIDDEN = "MetricsOverridden"
 DEMANDED = "MetricsDemanded"
@@ -23,8 +23,9 @@ def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
     if why is None or before is None:
         return move
     by_hand = move.status.handled_verbs != s.status.handled_verbs
-    if before.history and before.history[-1].reason == "PromotedByUser":  # a pause step came between
-        by_hand = True
+    last = before.history[-1] if before.history else None
+    if last is not None and last.reason == "PromotedByUser":  # a pause step came between, in which steps may have been edited
+        by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
     if before.stage == "Shadow" and before.shadow is not None:
         by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
     if by_hand:

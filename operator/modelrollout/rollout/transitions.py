@@ -176,8 +176,8 @@ def at_step(
     return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
 
 
-def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime) -> ModelDeploymentStatus:
-    """Add the verdict on the present step to the rollout's history, without the raw counters."""
+def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime, next_weight: int | None = None) -> ModelDeploymentStatus:
+    """Add the verdict on the present step to the rollout's history, without the raw counters. ``next_weight``: what a person gave it by that."""
     rollout = status.rollout
     assert rollout is not None and rollout.step is not None
     bare: dict[str, Any] = {"last": {}, "scraped": None}
@@ -196,6 +196,7 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
         verdict=verdict,
         reason=reason,
         seconds=round(since(rollout.step.since, now), 3),
+        next_weight=next_weight,
         metrics=metrics,
     )
     return change(status, history=_within_bounds([*rollout.history, evidence][-MAX_HISTORY:]))

@@ -66,7 +66,8 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
     present = step_label(s.status.rollout, steps_of(s))
-    status = record(s.status, "Inconclusive", "PromotedByUser", now)
+    position = stepping.locate(steps_of(s), s.status.rollout.step)
+    status = record(s.status, "Inconclusive", "PromotedByUser", now, 100 if full else stepping.next_weight(steps_of(s), position))
     assert status.rollout is not None and status.rollout.step is not None
     if full:
         step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
@@ -75,7 +76,6 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Move(succeed(s, status, now, "Promoted"), (event,))
-    position = stepping.locate(steps_of(s), s.status.rollout.step)
     return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
 
 

@@ -112,6 +112,29 @@ def test_a_person_may_override_and_it_is_recorded(verb: str) -> None:
     assert world.status.stable is not None and most_of(world, V2) == 100
 
 
+@pytest.mark.parametrize(("edited", "most"), [(20, 20), (100, 5)])
+def test_what_a_person_gave_it_is_what_the_steps_said_then(edited: int, most: int) -> None:
+    """He promoted into a pause; in it the author made the step after it one of all requests."""
+    pause, endless = {"pause": {"duration": "10m"}}, {"progressDeadline": "24h"}
+    world = under(rules())
+    world.most = None  # a person says so
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": 20}], rollout=endless))
+    until(world, "Canary", "Inconclusive")
+    world.kindly()
+    world.reconcile()
+    world.say("promote", V2, "n1", world.status.step)
+    for _ in range(3):
+        world.kindly()
+        world.reconcile()
+    assert world.status.rollout is not None and world.status.rollout.reason == "PauseStep"
+    world.edit(b.spec(2, steps=[{"weight": 5}, pause, {"weight": edited}], rollout=endless))
+    for _ in range(8):
+        world.kindly()
+        world.tick(300)
+        world.reconcile()
+    assert most_of(world, V2) == most
+
+
 def test_abort_and_what_is_proven_worse_go_back_at_once() -> None:
     for verdict, verb in (("Failed", None), ("Inconclusive", "abort")):
         world = under(rules())

@@ -256,6 +256,7 @@ class StepEvidence(StatusModel):
     verdict: VerdictName
     reason: str
     seconds: float
+    next_weight: int | None = Field(None, description="Promoted by a person: the weight, percent, that he gave it by that.")
     metrics: list[MetricStatus] = Field(default_factory=list)
 
 
