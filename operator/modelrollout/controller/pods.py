@@ -14,7 +14,7 @@ from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
 from modelrollout.resources.common import controller_of
 from modelrollout.resources.hardening import DIED, TRITON
-from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
+from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
 from modelrollout.rollout.facts import Crash, Problem
 from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY
 
@@ -216,7 +216,8 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     """How the newest of a Job's pods that have ended did so; None when none has. Of containers in turn the one that ended the pod speaks.
 
     Of a pod that was taken away, who did so says more than what the program wrote when it was told to end. The program's message is lost with the
-    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says.
+    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says; and
+    of artifacts only those containers speak that open no stranger's file.
     """
     ended = [p for p in pods if has_ended(p)]
     if not ended:
@@ -227,6 +228,8 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     done, at = _ended(last), _ended(last).get("finishedAt")
     theirs = last.get("name") == CONTAINER_STEP
     code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
+    if result is not None and last.get("name") not in TOLD_ARTIFACTS:
+        result = result.model_copy(update={"artifact_uri": None, "artifact_digest": None})
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
     if problem := _disruption(pod):

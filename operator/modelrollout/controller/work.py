@@ -59,10 +59,11 @@ def _work_of(job: Object, pods: Sequence[Object]) -> Work:
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if (
-        "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result
-    ):  # for Kubernetes a failure: the containers that would follow must not run
-        return Work("Succeeded", int(ExitCode.OK), end.result)
+    if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
+        if end.result.artifact_digest is None:  # said by one that opens files of strangers
+            text = "who reads the model said that an artifact was there already; the file may have taken that container over: see where it comes from"
+            return Work("Failed", problem=Problem("OutputRefused", text))
+        return Work("Succeeded", int(ExitCode.OK), end.result)  # for Kubernetes a failure: the containers that would follow must not run
     if _taken_back(job, conditions.get("Failed"), end):
         return Work()  # as if it had never been made, and it is made anew
     if "Failed" in conditions or end.hopeless:

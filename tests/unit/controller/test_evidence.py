@@ -102,8 +102,27 @@ def test_nothing_is_believed_before_the_job_has_ended_itself(code: int) -> None:
 
 def test_work_that_was_done_before_counts_where_the_pod_failure_policy_ended_the_job() -> None:
     job = ended("Failed")
-    found = work_of(job, [pod(job, GOOD, int(ExitCode.REUSED))], FOLDER)
+    found = work_of(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
     assert (found.state, found.exit_code, found.result) == ("Succeeded", 0, GOOD)
+
+
+def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) -> Object:
+    """A pod that one of its init containers has ended."""
+    found = pod(job, result, int(code))
+    said = found["status"].pop("containerStatuses")[0]["state"]
+    waits = {"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}
+    return found | {"status": found["status"] | {"initContainerStatuses": [{"name": container, "state": said}], "containerStatuses": [waits]}}
+
+
+@pytest.mark.parametrize(("kind", "container"), [("prepare", "convert"), ("container", "before"), ("container", "convert")])
+def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: str, container: str) -> None:
+    """It knows the Job's salt and what is recorded: both stand in its task."""
+    job = ended("Failed", kind=kind)
+    found = work_of(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
+    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "OutputRefused"
+    refused = work_of(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
+    assert refused.state == "Failed" and refused.result and refused.exit_code == ExitCode.GATE_FAILED
+    assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), "what a gate refused would be served at the next try"
 
 
 # --- a pod of the Job's own that runs something else
