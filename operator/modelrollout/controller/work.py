@@ -33,7 +33,9 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
         return work
     task = prepare_task(job)
-    if task is None:  # it was made by another version of the operator, and might have taken anything: it is made anew
+    # Made by another version of the operator it might have taken anything; and what was published where the store no longer is, is not served from
+    # there: it is made anew.
+    if task is None or task.artifacts.uri != folder:
         return Work()
     if work.result and not (lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")):
         text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"

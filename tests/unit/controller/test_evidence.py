@@ -318,6 +318,12 @@ def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
         assert work_of(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
 
 
+def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_anew() -> None:
+    """The configuration names another store since it was made: nobody is to blame, and nobody has to say retry."""
+    job = ended("Complete")
+    assert work_of(job, [pod(job, GOOD)], "s3://moved/ml") == Work()
+
+
 def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
     """It took whatever lay under the key."""
     job = ended("Complete")
