@@ -125,6 +125,24 @@ def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: s
     assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), "what a gate refused would be served at the next try"
 
 
+@pytest.mark.parametrize(
+    ("asked", "given", "same"),
+    [
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer:1@{DIGEST}", True),
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer@{DIGEST}", True),
+        ("optimizer:1", f"optimizer@{DIGEST}", True),
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/other@{DIGEST}", False),
+        ("mirror:5000/ml/optimizer:1", f"mirror@{DIGEST}", False),
+        ("mirror:5000/ml/optimizer:1", "mirror:5000/ml/optimizer:2", False),
+        (f"ml/optimizer@{DIGEST}", f"ml/optimizer@sha256:{'cd' * 32}", False),
+    ],
+)
+def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, given: str, same: bool) -> None:
+    """Some write the digest behind the tag, some leave the tag out: with a digest it says nothing."""
+    wanted, found = ({"containers": [{"name": "job", "image": image}]} for image in (asked, given))
+    assert (strays(found, wanted) is None) is same
+
+
 # --- a pod of the Job's own that runs something else
 
 
