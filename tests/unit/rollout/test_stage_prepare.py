@@ -8,6 +8,7 @@ import pytest
 
 from modelrollout.api.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.facts import Problem, Shared, Work
 from tests.unit.rollout import builders as b
 
@@ -48,6 +49,16 @@ def test_the_job_of_the_revision_follows() -> None:
 def test_what_its_servers_could_not_load_is_made_anew_by_a_retry(reason: str, anew: bool) -> None:
     s = b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "Failed", reason=reason)))
     assert (b.children(s).work is not None) == anew if anew else b.moved(decide(s, b.START)).stage == "Provision"
+
+
+@pytest.mark.parametrize("outcome", ["Failed", "Superseded", "Aborted"])
+def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str) -> None:
+    spoilt = b.revision(2, "Failed", reason="ArtifactCorrupt")
+    ended = b.second("Failed", revisions=(b.revision(1, "Stable"), spoilt), changes={"outcome": outcome, "reason": "ChildRefused"})
+    assert spoilt.prepared is None and replace(spoilt, status=revision_status(ended)[spoilt.name]).prepared is None
+    told = b.second("Failed", revisions=ended.revisions, changes={"outcome": "Failed", "reason": "ArtifactCorrupt", "artifact": b.artifact(2)})
+    kept = revision_status(told).get(spoilt.name, spoilt.status)
+    assert kept.artifact == b.artifact(2), "the evidence of the try that found it out stays"
 
 
 def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
