@@ -74,6 +74,16 @@ def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
     assert (refused.stage, refused.outcome, refused.reason) == ("Failed", "Rejected", "AccuracyLow") and "done for other" in (refused.message or "")
 
 
+def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> None:
+    """A fleet whose first Job took its time: each of the others failed at once where its own Job was refused for a moment."""
+    waited = {"reason": "PreparedTogether", "since": b.ago(100_000), "started": b.ago(100_000)}
+    refused = b.second("Prepare", changes=waited, refused=Problem("ChildRefused", "exceeded quota"))
+    to = b.moved(decide(refused, b.START))
+    assert (to.stage, to.since, to.reason) == ("Prepare", b.ago(0), None) and to.stages["Prepare"] >= 100_000
+    told = replace(refused, status=refused.status.model_copy(update={"rollout": to}))
+    assert b.moved(decide(told, b.START)).reason == "ChildRefused"
+
+
 def test_what_was_made_is_kept_as_evidence() -> None:
     to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", 0, MADE)), b.START))
     assert to.stage == "Provision" and to.artifact is not None
