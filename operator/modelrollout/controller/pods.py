@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _SAID = 300  # characters of what a user's container says that a message has roo
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 # Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under pressure or shutting down) evict.
 _DISRUPTIONS = {"PreemptionByScheduler": "Preempted", "DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost"}
+_LARGEST = 2**53  # beyond that the API server takes no number for an integer
 _HOPELESS = {"OutOfDisk", "DeadlineExceeded", "OutOfMemory", "ContainerFailed"}
 
 
@@ -196,10 +198,25 @@ def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
 
 
 def _result(message: str) -> TaskResult | None:
+    """A stranger's file may have taken the program over: numbers that no status can hold would be written in vain again and again."""
     try:
-        return TaskResult.model_validate_json(message)
+        found = TaskResult.model_validate_json(message)
     except ValidationError:
         return None
+    return found if _can_be_written(found.model_dump()) else None
+
+
+def _can_be_written(value: Any) -> bool:
+    match value:
+        case int():
+            return abs(value) <= _LARGEST
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(_can_be_written, value.values()))
+        case list() | tuple():
+            return all(map(_can_be_written, value))
+    return True
 
 
 def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -125,6 +125,18 @@ def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: s
     assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), "what a gate refused would be served at the next try"
 
 
+@pytest.mark.parametrize("numbers", ['"accuracy_before": NaN', '"drop_interval": [0, 1e999]', f'"size_bytes": {10**40}'])
+def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
+    """The API server would refuse the status each time, and nothing would get on."""
+    job = ended("Failed")
+    odd = ended_in("convert", job, TaskResult(), ExitCode.GATE_FAILED)
+    odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = f'{{"reason": "AccuracyLow", {numbers}}}'
+    found = work_of(job, [odd], FOLDER)
+    assert (found.state, found.result) == ("Failed", None) and found.problem
+    large = ended_in("convert", job, TaskResult(accuracy_before=1e300), ExitCode.GATE_FAILED)
+    assert work_of(job, [large], FOLDER).result
+
+
 @pytest.mark.parametrize(
     ("asked", "given", "same"),
     [
