@@ -138,11 +138,12 @@ class Actor:
             raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
 
     async def adopt(self, seen: Seen) -> bool:
-        """Own by reference what is our own by record only (``controller.observe.own``); True when it was written.
+        """Own by reference what is our own by record only (``controller.observe.own``); True when something was written. Raises ChildRefused where
+        nothing else is left than what is refused.
 
         Nothing else of it is changed, so that nothing of what serves ends or is made anew.
         """
-        owner, wrote = _owner(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False
+        owner, wrote, refused = _owner(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False, None
         for (kind, name), live in seen.children.items():
             if kind == POD.kind or controller_of(live) is not None:
                 continue
@@ -156,10 +157,13 @@ class Actor:
                 await self._look_again(resource, live)
                 raise
             except (Forbidden, Invalid) as e:
-                raise _refused(resource, live, e) from e
+                refused = refused or _refused(resource, live, e)
+                continue
             self.store.written(resource, answer, guarded=True)
             log.info("adopted %s %s", kind, name)
             wrote = True
+        if refused is not None and not wrote:
+            raise refused
         return wrote
 
     async def act(self, seen: Seen, desired: Desired) -> tuple[bool, Problem | None]:
