@@ -417,7 +417,7 @@ async def test_work_that_was_done_before_is_a_failed_job_and_no_failure(kube: Ku
     """The containers that would follow must not run, and only a code other than 0 keeps them from it."""
     await made(kube, namespace, steps=STEPS)
     reused = '{"artifact_digest": "sha256:00", "reused": true}'
-    await end_of_three(kube, namespace, theirs(int(ExitCode.REUSED), reused), NEVER)
+    await end(kube, namespace, NEVER, initContainerStatuses=[container("fetch", theirs(int(ExitCode.REUSED), reused)), container("before", NEVER)])
     await given_up(kube, namespace)
     found = await work(kube, namespace)
     assert (found.state, found.exit_code) == ("Succeeded", ExitCode.OK)

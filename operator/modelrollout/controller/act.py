@@ -84,12 +84,16 @@ class Actor:
     config: OperatorConfig
     may_write: Callable[[], bool]
 
-    async def narrow(self, seen: Seen) -> bool:
-        """Make narrow what opens more of the servers than clients may ask, before anything that may be refused; True when it was written."""
-        wrote = False
+    async def narrow(self, seen: Seen) -> tuple[bool, Problem | None]:
+        """Make narrow what opens more of the servers than clients may ask, before anything that may be refused. True when something was written; and
+        what was refused: somebody has written what the operator may not into such a route. It holds nothing up, for ``act`` writes the whole anew."""
+        wrote, kept = False, None
         for obj in too_wide(seen.children, seen.snapshot.name):
-            wrote |= await self._match(seen, obj)
-        return wrote
+            try:
+                wrote |= await self._match(seen, obj)
+            except ChildRefused as e:
+                kept = kept or Problem(e.reason, e.message)
+        return wrote, kept
 
     async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
         """Make the NetworkPolicies match, before the pods that they are for. True when something was written; and what the API server refuses.
@@ -134,11 +138,12 @@ class Actor:
             raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
 
     async def adopt(self, seen: Seen) -> bool:
-        """Own by reference what is our own by record only (``controller.observe.own``); True when it was written.
+        """Own by reference what is our own by record only (``controller.observe.own``); True when something was written. Raises ChildRefused where
+        nothing else is left than what is refused.
 
         Nothing else of it is changed, so that nothing of what serves ends or is made anew.
         """
-        owner, wrote = _owner(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False
+        owner, wrote, refused = _owner(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False, None
         for (kind, name), live in seen.children.items():
             if kind == POD.kind or controller_of(live) is not None:
                 continue
@@ -152,23 +157,23 @@ class Actor:
                 await self._look_again(resource, live)
                 raise
             except (Forbidden, Invalid) as e:
-                raise _refused(resource, live, e) from e
+                refused = refused or _refused(resource, live, e)
+                continue
             self.store.written(resource, answer, guarded=True)
             log.info("adopted %s %s", kind, name)
             wrote = True
+        if refused is not None and not wrote:
+            raise refused
         return wrote
 
     async def act(self, seen: Seen, desired: Desired) -> tuple[bool, Problem | None]:
-        """Whether something was written, and whose name of a child is taken. Raises KubeError; what was written stays, the next pass goes on from
-        there.
-
-        A name that is taken holds up nothing that can do without: rollouts and rollbacks go on beside it.
-        """
+        """Whether something was written, and what was refused and holds up nothing that can do without: a name that is taken, a change of servers
+        that are there. Rollouts and rollbacks go on beside it. Raises KubeError; what was written stays, the next pass goes on from there."""
         matched = _Matched(self, seen)
         if seen.snapshot.spec is None:
             for obj in self._traffic(seen, desired) if desired.split else []:
                 await matched.add(obj)
-            return matched.wrote, matched.taken
+            return matched.wrote, matched.refused
         if desired.new_revision is not None:
             await self._create(MODEL_REVISION, _revision(seen, desired, self.config))
             return True, None  # its uid owns the rest
@@ -191,7 +196,7 @@ class Actor:
         if desired.work is not None:  # last: a Job that cannot be made holds up nothing else
             for obj in self._job(seen, *desired.work):
                 await matched.add(obj)
-        return wrote or matched.wrote, matched.taken
+        return wrote or matched.wrote, matched.refused
 
     def _render(self, seen: Seen, desired: Desired) -> list[Object]:
         """Objects in the order in which they are written: what carries traffic before what sends it there."""
@@ -479,12 +484,13 @@ def _taken(live: Object, wanted: Object) -> str:
 
 @dataclass
 class _Matched:
-    """Children that are made to match one after the other, where a name that is taken holds up only what needs that very object."""
+    """Children that are made to match one after the other, where a name that is taken, or servers that cannot be changed, hold up only what needs
+    that very object."""
 
     actor: Actor
     seen: Seen
     wrote: bool = False
-    taken: Problem | None = None  # the first
+    refused: Problem | None = None  # the first
     unrouted: bool = False  # what sends traffic is not as it is wanted: nothing may go that it leads to
     _backends: set[tuple[str, str]] = field(default_factory=set)  # kind and name of what requests would be sent to, and is not ours
 
@@ -497,9 +503,10 @@ class _Matched:
         try:
             self.wrote |= await self.actor._match(self.seen, obj)
         except ChildRefused as e:
-            if e.reason != NAME_TAKEN:
+            # Servers that are there and cannot be changed go on as they are: weights follow the pods that are ready.
+            if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
                 raise
-            self.taken = self.taken or Problem(e.reason, e.message)
+            self.refused = self.refused or Problem(e.reason, e.message)
             if kind in _GUARDED:
                 self._backends.add((kind, name))
                 self.unrouted |= kind != SERVICE.kind or (name == self.seen.snapshot.name and not self.seen.snapshot.gateway)

@@ -89,7 +89,7 @@ def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[
 
 def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     image, asked = container.get("image") or "", wanted.get("image") or ""
-    if image != asked and not image.startswith(f"{asked}@sha256:"):  # admission may pin a tag by its digest
+    if image != asked and not image.startswith((f"{asked}@sha256:", f"{_repository(asked)}@sha256:")):  # admission may pin a tag by its digest
         yield f"the image {image}"
     for field in _PROGRAM:
         if not container.get(field) and not wanted.get(field):
@@ -112,6 +112,12 @@ def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
     for path in mounts.keys() - places.keys():
         if not path.startswith(_TOKENS) or ".." in path:
             yield f"a volume at {path}"
+
+
+def _repository(image: str) -> str:
+    """Without tag; an image with a digest stays as it is, for its digest is the program."""
+    folder, slash, name = image.rpartition("/")
+    return image if "@" in image else f"{folder}{slash}{name.partition(':')[0]}"
 
 
 def _by(container: Mapping[str, Any], field: str, key: str) -> dict[str, Object]:

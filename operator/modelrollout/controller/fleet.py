@@ -18,13 +18,14 @@ from modelrollout.resources.common import controller_of
 from modelrollout.rollout.facts import Problem, Shared, Snapshot
 from modelrollout.rollout.fleet import Member, outcome, work_key, worker
 
-IDLE_SECONDS = 20.0  # without a Job of the one that was chosen, until the next is
+IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
 
 
 @dataclass(frozen=True)
 class _Chosen:
     name: str
     at: float
+    works: bool  # its Job was under way when somebody looked last
 
 
 class Fleets:
@@ -80,9 +81,11 @@ class Fleets:
 
     def _choose(self, place: tuple[str, str], members: list[Member]) -> str | None:
         before, now = self._chosen.get(place), self._clock()
-        name = worker(members, before.name if before else None, idle=before is not None and now - before.at >= IDLE_SECONDS)
-        if name is not None and (before is None or before.name != name or any(m.works for m in members if m.name == name)):
-            self._chosen[place] = _Chosen(name, now)
+        idle = before is not None and not before.works and now - before.at >= IDLE_SECONDS
+        name = worker(members, before.name if before else None, idle=idle)
+        works = any(m.works for m in members if m.name == name)
+        if name is not None and (before is None or before.name != name or works or before.works):
+            self._chosen[place] = _Chosen(name, now, works)
         return name
 
 
@@ -110,6 +113,12 @@ def _work(store: Store, deployment: Object) -> str | None:
     return work_key(spec["sha256"], spec["input"], (deployment.get("spec") or {}).get("optimization") or {})
 
 
+def _is_over(job: Object) -> bool:
+    """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for it."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return bool(job["metadata"].get("deletionTimestamp")) or any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
+
+
 def _member(store: Store, deployment: Object) -> Member | None:
     """A ModelDeployment as one that asks for some work; None where its status was not written by an operator of today."""
     metadata, rollout = deployment["metadata"], _rollout(deployment)
@@ -126,7 +135,7 @@ def _member(store: Store, deployment: Object) -> Member | None:
             name=metadata["name"],
             began=began,
             waits=rollout["stage"] == "Prepare",
-            works=job is not None and revision is not None and controller_of(job) == revision["metadata"]["uid"],
+            works=job is not None and revision is not None and controller_of(job) == revision["metadata"]["uid"] and not _is_over(job),
             artifact=artifact,
             refused=refused if artifact and not artifact.digest else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from modelrollout.api.tasks import CONTAINER_STEP, TaskResult
 from modelrollout.kube.client import Object
 from modelrollout.resources.common import controller_of
 from modelrollout.resources.hardening import DIED, TRITON
-from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_TO_END
+from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
 from modelrollout.rollout.facts import Crash, Problem
 from modelrollout.rollout.restarts import TOO_OLD, TOO_OLD_WHY
 
@@ -31,6 +32,7 @@ _SAID = 300  # characters of what a user's container says that a message has roo
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 # Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under pressure or shutting down) evict.
 _DISRUPTIONS = {"PreemptionByScheduler": "Preempted", "DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost"}
+_LARGEST = 2**53  # beyond that the API server takes no number for an integer
 _HOPELESS = {"OutOfDisk", "DeadlineExceeded", "OutOfMemory", "ContainerFailed"}
 
 
@@ -196,10 +198,25 @@ def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
 
 
 def _result(message: str) -> TaskResult | None:
+    """A stranger's file may have taken the program over: numbers that no status can hold would be written in vain again and again."""
     try:
-        return TaskResult.model_validate_json(message)
+        found = TaskResult.model_validate_json(message)
     except ValidationError:
         return None
+    return found if _can_be_written(found.model_dump()) else None
+
+
+def _can_be_written(value: Any) -> bool:
+    match value:
+        case int():
+            return abs(value) <= _LARGEST
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(_can_be_written, value.values()))
+        case list() | tuple():
+            return all(map(_can_be_written, value))
+    return True
 
 
 def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -216,7 +233,8 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     """How the newest of a Job's pods that have ended did so; None when none has. Of containers in turn the one that ended the pod speaks.
 
     Of a pod that was taken away, who did so says more than what the program wrote when it was told to end. The program's message is lost with the
-    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says.
+    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says; and
+    of artifacts only those containers speak that open no stranger's file.
     """
     ended = [p for p in pods if has_ended(p)]
     if not ended:
@@ -227,6 +245,8 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     done, at = _ended(last), _ended(last).get("finishedAt")
     theirs = last.get("name") == CONTAINER_STEP
     code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
+    if result is not None and last.get("name") not in TOLD_ARTIFACTS:
+        result = result.model_copy(update={"artifact_uri": None, "artifact_digest": None})
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
     if problem := _disruption(pod):

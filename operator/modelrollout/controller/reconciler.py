@@ -25,7 +25,7 @@ from modelrollout.rollout.present import told_exposed
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
-REFUSED_SECONDS = 60.0  # until NetworkPolicies that were refused, and names that are taken, are tried again
+REFUSED_SECONDS = 60.0  # until what was refused and holds nothing up (NetworkPolicies, names that are taken) is tried again
 ROUTES_NARROWED = (
     "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a version, and what manages a server, answer 404"
 )
@@ -115,12 +115,13 @@ class Reconciler:
         if plan.desired is None:
             return plan.requeue_after
         try:
-            if plan.desired.narrow and await self._actor.narrow(seen):
+            narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
+            if narrowed:
                 await self._reporter.post(seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}"))
                 return 0.0
             wrote = await self._isolate(key, seen)
-            acted, taken = await self._actor.act(seen, plan.desired)
-            wrote |= acted
+            acted, refusal = await self._actor.act(seen, plan.desired)
+            wrote, refusal = wrote | acted, kept or refusal
             wrote |= await self._admission.slots.settle(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
@@ -129,12 +130,12 @@ class Reconciler:
             # A child is not as it was seen, so the state may not be either: nothing may follow with a fresh resourceVersion in an old state.
             await self._look_again(key)
             raise
-        news = self._refused.pop(key, None) != taken
-        if taken is not None:
-            self._refused[key] = taken
+        news = self._refused.pop(key, None) != refusal
+        if refusal is not None:
+            self._refused[key] = refusal
         if wrote or news:
             return 0.0
-        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if taken or self._exposed.get(key) else None) if w is not None]
+        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if refusal or self._exposed.get(key) else None) if w is not None]
         return min(waits, default=None)
 
     async def _isolate(self, key: Key, seen: Seen) -> bool:

@@ -33,7 +33,9 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
         return work
     task = prepare_task(job)
-    if task is None:  # it was made by another version of the operator, and might have taken anything: it is made anew
+    # Made by another version of the operator it might have taken anything; and what was published where the store no longer is, is not served from
+    # there: it is made anew.
+    if task is None or task.artifacts.uri != folder:
         return Work()
     if work.result and not (lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")):
         text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"
@@ -59,10 +61,11 @@ def _work_of(job: Object, pods: Sequence[Object]) -> Work:
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if (
-        "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result
-    ):  # for Kubernetes a failure: the containers that would follow must not run
-        return Work("Succeeded", int(ExitCode.OK), end.result)
+    if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
+        if end.result.artifact_digest is None:  # said by one that opens files of strangers
+            text = "who reads the model said that an artifact was there already; the file may have taken that container over: see where it comes from"
+            return Work("Failed", problem=Problem("OutputRefused", text))
+        return Work("Succeeded", int(ExitCode.OK), end.result)  # for Kubernetes a failure: the containers that would follow must not run
     if _taken_back(job, conditions.get("Failed"), end):
         return Work()  # as if it had never been made, and it is made anew
     if "Failed" in conditions or end.hopeless:

@@ -17,6 +17,7 @@ from modelrollout.api.v1alpha1 import Credentials
 Object = dict[str, Any]
 NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's
 DISK = "ephemeral-storage"
+ARTIFACTS = "artifacts"  # folder of the artifact store's credentials in pods
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False
     so: the task of pods is their text, and another one restarts them."""
     store = config.artifacts
     reader = store.read_secret_name if to_read else None
-    found = locate(uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, "artifacts")
+    found = locate(uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, ARTIFACTS)
     if config.artifacts.redirects_to:
         return found
     return Located(found.location.model_copy(update={"leads_to": None}), found.secret)

@@ -85,6 +85,7 @@ LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # of a store that is away, and of pods that were taken away
 # Containers of a Job: of the prepare Job the one that fetches, those that read what was fetched, and the last, which publishes.
 _BEFORE, _CONVERT, _JOB = "before", "convert", "job"
+TOLD_ARTIFACTS = frozenset({FETCH, _JOB})  # open no stranger's file, so that they may say where an artifact lies
 _READER = "artifacts-reader"  # volume of the Secret that only reads the artifact store
 _PROGRAM_TMP = "job-tmp"  # of ours, beside a server that has its own
 _DEFAULT_RESOURCES = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"cpu": "1", "memory": "2Gi"})

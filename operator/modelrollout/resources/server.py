@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
+from modelrollout.api.tasks import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.resources.common import (
+    ARTIFACTS,
     DISK,
     Object,
     Owner,
@@ -203,8 +204,10 @@ def _fetching(
     spec: Object, deployment: str, number: int, artifact_uri: str, artifact_digest: str, config: OperatorConfig, serving: ServingConfig | None = None
 ) -> list[Object]:
     """Init containers of the frozen pod, told what to fetch."""
+    location = artifact_location(config, artifact_uri, to_read=True).location
     fetch = FetchTask(
-        artifact=artifact_location(config, artifact_uri, to_read=True).location,
+        # The frozen pod has the Secret that was configured then, or none: told of another it would find none, and be restarted for it.
+        artifact=location.model_copy(update={"credentials": _mounted(spec)}),
         digest=artifact_digest,
         model=deployment,
         number=number,
@@ -215,6 +218,13 @@ def _fetching(
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
     env = [{"name": TASK_ENV, "value": task}]
     return [c | {"env": [*c.get("env", []), *env]} if c["name"] == FETCH else c for c in spec["initContainers"]]
+
+
+def _mounted(spec: Object) -> str | None:
+    """The folder with the artifact store's credentials that the frozen pod has."""
+    mounts = [m for c in spec["initContainers"] if c["name"] == FETCH for m in c.get("volumeMounts") or []]
+    folder = f"{CREDENTIALS_DIR}/{ARTIFACTS}"
+    return ARTIFACTS if any(m["mountPath"] == folder for m in mounts) else None
 
 
 _ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")

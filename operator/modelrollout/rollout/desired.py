@@ -353,7 +353,8 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:
     old = revision.status
-    artifact = rollout.artifact or old.artifact
+    # What its servers could not load is forgotten by a try that ends for another reason, or the next one would take it again.
+    artifact = rollout.artifact or (None if lost(old) else old.artifact)
     evaluation = rollout.evaluation or old.evaluation
     outcome: Outcome = rollout.outcome or ("Canary" if rollout.stage in ("Canary", "Promote", "Bake") else "Pending")
     unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"

@@ -65,7 +65,7 @@ class Member:
     name: str
     began: str  # its rollout
     waits: bool = True
-    works: bool = False  # its Job is there
+    works: bool = False  # its Job is under way
     artifact: ArtifactEvidence | None = None  # what its Job found or made
     refused: Problem | None = None  # by its gate
 
@@ -81,9 +81,9 @@ def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str,
 
 
 def worker(members: Iterable[Member], before: str | None = None, *, idle: bool = False) -> str | None:
-    """Who works for all that wait: whose Job is there, else who was chosen ``before``, else who came first.
+    """Who works for all that wait: whose Job is under way, else who was chosen ``before``, else who came first.
 
-    ``idle``: who was chosen has made no Job for long (a quota, a spec that cannot be read): the next one is.
+    ``idle``: who was chosen has made no Job for long, or not taken its result (a quota, a spec that cannot be read): the next one is.
     """
     waiting = sorted((m for m in members if m.waits), key=lambda m: (not m.works, m.began, m.name))
     if not waiting:

@@ -102,8 +102,57 @@ def test_nothing_is_believed_before_the_job_has_ended_itself(code: int) -> None:
 
 def test_work_that_was_done_before_counts_where_the_pod_failure_policy_ended_the_job() -> None:
     job = ended("Failed")
-    found = work_of(job, [pod(job, GOOD, int(ExitCode.REUSED))], FOLDER)
+    found = work_of(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
     assert (found.state, found.exit_code, found.result) == ("Succeeded", 0, GOOD)
+
+
+def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) -> Object:
+    """A pod that one of its init containers has ended."""
+    found = pod(job, result, int(code))
+    said = found["status"].pop("containerStatuses")[0]["state"]
+    waits = {"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}
+    return found | {"status": found["status"] | {"initContainerStatuses": [{"name": container, "state": said}], "containerStatuses": [waits]}}
+
+
+@pytest.mark.parametrize(("kind", "container"), [("prepare", "convert"), ("container", "before"), ("container", "convert")])
+def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: str, container: str) -> None:
+    """It knows the Job's salt and what is recorded: both stand in its task."""
+    job = ended("Failed", kind=kind)
+    found = work_of(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
+    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "OutputRefused"
+    refused = work_of(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
+    assert refused.state == "Failed" and refused.result and refused.exit_code == ExitCode.GATE_FAILED
+    assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), "what a gate refused would be served at the next try"
+
+
+@pytest.mark.parametrize("numbers", ['"accuracy_before": NaN', '"drop_interval": [0, 1e999]', f'"size_bytes": {10**40}'])
+def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
+    """The API server would refuse the status each time, and nothing would get on."""
+    job = ended("Failed")
+    odd = ended_in("convert", job, TaskResult(), ExitCode.GATE_FAILED)
+    odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = f'{{"reason": "AccuracyLow", {numbers}}}'
+    found = work_of(job, [odd], FOLDER)
+    assert (found.state, found.result) == ("Failed", None) and found.problem
+    large = ended_in("convert", job, TaskResult(accuracy_before=1e300), ExitCode.GATE_FAILED)
+    assert work_of(job, [large], FOLDER).result
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "same"),
+    [
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer:1@{DIGEST}", True),
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer@{DIGEST}", True),
+        ("optimizer:1", f"optimizer@{DIGEST}", True),
+        ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/other@{DIGEST}", False),
+        ("mirror:5000/ml/optimizer:1", f"mirror@{DIGEST}", False),
+        ("mirror:5000/ml/optimizer:1", "mirror:5000/ml/optimizer:2", False),
+        (f"ml/optimizer@{DIGEST}", f"ml/optimizer@sha256:{'cd' * 32}", False),
+    ],
+)
+def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, given: str, same: bool) -> None:
+    """Some write the digest behind the tag, some leave the tag out: with a digest it says nothing."""
+    wanted, found = ({"containers": [{"name": "job", "image": image}]} for image in (asked, given))
+    assert (strays(found, wanted) is None) is same
 
 
 # --- a pod of the Job's own that runs something else
@@ -297,6 +346,12 @@ def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
         task["value"] = json.dumps(json.loads(task["value"]) | {"recorded": told_of})
         answer = GOOD.model_copy(update={"artifact_uri": f"{folder}/{KEY}", "artifact_digest": digest})
         assert work_of(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
+
+
+def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_anew() -> None:
+    """The configuration names another store since it was made: nobody is to blame, and nobody has to say retry."""
+    job = ended("Complete")
+    assert work_of(job, [pod(job, GOOD)], "s3://moved/ml") == Work()
 
 
 def test_the_job_of_an_earlier_operator_is_made_anew() -> None:

@@ -185,6 +185,42 @@ def test_who_may_make_no_job_gives_way() -> None:
     run(main())
 
 
+def test_who_cannot_take_the_result_of_its_job_keeps_nobody_waiting() -> None:
+    """Its spec became unreadable while the Job ran; or the Job is about to go and does not."""
+
+    async def main(odd: Callable[[Fleet, str], None]) -> None:
+        fleet = Fleet(4)
+        await fleet.passes()
+        (first,) = set(fleet.names) - set(fleet.waiting())
+        odd(fleet, first)
+        others = [name for name in fleet.names if name != first]
+
+        def followed() -> int:
+            return len([made for made in fleet.made if f"Job {first}-" not in made])
+
+        await fleet.passes()
+        fleet.cluster.now += timedelta(seconds=10)
+        await fleet.passes()
+        assert followed() == 0, "it may yet"
+        fleet.cluster.now += timedelta(seconds=30)
+        await fleet.passes()
+        assert followed() == 1
+        fleet.end()
+        await fleet.passes()
+        assert {fleet.rollout(name).stage for name in others} == {"Provision"} and followed() == 1
+
+    def unreadable(fleet: Fleet, first: str) -> None:
+        fleet.cluster.change(MODEL_DEPLOYMENT, first, lambda o: o["spec"]["model"].update(uri=5))
+        fleet.end()
+
+    def going(fleet: Fleet, first: str) -> None:
+        (job,) = fleet.cluster.all(JOB)
+        fleet.cluster.change(JOB, job, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"))
+
+    run(main(unreadable))
+    run(main(going))
+
+
 def test_a_stale_read_makes_no_second_job() -> None:
     async def main() -> None:
         fleet = Fleet(6)

@@ -312,7 +312,7 @@ def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> Non
 
 
 def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> None:
-    found = work(*job("Failed", code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
+    found = work(*job("Failed", code=20, message='{"artifact_digest": "sha256:00", "reused": true}'))
     assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
     not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
     assert (not_told_yet.state, not_told_yet.result) == ("Running", None), "until the pod failure policy has ended the Job"

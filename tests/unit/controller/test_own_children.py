@@ -249,6 +249,28 @@ def test_an_adoption_that_is_refused_is_told_and_holds_up_nothing() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("resource", [SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET, MODEL_REVISION])
+def test_what_cannot_be_adopted_keeps_the_others_from_nothing(resource: Resource) -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
+        await operator.settle()
+
+        def refused(verb: str, kind: Resource, name: str) -> None:
+            if verb in ("patch", "apply") and kind == resource:
+                raise Forbidden(403, "Forbidden", "somebody has written into it what may not be")
+
+        cluster.before = refused
+        cluster.user(b.spec(1, traffic=BOTH))
+        fresh = Operator(cluster)
+        for _ in range(6):  # passes alone: nothing else would be written
+            await fresh.settle(limit=4)
+        for kind, name in [*OF_THE_DEPLOYMENT, (MODEL_REVISION, V1)]:
+            assert (controller_of(cluster.all(kind)[name]) is None) == (kind == resource), kind
+
+    run(main())
+
+
 def test_an_orphan_that_nobody_recorded_is_a_strangers() -> None:
     """An operator of before wrote no record; or a stranger took the reference off an object of his own."""
 

@@ -203,7 +203,7 @@ class TestInTheLoop:
             cluster.user(b.spec(2))
             await operator.live(6)
             assert cluster.status.rollout and cluster.status.rollout.reason == "WaitingForSlot"
-            assert "1st of 1; held by ns/other" in (cluster.status.rollout.message or "")
+            assert "1st of 1; held by 1 of other namespaces" in (cluster.status.rollout.message or "")
             assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)} and cluster.weights(HTTP_ROUTE) == {b.revision_name(1): 100}
             cluster.requests.clear()
             await operator.settle()

@@ -317,6 +317,57 @@ def test_routes_are_narrowed_before_anything_that_may_be_refused() -> None:
     run(main())
 
 
+def led(cluster: Cluster) -> dict[str, int]:
+    route = cluster.find(HTTP_ROUTE)
+    assert route
+    return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][-1]["backendRefs"]}
+
+
+def test_a_deployment_that_cannot_be_written_holds_up_no_way_back() -> None:
+    """What somebody has written into its template is such that the operator may not write it."""
+
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        assert led(cluster) == {V1: 75, V2: 25}
+
+        def refused(verb: str, resource: Resource, name: str) -> None:
+            if verb == "apply" and resource == DEPLOYMENT and name == V1:
+                raise Forbidden(403, "Forbidden", "volumes of pods are emptyDir and secret")
+
+        cluster.before = refused
+        cluster.change(DEPLOYMENT, V1, lambda o: o["spec"]["template"]["spec"].update(terminationGracePeriodSeconds=5))
+        cluster.annotate(V2, "abort", "n1")
+        await operator.live(rounds=4)
+        assert led(cluster) == {V1: 100}
+        found = cluster.find(MODEL_DEPLOYMENT)
+        assert found and "volumes of pods are emptyDir and secret" in str(found["status"]["conditions"])
+
+    run(main())
+
+
+def test_a_route_that_cannot_be_made_narrow_as_it_is_holds_up_no_way_back() -> None:
+    """Somebody has written a filter into it, too, which the operator may not write."""
+
+    async def main() -> None:
+        cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
+        apply = cluster.apply
+
+        async def but(resource: Resource, obj: Any, **guards: Any) -> Any:
+            filters = [f for rule in (obj["spec"].get("rules") or [] if resource == HTTP_ROUTE else []) for f in rule.get("filters") or []]
+            if filters:
+                raise Forbidden(403, "Forbidden", "they redirect and rewrite nothing")
+            return await apply(resource, obj, **guards)
+
+        cluster.apply = but  # type: ignore[method-assign]
+        widen(cluster, HTTP_ROUTE)
+        cluster.change(HTTP_ROUTE, b.NAME, lambda o: o["spec"]["rules"][0].update(filters=[{"type": "URLRewrite", "urlRewrite": {}}]))
+        cluster.annotate(V2, "abort", "n1")
+        await operator.live(rounds=4)
+        assert led(cluster) == {V1: 100} and opened(cluster, HTTP_ROUTE) == [10]
+
+    run(main())
+
+
 def test_a_deployment_that_lost_our_label_gets_it_back_and_no_new_pods() -> None:
     """What is not seen is not made anew: its template would be that of pods that come up."""
 

@@ -231,3 +231,13 @@ def test_servers_read_with_a_secret_of_their_own_and_jobs_write() -> None:
     assert secrets(o.deployment()) == {"s3-writer"} and o.CONFIG.artifacts.servers_can_write
     task = [container["env"] for container in o.pod(o.deployment(config=apart))["initContainers"]]
     assert task == [container["env"] for container in o.pod(o.deployment())["initContainers"]], "no pod that runs is restarted for it"
+
+
+def test_the_stores_secret_comes_and_goes_in_the_configuration_and_no_pod_of_a_frozen_template_is_changed() -> None:
+    """A pod has the Secret that was configured when its template was frozen. Told of one that came later it would look for it in vain."""
+    without = o.CONFIG.model_copy(update={"artifacts": o.CONFIG.artifacts.model_copy(update={"secret_name": None})})
+    for then in (o.CONFIG, without):
+        frozen = o.template(config=then)
+        assert o.deployment(frozen, o.CONFIG) == o.deployment(frozen, without)
+    assert o.task(o.deployment(o.template(config=o.CONFIG), without))["artifact"]["credentials"] == "artifacts"
+    assert "credentials" not in o.task(o.deployment(o.template(config=without), o.CONFIG))["artifact"]

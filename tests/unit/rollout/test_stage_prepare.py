@@ -8,6 +8,7 @@ import pytest
 
 from modelrollout.api.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.facts import Problem, Shared, Work
 from tests.unit.rollout import builders as b
 
@@ -50,6 +51,16 @@ def test_what_its_servers_could_not_load_is_made_anew_by_a_retry(reason: str, an
     assert (b.children(s).work is not None) == anew if anew else b.moved(decide(s, b.START)).stage == "Provision"
 
 
+@pytest.mark.parametrize("outcome", ["Failed", "Superseded", "Aborted"])
+def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str) -> None:
+    spoilt = b.revision(2, "Failed", reason="ArtifactCorrupt")
+    ended = b.second("Failed", revisions=(b.revision(1, "Stable"), spoilt), changes={"outcome": outcome, "reason": "ChildRefused"})
+    assert spoilt.prepared is None and replace(spoilt, status=revision_status(ended)[spoilt.name]).prepared is None
+    told = b.second("Failed", revisions=ended.revisions, changes={"outcome": "Failed", "reason": "ArtifactCorrupt", "artifact": b.artifact(2)})
+    kept = revision_status(told).get(spoilt.name, spoilt.status)
+    assert kept.artifact == b.artifact(2), "the evidence of the try that found it out stays"
+
+
 def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
     waiting = b.second("Prepare", shared=Shared("other"))
     to = b.moved(decide(waiting, b.START))
@@ -61,6 +72,16 @@ def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
     low = Shared("other", b.artifact(2).model_copy(update={"digest": ""}), Problem("AccuracyLow", "too low"))
     refused = b.moved(decide(b.second("Prepare", shared=low), b.START))
     assert (refused.stage, refused.outcome, refused.reason) == ("Failed", "Rejected", "AccuracyLow") and "done for other" in (refused.message or "")
+
+
+def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> None:
+    """A fleet whose first Job took its time: each of the others failed at once where its own Job was refused for a moment."""
+    waited = {"reason": "PreparedTogether", "since": b.ago(100_000), "started": b.ago(100_000)}
+    refused = b.second("Prepare", changes=waited, refused=Problem("ChildRefused", "exceeded quota"))
+    to = b.moved(decide(refused, b.START))
+    assert (to.stage, to.since, to.reason) == ("Prepare", b.ago(0), None) and to.stages["Prepare"] >= 100_000
+    told = replace(refused, status=refused.status.model_copy(update={"rollout": to}))
+    assert b.moved(decide(told, b.START)).reason == "ChildRefused"
 
 
 def test_what_was_made_is_kept_as_evidence() -> None:

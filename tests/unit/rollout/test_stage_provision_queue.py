@@ -70,9 +70,11 @@ def test_a_rollback_is_never_queued() -> None:
 
 
 def test_in_line_it_says_its_place_and_who_is_before_it() -> None:
-    plan = decide(waiting(rules=LIMITED, slots=(Slot("p", False, False, 3, 5, ("a/b", "c/d")),)), b.START)
+    s = waiting(rules=LIMITED, slots=(Slot("p", False, False, 3, 5, ("a/b", "c/d", "ml-other/x")),))
+    plan = decide(replace(s, namespace="a"), b.START)
     moved = b.moved(plan)
-    assert moved.message == "waiting for a slot of RolloutPolicy p: 3rd of 5; held by a/b, c/d"
+    assert moved.message == "waiting for a slot of RolloutPolicy p: 3rd of 5; held by a/b, 2 of other namespaces", "whose they are is no tenant's"
+    assert "held by 3 of other namespaces" in (b.moved(decide(replace(s, namespace="ml"), b.START)).message or "")
     assert moved.queue is not None and moved.queue.position == 3
     assert b.condition(plan, "Reconciling").reason == b.condition(plan, "Provisioned").reason == "WaitingForSlot"
 

@@ -15,6 +15,8 @@ from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.transitions import change, enter, fail
 
+_TOGETHER = "PreparedTogether"
+
 
 def prepare(s: Snapshot, now: datetime) -> Move:
     """Go on with the artifact that the Job published, or that this revision has already."""
@@ -33,7 +35,9 @@ def prepare(s: Snapshot, now: datetime) -> Move:
         return _onward(s, taken, now, Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"))
     if shared.by is not None:
         text = f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what comes of it is taken here"
-        return wait(s, Problem("PreparedTogether", text), latest=True)
+        return wait(s, Problem(_TOGETHER, text), latest=True)
+    if rollout.reason == _TOGETHER:  # its own turn has come: how long it waited for another counts for no deadline of its own
+        return Move(enter(s.status, "Prepare", now))
     if work.state == "Running" or work.state == "Absent":
         return under_way(s, now, "the prepare Job")
     evidence = _evidence(work.result, now) if work.result else None

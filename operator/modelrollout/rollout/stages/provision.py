@@ -6,7 +6,7 @@ without pods, until it has its slots. What comes before (resolve, prepare) needs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
@@ -107,13 +107,20 @@ def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:
         return Move(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
     position = slot.position if slot.position <= TOLD_POSITIONS else None
     place = f"{_ordinal(slot.position)} of {slot.waiting}" if position else f"more than {TOLD_POSITIONS} are before it"
-    held = f"held by {', '.join(slot.holders)}" if slot.holders else "none is free"
+    held = _holders(s.namespace, slot.holders)
     problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
     moved = wait(s, problem)
     if moved.status is s.status and position == queue.position:
         return moved
     status: ModelDeploymentStatus = change(moved.status, queue=queue.model_copy(update={"position": position}), message=problem.message)
     return Move(status, moved.events, moved.requeue_after)
+
+
+def _holders(namespace: str, holders: Sequence[str]) -> str:
+    """Who holds the slots; of those in other namespaces how many, for their names are no tenant's business."""
+    own = [h for h in holders if h.startswith(f"{namespace}/")]
+    others = [f"{n} of other namespaces"] if (n := len(holders) - len(own)) else []
+    return f"held by {', '.join(own + others)}" if holders else "none is free"
 
 
 def _ordinal(n: int) -> str:
