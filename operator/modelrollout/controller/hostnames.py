@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.config import OperatorConfig
@@ -39,6 +39,7 @@ from modelrollout.resources.common import controller_of
 from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, carried, foreign_route, holder_of
 
 log = logging.getLogger(__name__)
+_SAME_TIME = timedelta(seconds=2)  # the API server writes whole seconds
 _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
 
 
@@ -259,13 +260,25 @@ def claim_of(lease: Object) -> Claim | None:
     if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
         return None
     told = (str(annotations.get(key, "")) for key in (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED))
-    claim = Claim(host, holder, *told)
+    reserved, version, released = told
+    since = _taken_over(lease)
+    claim = Claim(host, holder, reserved, version, released, since)
     try:
         seconds(claim.reserved or "0s")
         is_time = claim.until is None or claim.until.tzinfo is not None
     except (ValueError, OverflowError):
         is_time = False
-    return claim if is_time else Claim(host, holder)
+    return claim if is_time else Claim(host, holder, since=since)
+
+
+def _taken_over(lease: Object) -> datetime | None:
+    """When its holder got it from another; None for the first one, who made it."""
+    try:
+        since = datetime.fromisoformat(lease["spec"]["acquireTime"]).astimezone(UTC)
+        made = datetime.fromisoformat(lease["metadata"]["creationTimestamp"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return since if since - made > _SAME_TIME else None
 
 
 def _holder(lease: Object) -> str:

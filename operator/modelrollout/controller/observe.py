@@ -145,7 +145,7 @@ def observe(
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     if refusal is not None:  # only a spec that is accepted claims names, but for its own, which nobody else could have
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
-    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken)
+    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken, names_since=stands.since)
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods, folder))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)

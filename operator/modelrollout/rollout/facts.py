@@ -235,6 +235,7 @@ class Snapshot:
     verbs: tuple[Verb, ...] = ()
     refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
     taken: Problem | None = None  # why clients may not reach it: somebody else's route takes a host name that it has
+    names_since: datetime | None = None  # when it took over the latest of its reserved host names: what was stable before never served their clients
     spec_error: str | None = None  # why spec could not even be read
     refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
     exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy

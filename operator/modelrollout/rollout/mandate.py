@@ -25,8 +25,11 @@ def first_weight(s: Snapshot) -> int | None:
 
 
 def returns(s: Snapshot, target: Revision | None, now: datetime) -> bool:
-    """Whether it is a version that was stable, within the window in which that counts."""
-    return target is not None and target.status.retired is not None and within_window(s, target, now)
+    """Whether it is a version that was stable, within the window in which that counts, and for the clients of today's host names."""
+    last = target.status.retired if target is not None else None
+    if target is None or last is None or not within_window(s, target, now):
+        return False
+    return s.names_since is None or datetime.fromisoformat(last) >= s.names_since
 
 
 def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,7 +40,8 @@ class Asked:
 class Claim:
     """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment.
 
-    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is given up. ``released``: when it was.
+    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is given up. ``released``: when it was. ``since``: when
+    the holder took it over from another.
     """
 
     host: str
@@ -48,6 +49,7 @@ class Claim:
     reserved: str = ""
     version: str = ""
     released: str = ""
+    since: datetime | None = field(default=None, compare=False)
 
     @property
     def until(self) -> datetime | None:
@@ -163,6 +165,7 @@ class Standing:
     in_the_way: tuple[Claim, ...] = ()
     taker: str | None = None  # the foreign route of ``problem`` or ``taken``
     problem: Problem | None = None
+    since: datetime | None = None  # when it took over the latest of the reserved names that its clients use
     taken: Problem | None = None  # a foreign route takes a name that it has: told, for whoever may write a route must not be able to stop rollouts
 
     @property
@@ -269,6 +272,7 @@ def stand(
     problems: list[Problem] = []
     taken: Problem | None = None
     taken_by: str | None = None
+    since: datetime | None = None
     for name in wanted:
         claim = known.claims.get(name.host)
         mine = claim is not None and claim.holder == holder
@@ -303,10 +307,12 @@ def stand(
         reserved = claim.reserved if _is_preview(name) else rules.reserve_names or claim.reserved
         kept = Claim(name.host, holder, reserved, (serves or claim.version) if reserved else "")
         rewrite += [kept] if kept != claim else []
+        if name.kind and claim.since and kept.reserved and not _is_preview(name):
+            since = max(since or claim.since, claim.since)
     needed = {n.host for n in wanted} | live | {own}
     stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed and not c.released)
     firsts = tuple(dict.fromkeys(free))
-    return Standing(live, lost, firsts, stale, tuple(former), tuple(rewrite), tuple(in_the_way), taken_by, next(iter(problems), None), taken)
+    return Standing(live, lost, firsts, stale, tuple(former), tuple(rewrite), tuple(in_the_way), taken_by, next(iter(problems), None), since, taken)
 
 
 def _is_preview(name: Asked) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
 
 from modelrollout.api import names
 from modelrollout.api.times import stamp
+from modelrollout.controller.hostnames import claim_of
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
 from modelrollout.rollout.policy import NO_RULES, combine, read
-from modelrollout.traffic.hostnames import Claims, holder_of, stand, version_of
+from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, stand, version_of
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -458,6 +459,18 @@ class TestNamesOutliveTheirHolder:
             assert served(cluster) == {HOST, GRPC_HOST}, "its former holder has it back"
 
         run(main())
+
+    @pytest.mark.parametrize(
+        ("made", "taken_over"), [("2026-11-22T11:00:00Z", True), ("2026-11-22T12:00:00Z", False), ("soon", False), (None, False)]
+    )
+    def test_it_is_known_when_a_name_was_taken_over(self, made: str | None, taken_over: bool) -> None:
+        about = {names.ANNOTATION_HOSTNAME: HOST, names.ANNOTATION_RESERVED: "720h"}
+        metadata = {"name": names.host_lease(HOST), "annotations": about, "creationTimestamp": made}
+        claim = claim_of({"metadata": metadata, "spec": {"holderIdentity": "ml/digits/u-1", "acquireTime": "2026-11-22T12:00:01.500000Z"}})
+        assert claim is not None
+        known = Known(Claims([claim]), ForeignRoutes(), lambda: (), only_by_policy=False)
+        since = stand("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
+        assert since == (datetime(2026, 11, 22, 12, 0, 1, 500000, tzinfo=UTC) if taken_over else None)
 
     def test_a_name_that_has_served_is_none_for_a_preview(self) -> None:
         async def main() -> None:

@@ -241,6 +241,22 @@ class TestWithoutAWeight:
         assert world.matched is None and most_of(world, V2) <= 5
 
 
+def test_what_was_stable_before_a_host_name_was_taken_over_is_no_version_to_return_to() -> None:
+    """A wrong first version under a name of its own, then the right one, then production's name: the wrong one had served, but not its clients."""
+    world = under(rules())
+    world.most = None
+    world.edit(b.spec(3))
+    world.serve()
+    world.tick(60)
+    world.names_since = world.now
+    world.edit(b.spec(1, rollout=WAYS["one step of all"]))
+    until(world, "Canary", "Inconclusive")
+    for _ in range(8):
+        world.kindly()
+        world.reconcile()
+    assert most_of(world, V1) == 5 and world.status.stable is not None and world.status.stable.revision == V3
+
+
 def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
     """For 6 % a sixteenth of the margin is ruled out. Then its author waited in a pause, edited the steps, and had all requests on that verdict."""
 

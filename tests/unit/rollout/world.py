@@ -119,6 +119,7 @@ class World:
     rules: Rules = NO_RULES
     wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
     most: int | None = None  # percent of the requests that a wrong model may ever have; None: nobody has said
+    names_since: datetime | None = None  # when it took over a host name
     slot: bool = True  # whether the rollout that waits is given its slot
     gpus: int | None = None  # pods that have room; None: as many as are asked for
     # what the checks remember
@@ -148,6 +149,7 @@ class World:
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
             refusal=self.refusal,
+            names_since=self.names_since,
             looking_since=self.looking_since,
             rules=self.rules,
             slots=tuple(Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits),
