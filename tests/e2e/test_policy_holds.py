@@ -16,7 +16,8 @@ from tests.e2e.conftest import Stage
 pytestmark = pytest.mark.sandbox
 
 X = np.full((1, models.FEATURES), 0.5, dtype=np.float32)
-GATES = {"metrics": [{"name": "accuracy", "maxDrop": 0.02, "minSamples": 1000}]}  # nobody sends labels: nothing is ever proven
+# Nobody sends labels: nothing is ever proven. Names stay as long as the tests need, so that another run on this cluster may have them.
+GATES = {"metrics": [{"name": "accuracy", "maxDrop": 0.02, "minSamples": 1000}], "reserveNames": "2m"}
 WAYS: dict[str, dict[str, Any]] = {
     "at-once": {"canary": {"steps": [{"weight": 100}]}},
     "preview": {"blueGreen": {"for": "1s"}},
