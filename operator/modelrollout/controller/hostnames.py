@@ -259,8 +259,8 @@ def claim_of(lease: Object) -> Claim | None:
     holder = _holder(lease)
     if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
         return None
-    told = (str(annotations.get(key, "")) for key in (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED))
-    reserved, version, released = told
+    told = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
+    reserved, version, released = (str(annotations.get(key, "")) for key in told)
     since = _taken_over(lease)
     claim = Claim(host, holder, reserved, version, released, since)
     try:

@@ -77,8 +77,9 @@ class Policies:
         """One pass over a policy: wake whom its change concerns, and write its status if that differs."""
         policy = next((p for p in self.all() if p.name == name), None)
         before = self._known.get(name)
-        for namespace in {self._about(o)[0] for o in self._store.all(MODEL_DEPLOYMENT)} if policy is not None else ():
-            await self.look(namespace)
+        if policy is not None and policy.selector and policy.selector.namespace_labels:
+            for namespace in {self._about(o)[0] for o in self._store.all(MODEL_DEPLOYMENT)}:
+                await self.look(namespace)
         if policy != before:
             self._wake_all(p for p in (before, policy) if p is not None)
             if policy is None:

@@ -65,9 +65,9 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     full, bakes = verb.verb == "promote-full", s.status.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
-    present = step_label(s.status.rollout, steps_of(s))
-    position = stepping.locate(steps_of(s), s.status.rollout.step)
-    status = record(s.status, "Inconclusive", "PromotedByUser", now, 100 if full else stepping.next_weight(steps_of(s), position))
+    steps = steps_of(s)
+    present, position = step_label(s.status.rollout, steps), stepping.locate(steps, s.status.rollout.step)
+    status = record(s.status, "Inconclusive", "PromotedByUser", now, 100 if full else stepping.next_weight(steps, position))
     assert status.rollout is not None and status.rollout.step is not None
     if full:
         step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
