@@ -26,7 +26,7 @@ from bench.measure import say
 from bench.triton import TritonMissing
 from demo import data as digits
 from modelrollout.api.names import canonical_json
-from modelrollout.api.tasks import (
+from modelrollout.contract.tasks import (
     AutoStep,
     DataSet,
     DistillStep,
@@ -43,8 +43,8 @@ from modelrollout.api.tasks import (
 )
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.prepare import RECIPE_VERSION
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.pipeline.prepare import RECIPE_VERSION
 from modelrollout.triton.client import TritonError
 
 HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench import networks
 from demo import data as digits
-from modelrollout.optimizer.data import Data
+from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import triton
-from modelrollout.api.tasks import Batching, ServingConfig, TuneTask
-from modelrollout.evaluator.tune import TAIL, requests
+from modelrollout.contract.tasks import Batching, ServingConfig, TuneTask
+from modelrollout.evaluator.tuning.run import TAIL, requests
 from modelrollout.jobs.log import Progress
-from modelrollout.optimizer.model import check
+from modelrollout.optimizer.model.inspect import check
 from modelrollout.triton.config import parse, render, with_serving
 from modelrollout.triton.layout import MODEL_FILE
 from modelrollout.triton.load import window

@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bench.measure import say
-from modelrollout.api.tasks import (
+from modelrollout.contract.tasks import (
     ONE_FILE_BYTES,
     DataSet,
     DistillStep,
@@ -37,10 +37,11 @@ from modelrollout.api.tasks import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import files, steps
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import open_session
+from modelrollout.optimizer import steps
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import open_session
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 FEATURES, WIDTH, CLASSES = 64, 8192, 10

@@ -1,4 +1,4 @@
-"""Sizes, accuracy, latency and throughput of two models side by side, in turns (``modelrollout.optimizer.timing``)."""
+"""Sizes, accuracy, latency and throughput of two models side by side, in turns (``modelrollout.optimizer.model.timing``)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import decide
-from modelrollout.optimizer.data import Arrays, Data, batches
-from modelrollout.optimizer.metrics import count_pairs
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import open_session, predict
-from modelrollout.optimizer.timing import in_turns, open_single
+from modelrollout.optimizer.gate.metrics import count_pairs
+from modelrollout.optimizer.model.data import Arrays, Data, batches
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import open_session, predict
+from modelrollout.optimizer.model.timing import in_turns, open_single
+from modelrollout.statistics.paired import decide
 
 LATENCY_RUNS = 2000  # of one image
 THROUGHPUT_BATCH = 32

@@ -8,11 +8,11 @@ import numpy as np
 
 from calibrate.rules import ALPHA, evidence_of
 from calibrate.scenarios import IN_TIME, LOOK, Counts
-from modelrollout.analysis.compare import over_steps
 from modelrollout.analysis.counters import Raw, Sample, fold, spread_of
-from modelrollout.analysis.dispersion import Spread
 from modelrollout.api.v1alpha1 import Counter
 from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.statistics.dispersion import Spread
+from modelrollout.statistics.sequential import over_steps
 
 SHARE, WEIGHT = 0.01, 0.2
 INSTANCES = ("gateway-a", "gateway-b")

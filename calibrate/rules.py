@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.scenarios import LOOK, Counts, Floats, Stream
-from modelrollout.analysis.compare import log_evidence, over_steps
-from modelrollout.analysis.dispersion import Spread, dispersion, widened
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET
 from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.statistics.dispersion import Spread, dispersion, widened
+from modelrollout.statistics.sequential import log_evidence, over_steps
 
 Flags = NDArray[np.bool_]
 METRICS = 3  # accuracy, errors and latency share the budget, also where only one of them is simulated

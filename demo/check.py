@@ -14,8 +14,8 @@ from rich.table import Table
 
 from demo.data import INPUT, Split
 from demo.train import VERSIONS, Models
-from modelrollout.optimizer import model
-from modelrollout.optimizer import quantize as optimizer
+from modelrollout.optimizer.model import inspect
+from modelrollout.optimizer.steps import quantize as optimizer
 
 ort: Any = onnxruntime  # it has no types
 SETS = ("heldout", "golden", "live")
@@ -52,7 +52,7 @@ def check(models: Models, folder: Path) -> list[Row]:
 
 def quantize(source: Path, target: Path, calibration: Split) -> None:
     """The operator's own optimizer, static int8, as in the ModelDeployment of the story."""
-    info = model.check(source)
+    info = inspect.check(source)
     optimizer.quantize(source, target, info, {INPUT: calibration.images}, symmetric=False, field="check")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import obstore
 import pytest
 
-from modelrollout.optimizer import artifact
-from modelrollout.optimizer.prepare import key_of
+from modelrollout.optimizer.pipeline.prepare import key_of
+from modelrollout.optimizer.store import artifact
 from tests.e2e import models
 from tests.e2e.conftest import Stage
 

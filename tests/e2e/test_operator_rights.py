@@ -29,7 +29,7 @@ from modelrollout.kube.client import (
     SERVICE,
     Resource,
 )
-from modelrollout.resources import mirror, server
+from modelrollout.resources import comparer, server
 from modelrollout.resources.common import Owner
 from tests.e2e.conftest import Stage
 from tests.unit.resources import objects as o
@@ -115,12 +115,12 @@ def shadowing(owner: Owner) -> list[Object]:
     canary, stable = RevisionRef(revision="m-2", number=2), RevisionRef(revision="m-1", number=1)
     route = next(x for x in o.everything() if x["kind"] == "HTTPRoute")
     return [
-        mirror.comparer(owner, canary, stable, Shadow(), o.SERVING, o.CONFIG),
-        mirror.comparer_service(owner, canary),
-        mirror.traefik_mirror(owner, canary, stable, 10, 1 << 20),
-        mirror.trial_route(owner, route, canary, stable),
-        mirror.with_request_mirror(route, canary, 10),
-        mirror.with_traefik_mirror(route, stable),
+        comparer.comparer(owner, canary, stable, Shadow(), o.SERVING, o.CONFIG),
+        comparer.comparer_service(owner, canary),
+        comparer.traefik_mirror(owner, canary, stable, 10, 1 << 20),
+        comparer.trial_route(owner, route, canary, stable),
+        comparer.with_request_mirror(route, canary, 10),
+        comparer.with_traefik_mirror(route, stable),
     ]
 
 

@@ -10,7 +10,7 @@ import obstore
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.tasks import ExitCode
+from modelrollout.contract.tasks import ExitCode
 from tests.e2e.conftest import Asking, Stage
 
 pytestmark = pytest.mark.sandbox

@@ -18,12 +18,12 @@ import typer
 import yaml
 from pydantic.alias_generators import to_camel
 
-from modelrollout.api.config import ArtifactStore, FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
-from modelrollout.api.tasks import CleanTask
 from modelrollout.cli import main
-from modelrollout.controller import app as operator
-from modelrollout.evaluator.feedback_settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
-from modelrollout.jobs.frame import parse_task
+from modelrollout.config import ArtifactStore, FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.contract.tasks import CleanTask
+from modelrollout.controller import process as operator
+from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
+from modelrollout.jobs.runner import parse_task
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "model-rollout-operator"

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from modelrollout.api.tasks import CONTAINER_STEP, ExitCode
 from modelrollout.api.v1alpha1 import Optimization
-from modelrollout.controller import kueue, podless
-from modelrollout.controller.observe import Seen
-from modelrollout.controller.work import work_of
+from modelrollout.contract.tasks import CONTAINER_STEP, ExitCode
+from modelrollout.controller.lookups import kueue, missing_pod
+from modelrollout.controller.observe.job_state import work_of
+from modelrollout.controller.observe.observation import Seen
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
-from modelrollout.rollout.facts import Work
+from modelrollout.rollout.snapshot import Work
 from tests.unit.resources import objects as o
 from tests.unit.rollout import builders as b
 
@@ -331,7 +331,7 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
     seen_work = await until(kube, namespace, lambda w: w.podless and w.idle_since is not None)
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
-        found = await podless.asked(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
+        found = await missing_pod.asked(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
         if found.problem:
             break
         await asyncio.sleep(0.1)

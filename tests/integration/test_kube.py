@@ -27,7 +27,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.kube.events import Events
-from modelrollout.kube.leases import LeaderElector
+from modelrollout.kube.leader_election import LeaderElector
 
 pytestmark = pytest.mark.sandbox
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from modelrollout.kube.client import NETWORK_POLICY, Kube, Object, Resource
-from modelrollout.resources.network import policies, says_the_same
+from modelrollout.resources.network_policies import policies, says_the_same
 from tests.network_policies import allowed
 from tests.unit.resources import objects as o
 from tests.unit.resources.test_network import CONFIG, ENDS, INSIDE, POLICIES, PORTS

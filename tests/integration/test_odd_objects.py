@@ -23,9 +23,9 @@ import pytest_asyncio
 import yaml
 
 from modelrollout.api import names
-from modelrollout.controller import handlers
+from modelrollout.controller import watch
 from modelrollout.controller.intake import Intake
-from modelrollout.controller.unread import UnreadObjects
+from modelrollout.controller.unreadable import UnreadObjects
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, POD, Invalid, Kube, NotFound, Object, Resource
 from modelrollout.kube.events import Events
@@ -88,7 +88,7 @@ class Place:
 @pytest_asyncio.fixture
 async def place(kube: Kube) -> AsyncIterator[Place]:
     mark = uuid.uuid4().hex[:8]
-    info = handlers.connection(os.environ["MODELROLLOUT_KUBECONFIG"], None)
+    info = watch.connection(os.environ["MODELROLLOUT_KUBECONFIG"], None)
     connector = aiohttp.TCPConnector(ssl=info.as_ssl_context() or ssl.create_default_context())
     async with aiohttp.ClientSession(connector=connector, headers=info.as_http_headers()) as http:
         made = Place(f"odd-{mark}.example.com", f"odd-{mark}", kube, http, info.server)
@@ -115,9 +115,9 @@ async def test_the_watch_stands_everything_that_the_api_server_takes(place: Plac
     store = Store(unread.note)
     place.kube.on_unread = unread.note
     intake = Intake(place.kube, store, unread, [mine, POD], woken.append)
-    registry = handlers.registry(intake, [mine, POD], os.environ["MODELROLLOUT_KUBECONFIG"], None)
+    registry = watch.registry(intake, [mine, POD], os.environ["MODELROLLOUT_KUBECONFIG"], None)
     ready = asyncio.Event()
-    watching = asyncio.create_task(handlers.run(registry, [place.namespace], ready, "test"))
+    watching = asyncio.create_task(watch.run(registry, [place.namespace], ready, "test"))
     await asyncio.wait_for(ready.wait(), 20)
     before = system.getrusage(system.RUSAGE_SELF).ru_maxrss
 

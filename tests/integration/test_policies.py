@@ -17,9 +17,9 @@ import yaml
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, RolloutStatus
-from modelrollout.controller.observe import Seen
-from modelrollout.controller.policies import Policies
-from modelrollout.controller.slots import Slots
+from modelrollout.controller.lookups.policies import Policies
+from modelrollout.controller.lookups.slots import Slots
+from modelrollout.controller.observe.observation import Seen
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -34,7 +34,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.rollout.facts import Snapshot, stamp
+from modelrollout.rollout.snapshot import Snapshot, stamp
 
 pytestmark = pytest.mark.sandbox
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import requests
 
-from modelrollout.analysis.confine import confined
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
+from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.measure import look
-from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Query, Target, build
-from modelrollout.analysis.readings import Look, read_counters
-from modelrollout.api.config import PrometheusProvider
+from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.confinement import confined
+from modelrollout.analysis.providers.prometheus.parse import Look, read_counters
+from modelrollout.analysis.providers.prometheus.promql import Query, Target, build
+from modelrollout.analysis.providers.prometheus.provider import look
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
+from modelrollout.config import PrometheusProvider
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
 
 ERRORS = Metric(name="errors", max_increase=0.005)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Sources, Target, agreement_query, build, rows_query
-from modelrollout.analysis.readings import Look, read_counters
-from modelrollout.analysis.scrape import Scrape, Source, doubt
-from modelrollout.api.config import OperatorConfig, PrometheusProvider
+from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.parse import Look, read_counters
+from modelrollout.analysis.providers.prometheus.promql import Sources, Target, agreement_query, build, rows_query
+from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, Source, doubt
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.config import OperatorConfig, PrometheusProvider
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
 
 NEW, OLD = "digits-new", "digits-old"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.readings import Look
+from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
@@ -24,11 +24,11 @@ from modelrollout.api.v1alpha1 import (
     ShadowStatus,
     StepEvidence,
 )
-from modelrollout.controller.observe import _status
+from modelrollout.controller.observe.observation import _status
+from modelrollout.rollout.assessment import judged, to_measure
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
-from modelrollout.rollout.facts import Assessment, Snapshot
-from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout.snapshot import Assessment, Snapshot
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

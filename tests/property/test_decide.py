@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from modelrollout.api import names
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, in_flight
-from modelrollout.rollout.policy import NO_RULES, Rules, combine, read
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
+from modelrollout.rollout.snapshot import Problem, in_flight
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 

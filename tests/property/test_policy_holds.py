@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentSpec
 from modelrollout.kube.client import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISION, KubeError
-from modelrollout.rollout.demands import unmet
-from modelrollout.rollout.facts import Assessment, Problem, Snapshot
-from modelrollout.rollout.policy import combine, read
+from modelrollout.rollout.policy.requirements import unmet
+from modelrollout.rollout.policy.rules import combine, read
+from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from tests.property.test_decide import STRATEGIES, canary
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b

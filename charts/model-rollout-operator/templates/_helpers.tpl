@@ -68,7 +68,7 @@ capabilities: {drop: [ALL]}
 /var/run/modelrollout/prometheus/{{ .name }}
 {{- end -}}
 
-{{/* The operator's configuration; operator/modelrollout/api/config.py reads it and refuses what it does not know. */}}
+{{/* The operator's configuration; operator/modelrollout/config.py reads it and refuses what it does not know. */}}
 {{- define "modelrollout.config" -}}
 {{- if not .Values.stores }}{{ fail "stores: name at least one place that models may come from, for example\n  stores: [{name: models, uri: s3://models/}]" }}{{ end -}}
 {{- if not .Values.artifacts.uri }}{{ fail "artifacts.uri: say where prepared models are kept, for example\n  artifacts: {uri: s3://model-artifacts/, secretName: s3-writer}" }}{{ end -}}

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modelrollout.analysis.dispersion import Spread, widened
 from modelrollout.api.v1alpha1 import Counter
+from modelrollout.statistics.dispersion import Spread, widened
 
 NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 

@@ -1,6 +1,6 @@
 """Golden data: one paired experiment on the served model, judged once.
 
-Sending a finite set again adds no information, so nothing here is sequential. The decision on the counts is the gate's (``analysis.gate``).
+Sending a finite set again adds no information, so nothing here is sequential. The decision on the counts is the gate's (``statistics.paired``).
 
 Slices: a gain of the whole must not hide a loss on a part. A slice that has lost more than ``maxDrop``, proven by intervals that hold for all slices
 together, fails the evaluation. A slice that is too small to prove anything holds nothing up; the whole has to pass in any case.
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelrollout.analysis.gate import decide, drop_interval, z_of
-from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, SliceEvidence, VerdictName
+from modelrollout.contract.tasks import TaskResult
+from modelrollout.statistics.paired import decide, drop_interval, z_of
 
 
 def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> EvaluationEvidence:

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 
-from modelrollout.analysis.compare import Interval, difference_interval, log_evidence, over_steps, share_interval, share_log_evidence
 from modelrollout.analysis.counters import spread_of
-from modelrollout.analysis.dispersion import dispersion
 from modelrollout.analysis.problem import Problem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
+from modelrollout.statistics.dispersion import dispersion
+from modelrollout.statistics.sequential import Interval, difference_interval, log_evidence, over_steps, share_interval, share_log_evidence
 
 TOLERANCE = 0.1  # of the margin
 LIMIT_EXCEEDED = "LimitExceeded"  # which says nothing against the canary: stable did not keep the limit at the same time

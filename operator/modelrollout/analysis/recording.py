@@ -21,11 +21,11 @@ from datetime import datetime
 from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.dispersion import Spread
-from modelrollout.analysis.look import Reading
+from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import Problem, ProblemKind
-from modelrollout.analysis.readings import Look
+from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.api.times import stamp
+from modelrollout.statistics.dispersion import Spread
 
 FORMAT = 1
 

@@ -12,16 +12,15 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from modelrollout.analysis.effective import effective_metrics
-from modelrollout.analysis.look import Reading, counts_of
-from modelrollout.analysis.pace import counted_seconds
+from modelrollout.analysis.eta import counted_seconds
+from modelrollout.analysis.measurement import Reading, counts_of
+from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.measure import look, usual_before
-from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.queries import Query, Target, bounds_query, build
-from modelrollout.analysis.readings import Look, name_bounds, read
+from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read
+from modelrollout.analysis.providers.prometheus.promql import Query, Target, bounds_query, build
+from modelrollout.analysis.providers.prometheus.provider import look, usual_before
 from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
-from modelrollout.api.config import PrometheusProvider
 from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
@@ -29,11 +28,12 @@ from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.manifest import Manifest, changed, from_cluster, from_file
 from modelrollout.cli.verbs import in_flight
-from modelrollout.rollout.facts import Assessment, Snapshot, baseline
-from modelrollout.rollout.judgement import judged, to_measure
-from modelrollout.rollout.policy import NO_RULES, Rules
+from modelrollout.config import PrometheusProvider
+from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
-from modelrollout.rollout.steps import steps_of
+from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
+from modelrollout.rollout.strategy import steps_of
 
 TIMEOUT_SECONDS = 30.0
 _LIMIT_LOOKS = 100_000

@@ -30,7 +30,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.rollout.policy import spec_in_force
+from modelrollout.rollout.policy.rules import spec_in_force
 
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

@@ -20,13 +20,15 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from modelrollout.api.config import ConfigError
 from modelrollout.cli import analyze as analysis
 from modelrollout.cli import cluster as clusters
-from modelrollout.cli import report as reports
-from modelrollout.cli import report_html, report_text, verbs, view
+from modelrollout.cli import verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
+from modelrollout.cli.report import html as report_html
+from modelrollout.cli.report import model as reports
+from modelrollout.cli.report import text as report_text
+from modelrollout.config import ConfigError
 from modelrollout.kube.client import Kube, KubeError
 
 PLAIN_WIDTH = 220  # where there is no terminal, lines are not folded to 80 columns
@@ -320,7 +322,7 @@ def run(
     context: Context = None,
 ) -> None:
     """Run the operator."""
-    from modelrollout.controller.app import run as start  # heavy: kopf, and only needed here
+    from modelrollout.controller.process import run as start  # heavy: kopf, and only needed here
 
     try:
         start(
@@ -345,8 +347,8 @@ def feedback(
     context: Context = None,
 ) -> None:
     """Run the feedback service, which counts labelled answers."""
-    from modelrollout.evaluator.feedback import serve  # only needed here
-    from modelrollout.evaluator.feedback_auth import KubernetesAuthorizer
+    from modelrollout.feedback.auth import KubernetesAuthorizer
+    from modelrollout.feedback.service import serve  # only needed here
     from modelrollout.telemetry import logs
 
     logs.setup("DEBUG" if verbose else "INFO")

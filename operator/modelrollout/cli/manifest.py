@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from modelrollout.analysis.effective import effective_metrics
+from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import Problem
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object
-from modelrollout.rollout.policy import NO_RULES, Rules, combine, read, spec_in_force
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read, spec_in_force
 
 M = TypeVar("M", bound=BaseModel)
 

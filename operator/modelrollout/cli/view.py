@@ -10,11 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.analysis.pace import counted_seconds, paces
+from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.api.v1alpha1 import Analysis, Counter, MetricStatus, RolloutStatus, Stage, Step, StepStatus, Strategy, seconds
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
-from modelrollout.rollout.steps import steps_of, strategy_of
+from modelrollout.rollout.strategy import steps_of, strategy_of
 
 STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake")
 EVENTS = 6  # shown, newest last

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.controller.unread import UnreadObjects
-from modelrollout.kube import reading
+from modelrollout.controller.unreadable import UnreadObjects
+from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, Store, owner
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Kube, Object, Resource
-from modelrollout.kube.kept import kept
-from modelrollout.kube.reading import Unread, UnreadableError
+from modelrollout.kube.decoding import Unread, UnreadableError
+from modelrollout.kube.projection import kept
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +51,16 @@ class Intake:
         try:
             if cut:
                 raise UnreadableError(f"has more than {LINE_BYTES >> 10} KiB of JSON")
-            if len(line) > 2 * reading.MAX_BYTES:  # not to be parsed at all
-                reading.object_of({}, len(line))
-            event = reading.parse(line)
+            if len(line) > 2 * decoding.MAX_BYTES:  # not to be parsed at all
+                decoding.object_of({}, len(line))
+            event = decoding.parse(line)
             if not isinstance(event, dict) or event.get("type") not in _TAKEN:
                 return line
-            obj = reading.object_of(event.get("object"), len(line))
+            obj = decoding.object_of(event.get("object"), len(line))
             self.event(resource, event["type"], obj)
             version = str(obj["metadata"].get("resourceVersion") or "")
         except UnreadableError as e:
-            found = reading.identify(line, ("object", "metadata"), str(e))
+            found = decoding.identify(line, ("object", "metadata"), str(e))
             told = _TYPE.match(line)
             self._unreadable(resource, found, gone=told is not None and told[1] == b"DELETED")
             version = found.version
@@ -80,7 +80,7 @@ class Intake:
             if not isinstance(e, UnreadableError):
                 log.exception("%s %s/%s was not understood", resource.kind, namespace, name)
             why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
-            self._unreadable(resource, reading.named(body, why), gone=False)
+            self._unreadable(resource, decoding.named(body, why), gone=False)
             return
         if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:  # else the store has told why not
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
@@ -99,7 +99,7 @@ class Intake:
         items: list[Object] = []
         for o in listing.items:
             if problem := unfit(resource, o):
-                found = reading.named(o, problem)
+                found = decoding.named(o, problem)
                 self._unread.note(resource, found)
                 unread.add((found.namespace, found.name))
             else:

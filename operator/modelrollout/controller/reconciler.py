@@ -9,19 +9,19 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
-from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.controller.act import Actor, ChildRefused
-from modelrollout.controller.admission import Admission
-from modelrollout.controller.gateways import Gateways
-from modelrollout.controller.observe import Seen, observe
+from modelrollout.config import OperatorConfig
+from modelrollout.controller.apply.actor import Actor, ChildRefused
+from modelrollout.controller.lookups.gateways import Gateways
+from modelrollout.controller.lookups.lookups import Admission
+from modelrollout.controller.observe.observation import Seen, observe
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Forbidden, Kube, NotFound
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
-from modelrollout.rollout.facts import Assessment, Event, Problem, Snapshot
-from modelrollout.rollout.policy import NO_RULES
-from modelrollout.rollout.present import told_exposed
+from modelrollout.rollout.policy.rules import NO_RULES
+from modelrollout.rollout.snapshot import Assessment, Event, Problem, Snapshot
+from modelrollout.rollout.status import told_exposed
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again

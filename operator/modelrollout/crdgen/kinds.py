@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus, Rule
+from modelrollout.api.v1alpha1.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.crdgen.schema import Schema, SchemaError, docstring, model_schema, unbounded
 
 

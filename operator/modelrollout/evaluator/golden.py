@@ -19,14 +19,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.analysis.gate import accuracies, drop_interval, z_of
-from modelrollout.api.tasks import EvaluateTask, ExitCode, SlicePairs, TaskResult
+from modelrollout.contract.tasks import EvaluateTask, ExitCode, SlicePairs, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input, retryable
 from modelrollout.jobs.log import Progress, say
-from modelrollout.optimizer.data import Arrays, Data, batch_rows, batches, match, read_archive
-from modelrollout.optimizer.fetch import Store
-from modelrollout.optimizer.metrics import count_pairs
-from modelrollout.optimizer.predict import check_label_range, scores_or_classes
+from modelrollout.optimizer.gate.metrics import count_pairs
+from modelrollout.optimizer.model.data import Arrays, Data, batch_rows, batches, match, read_archive
+from modelrollout.optimizer.model.runtime import check_label_range, scores_or_classes
+from modelrollout.optimizer.store.object_store import Store
+from modelrollout.statistics.paired import accuracies, drop_interval, z_of
 from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
 
 FIELD = "spec.rollout.analysis.golden"

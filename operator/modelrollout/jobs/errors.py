@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelrollout.api.tasks import ExitCode, TaskResult
+from modelrollout.contract.tasks import ExitCode, TaskResult
 
 
 class JobError(Exception):

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from modelrollout.api.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult, TuneTask
-from modelrollout.jobs.frame import AnyTask
+from modelrollout.contract.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult, TuneTask
 from modelrollout.jobs.log import Progress
+from modelrollout.jobs.runner import AnyTask
 
 
 def run(task: AnyTask, progress: Progress) -> TaskResult:
     """Do the task; raises JobError."""
     match task:
         case ResolveTask():
-            from modelrollout.optimizer.resolve import resolve
+            from modelrollout.optimizer.pipeline.resolve import resolve
 
             return resolve(task, progress)
         case PrepareTask():
-            from modelrollout.optimizer.prepare import prepare
+            from modelrollout.optimizer.pipeline.prepare import prepare
 
             return prepare(task, progress)
         case FetchTask():
-            from modelrollout.optimizer.fetch_repository import fetch_repository
+            from modelrollout.optimizer.store.load_artifact import fetch_repository
 
             return fetch_repository(task, progress)
         case CleanTask():
-            from modelrollout.optimizer.clean import clean
+            from modelrollout.optimizer.store.cleanup import clean
 
             return clean(task, progress)
         case EvaluateTask():
@@ -31,6 +31,6 @@ def run(task: AnyTask, progress: Progress) -> TaskResult:
 
             return evaluate(task, progress)
         case TuneTask():
-            from modelrollout.evaluator.tune import tune
+            from modelrollout.evaluator.tuning.run import tune
 
             return tune(task, progress)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube import reading
+from modelrollout.kube import decoding
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
-from modelrollout.kube.kept import kept
-from modelrollout.kube.reading import Unread
+from modelrollout.kube.decoding import Unread
+from modelrollout.kube.projection import kept
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
 _Id = tuple[Resource, str, str]
@@ -214,11 +214,11 @@ class Store:
         key = owner(i[0], obj)
         entry = self._entries.get(i)
         obj = kept(i[0], obj)
-        weight = reading.weigh(obj)
-        if self._held[i[1]] + weight - (entry.weight if entry else 0) > reading.NAMESPACE_BYTES:
+        weight = decoding.weigh(obj)
+        if self._held[i[1]] + weight - (entry.weight if entry else 0) > decoding.NAMESPACE_BYTES:
             if entry:
                 self._drop(i)
-            self._on_unread(i[0], reading.left_out(obj))
+            self._on_unread(i[0], decoding.left_out(obj))
             return False
         if entry and entry.key and entry.key != key:
             self._unlink(entry.key, i)
@@ -292,7 +292,7 @@ def _version(obj: Mapping[str, Any]) -> int | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal but for versions, bookkeeping, and times that move by themselves. By recursion: nothing that is read is deep (``kube.reading``)."""
+    """Equal but for versions, bookkeeping, and times that move by themselves. By recursion: nothing that is read is deep (``kube.decoding``)."""
     if isinstance(a, dict) and isinstance(b, dict):
         return all(k in _NOISE or (k in a and k in b and (a[k] == b[k] or _same(a[k], b[k]))) for k in a.keys() | b.keys())
     if isinstance(a, list) and isinstance(b, list):

@@ -25,9 +25,9 @@ from kubernetes.aio import config as aio_config
 from kubernetes.aio.client.exceptions import OpenApiException
 
 from modelrollout.api import names
-from modelrollout.kube import reading
-from modelrollout.kube.ownership import taken_over
-from modelrollout.kube.reading import NotJsonError, Page, TooLargeError, Unread, UnreadableError
+from modelrollout.kube import decoding
+from modelrollout.kube.decoding import NotJsonError, Page, TooLargeError, Unread, UnreadableError
+from modelrollout.kube.field_ownership import taken_over
 
 Object = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class Kube:
         *,
         label_selector: str = "",
         field_selector: str = "",
-        limit: int = reading.PAGE_ITEMS,
+        limit: int = decoding.PAGE_ITEMS,
         keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
         """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, once.
@@ -269,9 +269,9 @@ class Kube:
                 # lists of built-in kinds leave these two out of the items
                 item = keep({"apiVersion": resource.api_version, "kind": resource.kind, **read})
                 where = read["metadata"].get("namespace") or ""
-                weight = reading.weigh(item)
-                if held[where] + weight > reading.NAMESPACE_BYTES:
-                    unread.append(reading.left_out(item))
+                weight = decoding.weigh(item)
+                if held[where] + weight > decoding.NAMESPACE_BYTES:
+                    unread.append(decoding.left_out(item))
                     continue
                 held[where] += weight
                 items.append(item)
@@ -285,11 +285,11 @@ class Kube:
 
         async def fetch(count: int) -> bytes:
             query = {**selectors, "limit": str(count), "continue": token}
-            return await self._request_raw("list", resource, path, query=query, most=reading.PAGE_BYTES if count > 1 else None)
+            return await self._request_raw("list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None)
 
         while True:
             try:
-                page, limit = await reading.read_page(fetch, limit, most)
+                page, limit = await decoding.read_page(fetch, limit, most)
             except UnreadableError as e:
                 raise Unavailable(200, "NoList", f"the list of {resource.plural} {e}") from e
             token = page.token
@@ -400,9 +400,9 @@ class Kube:
         if verb == "delete":
             return {}  # a Status, or the object as it was: deleted it is in either case
         try:
-            return reading.object_of(_parsed(raw), len(raw))
+            return decoding.object_of(_parsed(raw), len(raw))
         except UnreadableError as e:
-            found = reading.identify(raw, ("metadata",), str(e))
+            found = decoding.identify(raw, ("metadata",), str(e))
             raise Unreadable(200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}") from e
 
     async def _request_raw(
@@ -458,7 +458,7 @@ class Kube:
         if 200 <= response.status < 300:
             return raw
         try:
-            answer = reading.parse(raw)
+            answer = decoding.parse(raw)
         except UnreadableError:  # a proxy in between may answer with a page
             answer = {}
         raise _error(response.status, response.headers.get("Retry-After"), answer if isinstance(answer, dict) else {})
@@ -529,7 +529,7 @@ async def _body(response: aiohttp.ClientResponse, most: int | None) -> bytes:
 def _parsed(raw: bytes) -> Object:
     """The JSON object. Unavailable where it is none: the body was cut off, or a proxy in between answers with a page of its own."""
     try:
-        value = reading.parse(raw)
+        value = decoding.parse(raw)
     except NotJsonError as e:
         raise Unavailable(200, "NoJSON", "the answer is no JSON") from e
     if not isinstance(value, dict):

@@ -9,10 +9,10 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.api import names
-from modelrollout.api.config import OperatorConfig, Store
-from modelrollout.api.tasks import CREDENTIALS_DIR, Location
 from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
+from modelrollout.config import OperatorConfig, Store
+from modelrollout.contract.tasks import CREDENTIALS_DIR, Location
 
 Object = dict[str, Any]
 NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's

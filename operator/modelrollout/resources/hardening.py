@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.tasks import REPOSITORY
+from modelrollout.contract.tasks import REPOSITORY
 from modelrollout.resources.common import Object
 
 VERSION = "1"

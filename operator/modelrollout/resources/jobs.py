@@ -11,8 +11,25 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import names
-from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import (
+from modelrollout.api.v1alpha1 import (
+    ApiModel,
+    Container,
+    Credentials,
+    Data,
+    Golden,
+    Model,
+    ModelFile,
+    Optimization,
+    OptimizationStep,
+    Resources,
+    Serving,
+    Triton,
+    Tune,
+    seconds,
+)
+from modelrollout.api.v1alpha1.optimization import NO_PART
+from modelrollout.config import OperatorConfig
+from modelrollout.contract.tasks import (
     CONTAINER_STEP,
     IN_DIR,
     MADE_DIR,
@@ -38,24 +55,7 @@ from modelrollout.api.tasks import (
     Tensors,
     TuneTask,
 )
-from modelrollout.api.tasks import ModelFile as StepModelFile
-from modelrollout.api.v1alpha1 import (
-    ApiModel,
-    Container,
-    Credentials,
-    Data,
-    Golden,
-    Model,
-    ModelFile,
-    Optimization,
-    OptimizationStep,
-    Resources,
-    Serving,
-    Triton,
-    Tune,
-    seconds,
-)
-from modelrollout.api.v1alpha1.optimization import NO_PART
+from modelrollout.contract.tasks import ModelFile as StepModelFile
 from modelrollout.resources.common import (
     DISK,
     OURS,
@@ -425,7 +425,7 @@ def _add_container(job: Object, task: PrepareTask, container: Container, resourc
 
 
 def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
-    """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe``)."""
+    """The image of a prepare Job, None for the usual one; what needs two of them is refused before (``controller.observe.observation``)."""
     wishes = {step.trainer for step in optimization.steps}
     if "Needed" in wishes or ("Welcome" in wishes and model.flavour is None):
         return config.images.trainer

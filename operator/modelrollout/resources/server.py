@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
+from modelrollout.config import OperatorConfig
+from modelrollout.contract.tasks import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
 from modelrollout.resources.common import (
     ARTIFACTS,
     DISK,

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from datetime import datetime
 
 from modelrollout.rollout import verbs
+from modelrollout.rollout.compatibility import is_declared
 from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
-from modelrollout.rollout.facts import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
-from modelrollout.rollout.freeze import held
-from modelrollout.rollout.holding import asked_now, held_too_long, slot_of
-from modelrollout.rollout.interface import is_declared
-from modelrollout.rollout.policy import frozen
-from modelrollout.rollout.present import news, present
-from modelrollout.rollout.proof import demanded
-from modelrollout.rollout.rebuild import rebuilt
-from modelrollout.rollout.restarts import waiting, withdrawn
+from modelrollout.rollout.pod_restarts import waiting, withdrawn
+from modelrollout.rollout.policy.freeze import held
+from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.policy.slot_limits import asked_now, held_too_long, slot_of
+from modelrollout.rollout.policy.weight_cap import demanded
+from modelrollout.rollout.recovery import rebuilt
+from modelrollout.rollout.snapshot import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
 from modelrollout.rollout.stages import STAGES
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.status import news, present
 from modelrollout.rollout.transitions import allocate, begin, change, fail, input_hash, is_held, known_version, revert
 
 Check = Callable[[Snapshot, datetime], Move | None]

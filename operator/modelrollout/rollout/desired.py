@@ -7,8 +7,12 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus, StepStatus
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import (
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.in_place import floor, room, sharing
+from modelrollout.rollout.pod_restarts import asked_at, to_harden
+from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, too_coarse
+from modelrollout.rollout.policy.slot_limits import beyond, pods_held
+from modelrollout.rollout.snapshot import (
     NOT_READY,
     SERVED,
     Desired,
@@ -25,10 +29,6 @@ from modelrollout.rollout.facts import (
     since,
     still_draining,
 )
-from modelrollout.rollout.holding import beyond, pods_held
-from modelrollout.rollout.in_place import floor, room, sharing
-from modelrollout.rollout.mandate import first_weight, steps_of, too_coarse
-from modelrollout.rollout.restarts import asked_at, to_harden
 from modelrollout.rollout.transitions import reached, scale_down_delay
 
 ALL_REVISIONS = "*"

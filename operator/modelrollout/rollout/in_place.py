@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import InPlaceStatus, ModelDeploymentSpec, ModelDeploymentStatus
-from modelrollout.rollout.facts import in_flight
+from modelrollout.rollout.snapshot import in_flight
 
 
 def floor(spec: ModelDeploymentSpec) -> int:

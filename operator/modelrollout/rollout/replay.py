@@ -12,18 +12,18 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.dispersion import Spread
-from modelrollout.analysis.effective import effective_metrics
-from modelrollout.analysis.look import Reading, counts_of
+from modelrollout.analysis.measurement import Reading, counts_of
+from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.readings import Look
+from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentSpec, ModelDeploymentStatus, RevisionRef, RolloutStatus
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Assessment, Server, Snapshot, Traffic, since, stamp
-from modelrollout.rollout.judgement import judged, to_measure
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, since, stamp
 from modelrollout.rollout.stages.canary import UNREACHABLE, canary
 from modelrollout.rollout.transitions import at_step
+from modelrollout.statistics.dispersion import Spread
 
 STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
 _PASSES = 4  # at one moment: a step that ends and the next that begins need two

@@ -21,8 +21,8 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
-from modelrollout.rollout.facts import Revision, Snapshot, draining, since, stamp
 from modelrollout.rollout.in_place import sharing
+from modelrollout.rollout.snapshot import Revision, Snapshot, draining, since, stamp
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32

@@ -7,14 +7,14 @@ from datetime import datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import Event, Snapshot, Verb, in_flight, since, stamp
-from modelrollout.rollout.mandate import steps_of, within_window
-from modelrollout.rollout.policy import frozen
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
+from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.snapshot import Event, Snapshot, Verb, in_flight, since, stamp
 from modelrollout.rollout.stages.canary import advance
-from modelrollout.rollout.stages.move import Move
-from modelrollout.rollout.stages.onward import in_shadow
-from modelrollout.rollout.steps import step_label
+from modelrollout.rollout.stages.next_stage import in_shadow
+from modelrollout.rollout.stages.waiting import Move
+from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import SHADOW_STEP, allocate, begin, change, enter, fail, pin, record, revert, succeed
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays

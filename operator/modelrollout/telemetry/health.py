@@ -13,7 +13,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from modelrollout.telemetry.guard import STATUS, Exposition, GuardedServer
+from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer
 from modelrollout.telemetry.logs import redact
 
 Check = Callable[[], str | None]  # None when well, else the reason

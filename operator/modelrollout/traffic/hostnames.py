@@ -1,4 +1,4 @@
-"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's claim. The Leases are ``controller.hostnames``'s.
+"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's claim. The Leases are ``controller.lookups.host_names``'s.
 
 The first claim wins, and not the older object, because a spec can take up any name at any time. A name that a route of ours has served since
 before there were claims is claimed whatever overlaps it; a name that is another's is never carried.
@@ -23,8 +23,8 @@ from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_ove
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
-from modelrollout.rollout.facts import Problem
-from modelrollout.rollout.policy import Rules
+from modelrollout.rollout.policy.rules import Rules
+from modelrollout.rollout.snapshot import Problem
 
 
 @dataclass(frozen=True)

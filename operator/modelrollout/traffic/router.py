@@ -14,8 +14,17 @@ from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.endpoints import narrowed
-from modelrollout.resources.routes import Rule, client_rules, is_of_clients, is_of_preview, preview_routes, preview_rules, rendered_rules, routes
-from modelrollout.rollout.facts import Problem, Server, Split, Traffic
+from modelrollout.rollout.snapshot import Problem, Server, Split, Traffic
+from modelrollout.traffic.gateway_api.routes import (
+    Rule,
+    client_rules,
+    is_of_clients,
+    is_of_preview,
+    preview_routes,
+    preview_rules,
+    rendered_rules,
+    routes,
+)
 
 
 class Router(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modelrollout.api.tasks import Backend
+from modelrollout.contract.tasks import Backend
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelrollout.analysis import processes
+from modelrollout.analysis import process_groups
 from modelrollout.analysis.counters import Raw, Sample, fold
-from modelrollout.analysis.processes import FOLLOWED, GROUPS, fold_all
+from modelrollout.analysis.process_groups import FOLLOWED, GROUPS, fold_all
 from modelrollout.api.v1alpha1 import Counter
 
 
@@ -77,7 +77,7 @@ def test_no_request_is_ever_counted_twice(turns: list[list[tuple[str, int, int]]
     true: dict[str, tuple[int, int]] = {f"p{i}": (10 * i, i) for i in range(9)}
     seen: dict[str, list[Sample]] = {}
     counter: Counter | None = None
-    with patch.object(processes, "FOLLOWED", 3), patch.object(processes, "GROUPS", 2):
+    with patch.object(process_groups, "FOLLOWED", 3), patch.object(process_groups, "GROUPS", 2):
         for now, turn in enumerate([[], *turns], start=1):
             stale = False
             for what, index, amount in turn:

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from modelrollout.analysis.agreement import judge_agreement
 from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
-from modelrollout.analysis.providers.measure import measure_agreement
-from modelrollout.analysis.queries import Target, agreement_query
+from modelrollout.analysis.providers.prometheus.promql import Target, agreement_query
+from modelrollout.analysis.providers.prometheus.provider import measure_agreement
+from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.api.v1alpha1 import Counter, RevisionRef, Shadow
 
 ALPHA = 0.01

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelrollout.analysis import confine
-from modelrollout.analysis.confine import confined
 from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.providers.prometheus import confinement
+from modelrollout.analysis.providers.prometheus.confinement import confined
 
 OURS = 'namespace="ours"'
 
@@ -28,7 +28,7 @@ def refused(query: str) -> str:
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    return list(confine._selectors(promql_parser.parse(query)))
+    return list(confinement._selectors(promql_parser.parse(query)))
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_whatever_is_written_nothing_gets_out_and_nothing_is_raised(query: str) 
 
 def test_what_is_sent_is_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A matcher that was forgotten anywhere is no query."""
-    monkeypatch.setattr(confine._Writer, "_selector", lambda self, e, length: setattr(self, "selectors", 1) or e.name)
+    monkeypatch.setattr(confinement._Writer, "_selector", lambda self, e, length: setattr(self, "selectors", 1) or e.name)
     assert "cannot be bound" in refused("forgotten")

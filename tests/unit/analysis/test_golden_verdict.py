@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.golden import judge_golden
-from modelrollout.api.tasks import Paired, TaskResult
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden
+from modelrollout.contract.tasks import Paired, TaskResult
 
 GOLDEN = Golden(uri="s3://data/golden.npz", max_drop=0.01, min=0.9)
 

@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
-from modelrollout.analysis.compare import difference_interval, log_evidence, share_log_evidence
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import Problem, ProblemKind
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
+from modelrollout.statistics.sequential import difference_interval, log_evidence, share_log_evidence
 
 ERRORS = Metric(name="errors", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)

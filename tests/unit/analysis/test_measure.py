@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.analysis.counters import spread_of
-from modelrollout.analysis.dispersion import dispersion
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.look import Counts, Measurement, counts_of, fold_in
+from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.measure import look
-from modelrollout.analysis.queries import Sources, Target
+from modelrollout.analysis.providers.prometheus.promql import Sources, Target
+from modelrollout.analysis.providers.prometheus.provider import look
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
+from modelrollout.statistics.dispersion import dispersion
 
 NEW, OLD = RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1)
 TARGET = Target("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")

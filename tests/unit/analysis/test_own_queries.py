@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from modelrollout.analysis.pause import FIRST_SECONDS, LONGEST_SECONDS, Pause, after_trouble
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.own import FRESH_SECONDS, KEPT_SECONDS, KEPT_SERIES, MOST_WAITING, OwnQueries
+from modelrollout.analysis.providers.prometheus.backoff import FIRST_SECONDS, LONGEST_SECONDS, Pause, after_trouble
+from modelrollout.analysis.providers.prometheus.namespace_queries import FRESH_SECONDS, KEPT_SECONDS, KEPT_SERIES, MOST_WAITING, OwnQueries
 
 SLOW = Problem("ProviderTimeout", "slow")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelrollout.analysis.plausible import more_labels_than_rows, off_weight
+from modelrollout.analysis.plausibility import more_labels_than_rows, off_weight
 from modelrollout.api.v1alpha1 import Counter
 
 Counts = tuple[float, float]  # of canary and stable

@@ -17,10 +17,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers import own, prometheus
-from modelrollout.analysis.providers.prometheus import PrometheusReader
-from modelrollout.analysis.scrape import Scrape
-from modelrollout.api.config import PrometheusProvider
+from modelrollout.analysis.providers.prometheus import client, namespace_queries
+from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape
+from modelrollout.config import PrometheusProvider
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-t0ken"
@@ -186,7 +186,7 @@ async def test_an_answer_in_another_format_is_named(body: str) -> None:
 
 
 async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 100_000)
 
     async def handler(_: web.Request) -> web.Response:
         return web.Response(text=json.dumps({"data": {"result": [{"metric": {"x": "y" * 1000}, "value": [1, "1"]}] * 1000}}))
@@ -196,7 +196,7 @@ async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_more_series_than_anybody_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "MAX_SERIES", 3)
+    monkeypatch.setattr(client, "MAX_SERIES", 3)
 
     async def handler(_: web.Request) -> web.Response:
         return vector(*[({"i": str(i)}, "1") for i in range(4)])
@@ -372,7 +372,7 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
 
 @pytest.mark.parametrize("how", ["hangs", "ends it", "dies"])
 async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(namespace_queries, "LIMIT_SECONDS", 0.2)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if request.query["query"] == "quick":

@@ -11,7 +11,8 @@ import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.queries import (
+from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read_counters, read_value
+from modelrollout.analysis.providers.prometheus.promql import (
     PLACEHOLDERS,
     Query,
     Sources,
@@ -23,7 +24,6 @@ from modelrollout.analysis.queries import (
     service_labels,
     unknown_placeholders,
 )
-from modelrollout.analysis.readings import Look, name_bounds, read_counters, read_value
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
 TARGET = Target("team-a", "digits", RevisionRef(revision="digits-new", number=3), RevisionRef(revision="digits-old", number=2), "traefik", 42.4)

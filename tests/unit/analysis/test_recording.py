@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.look import Reading
+from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.readings import Look
+from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

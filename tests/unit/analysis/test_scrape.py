@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus import obeying
-from modelrollout.analysis.scrape import SOURCES, Doubt, Scrape, ScrapeTarget, Source, doubt
-from modelrollout.api.config import OperatorConfig
+from modelrollout.analysis.providers.prometheus.client import obeying
+from modelrollout.analysis.providers.prometheus.scrape_rights import SOURCES, Doubt, Scrape, ScrapeTarget, Source, doubt
+from modelrollout.config import OperatorConfig
 
 REQUIRED = {
     "stores": [{"name": "s", "uri": "s3://models/"}],

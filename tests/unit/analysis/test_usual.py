@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.dispersion import dispersion
-from modelrollout.analysis.usual import counted, spread
+from modelrollout.analysis.providers.prometheus.history import counted, spread
+from modelrollout.statistics.dispersion import dispersion
 
 RNG = np.random.default_rng(7)
 

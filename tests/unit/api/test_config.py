@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.api.config import ArtifactStore, ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.config import ArtifactStore, ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
 
 MINIMAL = """
 stores: [{name: models, uri: s3://models}]

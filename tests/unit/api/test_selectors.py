@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from modelrollout.api.config import GatewayMetrics
 from modelrollout.api.selectors import fit, parse, promql
+from modelrollout.config import GatewayMetrics
 
 
 def test_matchers_are_read_and_stand_in_a_query_as_they_were_meant() -> None:

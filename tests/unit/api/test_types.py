@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelrollout.analysis.queries import service_labels
+from modelrollout.analysis.providers.prometheus.promql import service_labels
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, ModelDeploymentStatus, Optimization, same_version, seconds
-from modelrollout.rollout.steps import steps_of
+from modelrollout.rollout.strategy import steps_of
 from tests.unit.rollout import builders as b
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from modelrollout.api import uris
-from modelrollout.api.config import ConfigError, OperatorConfig, PrometheusProvider, Store, load_config
-from modelrollout.api.policy import RolloutPolicySpec
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.api.v1alpha1.policy import RolloutPolicySpec
+from modelrollout.config import ConfigError, OperatorConfig, PrometheusProvider, Store, load_config
 from modelrollout.crdgen.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY, crd
 
 CARRYING = (

@@ -12,8 +12,8 @@ import pytest
 from cli_fakes import STABLE, FakeKube, deployment, revision, rollout
 from typer.testing import Result
 
-from modelrollout.cli.report import Judged
-from modelrollout.cli.report_text import bar
+from modelrollout.cli.report.model import Judged
+from modelrollout.cli.report.text import bar
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION
 
 Cli = Callable[..., Result]

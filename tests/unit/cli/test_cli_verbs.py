@@ -273,7 +273,7 @@ class TestNamespace:
 
 
 def test_run_hands_over_to_the_controller(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = importlib.import_module("modelrollout.controller.app")
+    app = importlib.import_module("modelrollout.controller.process")
     seen: dict[str, Any] = {}
     monkeypatch.setattr(app, "run", lambda **options: seen.update(options))
     monkeypatch.setenv("POD_NAMESPACE", "operators")
@@ -293,7 +293,7 @@ def test_run_hands_over_to_the_controller(cli: Cli, tmp_path: Path, monkeypatch:
 
 
 def test_run_says_what_is_wrong_with_the_configuration(cli: Cli, tmp_path: Path) -> None:
-    importlib.import_module("modelrollout.controller.app")
+    importlib.import_module("modelrollout.controller.process")
     config = tmp_path / "config.yaml"
     config.write_text("stores: []")
     result = cli("run", "--config", str(config))
@@ -303,7 +303,7 @@ def test_run_says_what_is_wrong_with_the_configuration(cli: Cli, tmp_path: Path)
 
 
 def test_feedback_serves_with_the_rights_of_this_pod(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    feedback = pytest.importorskip("modelrollout.evaluator.feedback")
+    feedback = pytest.importorskip("modelrollout.feedback.service")
     seen: list[tuple[str, int, str]] = []
 
     class Connected:

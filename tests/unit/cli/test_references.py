@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from modelrollout.api import names
-from modelrollout.api.tasks import TASK_ENV
 from modelrollout.cli import main
 from modelrollout.cli.references import in_use
+from modelrollout.contract.tasks import TASK_ENV
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, Resource, Unreadable
-from modelrollout.kube.reading import Unread
+from modelrollout.kube.decoding import Unread
 from tests.unit.controller.fakecluster import Cluster
 
 FETCH = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/running"},"digest":"sha256:aa","model":"digits","number":1}'

@@ -11,11 +11,11 @@ from functools import reduce
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, Store
-from modelrollout.api.tasks import TASK_ENV, TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.controller.admission import Admission
-from modelrollout.controller.observe import Seen
+from modelrollout.config import ArtifactStore, Images, OperatorConfig, Store
+from modelrollout.contract.tasks import TASK_ENV, TaskResult
+from modelrollout.controller.lookups.lookups import Admission
+from modelrollout.controller.observe.observation import Seen
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
@@ -39,8 +39,8 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.kube.reading import Unread
-from modelrollout.rollout.facts import Assessment, Event, Snapshot
+from modelrollout.kube.decoding import Unread
+from modelrollout.rollout.snapshot import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)

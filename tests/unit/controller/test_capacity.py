@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.config import Capacity as Settings
-from modelrollout.controller.capacity import Capacity, extended, fits, free_gpus, in_use
+from modelrollout.config import Capacity as Settings
+from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, in_use
 from modelrollout.kube.client import DEPLOYMENT, NODE, POD, Forbidden, Listing, Object, Resource
-from modelrollout.rollout.facts import Gpus
+from modelrollout.rollout.snapshot import Gpus
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.api.tasks import CONTAINER_STEP, TASK_ENV, ExitCode, TaskResult
 from modelrollout.api.v1alpha1 import Optimization, Tune
-from modelrollout.controller.compare import strays
-from modelrollout.controller.work import work_of
+from modelrollout.contract.tasks import CONTAINER_STEP, TASK_ENV, ExitCode, TaskResult
+from modelrollout.controller.apply.diff import strays
+from modelrollout.controller.observe.job_state import work_of
 from modelrollout.kube.client import JOB, POD, Object
-from modelrollout.kube.kept import kept
+from modelrollout.kube.projection import kept
 from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
-from modelrollout.rollout.facts import Work
+from modelrollout.rollout.snapshot import Work
 from tests.unit.controller.fakecluster import of_job
 from tests.unit.resources import objects as o
 

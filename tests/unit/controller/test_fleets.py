@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.contract.tasks import TaskResult
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, MODEL_REVISION, Conflict, Forbidden, KubeError, Object
 from tests.unit.controller.fakecluster import KEY, Cluster, Operator
 from tests.unit.rollout import builders as b

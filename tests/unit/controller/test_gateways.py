@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelrollout.controller.gateways import KNOWN_SECONDS, UNKNOWN_SECONDS, Gateways
+from modelrollout.controller.lookups.gateways import KNOWN_SECONDS, UNKNOWN_SECONDS, Gateways
 from modelrollout.kube.client import Forbidden, NotFound, Object, Resource
-from modelrollout.rollout.facts import Problem
-from modelrollout.traffic.features import GatewayFacts
+from modelrollout.rollout.snapshot import Problem
+from modelrollout.traffic.gateway_api.features import GatewayFacts
 
 
 def of_gateway(gateway: Any) -> Object:

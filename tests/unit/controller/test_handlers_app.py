@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.app import Operator, counted_conditions
+from modelrollout.controller.process import Operator, counted_conditions
 from modelrollout.kube.cache import Key
 from modelrollout.kube.client import MODEL_DEPLOYMENT, Conflict, TooManyRequests
 from modelrollout.telemetry.metrics import Metrics

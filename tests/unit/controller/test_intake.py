@@ -15,10 +15,10 @@ from aiohttp import web
 from kopf._cogs.clients.api import iter_jsonlines
 
 from modelrollout.api import names
-from modelrollout.controller import handlers
+from modelrollout.controller import watch
 from modelrollout.controller.intake import LINE_BYTES, Intake
-from modelrollout.controller.unread import RETELL_SECONDS, STALE_SECONDS, UnreadObjects
-from modelrollout.kube import reading
+from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadObjects
+from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, Store
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -31,7 +31,7 @@ from modelrollout.kube.client import (
     Resource,
     Unavailable,
 )
-from modelrollout.kube.reading import Unread
+from modelrollout.kube.decoding import Unread
 from tests.unit.controller.fakecluster import KEY, WATCHED
 
 OURS = {names.LABEL_NAME: KEY[1]}
@@ -182,7 +182,7 @@ async def test_only_the_leader_posts_events(bench: Bench) -> None:
 
 
 async def test_a_namespace_has_a_share_of_the_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(reading, "NAMESPACE_BYTES", 50_000)
+    monkeypatch.setattr(decoding, "NAMESPACE_BYTES", 50_000)
     for n in range(20):
         bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", json.dumps({"x": "y" * 9000}), name=f"m{n}"), False)
     assert len(bench.store) == 4 and bench.unread.count() == {("ModelDeployment", KEY[0]): 16}
@@ -282,7 +282,7 @@ async def serve() -> AsyncIterator[Callable[[Callable[[web.Request], Awaitable[w
 
 async def through(bench: Bench, url: str, path: str) -> Any:
     """What kopf reads at the path: JSON, or of a watch the lines."""
-    session = handlers.session(kopf.ConnectionInfo(server=f"{url}/prefix"), bench.intake).aiohttp_session
+    session = watch.session(kopf.ConnectionInfo(server=f"{url}/prefix"), bench.intake).aiohttp_session
     async with session, session.get(f"{url}/prefix{path}") as response:
         if "watch" in path:
             return [json.loads(line) async for line in iter_jsonlines(response.content)]
@@ -323,7 +323,7 @@ async def test_kopfs_list_is_the_intakes(bench: Bench, serve: Any) -> None:
 
 @pytest.mark.parametrize("error", [Unavailable(503, "Away", "away"), RecursionError("x"), KeyError("x")])
 async def test_a_list_that_fails_is_for_kopf_a_broken_connection(bench: Bench, serve: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "RELIST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "RELIST_SECONDS", 0.0)
     bench.kube.error = error
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.config import NetworkPolicies, OperatorConfig
-from modelrollout.controller import app
+from modelrollout.config import NetworkPolicies, OperatorConfig
+from modelrollout.controller import process
 from modelrollout.kube.client import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,
@@ -318,7 +318,7 @@ def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_pol
             return "1"
 
     async def main() -> None:
-        operator = app.Operator(config(), Cluster(), Metrics(), "operators", "me")  # type: ignore[arg-type]
+        operator = process.Operator(config(), Cluster(), Metrics(), "operators", "me")  # type: ignore[arg-type]
         operator._resources, operator._intake = (NETWORK_POLICY, DEPLOYMENT), Listless()  # type: ignore[assignment]
         if resource == NETWORK_POLICY:
             await operator._resync()

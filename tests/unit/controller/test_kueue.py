@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.kueue import LABEL_JOB_UID, PATIENCE_SECONDS, told
+from modelrollout.controller.lookups.kueue import LABEL_JOB_UID, PATIENCE_SECONDS, told
 from modelrollout.kube.client import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Forbidden, Object, Resource
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
-from modelrollout.rollout.stages.move import CHECK_SECONDS
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 

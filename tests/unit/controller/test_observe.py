@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
-from modelrollout.api.tasks import TASK_ENV
-from modelrollout.controller.observe import Seen, observe
+from modelrollout.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
+from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.controller.observe.observation import Seen, observe
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -23,7 +23,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.rollout.facts import Server, Work
+from modelrollout.rollout.snapshot import Server, Work
 from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, holder_of
 from tests.unit.rollout import builders as b
 

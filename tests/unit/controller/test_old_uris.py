@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from modelrollout.api import uris
-from modelrollout.api.config import Store
-from modelrollout.api.tasks import Location, ResolveTask, TaskResult
 from modelrollout.cli.cluster import _printable
-from modelrollout.controller.observe import _spec
-from modelrollout.controller.work import work_of
-from modelrollout.jobs.frame import execute
+from modelrollout.config import Store
+from modelrollout.contract.tasks import Location, ResolveTask, TaskResult
+from modelrollout.controller.observe.job_state import work_of
+from modelrollout.controller.observe.observation import _spec
 from modelrollout.jobs.log import Progress
+from modelrollout.jobs.runner import execute
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.events import Events
 from modelrollout.resources.common import NotAllowedError, allowed
-from modelrollout.rollout.policy import NO_RULES, read
+from modelrollout.rollout.policy.rules import NO_RULES, read
 from tests.unit.api.test_uris import CARRYING
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
 from tests.unit.rollout import builders as b

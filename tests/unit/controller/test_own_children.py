@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.api import names
-from modelrollout.controller.observe import own
+from modelrollout.controller.observe.observation import own
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,

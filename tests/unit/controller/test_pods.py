@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.pods import Ending, down, ending, last_crash, pod_problem, running, starting, starting_since, stuck
+from modelrollout.controller.observe.pods import Ending, down, ending, last_crash, pod_problem, running, starting, starting_since, stuck
 from modelrollout.resources.hardening import DIED
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from modelrollout.api.policy import RolloutPolicyStatus
-from modelrollout.controller.namespaces import FRESH
-from modelrollout.controller.policies import Policies
+from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
+from modelrollout.controller.lookups.namespaces import FRESH
+from modelrollout.controller.lookups.policies import Policies
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
     DEPLOYMENT,

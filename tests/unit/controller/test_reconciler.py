@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.tasks import ServingConfig
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
-from modelrollout.controller.act import NotLeading
+from modelrollout.contract.tasks import ServingConfig
+from modelrollout.controller.apply.actor import NotLeading
 from modelrollout.kube.client import (
     DEPLOYMENT,
     EVENT,

@@ -10,8 +10,8 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
 from modelrollout.kube.client import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
-from modelrollout.resources.mirror import is_mirrored
-from modelrollout.rollout.facts import Assessment
+from modelrollout.resources.comparer import is_mirrored
+from modelrollout.rollout.snapshot import Assessment
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus
-from modelrollout.controller.observe import Seen
-from modelrollout.controller.policies import Policies
-from modelrollout.controller.slots import Slots
+from modelrollout.controller.lookups.policies import Policies
+from modelrollout.controller.lookups.slots import Slots
+from modelrollout.controller.observe.observation import Seen
 from modelrollout.kube import cache
 from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
 from modelrollout.rollout.decide import enlarged
-from modelrollout.rollout.holding import beyond
-from modelrollout.rollout.policy import Limit
-from modelrollout.rollout.slots import Claim, Held, stand, within
+from modelrollout.rollout.policy.rules import Limit
+from modelrollout.rollout.policy.slot_limits import beyond
+from modelrollout.rollout.policy.slots import Claim, Held, stand, within
 from tests.unit.controller.fakecluster import Cluster
 from tests.unit.rollout import builders as b
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.controller.observe import observe
+from modelrollout.controller.observe.observation import observe
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GATEWAY,
@@ -23,7 +23,7 @@ from modelrollout.kube.client import (
     Forbidden,
     Resource,
 )
-from modelrollout.rollout.facts import Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 
 from modelrollout.api import names
-from modelrollout.controller import versions
-from modelrollout.controller.versions import AGAIN_SECONDS, ServerVersions, ask
+from modelrollout.controller.lookups import triton_versions
+from modelrollout.controller.lookups.triton_versions import AGAIN_SECONDS, ServerVersions, ask
 from modelrollout.kube.client import Object
-from modelrollout.rollout.facts import Server
+from modelrollout.rollout.snapshot import Server
 
 KEY = ("ml", "digits")
 
@@ -107,7 +107,7 @@ def test_whatever_a_pod_answers_is_no_trouble(body: str, status: int, version: s
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        monkeypatch.setattr(versions.names, "PORT_HTTP", port)
+        monkeypatch.setattr(triton_versions.names, "PORT_HTTP", port)
         try:
             assert await ask("127.0.0.1") == version
         finally:

@@ -11,7 +11,7 @@ from demo import check, export, train
 from demo.data import CLASSES, PIXELS, Split
 from demo.net import Array, Net, Recipe
 from demo.net import train as train_net
-from modelrollout.optimizer import model
+from modelrollout.optimizer.model import inspect
 
 
 def blobs(n: int, seed: int = 0) -> Split:
@@ -59,7 +59,7 @@ def test_the_file_answers_as_the_net(net: Net, tmp_path: Path) -> None:
 
 def test_the_optimizer_takes_the_file(net: Net, tmp_path: Path) -> None:
     export.plain(net, tmp_path / "model.onnx")
-    info = model.check(tmp_path / "model.onnx")
+    info = inspect.check(tmp_path / "model.onnx")
     assert [(t.name, t.datatype, tuple(t.shape)) for t in info.inputs] == [("image", "FP32", (-1, PIXELS))]
     assert [t.name for t in info.outputs] == ["logits"]
 

@@ -8,8 +8,8 @@ from demo_operator import target
 
 from demo import DemoError, setup
 from demo.target import from_file
-from modelrollout.api.config import OperatorConfig
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.config import OperatorConfig
 
 
 def test_the_operator_knows_every_field_of_the_object() -> None:

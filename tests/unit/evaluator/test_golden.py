@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.analysis.gate import drop_interval
-from modelrollout.api.tasks import EvaluateTask, ExitCode, TaskResult
+from modelrollout.contract.tasks import EvaluateTask, ExitCode, TaskResult
 from modelrollout.evaluator import golden
 from modelrollout.evaluator.golden import percentile_ms
-from modelrollout.jobs import frame
+from modelrollout.jobs import runner
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import fetch
+from modelrollout.optimizer.store import object_store as fetch
+from modelrollout.statistics.paired import drop_interval
 from tests.unit.evaluator.triton_fake import FakeTriton, Model, serving
 from tests.unit.optimizer.job_fakes import ObjectStore, centres, dataset, labelled, npz, object_store, samples
 
@@ -132,7 +132,7 @@ def test_slices_are_compared_and_the_worst_told(setting: Setting, store: ObjectS
     worst = result.slices[0]
     assert (worst.name, worst.n) == ("sign=positive", int((sign == "positive").sum()))
     assert worst.only_baseline_right == result.paired.only_baseline_right
-    assert TaskResult.model_validate_json(frame.encode(result)) == result
+    assert TaskResult.model_validate_json(runner.encode(result)) == result
 
 
 def test_very_many_slices_leave_room_for_the_result(setting: Setting, store: ObjectStore) -> None:
@@ -142,7 +142,7 @@ def test_very_many_slices_leave_room_for_the_result(setting: Setting, store: Obj
     store.objects["/data/golden-many.npz"] = labelled(N, **many)
     result = setting.evaluate(data=dataset(store.s3("data/golden-many.npz"), slices=tuple(many)))
     assert result.slices_compared == 16 * 30 and 0 < len(result.slices) <= golden.SLICES
-    told = TaskResult.model_validate_json(frame.encode(result))
+    told = TaskResult.model_validate_json(runner.encode(result))
     assert (told.paired, told.slices) == (result.paired, result.slices)
 
 

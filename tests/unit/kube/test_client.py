@@ -15,7 +15,7 @@ import pytest_asyncio
 import yaml
 from aiohttp import web
 
-from modelrollout.kube import client, reading
+from modelrollout.kube import client, decoding
 from modelrollout.kube.client import (
     HTTP_ROUTE,
     JOB,
@@ -34,7 +34,7 @@ from modelrollout.kube.client import (
     Unavailable,
     Unreadable,
 )
-from modelrollout.kube.reading import Unread
+from modelrollout.kube.decoding import Unread
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-token-value"
@@ -336,7 +336,7 @@ async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> No
 
 
 async def test_a_list_has_a_limit_for_each_namespace(server: Server, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "NAMESPACE_BYTES", 15_000)
+    monkeypatch.setattr(decoding, "NAMESPACE_BYTES", 15_000)
     items = [{"metadata": {"name": f"{ns}{i}", "namespace": ns, "managedFields": "x" * 9000}} for i in range(20) for ns in ("a", "b")]
     items += [{"metadata": {"name": "small", "namespace": "c"}}]
     await answering(server, json.dumps({"metadata": {}, "items": items}).encode())

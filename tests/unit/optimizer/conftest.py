@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode, SourceFormat
+from modelrollout.contract.tasks import ExitCode, SourceFormat
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import convert, fetch
-from modelrollout.optimizer.originals import REFUSAL
+from modelrollout.optimizer.formats import REFUSAL, isolated
+from modelrollout.optimizer.store import object_store
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
+    monkeypatch.setattr(object_store, "RETRY", {"max_retries": 0})
 
 
 @pytest.fixture(scope="session")
-def originals_worker() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.unit.optimizer.originals_worker"]
+def formats_worker() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.unit.optimizer.formats_worker"]
     with subprocess.Popen(
         command, cwd=ROOT, env={"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}", "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -35,16 +35,16 @@ def originals_worker() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def together(originals_worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def together(formats_worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The program of ``originals`` without a process of its own for each task."""
 
     def ask(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
-        assert originals_worker.stdin and originals_worker.stdout
-        originals_worker.stdin.write(json.dumps([task, kind, str(path), str(folder)]) + "\n")
-        originals_worker.stdin.flush()
-        code = int(originals_worker.stdout.readline())
+        assert formats_worker.stdin and formats_worker.stdout
+        formats_worker.stdin.write(json.dumps([task, kind, str(path), str(folder)]) + "\n")
+        formats_worker.stdin.flush()
+        code = int(formats_worker.stdout.readline())
         if code == ExitCode.BAD_INPUT:
             raise bad_input(*json.loads((folder / REFUSAL).read_text()))
         assert code == ExitCode.OK
 
-    monkeypatch.setattr(convert, "apart", ask)
+    monkeypatch.setattr(isolated, "apart", ask)

@@ -7,7 +7,7 @@ import pickle
 import tarfile
 from typing import Any
 
-from modelrollout.api.tasks import Batching, Served, Tensor
+from modelrollout.contract.tasks import Batching, Served, Tensor
 from tests.unit.optimizer.backend_files import CONFIG, GRAPH, IR, MODEL_PY, PLAN, TORCHSCRIPT, engine, packed, vllm
 from tests.unit.optimizer.hostile import MODEL, Case, entry, tarred, zip_link, zipped
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import DataSet, Location, Recorded, TaskResult
+from modelrollout.contract.tasks import DataSet, Location, Recorded, TaskResult
 
 SALT = "5a17" * 4  # of a Job
 CLASSES = 3

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import DataSet, Gate, GateMetric, Location
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.contract.tasks import DataSet, Gate, GateMetric, Location
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.steps.context import Work
 
 SIDE = 8
 CLASSES = 4

@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 import pytest
 
-from modelrollout.api.tasks import AutoStep, DataSet, Gate, GateBudget, GateMetric, GraphStep, Location, PrepareTask, TaskResult, Training
+from modelrollout.contract.tasks import AutoStep, DataSet, Gate, GateBudget, GateMetric, GraphStep, Location, PrepareTask, TaskResult, Training
 from modelrollout.jobs.errors import JobError
-from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
+from modelrollout.jobs.runner import encode
 from modelrollout.optimizer import steps
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import open_session, predict
-from modelrollout.optimizer.steps import auto as module
-from modelrollout.optimizer.steps.auto import auto
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import open_session, predict
+from modelrollout.optimizer.steps.auto import auto as module
+from modelrollout.optimizer.steps.auto.auto import auto
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, object_store, samples, save
@@ -258,7 +258,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_makes_the_smallest_models(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prune and quantize together beat either; one rung of each ladder keeps the test short."""
-    from modelrollout.optimizer.search import plan
+    from modelrollout.optimizer.steps.auto import plan
 
     monkeypatch.setattr(plan, "SPARSITIES", (0.5,))
     monkeypatch.setattr(plan, "SIZES", (0.25,))

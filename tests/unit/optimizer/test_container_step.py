@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.api.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, PruneStep, TaskResult
+from modelrollout.contract.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, PruneStep, TaskResult
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import prepare
-from modelrollout.optimizer.model import check
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.steps import container
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, centres, classifier, dataset, known, labelled, object_store
 

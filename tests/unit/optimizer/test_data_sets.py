@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.api.tasks import DataSet, ExitCode, Location
+from modelrollout.contract.tasks import DataSet, ExitCode, Location
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.data import Data, batch_rows, batches, match, read_archive
+from modelrollout.optimizer.model.data import Data, batch_rows, batches, match, read_archive
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.job_fakes import npz
 
@@ -124,7 +124,7 @@ def test_slice_that_is_missing_or_too_long(tmp_path: Path) -> None:
 
 
 def test_unpacked_size_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelrollout.optimizer.data.DATA_LIMIT_BYTES", 50)
+    monkeypatch.setattr("modelrollout.optimizer.model.data.DATA_LIMIT_BYTES", 50)
     assert refusal(npz(x=X, labels=Y), tmp_path).reason == "TooLarge"
 
 

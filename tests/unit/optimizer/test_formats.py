@@ -15,12 +15,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from modelrollout.api.tasks import ExitCode, Gate, GateMetric, PrepareTask, TaskResult
+from modelrollout.contract.tasks import ExitCode, Gate, GateMetric, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import convert
-from modelrollout.optimizer.originals import ANSWERS
+from modelrollout.optimizer.formats import ANSWERS, isolated
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
@@ -84,7 +83,7 @@ def test_is_converted_and_answers_as_before(store: ObjectStore, models: dict[str
     report = json.loads(next(body for path, body in store.objects.items() if "/report-" in path))
     conversion = report["conversion"]
     assert (conversion["from"], conversion["samples"], conversion["generated"], conversion["apart"]) == (kind, N, False, 0)
-    assert set(convert.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
+    assert set(isolated.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("together")
@@ -128,7 +127,7 @@ def test_a_tree_that_leads_out_of_itself(store: ObjectStore, models: dict[str, b
 
 @pytest.mark.usefixtures("together")
 def test_an_unfaithful_conversion_is_refused(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = convert.apart
+    real = isolated.apart
 
     def otherwise(task: str, path: Path, kind: Any, folder: Path) -> None:
         real(task, path, kind, folder)
@@ -137,14 +136,14 @@ def test_an_unfaithful_conversion_is_refused(store: ObjectStore, models: dict[st
                 changed = {name: answers[name] + 0.01 for name in answers.files}
             np.savez(folder / ANSWERS, **changed)
 
-    monkeypatch.setattr(convert, "apart", otherwise)
+    monkeypatch.setattr(isolated, "apart", otherwise)
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert error.reason == "ConversionUnfaithful"
     assert "2000 of 2000 generated samples" in error.message
 
 
 def test_an_image_without_the_libraries(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "packages_distributions", lambda: {"onnxmltools": ["onnxmltools"]})
+    monkeypatch.setattr(isolated, "packages_distributions", lambda: {"onnxmltools": ["onnxmltools"]})
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert (error.reason, "images.trees" in error.message) == ("FlavourMissing", True)
 
@@ -165,8 +164,8 @@ def test_a_process_that_does_not_survive_the_file_leaves_a_reason(
     program.write_text(f"#!/bin/sh\n{ends}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(convert, "SECONDS", 1.0 if reason == "ModelTimeout" else 60.0)
+    monkeypatch.setattr(isolated, "SECONDS", 1.0 if reason == "ModelTimeout" else 60.0)
     with pytest.raises(JobError if reason else MemoryError) as error:
-        convert.apart("convert", tmp_path / "m", "LightGBM", tmp_path)
+        isolated.apart("convert", tmp_path / "m", "LightGBM", tmp_path)
     if isinstance(error.value, JobError):
         assert (error.value.reason, says in error.value.message) == (reason, True)

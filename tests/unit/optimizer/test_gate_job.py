@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, ExitCode, Gate, GateBudget, GateMetric, Int8Step, MetricResult, PrepareTask, TaskResult
+from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, ExitCode, Gate, GateBudget, GateMetric, Int8Step, MetricResult, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError
-from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
+from modelrollout.jobs.runner import encode
 from tests.unit.optimizer.job_fakes import CLASSES, SALT, ObjectStore, classifier, dataset, labelled, npz, object_store, samples
 
 N = 3000

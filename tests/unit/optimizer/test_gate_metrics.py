@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from modelrollout.api.tasks import Average, GateMetric, MetricName
+from modelrollout.contract.tasks import Average, GateMetric, MetricName
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.metrics import Answers, average_of, estimate
+from modelrollout.optimizer.gate.metrics import Answers, average_of, estimate
 
 RNG = np.random.default_rng(5)
 

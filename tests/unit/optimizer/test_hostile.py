@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.tasks import RESULT_LIMIT_BYTES, Gate, GateMetric, PrepareTask, Signature, TaskResult
+from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, Gate, GateMetric, PrepareTask, Signature, TaskResult
 from tests.unit.optimizer.hostile import CASES, GOOD, SIGNER, Case, changed, entry, external, pem, signature, tarred, zipped
 from tests.unit.optimizer.hostile_backends import BACKEND_CASES
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, object_store

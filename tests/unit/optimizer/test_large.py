@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import (
+from modelrollout.contract.tasks import (
     MAX_MODEL_BYTES,
     AutoStep,
     DistillStep,
@@ -35,11 +35,12 @@ from modelrollout.api.tasks import (
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import files, steps
-from modelrollout.optimizer.archive import gather
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.memory import expect_memory
-from modelrollout.optimizer.model import check, constants_inside
+from modelrollout.optimizer import steps
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.archive import gather
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check, constants_inside
+from modelrollout.optimizer.steps.memory import expect_memory
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 from tests.unit.optimizer.hostile import changed, external, zipped
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, npz, object_store, samples

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import ExitCode
+from modelrollout.contract.tasks import ExitCode
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.model import all_tensors, check, ending
+from modelrollout.optimizer.model.inspect import all_tensors, check, ending
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.job_fakes import classifier, save
 

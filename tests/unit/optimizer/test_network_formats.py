@@ -14,11 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from modelrollout.api.tasks import Batching, ExitCode, Gate, GateMetric, PrepareTask, TaskResult
+from modelrollout.contract.tasks import Batching, ExitCode, Gate, GateMetric, PrepareTask, TaskResult
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import convert
+from modelrollout.optimizer.formats import isolated
 from modelrollout.triton.config import parse
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, WRITTEN, N
@@ -86,7 +86,7 @@ def test_is_converted_with_its_own_names_and_answers_as_before(store: ObjectStor
     assert [output.name for output in session.get_outputs()] == outputs
     report = json.loads(published(store, "report-"))
     assert (report["conversion"]["from"], report["conversion"]["apart"], report["conversion"]["generated"]) == (kind, 0, True)
-    assert set(convert.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
+    assert set(isolated.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
     assert parse(published(store, "config-").decode()).max_batch_size == (0 if fixed else 8)
 
 
@@ -122,7 +122,7 @@ def test_a_format_that_was_not_said_names_itself(store: ObjectStore, models: dic
 
 
 def test_an_image_without_the_libraries(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "packages_distributions", lambda: {"tf2onnx": ["tf2onnx"]})
+    monkeypatch.setattr(isolated, "packages_distributions", lambda: {"tf2onnx": ["tf2onnx"]})
     with pytest.raises(JobError) as error:
         prepared(store, models["image.tflite"], "TFLite")
     assert (error.value.reason, "images.tensorflow" in error.value.message) == ("FlavourMissing", True)

@@ -12,13 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelrollout.api.config import ConfigError, OperatorConfig, load_config
-from modelrollout.api.tasks import Batching, Served
-from modelrollout.controller.pods import ending
+from modelrollout.config import ConfigError, OperatorConfig, load_config
+from modelrollout.contract.tasks import Batching, Served
+from modelrollout.controller.observe.pods import ending
 from modelrollout.jobs.errors import JobError
-from modelrollout.jobs.frame import parse_task
-from modelrollout.optimizer import archive, artifact, data, openvino_ir, passthrough_config, signature, vllm_engine
-from modelrollout.optimizer.model import check
+from modelrollout.jobs.runner import parse_task
+from modelrollout.optimizer.model import archive, data
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.passthrough import config, openvino, vllm
+from modelrollout.optimizer.store import artifact, signature
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.backend_files import CONFIG as PBTXT
 from tests.unit.optimizer.backend_files import ENGINE, IR, engine
@@ -163,9 +165,9 @@ def test_models(path: Path, content: bytes) -> None:
 @given(st.binary(max_size=200) | bent(PBTXT + b"max_batch_size: 4 parameters { key: 'a' value { string_value: 'b' } } instance_group { count: 2 }"))
 def test_configurations_of_others(content: bytes) -> None:
     with contextlib.suppress(JobError):
-        found = passthrough_config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
+        found = config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
         assert found.inputs and found.outputs
-        assert passthrough_config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found, (
+        assert config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found, (
             "what is written is read"
         )
 
@@ -175,7 +177,7 @@ def test_configurations_of_others(content: bytes) -> None:
 def test_networks_of_openvino(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with contextlib.suppress(JobError):
-        openvino_ir.check(path, 48, (TensorSpec("x", "FP32", (-1, 4)),), ())
+        openvino.check(path, 48, (TensorSpec("x", "FP32", (-1, 4)),), ())
 
 
 @FUZZ
@@ -184,7 +186,7 @@ def test_engines_of_vllm(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     target = path.with_name("engine")
     with contextlib.suppress(JobError):
-        found = json.loads(vllm_engine.resolved(path, ["weights/config.json"], target, code=False).read_bytes())
+        found = json.loads(vllm.resolved(path, ["weights/config.json"], target, code=False).read_bytes())
         assert found["model"].startswith("/models/.version/")
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.tasks import Batching, FetchTask, PrepareTask, Served, TaskResult, Tensor
+from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Served, TaskResult, Tensor
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import artifact
-from modelrollout.optimizer.prepare import interface_of
+from modelrollout.optimizer.pipeline.prepare import interface_of
+from modelrollout.optimizer.store import artifact
 from modelrollout.triton.config import parse, pb
 from tests.unit.optimizer.backend_files import CONFIG, IR, MODEL_PY, OPENVINO, PLAN, SAVED_MODEL, TORCHSCRIPT, engine, packed, vllm
 from tests.unit.optimizer.hostile import tarred, zipped

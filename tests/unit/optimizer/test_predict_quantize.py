@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import predict as predict_module
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import check_label_range, cpu_limit, open_session, predict, scores_or_classes
-from modelrollout.optimizer.quantize import quantize
+from modelrollout.optimizer.model import runtime as predict_module
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import check_label_range, cpu_limit, open_session, predict, scores_or_classes
+from modelrollout.optimizer.steps.quantize import quantize
 from tests.unit.optimizer.job_fakes import FEATURES, classifier, samples, save
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.api.tasks import (
+from modelrollout.contract.tasks import (
     RESULT_LIMIT_BYTES,
     Batching,
     DistillStep,
@@ -34,13 +34,14 @@ from modelrollout.api.tasks import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
-from modelrollout.jobs.frame import encode
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import artifact, steps
-from modelrollout.optimizer.fetch import Store
-from modelrollout.optimizer.prepare import inputs_of, interface_of, key_of
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.jobs.runner import encode
+from modelrollout.optimizer import steps
+from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key_of
+from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.store import artifact
+from modelrollout.optimizer.store.object_store import Store
 from modelrollout.triton.config import parse, serving_of
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, npz, object_store, samples
 

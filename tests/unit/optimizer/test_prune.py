@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.shape_inference import infer_shapes
 
-from modelrollout.api.tasks import DataSet, Location, PruneStep, Training
+from modelrollout.contract.tasks import DataSet, Location, PruneStep, Training
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.channels import Channels
+from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.prune import narrowed, prune
 from tests.unit.optimizer.job_fakes import classifier, save
 from tests.unit.optimizer.network_fakes import dense, depthwise, images, plain, residual, work

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from modelrollout.api.tasks import ExitCode
+from modelrollout.contract.tasks import ExitCode
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [f for folder in ("jobs", "optimizer", "evaluator") for f in sorted((ROOT / "operator" / "modelrollout" / folder).rglob("*.py"))]

@@ -21,10 +21,11 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelrollout.api.tasks import ExitCode, Location
+from modelrollout.contract.tasks import ExitCode, Location
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import fetch, http_client
-from modelrollout.optimizer.fetch import Store
+from modelrollout.optimizer.store import http_client
+from modelrollout.optimizer.store import object_store as fetch
+from modelrollout.optimizer.store.object_store import Store
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
 
 FIELD = "spec.model.uri"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.api.tasks import DataSet, Int8Step, Location, PruneStep, Training
-from modelrollout.optimizer.search.choice import OBJECTIVES, WORTH, Objective, Point, choose, cost_of, frontier
-from modelrollout.optimizer.search.plan import SOURCE, Candidate, Means, Outcome, next_candidate
+from modelrollout.contract.tasks import DataSet, Int8Step, Location, PruneStep, Training
+from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
+from modelrollout.statistics.frontier import OBJECTIVES, WORTH, Objective, Point, choose, cost_of, frontier
 
 DATA = DataSet(location=Location(uri="s3://data/x"))
 TRAINING = Training(data=DATA)

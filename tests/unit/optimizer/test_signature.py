@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from model_signing import hashing, signing
 
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.signature import check
+from modelrollout.optimizer.store.signature import check
 
 MODEL = b"the model" * 1000
 SHA = hashlib.sha256(MODEL).hexdigest()

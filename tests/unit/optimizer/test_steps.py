@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import DataSet, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location, PruneStep, Step, Training
+from modelrollout.contract.tasks import DataSet, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location, PruneStep, Step, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.model import check, sort_nodes
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check, sort_nodes
 from modelrollout.optimizer.steps.graph import graph
 from modelrollout.optimizer.steps.half_precision import half_precision
 from modelrollout.optimizer.steps.int4 import int4
@@ -201,7 +201,7 @@ def test_steps_in_order(tmp_path: Path) -> None:
 
 
 def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelrollout.api.tasks import PruneStep, Training
+    from modelrollout.contract.tasks import PruneStep, Training
 
     training = Training(data=CALIBRATION)
     assert steps.tools(PruneStep(sparsity=0.5), "f") == {}

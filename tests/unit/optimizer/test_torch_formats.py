@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.api.tasks import ExitCode, PrepareTask, TaskResult, Tensor, Tensors
+from modelrollout.contract.tasks import ExitCode, PrepareTask, TaskResult, Tensor, Tensors
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
-from modelrollout.optimizer import convert
-from modelrollout.optimizer.archive import extract
-from modelrollout.optimizer.model import ModelInfo
-from modelrollout.optimizer.originals import exported_program, pt2_archive, torch_script
-from modelrollout.optimizer.originals.torch_operators import check_kind, check_target
+from modelrollout.optimizer.formats import exported_program, isolated, pt2_archive, torch_script
+from modelrollout.optimizer.formats.torch_operators import check_kind, check_target
+from modelrollout.optimizer.model.archive import extract
+from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.hostile import zipped
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, object_store
@@ -57,7 +56,7 @@ def store() -> Iterator[ObjectStore]:
 @pytest.fixture
 def flavour(together: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if PyTorch were there; what is refused before it is asked never finds out."""
-    monkeypatch.setattr(convert, "packages_distributions", lambda: {"torch": ["numpy"], "onnxscript": ["numpy"]})
+    monkeypatch.setattr(isolated, "packages_distributions", lambda: {"torch": ["numpy"], "onnxscript": ["numpy"]})
 
 
 def prepared(store: ObjectStore, model: bytes, kind: str | None = "PyTorch", tensors: Tensors | None = TENSORS) -> TaskResult:
@@ -288,10 +287,10 @@ def test_examples_have_the_sizes_that_are_said() -> None:
 def test_the_converted_model_is_what_was_said(outputs: tuple[TensorSpec, ...], says: str | None) -> None:
     info = ModelInfo((TensorSpec("x", "FP32", (-1, 4)),), outputs, 18, False)
     if says is None:
-        convert.expect_tensors(TENSORS, info)
+        isolated.expect_tensors(TENSORS, info)
         return
     with pytest.raises(JobError) as error:
-        convert.expect_tensors(TENSORS, info)
+        isolated.expect_tensors(TENSORS, info)
     assert error.value.reason == "TensorMismatch"
     assert error.value.message.startswith("spec.serving.triton.outputs: ")
     assert says in error.value.message

@@ -12,12 +12,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.api.tasks import DataSet, DistillStep, Location, ModelFile, Training
+from modelrollout.contract.tasks import DataSet, DistillStep, Location, ModelFile, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.quantize import quantize
+from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.steps.distill import distill, teacher_scores
+from modelrollout.optimizer.steps.quantize import quantize
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 from tests.unit.optimizer.job_fakes import save

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import ArtifactStore, Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
-from modelrollout.resources import jobs, network, routes, server
+from modelrollout.config import ArtifactStore, Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
+from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import Object, Owner
+from modelrollout.traffic.gateway_api import routes
 
 NAME = "m" + "x" * 38 + "9"  # 40 characters
 SHA = "ab" * 32
@@ -83,7 +84,7 @@ def everything() -> list[Object]:
         server.revision_service(OWNER, NAME, 7),
         server.stable_service(DEPLOYMENT, REVISION),
         server.disruption_budget(DEPLOYMENT, REVISION),
-        *network.policies(DEPLOYMENT, [], POLICIES),
+        *network_policies.policies(DEPLOYMENT, [], POLICIES),
         *routes.routes(DEPLOYMENT, TRAFFIC, routes.client_rules((("digits-1", 95), (REVISION, 5)))),
     ]
 
@@ -107,7 +108,7 @@ def task(obj: Object) -> dict[str, Any]:
     """The task that a Job's program, or the init container, finds in its environment."""
     import json
 
-    from modelrollout.api.tasks import TASK_ENV
+    from modelrollout.contract.tasks import TASK_ENV
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
     component = obj["metadata"]["labels"][names.LABEL_COMPONENT]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from modelrollout.api import names
-from modelrollout.api.tasks import CREDENTIALS_DIR, Task
+from modelrollout.contract.tasks import CREDENTIALS_DIR, Task
 from modelrollout.resources.common import Object
 from tests.unit.resources import objects as o
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.tasks import TIMEOUT_ENV, ExitCode
 from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature, Triton
+from modelrollout.contract.tasks import TIMEOUT_ENV, ExitCode
 from modelrollout.resources import server
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.config import NetworkPolicies
 from modelrollout.api.v1alpha1 import RevisionRef, Shadow
-from modelrollout.resources import mirror, network
+from modelrollout.config import NetworkPolicies
+from modelrollout.resources import comparer, network_policies
 from modelrollout.resources.common import Object, Owner
 from tests.network_policies import End, allowed
 from tests.unit.resources import objects as o
@@ -28,8 +28,8 @@ CONFIG = NetworkPolicies.model_validate(
         ],
     }
 )
-POLICIES = network.policies(o.DEPLOYMENT, ["shop"], CONFIG)
-OTHER = network.policies(Owner("ModelDeployment", "other", "ml", "uid-other"), [], CONFIG)
+POLICIES = network_policies.policies(o.DEPLOYMENT, ["shop"], CONFIG)
+OTHER = network_policies.policies(Owner("ModelDeployment", "other", "ml", "uid-other"), [], CONFIG)
 SHADOW = Shadow.model_validate({"minAgreement": 0.99})
 
 
@@ -38,7 +38,7 @@ def labelled(obj: Object, address: str) -> End:
     return End(address, obj["metadata"]["namespace"], obj["spec"]["template"]["metadata"]["labels"])
 
 
-COMPARER = mirror.comparer(
+COMPARER = comparer.comparer(
     o.DEPLOYMENT, RevisionRef(revision=o.REVISION, number=7), RevisionRef(revision="digits-1", number=6), SHADOW, o.SERVING, o.CONFIG
 )
 ENDS = {
@@ -125,7 +125,7 @@ def test_a_tenants_own_policy_can_open_more_and_close_nothing() -> None:
 def test_a_rule_for_nobody_is_left_out_and_is_none_for_everybody(part: str) -> None:
     """Kubernetes takes an empty list of peers for all of them."""
     config = CONFIG.model_copy(update={part: type(CONFIG.proxies)(), "stores": []})
-    made = network.policies(o.DEPLOYMENT, [], config)
+    made = network_policies.policies(o.DEPLOYMENT, [], config)
     for policy in made:
         for side, peers in (("ingress", "from"), ("egress", "to")):
             assert all(rule[peers] and rule["ports"] for rule in policy["spec"][side])
@@ -135,7 +135,7 @@ def test_a_rule_for_nobody_is_left_out_and_is_none_for_everybody(part: str) -> N
 
 def test_a_wide_range_leaves_out_what_is_near_and_a_named_one_means_it() -> None:
     def block(address: str) -> Object:
-        return network._block(address)
+        return network_policies._block(address)
 
     assert block("0.0.0.0/0") == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16", "100.100.100.200/32"]}
     assert block("::/0") == {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}
@@ -148,7 +148,7 @@ def test_a_wide_range_leaves_out_what_is_near_and_a_named_one_means_it() -> None
 def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
     """digits and digits-jobs, say: each name ends with what it is for."""
     both = [
-        p["metadata"]["name"] for name in ("digits", "digits-jobs") for p in network.policies(Owner("ModelDeployment", name, "ml", "u"), [], CONFIG)
+        p["metadata"]["name"] for name in ("digits", "digits-jobs") for p in network_policies.policies(Owner("ModelDeployment", name, "ml", "u"), [], CONFIG)
     ]
     assert len(set(both)) == 8
 
@@ -156,8 +156,8 @@ def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
 def test_one_word_more_is_another_policy() -> None:
     servers, _, jobs, _ = POLICIES
     kept = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
-    assert jobs["spec"]["ingress"] == [] and network.says_the_same({"spec": kept}, jobs)
-    assert not network.says_the_same({"spec": kept | {"ingress": [{}]}}, jobs)
-    assert not network.says_the_same({"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers)
-    assert not network.says_the_same({"spec": servers["spec"] | {"policyTypes": ["Egress"]}}, servers)
-    assert not network.says_the_same({}, servers)
+    assert jobs["spec"]["ingress"] == [] and network_policies.says_the_same({"spec": kept}, jobs)
+    assert not network_policies.says_the_same({"spec": kept | {"ingress": [{}]}}, jobs)
+    assert not network_policies.says_the_same({"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers)
+    assert not network_policies.says_the_same({"spec": servers["spec"] | {"policyTypes": ["Egress"]}}, servers)
+    assert not network_policies.says_the_same({}, servers)

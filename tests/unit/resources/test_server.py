@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.config import Drain, Images
-from modelrollout.api.tasks import FetchTask, ServingConfig
 from modelrollout.api.v1alpha1 import Serving
+from modelrollout.config import Drain, Images
+from modelrollout.contract.tasks import FetchTask, ServingConfig
 from modelrollout.resources import server
 from tests.unit.resources import objects as o
 

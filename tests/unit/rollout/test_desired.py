@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Draining, StepEvidence
 from modelrollout.rollout.desired import desired, human_bytes, replicas, revision_status, service_selector, share_replicas, split
-from modelrollout.rollout.facts import Desired, Server, Snapshot
+from modelrollout.rollout.snapshot import Desired, Server, Snapshot
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

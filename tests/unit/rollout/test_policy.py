@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.config import Queries
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
-from modelrollout.rollout.borrowed import not_lent
-from modelrollout.rollout.demands import gpus_asked, query_refused, unmet
-from modelrollout.rollout.policy import NO_RULES, Policy, combine, effective, filled, frozen, read
+from modelrollout.config import Queries
+from modelrollout.rollout.policy.allowances import not_lent
+from modelrollout.rollout.policy.requirements import gpus_asked, query_refused, unmet
+from modelrollout.rollout.policy.rules import NO_RULES, Policy, combine, effective, filled, frozen, read
 from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout import builders as b
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.look import Reading
+from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.readings import Look
+from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.replay import Moment, Replayed, replay
-from modelrollout.rollout.steps import strategy_of
+from modelrollout.rollout.strategy import strategy_of
 from tests.unit.rollout import builders as b
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.rollout.facts import Problem
+from modelrollout.rollout.snapshot import Problem
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import World
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.effective import MAX_METRICS
-from modelrollout.analysis.processes import FOLLOWED, GROUPS
+from modelrollout.analysis.metrics import MAX_METRICS
+from modelrollout.analysis.process_groups import FOLLOWED, GROUPS
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strategy, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
-from modelrollout.rollout.facts import Assessment, Problem, Server, Snapshot, Traffic, stamp
-from modelrollout.rollout.present import present
+from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.status import present
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode, TaskResult
 from modelrollout.api.v1alpha1 import VerdictName
+from modelrollout.contract.tasks import ExitCode, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split, stage_job
-from modelrollout.rollout.facts import Problem, Work
-from modelrollout.rollout.policy import NO_RULES, combine, read
+from modelrollout.rollout.policy.rules import NO_RULES, combine, read
+from modelrollout.rollout.snapshot import Problem, Work
 from tests.unit.rollout import builders as b
 
 GOLDEN = b.spec(2, golden=True, steps=b.STEPS)

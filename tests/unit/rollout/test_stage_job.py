@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, Work
+from modelrollout.rollout.snapshot import Problem, Work
 from modelrollout.rollout.stages.job import LOST_SECONDS, MAX_LOST, under_way
 from tests.unit.rollout import builders as b
 

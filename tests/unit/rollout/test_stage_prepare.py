@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from modelrollout.api.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
+from modelrollout.contract.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
-from modelrollout.rollout.facts import Problem, Shared, Work
+from modelrollout.rollout.snapshot import Problem, Shared, Work
 from tests.unit.rollout import builders as b
 
 MADE = TaskResult(

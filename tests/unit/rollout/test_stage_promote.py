@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
-from modelrollout.rollout.facts import Problem, Server, Traffic
+from modelrollout.rollout.snapshot import Problem, Server, Traffic
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

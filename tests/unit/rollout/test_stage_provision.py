@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, Server
+from modelrollout.rollout.snapshot import Problem, Server
 from tests.unit.rollout import builders as b
 
 DEADLINE = {"progressDeadline": "10m"}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import QueueStatus
+from modelrollout.contract.tasks import TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
-from modelrollout.rollout.facts import Gpus, Problem, Server, Slot, Snapshot, Verb, Work
-from modelrollout.rollout.policy import Rules, combine, read
+from modelrollout.rollout.policy.rules import Rules, combine, read
+from modelrollout.rollout.snapshot import Gpus, Problem, Server, Slot, Snapshot, Verb, Work
 from tests.unit.rollout import builders as b
 
 

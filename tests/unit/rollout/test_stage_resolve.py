@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from modelrollout.api.tasks import TaskResult
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.contract.tasks import TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, Work
+from modelrollout.rollout.snapshot import Problem, Work
 from tests.unit.rollout import builders as b
 
 FOUND = Work("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))

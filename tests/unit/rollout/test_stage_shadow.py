@@ -10,10 +10,10 @@ import pytest
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, measured, replicas, split
-from modelrollout.rollout.facts import Assessment, MirrorFacts, Plan, Problem, Server, Snapshot, Traffic, Verb
-from modelrollout.rollout.policy import combine, read
-from modelrollout.rollout.stages.onward import outputs_of
-from modelrollout.traffic.mirror import mirror_of
+from modelrollout.rollout.policy.rules import combine, read
+from modelrollout.rollout.snapshot import Assessment, MirrorFacts, Plan, Problem, Server, Snapshot, Traffic, Verb
+from modelrollout.rollout.stages.next_stage import outputs_of
+from modelrollout.traffic.gateway_api.mirror import mirror_of
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import World
 

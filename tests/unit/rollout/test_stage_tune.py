@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
+from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, stage_job
-from modelrollout.rollout.facts import Problem, Server, Snapshot, Work
+from modelrollout.rollout.snapshot import Problem, Server, Snapshot, Work
 from modelrollout.rollout.stages.tune import served_with
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import World

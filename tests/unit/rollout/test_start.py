@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.facts import Problem, Snapshot
+from modelrollout.rollout.snapshot import Problem, Snapshot
 from modelrollout.rollout.transitions import pin
 from tests.unit.rollout import builders as b
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.look import carried_of
+from modelrollout.analysis.measurement import carried_of
 from modelrollout.api.v1alpha1 import Counter, Draining, Held, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence, VerdictName
+from modelrollout.rollout.assessment import to_measure
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, desired, matched, measured, preview, replicas, split
-from modelrollout.rollout.facts import Assessment, Plan, Problem, Server, Snapshot, Traffic, stamp
-from modelrollout.rollout.judgement import to_measure
-from modelrollout.rollout.rebuild import sound
-from modelrollout.rollout.stages.move import GRACE_SECONDS
-from modelrollout.rollout.steps import with_traffic
+from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.stages.waiting import GRACE_SECONDS
+from modelrollout.rollout.strategy import with_traffic
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -182,7 +182,7 @@ def test_a_weight_rises_only_with_the_pods_for_it() -> None:
 
 
 def test_a_weight_skipped_by_hand_has_no_more_than_was_reached() -> None:
-    from modelrollout.rollout.facts import Verb
+    from modelrollout.rollout.snapshot import Verb
 
     s = replace(scaled(1), verbs=(Verb("promote", V2, "n", "2/3"),))
     to = b.moved(decide(s, b.START)).step
@@ -241,7 +241,7 @@ def test_the_next_weight_counts_for_itself() -> None:
 
 
 def test_who_went_on_without_a_verdict_is_not_asked_again_at_the_weight_before() -> None:
-    from modelrollout.rollout.facts import Verb
+    from modelrollout.rollout.snapshot import Verb
 
     s = b.in_canary(wanted=scaled(1).spec, at_step=b.step(0, 5), servers=scaled(1).servers, assessment=counted("Inconclusive", 9))
     to = b.moved(decide(replace(s, verbs=(Verb("promote", V2, "n", "1/3"),)), b.START)).step
@@ -521,7 +521,7 @@ def unreadable(s: Snapshot, **changes: Any) -> Snapshot:
 
 
 def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:
-    from modelrollout.rollout.facts import Verb
+    from modelrollout.rollout.snapshot import Verb
 
     s = unreadable(b.in_canary(verbs=(Verb("promote", V2, "p", "1/3"), Verb("abort", V2, "n"))))
     plan = decide(s, b.START)

@@ -10,7 +10,7 @@ import pytest
 from modelrollout.api.v1alpha1 import Held, RestartStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
-from modelrollout.rollout.facts import Server, Snapshot, Verb
+from modelrollout.rollout.snapshot import Server, Snapshot, Verb
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.test_verbs import refusal
 

@@ -13,8 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
@@ -27,11 +25,17 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
+from modelrollout.config import OperatorConfig
+from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.resources.endpoints import matches
-from modelrollout.rollout import steps as stepping
+from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, has_pods_for, matched, measured, preview, service_selector, split, stage_job
-from modelrollout.rollout.facts import (
+from modelrollout.rollout.in_place import floor, sharing
+from modelrollout.rollout.policy.mandatory_metrics import steps_of
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, frozen
+from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.snapshot import (
     QUARANTINED,
     Assessment,
     Desired,
@@ -49,12 +53,8 @@ from modelrollout.rollout.facts import (
     in_flight,
     still_draining,
 )
-from modelrollout.rollout.in_place import floor, sharing
-from modelrollout.rollout.mandate import steps_of
-from modelrollout.rollout.policy import NO_RULES, Rules, frozen
-from modelrollout.rollout.rebuild import sound
-from modelrollout.rollout.stages.move import GRACE_SECONDS
-from modelrollout.traffic.mirror import Mirror, MirrorRouter, mirror_of
+from modelrollout.rollout.stages.waiting import GRACE_SECONDS
+from modelrollout.traffic.gateway_api.mirror import Mirror, MirrorRouter, mirror_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
 from tests.unit.rollout import builders
 
@@ -134,7 +134,7 @@ class World:
     # --- the operator -------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """As ``controller.observe`` makes it."""
+        """As ``controller.observe.observation`` makes it."""
         s = Snapshot(
             name=builders.NAME,
             namespace=builders.NAMESPACE,
@@ -254,7 +254,7 @@ class World:
         self.check()
 
     def writes(self, s: Snapshot, desired: Desired) -> Iterator[Callable[[], None]]:
-        """The writes of ``controller.act`` in its order; each may be the last one."""
+        """The writes of ``controller.apply.actor`` in its order; each may be the last one."""
         if desired.new_revision is not None:
             yield lambda: self._create_revision(s, desired)
             return

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from modelrollout.telemetry import guard
-from modelrollout.telemetry.guard import Exposition, GuardedServer, HttpLimits, room_for
+from modelrollout.telemetry import http_guard
+from modelrollout.telemetry.http_guard import Exposition, GuardedServer, HttpLimits, room_for
 from modelrollout.telemetry.rate import Rate
 
 LIMITS = HttpLimits(connections=64, connections_per_source=32, connections_per_second=10_000, head_seconds=30, idle_seconds=60, request_seconds=30)
@@ -140,7 +140,7 @@ async def test_one_source_cannot_have_more_than_its_share_and_is_told() -> None:
 
 
 async def test_behind_one_address_the_newest_takes_the_place_of_who_has_long_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(http_guard, "TURN_SECONDS", 0.0)
     async with world(connections_per_source=3) as w:
         served = await w.connect("127.0.0.2")
         assert await served.ask() == 200
@@ -152,7 +152,7 @@ async def test_behind_one_address_the_newest_takes_the_place_of_who_has_long_ask
 
 
 async def test_a_request_that_is_worked_on_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(http_guard, "TURN_SECONDS", 0.0)
     async with world(connections_per_source=2, connections=2) as w:
         working = [asyncio.create_task((await w.connect("127.0.0.2")).ask("/held")) for _ in range(2)]
         await until(lambda: w.app.began == 2)
@@ -212,7 +212,7 @@ async def test_the_second_head_of_a_connection_has_the_same_limit() -> None:
         assert await client.ask() == 200
         client.writer.write(HALF)
         await client.ended()
-        assert w.server.closed == {**dict.fromkeys(guard.REASONS, 0), "head_time": 1}
+        assert w.server.closed == {**dict.fromkeys(http_guard.REASONS, 0), "head_time": 1}
 
 
 async def test_between_requests_there_is_another_limit() -> None:
@@ -267,7 +267,7 @@ async def test_a_time_limit_of_the_handlers_own_is_not_taken_for_ours() -> None:
 @pytest.mark.parametrize("path", ["/echo", "/nothing"])
 async def test_a_chunked_body_without_end_is_cut(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is read by the limit on bodies, where nobody reads it after a while in which the sender may read the answer."""
-    monkeypatch.setattr(guard, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(http_guard, "LINGER_SECONDS", 0.3)
     async with world() as w:
         client = await w.connect(send=b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
         status = asyncio.create_task(client.status())
@@ -300,7 +300,7 @@ async def test_a_body_that_nobody_reads_takes_little_memory() -> None:
         sending = asyncio.create_task(flood(client, b"x" * 65536))
         await until(lambda: not protocol.transport.is_reading())  # type: ignore[attr-defined]
         held = protocol._current_request.content.total_raw_bytes  # type: ignore[attr-defined]
-        assert held <= 5 * guard.CHUNK_BYTES
+        assert held <= 5 * http_guard.CHUNK_BYTES
         client.writer.transport.abort()
         await sending
 
@@ -354,7 +354,7 @@ async def test_slow_readers_of_metrics_are_cut_off_for_others(monkeypatch: pytes
     app.add_routes([web.get("/metrics", Exposition(registry).answer)])
     server = GuardedServer("test", app, LIMITS, shutdown_timeout=0.1)
     w = World(server, await server.start("127.0.0.1", 0), App())
-    monkeypatch.setattr(guard, "EXPOSITIONS", 2)
+    monkeypatch.setattr(http_guard, "EXPOSITIONS", 2)
     slow = [await w.connect(send=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(4)]
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{w.port}/metrics") as response:
         assert len(await response.read()) > 5_000_000
@@ -390,7 +390,7 @@ async def test_the_event_loop_turns_while_metrics_are_put_into_words(monkeypatch
         loop.call_soon_threadsafe(turned.set)
         return b"turned" if turned.wait(PATIENCE) else b"stood still"
 
-    monkeypatch.setattr(guard, "generate_latest", words)
+    monkeypatch.setattr(http_guard, "generate_latest", words)
     assert await Exposition(CollectorRegistry())._text() == b"turned"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modelrollout.rollout.facts import Problem
-from modelrollout.traffic.features import GatewayFacts, missing_features, needed_features, route_problem, supported_features
+from modelrollout.rollout.snapshot import Problem
+from modelrollout.traffic.gateway_api.features import GatewayFacts, missing_features, needed_features, route_problem, supported_features
 from tests.unit.rollout import builders as b
 
 METHOD = "HTTPRouteMethodMatching"

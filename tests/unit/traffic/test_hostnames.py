@@ -9,7 +9,7 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.resources.common import Object
-from modelrollout.rollout.policy import NO_RULES, Rules
+from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, Standing, asked, asked_as_stored, foreign_route, stand, version_of
 from tests.unit.rollout import builders as b
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.config import OperatorConfig
-from modelrollout.api.tasks import CompareTask
 from modelrollout.api.v1alpha1 import MirrorWay, RevisionRef, Shadow
-from modelrollout.controller.compare import covers
+from modelrollout.config import OperatorConfig
+from modelrollout.contract.tasks import CompareTask
+from modelrollout.controller.apply.diff import covers
 from modelrollout.resources.common import Owner
-from modelrollout.resources.mirror import is_mirrored
-from modelrollout.rollout.facts import Problem, Server
-from modelrollout.traffic.features import GatewayFacts
-from modelrollout.traffic.mirror import Mirror, MirrorRouter, way_of
+from modelrollout.resources.comparer import is_mirrored
+from modelrollout.rollout.snapshot import Problem, Server
+from modelrollout.traffic.gateway_api.features import GatewayFacts
+from modelrollout.traffic.gateway_api.mirror import Mirror, MirrorRouter, way_of
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, weights
 from tests.unit.rollout import builders as b
 

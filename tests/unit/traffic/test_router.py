@@ -9,8 +9,8 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
-from modelrollout.resources.routes import is_of_clients
-from modelrollout.rollout.facts import Server
+from modelrollout.rollout.snapshot import Server
+from modelrollout.traffic.gateway_api.routes import is_of_clients
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, weights
 
 NAME = "digits"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import text_format
 
-from modelrollout.api.tasks import Batching
+from modelrollout.contract.tasks import Batching
 from modelrollout.triton.config import BatchingImpossible, parse, pb, render
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 

@@ -366,7 +366,7 @@ class ModelDeploymentStatus(StatusModel):
     last_number: int = 0
     handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
     policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
-    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.policy:DefaultsInForce", bare=True)] | None = Field(
+    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.policy:DefaultsInForce", bare=True)] | None = Field(
         None, description="What they fill in where spec.rollout leaves a field out."
     )
     address: Address | None = None

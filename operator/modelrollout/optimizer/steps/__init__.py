@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
 
-from modelrollout.api.tasks import (
+from modelrollout.contract.tasks import (
     ONE_FILE_BYTES,
     AutoStep,
     ContainerStep,
@@ -26,13 +26,13 @@ from modelrollout.api.tasks import (
 )
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import LOGGER
-from modelrollout.optimizer import files
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.limits import memory_limit
-from modelrollout.optimizer.memory import expect_memory
-from modelrollout.optimizer.model import check, constants_inside
-from modelrollout.optimizer.predict import ORT_ERRORS, Advance, open_session, tell_memory
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import check, constants_inside
+from modelrollout.optimizer.model.limits import memory_limit
+from modelrollout.optimizer.model.runtime import ORT_ERRORS, Advance, open_session, tell_memory
+from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.memory import expect_memory
 from modelrollout.triton.layout import MODEL_FILE
 
 _TRAINING = ("jax", "jaxlib", "optax")
@@ -109,7 +109,7 @@ def _run(step: Step, work: Work) -> dict[str, Any]:
 
             return container(step, work)
         case AutoStep():
-            from modelrollout.optimizer.steps.auto import auto
+            from modelrollout.optimizer.steps.auto.auto import auto
 
             return auto(step, work)
 

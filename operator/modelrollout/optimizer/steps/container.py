@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from modelrollout.api.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, MAX_MODEL_BYTES, OUT_DIR, ContainerStep
+from modelrollout.contract.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, MAX_MODEL_BYTES, OUT_DIR, ContainerStep
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.model import ModelInfo, check
-from modelrollout.optimizer.predict import open_session
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.inspect import ModelInfo, check
+from modelrollout.optimizer.model.runtime import open_session
+from modelrollout.optimizer.steps.context import Work
 from modelrollout.triton.layout import DATA_FILE
 
 

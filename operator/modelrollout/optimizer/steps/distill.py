@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.api.tasks import DistillStep
+from modelrollout.contract.tasks import DistillStep
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.channels import Channels
-from modelrollout.optimizer.data import Data, batch_rows, batches
-from modelrollout.optimizer.model import ModelInfo, check
-from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_output
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.inspect import ModelInfo, check
+from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
+from modelrollout.optimizer.steps.channels import Channels
+from modelrollout.optimizer.steps.context import Work
 from modelrollout.optimizer.steps.prune import narrowed
-from modelrollout.optimizer.steps.work import Work
 
 _LEAST = 1e-30  # of a probability, before its logarithm
 

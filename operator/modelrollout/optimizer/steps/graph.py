@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelrollout.api.tasks import GraphStep
-from modelrollout.optimizer import files
-from modelrollout.optimizer.model import parse
-from modelrollout.optimizer.predict import ORT_ERRORS, ort, refused
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.contract.tasks import GraphStep
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.inspect import parse
+from modelrollout.optimizer.model.runtime import ORT_ERRORS, ort, refused
+from modelrollout.optimizer.steps.context import Work
 from modelrollout.triton.layout import DATA_FILE
 
 

@@ -10,11 +10,11 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers import float16  # the maintained copy of onnxconverter-common's
 
-from modelrollout.api.tasks import HalfPrecisionStep
+from modelrollout.contract.tasks import HalfPrecisionStep
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.model import sort_nodes
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.inspect import sort_nodes
+from modelrollout.optimizer.steps.context import Work
 
 to_float16: Any = float16.convert_float_to_float16  # it has no types
 

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper, numpy_helper
 
-from modelrollout.api.tasks import Int4Step
+from modelrollout.contract.tasks import Int4Step
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.predict import ORT_ERRORS, refused
-from modelrollout.optimizer.quantize import name_nodes
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.runtime import ORT_ERRORS, refused
+from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.quantize import name_nodes
 
 OPERATOR = "MatMulNBits"
 _ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError, RuntimeError, AssertionError)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from modelrollout.api.tasks import Int8Step
-from modelrollout.optimizer import files
-from modelrollout.optimizer.data import Data, batch_rows, batches
-from modelrollout.optimizer.predict import BATCH_ROWS, open_session, predict
-from modelrollout.optimizer.quantize import Options, Quantizer
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.contract.tasks import Int8Step
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, predict
+from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.quantize import Options, Quantizer
 
 SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
 

@@ -12,13 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from modelrollout.api.tasks import PruneStep, Training
+from modelrollout.contract.tasks import PruneStep, Training
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.channels import Channels
-from modelrollout.optimizer.data import Data, batch_rows, batches
-from modelrollout.optimizer.predict import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
-from modelrollout.optimizer.steps.work import Work
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.runtime import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
+from modelrollout.optimizer.steps.channels import Channels
+from modelrollout.optimizer.steps.context import Work
 
 ACTIVATION_SAMPLES = 512
 LANES = 8  # kept channels are a multiple of this where there are many: vector units work on that many at once

@@ -17,8 +17,8 @@ import optax
 from numpy.typing import NDArray
 
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.data import Data
-from modelrollout.optimizer.predict import Advance, check_label_range
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.runtime import Advance, check_label_range
 from modelrollout.optimizer.training.network import Network, Parameters
 
 SEED = 0

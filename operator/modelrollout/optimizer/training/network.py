@@ -14,12 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.api.tasks import ONE_FILE_BYTES
+from modelrollout.contract.tasks import ONE_FILE_BYTES
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer import files
-from modelrollout.optimizer.data import Arrays, batch_rows, batches
-from modelrollout.optimizer.model import check
-from modelrollout.optimizer.predict import BATCH_ROWS, open_session, score_output
+from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.training.operators import OPERATORS, UnsupportedError
 
 Parameters = dict[str, Any]

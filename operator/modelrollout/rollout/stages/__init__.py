@@ -6,17 +6,17 @@ from collections.abc import Callable
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Stage
-from modelrollout.rollout.facts import Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.bake import bake
 from modelrollout.rollout.stages.canary import canary
 from modelrollout.rollout.stages.evaluate import evaluate
-from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.stages.prepare import prepare
 from modelrollout.rollout.stages.promote import promote, revert
 from modelrollout.rollout.stages.provision import provision
 from modelrollout.rollout.stages.resolve import resolve
 from modelrollout.rollout.stages.shadow import shadow
 from modelrollout.rollout.stages.tune import tune
+from modelrollout.rollout.stages.waiting import Move
 
 STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
     "Resolve": resolve,

@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, StepEvidence, StepStatus, seconds
-from modelrollout.rollout import steps as stepping
-from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Snapshot, since, stamp
-from modelrollout.rollout.mandate import steps_of
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.policy.mandatory_metrics import steps_of
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
-from modelrollout.rollout.stages.move import Move, remaining
+from modelrollout.rollout.stages.waiting import Move, remaining
 from modelrollout.rollout.transitions import enter, record, succeed
 
 

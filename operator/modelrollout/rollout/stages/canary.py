@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
-from modelrollout.analysis.pace import counted_seconds, paces
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, Step, StepStatus, seconds
-from modelrollout.rollout import steps as stepping
+from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired import has_pods_for, too_few
-from modelrollout.rollout.facts import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
-from modelrollout.rollout.mandate import first_weight, steps_of, unproven
-from modelrollout.rollout.stages.give_way import give_way
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait
+from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Problem, Snapshot, baseline, since, stamp
+from modelrollout.rollout.stages.in_place import give_way
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most

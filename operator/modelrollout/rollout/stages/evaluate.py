@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
-from modelrollout.rollout.demands import golden_unmet
-from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.policy.requirements import golden_unmet
+from modelrollout.rollout.snapshot import Event, Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move, wait_or_fail
-from modelrollout.rollout.stages.onward import after_evaluate
+from modelrollout.rollout.stages.next_stage import after_evaluate
+from modelrollout.rollout.stages.waiting import Move, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.facts import Event, Problem, Snapshot, Work, since
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, wait, wait_or_fail
+from modelrollout.rollout.snapshot import Event, Problem, Snapshot, Work, since
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.tasks import ExitCode, Search, TaskResult
 from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint, Stage
-from modelrollout.rollout.facts import Event, Problem, Snapshot, baseline, stamp
-from modelrollout.rollout.interface import changed, served
+from modelrollout.contract.tasks import ExitCode, Search, TaskResult
+from modelrollout.rollout.compatibility import changed, served
+from modelrollout.rollout.snapshot import Event, Problem, Snapshot, baseline, stamp
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move, wait, wait_or_fail
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.tune import is_wanted
+from modelrollout.rollout.stages.waiting import Move, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 _TOGETHER = "PreparedTogether"

@@ -7,11 +7,11 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome
 from modelrollout.rollout.desired import has_all_pods, too_few
-from modelrollout.rollout.facts import NOT_READY, Event, Snapshot, baseline, since
+from modelrollout.rollout.snapshot import NOT_READY, Event, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse
-from modelrollout.rollout.stages.give_way import give_way
-from modelrollout.rollout.stages.move import Move, remaining, wait
+from modelrollout.rollout.stages.in_place import give_way
+from modelrollout.rollout.stages.waiting import Move, remaining, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
 
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
-from modelrollout.rollout.bulletins import known_flaws
-from modelrollout.rollout.demands import gpus_asked, too_small
 from modelrollout.rollout.desired import carriers
-from modelrollout.rollout.facts import Event, Gpus, Problem, Slot, Snapshot, since, stamp
-from modelrollout.rollout.policy import frozen
-from modelrollout.rollout.stages.give_way import LACKS, give_way
-from modelrollout.rollout.stages.move import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
+from modelrollout.rollout.policy.requirements import gpus_asked, too_small
+from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.security_bulletins import known_flaws
+from modelrollout.rollout.snapshot import Event, Gpus, Problem, Slot, Snapshot, since, stamp
+from modelrollout.rollout.stages.in_place import LACKS, give_way
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 TOLD_POSITIONS = 10  # each rollout that leaves the queue moves all behind it: further back the place is not told, or that would be many writes

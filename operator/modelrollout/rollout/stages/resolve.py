@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.facts import Event, Snapshot
+from modelrollout.rollout.snapshot import Event, Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move
+from modelrollout.rollout.stages.waiting import Move
 from modelrollout.rollout.transitions import allocate, enter
 
 

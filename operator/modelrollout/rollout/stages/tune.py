@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.api.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
-from modelrollout.rollout.facts import SERVED, Event, Snapshot
+from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
+from modelrollout.rollout.snapshot import SERVED, Event, Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.move import Move
 from modelrollout.rollout.stages.provision import in_queue
+from modelrollout.rollout.stages.waiting import Move
 from modelrollout.rollout.transitions import enter
 
 

@@ -1,0 +1,123 @@
+"""One look at a step, after the provider has answered: readings to counts, counts to a verdict on each metric. The operator and a replay share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from modelrollout.analysis.judge import judge
+from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.process_groups import fold_all
+from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.verdict import Part
+from modelrollout.api.times import since, stamp
+from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
+
+Reading = Look | float | Problem
+BEYOND = "BeyondLimits"
+SLICE_FAILED = "SliceAccuracyLow"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The counts of a metric so far in a step; None on both sides before its baseline."""
+
+    canary: Counter | None = None
+    stable: Counter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What ``judge`` takes: counts of both sides, or a value, or a problem together with the counts from before it."""
+
+    canary: Counter | None = None
+    stable: Counter | None = None
+    value: float | None = None
+    problem: Problem | None = None
+
+
+def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
+    """The counts that a step's status holds, by metric."""
+    return {m.name: Counts(m.canary, m.stable) for m in metrics}
+
+
+def fold_in(readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, stable: bool) -> dict[str, Measurement]:
+    """Add a look to the counts. A first look sets the baseline and counts nothing. ``stable``: whether there is one to compare with."""
+    found: dict[str, Measurement] = {}
+    for name, reading in readings.items():
+        before = counters.get(name) or Counts()
+        if isinstance(reading, Problem):
+            found[name] = Measurement(before.canary, before.stable, problem=reading)
+        elif isinstance(reading, Look):
+            found[name] = Measurement(fold_all(before.canary, reading.canary), _of_stable(before.stable, reading) if stable else None)
+        else:
+            found[name] = Measurement(value=reading)
+    return found
+
+
+def _of_stable(before: Counter | None, reading: Look) -> Counter:
+    counted = fold_all(before, reading.stable)
+    return counted if before is not None or reading.usual is None else counted.model_copy(update={"spread": list(reading.usual)})
+
+
+def carried_of(history: Iterable[StepEvidence], step: StepStatus) -> dict[str, list[float]]:
+    """Log e-values with which the steps before this one ended, by metric, in order.
+
+    What was recorded of the present step itself (it is judged on after a pause for a cause) does not count twice, and of two records of one step
+    the later counts.
+    """
+    last = {(e.index, e.weight): e for e in history}
+    last.pop((step.index, step.weight), None)
+    found: dict[str, list[float]] = {}
+    for evidence in last.values():
+        for m in evidence.metrics:
+            if m.log_evidence is not None:
+                found.setdefault(m.name, []).append(m.log_evidence)
+    return found
+
+
+def judge_all(
+    parts: Sequence[Part],
+    found: Mapping[str, Measurement],
+    before: Iterable[MetricStatus],
+    carried: Mapping[str, Sequence[float]],
+    weight: int,
+    next_weight: int,
+    now: datetime,
+    *,
+    at_once: bool = True,
+) -> list[MetricStatus]:
+    """A verdict on each part. ``before``: the metrics as the step's status has them; weights in percent; ``at_once`` as of ``judge``."""
+    known = {m.name: m for m in before}
+
+    def one(part: Part) -> MetricStatus:
+        m = found[part.name]
+        earlier = carried.get(part.name, ())
+        judged = judge(part.metric, m.canary, m.stable, m.problem, m.value, weight, next_weight, part.alpha, earlier, at_once=at_once)
+        return _as_part(part, judged, known.get(part.name), now)
+
+    return [one(part) for part in parts]
+
+
+def _as_part(part: Part, judged: MetricStatus, before: MetricStatus | None, now: datetime) -> MetricStatus:
+    changes: dict[str, object] = {"dry_run": True} if part.metric.dry_run else {}
+    if part.slice is not None:
+        changes |= {"name": part.name, "slice": part.slice, "message": f"slice {part.slice} of {judged.message}"}
+        if judged.verdict == "Failed":
+            changes["reason"] = SLICE_FAILED
+    return _lasting(part.metric, judged.model_copy(update=changes), before, now)
+
+
+def _lasting(metric: Metric, judged: MetricStatus, before: MetricStatus | None, now: datetime) -> MetricStatus:
+    """Since when the trouble lasts; a query that is beyond its limits holds the step until it has been so for as long as ``for`` says."""
+    kept = before.since if before else None
+    if judged.verdict == "Error":
+        return judged.model_copy(update={"since": kept if before and before.verdict == "Error" and kept else stamp(now)})
+    if judged.verdict != "Failed" or metric.query is None or metric.for_ is None:
+        return judged
+    began = kept if before and before.verdict != "Error" and kept else stamp(now)
+    if since(began, now) >= seconds(metric.for_):
+        return judged.model_copy(update={"since": began})
+    text = f"{judged.message} for {since(began, now):.0f} s; the metric fails after {metric.for_}"
+    return judged.model_copy(update={"verdict": "Inconclusive", "reason": BEYOND, "message": text, "since": began})

@@ -1,0 +1,122 @@
+"""Queries that namespaces wrote themselves: asked in the background, one at a time for each namespace, and not at all for a while after trouble.
+
+A look takes what has come and waits for the rest only a moment, so no query of a tenant holds up a built-in metric, a worker, or somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.providers.prometheus.backoff import Pause, after_trouble
+
+LIMIT_SECONDS = 2.0  # for one query, told to Prometheus as well
+PATIENCE_SECONDS = 0.5  # of a look: an answer that takes longer is for the next one
+AT_ONCE = 2  # of all namespaces together
+MOST_WAITING = 64  # queries of one namespace
+FRESH_SECONDS = 30.0  # an answer serves every look for so long, and one look if it is older
+KEPT_SECONDS = 600.0  # an answer that no look takes
+KEPT_SERIES = 4  # of an answer: more than one is an error, told with a few of them
+_TROUBLE = ("ProviderTimeout", "ProviderError")
+
+
+class OwnQueries:
+    """Of one provider. ``ask`` is synchronous and runs on threads of its own; ``provider`` is the name to tell."""
+
+    def __init__(
+        self, provider: str, ask: Callable[[str], Answer | Problem], *, patience: float = PATIENCE_SECONDS, now: Callable[[], float] = time.time
+    ) -> None:
+        self._provider, self._ask, self._patience, self._now = provider, ask, patience, now
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"prometheus-{provider}-own")
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: defaultdict[str, dict[str, asyncio.Task[None]]] = defaultdict(dict)  # by namespace and key
+        self._answers: defaultdict[str, dict[str, tuple[Answer | Problem, float]]] = defaultdict(dict)
+        self._pauses: dict[str, Pause] = {}
+        self._swept = now()
+
+    async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+        """What is known of each query, by the key that names it from look to look: the newest answer, or why there is none yet."""
+        if not queries:
+            return {}
+        self._sweep()
+        idle = not self._tasks[namespace]
+        for key, promql in queries.items():
+            self._begin(namespace, key, promql)
+        begun = [task for key, task in self._tasks[namespace].items() if key in queries]
+        if begun and idle:  # the others of this namespace do not wait: it holds one worker at most
+            await asyncio.wait(begun, timeout=self._patience)
+        return {key: self._known(namespace, key) for key in queries}
+
+    def close(self) -> None:
+        """Let go of the threads; a query that hangs ends by its own time-out."""
+        for tasks in self._tasks.values():
+            for task in tasks.values():
+                task.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, namespace: str, key: str, promql: str) -> None:
+        tasks = self._tasks[namespace]
+        if key in tasks:
+            return
+        if paused := self._paused(namespace):
+            self._answers[namespace][key] = paused, self._now()
+        elif len(tasks) < MOST_WAITING:
+            before = self._answers[namespace].get(key)
+            if before is not None and isinstance(before[0], Problem) and before[0].kind == "QueriesPaused":  # no longer
+                del self._answers[namespace][key]
+            tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
+
+    async def _run(self, namespace: str, key: str, promql: str) -> None:
+        try:
+            async with self._turns[namespace]:  # until the thread is done: a look that gave up frees nothing
+                answer: Answer | Problem | None = self._paused(namespace)
+                if answer is None:
+                    answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
+                if isinstance(answer, Problem):
+                    if answer.kind in _TROUBLE:
+                        self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())
+                elif len(answer.series) > KEPT_SERIES:
+                    answer = Answer(answer.series[:KEPT_SERIES])
+                self._answers[namespace][key] = answer, self._now()
+        finally:
+            del self._tasks[namespace][key]
+
+    def _known(self, namespace: str, key: str) -> Answer | Problem:
+        found = self._answers[namespace].get(key)
+        if found is not None:
+            if abs(self._now() - found[1]) > FRESH_SECONDS:
+                del self._answers[namespace][key]
+            return found[0]
+        return Problem(
+            "QueryPending", f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are asked one at a time"
+        )
+
+    def _paused(self, namespace: str) -> Problem | None:
+        pause = self._pauses.get(namespace)
+        if pause is None or not pause.holds(self._now()):
+            return None
+        until = datetime.fromtimestamp(pause.until, UTC)
+        return Problem(
+            "QueriesPaused",
+            f"own queries of namespace {namespace} to Prometheus {self._provider} are paused until {until:%H:%M:%S} UTC: one was not answered within "
+            f"{LIMIT_SECONDS:g} s; make it cheaper (fewer series, shorter ranges), or ask the platform team for a template",
+        )
+
+    def _sweep(self) -> None:
+        """Forget what nobody has asked for in a while; at most once a minute."""
+        now = self._now()
+        if abs(now - self._swept) < KEPT_SECONDS / 10:
+            return
+        self._swept = now
+        self._pauses = {n: p for n, p in self._pauses.items() if not p.forgotten(now)}
+        for namespace, answers in list(self._answers.items()):
+            for key in [k for k, (_, at) in answers.items() if abs(now - at) > KEPT_SECONDS]:
+                del answers[key]
+            if not answers and not self._tasks[namespace]:
+                for kept in (self._answers, self._tasks, self._turns):
+                    kept.pop(namespace, None)

@@ -1,0 +1,324 @@
+"""PURE: the evidence on one revision, drawn together from the objects as read. The renderings are in ``report_text`` and ``report_html``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
+    Counter,
+    EvaluationEvidence,
+    GateMetricEvidence,
+    Metric,
+    MetricStatus,
+    ModelDeploymentSpec,
+    SearchEvidence,
+    StepEvidence,
+    TuningEvidence,
+    TuningTrial,
+)
+from modelrollout.cli.cluster import Revision, Rollout
+from modelrollout.cli.errors import Refused
+from modelrollout.cli.verbs import in_flight, named
+from modelrollout.rollout.stages.tune import settings
+from modelrollout.statistics.paired import drop_interval
+
+SOURCE = "source"  # what a search calls the model that it begins from
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One metric as it was judged.
+
+    ``interval`` is the 95 % interval of the harm (of canary metrics the anytime-valid one): worse is positive, in the metric's units; ``harm`` is the
+    best guess, ``margin`` what is allowed of it. ``candidate`` and ``reference`` are values as a person reads them.
+    """
+
+    name: str
+    verdict: str
+    reason: str
+    candidate: str
+    reference: str
+    samples: str = ""
+    harm: float | None = None
+    interval: tuple[float, float] | None = None
+    margin: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A canary step that has ended, or the present one (``ended`` False)."""
+
+    number: int  # from 1
+    weight: int
+    verdict: str
+    reason: str
+    seconds: float | None
+    metrics: tuple[Judged, ...]
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """One model that the step auto made. ``loss`` of the gate's first metric against the original model, ``highest_loss`` the upper end of its 95 %
+    interval; ``gain``: how many times smaller, and faster, than what the search began from."""
+
+    name: str
+    size: int  # bytes
+    milliseconds: float
+    value: float
+    loss: float
+    highest_loss: float
+    within: bool
+    chosen: bool
+    smaller: float
+    faster: float
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What auto found: the frontier, the source, and the chosen one, by size. ``remark``: how it ended."""
+
+    metric: str
+    before: float
+    allowed: float | None
+    smaller_is_better: bool
+    remark: str
+    points: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of one version. ``facts`` are (name, value) pairs in the order of reading; ``stages`` seconds by stage in order of time."""
+
+    deployment: str
+    namespace: str
+    revision: str
+    number: int
+    outcome: str
+    reason: str
+    message: str
+    facts: tuple[tuple[str, str], ...]
+    search: SearchReport | None
+    gate: tuple[Judged, ...]
+    golden: Judged | None
+    steps: tuple[StepReport, ...]
+    stages: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON-able data."""
+        return {**asdict(self), "facts": dict(self.facts), "stages": dict(self.stages)}
+
+
+def which(rollout: Rollout, wanted: str | None) -> Revision:
+    """By name or number; else that of the rollout in flight or ended last, else stable, else the newest. Raises Refused: none is kept."""
+    if wanted is not None:
+        return named(rollout, wanted)
+    last, stable = rollout.status.rollout, rollout.status.stable
+    for name in (last.revision if last else None, stable.revision if stable else None):
+        found = rollout.revision(name)
+        if found is not None:
+            return found
+    if not rollout.revisions:
+        raise Refused(f"{rollout.name} has no revision yet, so there is no evidence to report; see: modelrollout status {rollout.name}")
+    return rollout.revisions[0]
+
+
+def of(rollout: Rollout, revision: Revision) -> Report:
+    """The report on ``revision``; of the one in flight with what its rollout has found so far."""
+    status, spec = revision.status, rollout.spec
+    r = rollout.status.rollout
+    now = r if r is not None and r.revision == revision.name and (r.mode == "Update" or not status.steps) else None
+    flying = now is not None and in_flight(rollout) is not None
+    artifact = (now.artifact if now else None) or status.artifact
+    evaluation = (now.evaluation if now else None) or status.evaluation
+    steps = [_step(s, spec) for s in (now.history if now else status.steps) or status.steps]
+    if now and flying and now.stage == "Canary" and now.step and now.step.index not in {s.number - 1 for s in steps}:
+        metrics = tuple(_metric(m, spec) for m in now.step.metrics)
+        steps.append(StepReport(now.step.index + 1, now.step.weight, "in progress", now.step.phase, None, metrics, ended=False))
+    stages = dict(now.stages) if now else dict(status.stages)
+    gate = tuple(_gate(m) for m in artifact.metrics) if artifact else ()
+    notes = []
+    if steps and any(m.margin is not None for s in steps for m in s.metrics):
+        notes.append("Margins of canary metrics and golden data are those of the present spec; the verdicts were given under the one of their time.")
+    return Report(
+        deployment=rollout.name,
+        namespace=rollout.namespace,
+        revision=revision.name,
+        number=revision.spec.number,
+        outcome="in flight" if flying else status.outcome,
+        reason=(now.stage if now and flying else status.reason) or "-",
+        message=(now.message or "") if now and flying else status.message,
+        facts=tuple(_facts(revision, artifact, (now.tuning if now else None) or status.tuning)),
+        search=_search(artifact.search) if artifact and artifact.search else None,
+        gate=gate,
+        golden=_golden(evaluation, spec) if evaluation else None,
+        steps=tuple(steps),
+        stages=tuple(stages.items()),
+        notes=tuple(notes),
+    )
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them, with all digits beside."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit} ({count} B)"
+
+
+def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: TuningEvidence | None) -> list[tuple[str, str]]:
+    user: Mapping[str, Any] = revision.spec.input
+    model = user.get("model") or {}
+    steps = (user.get("optimization") or {}).get("steps") or []
+    found = [
+        ("model", str(model.get("uri") or "-")),
+        ("source sha256", revision.spec.sha256),
+        ("optimization", ", ".join(_step_name(step) for step in steps) or "none: served as it is"),
+    ]
+    if backend := (triton := (user.get("serving") or {}).get("triton") or {}).get("backend"):
+        found.append(("backend", f"{backend}, with code of its own" if triton.get("code") else str(backend)))
+    if artifact:
+        if artifact.size_before:
+            found.append(("size of the source", size(artifact.size_before)))
+        if artifact.size_after:
+            change = f", {artifact.size_after / artifact.size_before - 1:+.1%}" if artifact.size_before else ""
+            found.append(("size as served", size(artifact.size_after) + change))
+        if artifact.digest:
+            found += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
+        if artifact.reused:
+            found.append(("prepared", "earlier: the same work was in the artifact store"))
+    if tuning:
+        found.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
+        asked = f"{100 * tuning.share:g} % of the requests within {tuning.objective}; "
+        failed = f", the server failed under {tuning.failed}" if tuning.failed else ""
+        found.append(("tuned for", f"{asked if tuning.objective else ''}{tuning.candidates} configurations were measured{failed}"))
+        others = [f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}" for t in tuning.trials]
+        found += [("tried too", "; ".join(others))] if others else []
+    images = [c.get("image") for c in (revision.spec.template.get("spec") or {}).get("containers") or [] if c.get("image")]
+    found += [("server image", str(image)) for image in images]
+    found.append(("builder", revision.spec.builder))
+    found += [(f"lineage: {name}", value) for name, value in sorted((revision.spec.lineage or {}).items())]
+    status = revision.status
+    found += [(name, at) for name, at in (("created", revision.created), ("started", status.started), ("finished", status.finished)) if at]
+    return found
+
+
+def _step_name(step: Mapping[str, Any]) -> str:
+    """``int8 (method Static)``: the step's kind and its plain settings."""
+    ((kind, settings), *_) = step.items() or [("?", {})]
+    plain = [f"{key} {value}" for key, value in (settings or {}).items() if isinstance(value, (str, int, float))]
+    return f"{kind} ({', '.join(plain)})" if plain else kind
+
+
+def _search(found: SearchEvidence) -> SearchReport:
+    errors = found.metric in ("mae", "mse")
+    start = next((p for p in found.points if p.name == SOURCE), None)
+    told = [
+        Found(
+            name=p.name,
+            size=p.size,
+            milliseconds=p.milliseconds,
+            value=p.value,
+            loss=p.value - found.before if errors else found.before - p.value,
+            highest_loss=p.highest_loss,
+            within=p.within,
+            chosen=p.name == found.chosen,
+            smaller=start.size / p.size if start and p.size else 1.0,
+            faster=start.milliseconds / p.milliseconds if start and p.milliseconds else 1.0,
+        )
+        for p in found.points
+    ]
+    ended = "" if found.ended == "Complete" else "; the time limit ended the search"
+    allowed = f", at most {found.allowed:.4g} may be lost" if found.allowed is not None else ""
+    return SearchReport(
+        metric=found.metric,
+        before=found.before,
+        allowed=found.allowed,
+        smaller_is_better=errors,
+        remark=f"objective {found.objective}: {found.chosen} of {found.tried} candidates is taken{ended}. The original model has {found.metric} "
+        f"{_number(found.before)} on the data of the search{allowed}. Shown is what no other beats in {found.metric} and size, or in {found.metric} "
+        "and latency; report.json beside the artifact has all.",
+        points=tuple(sorted(told, key=lambda p: (p.size, p.milliseconds))),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _pair(bounds: Sequence[float] | None) -> tuple[float, float] | None:
+    return (bounds[0], bounds[1]) if bounds and len(bounds) == 2 else None
+
+
+def _gate(m: GateMetricEvidence) -> Judged:
+    harm = m.after - m.before if m.name in ("mae", "mse") else m.before - m.after
+    return Judged(
+        name=f"{m.name}, {m.slice}" if m.slice else m.name,
+        verdict=m.verdict,
+        reason=m.reason,
+        candidate=_number(m.after),
+        reference=_number(m.before),
+        samples=str(m.samples),
+        harm=harm,
+        interval=_pair(m.interval),
+        margin=m.allowed,
+    )
+
+
+def _golden(e: EvaluationEvidence, spec: ModelDeploymentSpec | None) -> Judged:
+    golden = spec.rollout.analysis.golden if spec else None
+    interval = None
+    if e.samples and e.only_candidate_right is not None and e.only_stable_right is not None:
+        interval = drop_interval(e.samples, e.only_stable_right, e.only_candidate_right)
+    harm = e.stable_accuracy - e.accuracy if e.stable_accuracy is not None and e.accuracy is not None else None
+    return Judged(
+        name="accuracy",
+        verdict=e.verdict,
+        reason=e.reason,
+        candidate="-" if e.accuracy is None else _number(e.accuracy),
+        reference="-" if e.stable_accuracy is None else f"{_number(e.stable_accuracy)} ({e.stable})",
+        samples=str(e.samples),
+        harm=harm,
+        interval=interval,
+        margin=golden.max_drop if golden and harm is not None else None,
+        message="; ".join(
+            x for x in (e.message, *(f"{q} {v:.1f} ms" for q, v in (("p50", e.latency_p50_ms), ("p99", e.latency_p99_ms)) if v is not None)) if x
+        ),
+    )
+
+
+def _step(s: StepEvidence, spec: ModelDeploymentSpec | None) -> StepReport:
+    return StepReport(s.index + 1, s.weight, s.verdict, s.reason, s.seconds, tuple(_metric(m, spec) for m in s.metrics))
+
+
+def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
+    asked: dict[str, Metric] = {x.name: x for x in (spec.rollout.analysis.metrics or [])} if spec else {}
+    wanted = asked.get(m.name)
+    share = (_share(m.canary), _share(m.stable))
+    return Judged(
+        name=m.name,
+        verdict=m.verdict,
+        reason=m.reason,
+        candidate=_count(m.canary) if m.canary else ("-" if m.value is None else f"{m.value:g}"),
+        reference=_count(m.stable) if m.stable else "-",
+        samples=f"{m.canary.total:g}" if m.canary else "",
+        harm=share[0] - share[1] if share[0] is not None and share[1] is not None else None,
+        interval=_pair(m.interval),
+        margin=(wanted.max_drop or wanted.max_increase) if wanted else None,
+        message=m.message,
+    )
+
+
+def _share(c: Counter | None) -> float | None:
+    return c.bad / c.total if c and c.total else None
+
+
+def _count(c: Counter) -> str:
+    return f"{c.bad:g} bad of {c.total:g} ({c.bad / c.total:.2%})" if c.total else "none"

@@ -1,0 +1,106 @@
+"""What Kueue says of a Job that it holds back: it stands in the Workload that it made for the Job, not in the Job.
+
+Read as the sources of Kueue 0.14 to 0.19 write it. Its messages are passed on, never parsed; of its reasons only those count that time does not heal.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.controller.observe.observation import Seen
+from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
+from modelrollout.resources.common import controller_of
+from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
+from modelrollout.rollout.snapshot import Problem, Work, since
+
+log = logging.getLogger(__name__)
+
+LABEL_JOB_UID = "kueue.x-k8s.io/job-uid"  # on the Workload
+PATIENCE_SECONDS = 10.0  # a Workload is made within a second, and says of most Jobs at once why they wait; of those behind others perhaps never
+# Reasons of the condition QuotaReserved: the queue is missing or stopped (by default all of this is Inadmissible), or no quota is ever enough.
+_UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"})
+
+
+async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
+    """The work, with Kueue's own words on why the Job waits."""
+    s, job = seen.snapshot, seen.job
+    if job is None or s.work.queued is None:
+        return s.work
+    try:
+        kind = await _served(kube)
+        if kind is None:
+            return s.work
+        uid = job["metadata"]["uid"]
+        listed = (await kube.list(kind, s.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")).items
+        workloads = [w for w in listed if controller_of(w) == uid]
+    except KubeError as e:  # it only explains
+        log.warning("cannot read the Workload of Job %s: %s", job["metadata"]["name"], e)
+        return s.work
+    newest = max(workloads, key=lambda w: w["metadata"].get("creationTimestamp") or "", default=None)
+    new = since(_queued_since(job), now) < PATIENCE_SECONDS
+    if newest is None:
+        return replace(s.work, unheard=True) if new else replace(s.work, queued=_without_workload(job, s.work.queued))
+    return replace(s.work, queued=told(job, newest), unheard=new and not _conditions(newest))
+
+
+async def _served(kube: Kube) -> Resource | None:
+    for kind in (WORKLOAD, WORKLOAD_BEFORE):
+        if await kube.has_kind(kind):
+            return kind
+    return None
+
+
+def _conditions(o: Object) -> dict[str, dict[str, Any]]:
+    return {c["type"]: c for c in (o.get("status") or {}).get("conditions") or []}
+
+
+def _queued_since(job: Object) -> str:
+    suspended = _conditions(job).get("Suspended") or {}
+    waits_again = suspended.get("lastTransitionTime") if suspended.get("status") == "True" else None
+    return str(waits_again or job["metadata"]["creationTimestamp"])
+
+
+def told(job: Object, workload: Object) -> Problem:
+    """Why the Job waits, from its Workload."""
+    conditions, spec = _conditions(workload), workload.get("spec") or {}
+    queue = spec.get("queueName")
+    where = f"LocalQueue {queue}" if queue else "hands without a LocalQueue"
+    who = f"Job {job['metadata']['name']} in Kueue's {where} (Workload {workload['metadata']['name']})"
+    finished, evicted, reserved = (conditions.get(kind) or {} for kind in ("Finished", "Evicted", "QuotaReserved"))
+    if finished.get("status") == "True":
+        text = f"{who} was given up before it ran: {finished.get('message')}; put that right and delete the Job: it is made anew"
+        return Problem("NotAdmissible", text)
+    if spec.get("active") is False:
+        why = f": {evicted.get('message')}" if evicted.get("status") == "True" else ""
+        return Problem("NotAdmissible", f"{who} is deactivated{why}; set spec.active of the Workload to true, or delete the Job: it is made anew")
+    why = reserved.get("message", "")
+    if reserved.get("status") == "False" and reserved.get("reason") in _UNFIT:
+        return Problem("NotAdmissible", f"{who} cannot be admitted: {why}; {_remedy(job, queue)}")
+    if reserved.get("status") == "True":
+        checks = (workload.get("status") or {}).get("admissionChecks") or []
+        not_ready = "; ".join(f"{c['name']} is {c['state']} {c.get('message') or ''}".strip() for c in checks if c.get("state") != "Ready")
+        why = f"it has its quota{f', and admission checks are open: {not_ready}' if not_ready else ''}"
+    return Problem("Queued", f"{who} waits to be admitted, without time limit{f': {why}' if why else ''}")
+
+
+def _remedy(job: Object, queue: str | None) -> str:
+    if (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
+        return "correct spec.optimization.queueName or spec.optimization.resources, or have the queue put right"
+    if queue:
+        return "have the queue put right"
+    return "Kueue takes Jobs without a queue name here: have it leave this namespace out, or make a LocalQueue called default"
+
+
+def _without_workload(job: Object, queued: Problem) -> Problem:
+    """Kueue may be down, or refuse to make one: it says so in its log, and newer ones in an Event of the Job."""
+    labels = job["metadata"].get("labels") or {}
+    if LABEL_QUEUE not in labels:
+        return queued  # somebody suspended it
+    priority = labels.get(LABEL_PRIORITY)
+    named = f", and is there a WorkloadPriorityClass {priority} (spec.optimization.queuePriorityClass)" if priority else ""
+    text = f"Kueue has made no Workload for it: does its manager run, does it manage this namespace{named}?"
+    return replace(queued, message=f"{queued.message}; {text} See kubectl describe job {job['metadata']['name']}")

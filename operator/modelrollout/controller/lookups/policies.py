@@ -1,0 +1,142 @@
+"""RolloutPolicies as last seen: which of them match, what they say together, and their own status."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelrollout.api.v1alpha1 import Condition
+from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
+from modelrollout.controller.lookups.namespaces import Namespaces
+from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, NotFound, Object
+from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, combine, frozen, read
+from modelrollout.rollout.snapshot import stamp
+
+# A changed policy wakes those that it matches, this many a second: each looks at what it has in memory and mostly does nothing.
+WAKE_PER_SECOND = 50
+MOST_RULES = 10_000  # combinations of namespaces and labels that are remembered: anybody may change his labels
+LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
+
+
+class Policies:
+    """Reads the store, and of the API server the labels of namespaces; writes only the policies' own status."""
+
+    def __init__(
+        self, kube: Kube, store: Store, wake: Callable[[Key, float], None], now: Callable[[], datetime], uniform: Callable[[], float] = random.random
+    ) -> None:
+        self._kube, self._store, self._wake, self._now, self._uniform = kube, store, wake, now, uniform
+        self._namespaces = Namespaces(kube, now)
+        self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
+        self._rules: dict[tuple[Any, ...], Rules] = {}
+        self._state: tuple[Any, ...] = ()
+        self._known: dict[str, Policy] = {}  # as of the last pass over it: whom it matched then has to be woken as well
+
+    def rules(self, deployment: Object) -> Rules:
+        """What holds for a ModelDeployment. Without policies this costs nothing; equal namespaces and labels are combined once."""
+        policies = self.all()
+        if not policies:
+            return NO_RULES
+        about = namespace, labels, of_namespace = self._about(deployment)
+        told = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
+        by = sorted({key for p in policies if p.selector for key in p.selector.namespace_labels or {}})
+        key = (namespace, *(labels.get(name) for name in told), of_namespace is None, *((of_namespace or {}).get(name) for name in by))
+        if key not in self._rules:
+            if len(self._rules) >= MOST_RULES:
+                self._rules.clear()
+            self._rules[key] = combine(p for p in policies if p.matches(*about))
+        return self._rules[key]
+
+    async def look(self, namespace: str) -> None:
+        """Before ``rules``: see which labels the namespace has, if a policy chooses by them."""
+        if any(p.selector and p.selector.namespace_labels for p in self.all()):
+            await self._namespaces.look(namespace)
+
+    def all(self) -> list[Policy]:
+        """Every policy, read once for each generation; one that is being deleted counts until it is gone."""
+        objects = self._store.all(ROLLOUT_POLICY)
+        state = tuple((o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation")) for o in objects)
+        if state != self._state:
+            self._state, self._rules = state, {}
+            self._read = {o["metadata"]["name"]: self._once(mark, o) for mark, o in zip(state, objects, strict=True)}
+        return [policy for _, policy in self._read.values()]
+
+    def _once(self, mark: tuple[Any, ...], obj: Object) -> tuple[tuple[Any, ...], Policy]:
+        before = self._read.get(obj["metadata"]["name"])
+        return before if before and before[0] == mark else (mark, read(obj))
+
+    def note(self) -> None:
+        """Everybody has been woken for another reason: what is there now is no news."""
+        self._known = {p.name: p for p in self.all()}
+
+    async def reconcile(self, name: str) -> float | None:
+        """One pass over a policy: wake whom its change concerns, and write its status if that differs."""
+        policy = next((p for p in self.all() if p.name == name), None)
+        before = self._known.get(name)
+        if policy is not None and policy.selector and policy.selector.namespace_labels:
+            for namespace in {self._about(o)[0] for o in self._store.all(MODEL_DEPLOYMENT)}:
+                await self.look(namespace)
+        if policy != before:
+            self._wake_all(p for p in (before, policy) if p is not None)
+            if policy is None:
+                del self._known[name]
+            else:
+                self._known[name] = policy
+        obj = self._store.get(ROLLOUT_POLICY, None, name)
+        if policy is None or obj is None or obj["metadata"].get("deletionTimestamp"):
+            return None
+        status = self._status(policy, obj)
+        if status.wire() != (obj.get("status") or {}):
+            try:
+                answer = await self._kube.replace_status(ROLLOUT_POLICY, {**obj, "status": status.wire()})
+            except NotFound:
+                self._store.gone(ROLLOUT_POLICY, None, name, obj["metadata"]["uid"])
+                return None
+            self._store.written(ROLLOUT_POLICY, answer, guarded=True)
+        return LOOK_SECONDS if policy.spec.freeze_windows else None
+
+    def _wake_all(self, policies: Iterable[Policy]) -> None:
+        changed = list(policies)
+        found = [o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)]
+        for o in found:
+            self._wake((o["metadata"]["namespace"], o["metadata"]["name"]), self._uniform() * len(found) / WAKE_PER_SECOND)
+
+    def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:
+        metadata = deployment["metadata"]
+        namespace = metadata.get("namespace") or ""
+        return namespace, metadata.get("labels") or {}, self._namespaces.labels(namespace)
+
+    def _status(self, policy: Policy, obj: Object) -> RolloutPolicyStatus:
+        try:
+            old = RolloutPolicyStatus.model_validate(obj.get("status") or {})
+        except ValidationError:
+            old = RolloutPolicyStatus()
+        generation = obj["metadata"].get("generation")
+        accepted = policy.error is None
+        blind = bool(policy.selector and policy.selector.namespace_labels) and any(
+            self._about(o)[2] is None for o in self._store.all(MODEL_DEPLOYMENT)
+        )
+        unseen = "; the operator may not read all namespaces, and selector.namespaceLabels counts as met there: grant it get on namespaces"
+        words = f"it holds{unseen if blind else ''}" if accepted else f"{policy.error}; until it is corrected, what it matches starts no rollout"
+        before = next((c for c in old.conditions if c.type == "Accepted"), None)
+        same = before is not None and before.status == str(accepted)
+        condition = Condition(
+            type="Accepted",
+            status="True" if accepted else "False",
+            reason="Accepted" if accepted else "Invalid",
+            message=words[:1024],
+            last_transition_time=before.last_transition_time if same and before else stamp(self._now()),
+            observed_generation=generation,
+        )
+        freeze = frozen(combine([policy]), self._now()) if accepted else None
+        return RolloutPolicyStatus(
+            observed_generation=generation,
+            conditions=[condition],
+            accepted=str(accepted),
+            matches=sum(policy.matches(*self._about(o)) for o in self._store.all(MODEL_DEPLOYMENT)),
+            frozen_until=stamp(freeze.until) if freeze and freeze.until else None,
+        )

@@ -1,0 +1,143 @@
+"""Who of a namespace prepares for all that ask for the same, from what the store last saw. Nothing of it is written anywhere: a Job that is there,
+and what a status says of its end, tell the next leader the same. What this process remembers spares a second Job while the first is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ArtifactEvidence
+from modelrollout.controller.observe.observation import Seen
+from modelrollout.kube.cache import Key, Store, rollouts_of
+from modelrollout.kube.client import JOB, MODEL_REVISION, Object
+from modelrollout.resources.common import controller_of
+from modelrollout.rollout.shared_preparation import Member, outcome, work_key, worker
+from modelrollout.rollout.snapshot import Problem, Shared, Snapshot
+
+IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    name: str
+    at: float
+    works: bool  # its Job was under way when somebody looked last
+
+
+class Fleets:
+    """``clock`` is monotonic, in seconds."""
+
+    def __init__(self, store: Store, wake: Callable[[Key, float], None], clock: Callable[[], float]) -> None:
+        self._store, self._wake, self._clock = store, wake, clock
+        self._chosen: dict[tuple[str, str], _Chosen] = {}  # by namespace and work
+        self._works: dict[Key, tuple[str, str]] = {}  # namespace and work of those who were in Prepare at their last pass
+        self._waiting: dict[tuple[str, str], set[str]] = {}
+
+    def looked(self, seen: Seen, s: Snapshot) -> Snapshot:
+        """The snapshot with the same work of others, as long as no Job of its own is there."""
+        key, rollout = (s.namespace, s.name), s.status.rollout
+        work = _work(self._store, seen.deployment) if rollout and rollout.stage == "Prepare" else None
+        revision = s.revision(rollout.revision) if rollout else None
+        if work is None or rollout is None or rollout.sha256 is None or revision is None or revision.prepared is not None:
+            self.gone(key)
+            return s
+        place = (s.namespace, work)
+        if self._works.get(key, place) != place:
+            self.gone(key)
+        self._works[key] = place
+        if s.work.state != "Absent":
+            self._waiting.get(place, set()).discard(s.name)
+            return s
+        asking = (o for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256)) if _counts(o, rollout.started))
+        members = [m for o in asking if _work(self._store, o) == work and (m := _member(self._store, o))]
+        mine = next((m for m in members if m.name == s.name), None)
+        if mine is None or mine.works:  # a Job that counts for nothing is there: it goes, and another comes
+            return s
+        found = outcome(mine, members)
+        if found.by is None and (chosen := self._choose(place, members)) != s.name:
+            found = Shared(by=chosen)
+        if found.by is not None:
+            self._waiting.setdefault(place, set()).add(s.name)
+        return replace(s, shared=found)
+
+    def gone(self, key: Key) -> None:
+        """A ModelDeployment is not in Prepare (any more): those who wait look again."""
+        place = self._works.pop(key, None)
+        if place is None:
+            return
+        waiting = self._waiting.get(place, set())
+        waited = key[1] in waiting
+        waiting.discard(key[1])
+        if (chosen := self._chosen.get(place)) and chosen.name == key[1]:
+            del self._chosen[place]
+        if not waiting:
+            self._waiting.pop(place, None)
+        for name in () if waited else sorted(waiting):
+            self._wake((key[0], name), 0.0)
+
+    def _choose(self, place: tuple[str, str], members: list[Member]) -> str | None:
+        before, now = self._chosen.get(place), self._clock()
+        idle = before is not None and not before.works and now - before.at >= IDLE_SECONDS
+        name = worker(members, before.name if before else None, idle=idle)
+        works = any(m.works for m in members if m.name == name)
+        if name is not None and (before is None or before.name != name or works or before.works):
+            self._chosen[place] = _Chosen(name, now, works)
+        return name
+
+
+def _rollout(deployment: Object) -> Mapping[str, Any]:
+    status = deployment.get("status")
+    found = status.get("rollout") if isinstance(status, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _counts(deployment: Object, began: str) -> bool:
+    """Whether it can be of use to a rollout that began then; a cheap look, for there may be thousands of one source."""
+    rollout = _rollout(deployment)
+    artifact = rollout.get("artifact")
+    prepared = artifact.get("prepared") if isinstance(artifact, Mapping) else None
+    return rollout.get("stage") == "Prepare" or (isinstance(prepared, str) and prepared >= began)
+
+
+def _work(store: Store, deployment: Object) -> str | None:
+    """The work that its last rollout asks for; None where its revision is not there."""
+    metadata, rollout = deployment["metadata"], _rollout(deployment)
+    revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
+    if revision is None or metadata.get("deletionTimestamp"):
+        return None
+    spec = revision["spec"]
+    return work_key(spec["sha256"], spec["input"], (deployment.get("spec") or {}).get("optimization") or {})
+
+
+def _is_over(job: Object) -> bool:
+    """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for it."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return bool(job["metadata"].get("deletionTimestamp")) or any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
+
+
+def _member(store: Store, deployment: Object) -> Member | None:
+    """A ModelDeployment as one that asks for some work; None where its status was not written by an operator of today."""
+    metadata, rollout = deployment["metadata"], _rollout(deployment)
+    try:
+        artifact = ArtifactEvidence.model_validate(rollout["artifact"]) if rollout.get("artifact") else None
+        run = names.short_hash([rollout["started"], rollout.get("attempt", 0)], 4)
+        job = store.get(JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run))
+        revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout["revision"]))
+        refused = Problem(str(rollout.get("reason")), str(rollout.get("message"))) if rollout.get("outcome") == "Rejected" else None
+        began = str(rollout["started"])
+        for stamp in (began, artifact.prepared if artifact else None):
+            datetime.fromisoformat(stamp or began)
+        return Member(
+            name=metadata["name"],
+            began=began,
+            waits=rollout["stage"] == "Prepare",
+            works=job is not None and revision is not None and controller_of(job) == revision["metadata"]["uid"] and not _is_over(job),
+            artifact=artifact,
+            refused=refused if artifact and not artifact.digest else None,
+        )
+    except (KeyError, ValueError):  # a ValidationError is one
+        return None

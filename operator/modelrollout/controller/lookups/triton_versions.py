@@ -1,0 +1,95 @@
+"""Which Triton a server is, as its ``GET /v2`` says: asked once of one ready pod of each revision, beside the passes, which never wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+
+import aiohttp
+
+from modelrollout.api import names
+from modelrollout.kube.cache import Key
+from modelrollout.kube.client import Object
+from modelrollout.rollout.snapshot import Server
+
+log = logging.getLogger(__name__)
+SECONDS = 3.0  # for an answer
+AGAIN_SECONDS = 60.0  # until a pod that did not answer is asked again: a network policy may forbid it for good
+AT_ONCE = 4
+MOST_BYTES = 64 << 10
+_MOST_KNOWN = 20_000
+
+Ask = Callable[[str], Awaitable[str | None]]
+
+
+async def ask(host: str) -> str | None:
+    """The version that the server at ``host`` tells; None where nothing that looks like an answer of Triton's comes."""
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS), trust_env=False) as session:
+            url = f"http://{f'[{host}]' if ':' in host else host}:{names.PORT_HTTP}/v2"
+            async with session.get(url, allow_redirects=False) as answer:
+                found = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
+        return None
+    version = found.get("version") if isinstance(found, dict) else None
+    return version[:32] if isinstance(version, str) else None
+
+
+class ServerVersions:
+    """``wake`` is told when a version has become known."""
+
+    def __init__(self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask) -> None:
+        self._wake, self._clock, self._ask = wake, clock, ask
+        self._known: dict[str, str] = {}  # by the pod's uid
+        self._later: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._few = asyncio.Semaphore(AT_ONCE)
+
+    def noted(self, key: Key, servers: dict[str, Server], pods: Iterable[Object]) -> dict[str, Server]:
+        """The servers with the versions that are known; of the others one ready pod each is asked, for a later pass."""
+        by_revision: dict[str, list[Object]] = {}
+        for pod in pods:
+            labels = pod["metadata"].get("labels") or {}
+            if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
+                by_revision.setdefault(labels.get(names.LABEL_REVISION, ""), []).append(pod)
+        found = dict(servers)
+        for revision, ready in by_revision.items():
+            if revision not in servers:
+                continue
+            told = next((v for p in ready if (v := self._known.get(p["metadata"]["uid"]))), None)
+            if told is None:
+                self._begin(key, min(ready, key=lambda p: str(p["metadata"]["name"])))
+            else:
+                found[revision] = replace(servers[revision], version=told)
+        return found
+
+    def _begin(self, key: Key, pod: Object) -> None:
+        uid, host = pod["metadata"]["uid"], str(pod["status"]["podIP"])
+        if uid in self._asking or self._clock() < self._later.get(uid, 0.0):
+            return
+        self._asking[uid] = asyncio.create_task(self._find_out(key, uid, host))
+
+    async def _find_out(self, key: Key, uid: str, host: str) -> None:
+        try:
+            async with self._few:
+                version = await self._ask(host)
+        finally:
+            del self._asking[uid]
+        for memory in (self._known, self._later):
+            if len(memory) >= _MOST_KNOWN:
+                memory.clear()
+        if version is None:
+            self._later[uid] = self._clock() + AGAIN_SECONDS
+            log.debug("the server at %s does not tell its version", host)
+            return
+        self._known[uid] = version
+        self._wake(key, 0.0)
+
+
+def _is_ready(pod: Object) -> bool:
+    status = pod.get("status") or {}
+    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+    return ready and bool(status.get("podIP")) and not pod["metadata"].get("deletionTimestamp")

@@ -1,0 +1,321 @@
+"""The operator as a process: watch, queue, leader election, workers, resync, health. ``modelrollout run`` calls ``run``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modelrollout.api import names
+from modelrollout.config import OperatorConfig, load_config
+from modelrollout.controller import watch
+from modelrollout.controller.intake import OURS, Intake
+from modelrollout.controller.lookups.lookups import Admission
+from modelrollout.controller.lookups.metrics import PrometheusAssessor
+from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.reconciler import Reconciler
+from modelrollout.controller.unreadable import UnreadObjects
+from modelrollout.controller.workqueue import WorkQueue, run_workers
+from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    ROLLOUT_POLICY,
+    SERVICE,
+    TRAEFIK_SERVICE,
+    Conflict,
+    Forbidden,
+    Kube,
+    KubeError,
+    Object,
+    Resource,
+)
+from modelrollout.kube.events import Events
+from modelrollout.kube.leader_election import LeaderElector
+from modelrollout.kube.leader_election import identity as new_identity
+from modelrollout.rollout.snapshot import Event
+from modelrollout.telemetry import logs
+from modelrollout.telemetry.health import HealthServer, once, within
+from modelrollout.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
+LEASE_NAME = "modelrollout-operator"
+COUNTED_CONDITIONS = (
+    "Ready",
+    "Available",
+    "Reconciling",
+    "Stalled",
+    "ServersHealthy",
+    "Hardened",
+    "Isolated",
+    "Restarted",
+    "Patched",
+    "EvidenceVerified",
+)
+TRUTHS = ("True", "False", "Unknown")
+MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
+UNWATCHED = "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set networkPolicy.models.mode to Ignore"
+STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
+SILENT_SECONDS = 60.0
+SOURCES_SECONDS = (15.0, 300.0)  # until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
+
+
+class Operator:
+    """The parts of one operator process, wired together."""
+
+    def __init__(self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str) -> None:
+        self._config, self._kube, self._metrics, self._identity = config, kube, metrics, identity
+        self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
+        self._queue.pause()  # only the leader works it
+        self._synced = False
+        self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
+        self._events = Events(kube, instance=identity)
+        self._unread = UnreadObjects(self._events, self._elector.is_leader)
+        kube.on_unread = self._unread.note
+        self._store = Store(self._unread.note)
+        self._assessor = PrometheusAssessor(config)
+        self._admission = Admission(
+            kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC), self._elector.is_leader
+        )
+        self._leads_since: datetime | None = None
+        self._reconciler = Reconciler(
+            kube,
+            self._store,
+            config,
+            self._assessor,
+            self,
+            self._admission,
+            lambda: datetime.now(UTC),
+            self._elector.is_leader,
+            lambda: self._leads_since,
+        )
+        self._resources: tuple[Resource, ...] = ()
+        metrics.queue_depth(lambda: len(self._queue))
+        metrics.leading(self._elector.is_leader)
+        metrics.rollouts(self._phases)
+        metrics.conditions(self._conditions)
+        metrics.unreadable(self._unread.count)
+        metrics.doubted(lambda: {(source, d.reason): 1 for source, d in self._assessor.doubts.items()})
+
+    async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
+        """Until a signal comes; raises when the watch fails for good."""
+        kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
+        if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
+            kinds.append(TRAEFIK_SERVICE)
+        if self._config.network_policies is not None:
+            kinds.append(NETWORK_POLICY)
+        self._resources = tuple(kinds)
+        # kopf ends the process over a watch that it is not let open; what cannot be watched is looked at with each resync.
+        watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
+        missing = [r.kind for r in OPTIONAL if r not in kinds]
+        if ROLLOUT_POLICY.kind in missing:
+            log.warning("no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and restart the operator")
+        if {HTTP_ROUTE.kind, GRPC_ROUTE.kind} & set(missing):
+            log.warning("no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway API is installed", missing)
+        health = HealthServer(
+            self._metrics.registry,
+            alive={"workers": within(self._queue.stalled_for, STUCK_SECONDS, "no worker moved")},
+            ready={
+                "watch": once(lambda: self._synced, "the watch has not started"),
+                "api": within(self._kube.silent_for, SILENT_SECONDS, "the API server is silent"),
+            },
+        )
+        port = await health.start("0.0.0.0", health_port)
+        log.info("health and metrics on port %d", port)
+        self._intake = Intake(self._kube, self._store, self._unread, watched, self._queue.add)
+        registry = watch.registry(self._intake, watched, kubeconfig, context)
+        ready = asyncio.Event()
+        watching = asyncio.create_task(watch.run(registry, self._config.namespaces, ready, self._identity))
+        others = [
+            asyncio.create_task(run_workers(self._queue, self._config.workers, self._work)),
+            asyncio.create_task(self._contend(ready)),
+            asyncio.create_task(self._keep_in_sync()),
+            asyncio.create_task(self._keep_verified()),
+        ]
+        try:
+            done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.exception():
+                    log.error("ending: %s", task.exception())
+        finally:
+            self._elector.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(others[1]), 8)
+            self._queue.close()
+            for task in (watching, *others):
+                task.cancel()
+            await asyncio.gather(watching, *others, return_exceptions=True)
+            await health.stop()
+            await self._assessor.close()
+        await watching
+
+    async def post(self, seen: Seen, event: Event) -> None:
+        """An event on the ModelDeployment."""
+        self._metrics.event_posted(seen.snapshot.namespace, event.type, event.reason)
+        await self._events.post(seen.deployment, event.type, event.reason, event.message)
+
+    async def _contend(self, ready: asyncio.Event) -> None:
+        await ready.wait()
+        self._synced = True
+        await self._elector.run()
+
+    async def _lead(self) -> None:
+        self._leads_since = datetime.now(UTC)
+        await self._resync()
+        for o in self._store.all(MODEL_DEPLOYMENT):
+            self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
+        self._admission.policies.note()
+        self._queue.resume()
+
+    async def _follow(self) -> None:
+        self._queue.pause()
+        await self._queue.drain(4)
+
+    async def _resync(self) -> None:
+        """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
+        for resource in self._resources:
+            for namespace in self._places(resource):
+                try:
+                    await self._intake.list(resource, namespace)
+                except Forbidden as e:
+                    if resource != NETWORK_POLICY:  # a right that is wanting there is told of each ModelDeployment, and stops nothing else
+                        raise
+                    log.warning("%s: %s", UNWATCHED, e.message)
+        await self._admission.slots.sweep()
+        await self._admission.hostnames.refresh()
+        for policy in self._admission.policies.all():
+            self._queue.add(("", policy.name))  # whom it matches is counted anew
+
+    def _places(self, resource: Resource) -> list[str | None]:
+        """The namespaces to list it in; None: in all at once."""
+        return [*self._config.namespaces] if resource.namespaced and self._config.namespaces else [None]
+
+    async def _may_list(self, resource: Resource) -> bool:
+        try:
+            for namespace in self._places(resource):
+                await self._kube.list(resource, namespace, label_selector=OURS)
+        except Forbidden as e:
+            log.error("%s: %s", UNWATCHED, e.message)
+            return False
+        return True
+
+    async def _keep_in_sync(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.resync_seconds * random.uniform(0.8, 1.2))
+            if not self._elector.is_leader():
+                continue
+            try:
+                await self._resync()
+            except KubeError as e:
+                log.warning("resync failed, the next one will do: %s", e)
+            except Exception:
+                log.exception("resync failed unexpectedly, the next one will do")
+
+    async def _keep_verified(self) -> None:
+        delay, most = SOURCES_SECONDS
+        while True:
+            try:
+                await self._assessor.verify()
+            except Exception:
+                log.exception("looking who counts failed unexpectedly, the next look will do")
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))
+            delay = min(2 * delay, most)
+
+    async def _work(self, key: Key) -> None:
+        started = time.monotonic()
+        with logs.about(namespace=key[0], name=key[1]):
+            try:
+                again = await self._reconciler.reconcile(key)
+            except Conflict as e:
+                log.debug("stale read, again: %s", e)
+                self._queue.add_rate_limited(key)
+            except KubeError as e:
+                self._metrics.reconcile_failed(e)
+                delay = self._queue.add_rate_limited(key, e.retry_after or 0)
+                log.warning("pass failed, again in %.1f s: %s", delay, e)
+            except Exception as e:
+                self._metrics.reconcile_failed(e)
+                await self._tell(key, e)
+                raise
+            else:
+                self._queue.forget(key)
+                if again == 0:
+                    self._queue.add(key)
+                elif again is not None:
+                    self._queue.add_after(key, again)
+            finally:
+                self._metrics.reconciled(time.monotonic() - started)
+
+    async def _tell(self, key: Key, error: Exception) -> None:
+        """A pass ended as nobody foresaw: whose it was is not only in the log."""
+        obj = self._store.get(MODEL_DEPLOYMENT, *key) if key[0] else self._store.get(ROLLOUT_POLICY, None, key[1])
+        if obj is not None:
+            text = f"the operator does not get on with this object ({type(error).__name__}) and tries again; its log says where: please report it"
+            await self._events.post(obj, "Warning", "PassFailed", text)
+
+    def _phases(self) -> dict[tuple[str, str], int]:
+        return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))
+
+    def _conditions(self) -> dict[tuple[str, str, str], int]:
+        return dict(Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o)))
+
+
+def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
+    """(namespace, type, status) of the conditions that the metric counts. A status that somebody else wrote may have any, and any number."""
+    listed = ((deployment.get("status") or {}).get("conditions") or [])[:MOST_CONDITIONS]
+    pairs = [(c.get("type"), c.get("status")) for c in listed if isinstance(c, dict)]
+    return [(deployment["metadata"]["namespace"], kind, truth) for kind, truth in pairs if kind in COUNTED_CONDITIONS and truth in TRUTHS]
+
+
+def own_namespace() -> str:
+    """Namespace of this pod, else ``default``."""
+    if found := os.environ.get("POD_NAMESPACE"):
+        return found
+    try:
+        return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+    except OSError:
+        return "default"
+
+
+def run(
+    *,
+    config: Path,
+    kubeconfig: str | None,
+    context: str | None,
+    health_port: int,
+    identity: str | None,
+    lease_namespace: str | None,
+    verbose: bool,
+) -> None:
+    """Run until SIGTERM. Raises ConfigError or KubeError with what to do when it cannot start."""
+    logs.setup("DEBUG" if verbose else "INFO")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    loaded = load_config(config)
+    if loaded.artifacts.servers_can_write:
+        log.warning("artifacts.readSecretName is not set: the pods of model servers hold the Secret that Jobs write with")
+
+    async def main() -> None:
+        metrics = Metrics()
+        async with await Kube.connect(kubeconfig, context, component="operator", on_request=metrics.api_request) as kube:
+            # Not the pod's name alone: a container that is started anew in its pod is another candidate.
+            holder = identity or new_identity()
+            log.info("%s starts as %s", names.FIELD_MANAGER, holder)
+            await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(kubeconfig, context, health_port)
+
+    asyncio.run(main())

@@ -1,0 +1,106 @@
+"""What is kept in memory of an object: what some decision reads, and nothing that only fills it.
+
+Where children are compared with what they should be, all that the operator itself sets has to stay; of pods and Jobs only the parts below are read.
+What is left out here is left out of memory only: nothing is written back from it (status is written alone, and what is applied is made anew).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.kube.client import JOB, POD, Object, Resource
+
+MESSAGE = 4096  # characters of what a pod or a container says; the kubelet takes no more bytes of a container
+_METADATA = (
+    "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels",
+    "ownerReferences",
+)  # fmt: skip
+_CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
+# Of a Job's template and its pods: all by which they are compared (``controller.apply.diff``).
+_OF_JOB = (
+    *_CONTAINER, "workingDir", "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle", "securityContext", "livenessProbe", "readinessProbe",
+    "startupProbe", "terminationMessagePath", "terminationMessagePolicy",
+)  # fmt: skip
+_POD_OF_JOB = ("volumes", "securityContext", "shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
+_CONTAINER_STATUS = ("name", "image", "ready", "restartCount", "state", "lastState")
+_CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
+
+
+def kept(resource: Resource, obj: Object) -> Object:
+    """The object as it is kept."""
+    if resource == POD:
+        spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))
+        return _with(obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status")))
+    if resource == JOB:
+        metadata = obj["metadata"]
+        ours = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(names.GROUP)}
+        spec = obj.get("spec") or {}
+        template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"), of_job=True)}
+        return _with(obj, metadata=_some(metadata, _METADATA) | {"annotations": ours}, spec={**spec, "template": template}, status=obj.get("status"))
+    metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    if annotations := metadata.get("annotations"):
+        metadata["annotations"] = {k: v for k, v in annotations.items() if k.startswith(names.GROUP)}
+    return {**obj, "metadata": metadata}
+
+
+def node_for_capacity(obj: Object) -> Object:
+    """Of a node, what says how many GPUs it has and who may run there."""
+    status = _some(obj.get("status") or {}, ("allocatable", "conditions"))
+    return _with(obj, metadata=_some(obj["metadata"], ("name", "labels")), spec=obj.get("spec"), status=status)
+
+
+def pod_for_capacity(obj: Object) -> Object:
+    """Of a pod, what says how many GPUs it holds, and where."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    asked = {part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []] for part in ("containers", "initContainers")}
+    placed = asked | _some(spec, ("nodeName",))
+    return _with(obj, metadata=_some(obj["metadata"], ("name", "namespace")), spec=placed, status=_some(status, ("phase",)))
+
+
+def _with(obj: Object, **parts: Any) -> Object:
+    return _some(obj, ("apiVersion", "kind")) | {k: v for k, v in parts.items() if v is not None}
+
+
+def _some(value: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    return {k: value[k] for k in fields if k in value}
+
+
+def _pod_spec(spec: Any, *, of_job: bool) -> Object | None:
+    if spec is None:
+        return None
+    parts = {part: [_container(c, of_job) for c in spec[part]] for part in ("initContainers", "containers") if spec.get(part)}
+    if of_job:
+        parts |= {"ephemeralContainers": [_some(c, ("name",)) for c in spec["ephemeralContainers"]]} if spec.get("ephemeralContainers") else {}
+        parts |= _some(spec, _POD_OF_JOB)
+    return _some(spec, ("nodeName", "serviceAccountName")) | parts
+
+
+def _container(container: Mapping[str, Any], of_job: bool) -> Object:
+    if of_job:
+        return _some(container, _OF_JOB)
+    task = [e for e in container.get("env") or [] if e.get("name") == TASK_ENV]
+    return _some(container, _CONTAINER) | ({"env": task} if task else {})
+
+
+def _pod_status(status: Any) -> Object | None:
+    if status is None:
+        return None
+    found: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
+    if conditions := status.get("conditions"):
+        found["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
+    for part in ("initContainerStatuses", "containerStatuses"):
+        if of := status.get(part):
+            found[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
+    return found
+
+
+def _cut(value: Any) -> Any:
+    """The value with its texts cut to MESSAGE characters."""
+    if isinstance(value, str):
+        return value[:MESSAGE]
+    if isinstance(value, dict):
+        return {k: _cut(v) for k, v in value.items()}
+    return value

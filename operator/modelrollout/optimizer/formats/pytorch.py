@@ -1,0 +1,30 @@
+"""PyTorch: a program of TorchScript or an exported one, told apart by what is in the zip."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+
+from modelrollout.contract.tasks import Tensors
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer.formats import exported_program, torch_script
+from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.model.archive import holds
+
+
+def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
+    """Raises JobError: PickleRefused, those of ``torch_script.load`` and ``exported_program.load``."""
+    reader = torch_script.load if holds(path, "constants.pkl") else exported_program.load
+    try:
+        return reader(path, folder, tensors)
+    except JobError:
+        raise
+    except UnpicklingError:
+        raise bad_input(
+            "PickleRefused", f"{FIELD}.uri: the weights hold other things than tensors, and making those could run any code; export it without them"
+        ) from None
+    except Exception as error:  # of PyTorch, on a file that somebody made
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        remedy = "save it with that version or an older one, or export the model to ONNX where it was trained"
+        raise invalid(f"PyTorch {version('torch')} does not read it: {line}", remedy) from None

@@ -1,0 +1,224 @@
+"""The gate of prepare: the original and the optimized model on held-out data, and a verdict on every metric, in all and in each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelrollout.contract.tasks import Average, ExitCode, Gate, GateBudget, GateMetric, MetricResult, Paired, TaskResult
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer.gate.metrics import ERRORS, Answers, average_of, count_pairs, estimate
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import ModelInfo
+from modelrollout.optimizer.model.runtime import Advance, check_label_range, open_session, outputs_of, scores_of, scores_or_classes, values_of
+from modelrollout.statistics.paired import Z_95, Estimate, GateDecision, accuracies, allowed_loss, judge, z_of
+
+FIELD = "spec.optimization.gate.data"
+MAX_SLICE_VALUES = 64  # reported of a slice; a budget wants all of them
+_SLICE_CHARACTERS = 48  # of a slice's name and value in the summary, which is small
+
+_ORDER = ("Successful", "Inconclusive", "Failed")
+
+
+def field_metric(index: int) -> str:
+    """What messages call a metric."""
+    return f"spec.optimization.gate.metrics[{index}]"
+
+
+def labels_wanted(gate: Gate) -> str | None:
+    """``numbers``, ``classes``, or None: agreement alone needs no labels."""
+    names = {metric.name for metric in gate.metrics}
+    return "numbers" if names & ERRORS else "classes" if names - {"agreement"} else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The verdicts: ``metrics`` in the order of the spec, the decision on the worst one, and what the report keeps."""
+
+    metrics: tuple[MetricResult, ...]
+    decision: GateDecision
+    field: str  # of the metric that decided
+    paired: Paired | None  # accuracy, where there are labels of classes
+    report: dict[str, Any]
+
+
+def run_gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress) -> Measured:
+    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only limits of the value count for it.
+
+    Raises JobError: OutputNotClasses, OutputNotNumbers, OutputNotScores, OutputNotFinite, LabelsOutOfRange, InferenceFailed, AverageImpossible,
+    TopCountTooLarge, AucUndefined, SliceInvalid.
+    """
+    same = optimized == original
+    with progress.stage("gate"):
+        before, classes = answers(gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update)
+        if held_out.labels is not None:
+            check_label_range(held_out.labels, classes, FIELD)
+        after = before if same else answers(gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update)[0]
+    return judged(gate, held_out, before, after, classes, FIELD, same=same)
+
+
+def answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance) -> tuple[Answers, int | None]:
+    """(answers, number of classes where scores tell it); only what the metrics need is kept. ``field`` names the data in messages."""
+    names = {metric.name for metric in gate.metrics}
+    parts: list[Answers] = []
+    known: int | None = None
+    for start, count, outputs, named in outputs_of(session, info.inputs, held_out.inputs, field, advance):
+        if names & ERRORS:
+            parts.append(Answers(values=values_of(outputs, named, count, field)))
+            continue
+        classes = ranks = scores = None
+        if names - {"auc", "topK"}:
+            classes, known = scores_or_classes(outputs, named, count, field)
+        if names & {"auc", "topK"}:
+            found = scores_of(outputs, named, count, field, least=2 if "topK" in names else 1)
+            known = max(2, found.shape[1])
+            scores = found if "auc" in names else None
+            if "topK" in names:
+                assert held_out.labels is not None
+                ranks = _ranks(found, held_out.labels[start : start + count])
+        parts.append(Answers(classes, ranks, scores))
+    return Answers(*(_joined([getattr(part, name) for part in parts]) for name in ("classes", "ranks", "scores", "values"))), known
+
+
+def _joined(parts: list[Any]) -> Any:
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many other classes score as high as the label's or higher: [n]. NaN counts as higher; labels out of range are told later."""
+    own = scores[np.arange(len(labels)), np.clip(labels, 0, scores.shape[1] - 1)][:, None]
+    ranks: NDArray[np.int64] = (~(scores < own)).sum(axis=1) - 1
+    return ranks
+
+
+def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes: int | None, data_field: str, *, same: bool) -> Measured:
+    """The verdicts on both models' answers to the held-out data, which ``data_field`` names in messages."""
+    results: list[MetricResult] = []
+    decisions: list[tuple[GateDecision, str]] = []
+    told: list[dict[str, Any]] = []
+    labels = held_out.targets if held_out.targets is not None else held_out.labels
+    for index, metric in enumerate(gate.metrics):
+        field = field_metric(index)
+        if metric.name == "topK" and classes is not None and (metric.k or 1) >= classes:
+            raise bad_input("TopCountTooLarge", f"{field}.k: {metric.k}, but the model has {classes} classes: every answer would be right; lower k")
+        average = (
+            average_of(metric, held_out.labels, classes, field)
+            if metric.name in ("precision", "recall", "f1") and held_out.labels is not None
+            else None
+        )
+        found = list(_judged_parts(metric, average, field, data_field, labels, held_out, before, after, same))
+        worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))  # the whole comes first, so it wins among equals
+        results.append(worst.result(metric.name))
+        decisions.append((worst.decision, f"{field}.slices" if worst.slice else field))
+        told.append({"name": metric.name, "average": average, "k": metric.k, "judged": [part.report() for part in found]})
+    decision, field = max(decisions, key=lambda d: _ORDER.index(d[0].verdict))
+    paired, slices = None, {}
+    if held_out.labels is not None and before.classes is not None and after.classes is not None:
+        paired = count_pairs(held_out.labels, before.classes, after.classes)
+        slices = by_slice(held_out, held_out.labels, before.classes, after.classes)
+    before_after = accuracies(paired) if paired else (None, None)
+    report = {
+        "accuracyBefore": before_after[0],
+        "accuracyAfter": before_after[1],
+        "paired": paired.model_dump() if paired else None,
+        "metrics": told,
+        "summary": [result.model_dump() for result in results],
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "slices": slices,
+        "samples": held_out.n,
+        "duplicates": held_out.duplicates(),
+    }
+    return Measured(tuple(results), decision, field, paired, report)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The whole of the data (``slice`` None) or one value of a slice."""
+
+    slice: str | None
+    estimate: Estimate
+    decision: GateDecision
+    allowed: float | None
+
+    def result(self, name: str) -> MetricResult:
+        e = self.estimate
+        low, high = self.decision.interval
+        return MetricResult(
+            name=name,
+            n=e.n,
+            before=_short(e.before),
+            after=_short(e.after),
+            interval=(_short(low), _short(high)),
+            allowed=None if self.allowed is None else _short(self.allowed),
+            verdict=self.decision.verdict,
+            reason=self.decision.reason,
+            slice=self.slice[:_SLICE_CHARACTERS] if self.slice else None,
+        )
+
+    def report(self) -> dict[str, Any]:
+        return {**self.result(self.estimate.name).model_dump(exclude={"name", "slice"}), "slice": self.slice, "message": self.decision.message}
+
+
+def _short(value: float) -> float:
+    """Seven digits: the summary is small."""
+    return float(f"{value:.7g}")
+
+
+def _judged_parts(
+    metric: GateMetric,
+    average: Average | None,
+    field: str,
+    data_field: str,
+    labels: NDArray[Any] | None,
+    held_out: Data,
+    before: Answers,
+    after: Answers,
+    same: bool,
+) -> Iterator[_Part]:
+    def part(name: str | None, budget: GateBudget, mask: NDArray[np.bool_], z: float) -> _Part:
+        e = estimate(metric, average, None if labels is None else labels[mask], before.rows(mask), after.rows(mask), data_field)
+        counted = GateBudget(min=budget.min, max=budget.max) if same else budget
+        decision = judge(e, counted, z)
+        if name:
+            decision = replace(decision, message=f"slice {name}: {decision.message}")
+        return _Part(name, e, decision, allowed_loss(counted, e.before))
+
+    yield part(None, metric, np.ones(held_out.n, np.bool_), Z_95)
+    if metric.slices is None:
+        return
+    values = [(name, value) for name, array in held_out.slices.items() for value in np.unique(array)]
+    if not values or len(values) > MAX_SLICE_VALUES:
+        raise bad_input(
+            "SliceInvalid",
+            f"{field}.slices: the slices {sorted(held_out.slices)} of {data_field} have {len(values)} values in all; a budget needs 1 to "
+            f"{MAX_SLICE_VALUES} of them: group rare ones together",
+        )
+    for name, value in values:
+        yield part(f"{name}={value}", metric.slices, held_out.slices[name] == value, z_of(len(values)))
+
+
+def by_slice(data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very many."""
+    report: dict[str, dict[str, Any]] = {}
+    for name, values in data.slices.items():
+        kinds, counts = np.unique(values, return_counts=True)
+        kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
+        report[name] = {str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump() for v in sorted(kept) for m in (values == v,)}
+    return report
+
+
+def raise_failure(measured: Measured, evidence: TaskResult) -> None:
+    """Raise JobError with the evidence unless the verdict is a pass; the message tells every metric that did not."""
+    if measured.decision.verdict == "Successful":
+        return
+    code = ExitCode.GATE_FAILED if measured.decision.verdict == "Failed" else ExitCode.GATE_INCONCLUSIVE
+    others = [f"{m.name}: {m.reason}" for m in measured.metrics if m.verdict != "Successful"]
+    more = f" (all that did not pass: {', '.join(others)})" if len(others) > 1 else ""
+    raise JobError(code, measured.decision.reason, f"{measured.field}: {measured.decision.message}{more}", evidence)

@@ -1,0 +1,106 @@
+"""What the containers of a prepare Job hand to one another: what was fetched, in one folder, and what was made of it, in another.
+
+Who reads what was made takes it for a stranger's: a file that takes its converter over may leave anything there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from modelrollout.contract.tasks import TaskResult
+from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer.store.artifact import REPORT_LIMIT_BYTES, is_name
+from modelrollout.optimizer.store.object_store import Fetched
+
+SOURCE = "source.onnx"
+_FETCHED, _MADE = "fetched.json", "made.json"
+_PLACE = re.compile(r"made-\d{1,4}")
+
+
+class Inputs(BaseModel):
+    """What was fetched: the source as SOURCE, and the n-th of the others, by their fields, as ``source-n``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    inputs: dict[str, Any]
+    source: Fetched
+    files: dict[str, Fetched]
+
+
+class _Made(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    files: dict[str, str | None]  # by the name under which it is served, where it lies; None: it is the source as it was fetched
+    config: str
+    report: dict[str, Any]
+
+
+def write_fetched(work: Path, given: Inputs) -> None:
+    """After everything was verified."""
+    (work / _FETCHED).write_text(given.model_dump_json())
+
+
+def read_fetched(work: Path) -> Inputs:
+    """As the container wrote it that fetched; no other can write there."""
+    return Inputs.model_validate_json((work / _FETCHED).read_text())
+
+
+def write_made(work: Path, made: Path, files: dict[str, Path], config: str, report: dict[str, Any]) -> TaskResult:
+    """The files of the version, moved where they are out of what is cleared, its config.pbtxt and the report."""
+    places: dict[str, str | None] = {}
+    for number, (name, path) in enumerate(files.items()):
+        if path == work / SOURCE:
+            places[name] = None
+            continue
+        places[name] = place = f"made-{number}"
+        if path.is_relative_to(made):
+            path.replace(made / place)
+        else:
+            shutil.copyfile(path, made / place)
+        (made / place).chmod(0o644)  # who publishes is another user
+    (made / _MADE).write_text(_Made(files=places, config=config, report=report).model_dump_json())
+    return TaskResult(message="made")
+
+
+def read_made(work: Path, made: Path, limit: int) -> tuple[dict[str, Path], str, dict[str, Any]]:
+    """(files, config.pbtxt, report), at most ``limit`` bytes of files; raises JobError (OutputRefused)."""
+    try:
+        found = _Made.model_validate_json(_plain(made / _MADE, REPORT_LIMIT_BYTES).read_bytes())
+    except (ValidationError, RecursionError):
+        raise refused("it does not say what was made") from None
+    if not found.files or any(not is_name(name) for name in found.files):
+        raise refused("it names no files, or files that cannot be served")
+    if any(place is not None and not _PLACE.fullmatch(place) for place in found.files.values()):
+        raise refused("it names files elsewhere")
+    files = {name: work / SOURCE if place is None else _plain(made / place, limit) for name, place in found.files.items()}
+    if sum(path.stat().st_size for path in files.values()) > limit:
+        raise refused(f"its files have more than {limit} bytes")
+    return files, found.config, found.report
+
+
+def _plain(path: Path, limit: int) -> Path:
+    """A plain file, and nothing that leads elsewhere: what wrote it has ended, so it stays what it is."""
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise refused(f"{path.name} cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        raise refused(f"{path.name} is no plain file of at most {limit} bytes")
+    return path
+
+
+def refused(why: str) -> JobError:
+    """What was made is not to be served."""
+    return bad_input(
+        "OutputRefused",
+        f"what the container that reads the model has left is not what was asked for: {why}; the file may have taken that container over: see where "
+        "it comes from",
+    )

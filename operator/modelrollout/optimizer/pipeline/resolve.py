@@ -1,0 +1,14 @@
+"""Pin the source: its SHA-256 and size."""
+
+from __future__ import annotations
+
+from modelrollout.contract.tasks import ResolveTask, TaskResult
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer.store.object_store import Store
+
+
+def resolve(task: ResolveTask, progress: Progress) -> TaskResult:
+    """Read the source once and keep nothing; raises JobError."""
+    with progress.stage("resolve"):
+        found = Store(task.source, "spec.model.uri").digest(max_bytes=task.max_bytes, advance=progress.update)
+    return TaskResult(sha256=found.sha256, size_bytes=found.size)

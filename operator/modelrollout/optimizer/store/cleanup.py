@@ -1,0 +1,102 @@
+"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made for long, goes.
+
+What is referred to was read from the cluster **before** the store is listed: a Job takes again only what a revision refers to, and its own folder is
+young. The folder is listed once more right before it goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from modelrollout.contract.tasks import CleanTask, TaskResult
+from modelrollout.jobs.errors import bad_input
+from modelrollout.jobs.log import LOGGER, Progress, say
+from modelrollout.optimizer.store.artifact import MANIFEST
+from modelrollout.optimizer.store.object_store import Listed, Store
+
+FIELD = "artifactCleanup"
+# NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone
+_FOLDER = re.compile(r"^([a-z0-9][-a-z0-9]{0,62})/([0-9a-f]{64}(?:-[0-9a-f]{16}-[0-9a-f]{8})?)/([^/]+)$")
+
+
+@dataclass
+class Folder:
+    """An artifact, or what is left of one."""
+
+    newest: datetime
+    size: int = 0
+
+
+def doomed(
+    objects: Iterable[Listed],
+    root: str,
+    kept: frozenset[str],
+    namespaces: frozenset[str],
+    before: datetime,
+    untouched: frozenset[str] = frozenset(),
+) -> dict[str, Folder]:
+    """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was written since ``before``.
+
+    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all; ``untouched``: whose stay. What is not named like an
+    artifact is not ours, and stays.
+    """
+    folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
+    for found in objects:
+        named = _FOLDER.match(found.name)
+        if named is None or (namespaces and named[1] not in namespaces) or named[1] in untouched:
+            continue
+        folder = folders[f"{named[1]}/{named[2]}"]
+        folder.newest = max(folder.newest, found.modified)
+        folder.size += found.size
+    base = root.rstrip("/")
+    return {name: folder for name, folder in folders.items() if f"{base}/{name}" not in kept and folder.newest < before}
+
+
+def clean(task: CleanTask, progress: Progress) -> TaskResult:
+    """Delete them, or with ``dry_run`` only say so; raises JobError."""
+    kept, untouched = _references(Path(task.references))
+    store = Store(task.artifacts, FIELD, bucket=True)
+    before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
+    with progress.stage("list"):
+        found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched)
+    freed = 0
+    with progress.stage("delete"):
+        for number, (name, folder) in enumerate(sorted(found.items())):
+            progress.update(number, len(found))
+            say("would delete" if task.dry_run else "delete", artifact=name, bytes=folder.size, newest=folder.newest.isoformat())
+            if task.dry_run or _delete(task, name, before):
+                freed += folder.size
+    verb = "would free" if task.dry_run else "freed"
+    return TaskResult(message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed)
+
+
+def _delete(task: CleanTask, name: str, before: datetime) -> bool:
+    """False where something was written into the folder since it was listed."""
+    store = Store(task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD)
+    found = [file for file in store.list() if "/" not in file.name]
+    if any(file.modified >= before for file in found):
+        LOGGER.info("written meanwhile", extra={"fields": {"artifact": name}})
+        return False
+    for file in sorted(found, key=lambda f: (f.name != MANIFEST, f.name)):
+        store.delete(file.name)
+    return True
+
+
+def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """URIs in use, and namespaces to leave untouched, as ``modelrollout references`` writes them; raises JobError (ReferencesInvalid).
+
+    An unread list must never look like an empty one.
+    """
+    try:
+        found = json.loads(path.read_text())
+        uris = frozenset(str(uri).rstrip("/") for uri in found["artifacts"])
+        untouched = frozenset(map(str, found["untouched"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise bad_input("ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted") from None
+    return uris, untouched

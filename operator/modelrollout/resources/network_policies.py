@@ -1,0 +1,82 @@
+"""NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs, and whom these reach (docs/network.md).
+
+Policies only ever add to each other, so each kind of pod has one that says everything about it. They select by the labels of pods and not by
+revision: they are there before the first pod is, and stay as they are from rollout to rollout.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.config import NetworkPolicies, Peers
+from modelrollout.resources.common import Object, Owner, labels, metadata
+
+# What a wide range does not mean: addresses of the link, where nodes and clouds answer, and metadata services elsewhere.
+NEAR = tuple(map(ipaddress.ip_network, ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128")))
+# Those that ask no server but one in their own pod. Containers of a pod share its network: with a step of the user's own image in it, what the pod
+# reaches that image does.
+_JOBS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE)
+_NAMESPACE = "kubernetes.io/metadata.name"  # a label of every namespace, which only the API server writes
+_MODEL = (names.PORT_HTTP, names.PORT_GRPC)
+
+
+def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> list[Object]:
+    """Those of a ModelDeployment (their owner); ``clients``: the namespaces that it names."""
+    callers = _peers(config.proxies.model_copy(update={"namespaces": sorted({*config.proxies.namespaces, *clients})}))
+    scraped = _rules("from", _peers(config.prometheus), (names.PORT_METRICS,))
+    dns = _rules("to", _peers(config.dns), config.dns.ports, ("TCP", "UDP"))
+    stores = [rule for store in config.stores for rule in _rules("to", _peers(store), store.ports)]
+    servers = _rules("to", [{"podSelector": _selecting(owner, names.COMPONENT_SERVER)}], _MODEL)
+    called = _rules("from", [{"podSelector": {}}, *callers], _MODEL)
+    versions = _rules("from", _peers(Peers(namespaces=[config.operator_namespace])), _MODEL[:1]) if config.operator_namespace else []
+    mirrored = _rules("from", _peers(config.proxies), (names.PORT_COMPARER,))
+    return [
+        _policy(owner, "servers", [names.COMPONENT_SERVER], [*called, *versions, *scraped], [*dns, *stores]),
+        _policy(owner, "comparer", [names.COMPONENT_SHADOW], [*mirrored, *scraped], [*dns, *servers]),
+        _policy(owner, "jobs", _JOBS, [], [*dns, *stores]),
+        _policy(owner, "evaluate", [names.COMPONENT_EVALUATE], [], [*dns, *servers, *stores]),
+    ]
+
+
+def says_the_same(live: Object, wanted: Object) -> bool:
+    """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds to it opens something."""
+    return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == wanted["spec"])
+
+
+def _policy(owner: Owner, part: str, components: Sequence[str], ingress: list[Object], egress: list[Object]) -> Object:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(owner, f"{owner.name}-{part}", labels(owner.name, components[0])),
+        "spec": {"podSelector": _selecting(owner, *components), "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
+    }
+
+
+def _selecting(owner: Owner, *components: str) -> Object:
+    if len(components) == 1:
+        return {"matchLabels": {names.LABEL_NAME: owner.name, names.LABEL_COMPONENT: components[0]}}
+    some = {"key": names.LABEL_COMPONENT, "operator": "In", "values": list(components)}
+    return {"matchLabels": {names.LABEL_NAME: owner.name}, "matchExpressions": [some]}
+
+
+def _rules(side: str, peers: list[Object], ports: Iterable[int], protocols: Sequence[str] = ("TCP",)) -> list[Object]:
+    """One rule; none for nobody, because Kubernetes takes an empty list of peers for everybody."""
+    return [{side: peers, "ports": [{"port": port, "protocol": protocol} for port in ports for protocol in protocols]}] if peers else []
+
+
+def _peers(peers: Peers) -> list[Object]:
+    found: list[Object] = []
+    if peers.namespaces:
+        some = {"key": _NAMESPACE, "operator": "In", "values": list(peers.namespaces)}
+        found.append({"namespaceSelector": {"matchExpressions": [some]}})
+    return [*found, *({"ipBlock": _block(address)} for address in peers.addresses)]
+
+
+def _block(address: str) -> Object:
+    """Of two ranges one holds the other, or they are apart: what is near is left out where it is a part, and stays where it is named."""
+    whole: Any = ipaddress.ip_network(address)
+    near = [str(part) for part in NEAR if part.version == whole.version and part != whole and part.subnet_of(whole)]
+    return {"cidr": address} | ({"except": near} if near else {})

@@ -1,0 +1,68 @@
+"""What a freeze holds: no weight rises while one is in force, also none that was decided before and waits for pods.
+
+Whatever lowers a weight, and what a person says, goes through."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.rollout.desired import has_all_pods, has_pods_for
+from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.snapshot import Event, Snapshot, in_flight
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.transitions import at_step, enter, reached, weight
+
+
+def held(s: Snapshot, move: Move, now: datetime) -> Move:
+    """The move, or none where it would raise a weight in a freeze.
+
+    One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a promote by hand is carried out and told: the
+    right to say it is apart from the right to edit a model.
+    """
+    rollout = move.status.rollout
+    if rollout is None or not in_flight(rollout) or rollout.mode == "Rollback":
+        return move
+    rises = weight(move.status) > weight(s.status)
+    if not rises and not _is_on_its_way(s, move):
+        return move
+    freeze = frozen(s.rules, now)
+    if freeze is None:
+        return move
+    if not rises:
+        return Move(_back(s.status, now))
+    by_hand = move.status.handled_verbs != s.status.handled_verbs
+    before = s.status.rollout
+    if before is not None and before.stage == "Shadow" and before.shadow is not None:
+        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+    if by_hand:
+        return Move(move.status, (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")), move.requeue_after)
+    return Move(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
+
+
+def _is_on_its_way(s: Snapshot, move: Move) -> bool:
+    """Whether a weight was decided before the freeze began and still waits for pods: they may come hours later, in the midst of it."""
+    rollout = s.status.rollout
+    if (
+        rollout is None
+        or rollout.step is None
+        or move.status.rollout is None
+        or move.status.rollout.stage != rollout.stage
+        or s.status.stable is None
+    ):
+        return False
+    step, told = rollout.step, rollout.history[-1].reason if rollout.history else None
+    if step.override is not None or (rollout.stage == "Promote" and told == "PromotedByUser"):
+        return False
+    if rollout.stage == "Promote":
+        return not has_all_pods(s)
+    return rollout.stage == "Canary" and step.phase == "Shifting" and step.former < step.weight and not has_pods_for(s, step)
+
+
+def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """To the weight that was reached, which is judged until the freeze is over."""
+    rollout = status.rollout
+    assert rollout is not None and rollout.step is not None
+    entered = status if rollout.stage == "Canary" else enter(status, "Canary", now)
+    step = rollout.step
+    return at_step(entered, step.index, reached(step), now, strategy=step.strategy, pause=False)

@@ -1,0 +1,158 @@
+"""What the policies in force demand of a spec before a version of it is rolled out. Every message names the field and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
+from modelrollout.analysis.providers.prometheus.promql import own_query_problem
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.api.v1alpha1.policy import PolicyGates
+from modelrollout.config import Queries, lies_in
+from modelrollout.rollout.policy.rules import Limit, Rules
+from modelrollout.rollout.snapshot import Problem
+from modelrollout.rollout.strategy import strategy_of
+
+
+def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int, *, returns: bool = False) -> Problem | None:
+    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for;
+    ``returns``: it goes back to a version within its window, which may have all requests at once."""
+    for name, why in rules.broken:
+        return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
+    if problem := outside(rules, uris):
+        return problem
+    if problem := _code(rules, spec):
+        return problem
+    for name, gates in rules.gates:
+        if told := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
+            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    if not returns and (problem := _undivided(rules, spec)):
+        return problem
+    for limit in rules.limits:
+        if problem := too_small(limit, gpus):
+            return problem
+    return None
+
+
+def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
+    """The first of these that lies in none of the places that a policy names."""
+    for name, sources in rules.sources:
+        for field, uri in uris:
+            prefixes = sources.models if field == "spec.model.uri" else sources.data
+            if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
+                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
+    return None
+
+
+def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Why this spec could not give a new version as little as the first weight, where metrics are demanded."""
+    most = rules.first_weight
+    if most is None:
+        return None
+    policy = next(name for name, gates in rules.gates if any(not m.dry_run for m in gates.metrics or ()))
+    demand = f"RolloutPolicy {policy} (gates.metrics) gives a new version {most} % at first"
+    if spec.rollout.ab_test:
+        return Problem("GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary")
+    pods = max(1, spec.serving.replicas)
+    if spec.traffic.gateway is not None or (strategy_of(spec.rollout) == "Canary" and most * (pods + 1) >= 100):
+        return None
+    fewest = -(-100 // most) - 1
+    remedy = f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
+    return Problem("GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}")
+
+
+def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str) -> Problem | None:
+    """The first query of the spec's own that is not asked: because none is, or because this one cannot be bound to the namespace by ``label``."""
+    for metric in spec.rollout.analysis.metrics or ():
+        if metric.query is None or metric.query in rules.promql:
+            continue
+        field = f"spec.rollout.analysis.metrics[{metric.name}].query"
+        if rules.queries(unless_said) == "Templates":
+            strict = (f"RolloutPolicy {policy} says gates.queries: Templates" for policy, g in rules.gates if g.queries == "Templates")
+            why = next(strict, "no RolloutPolicy says gates.queries: Own")
+            known = ", ".join(sorted(rules.templates)) or "none yet"
+            return Problem(
+                "QueryNotAllowed",
+                f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which there are: {known}; "
+                "or have the platform team write one, or allow own queries",
+            )
+        if problem := own_query_problem(metric.query, namespace, name, label):
+            return Problem(problem.kind, f"{field}: {problem.message}")
+    return None
+
+
+def too_small(limit: Limit, gpus: int) -> Problem | None:
+    """Why the pods of a new revision could not even run alone."""
+    if limit.gpus is None or gpus <= limit.gpus:
+        return None
+    text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
+    return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
+
+
+def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Whether the model would run its own code without being allowed to: some policy must name its place, and none that names places may leave it
+    out."""
+    triton = spec.serving.triton
+    if triton.code is None and triton.backend != "Python":
+        return None
+    text = f"spec.serving.triton.code: {spec.model.uri} may run its own code, which "
+    places = [(name, sources.code) for name, sources in rules.sources if sources.code is not None]
+    if not places:
+        remedy = "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a format without code"
+        return Problem("CodeNotAllowed", f"{text}no RolloutPolicy allows; {remedy}")
+    for name, prefixes in places:
+        if not any(lies_in(spec.model.uri, prefix) for prefix in prefixes):
+            return Problem(
+                "CodeNotAllowed", f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve another format"
+            )
+    return None
+
+
+def golden_unmet(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """What lacks of the golden data that policies demand. Asked for again when they are counted: a spec can be edited under way, and a first version
+    has no other proof."""
+    for name, gates in rules.gates:
+        if told := next(_golden_missing(gates, spec), None):
+            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+    return None
+
+
+def _golden_missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
+    golden = spec.rollout.analysis.golden
+    if golden is None:
+        if gates.golden or gates.min_golden is not None:
+            yield "spec.rollout.analysis.golden: give golden data"
+        return
+    if gates.min_golden is not None and (golden.min is None or golden.min < gates.min_golden):
+        shown = "there is none" if golden.min is None else f"{golden.min:g} is less than that"
+        yield f"spec.rollout.analysis.golden.min: at least {gates.min_golden:g}, {shown}"
+    if gates.max_drop is not None and golden.max_drop > gates.max_drop:
+        yield f"spec.rollout.analysis.golden.maxDrop: {golden.max_drop:g} is more than {gates.max_drop:g}"
+
+
+def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
+    gate = spec.optimization.gate
+    if gates.digest and spec.model.sha256 is None:
+        yield "spec.model.sha256: give the digest of the file"
+    if gates.held_out and spec.optimization.steps and gate is None:
+        yield "spec.optimization.gate: give held-out data and budgets"
+    if gates.max_drop is None:
+        return
+    for metric in gate.metrics if gate is not None and spec.optimization.steps else ():
+        if metric.max_drop is None or metric.max_drop > gates.max_drop:
+            shown = "it has none" if metric.max_drop is None else f"{metric.max_drop:g} is more than that"
+            yield f"spec.optimization.gate.metrics[{metric.name}].maxDrop: at most {gates.max_drop:g}, {shown}"
+
+
+def gpus_asked(spec: ModelDeploymentSpec) -> dict[str, int]:
+    """GPUs (and other extended resources) that all pods of a new revision ask for together, by resource name."""
+    pods = max(1, spec.serving.replicas)
+    return {kind: count * pods for kind, count in gpus_of_pod(spec).items()}
+
+
+def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
+    """Extended resources of one pod: they have a domain in their name and are whole, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb."""
+    limits = spec.serving.resources.limits or {}
+    found = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
+    return {kind: count for kind, count in found.items() if count > 0}

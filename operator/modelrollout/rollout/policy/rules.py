@@ -1,0 +1,315 @@
+"""RolloutPolicies: read, matched, and combined into what holds for one ModelDeployment. The strictest of all that match, whatever their order.
+
+A policy that cannot be read fails closed: what it matches starts no rollout and raises no weight until it is corrected, because nobody knows what it
+forbids. Rollbacks work all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import ValidationError
+
+from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
+from modelrollout.api.v1alpha1.policy import AllowedSources, FreezeWindow, PolicyGates, PolicySelector, RolloutPolicySpec
+from modelrollout.config import Queries
+
+LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
+_BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})  # among the defaults in force: what a spec says counts only within them
+_DEADLINE: str = Rollout.model_fields["progress_deadline"].default
+RESERVED = "720h"  # likewise of names
+FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
+_CHAINED = 64  # windows that follow one another without a gap
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A RolloutPolicy as read. ``error`` says why it cannot be; then only the selector counts (None: it matches everything)."""
+
+    name: str
+    uid: str
+    spec: RolloutPolicySpec
+    selector: PolicySelector | None
+    error: str | None = None
+
+    def matches(self, namespace: str, labels: Mapping[str, str], of_namespace: Mapping[str, str] | None) -> bool:
+        """Whether it is for a ModelDeployment of that namespace with these labels. ``of_namespace``: the namespace's own; where they are not known
+        (None) the policy holds."""
+        if self.selector is None:
+            return True
+        patterns = self.selector.namespaces
+        if patterns is not None and not any(fnmatchcase(namespace, p) for p in patterns):
+            return False
+        if of_namespace is not None and not _carries(of_namespace, self.selector.namespace_labels):
+            return False
+        return _carries(labels, self.selector.match_labels)
+
+
+def _carries(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:
+    return all(labels.get(key) == value for key, value in (wanted or {}).items())
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of one policy on all that it matches together."""
+
+    policy: str
+    uid: str
+    rollouts: int | None
+    gpus: int | None
+    max_hold: str | None = None  # how long a rollout may hold its slot
+
+    @property
+    def slots(self) -> int:
+        """How many rollouts there can be: one without GPUs needs no slot where only GPUs are limited."""
+        return min(n for n in (self.rollouts, self.gpus) if n is not None)
+
+    def concerns(self, gpus: int) -> bool:
+        """Whether a rollout that asks for so many GPUs needs a slot."""
+        return self.rollouts is not None or gpus > 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the policies that match one ModelDeployment say together; nothing at all when there is none."""
+
+    names: tuple[str, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()  # (policy, why it cannot be read)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire, and its bounds
+    gates: tuple[tuple[str, PolicyGates], ...] = ()
+    sources: tuple[tuple[str, AllowedSources], ...] = ()
+    hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
+    accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    freezes: tuple[tuple[str, FreezeWindow], ...] = ()
+    limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
+    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
+    mandatory: tuple[Metric, ...] = ()
+    reserve_names: str | None = None  # how long a name stays with the version that served last under it; None: it does not
+    first_weight: int | None = None  # percent that a version may have before these have proven it; None: nothing is demanded
+    promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
+
+    def queries(self, unless_said: Queries) -> Queries:
+        """Whether a spec may have queries of its own."""
+        if self.broken:
+            return "Templates"
+        said = {g.queries for _, g in self.gates if g.queries}
+        return "Templates" if "Templates" in said else "Own" if said else unless_said
+
+    @property
+    def prometheus(self) -> str | None:
+        """Who answers the mandatory metrics; None: the first one of the configuration."""
+        found: str | None = (self.defaults.get("analysis") or {}).get("prometheus")
+        return found
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """No rollout begins and no weight rises until then; None: until somebody corrects the policy."""
+
+    until: datetime | None
+    message: str
+
+    def left(self, now: datetime) -> float:
+        """Seconds until another look is due."""
+        left = LOOK_SECONDS if self.until is None else (self.until - now).total_seconds()
+        return min(LOOK_SECONDS, max(1.0, left))
+
+
+NO_RULES = Rules()
+
+
+def read(obj: Mapping[str, Any]) -> Policy:
+    """A RolloutPolicy as the API server has it."""
+    metadata, raw = obj["metadata"], obj.get("spec") or {}
+    name, uid = metadata["name"], metadata.get("uid", "")
+    try:
+        selector: PolicySelector | None = PolicySelector.model_validate(raw.get("selector") or {})
+    except ValidationError:
+        selector = None
+    try:
+        spec = RolloutPolicySpec.model_validate(raw)
+        for i, window in enumerate(spec.freeze_windows or ()):
+            _check(window, f"spec.freezeWindows[{i}]")
+    except ValidationError as e:
+        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
+        return Policy(name, uid, RolloutPolicySpec(), selector, told)
+    except ValueError as e:
+        return Policy(name, uid, RolloutPolicySpec(), selector, str(e))
+    return Policy(name, uid, spec, spec.selector)
+
+
+def _check(window: FreezeWindow, where: str) -> None:
+    """What the schema cannot check. Raises ValueError with the field and the remedy."""
+    if window.schedule is not None:
+        try:
+            zone = ZoneInfo(window.timezone)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{where}.timezone: there is no time zone {window.timezone!r}; write for example Europe/Berlin") from None
+        try:
+            if len(window.schedule.split()) != 5:
+                raise CronSimError("it needs five parts")
+            next(CronSim(window.schedule, datetime(2024, 1, 1, tzinfo=zone)))
+        except (CronSimError, StopIteration) as e:
+            why = str(e) or "it never comes"
+            raise ValueError(f"{where}.schedule: {window.schedule!r}: {why}; write minute hour day month weekday, for example 0 16 * * FRI") from None
+        if window.duration is None or seconds(window.duration) <= 0:
+            raise ValueError(f"{where}.duration: say how long it lasts, for example 63h")
+    elif window.start is None or window.end is None:
+        raise ValueError(f"{where}: give schedule and duration, or start and end")
+    else:
+        try:
+            start, end = datetime.fromisoformat(window.start), datetime.fromisoformat(window.end)
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}; write for example 2026-12-20T00:00:00Z") from None
+        if end <= start:
+            raise ValueError(f"{where}.end: it lies before start; exchange them")
+
+
+def combine(policies: Iterable[Policy]) -> Rules:
+    """What these policies, all of which match, say together; in order of their names, whatever the order given."""
+    found = sorted(policies, key=lambda p: p.name)
+    if not found:
+        return NO_RULES
+    defaults: dict[str, Any] = {}
+    templates: dict[str, tuple[Metric, ...]] = {}
+    for policy in found:
+        if policy.spec.defaults is not None:
+            defaults = filled(defaults, policy.spec.defaults.wire())
+        for template in policy.spec.analysis_templates or ():
+            templates.setdefault(template.name, tuple(template.metrics))
+    gates = tuple((p.name, p.spec.gates) for p in found if p.spec.gates)
+    bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
+    if bake is not None:
+        defaults["bake"] = bake
+    deadline = max((g.min_progress_deadline for _, g in gates if g.min_progress_deadline), key=seconds, default=None)
+    mandatory = tuple(m for _, g in gates for m in g.metrics or ())
+    first = _first_weight(gates) if any(not m.dry_run for m in mandatory) else None
+    defaults |= {k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None}
+    return Rules(
+        names=tuple(p.name for p in found),
+        broken=tuple((p.name, p.error) for p in found if p.error),
+        defaults=defaults,
+        gates=gates,
+        sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
+        hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
+        accounts=tuple((p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts),
+        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None),
+        freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
+        limits=tuple(
+            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold)
+            for p in found
+            if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
+        ),
+        templates=templates,
+        mandatory=mandatory,
+        reserve_names=None if first is None else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED),
+        first_weight=first,
+        promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
+    )
+
+
+def _first_weight(gates: Iterable[tuple[str, PolicyGates]]) -> int:
+    return min((g.max_first_weight for _, g in gates if g.max_first_weight is not None), default=FIRST_WEIGHT)
+
+
+def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
+    """All that a policy names, in defaults, gates and templates."""
+    if spec.defaults is not None and spec.defaults.analysis is not None:
+        yield from spec.defaults.analysis.metrics or ()
+    if spec.gates is not None:
+        yield from spec.gates.metrics or ()
+    for template in spec.analysis_templates or ():
+        yield from template.metrics
+
+
+def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of a ModelDeployment, on the wire, with what policies say where spec.rollout leaves a field out."""
+    return {**spec, "rollout": effective(spec.get("rollout") or {}, defaults)} if defaults else spec
+
+
+def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is shorter than theirs is as long as theirs."""
+    found = filled(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    for key, bound, unless_said in (("bake", "bake", None), ("progressDeadline", "minProgressDeadline", _DEADLINE)):
+        own, least = found.get(key, unless_said), defaults.get(bound)
+        with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
+            if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
+                found[key] = least
+    return found
+
+
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists are taken whole."""
+    found = dict(given)
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping):
+            found[key] = filled(found.get(key) or {}, value)
+        elif found.get(key) is None:
+            found[key] = value
+    return found
+
+
+def frozen(rules: Rules, now: datetime) -> Freeze | None:
+    """The freeze that is in force, until the end of the last window of those that follow one another; None when there is none."""
+    if rules.broken:
+        name, why = rules.broken[0]
+        return Freeze(None, f"RolloutPolicy {name} cannot be read, so nothing climbs until it is corrected: {why}")
+    until, policy, reason = now, "", ""
+    for _ in range(_CHAINED):
+        ends = [(end, name, w.reason or "") for name, w in rules.freezes if (end := _end(w, until)) is not None]
+        later = max(ends, default=None)
+        if later is None or later[0] <= until:
+            break
+        until, policy, reason = later
+    if not policy:
+        return None
+    why = f" ({reason})" if reason else ""
+    return Freeze(until, f"RolloutPolicy {policy} freezes rollouts until {_told(until)}{why}; rollbacks and aborts work")
+
+
+def _moment(text: str) -> datetime:
+    """Whoever writes 9999 means for ever: that is the end of the millennium here, to which every zone and duration can be added."""
+    return min(max(datetime.fromisoformat(text), _FIRST), _LAST)
+
+
+def _told(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _end(window: FreezeWindow, now: datetime) -> datetime | None:
+    """When the window that holds ``now`` ends; None when it does not hold it."""
+    if window.schedule is None:
+        assert window.start is not None and window.end is not None
+        first, last = _moment(window.start), _moment(window.end)
+        return last if first <= now < last else None
+    assert window.duration is not None
+    begun: datetime | None = _last(window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0))
+    # In UTC: the difference of two local times would leave out the hour that summer time takes or gives.
+    end = begun + timedelta(seconds=seconds(window.duration)) if begun else None
+    return end if end is not None and now < end else None
+
+
+@functools.lru_cache(maxsize=1024)  # asked for by every pass of every rollout, and the same for a minute
+def _last(schedule: str, timezone: str, minute: datetime) -> datetime | None:
+    """The latest time of the schedule up to and with that minute."""
+    local = (minute + timedelta(seconds=1)).astimezone(ZoneInfo(timezone))
+    found: datetime | None = next(CronSim(schedule, local, reverse=True), None)
+    if found is None:
+        return None
+    # Backwards CronSim takes the hour that the end of summer time repeats for one: forwards again, to what it skipped.
+    later: datetime
+    for later in CronSim(schedule, found):
+        if later.astimezone(UTC) > minute:  # in UTC: local times of one zone compare without regard to the repeated hour
+            break
+        found = later
+    return found.astimezone(UTC)

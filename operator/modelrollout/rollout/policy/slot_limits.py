@@ -1,0 +1,58 @@
+"""What a rollout may do with the slot that it holds: as many pods as its GPUs are for, and for as long as the policy says."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.api.v1alpha1 import SlotStatus, seconds
+from modelrollout.rollout.policy.requirements import gpus_asked, gpus_of_pod
+from modelrollout.rollout.policy.rules import Limit
+from modelrollout.rollout.snapshot import Problem, Snapshot, in_flight, since
+
+TOO_LONG = "SlotHeldTooLong"
+
+
+def slot_of(s: Snapshot) -> SlotStatus | None:
+    """The slot that the rollout in flight holds."""
+    rollout = s.status.rollout
+    return rollout.slot if rollout is not None and in_flight(rollout) and rollout.queue is None else None
+
+
+def asked_now(s: Snapshot) -> int:
+    """GPUs for all replicas that spec asks for now."""
+    return sum(gpus_asked(s.spec).values()) if s.spec is not None else 0
+
+
+def limits_of_gpus(s: Snapshot) -> list[Limit]:
+    """Those that the slot counts for."""
+    return [limit for limit in s.rules.limits if limit.gpus is not None]
+
+
+def pods_held(s: Snapshot) -> int | None:
+    """Pods that the slot has GPUs for; None where none are counted."""
+    slot = slot_of(s)
+    each = sum(gpus_of_pod(s.spec).values()) if s.spec is not None else 0
+    return max(1, slot.gpus // each) if slot is not None and each and limits_of_gpus(s) else None
+
+
+def beyond(s: Snapshot) -> Problem | None:
+    """Replicas that wait, because they were asked for after the slot was taken."""
+    slot, held = slot_of(s), pods_held(s)
+    if s.spec is None or slot is None or held is None or s.spec.serving.replicas <= held:
+        return None
+    policies = ", ".join(limit.policy for limit in limits_of_gpus(s))
+    text = f"spec.serving.replicas: {s.spec.serving.replicas} ask for {asked_now(s)} GPUs, the slot of RolloutPolicy {policies} has {slot.gpus}"
+    return Problem("WaitingForSlot", f"{text}: the others wait until limits.gpus has room for them, or until the rollout is over")
+
+
+def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
+    """Why the slot is to be given up."""
+    slot = slot_of(s)
+    if slot is None:
+        return None
+    longest = [(seconds(x.max_hold), x) for x in s.rules.limits if x.max_hold is not None and x.concerns(slot.gpus)]
+    least, limit = min(longest, key=lambda found: found[0], default=(0.0, None))
+    if limit is None or since(slot.since, now) <= least:
+        return None
+    text = f"it has held a slot of RolloutPolicy {limit.policy} for longer than limits.maxHold {limit.max_hold}"
+    return Problem(TOO_LONG, f"{text}, so others come now: say retry once it can go through in that time, or have the policy raised")

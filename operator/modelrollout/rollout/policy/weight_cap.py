@@ -1,0 +1,37 @@
+"""What mandatory metrics hold: no weight rises beyond the first without their verdict (``rollout.policy.mandatory_metrics``), whatever a stage has decided."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.rollout.policy.mandatory_metrics import unproven
+from modelrollout.rollout.snapshot import Event, Snapshot
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.transitions import at_step, enter, reached, weight
+
+OVERRIDDEN = "MetricsOverridden"
+DEMANDED = "MetricsDemanded"
+
+
+def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
+    """The move, or the weight that was reached, judged on, where the move would go beyond it unproven.
+
+    One place for all strategies, so that no stage can forget it.
+    """
+    why = unproven(s, move.status)
+    before = s.status.rollout
+    if why is None or before is None:
+        return move
+    by_hand = move.status.handled_verbs != s.status.handled_verbs
+    last = before.history[-1] if before.history else None
+    if last is not None and last.reason == "PromotedByUser":  # a pause step came between, in which steps may have been edited
+        by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
+    if before.stage == "Shadow" and before.shadow is not None:
+        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+    if by_hand:
+        return Move(move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after)
+    if before.step is None:
+        return Move(s.status, requeue_after=CHECK_SECONDS)
+    judged_on = s.status if before.stage == "Canary" else enter(s.status, "Canary", now)
+    back = at_step(judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False)
+    return Move(back, (Event(DEMANDED, why, "Warning"),))

@@ -1,0 +1,148 @@
+"""A status that was lost or damaged: what of it can be believed, and what revisions and the live route say instead.
+
+A restore from Git or a backup brings no status, and somebody may edit it, or only the part that names stable. Starting at nothing would roll the
+present version out once more, take a version that was refused for a new one, and remove the pods of stable.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot, stamp
+from modelrollout.rollout.transitions import begin, pin
+
+_MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
+_LAST_YEAR = 9000  # to later times nothing can be added
+# Stages of a revision that has a name.
+_NAMED = frozenset({"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
+
+
+def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+    """The status without the parts that contradict themselves, so that every later step may rely on the rest."""
+    changes: dict[str, object] = {}
+    for field in ("stable", "retiring"):
+        ref: RevisionRef | None = getattr(status, field)
+        if ref is not None and not _is_time(ref.since):
+            changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
+    drains = [d for d in status.draining if _is_time(d.until)]
+    if drains != status.draining:
+        changes["draining"] = drains
+    rollout = status.rollout
+    if rollout is not None and not all(_is_measured(m) for e in rollout.history for m in e.metrics):
+        history = [e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []}) for e in rollout.history]
+        changes["rollout"] = rollout = rollout.model_copy(update={"history": history})
+    if rollout is not None and not _holds(status, rollout):
+        changes["rollout"] = None
+    elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
+        # Counting begins anew: that costs time and proves nothing wrong.
+        changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
+    elif rollout is not None and rollout.shadow is not None and rollout.shadow.metric is not None and not _is_measured(rollout.shadow.metric):
+        changes["rollout"] = rollout.model_copy(update={"shadow": rollout.shadow.model_copy(update={"metric": None})})
+    if status.crash is not None and not _is_time(status.crash.at):
+        changes["crash"] = None
+    verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
+    if verbs != status.handled_verbs:
+        changes["handled_verbs"] = verbs
+    return status.model_copy(update=changes) if changes else status
+
+
+def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
+    step = rollout.step
+    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.former <= 100):
+        return False
+    times = [rollout.since, rollout.started]
+    if step is not None:
+        times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
+    if rollout.shadow is not None:
+        times += [rollout.shadow.since, *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None)]
+    if rollout.held is not None:
+        times.append(rollout.held.since)
+    if rollout.queue is not None:
+        times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
+    if rollout.slot is not None:
+        times.append(rollout.slot.since)
+    if not all(map(_is_time, times)):
+        return False
+    named = bool(rollout.revision and rollout.sha256) and rollout.number is not None
+    if rollout.stage in _NAMED and not named and rollout.stage != "Done":
+        return False
+    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert", "Done") and status.stable is None:
+        return False
+    if rollout.stage == "Shadow" and rollout.shadow is None:
+        return False
+    if rollout.queue is not None and rollout.stage not in ("Tune", "Provision"):
+        return False
+    if rollout.stage in ("Canary", "Bake") and step is None:
+        return False
+    return rollout.stage != "Failed" or rollout.outcome is not None
+
+
+def _is_measured(metric: MetricStatus) -> bool:
+    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the counters of its processes."""
+    counters = [c for c in (metric.canary, metric.stable) if c is not None]
+    raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
+    shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
+    counts = all(0 <= c.bad <= c.total <= _MOST and all(0 <= v <= _MOST for v in c.spread) for c in counters)
+    return shaped and counts and (metric.since is None or _is_time(metric.since))
+
+
+def _is_time(text: str | None) -> bool:
+    try:
+        return text is not None and (at := datetime.fromisoformat(text)).tzinfo is not None and at.year < _LAST_YEAR
+    except ValueError:
+        return False
+
+
+def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
+    """The state as revisions and the live route show it, if status names no stable revision that exists although one has served; None when there is
+    nothing to rebuild or to gain. A rollout in flight is given up with it: what it would be compared with is not known.
+
+    Stable is what the route sends the most to, before all a revision that is known to have served; without a route the newest one whose outcome
+    says so (read from its annotations where its own status is gone as well). Verbs that stand on the objects were carried out long ago.
+    """
+    if not s.revisions or not _is_lost(s):
+        return None
+    found = s.status.model_copy(
+        update={
+            "stable": None,
+            "rollout": None,
+            "last_number": max(s.status.last_number, *(r.number for r in s.revisions)),
+            "handled_verbs": list(dict.fromkeys([*s.status.handled_verbs, *(v.key for v in s.verbs)])),
+        }
+    )
+    stable = _serving(s) or _recorded(s)
+    if stable is None:
+        return found if found != s.status else None
+    if stable.prepared is None:
+        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work in the store, and takes all traffic.
+        made = begin(s, now, "Prepare", mode="Rollback", sha256=stable.sha256, revision=stable.name, number=stable.number)
+        return found.model_copy(update={"rollout": made.rollout})
+    update: dict[str, object] = {"stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))}
+    if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
+        update["pinned"] = pin(s, stable.name)  # somebody went back to it: nothing climbs by itself
+    return found.model_copy(update=update)
+
+
+def _is_lost(s: Snapshot) -> bool:
+    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only once status has named it."""
+    stable, rollout = s.status.stable, s.status.rollout
+    if stable is not None:  # a name that never was; of a revision that somebody has removed the route tells nothing else
+        serving = _serving(s)
+        return s.revision(stable.revision) is None and serving is not None and serving.status.outcome in SERVED
+    if rollout is None:
+        return True
+    recorded = _recorded(s)
+    if recorded is None:
+        return False
+    return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name  # a rollback to it is what ``rebuilt`` begins
+
+
+def _serving(s: Snapshot) -> Revision | None:
+    shares = [(revision, weight) for name, weight in s.live_split if weight > 0 and (revision := s.revision(name))]
+    return max(shares, key=lambda share: (share[0].status.outcome in SERVED, share[1], -share[0].number), default=(None, 0))[0]
+
+
+def _recorded(s: Snapshot) -> Revision | None:
+    return max((r for r in s.revisions if r.status.outcome in ("Stable", "Promoted")), key=lambda r: r.number, default=None)

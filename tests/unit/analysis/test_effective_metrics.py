@@ -1,0 +1,93 @@
+"""Templates, and what a policy demands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelrollout.analysis.metrics import MAX_METRICS, effective_metrics
+from modelrollout.analysis.problem import Problem
+from modelrollout.api.v1alpha1 import Analysis, Metric, Slice
+
+ERRORS = Metric(name="errors", max_increase=0.005)
+ACCURACY = Metric(name="accuracy", max_drop=0.01)
+MEMORY = Metric(name="memory", query="x", max=10)
+
+
+def metrics(analysis: Analysis, *mandatory: Metric, **templates: list[Metric]) -> list[Metric]:
+    found = effective_metrics(analysis, templates, mandatory)
+    assert not isinstance(found, Problem), found
+    return found
+
+
+def test_the_default_is_errors_and_an_empty_list_is_nothing() -> None:
+    assert [(m.name, m.max_increase) for m in metrics(Analysis())] == [("errors", 0.005)]
+    assert metrics(Analysis(metrics=[])) == []
+
+
+def test_templates_take_the_place_of_the_default_and_join_what_is_given() -> None:
+    assert metrics(Analysis(templates=["web"]), web=[ACCURACY]) == [ACCURACY]
+    assert metrics(Analysis(templates=["web"], metrics=[ERRORS]), web=[ACCURACY]) == [ERRORS, ACCURACY]
+
+
+def test_the_own_metric_wins_and_then_the_earlier_template() -> None:
+    own = Metric(name="errors", max_increase=0.5)
+    later = Metric(name="accuracy", max_drop=0.9)
+    found = metrics(Analysis(templates=["a", "b"], metrics=[own]), a=[ERRORS, ACCURACY], b=[later, MEMORY])
+    assert found == [own, ACCURACY, MEMORY]
+
+
+def test_an_unknown_template_is_named_with_those_that_are_known() -> None:
+    found = effective_metrics(Analysis(templates=["web", "oops"]), {"web": [], "batch": []}, ())
+    assert isinstance(found, Problem) and found.kind == "UnknownTemplate"
+    assert "'oops'" in found.message and "batch, web" in found.message
+    nothing = effective_metrics(Analysis(templates=["oops"]), {}, ())
+    assert isinstance(nothing, Problem) and "none" in nothing.message
+
+
+def test_a_mandatory_metric_is_added_to_whatever_there_is() -> None:
+    assert metrics(Analysis(metrics=[]), ACCURACY) == [ACCURACY]
+    assert [m.name for m in metrics(Analysis(), ACCURACY)] == ["errors", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("own", "mandatory", "field", "expected"),
+    [
+        (Metric(name="errors", max_increase=0.1), ERRORS, "max_increase", 0.005),
+        (Metric(name="errors", max_increase=0.001), ERRORS, "max_increase", 0.001),
+        (Metric(name="errors", max=0.5), ERRORS, "max_increase", 0.005),
+        (Metric(name="errors", max=0.02), Metric(name="errors", max=0.05), "max", 0.02),
+        (Metric(name="accuracy", min=0.5), Metric(name="accuracy", min=0.9), "min", 0.9),
+        (Metric(name="accuracy", min=0.95), Metric(name="accuracy", min=0.9), "min", 0.95),
+        (ACCURACY, Metric(name="accuracy", max_drop=0.01, min_samples=500), "min_samples", 500),
+        (ACCURACY.model_copy(update={"dry_run": True}), ACCURACY, "dry_run", False),
+        (MEMORY.model_copy(update={"for_": "1h"}), MEMORY, "for_", None),
+        (MEMORY, MEMORY.model_copy(update={"for_": "1m"}), "for_", "0s"),
+        (MEMORY.model_copy(update={"query": "0", "max": 1}), MEMORY, "query", "x"),
+    ],
+)
+def test_a_mandatory_metric_cannot_be_weakened(own: Metric, mandatory: Metric, field: str, expected: Any) -> None:
+    [found] = metrics(Analysis(metrics=[own]), mandatory)
+    assert getattr(found, field) == expected
+
+
+def test_another_objective_measures_something_else_so_the_mandatory_one_stands() -> None:
+    mandatory = Metric(name="latency", objective="50ms", max_increase=0.005)
+    [found] = metrics(Analysis(metrics=[Metric(name="latency", objective="10s", max_increase=0.001)]), mandatory)
+    assert found == mandatory
+    [same] = metrics(Analysis(metrics=[Metric(name="latency", objective="0.05s", max_increase=0.001)]), mandatory)
+    assert same.max_increase == 0.001
+
+
+def test_slices_of_both_are_watched_each_within_the_smaller_margin() -> None:
+    own = Metric(name="accuracy", max_drop=0.02, slices=[Slice(name="night", max_drop=0.1), Slice(name="own")])
+    mandatory = Metric(name="accuracy", max_drop=0.03, slices=[Slice(name="night"), Slice(name="theirs")])
+    [found] = metrics(Analysis(metrics=[own]), mandatory)
+    assert {s.name: s.max_drop for s in found.slices or ()} == {"night": 0.03, "theirs": 0.03, "own": 0.02}
+
+
+def test_there_is_an_end_to_what_templates_may_add() -> None:
+    many = [Metric(name=f"m{i}", query="x", max=1) for i in range(MAX_METRICS + 1)]
+    found = effective_metrics(Analysis(templates=["web"]), {"web": many}, ())
+    assert isinstance(found, Problem) and found.kind == "TooManyMetrics"

@@ -1,0 +1,63 @@
+"""``covers``: is the live object what is wanted, with what the API server added by itself left aside?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelrollout.controller.apply.diff import covers
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted"),
+    [
+        ({"a": 1, "default": 2}, {"a": 1}),
+        ({"a": {"b": 1, "default": 2}}, {"a": {"b": 1}}),
+        ([{"name": "x", "default": 1}], [{"name": "x"}]),
+        ({}, {"a": {}}),
+        ({}, {"a": []}),
+        ({"a": None}, {"a": {}}),
+        ({"a": {"default": 1}}, {"a": {}}),
+    ],
+)
+def test_what_the_api_server_adds_does_not_count(live: Any, wanted: Any) -> None:
+    assert covers(live, wanted)
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted"),
+    [
+        ({}, {"a": 1}),
+        ({"a": 2}, {"a": 1}),
+        ({"a": None}, {"a": False}),
+        ({}, {"a": False}),
+        ({"a": [1, 2]}, {"a": [1]}),
+        ({"a": [1]}, {"a": [1, 2]}),
+        ({"a": [2, 1]}, {"a": [1, 2]}),
+        ({"a": {"b": 1}}, {"a": [1]}),
+        ({"a": "text"}, {"a": {"b": 1}}),
+        (None, {"a": 1}),
+        ({"a": "x"}, {"a": "y"}),
+        ({"weight": 25}, {"weight": 0}),
+    ],
+)
+def test_what_differs_is_written(live: Any, wanted: Any) -> None:
+    assert not covers(live, wanted)
+
+
+@pytest.mark.parametrize(("live", "wanted"), [("1", 1), ("500m", "0.5"), ("1Gi", "1024Mi"), ("1k", 1000), ("100m", "0.1"), (2, "2")])
+def test_quantities_are_compared_by_value(live: Any, wanted: Any) -> None:
+    assert covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
+
+
+@pytest.mark.parametrize(("live", "wanted"), [("2", 1), ("1Gi", "1G"), ("1", True), ("abc", 1), ("", 0), ("x", ""), ("nan", "nan2"), (True, "true")])
+def test_other_quantities_and_what_is_none_are_not(live: Any, wanted: Any) -> None:
+    assert not covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
+
+
+@pytest.mark.parametrize("key", ["selector", "matchLabels"])
+def test_a_selector_with_one_label_more_selects_less(key: str) -> None:
+    assert covers({key: {"a": "1"}}, {key: {"a": "1"}})
+    assert not covers({key: {"a": "1", "b": "2"}}, {key: {"a": "1"}})
+    assert not covers({}, {key: {"a": "1"}})

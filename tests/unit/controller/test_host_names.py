@@ -1,0 +1,511 @@
+"""Claims of host names, from the first pass to the last: who is given a name, who loses one, and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+import pytest
+
+from modelrollout.api import names
+from modelrollout.api.times import stamp
+from modelrollout.controller.lookups.host_names import claim_of
+from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
+from modelrollout.rollout.policy.rules import NO_RULES, combine, read
+from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, stand, version_of
+from tests.unit.controller.fakecluster import Cluster, Operator
+from tests.unit.rollout import builders as b
+
+HOST, GRPC_HOST, OTHER = "digits.example.com", "digits-grpc.example.com", "other.example.com"
+V1 = b.revision_name(1)
+
+
+def traffic(*http: str) -> dict[str, Any]:
+    return {"http": {"hostnames": list(http or (HOST,))}, "grpc": {"hostnames": [GRPC_HOST]}, "gateway": {"name": "public"}}
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
+
+
+def holders(cluster: Cluster) -> dict[str, str]:
+    """Namespace/name by host name."""
+    leases = [o for i, o in cluster.objects.items() if i[0] == LEASE]
+    return {o["metadata"]["annotations"][names.ANNOTATION_HOSTNAME]: o["spec"]["holderIdentity"].rpartition("/")[0] for o in leases}
+
+
+def ready(cluster: Cluster) -> tuple[str, str, str]:
+    found = next(c for c in cluster.status.conditions if c.type == "Ready")
+    return found.status, found.reason, found.message
+
+
+def stranger(cluster: Cluster, *hosts: str) -> Object:
+    spec = {"traffic": {"gateway": {"name": "public"}, "http": {"hostnames": list(hosts)}}}
+    return cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": "vhost", "namespace": "attacker"}, "spec": spec})
+
+
+def lease(cluster: Cluster, host: str, holder: str) -> None:
+    metadata = {
+        "name": names.host_lease(host), "namespace": "operators", "labels": {names.LABEL_CLAIM: "hostname"},
+        "annotations": {names.ANNOTATION_HOSTNAME: host},
+    }  # fmt: skip
+    cluster.put(LEASE, {"metadata": metadata, "spec": {"holderIdentity": holder}})
+
+
+def served(cluster: Cluster) -> set[str]:
+    return {h for i, o in cluster.objects.items() if i[0] in (HTTP_ROUTE, GRPC_ROUTE) for h in o["spec"]["hostnames"]}
+
+
+async def serving(*http: str) -> tuple[Cluster, Operator]:
+    cluster = Cluster()
+    cluster.user(b.spec(1, traffic=traffic(*http)))
+    operator = Operator(cluster)
+    await operator.live()
+    assert cluster.status.phase == "Stable" and ready(cluster)[0] == "True"
+    operator.events.clear()
+    return cluster, operator
+
+
+def test_names_are_claimed_before_a_route_carries_them_and_given_back_after_none_does() -> None:
+    async def main() -> None:
+        cluster, operator = await serving(HOST, OTHER)
+        made = [r for r in cluster.requests if r.startswith("create") and ("Lease" in r or "Route" in r)]
+        assert made[:3] == [f"create Lease {names.host_lease(h)}" for h in (HOST, OTHER, GRPC_HOST)] and len(made) == 6
+        assert holders(cluster) == dict.fromkeys((HOST, OTHER, GRPC_HOST), "ml/digits") and served(cluster) == {HOST, OTHER, GRPC_HOST}
+        cluster.user(b.spec(1, traffic=traffic(OTHER)))
+        cluster.requests.clear()
+        await operator.settle()
+        await operator.live(rounds=2)
+        assert served(cluster) == set(holders(cluster)) == {OTHER, GRPC_HOST}
+        deleted = [r for r in cluster.requests if r.startswith("delete")]
+        assert deleted[-1] == f"delete Lease {names.host_lease(HOST)}", "after the route"
+
+    run(main())
+
+
+def test_what_is_settled_costs_nothing() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.requests.clear()
+        await operator.settle()
+        assert cluster.requests == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("theirs", [HOST, GRPC_HOST, "*.example.com"])
+def test_a_name_of_another_begins_no_rollout_and_opens_no_route(theirs: str) -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        lease(cluster, theirs, holder_of(stranger(cluster, theirs)))
+        cluster.user(b.spec(1, traffic=traffic()))
+        operator = Operator(cluster)
+        await operator.admission.hostnames.refresh()
+        await operator.live()
+        status, reason, message = ready(cluster)
+        assert (status, reason) == ("False", "HostnameTaken") and "attacker" not in message and not served(cluster)
+        assert holders(cluster)[theirs] == "attacker/vhost"
+        assert [e.reason for e in operator.events] == ["HostnameTaken"]
+
+    run(main())
+
+
+def test_who_asks_for_a_served_name_gets_nothing_and_takes_nothing() -> None:
+    """The routes stay where they were, and follow their own weights."""
+
+    async def main() -> None:
+        cluster, operator = await serving()
+        lease(cluster, "taken.example.com", holder_of(stranger(cluster, "taken.example.com")))
+        cluster.user(b.spec(2, traffic=traffic("taken.example.com")))
+        await operator.live(rounds=2)
+        assert ready(cluster)[1] == "HostnameTaken" and served(cluster) == {HOST, GRPC_HOST}
+        assert holders(cluster)[HOST] == "ml/digits", "what it serves it keeps"
+        cluster.change(HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=1))
+        await operator.settle()
+        assert cluster.weights() == {V1: 100} and served(cluster) == {HOST, GRPC_HOST}
+
+    run(main())
+
+
+def test_a_name_that_was_given_to_another_is_served_no_more_and_that_is_told() -> None:
+    """A platform team handed it over."""
+
+    async def main() -> None:
+        cluster, operator = await serving(HOST, OTHER)
+        i = (LEASE, "operators", names.host_lease(HOST))
+        theirs = holder_of(stranger(cluster, HOST))
+        cluster.objects[i] = cluster.objects[i] | {"spec": {"holderIdentity": theirs}}
+        await operator.admission.hostnames.refresh()
+        await operator.live(rounds=2)
+        assert served(cluster) == {OTHER, GRPC_HOST} and ready(cluster)[:2] == ("False", "HostnameTaken")
+        assert [(e.type, e.reason) for e in operator.events] == [("Warning", "HostnameTaken")]
+        assert cluster.status.stable and cluster.status.stable.revision == V1
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["deleted", "another object of its name", "asks no more"])
+def test_a_claim_whose_holder_needs_it_no_more_is_given_to_who_asks(end: str) -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        holder = holder_of(stranger(cluster, OTHER if end == "asks no more" else HOST))
+        if end == "deleted":
+            del cluster.objects[MODEL_DEPLOYMENT, "attacker", "vhost"]
+        lease(cluster, HOST, holder if end != "another object of its name" else "attacker/vhost/u-former")
+        cluster.user(b.spec(1, traffic=traffic()))
+        await Operator(cluster).live()
+        assert ready(cluster)[0] == "True" and holders(cluster)[HOST] == "ml/digits"
+
+    run(main())
+
+
+def test_a_holder_that_cannot_be_read_keeps_his_name() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        lease(cluster, HOST, holder_of(stranger(cluster, HOST)))
+        cluster.user(b.spec(1, traffic=traffic()))
+
+        def before(verb: str, resource: Resource, name: str) -> None:
+            if (verb, name) == ("get", "vhost"):
+                raise Unavailable(503, "Unavailable", "later")
+
+        cluster.before = before  # type: ignore[method-assign]
+        await Operator(cluster).live()
+        assert holders(cluster)[HOST] == "attacker/vhost" and not served(cluster)
+
+    run(main())
+
+
+def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        for i in [i for i in cluster.objects if i[0] == LEASE]:
+            del cluster.objects[i]
+        thief = stranger(cluster, HOST)
+        await operator.admission.hostnames.refresh()
+        known = operator.admission.hostnames.known()
+        asks = stand(holder_of(thief), b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES)
+        assert asks.problem and asks.problem.reason == "HostnameTaken", "its route is there, whoever passes first"
+        await operator.settle()
+        assert holders(cluster)[HOST] == "ml/digits" and served(cluster) == {HOST, GRPC_HOST} and ready(cluster)[0] == "True"
+
+    run(main())
+
+
+def test_a_strangers_route_with_our_label_holds_no_name() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        labels = {names.LABEL_NAME: "vhost", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+        metadata = {"name": "vhost", "namespace": "attacker", "labels": labels}
+        cluster.put(HTTP_ROUTE, {"metadata": metadata, "spec": {"hostnames": [HOST], "rules": []}})
+        stranger(cluster, OTHER)  # there is such a ModelDeployment, and the route is not its own
+        cluster.user(b.spec(1, traffic=traffic()))
+        await Operator(cluster).live()
+        assert holders(cluster)[HOST] == "ml/digits" and ready(cluster)[0] == "True"
+
+    run(main())
+
+
+def test_an_emptied_lease_is_taken() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        lease(cluster, HOST, "")
+        cluster.user(b.spec(1, traffic=traffic()))
+        await Operator(cluster).live()
+        assert holders(cluster)[HOST] == "ml/digits" and ready(cluster)[0] == "True"
+
+    run(main())
+
+
+def test_a_spec_that_is_refused_claims_nothing() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, model={"uri": "s3://elsewhere/model.onnx"}, traffic=traffic()))
+        await Operator(cluster).live(rounds=2)
+        assert ready(cluster)[1] == "StoreNotAllowed" and not holders(cluster)
+
+    run(main())
+
+
+def test_two_leaders_who_claim_overlapping_names_at_once_are_not_both_given_theirs() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, traffic=traffic()))
+        operator = Operator(cluster)
+        theirs = holder_of(stranger(cluster, "*.example.com"))
+
+        def before(verb: str, resource: Resource, name: str) -> None:
+            if (verb, name) == ("create", names.host_lease(HOST)) and "*.example.com" not in holders(cluster):
+                lease(cluster, "*.example.com", theirs)  # unseen by this process until it has written its own
+
+        cluster.before = before  # type: ignore[method-assign]
+        await operator.live()
+        assert holders(cluster) == {"*.example.com": "attacker/vhost"} and not served(cluster) and ready(cluster)[1] == "HostnameTaken"
+
+    run(main())
+
+
+def test_a_process_that_leads_no_more_claims_nothing() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, traffic=traffic()))
+        operator = Operator(cluster)
+        operator.leads = False
+        await operator.settle(limit=3)
+        assert not holders(cluster)
+
+    run(main())
+
+
+def test_what_is_gone_after_a_crash_is_swept() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        lease(cluster, "former.example.com", "ml/former/u-1")
+        await operator.admission.hostnames.refresh()
+        assert set(holders(cluster)) == {HOST, GRPC_HOST}
+
+    run(main())
+
+
+def test_leases_that_may_not_be_written_are_told() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1, traffic=traffic()))
+
+        def before(verb: str, resource: Resource, name: str) -> None:
+            if resource == LEASE and verb == "create":
+                raise Forbidden(403, "Forbidden", "leases is forbidden")
+
+        cluster.before = before  # type: ignore[method-assign]
+        operator = Operator(cluster)
+        await operator.live()
+        assert not served(cluster)
+        assert "Leases of slots and host names" in "".join(c.message for c in cluster.status.conditions)
+
+    run(main())
+
+
+def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        parent = {"name": "public", "namespace": "ml"}
+        spec = {"parentRefs": [parent], "hostnames": [HOST], "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}]}
+        cluster.put(HTTP_ROUTE, {"metadata": {"name": "theirs", "namespace": "attacker"}, "spec": spec})
+        await operator.admission.hostnames.refresh()
+        await operator.settle()
+        assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == ["HostnameTaken"]
+        assert cluster.find(HTTP_ROUTE) is not None, "it is not for us to give way"
+        cluster.user(b.spec(2, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Canary", "a stranger's route stops no rollout"
+        cluster.user(b.spec(1, traffic=traffic()))
+        await operator.live()
+        assert cluster.status.phase == "Stable", "and no way back by Git"
+        assert ready(cluster)[:2] == ("False", "HostnameTaken")
+        del cluster.objects[HTTP_ROUTE, "attacker", "theirs"]
+        await operator.admission.hostnames.refresh()
+        await operator.settle()
+        assert ready(cluster)[0] == "True"
+
+    run(main())
+
+
+class TestNamesOutliveTheirHolder:
+    """Under a policy that demands metrics a wrong model comes to nobody as the first version of something new."""
+
+    GATES: ClassVar[dict[str, Any]] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}], "reserveNames": "240h"}
+
+    async def _serving(self, **more: Any) -> tuple[Cluster, Operator]:
+        cluster = Cluster()
+        cluster.policy("production", gates=self.GATES)
+        cluster.user(b.spec(1, pinned=True, traffic=traffic(), **more))
+        operator = Operator(cluster)
+        await operator.live()
+        assert ready(cluster)[0] == "True" and set(holders(cluster)) == {HOST, GRPC_HOST, "modeldeployment/ml/digits"}
+        return cluster, operator
+
+    def test_what_is_settled_costs_nothing(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.requests.clear()
+            await operator.settle()
+            assert cluster.requests == []
+
+        run(main())
+
+    @pytest.mark.parametrize("crash", [False, True])
+    def test_deletion_and_creation_anew_is_no_way_round(self, crash: bool) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            if crash:
+                operator = Operator(cluster)
+                await operator.admission.hostnames.refresh()
+            else:
+                await operator.settle()
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            status, reason, message = ready(cluster)
+            assert (status, reason) == ("False", "NameReserved") and cluster.status.stable is None and not served(cluster)
+            assert message.startswith("metadata.name: modeldeployment/ml/digits stays with the version that served last under it until 2026-12-02")
+            assert "serve that version, with its spec.model.sha256" in message
+            cluster.user(b.spec(1, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[0] == "True" and served(cluster) == {HOST, GRPC_HOST}, "the very version is no news to anybody"
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert cluster.status.phase == "Canary", "and from there on there is something to be compared with"
+
+        run(main())
+
+    def test_what_is_made_from_data_is_the_very_version_by_what_came_of_it(self) -> None:
+        """No digest pins the data of a step: exchanged in its place, the very same spec made another model, and all clients had it."""
+        by_data = {"optimization": {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/inputs.npz"}}}]}}
+
+        async def main() -> None:
+            cluster, operator = await self._serving(**by_data)
+            held = next(c for c in operator.admission.hostnames.known().claims.all() if c.host == HOST)
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(), **by_data))
+            await operator.live()
+            assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None and not served(cluster)
+            asks, known = (
+                b.spec(1, pinned=True, traffic={**traffic(), "gateway": {"name": "public"}}, **by_data),
+                operator.admission.hostnames.known(),
+            )
+            made = {digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")}
+            assert held.version not in made.values() and len(set(made.values())) == 2
+            moves = replace(held, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now))
+            known = replace(known, claims=Claims([moves]))
+            for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
+                found = stand("ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]).problem
+                assert (found and found.reason) == problem, "another that serves just this may take the name over"
+
+        run(main())
+
+    def test_while_the_version_that_it_is_reserved_for_has_yet_to_serve_no_other_may(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic()))
+            for _ in range(3):
+                await operator.settle()
+            assert cluster.status.rollout is not None and cluster.status.stable is None
+            cluster.user(b.spec(2, pinned=True, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None
+
+        run(main())
+
+    def test_a_wrong_version_on_its_way_does_not_get_the_name_because_spec_asks_for_another_by_now(self) -> None:
+        """Random walks found it: a first version about to serve is not superseded any more."""
+
+        async def main() -> None:
+            _, operator = await self._serving()
+            known = operator.admission.hostnames.known()
+            lease = known.claims.get(HOST)
+            assert lease is not None
+            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), routes=lambda: ())
+            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
+            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (HOST,)
+            found = stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
+            assert found.problem is not None and found.problem.reason == "NameReserved" and not found.free
+
+        run(main())
+
+    def test_after_that_time_and_when_the_lease_is_deleted_the_name_is_free(self) -> None:
+        async def main(by_hand: bool) -> None:
+            cluster, operator = await self._serving()
+            cluster.remove(MODEL_DEPLOYMENT, "digits")
+            await operator.settle()
+            if by_hand:
+                for i in [i for i in cluster.objects if i[0] == LEASE]:
+                    del cluster.objects[i]
+            else:
+                cluster.now += timedelta(days=11)
+            await operator.admission.hostnames.refresh()
+            assert not holders(cluster)
+            cluster.user(b.spec(2, traffic=traffic()))
+            await operator.live()
+            assert ready(cluster)[0] == "True"
+
+        run(main(False))
+        run(main(True))
+
+    def test_another_does_not_take_the_host_name_over_with_what_it_serves(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(OTHER)))
+            await operator.live(rounds=3)
+            assert served(cluster) == {OTHER, GRPC_HOST}
+            known, rules = operator.admission.hostnames.known(), NO_RULES
+            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            theirs = stand("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
+            assert theirs.problem is not None and theirs.problem.reason == "NameReserved" and not theirs.free
+            first = stand("ml/right/u-9", asks, frozenset(), known, rules)
+            assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), "the version that served there may"
+            wildcard = b.spec(1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}})
+            allowed = combine([read({"metadata": {"name": "p"}, "spec": {"allowedHostnames": ["*"]}})])
+            over = stand("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
+            assert over is not None and over.reason == "HostnameTaken", "nor as part of a wildcard"
+            cluster.user(b.spec(1, pinned=True, traffic=traffic(HOST)))
+            await operator.live(rounds=3)
+            assert served(cluster) == {HOST, GRPC_HOST}, "its former holder has it back"
+
+        run(main())
+
+    @pytest.mark.parametrize(
+        ("made", "taken_over"), [("2026-11-22T11:00:00Z", True), ("2026-11-22T12:00:00Z", False), ("soon", False), (None, False)]
+    )
+    def test_it_is_known_when_a_name_was_taken_over(self, made: str | None, taken_over: bool) -> None:
+        about = {names.ANNOTATION_HOSTNAME: HOST, names.ANNOTATION_RESERVED: "720h"}
+        metadata = {"name": names.host_lease(HOST), "annotations": about, "creationTimestamp": made}
+        claim = claim_of({"metadata": metadata, "spec": {"holderIdentity": "ml/digits/u-1", "acquireTime": "2026-11-22T12:00:01.500000Z"}})
+        assert claim is not None
+        known = Known(Claims([claim]), ForeignRoutes(), lambda: (), only_by_policy=False)
+        since = stand("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
+        assert since == (datetime(2026, 11, 22, 12, 0, 1, 500000, tzinfo=UTC) if taken_over else None)
+
+    def test_a_name_that_has_served_is_none_for_a_preview(self) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            preview = {"blueGreen": {"preview": {"http": {"hostnames": [HOST]}}}}
+            cluster.user(b.spec(2, pinned=True, traffic=traffic(OTHER), rollout=preview))
+            await operator.live(rounds=3)
+            assert ready(cluster)[1] == "HostnameNotAllowed" and "choose another name for the preview" in ready(cluster)[2]
+            assert cluster.weights() == {V1: 100} and served(cluster) == {HOST, GRPC_HOST}
+            fresh = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}
+            cluster.user(b.spec(2, pinned=True, traffic=traffic(HOST), rollout=fresh))
+            await operator.live()
+            assert ready(cluster)[1] != "HostnameNotAllowed" and cluster.status.phase == "Previewing"
+
+        run(main())
+
+    def test_a_spec_that_is_refused_keeps_the_own_name_all_the_same(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            cluster.user(b.spec(1, model={"uri": "s3://elsewhere/model.onnx"}, traffic=traffic()))
+            cluster.policy("production", gates=self.GATES)
+            await operator.settle()
+            assert "modeldeployment/ml/digits" in holders(cluster)
+
+        run(main())
+
+    @pytest.mark.parametrize("odd", [{"released": "soon"}, {"reserved": "ever"}, {"released": "9999-01-01T00:00:00Z", "reserved": "999999h"}])
+    def test_a_lease_that_somebody_has_damaged_stops_nobody(self, odd: dict[str, str]) -> None:
+        async def main() -> None:
+            cluster, operator = await self._serving()
+            for i, o in list(cluster.objects.items()):
+                if i[0] == LEASE:
+                    o["metadata"]["annotations"] |= {f"{names.GROUP}/{key}": value for key, value in odd.items()}
+            await operator.admission.hostnames.refresh()
+            await operator.settle()
+            assert ready(cluster)[0] == "True"
+
+        run(main())

@@ -1,0 +1,88 @@
+"""What is kept of an object is all that anybody reads, and no more."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from modelrollout.api import names
+from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, SERVICE
+from modelrollout.kube.projection import MESSAGE, kept, node_for_capacity, pod_for_capacity
+
+FILLER = "x" * 1000
+
+
+def metadata(**more: Any) -> dict[str, Any]:
+    return {
+        "name": "a", "namespace": "ml", "uid": "u", "resourceVersion": "1", "labels": {names.LABEL_NAME: "a"}, "ownerReferences": [{"uid": "o"}],
+        "managedFields": [FILLER], "annotations": {"kubectl.kubernetes.io/last-applied-configuration": FILLER, f"{names.GROUP}/promote": "1"}, **more,
+    }  # fmt: skip
+
+
+CONTAINER = {"name": "c", "image": "i", "command": ["x"], "env": [{"name": "E", "value": FILLER}, {"name": TASK_ENV, "value": "{}"}],
+             "resources": {"limits": {"memory": "1Gi"}}, "volumeMounts": [FILLER]}  # fmt: skip
+STATUS = {"name": "c", "state": {"terminated": {"exitCode": 1, "message": "m" * 100_000}}, "ready": False, "imageID": FILLER}
+
+
+def pod() -> dict[str, Any]:
+    spec = {"containers": [CONTAINER], "initContainers": [CONTAINER], "nodeName": "n", "volumes": [FILLER], "affinity": {"a": FILLER}}
+    status = {
+        "phase": "Failed",
+        "containerStatuses": [STATUS],
+        "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": FILLER}],
+        "podIPs": [FILLER],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(), "spec": spec, "status": status}
+
+
+def test_a_pod_without_what_fills_it() -> None:
+    found = kept(POD, pod())
+    assert FILLER not in json.dumps(found)
+    assert found["spec"]["containers"][0] == {
+        "name": "c", "image": "i", "command": ["x"], "resources": {"limits": {"memory": "1Gi"}}, "env": [{"name": TASK_ENV, "value": "{}"}],
+    }  # fmt: skip
+    assert found["spec"]["nodeName"] == "n" and found["metadata"]["ownerReferences"] == [{"uid": "o"}]
+    ended = found["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert ended == {"exitCode": 1, "message": "m" * MESSAGE}, "a kubelet writes no more, whoever writes a pod's status may"
+
+
+def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
+    body = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(),
+        "spec": {"suspend": True, "template": pod()},
+        "status": {"conditions": []},
+    }
+    found = kept(JOB, body)
+    assert "affinity" not in json.dumps(found) and "managedFields" not in json.dumps(found)
+    assert found["spec"]["template"]["spec"]["containers"] == [CONTAINER], "by it its pods are compared"
+    assert (
+        found["spec"]["suspend"] is True
+        and found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
+        and found["status"] == {"conditions": []}
+    )
+
+
+def test_of_others_everything_that_is_compared_stays() -> None:
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata(), "spec": {"ports": [FILLER]}, "status": {"a": 1}}
+    for resource in (SERVICE, MODEL_DEPLOYMENT):
+        found = kept(resource, body)
+        assert (found["spec"], found["status"]) == (body["spec"], body["status"])
+        assert found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"} and "managedFields" not in found["metadata"]
+    assert "managedFields" in body["metadata"], "the object itself is not touched"
+
+
+def test_objects_without_parts_have_none() -> None:
+    for resource in (POD, JOB, SERVICE):
+        assert kept(resource, {"metadata": {"name": "a"}})["metadata"]["name"] == "a"
+        kept(resource, {"metadata": {"name": "a", "annotations": None}, "spec": None, "status": None})
+
+
+def test_for_capacity_only_what_is_counted() -> None:
+    found = pod_for_capacity(pod())
+    assert FILLER not in json.dumps(found) and found["spec"]["containers"] == [{"resources": {"limits": {"memory": "1Gi"}}}]
+    node = {"metadata": metadata(), "spec": {"taints": []}, "status": {"allocatable": {"cpu": "1"}, "images": [FILLER], "conditions": []}}
+    found = node_for_capacity(node)
+    assert FILLER not in json.dumps(found) and found["status"] == {"allocatable": {"cpu": "1"}, "conditions": []} and found["spec"] == {"taints": []}

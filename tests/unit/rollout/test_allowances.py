@@ -1,0 +1,223 @@
+"""What a spec takes that is not its own, and who says what there is to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
+from modelrollout.api.v1alpha1.model import SecretKey
+from modelrollout.api.v1alpha1.schema import LocalName
+from modelrollout.rollout.policy.allowances import not_lent, secrets
+from modelrollout.rollout.policy.rules import Policy, combine
+from tests.unit.resources.objects import CONFIG
+from tests.unit.rollout import builders as b
+from tests.unit.rollout.test_policy import policy
+
+SHUT = CONFIG.model_copy(update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})})
+OWN = CONFIG.stores[0].secret_name
+MINE = {"secretRef": {"name": "mine"}}
+SIGNED = {"keySecretRef": {"name": "signer", "key": "key.pem"}}
+IMAGE = f"example.com/train@sha256:{'0' * 64}"
+EVERYWHERE: dict[str, Any] = {
+    "model": {"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE, "signature": SIGNED},
+    "optimization": {
+        "steps": [
+            {"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz", "credentials": MINE}}}},
+            {
+                "distill": {
+                    "student": {"uri": "s3://models/s.onnx", "sha256": "0" * 64, "credentials": MINE},
+                    "training": {"data": {"uri": "s3://models/t.npz", "credentials": MINE}},
+                }
+            },
+            {"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz", "credentials": MINE}}},
+        ],
+        "gate": {"data": {"uri": "s3://models/h.npz", "credentials": MINE}, "metrics": [{"name": "accuracy", "maxDrop": 0.01}]},
+    },
+    "serving": {
+        "resources": {},
+        "imagePullSecrets": [{"name": "registry"}],
+        "tune": {"objective": "50ms", "data": {"uri": "s3://models/i.npz", "credentials": MINE}},
+    },
+    "rollout": {"analysis": {"golden": {"uri": "https://open.example.com/g.npz", "labels": "y", "credentials": MINE}}},
+}
+FIELDS = {
+    "spec.model.credentials.secretRef.name",
+    "spec.model.signature.keySecretRef.name",
+    "spec.optimization.steps[0].prune.training.data.credentials.secretRef.name",
+    "spec.optimization.steps[1].distill.student.credentials.secretRef.name",
+    "spec.optimization.steps[1].distill.training.data.credentials.secretRef.name",
+    "spec.optimization.steps[2].int8.calibration.credentials.secretRef.name",
+    "spec.optimization.gate.data.credentials.secretRef.name",
+    "spec.serving.imagePullSecrets[0].name",
+    "spec.serving.tune.data.credentials.secretRef.name",
+    "spec.rollout.analysis.golden.credentials.secretRef.name",
+}
+
+
+def spec(**parts: Any) -> ModelDeploymentSpec:
+    found = b.spec(1).wire()
+    return ModelDeploymentSpec.model_validate(found | {k: found.get(k, {}) | v for k, v in parts.items()})
+
+
+def told(given: ModelDeploymentSpec, *policies: Policy, shut: bool = False) -> str:
+    found = not_lent(combine(policies), given, "ml", SHUT if shut else CONFIG)
+    return f"{found.reason}: {found.message}" if found else ""
+
+
+def test_every_secret_that_a_spec_can_name_is_found() -> None:
+    found = list(secrets(ModelDeploymentSpec.model_validate(EVERYWHERE)))
+    assert {s.field for s in found} == FIELDS
+    assert {s.field.rsplit(".", 1)[0] for s in found if s.uri is None} == {"spec.model.signature.keySecretRef", "spec.serving.imagePullSecrets[0]"}
+
+
+def test_the_fields_above_are_all_that_the_types_have() -> None:
+    """A reference of another type would be found nowhere: whatever is called a Secret or a ConfigMap has one of the two."""
+
+    def parts(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for inner in get_args(annotation):
+            yield from parts(inner)
+
+    places, odd, todo, known = set(), set(), [ModelDeploymentSpec], {ModelDeploymentSpec}
+    while todo:
+        owner = todo.pop()
+        for name, field in owner.model_fields.items():
+            kinds = list(parts(field.annotation))
+            if {LocalName, SecretKey} & set(kinds):
+                places.add((owner.__name__, name))
+            elif "secret" in name or "config_map" in name:
+                odd.add((owner.__name__, name))
+            fresh = [kind for kind in kinds if kind not in known]
+            known.update(fresh)
+            todo += fresh
+    assert not odd
+    assert places == {("Credentials", "secret_ref"), ("Signature", "key_secret_ref"), ("Serving", "image_pull_secrets")}
+    holding = {
+        (kind.__name__, name) for kind in known for name, f in kind.model_fields.items() if "Credentials" in {p.__name__ for p in parts(f.annotation)}
+    }
+    assert holding == {(kind, "credentials") for kind in ("Model", "ModelFile", "Data", "Golden")}
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_no_secret_is_named_that_no_policy_allows(field: str) -> None:
+    given = ModelDeploymentSpec.model_validate(EVERYWHERE)
+    names = {s.name for s in secrets(given) if s.field != field}
+    (one,) = (s for s in secrets(given) if s.field == field)
+    renamed = ModelDeploymentSpec.model_validate(_renamed(EVERYWHERE, field.removeprefix("spec.").removesuffix(".name"), "theirs"))
+    allowing = policy(allowedSecrets=sorted(names | {one.name}))
+    assert told(given, allowing) == ""
+    assert told(renamed, allowing).startswith(f"SecretNotAllowed: {field}: theirs: RolloutPolicy p allows only ")
+
+
+def _renamed(wire: Any, path: str, name: str) -> Any:
+    head, _, rest = path.partition(".")
+    key, _, index = head.rstrip("]").partition("[")
+    inner = wire[key][int(index)] if index else wire[key]
+    changed = _renamed(inner, rest, name) if rest else inner | {"name": name}
+    return wire | {key: [changed if i == int(index) else x for i, x in enumerate(wire[key])] if index else changed}
+
+
+class TestSecrets:
+    def test_a_stores_own_is_the_platforms_choice_for_what_lies_there_only(self) -> None:
+        assert OWN
+        own = {"secretRef": {"name": OWN}}
+        model = {"uri": "s3://models/digits/v1/model.onnx"}
+        assert told(spec(model=model | {"credentials": own}), policy(allowedSecrets=["other"])) == ""
+        assert told(spec(model=model | {"credentials": own}), shut=True) == ""
+        elsewhere = spec(model={"uri": "https://open.example.com/m.onnx", "credentials": own})
+        assert "SecretNotAllowed" in told(elsewhere, policy(allowedSecrets=["other"]))
+        assert "SecretNotAllowed" in told(spec(serving={"imagePullSecrets": [{"name": OWN}]}), policy(allowedSecrets=["other"]))
+
+    def test_without_a_policy_all_are_allowed_unless_the_configuration_says_otherwise(self) -> None:
+        given = ModelDeploymentSpec.model_validate(EVERYWHERE)
+        assert told(given) == ""
+        assert told(given, shut=True).startswith("SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any")
+        assert told(given, policy(allowedSecrets=["*"]), shut=True) == ""
+
+    def test_an_empty_list_leaves_the_stores_own(self) -> None:
+        nothing = policy(allowedSecrets=[])
+        model = {"uri": "s3://models/digits/v1/model.onnx"}
+        assert told(spec(model=model | {"credentials": {"secretRef": {"name": OWN}}}), nothing) == ""
+        assert "RolloutPolicy p allows only each store's own Secret" in told(spec(model=model | {"credentials": MINE}), nothing)
+        assert "allows only none; " in told(spec(serving={"imagePullSecrets": [{"name": "registry"}]}), nothing)
+
+    def test_each_policy_must_allow_it(self) -> None:
+        given = spec(model={"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE})
+        assert told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["mine"])) == ""
+        found = told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"]))
+        assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in found
+
+
+class TestAccounts:
+    @pytest.mark.parametrize(
+        ("named", "lists", "refused"),
+        [
+            (None, [], ""),
+            ("builder", [], ""),
+            (None, [["model-server"]], "it is left out, so pods run as default: RolloutPolicy p0 allows only model-server; name one of them"),
+            (None, [["default"]], ""),
+            (None, [["*"]], ""),
+            ("model-server", [["model-*"]], ""),
+            ("model-server", [["model-*"], ["other"]], "spec.serving.serviceAccountName: model-server: RolloutPolicy p1 allows only other"),
+            ("builder", [["model-server"]], "spec.serving.serviceAccountName: builder: RolloutPolicy p0 allows only model-server"),
+        ],
+    )
+    def test_pods_run_as_whom_the_policies_allow(self, named: str | None, lists: list[list[str]], refused: str) -> None:
+        given = spec(serving={"serviceAccountName": named} if named else {})
+        found = told(given, *(policy(f"p{i}", allowedServiceAccounts=names) for i, names in enumerate(lists)))
+        assert bool(found) is bool(refused) and refused in found and (not found or found.startswith("ServiceAccountNotAllowed: "))
+
+    def test_without_a_policy_the_configuration_may_leave_default_alone(self) -> None:
+        assert told(spec(serving={"serviceAccountName": "builder"}), shut=True).startswith(
+            "ServiceAccountNotAllowed: spec.serving.serviceAccountName"
+        )
+        assert told(spec(serving={"serviceAccountName": "default"}), shut=True) == told(spec(), shut=True) == ""
+        assert told(spec(serving={"serviceAccountName": "builder"}), policy(allowedServiceAccounts=["builder"]), shut=True) == ""
+
+
+def test_without_a_policy_the_configuration_may_leave_the_platforms_images_alone() -> None:
+    step = spec(optimization={"steps": [{"container": {"image": IMAGE}}]})
+    server = spec(serving={"triton": {"image": "example.com/triton:1"}})
+    for given, field in ((step, "spec.optimization.steps[0].container.image"), (server, "spec.serving.triton.image")):
+        assert told(given) == ""
+        assert told(given, shut=True).startswith(f"ImageNotAllowed: {field}: example.com/")
+        assert told(given, policy(allowedSources={"images": ["example.com/"]}), shut=True) == ""
+        assert told(given, policy(allowedSources={"models": ["s3://models/"]}), shut=True).startswith("ImageNotAllowed")
+    assert told(spec(), shut=True) == ""
+
+
+KEPT_OFF = "podAntiAffinity"
+TERM = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}
+
+
+class TestAffinity:
+    @pytest.mark.parametrize(
+        ("term", "refused"),
+        [
+            ({}, ""),
+            ({"namespaces": ["ml"]}, ""),
+            ({"namespaces": []}, ""),
+            ({"namespaces": ["ml", "shop"]}, "[0].namespaces: shop: required anti-affinity would keep pods of other namespaces off the node"),
+            ({"namespaceSelector": {}}, "[0].namespaceSelector: required anti-affinity"),
+            ({"namespaceSelector": {"matchLabels": {"a": "b"}}}, "[0].namespaceSelector"),
+        ],
+    )
+    def test_nobody_keeps_other_namespaces_off_a_node(self, term: dict[str, Any], refused: str) -> None:
+        anti = {"requiredDuringSchedulingIgnoredDuringExecution": [TERM | term]}
+        found = told(spec(serving={"affinity": {KEPT_OFF: anti}}))
+        assert bool(found) is bool(refused) and refused in found and (not found or found.startswith("AffinityNotAllowed: spec.serving.affinity."))
+
+    def test_what_is_preferred_or_about_ones_own_place_displaces_nobody(self) -> None:
+        wide = TERM | {"namespaceSelector": {}}
+        preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": wide}]}
+        beside = {"requiredDuringSchedulingIgnoredDuringExecution": [wide]}
+        assert told(spec(serving={"affinity": {KEPT_OFF: preferred, "podAffinity": beside}})) == ""
+
+    @pytest.mark.parametrize("odd", [{KEPT_OFF: 1}, {KEPT_OFF: {"requiredDuringSchedulingIgnoredDuringExecution": ["x", 1, None]}}])
+    def test_what_was_stored_before_there_was_a_schema_is_no_fault(self, odd: dict[str, Any]) -> None:
+        assert told(spec(serving={"affinity": odd})) == ""

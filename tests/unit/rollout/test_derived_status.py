@@ -1,0 +1,195 @@
+"""What people and tools read in status: kstatus, columns, a condition for each stage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
+from modelrollout.rollout.decide import decide
+from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot
+from modelrollout.rollout.status import present
+from modelrollout.rollout.transitions import record
+from tests.unit.rollout import builders as b
+
+V1, V2 = b.revision_name(1), b.revision_name(2)
+
+
+def told(s: Snapshot, now: Any = b.START) -> ModelDeploymentStatus:
+    return present(s, s.status, now)
+
+
+def truths(status: ModelDeploymentStatus) -> dict[str, str]:
+    return {c.type: c.status for c in status.conditions}
+
+
+def serves(version: int = 1, **facts: Any) -> Snapshot:
+    state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"))
+    return b.snapshot(b.spec(version), state, **({"revisions": (b.revision(1, "Stable"),), "servers": {V1: b.ready()}, "traffic": b.TAKEN} | facts))
+
+
+def test_ready_is_the_present_spec_being_stable_and_serving() -> None:
+    status = told(serves())
+    assert {k: truths(status)[k] for k in ("Ready", "Reconciling", "Stalled", "Available")} == {
+        "Ready": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+        "Available": "True",
+    }
+    assert status.phase == "Stable" and status.observed_generation == 1
+
+
+def test_stable_may_serve_while_spec_is_not_ready() -> None:
+    status = told(b.second("Provision"))
+    assert {k: truths(status)[k] for k in ("Ready", "Reconciling", "Stalled", "Available")} == {
+        "Ready": "False",
+        "Reconciling": "True",
+        "Stalled": "False",
+        "Available": "True",
+    }
+
+
+def test_a_failed_rollout_is_stalled_and_not_reconciling_while_stable_serves() -> None:
+    state = b.status(1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow", message="proven worse"))
+    s = replace(serves(2), status=state, revisions=(b.revision(1, "Stable"), b.revision(2, "RolledBack")))
+    status = told(s)
+    assert {k: truths(status)[k] for k in ("Ready", "Reconciling", "Stalled", "Available")} == {
+        "Ready": "False",
+        "Reconciling": "False",
+        "Stalled": "True",
+        "Available": "True",
+    }
+    stalled = b.condition(Plan(status), "Stalled")
+    assert (stalled.reason, stalled.message, status.phase, status.verdict) == ("AccuracyLow", "proven worse", "Failed", "AccuracyLow")
+
+
+def test_a_failed_rollout_that_spec_no_longer_asks_for_is_no_trouble() -> None:
+    state = b.status(1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow"))
+    status = told(replace(serves(1), status=state))
+    assert truths(status)["Ready"] == "True" and status.phase == "Stable"
+
+
+def test_stable_without_ready_pods_is_neither_available_nor_ready() -> None:
+    status = told(serves(servers={V1: Server(2, 0)}))
+    assert (truths(status)["Available"], truths(status)["Ready"], truths(status)["Reconciling"]) == ("False", "False", "True")
+
+
+def test_scaled_to_zero_is_what_was_asked_for() -> None:
+    status = told(replace(serves(servers={V1: Server(0, 0)}), spec=b.spec(1, replicas=0)))
+    assert (truths(status)["Available"], truths(status)["Ready"]) == ("True", "True")
+
+
+def test_nothing_yet() -> None:
+    status = told(b.snapshot(b.spec(1), ModelDeploymentStatus()))
+    assert (status.phase, truths(status)["Available"], status.address, status.selector) == ("Pending", "False", None, "")
+
+
+@pytest.mark.parametrize("reason", ["HostnameTaken", "GatewayAPIMissing"])
+def test_traffic_that_is_refused_is_told_also_where_the_version_serves(reason: str) -> None:
+    status = told(serves(refusal=Problem(reason, "choose another")))
+    assert truths(status)["Ready"] == "False" and truths(status)["Available"] == "True"
+    assert b.condition(Plan(status), "Stalled").reason == reason
+
+
+def test_a_store_that_is_not_allowed_any_more_is_no_trouble_for_what_serves() -> None:
+    assert truths(told(serves(refusal=Problem("StoreNotAllowed", "use another"))))["Ready"] == "True"
+
+
+def test_a_child_that_cannot_be_written_is_told() -> None:
+    status = told(serves(refused=Problem("NameTaken", "Service digits exists and belongs to somebody else")))
+    assert b.condition(Plan(status), "Stalled").reason == b.condition(Plan(status), "Ready").reason == "NameTaken"
+
+
+def test_the_columns_of_a_canary() -> None:
+    status = told(b.in_canary(at_step=b.step(1, 25)))
+    assert (status.phase, status.canary, status.weight, status.step, status.verdict) == ("Canary", V2, 25, "2/3", "in progress")
+    paused = told(b.in_canary(at_step=b.step(1, 25, "Paused"), reason="Inconclusive"))
+    assert (paused.phase, paused.verdict, truths(paused)["Stalled"]) == ("Paused", "Inconclusive", "True")
+
+
+def test_the_columns_are_empty_at_rest() -> None:
+    status = told(serves())
+    assert (status.canary, status.weight, status.step, status.verdict) == (None, None, None, None)
+
+
+def test_the_scale_sub_resource_speaks_of_stables_pods_alone() -> None:
+    status = told(b.in_canary(servers={V1: b.ready(2, 2), V2: b.ready(5, 5)}))
+    assert (status.replicas, status.ready_replicas) == (2, 2)
+    assert status.selector == f"modelrollout.dev/name=digits,modelrollout.dev/component=server,modelrollout.dev/revision={V1}"
+
+
+def test_the_address_inside_the_cluster() -> None:
+    address = told(serves()).address
+    assert address and (address.url, address.grpc) == ("http://digits.ml.svc:8000", "digits.ml.svc:8001")
+
+
+def test_each_stage_has_its_condition() -> None:
+    rows = truths(told(b.second("Evaluate", changes={"stages": {"Resolve": 1.0, "Prepare": 20.0, "Provision": 9.0}})))
+    assert rows.items() >= {"Resolved": "True", "Prepared": "True", "Provisioned": "True", "Evaluated": "False"}.items()
+    assert rows["CanaryPassed"] == rows["Promoted"] == "Unknown"
+
+
+def test_a_stage_that_was_not_needed_says_so() -> None:
+    plan = Plan(told(b.second("Provision", changes={"mode": "Rollback", "stages": {}})))
+    assert (b.condition(plan, "Resolved").reason, b.condition(plan, "Prepared").reason) == ("Skipped", "Skipped")
+
+
+def test_a_failure_stands_at_the_stage_where_it_happened() -> None:
+    state = b.status(
+        1, rollout=b.rollout("Failed", 2, outcome="Rejected", reason="AccuracyLow", stages={"Resolve": 1.0, "Prepare": 2.0, "Evaluate": 3.0})
+    )
+    plan = Plan(told(replace(serves(2), status=state)))
+    assert (b.condition(plan, "Evaluated").status, b.condition(plan, "Evaluated").reason) == ("False", "AccuracyLow")
+    assert b.condition(plan, "CanaryPassed").status == "Unknown"
+
+
+def test_transition_times_move_only_with_the_status() -> None:
+    s = serves()
+    first = told(s)
+    later = told(replace(s, status=first), b.at(500))
+    assert [c.last_transition_time for c in later.conditions] == [c.last_transition_time for c in first.conditions]
+    assert later == first, "a look without news writes nothing"
+    gone = told(replace(s, status=first, servers={}), b.at(500))
+    before = {c.type: c for c in first.conditions}
+    moved = {c.type for c in gone.conditions if c.last_transition_time != before[c.type].last_transition_time}
+    assert moved == {"Available", "Ready", "Reconciling"}
+
+
+def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
+    found = Assessment("Inconclusive", "NoData", "", doubt=Problem("ForeignTargets", "tenant/x may count"))
+    conditions = {c.type: c for c in told(b.in_canary(assessment=found)).conditions}
+    assert (conditions["EvidenceVerified"].status, conditions["EvidenceVerified"].reason) == ("False", "ForeignTargets")
+    assert "EvidenceVerified" not in truths(told(b.in_canary()))
+
+
+def test_conditions_have_bounded_messages() -> None:
+    status = told(replace(serves(2), spec=None, spec_error="spec.model.uri: " + "x" * 100_000))
+    assert all(len(c.message) <= 1024 for c in status.conditions)
+
+
+def test_the_largest_rollout_fits_into_status() -> None:
+    """32 steps of 16 metrics each; every verdict stays, the numbers of the last ones too."""
+    metrics = [MetricStatus(name=f"m{i}", verdict="Successful", reason="r", message="m" * 300, canary=Counter(total=9e9)) for i in range(16)]
+    state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step(metrics=metrics)))
+    for _ in range(32):
+        state = record(state, "Successful", "ProvenNotWorse", b.START)
+    s = replace(b.in_canary(), status=state)
+    status = told(s)
+    assert len(json.dumps(status.wire())) < 32 * 1024
+    assert status.rollout and len(status.rollout.history) == 32 and len(status.rollout.history[-1].metrics) == 16
+    revision = b.children(replace(s, status=status)).revision_status[V2]
+    assert len(json.dumps(revision.wire())) < 32 * 1024
+
+
+def test_status_survives_the_api_server() -> None:
+    for s in (
+        serves(),
+        b.in_canary(),
+        b.second("Revert", changes={"outcome": "RolledBack", "reason": "x"}),
+        b.snapshot(b.spec(1), ModelDeploymentStatus()),
+    ):
+        status = decide(s, b.START).status
+        assert ModelDeploymentStatus.model_validate(json.loads(json.dumps(status.wire()))) == status
