@@ -1,8 +1,10 @@
-"""``python -m bench``: every step on every model, as lines ``MODEL.STEP.FIGURE: value``; lines that begin with # are remarks.
+"""``python -m bench``: every step on every model, as lines ``MODEL.STEP.FIGURE: value``; lines that
+begin with # are remarks.
 
-Ratios are before / after, or after / before, so that more is better. ``speedup`` is that of the median latency of one image, ``throughput_ratio``
-that of batches of 32, both on one thread. Accuracy is that on MNIST's 10,000 test images, which no training and no step sees; auto chooses by the
-first half of them, and its accuracy is that on the second.
+Ratios are before / after, or after / before, so that more is better. ``speedup`` is that of the
+median latency of one image, ``throughput_ratio`` that of batches of 32, both on one thread.
+Accuracy is that on MNIST's 10,000 test images, which no training and no step sees; auto chooses by
+the first half of them, and its accuracy is that on the second.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ TARGETS = {
 
 
 def optimized(model: str, recipe: tuple[Step, ...], source: Path, data: dict[str, Data]) -> Path:
-    """The model after the steps, by the optimizer's own code; from the cache where equal work was done before. Raises JobError."""
+    """The model after the steps, by the optimizer's own code; from the cache where equal work was
+    done before. Raises JobError.
+    """
     path = source
     for step in recipe:
         path = _stepped(model, step, path, data)
@@ -114,7 +118,10 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
         "tools": steps.tools(step, model),
         "recipeVersion": RECIPE_VERSION,
     }
-    kept = baseline.cache() / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(told).encode()).hexdigest()[:12]}.onnx"
+    kept = (
+        baseline.cache()
+        / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(told).encode()).hexdigest()[:12]}.onnx"
+    )
     if kept.exists():
         return kept
     with tempfile.TemporaryDirectory(dir=baseline.cache()) as folder:
@@ -147,7 +154,10 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
 def _said(found: dict[str, Any]) -> str:
     """A candidate of a search."""
     loss = f"loss {found['loss']:.4f}, up to {found['interval'][1]:.4f}"
-    return f"{found['name']}: {found['size']} bytes, {found['milliseconds']} ms, {loss}, {'within' if found['within'] else 'beyond'} the budget"
+    return (
+        f"{found['name']}: {found['size']} bytes, {found['milliseconds']} ms, {loss},"
+        f" {'within' if found['within'] else 'beyond'} the budget"
+    )
 
 
 def bench(model: str, training: digits.Split, test: digits.Split, only: str | None) -> None:
@@ -157,7 +167,11 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
     calibration = baseline.samples(training.part(len(training) - baseline.CALIBRATION, len(training)), model)
     half = len(test) // 2
     held_out = baseline.samples(test, model)
-    data = {"calibration": calibration, "training.data": baseline.samples(train, model), "data": baseline.samples(test.part(0, half), model)}
+    data = {
+        "calibration": calibration,
+        "training.data": baseline.samples(train, model),
+        "data": baseline.samples(test.part(0, half), model),
+    }
     before = measure.classes(source, held_out)
     right = float((before == test.labels).mean())
     say(f"{model}.float32.accuracy: {right:.4f}")
@@ -184,18 +198,28 @@ def _batching(model: str, path: Path) -> None:
     except (TritonMissing, TritonError, JobError) as error:
         say(f"# {model}.batching was not measured: {error}")
         return
-    ratio = joined.requests_per_second / alone.requests_per_second if alone.requests_per_second else float("nan")
+    ratio = (
+        joined.requests_per_second / alone.requests_per_second if alone.requests_per_second else float("nan")
+    )
     say(f"{model}.batching.throughput_ratio: {ratio:.3f}")
-    say(f"{model}.batching.requests_per_second: {alone.requests_per_second:.0f} -> {joined.requests_per_second:.0f}")
+    say(
+        f"{model}.batching.requests_per_second: {alone.requests_per_second:.0f} ->"
+        f" {joined.requests_per_second:.0f}"
+    )
     say(f"{model}.batching.p99_ms: {alone.p99_ms:.1f} -> {joined.p99_ms:.1f}")
-    settings = f"batches of {joined.serving.batch} within {joined.serving.queue_delay_us} us, {joined.in_flight} in flight"
+    settings = (
+        f"batches of {joined.serving.batch} within {joined.serving.queue_delay_us} us, {joined.in_flight} in"
+        " flight"
+    )
     objective = f"p99 within {batching.OBJECTIVE_MS:g} ms; {BATCHED[model]}, one instance on the real Triton"
     say(f"# {model}.batching: {settings} (alone {alone.in_flight}); {objective}")
     for figure, least in TARGETS.get((model, "batching"), {}).items():
         say(f"# target {model}.batching.{figure} >= {least}: {'reached' if ratio >= least else 'MISSED'}")
 
 
-def _report(model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]) -> None:
+def _report(
+    model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]
+) -> None:
     assert held_out.labels is not None
     after = measure.classes(path, held_out)
     old, new = measure.speeds([source, path], held_out)
@@ -207,29 +231,45 @@ def _report(model: str, name: str, source: Path, path: Path, held_out: Data, bef
         "speedup": old.p50_ms / new.p50_ms,
         "p99_ratio": old.p99_ms / new.p99_ms,
         "throughput_ratio": new.images_per_second / old.images_per_second,
-        "accuracy_drop_points": 100 * float((before == held_out.labels).mean() - (after == held_out.labels).mean()),
+        "accuracy_drop_points": (
+            100 * float((before == held_out.labels).mean() - (after == held_out.labels).mean())
+        ),
     }
     for figure, value in figures.items():
         say(f"{model}.{name}.{figure}: {value:.3f}")
     say(f"{model}.{name}.p50_ms: {old.p50_ms:.4f} -> {new.p50_ms:.4f}")
     say(f"{model}.{name}.p99_ms: {old.p99_ms:.4f} -> {new.p99_ms:.4f}")
     say(f"{model}.{name}.images_per_second: {old.images_per_second:.0f} -> {new.images_per_second:.0f}")
-    say(f"{model}.{name}.gate: {verdict} at {100 * allowed:.1f} points, 95 % interval of the loss [{100 * low:.2f}, {100 * high:.2f}] points")
+    say(
+        f"{model}.{name}.gate: {verdict} at {100 * allowed:.1f} points, 95 % interval of the loss"
+        f" [{100 * low:.2f}, {100 * high:.2f}] points"
+    )
     for figure, least in TARGETS.get((model, name), {}).items():
         reached = figures[figure] >= least and figures["accuracy_drop_points"] <= 100 * allowed
-        say(f"# target {model}.{name}.{figure} >= {least} at <= {100 * allowed:.1f} points: {'reached' if reached else 'MISSED'}")
+        say(
+            f"# target {model}.{name}.{figure} >= {least} at <= {100 * allowed:.1f} points:"
+            f" {'reached' if reached else 'MISSED'}"
+        )
 
 
 def main() -> None:
     """Measure what the arguments name; everything by default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--model", choices=sorted(RECIPES))
-    parser.add_argument("--step", choices=sorted({"batching", *(step for recipes in RECIPES.values() for step in recipes)}))
+    parser.add_argument(
+        "--step", choices=sorted({"batching", *(step for recipes in RECIPES.values() for step in recipes)})
+    )
     arguments = parser.parse_args()
     flags = set(Path("/proc/cpuinfo").read_text().split())
     vector = "AVX512-VNNI" if "avx512_vnni" in flags else "no AVX512-VNNI"
     say(f"# {platform.machine()}, {os.cpu_count()} cores, {vector}; load average {os.getloadavg()[0]:.1f}")
-    say("# " + ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "jax", "scikit-learn", "skl2onnx", "numpy")))
+    say(
+        "# "
+        + ", ".join(
+            f"{name} {version(name)}"
+            for name in ("onnxruntime", "onnx", "jax", "scikit-learn", "skl2onnx", "numpy")
+        )
+    )
     training, test = digits.whole()
     for model in [arguments.model] if arguments.model else RECIPES:
         bench(model, training, test, arguments.step)

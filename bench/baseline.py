@@ -1,4 +1,6 @@
-"""The models that are compressed, trained once and kept in the cache: networks by the optimizer's own training, trees by scikit-learn."""
+"""The models that are compressed, trained once and kept in the cache: networks by the optimizer's
+own training, trees by scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ Say = Callable[[str], None]
 Inputs = NDArray[np.float32]
 
 CALIBRATION = 256  # the last training images, which no training sees
-RECIPES = {"cnn": Recipe(epochs=2, learning_rate=2e-3, batch_size=128), "mlp": Recipe(epochs=4, learning_rate=1e-3, batch_size=128)}
+RECIPES = {
+    "cnn": Recipe(epochs=2, learning_rate=2e-3, batch_size=128),
+    "mlp": Recipe(epochs=4, learning_rate=1e-3, batch_size=128),
+}
 TREES = {"samples": 20_000, "iterations": 40, "leaves": 31}
 
 
@@ -87,6 +92,11 @@ def _trees(training: digits.Split) -> bytes:
         max_iter=TREES["iterations"], max_leaf_nodes=TREES["leaves"], early_stopping=False, random_state=0
     )
     model.fit(x, part.labels)
-    found = converter.to_onnx(model, initial_types=networks.tree_inputs(x.shape[1]), options={"zipmap": False}, target_opset=networks.OPSET)
+    found = converter.to_onnx(
+        model,
+        initial_types=networks.tree_inputs(x.shape[1]),
+        options={"zipmap": False},
+        target_opset=networks.OPSET,
+    )
     content: bytes = found.SerializeToString()
     return content

@@ -1,4 +1,6 @@
-"""What joining requests gains on the real Triton within one latency objective, with the load generator that tunes a version before it serves."""
+"""What joining requests gains on the real Triton within one latency objective, with the load
+generator that tunes a version before it serves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from modelrollout.triton.repository import Repository
 OBJECTIVE_MS, SHARE = 50.0, 0.99
 MAX_BATCH = 64
 ALONE = ServingConfig()
-JOINED = tuple(ServingConfig(batch=batch, queue_delay_us=delay) for batch, delay in ((16, 0), (64, 0), (64, 1000)))
+JOINED = tuple(
+    ServingConfig(batch=batch, queue_delay_us=delay) for batch, delay in ((16, 0), (64, 0), (64, 1000))
+)
 IN_FLIGHT = (4, 8, 16, 32, 64, 128)
 ROUNDS, WINDOW_SECONDS = 6, 0.4
 PORT = 18471
@@ -37,10 +41,12 @@ class Rate:
 
 
 def measured(model: Path) -> tuple[Rate, Rate]:
-    """(requests never joined, joined as is best), one instance each; raises TritonMissing, TritonError and JobError.
+    """(requests never joined, joined as is best), one instance each; raises TritonMissing,
+    TritonError and JobError.
 
-    All configurations are served by one Triton and asked in turns, each at every number of requests in flight. What counts is the best window that
-    kept the objective: what else runs on the machine only takes away. Inputs are made up: the time of these networks does not depend on them.
+    All configurations are served by one Triton and asked in turns, each at every number of requests
+    in flight. What counts is the best window that kept the objective: what else runs on the machine
+    only takes away. Inputs are made up: the time of these networks does not depend on them.
     """
     checked = check(model)
     config = parse(render(checked.inputs, checked.outputs, Batching(max_batch_size=MAX_BATCH), "KIND_AUTO"))
@@ -62,8 +68,13 @@ def measured(model: Path) -> tuple[Rate, Rate]:
                     for serving, encoded in sent.items():
                         seen = window(address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE)))
                         rate = Rate(serving, seen.rate, seen.latency(SHARE) * 1e3, in_flight)
-                        if rate.p99_ms <= OBJECTIVE_MS and (serving not in best or rate.requests_per_second > best[serving].requests_per_second):
+                        if rate.p99_ms <= OBJECTIVE_MS and (
+                            serving not in best
+                            or rate.requests_per_second > best[serving].requests_per_second
+                        ):
                             best[serving] = rate
     nothing = [Rate(serving, 0.0, float("nan"), 0) for serving in names if serving not in best]
     found = {rate.serving: rate for rate in (*best.values(), *nothing)}
-    return found[ALONE], max((found[serving] for serving in JOINED), key=lambda rate: rate.requests_per_second)
+    return found[ALONE], max(
+        (found[serving] for serving in JOINED), key=lambda rate: rate.requests_per_second
+    )

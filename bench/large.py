@@ -1,9 +1,12 @@
-"""``python -m bench.large --gib 2.5 --folder DIR``: what each step takes with a model of many GiB, as lines ``large.STEP.FIGURE: value``.
+"""``python -m bench.large --gib 2.5 --folder DIR``: what each step takes with a model of many GiB,
+as lines ``large.STEP.FIGURE: value``.
 
-The model is a chain of large matrices whose weights are a block of random numbers, repeated: written in seconds, and every step has real work. Each
-step runs in a process of its own. ``memory_ratio`` is the largest resident set in sizes of the model, without mapped files, which the kernel may
-drop; ``resident_ratio`` is with them, ``disk_ratio`` the most that the step has on disk at a time, in the same sizes. ``--one-file`` lowers the size
-from which on a model is split, so that a small one shows what a large one will do.
+The model is a chain of large matrices whose weights are a block of random numbers, repeated:
+written in seconds, and every step has real work. Each step runs in a process of its own.
+``memory_ratio`` is the largest resident set in sizes of the model, without mapped files, which the
+kernel may drop; ``resident_ratio`` is with them, ``disk_ratio`` the most that the step has on disk
+at a time, in the same sizes. ``--one-file`` lowers the size from which on a model is split, so that
+a small one shows what a large one will do.
 """
 
 from __future__ import annotations
@@ -70,12 +73,21 @@ def write_model(folder: Path, layers: int) -> Path:
     """A perceptron of that many matrices of WIDTH x WIDTH in float32, split."""
     rng = np.random.default_rng(0)
     block = (rng.normal(size=1 << 20) / np.sqrt(WIDTH)).astype(np.float32).tobytes()
-    shapes = {"first": (FEATURES, WIDTH)} | {f"w{i}": (WIDTH, WIDTH) for i in range(layers)} | {"last": (WIDTH, CLASSES)}
+    shapes = (
+        {"first": (FEATURES, WIDTH)}
+        | {f"w{i}": (WIDTH, WIDTH) for i in range(layers)}
+        | {"last": (WIDTH, CLASSES)}
+    )
     weights, nodes, at, value = [], [], 0, "x"
     with (folder / DATA_FILE).open("wb") as file:
         for name, (rows, columns) in shapes.items():
             size = 4 * rows * columns
-            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[rows, columns], data_location=TensorProto.EXTERNAL)
+            tensor = TensorProto(
+                name=name,
+                data_type=TensorProto.FLOAT,
+                dims=[rows, columns],
+                data_location=TensorProto.EXTERNAL,
+            )
             for key, text in (("location", DATA_FILE), ("offset", str(at)), ("length", str(size))):
                 tensor.external_data.add(key=key, value=text)
             weights.append(tensor)
@@ -89,7 +101,11 @@ def write_model(folder: Path, layers: int) -> Path:
     nodes[-1] = helper.make_node("Identity", ["last_product"], [value])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])]
     outputs = [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["n", CLASSES])]
-    model = helper.make_model(helper.make_graph(nodes, "large", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = helper.make_model(
+        helper.make_graph(nodes, "large", inputs, outputs, weights),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=10,
+    )
     onnx.save(model, folder / MODEL_FILE)
     return folder / MODEL_FILE
 
@@ -120,15 +136,30 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
     """In a process of its own: the steps, and the result loaded and asked once."""
     tempfile.tempdir = str(folder)
     rng = np.random.default_rng(1)
-    data = Data({"x": rng.normal(size=(SAMPLES, FEATURES)).astype(np.float32)}, rng.integers(0, CLASSES, SAMPLES), {})
+    data = Data(
+        {"x": rng.normal(size=(SAMPLES, FEATURES)).astype(np.float32)}, rng.integers(0, CLASSES, SAMPLES), {}
+    )
     recipe = STEPS[name]
-    given = {f"{steps.field_of(i, step)}.{inner}": data for i, step in enumerate(recipe) for inner in step.sources()}
+    given = {
+        f"{steps.field_of(i, step)}.{inner}": data
+        for i, step in enumerate(recipe)
+        for inner in step.sources()
+    }
     peak, begun = Peak(), time.monotonic()
     peak.start()
     figures: dict[str, Any] = {}
     try:
         applied = steps.apply(
-            recipe, source, folder, given, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None, one_file=one_file
+            recipe,
+            source,
+            folder,
+            given,
+            {},
+            gate=None,
+            symmetric=False,
+            hardware="any",
+            advance=lambda *_: None,
+            one_file=one_file,
         )
         check(applied.path)
         open_session(applied.path, "it").run(None, {"x": data.inputs["x"]})
@@ -154,7 +185,12 @@ def measure(name: str, source: Path, folder: Path, one_file: int) -> None:
         theirs.close()
         most = 0
         while process.is_alive():
-            most = max(most, sum(path.stat().st_size for path in list(work.rglob("*")) if path.is_file() and path.exists()))
+            most = max(
+                most,
+                sum(
+                    path.stat().st_size for path in list(work.rglob("*")) if path.is_file() and path.exists()
+                ),
+            )
             process.join(0.2)
         try:
             found = ours.recv()
@@ -167,11 +203,17 @@ def measure(name: str, source: Path, folder: Path, one_file: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.large", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.large", description=(__doc__ or "").split("\n", 1)[0]
+    )
     parser.add_argument("--gib", type=float, default=2.5, help="size of the model")
     parser.add_argument("--folder", type=Path, required=True, help="with room for four times the model")
-    parser.add_argument("--one-file", type=int, default=ONE_FILE_BYTES, help="bytes from which on a model is split")
-    parser.add_argument("--only", nargs="*", choices=sorted(STEPS), default=list(STEPS), help="steps; left out: all")
+    parser.add_argument(
+        "--one-file", type=int, default=ONE_FILE_BYTES, help="bytes from which on a model is split"
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=sorted(STEPS), default=list(STEPS), help="steps; left out: all"
+    )
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         source = write_model(Path(folder), max(1, round(asked.gib * (1 << 30) / LAYER_BYTES)))

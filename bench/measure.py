@@ -1,4 +1,6 @@
-"""Sizes, accuracy, latency and throughput of two models side by side, in turns (``modelrollout.optimizer.model.timing``)."""
+"""Sizes, accuracy, latency and throughput of two models side by side, in turns
+(``modelrollout.optimizer.model.timing``).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ def speeds(paths: list[Path], data: Data) -> list[Speed]:
     one = in_turns(sessions, _requests(data, 1), LATENCY_RUNS)
     many = in_turns(sessions, _requests(data, THROUGHPUT_BATCH), THROUGHPUT_RUNS)
     return [
-        Speed(float(np.median(a)) * 1e3, float(np.quantile(a, 0.99)) * 1e3, THROUGHPUT_BATCH / float(np.median(b)))
+        Speed(
+            float(np.median(a)) * 1e3,
+            float(np.quantile(a, 0.99)) * 1e3,
+            THROUGHPUT_BATCH / float(np.median(b)),
+        )
         for a, b in zip(one, many, strict=True)
     ]
 
@@ -54,17 +60,28 @@ def _requests(data: Data, rows: int) -> list[Arrays]:
 
 def classes(path: Path, data: Data) -> NDArray[np.int64]:
     """What the model answers, read as the gate reads it."""
-    return predict(open_session(path, str(path)), check(path).inputs, data.inputs, str(path), lambda done, total: None)[0]
+    return predict(
+        open_session(path, str(path)), check(path).inputs, data.inputs, str(path), lambda done, total: None
+    )[0]
 
 
-def gate(labels: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64], allowed: float) -> tuple[str, tuple[float, float]]:
+def gate(
+    labels: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64], allowed: float
+) -> tuple[str, tuple[float, float]]:
     """(the verdict of the optimizer's gate, 95 % interval of the loss)."""
     decision = decide(count_pairs(labels, before, after), max_drop=allowed, minimum=None)
     return decision.verdict, decision.interval
 
 
 def parameters(path: Path) -> int:
-    """Numbers in the model's constants; zero points and scales are few and count too. Trees keep theirs in attributes."""
+    """Numbers in the model's constants; zero points and scales are few and count too. Trees keep
+    theirs in attributes.
+    """
     model = onnx.load(path)
-    inside = [len(a.floats) + len(a.ints) for node in model.graph.node if node.domain == "ai.onnx.ml" for a in node.attribute]
+    inside = [
+        len(a.floats) + len(a.ints)
+        for node in model.graph.node
+        if node.domain == "ai.onnx.ml"
+        for a in node.attribute
+    ]
     return int(sum(np.prod(t.dims, dtype=np.int64) for t in model.graph.initializer) + sum(inside))

@@ -1,4 +1,6 @@
-"""Untrained classifiers of a size where compression means something, as ONNX files. The optimizer's own training trains them."""
+"""Untrained classifiers of a size where compression means something, as ONNX files. The optimizer's
+own training trains them.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,33 @@ class _Graph:
     def _weights(self, name: str, shape: tuple[int, ...], inputs: int) -> list[str]:
         """A weight and its bias, after He et al. 2015."""
         weight = self._rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / inputs) ** 0.5)
-        self.weights += [numpy_helper.from_array(weight, f"{name}_w"), numpy_helper.from_array(np.zeros(shape[0], np.float32), f"{name}_b")]
+        self.weights += [
+            numpy_helper.from_array(weight, f"{name}_w"),
+            numpy_helper.from_array(np.zeros(shape[0], np.float32), f"{name}_b"),
+        ]
         return [f"{name}_w", f"{name}_b"]
 
     def convolution(self, x: str, channels: tuple[int, int], kernel: int, stride: int) -> str:
-        weights = self._weights(f"conv{len(self.nodes)}", (channels[1], channels[0], kernel, kernel), channels[0] * kernel**2)
-        return self.node("Relu", [self.node("Conv", [x, *weights], pads=[kernel // 2] * 4, kernel_shape=[kernel] * 2, strides=[stride] * 2)])
+        weights = self._weights(
+            f"conv{len(self.nodes)}", (channels[1], channels[0], kernel, kernel), channels[0] * kernel**2
+        )
+        return self.node(
+            "Relu",
+            [
+                self.node(
+                    "Conv",
+                    [x, *weights],
+                    pads=[kernel // 2] * 4,
+                    kernel_shape=[kernel] * 2,
+                    strides=[stride] * 2,
+                )
+            ],
+        )
 
     def dense(self, x: str, sizes: tuple[int, int]) -> str:
-        return self.node("Gemm", [x, *self._weights(f"dense{len(self.nodes)}", (sizes[1], sizes[0]), sizes[0])], transB=1)
+        return self.node(
+            "Gemm", [x, *self._weights(f"dense{len(self.nodes)}", (sizes[1], sizes[0]), sizes[0])], transB=1
+        )
 
     def save(self, shape: list[str | int], path: Path) -> None:
         self.nodes[-1].output[0] = SCORES
@@ -50,7 +70,12 @@ class _Graph:
             [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", CLASSES])],
             self.weights,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="bench")
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="bench",
+        )
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -103,5 +128,7 @@ def student_of_trees(path: Path, features: int) -> None:
         ],
         graph.weights,
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="bench")
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="bench"
+    )
     path.write_bytes(model.SerializeToString(deterministic=True))

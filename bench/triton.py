@@ -1,4 +1,6 @@
-"""The real Triton without a cluster: the sandbox's image, unpacked into the cache, in a mount namespace of its own. Needs root, as that does."""
+"""The real Triton without a cluster: the sandbox's image, unpacked into the cache, in a mount
+namespace of its own. Needs root, as that does.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from sandbox import images
 
 _WHITEOUT = ".wh."
 _START_SECONDS = 60.0
-# Triton and its stubs share memory: /dev and /proc are the machine's. The namespace, and with it the mounts, ends with the server.
+# Triton and its stubs share memory: /dev and /proc are the machine's. The namespace, and with it
+# the mounts, ends with the server.
 _ENTER = (
-    'root=$0; mount --rbind /dev "$root/dev" && mount -t proc proc "$root/proc" && mount --rbind "$1" "$root/models" && shift && '
-    'exec env LD_LIBRARY_PATH=/opt/tritonserver/lib chroot "$root" "$@"'
+    'root=$0; mount --rbind /dev "$root/dev" && mount -t proc proc "$root/proc" && mount --rbind "$1"'
+    ' "$root/models" && shift && exec env LD_LIBRARY_PATH=/opt/tritonserver/lib chroot "$root" "$@"'
 )
 
 
@@ -31,7 +34,9 @@ def _root() -> Path:
     """The image's files, unpacked once; raises TritonMissing."""
     image = images.find(images.TRITON, images.triton_key())
     if image is None:
-        raise TritonMissing("the sandbox's Triton image is not built: run `python -m sandbox up` once (and `down` again)")
+        raise TritonMissing(
+            "the sandbox's Triton image is not built: run `python -m sandbox up` once (and `down` again)"
+        )
     root = baseline.cache() / f"triton-{image.key}"
     if root.exists():
         return root
@@ -45,7 +50,11 @@ def _root() -> Path:
                 path = Path(member.name)
                 if path.name.startswith(_WHITEOUT):
                     gone = partial / path.parent / path.name.removeprefix(_WHITEOUT)
-                    shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink(missing_ok=True)
+                    (
+                        shutil.rmtree(gone)
+                        if gone.is_dir() and not gone.is_symlink()
+                        else gone.unlink(missing_ok=True)
+                    )
                 else:
                     tar.extract(member, partial)
     for folder in ("dev", "proc", "models"):
@@ -56,13 +65,40 @@ def _root() -> Path:
 
 @contextmanager
 def serving(models: Path, port: int) -> Iterator[str]:
-    """``host:port`` of a Triton that loads what it is told to from the folder ``models``, over HTTP."""
-    command = ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--disable-auto-complete-config"]
-    command += [f"--http-port={port}", "--http-address=127.0.0.1", "--allow-grpc=false", "--allow-metrics=false", "--exit-timeout-secs=5"]
-    environment = {"PATH": "/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp"}
+    """``host:port`` of a Triton that loads what it is told to from the folder ``models``, over
+    HTTP.
+    """
+    command = [
+        "tritonserver",
+        "--model-repository=/models",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+    ]
+    command += [
+        f"--http-port={port}",
+        "--http-address=127.0.0.1",
+        "--allow-grpc=false",
+        "--allow-metrics=false",
+        "--exit-timeout-secs=5",
+    ]
+    environment = {
+        "PATH": "/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": "/tmp",
+    }
     log = baseline.cache() / "triton.log"
     with log.open("wb") as out:
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, str(_root()), str(models), *command]
+        argv = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            _ENTER,
+            str(_root()),
+            str(models),
+            *command,
+        ]
         server = subprocess.Popen(argv, env=environment, stdout=out, stderr=subprocess.STDOUT)
     address = f"127.0.0.1:{port}"
     try:

@@ -1,4 +1,6 @@
-"""``python -m calibrate``: lines ``RULE.SCENARIO.RPS.FIGURE: value`` on standard output, progress on standard error, a picture where asked."""
+"""``python -m calibrate``: lines ``RULE.SCENARIO.RPS.FIGURE: value`` on standard output, progress
+on standard error, a picture where asked.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ PART = 2_500  # rollouts a process simulates at once: their arrays stay in its c
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="calibrate", description=__doc__)
-    parser.add_argument("--rollouts", type=int, default=10_000, help="simulated rollouts for each scenario and rate (default 10,000)")
+    parser.add_argument(
+        "--rollouts",
+        type=int,
+        default=10_000,
+        help="simulated rollouts for each scenario and rate (default 10,000)",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="one scenario")
@@ -32,10 +39,17 @@ def main() -> None:
     if asked.picture and asked.only:
         parser.error("the picture needs every scenario: leave --only out")
     began = time.monotonic()
-    print(f"# {_machine()}; {asked.rollouts} rollouts for each scenario and rate, seed {asked.seed}, {asked.processes} processes", flush=True)
+    print(
+        f"# {_machine()}; {asked.rollouts} rollouts for each scenario and rate, seed {asked.seed},"
+        f" {asked.processes} processes",
+        flush=True,
+    )
     tasks = _tasks(asked.rollouts, asked.seed, asked.only)
     parts: dict[tuple[str, int], list[Any]] = defaultdict(list)
-    expected = {key: sum(1 for t in tasks if (t.scenario, t.rate) == key) for key in {(t.scenario, t.rate) for t in tasks}}
+    expected = {
+        key: sum(1 for t in tasks if (t.scenario, t.rate) == key)
+        for key in {(t.scenario, t.rate) for t in tasks}
+    }
     values: dict[str, float] = {}
     with get_context("spawn").Pool(asked.processes) as pool:
         for done, (task, result) in enumerate(pool.imap_unordered(labelled, tasks), 1):
@@ -45,7 +59,12 @@ def main() -> None:
                 for name, value in _figures(*key, parts.pop(key), asked.seed):
                     values[name] = value
                     print(f"{name}: {value:g}", flush=True)
-            print(f"\r{done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{done} of {len(tasks)} parts, {time.monotonic() - began:.0f} s",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     print(f"\n# {time.monotonic() - began:.0f} s; load {os.getloadavg()[2]:.1f}", file=sys.stderr)
     if asked.picture:
         (asked.picture / "calibration.svg").write_text(picture.draw(values, asked.rollouts))
@@ -68,16 +87,31 @@ def _figures(scenario: str, rate: int, results: list[Any], seed: int) -> list[tu
     if scenario == RESETS:
         return [(f"ours.{RESETS}.{rate}.false_rollback_rate", float(np.mean(results)))]
     joined = {
-        rule: Outcome(*(np.concatenate([getattr(r[rule], field) for r in results]) for field in ("seconds", "bad", "samples"))) for rule in results[0]
+        rule: Outcome(
+            *(
+                np.concatenate([getattr(r[rule], field) for r in results])
+                for field in ("seconds", "bad", "samples")
+            )
+        )
+        for rule in results[0]
     }
-    return figures(next(s for s in SCENARIOS if s.name == scenario), rate, joined, np.random.default_rng((seed, rate)))
+    return figures(
+        next(s for s in SCENARIOS if s.name == scenario), rate, joined, np.random.default_rng((seed, rate))
+    )
 
 
 def _machine() -> str:
     cpu = platform.processor() or platform.machine()
     known = Path("/proc/cpuinfo")
     if known.exists():
-        cpu = next((line.split(":")[1].strip() for line in known.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (
+                line.split(":")[1].strip()
+                for line in known.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            cpu,
+        )
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
     return f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}, {versions}"
 

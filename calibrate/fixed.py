@@ -1,10 +1,14 @@
-"""The best test of a size fixed beforehand: one look, at the number of samples that finds the difference with 99 % at our error rate.
+"""The best test of a size fixed beforehand: one look, at the number of samples that finds the
+difference with 99 % at our error rate.
 
-One-sided score test of two shares with pooled variance, alpha that of one metric of ours; the size by the usual formula,
+One-sided score test of two shares with pooled variance, alpha that of one metric of ours; the size
+by the usual formula,
 
-    n = ((z_a sqrt(V0) + z_b sqrt(V1)) / (p - q))^2,   V0 = r (1 - r) (1 + 1/k),   V1 = p (1 - p) + q (1 - q) / k,
+    n = ((z_a sqrt(V0) + z_b sqrt(V1)) / (p - q))^2,   V0 = r (1 - r) (1 + 1/k),   V1 = p (1 - p) +
+    q (1 - q) / k,
 
-with k samples of stable for each of the canary, r the share of both together. Its error rates are then simulated like the others'.
+with k samples of stable for each of the canary, r the share of both together. Its error rates are
+then simulated like the others'.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ def size(stream: Stream, weight: float) -> int:
     return ceil(((z(1 - ALPHA) * null + z(POWER) * alternative) / (p - q)) ** 2)
 
 
-def rejects(rng: np.random.Generator, canary: float, stable: float, n: int, weight: float, rollouts: int) -> float:
+def rejects(
+    rng: np.random.Generator, canary: float, stable: float, n: int, weight: float, rollouts: int
+) -> float:
     """The share of rollouts that the test of this size takes back."""
     m = round(n * (1 - weight) / weight)
     bad, stable_bad = rng.binomial(n, canary, rollouts), rng.binomial(m, stable, rollouts)

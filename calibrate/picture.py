@@ -1,4 +1,6 @@
-"""The picture: two panels that a person understands at a glance, as SVG that follows the reader's light or dark background."""
+"""The picture: two panels that a person understands at a glance, as SVG that follows the reader's
+light or dark background.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +16,34 @@ REGRESSIONS = {
     "errors_x10": "errors × 10",
     "accuracy_half": "half of the answers wrong",
 }
-HEALTHY = {
-    "no_difference": "bad share at the threshold",
-    "stable_half_of_threshold": "bad share half of it",
-}
+HEALTHY = {"no_difference": "bad share at the threshold", "stable_half_of_threshold": "bad share half of it"}
 _STYLE = """
 text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1f2328}.head{font-size:16px;font-weight:600}.dim{fill:#59636e;font-size:12px}
 .value{font-size:12px;font-weight:600}.grid{stroke:#d1d9e0;stroke-width:1}
 .ours{fill:#1a7f37}.argo{fill:#bc4c00}.flagger{fill:#8250df}
 @media(prefers-color-scheme:dark){text{fill:#f0f6fc}.dim{fill:#9198a1}.grid{stroke:#3d444d}
 .ours{fill:#3fb950}.argo{fill:#f0883e}.flagger{fill:#b083f0}}
-"""
+"""  # noqa: E501
 _WIDTH, _LEFT, _RIGHT = 900, 250, 790
 _ROW, _BAR = 21, 14
 
 
 def draw(values: Mapping[str, float], rollouts: int) -> str:
-    """From the figures by name. Raises KeyError where one is missing: a picture of a part would mislead."""
+    """From the figures by name. Raises KeyError where one is missing: a picture of a part would
+    mislead.
+    """
     parts: list[str] = []
     y = _legend(parts, 26)
     y = _false_alarms(parts, values, rollouts, y + 24)
     y = _harm(parts, values, y + 34)
     body = "\n".join(parts)
-    title = "False rollbacks and bad requests until rollback, of the operator's judgement and two fixed-threshold rules"
+    title = (
+        "False rollbacks and bad requests until rollback, of the operator's judgement and two fixed-threshold"
+        " rules"
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img" aria-label="{title}">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n{body}\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img"'
+        f' aria-label="{title}">\n<title>{title}</title>\n<style>{_STYLE}</style>\n{body}\n</svg>\n'
     )
 
 
@@ -54,7 +58,14 @@ def _legend(parts: list[str], y: int) -> int:
 
 def _false_alarms(parts: list[str], values: Mapping[str, float], rollouts: int, y: int) -> int:
     parts.append(_text(20, y + 6, "A healthy canary, watched for an hour: taken back by mistake", "head"))
-    parts.append(_text(20, y + 26, f"share of {rollouts:,} simulated rollouts; the thresholds ask for a success of at least 99 %", "dim"))
+    parts.append(
+        _text(
+            20,
+            y + 26,
+            f"share of {rollouts:,} simulated rollouts; the thresholds ask for a success of at least 99 %",
+            "dim",
+        )
+    )
     y += 40
     top, width = y, _RIGHT - _LEFT
     rows: list[str] = []
@@ -65,7 +76,9 @@ def _false_alarms(parts: list[str], values: Mapping[str, float], rollouts: int, 
                 y += _ROW - 3
                 share = values[f"{rule}.{scenario}.{rate}.false_rollback_rate"]
                 rows += _bar(rule, y, width * share, _percent(share))
-            rows.append(_text(_LEFT - 12, group + 46, f"{rate} request{'s' if rate > 1 else ''}/s", "dim", "end"))
+            rows.append(
+                _text(_LEFT - 12, group + 46, f"{rate} request{'s' if rate > 1 else ''}/s", "dim", "end")
+            )
             y += 10
         rows.append(_text(20, y - 3 * (3 * (_ROW - 3) + 10) + 14, label))
         y += 16
@@ -77,12 +90,20 @@ def _false_alarms(parts: list[str], values: Mapping[str, float], rollouts: int, 
 
 
 def _harm(parts: list[str], values: Mapping[str, float], y: int) -> int:
-    parts.append(_text(20, y + 6, "A bad canary: bad requests that it serves, and seconds, until it is taken back", "head"))
+    parts.append(
+        _text(
+            20,
+            y + 6,
+            "A bad canary: bad requests that it serves, and seconds, until it is taken back",
+            "head",
+        )
+    )
     parts.append(
         _text(
             20,
             y + 26,
-            "medians at 100 requests/s, weight 20 %; logarithmic. The thresholds catch these, and take the healthy ones back as well.",
+            "medians at 100 requests/s, weight 20 %; logarithmic. The thresholds catch these, and take the"
+            " healthy ones back as well.",
             "dim",
         )
     )
@@ -96,7 +117,10 @@ def _harm(parts: list[str], values: Mapping[str, float], y: int) -> int:
         group = y
         for rule in RULES:
             y += _ROW - 3
-            bad, seconds = values[f"{rule}.{scenario}.100.bad_requests"], values[f"{rule}.{scenario}.100.seconds_to_rollback"]
+            bad, seconds = (
+                values[f"{rule}.{scenario}.100.bad_requests"],
+                values[f"{rule}.{scenario}.100.seconds_to_rollback"],
+            )
             if isfinite(seconds):
                 rows += _bar(rule, y, place(max(bad, 10.5)), f"{bad:.0f} in {seconds:.0f} s")
             else:

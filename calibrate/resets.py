@@ -1,4 +1,6 @@
-"""Counters that restart, vanish and are not scraped, counted with the operator's own ``counters.fold``, look by look and rollout by rollout."""
+"""Counters that restart, vanish and are not scraped, counted with the operator's own
+``counters.fold``, look by look and rollout by rollout.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from modelrollout.statistics.sequential import over_steps
 
 SHARE, WEIGHT = 0.01, 0.2
 INSTANCES = ("gateway-a", "gateway-b")
-RESTART, UNSCRAPED, OUTAGE = 1 / 100, 1 / 10, 1 / 60  # a look, an instance; an outage of Prometheus begins with a look and lasts a minute
+# a look, an instance; an outage of Prometheus begins with a look and lasts a minute
+RESTART, UNSCRAPED, OUTAGE = 1 / 100, 1 / 10, 1 / 60
 _FIELDS = 10  # bad and total of both sides, spread of stable
 
 
 @dataclass
 class _Instance:
-    """True counters of one gateway instance for canary and stable: [total, bad] each; and what Prometheus last scraped."""
+    """True counters of one gateway instance for canary and stable: [total, bad] each; and what
+    Prometheus last scraped.
+    """
 
     true: list[float]
     scraped: list[float]
@@ -43,13 +48,16 @@ def false_rollbacks(rng: np.random.Generator, rate: float, rollouts: int) -> flo
 
 
 def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]:
-    """Bad and total of canary and stable, and the spread of stable, at every look of one rollout."""
+    """Bad and total of canary and stable, and the spread of stable, at every look of one
+    rollout.
+    """
     share = np.array([WEIGHT, 1 - WEIGHT]) * rate * LOOK / len(INSTANCES)
     good = rng.poisson(share * (1 - SHARE), (looks, len(INSTANCES), 2)).tolist()
     bad = rng.poisson(share * SHARE, (looks, len(INSTANCES), 2)).tolist()
     chance = rng.random((looks, len(INSTANCES), 2)).tolist()
     outage = (rng.random(looks) < OUTAGE).tolist()
-    state = {name: _Instance([1000.0, 10.0] * 2, [1000.0, 10.0] * 2) for name in INSTANCES}  # they served long before the step
+    # they served long before the step
+    state = {name: _Instance([1000.0, 10.0] * 2, [1000.0, 10.0] * 2) for name in INSTANCES}
     written: list[Counter | None] = [None, None]
     shown: list[Counter] = [Counter(), Counter()]
     rows, dark = [], 0
@@ -65,7 +73,13 @@ def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]
                 one.scraped, one.at = list(one.true), 1.0 + look
         for side in (0, 1):
             if not dark:
-                raw = Raw({name: Sample(one.scraped[2 * side], one.scraped[2 * side + 1], one.at) for name, one in state.items() if one.at})
+                raw = Raw(
+                    {
+                        name: Sample(one.scraped[2 * side], one.scraped[2 * side + 1], one.at)
+                        for name, one in state.items()
+                        if one.at
+                    }
+                )
                 shown[side] = fold(written[side], raw)
                 if written[side] is None or (look + 1) * LOOK % REWRITE_SECONDS == 0:
                     written[side] = shown[side]

@@ -1,6 +1,8 @@
-"""The operator's own judgement on thousands of rollouts at once, and two rivals' on the same requests.
+"""The operator's own judgement on thousands of rollouts at once, and two rivals' on the same
+requests.
 
-A rule sees, at every look, what has come since the last one, metric by metric, and says which rollouts it takes back now.
+A rule sees, at every look, what has come since the last one, metric by metric, and says which
+rollouts it takes back now.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from modelrollout.statistics.dispersion import Spread, dispersion, widened
 from modelrollout.statistics.sequential import log_evidence, over_steps
 
 Flags = NDArray[np.bool_]
-METRICS = 3  # accuracy, errors and latency share the budget, also where only one of them is simulated
+# accuracy, errors and latency share the budget, also where only one of them is simulated
+METRICS = 3
 ALPHA = FALSE_ALARM_BUDGET / METRICS
 TOLERANCE = 0.0
 CHECK = 60  # seconds between two looks of the rivals, and their window
@@ -30,9 +33,11 @@ class Rule(Protocol):
 
 
 class Ours:
-    """What analysis.judge does with one metric's counts, for arrays: dispersion, evidence, the steps before, budget.
+    """What analysis.judge does with one metric's counts, for arrays: dispersion, evidence, the
+    steps before, budget.
 
-    As in the operator, a look begins from the counts of the last written status, so a look in the sense of the dispersion is a minute long.
+    As in the operator, a look begins from the counts of the last written status, so a look in the
+    sense of the dispersion is a minute long.
     """
 
     def __init__(self, streams: tuple[Stream, ...], rollouts: int) -> None:
@@ -69,7 +74,9 @@ class Ours:
 def evidence_of(c: Counts, stable: Spread[Floats]) -> Floats:
     """This step's evidence, with the counts divided by their dispersion."""
     apart = dispersion(stable)
-    return log_evidence(c.bad / apart, c.total / apart, c.stable_bad / apart, c.stable_total / apart, TOLERANCE)
+    return log_evidence(
+        c.bad / apart, c.total / apart, c.stable_bad / apart, c.stable_total / apart, TOLERANCE
+    )
 
 
 class _Side:
@@ -81,17 +88,21 @@ class _Side:
         self._stable = Spread(nothing, nothing, nothing, nothing, nothing, nothing)
 
     def since(self, c: Counts) -> Spread[Floats]:
-        return widened(self._stable, c.stable_total - self._counts.stable_total, c.stable_bad - self._counts.stable_bad)
+        return widened(
+            self._stable, c.stable_total - self._counts.stable_total, c.stable_bad - self._counts.stable_bad
+        )
 
     def write(self, c: Counts, stable: Spread[Floats]) -> None:
         self._counts, self._stable = c, stable
 
 
 class Threshold:
-    """Looks every 60 s at the last 60 s; a check fails when any metric's success is below its threshold. Failed checks are never reset.
+    """Looks every 60 s at the last 60 s; a check fails when any metric's success is below its
+    threshold. Failed checks are never reset.
 
-    Argo-like: the fourth failed measurement aborts (failureLimit 3). Flagger-like: five failed checks, and the rollback comes one look later.
-    A window without requests is no failure here, which is kinder than either of them.
+    Argo-like: the fourth failed measurement aborts (failureLimit 3). Flagger-like: five failed
+    checks, and the rollback comes one look later. A window without requests is no failure here,
+    which is kinder than either of them.
     """
 
     def __init__(self, streams: tuple[Stream, ...], rollouts: int, failures: int, looks_later: int) -> None:
@@ -116,7 +127,11 @@ class Threshold:
         for stream, w in zip(self._streams, self._window, strict=True):
             failed |= w.bad > stream.threshold * w.total + 1e-9
         self._failed += failed
-        self._due = np.where((self._failed >= self._failures) & ~np.isfinite(self._due), second + CHECK * self._later, self._due)
+        self._due = np.where(
+            (self._failed >= self._failures) & ~np.isfinite(self._due),
+            second + CHECK * self._later,
+            self._due,
+        )
         self._window = [_zero(self._rollouts) for _ in self._streams]
         return self._due <= second
 

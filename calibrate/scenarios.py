@@ -1,4 +1,6 @@
-"""What is simulated: requests that come at random, dealt to canary and stable, bad with a probability that the scenario names."""
+"""What is simulated: requests that come at random, dealt to canary and stable, bad with a
+probability that the scenario names.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ RATES = (1, 10, 100)  # requests per second, both sides together
 
 @dataclass(frozen=True)
 class Stream:
-    """One metric: bad shares of both sides, and the largest bad share that the rivals' fixed threshold accepts."""
+    """One metric: bad shares of both sides, and the largest bad share that the rivals' fixed
+    threshold accepts.
+    """
 
     stable: float
     canary: float
@@ -33,9 +37,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """``onset``: when the canary's own shares begin, in seconds; before it is as good as stable. ``bursts``: mean size of clusters.
+    """``onset``: when the canary's own shares begin, in seconds; before it is as good as stable.
+    ``bursts``: mean size of clusters.
 
-    ``Dealt``: the gateway deals each request of a cluster by itself; ``Sticky``: a cluster stays on one side, as on one gRPC connection.
+    ``Dealt``: the gateway deals each request of a cluster by itself; ``Sticky``: a cluster stays on
+    one side, as on one gRPC connection.
     """
 
     name: str
@@ -44,7 +50,8 @@ class Scenario:
     onset: int = 0
     bursts: float = 1.0
     cluster: Literal["Dealt", "Sticky"] = "Dealt"
-    history: int = 60  # minutes in which stable had all traffic before; 0: it has only just begun to serve
+    # minutes in which stable had all traffic before; 0: it has only just begun to serve
+    history: int = 60
 
     @property
     def harmless(self) -> bool:
@@ -65,7 +72,9 @@ def _errors(stable: float, canary: float) -> Stream:
 
 
 def _accuracy(canary: float) -> Stream:
-    """Stable is right in 90 %; success of at least 99 % is taken as 99 % of that, or the rivals would reject every model."""
+    """Stable is right in 90 %; success of at least 99 % is taken as 99 % of that, or the rivals
+    would reject every model.
+    """
     return Stream(0.10, canary, 1 - 0.99 * 0.90)
 
 
@@ -90,15 +99,28 @@ SCENARIOS = (
 RESETS = "resets_and_gaps"  # drawn in resets.py, through the operator's own counting
 
 
-def draw(rng: np.random.Generator, stream: Stream, s: Scenario, second: int, weight: float, requests: float, rollouts: int) -> Counts:
-    """The requests of one look that ends at ``second``; ``weight`` as a share, ``requests`` expected on both sides together."""
+def draw(
+    rng: np.random.Generator,
+    stream: Stream,
+    s: Scenario,
+    second: int,
+    weight: float,
+    requests: float,
+    rollouts: int,
+) -> Counts:
+    """The requests of one look that ends at ``second``; ``weight`` as a share, ``requests``
+    expected on both sides together.
+    """
     share = stream.canary if second > s.onset else stream.stable
     good, stable_good = (
         _poisson(rng, requests * weight * (1 - share), rollouts),
         _poisson(rng, requests * (1 - weight) * (1 - stream.stable), rollouts),
     )
     if s.bursts == 1:
-        bad, stable_bad = _poisson(rng, requests * weight * share, rollouts), _poisson(rng, requests * (1 - weight) * stream.stable, rollouts)
+        bad, stable_bad = (
+            _poisson(rng, requests * weight * share, rollouts),
+            _poisson(rng, requests * (1 - weight) * stream.stable, rollouts),
+        )
     elif s.cluster == "Sticky":
         bad = _bursts(rng, requests * weight * share, s.bursts, rollouts)
         stable_bad = _bursts(rng, requests * (1 - weight) * stream.stable, s.bursts, rollouts)

@@ -1,4 +1,6 @@
-"""Run one scenario at one rate: when does each rule take a rollout back, and what has it cost until then?"""
+"""Run one scenario at one rate: when does each rule take a rollout back, and what has it cost until
+then?
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ WEIGHT = SCENARIOS[0].steps[0].weight / 100
 
 @dataclass
 class Outcome:
-    """Of each rollout: seconds from the onset until it is taken back (infinite: never); until then the canary's bad requests, and all of them."""
+    """Of each rollout: seconds from the onset until it is taken back (infinite: never); until then
+    the canary's bad requests, and all of them.
+    """
 
     seconds: Floats
     bad: Floats
@@ -59,7 +63,9 @@ def _stream(s: Scenario, rate: int, rollouts: int, rng: np.random.Generator) -> 
         until = second + step.seconds
         while second < min(until, _horizon(s, rate)):
             second += LOOK
-            news = [draw(rng, stream, s, second, step.weight / 100, rate * LOOK, rollouts) for stream in s.streams]
+            news = [
+                draw(rng, stream, s, second, step.weight / 100, rate * LOOK, rollouts) for stream in s.streams
+            ]
             for name, judge in judges.items():
                 _note(found[name], judge, second, s.onset, news)
             if all(np.isfinite(o.seconds).all() for o in found.values()):
@@ -82,7 +88,9 @@ def _horizon(s: Scenario, rate: int) -> int:
     return IN_TIME if not s.harmless and rate == max(RATES) and not s.onset else HOUR
 
 
-def figures(s: Scenario, rate: int, outcomes: dict[str, Outcome], rng: np.random.Generator) -> list[tuple[str, float]]:
+def figures(
+    s: Scenario, rate: int, outcomes: dict[str, Outcome], rng: np.random.Generator
+) -> list[tuple[str, float]]:
     """``RULE.SCENARIO.RPS.FIGURE`` and value."""
     found: list[tuple[str, float]] = []
     for name, o in outcomes.items():

@@ -1,4 +1,6 @@
-"""Faults on a real cluster: each is tried during a promotion and during a rollback, under load, and the outcome must be right all the same."""
+"""Faults on a real cluster: each is tried during a promotion and during a rollback, under load, and
+the outcome must be right all the same.
+"""
 
 from __future__ import annotations
 

@@ -28,12 +28,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def main(
-    only: Annotated[list[str] | None, typer.Option("--only", help="Try this fault; may be given several times.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Try this fault; may be given several times.")
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the faults and end.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of report.json, logs and diagnostics.")] = CHECKOUT / ".cache" / "chaos",
-    rate: Annotated[float, typer.Option(help="Requests per second to each of the two ModelDeployments.", min=1)] = 35.0,
+    out: Annotated[Path, typer.Option(help="Folder of report.json, logs and diagnostics.")] = CHECKOUT
+    / ".cache"
+    / "chaos",
+    rate: Annotated[
+        float, typer.Option(help="Requests per second to each of the two ModelDeployments.", min=1)
+    ] = 35.0,
 ) -> None:
-    """Try each fault during a promotion and a rollback, under load. Exit code 1 when an outcome was wrong or a request failed."""
+    """Try each fault during a promotion and a rollback, under load. Exit code 1 when an outcome was
+    wrong or a request failed.
+    """
     plain = Console(highlight=False)
     console = plain if plain.is_terminal else Console(highlight=False, width=180)
     if show:
@@ -41,7 +49,8 @@ def main(
             console.print(Text(f"{fault.name:24} {fault.about}"))
         return
     faults = _chosen(only)
-    for number in (signal.SIGTERM, signal.SIGINT):  # also where SIGINT was ignored, as in the background: operators and clients must end with us
+    # also where SIGINT was ignored, as in the background: operators and clients must end with us
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupted)
     started = time.monotonic()
 

@@ -1,4 +1,6 @@
-"""What a fault works on: the cluster, two ModelDeployments under load, the operators and the proxies."""
+"""What a fault works on: the cluster, two ModelDeployments under load, the operators and the
+proxies.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class Subject:
     stable: str = ""  # digest
     tried: str = ""
     number: int = 0
-    own: set[str] = field(default_factory=set)  # resourceVersions of routes and status that the chaos run wrote
+    # resourceVersions of routes and status that the chaos run wrote
+    own: set[str] = field(default_factory=set)
     windows: list[Window] = field(default_factory=list)
 
     @property
@@ -56,11 +59,19 @@ class Subject:
     @property
     def expected(self) -> Expected:
         """How the present rollout must end."""
-        return Expected(self.name, self.outcome, self.tried if self.outcome == "Promoted" else self.stable, self.tried, REPLICAS)
+        return Expected(
+            self.name,
+            self.outcome,
+            self.tried if self.outcome == "Promoted" else self.stable,
+            self.tried,
+            REPLICAS,
+        )
 
 
 class Arena:
-    """A context manager: sets everything up, and takes down the processes of its own (the sandbox stays)."""
+    """A context manager: sets everything up, and takes down the processes of its own (the sandbox
+    stays).
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, say: Say, rate: float) -> None:
         self.cluster, self.folder, self.say = cluster, folder, say
@@ -107,9 +118,13 @@ class Arena:
         self.recorder.start()
         self._stack.callback(self.recorder.stop)
         config = self._config()
-        token = self.cluster.kubectl("create", "token", RELEASE, "-n", SYSTEM_NAMESPACE, "--duration=6h").strip()
+        token = self.cluster.kubectl(
+            "create", "token", RELEASE, "-n", SYSTEM_NAMESPACE, "--duration=6h"
+        ).strip()
         self.operator = OperatorProcess("first", self.proxy.url, token, config, self.folder, SYSTEM_NAMESPACE)
-        self.second = OperatorProcess("second", self.second_proxy.url, token, config, self.folder, SYSTEM_NAMESPACE)
+        self.second = OperatorProcess(
+            "second", self.second_proxy.url, token, config, self.folder, SYSTEM_NAMESPACE
+        )
         self.rival = OperatorProcess("rival", self.second_proxy.url, token, config, self.folder, NAMESPACE)
         self._stack.callback(self.operator.stop)
         self.operator.start()
@@ -117,17 +132,32 @@ class Arena:
             self.next_version(subject, good=True)
             subject.stable = subject.tried
         for subject in self.subjects:
-            self.until(f"the first version of {subject.name} is stable", lambda s=subject: self.is_ready(s), 180)  # type: ignore[misc]
+            self.until(
+                f"the first version of {subject.name} is stable", lambda s=subject: self.is_ready(s), 180
+            )  # type: ignore[misc]
         for subject in self.subjects:
             self._send(subject, live)
         self.say(f"two ModelDeployments serve under {2 * self._rate:g} requests/s")
 
     def _install(self) -> None:
-        """CRDs, rights and the feedback service by the chart; its operator has no replica, for ours are processes."""
+        """CRDs, rights and the feedback service by the chart; its operator has no replica, for ours
+        are processes.
+        """
         values = self.folder / "chart-values.yaml"
         values.write_text(yaml.safe_dump({**chart_values(self.cluster.target), "replicas": 0}))
         where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
-        self.cluster.helm("upgrade", "--install", RELEASE, str(CHART), *where, "--values", str(values), "--wait", "--timeout", "3m")
+        self.cluster.helm(
+            "upgrade",
+            "--install",
+            RELEASE,
+            str(CHART),
+            *where,
+            "--values",
+            str(values),
+            "--wait",
+            "--timeout",
+            "3m",
+        )
         self.say("the chart is installed: definitions, rights, feedback service")
 
     def _namespace(self) -> None:
@@ -138,7 +168,11 @@ class Arena:
         rbac = "rbac.authorization.k8s.io"
         lease = {"name": "rival-lease", "namespace": NAMESPACE}
         self.cluster.apply(
-            secret(NAMESPACE, SECRET, {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}),
+            secret(
+                NAMESPACE,
+                SECRET,
+                {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key},
+            ),
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": about},
             {
                 "apiVersion": f"{rbac}/v1",
@@ -154,7 +188,12 @@ class Arena:
                 "metadata": {"name": NAMESPACE},
                 "spec": {
                     "selector": {"namespaces": [NAMESPACE]},
-                    "analysisTemplates": [{"name": TEMPLATE, "metrics": [{"name": "scraped", "query": 'count(up{job=~".+"} == 1)', "min": 1}]}],
+                    "analysisTemplates": [
+                        {
+                            "name": TEMPLATE,
+                            "metrics": [{"name": "scraped", "query": 'count(up{job=~".+"} == 1)', "min": 1}],
+                        }
+                    ],
                 },
             },
             # A Lease of its own, for an operator that leads beside the first.
@@ -162,7 +201,13 @@ class Arena:
                 "apiVersion": f"{rbac}/v1",
                 "kind": "Role",
                 "metadata": lease,
-                "rules": [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]}],
+                "rules": [
+                    {
+                        "apiGroups": ["coordination.k8s.io"],
+                        "resources": ["leases"],
+                        "verbs": ["get", "create", "update", "patch"],
+                    }
+                ],
             },
             {
                 "apiVersion": f"{rbac}/v1",
@@ -174,8 +219,12 @@ class Arena:
         )
 
     def _config(self) -> Path:
-        """What the chart wrote for its operator, with the fault proxy for Prometheus, and a resync that a test can wait for."""
-        found = json.loads(self.cluster.kubectl("get", "configmap", RELEASE, "-n", SYSTEM_NAMESPACE, "-o", "json"))
+        """What the chart wrote for its operator, with the fault proxy for Prometheus, and a resync
+        that a test can wait for.
+        """
+        found = json.loads(
+            self.cluster.kubectl("get", "configmap", RELEASE, "-n", SYSTEM_NAMESPACE, "-o", "json")
+        )
         config = yaml.safe_load(found["data"]["config.yaml"])
         for provider in config["prometheus"]:
             provider["url"] = self.prometheus.url
@@ -188,7 +237,15 @@ class Arena:
         self.cluster.upload(bucket, {key: path})
 
     def _send(self, subject: Subject, live: Split) -> None:
-        traffic = Traffic(self.cluster, self.folder / f"client-{subject.name}", NAMESPACE, subject.name, subject.host, self._rate, live)
+        traffic = Traffic(
+            self.cluster,
+            self.folder / f"client-{subject.name}",
+            NAMESPACE,
+            subject.name,
+            subject.host,
+            self._rate,
+            live,
+        )
         self.traffic[subject.name] = traffic
         traffic.start()
         self._stack.callback(traffic.stop)
@@ -196,7 +253,9 @@ class Arena:
     # --- what faults do ---
 
     def next_version(self, subject: Subject, *, good: bool | None = None, thorough: bool = False) -> None:
-        """Another version of the kind that this subject gets; ``thorough``: the digest is resolved, and golden data asked where it can pass."""
+        """Another version of the kind that this subject gets; ``thorough``: the digest is resolved,
+        and golden data asked where it can pass.
+        """
         subject.number += 1
         good = subject.outcome == "Promoted" if good is None else good
         made = models.write(self.folder, subject.name, subject.number, good=good)
@@ -221,17 +280,27 @@ class Arena:
             "kind": MDEP,
             "metadata": {"name": subject.name, "namespace": NAMESPACE},
             "spec": {
-                "model": {"uri": f"s3://{store.models}/{model.key}", **({"sha256": model.sha256} if pinned else {})},
+                "model": {
+                    "uri": f"s3://{store.models}/{model.key}",
+                    **({"sha256": model.sha256} if pinned else {}),
+                },
                 "serving": {
                     "replicas": REPLICAS,
-                    "resources": {"limits": {"cpu": "2", "memory": "512Mi"}, "requests": {"cpu": "100m", "memory": "128Mi"}},
+                    "resources": {
+                        "limits": {"cpu": "2", "memory": "512Mi"},
+                        "requests": {"cpu": "100m", "memory": "128Mi"},
+                    },
                 },
                 "traffic": {
                     "gateway": {"name": gateway.name, "namespace": gateway.namespace},
                     "http": {"hostnames": [subject.host]},
                     "grpc": {"hostnames": [f"grpc-{subject.host}"]},
                 },
-                "rollout": {"canary": {"steps": [{"weight": w} for w in STEPS]}, "analysis": analysis, "progressDeadline": "10m"},
+                "rollout": {
+                    "canary": {"steps": [{"weight": w} for w in STEPS]},
+                    "analysis": analysis,
+                    "progressDeadline": "10m",
+                },
             },
         }
 
@@ -243,7 +312,16 @@ class Arena:
                 return self.cluster.kubectl("-n", NAMESPACE, *arguments, stdin=stdin)
             except DemoError as e:
                 away = any(
-                    word in str(e) for word in ("refused", "EOF", "timeout", "unable to handle", "etcdserver", "not ready", "ServiceUnavailable")
+                    word in str(e)
+                    for word in (
+                        "refused",
+                        "EOF",
+                        "timeout",
+                        "unable to handle",
+                        "etcdserver",
+                        "not ready",
+                        "ServiceUnavailable",
+                    )
                 )
                 if not away or time.monotonic() > deadline:
                     raise
@@ -258,8 +336,13 @@ class Arena:
 
     def pods(self, revision: str) -> list[Object]:
         """Its server pods that are not on their way out, ready ones first."""
-        found = self.cluster.pods(NAMESPACE, f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}")
-        return sorted((p for p in found if not p["metadata"].get("deletionTimestamp")), key=lambda p: not truth.is_ready(p))
+        found = self.cluster.pods(
+            NAMESPACE, f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
+        )
+        return sorted(
+            (p for p in found if not p["metadata"].get("deletionTimestamp")),
+            key=lambda p: not truth.is_ready(p),
+        )
 
     def stop_part(self, part: str) -> None:
         control.stop(self.box.state, part, signal.SIGKILL)
@@ -288,7 +371,9 @@ class Arena:
     def final(self, subject: Subject) -> Final:
         """Everything that belongs to it, read from the API server now."""
         kinds = "mrev,httproutes,grpcroutes,services,deployments,pods,jobs,pdb"
-        items = json.loads(self.kubectl("get", kinds, "-l", f"{names.LABEL_NAME}={subject.name}", "-o", "json"))["items"]
+        items = json.loads(
+            self.kubectl("get", kinds, "-l", f"{names.LABEL_NAME}={subject.name}", "-o", "json")
+        )["items"]
 
         def of(*wanted: str) -> list[Object]:
             return [o for o in items if o["kind"] in wanted]

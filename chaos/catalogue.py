@@ -1,4 +1,6 @@
-"""The faults. Each says what it does, when, and how it is undone; every one is tried in a promotion and a rollback at the same time."""
+"""The faults. Each says what it does, when, and how it is undone; every one is tried in a promotion
+and a rollback at the same time.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ TAKE_UP_SECONDS = 0.5  # the gateway has a new route after this long
 
 @dataclass(frozen=True)
 class Act:
-    """Done once for each subject that it concerns, as soon as its status says so. Acts of a fault come in their order."""
+    """Done once for each subject that it concerns, as soon as its status says so. Acts of a fault
+    come in their order.
+    """
 
     when: Callable[[Status], bool]
     do: Callable[[Arena, Subject], None]
@@ -41,8 +45,10 @@ def nothing(arena: Arena) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """``begin`` comes before the versions are applied, ``undo`` when both rollouts have ended; with ``hold`` so many seconds after both canaries
-    began to be observed. What is tried is counted by the rule of the proxy, where there is one, else by acts, else once for each rollout."""
+    """``begin`` comes before the versions are applied, ``undo`` when both rollouts have ended; with
+    ``hold`` so many seconds after both canaries began to be observed. What is tried is counted by
+    the rule of the proxy, where there is one, else by acts, else once for each rollout.
+    """
 
     name: str
     about: str
@@ -54,7 +60,7 @@ class Fault:
     limit: float = 240.0  # seconds until both must have ended
 
 
-# --- moments ----------------------------------------------------------------------------------------------------------
+# --- moments
 
 
 def stage(name: str) -> Callable[[Status], bool]:
@@ -71,7 +77,9 @@ def shifting(index: int) -> Callable[[Status], bool]:
 
 
 def in_step(index: int) -> Callable[[Status], bool]:
-    """At that step, in whatever phase: for acts that follow one another, of which the last may come late on a busy machine."""
+    """At that step, in whatever phase: for acts that follow one another, of which the last may come
+    late on a busy machine.
+    """
     at = (shifting(index), observing(index))
     return lambda status: any(when(status) for when in at)
 
@@ -80,7 +88,9 @@ def _step(index: int, phase: str) -> Callable[[Status], bool]:
     def look(status: Status) -> bool:
         rollout = status.get("rollout") or {}
         step = rollout.get("step") or {}
-        return bool(rollout.get("stage") == "Canary" and step.get("index") == index and step.get("phase") == phase)
+        return bool(
+            rollout.get("stage") == "Canary" and step.get("index") == index and step.get("phase") == phase
+        )
 
     return look
 
@@ -89,7 +99,7 @@ def over(status: Status) -> bool:
     return (status.get("rollout") or {}).get("stage") in ("Done", "Failed")
 
 
-# --- through the proxies ----------------------------------------------------------------------------------------------
+# --- through the proxies
 
 
 def _rule(make: Callable[[Arena], t.Rule]) -> Callable[[Arena], None]:
@@ -117,7 +127,7 @@ def _prometheus(name: str, about: str, treatment: t.Treatment) -> Fault:
     return Fault(name, about, begin, undo, hold=STALL_SECONDS)
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------
+# --- by hand
 
 
 def _restart(part: str) -> Callable[[Arena, Subject], None]:
@@ -164,7 +174,9 @@ def _there(do: Callable[[], object], limit: float = 10) -> None:
 def _delete_job(arena: Arena, subject: Subject) -> None:
     def do() -> None:
         revision = arena.candidate(subject)
-        jobs = arena.cluster.jobs(NAMESPACE, f"{names.LABEL_NAME}={subject.name},{names.LABEL_COMPONENT}={names.COMPONENT_PREPARE}")
+        jobs = arena.cluster.jobs(
+            NAMESPACE, f"{names.LABEL_NAME}={subject.name},{names.LABEL_COMPONENT}={names.COMPONENT_PREPARE}"
+        )
         mine = [j["metadata"]["name"] for j in jobs if j["metadata"]["name"].startswith(revision)]
         if not mine:
             raise DemoError("Job not found yet")
@@ -174,12 +186,16 @@ def _delete_job(arena: Arena, subject: Subject) -> None:
 
 
 def _delete_route(arena: Arena, subject: Subject) -> None:
-    """Requests have nowhere to go until it is back, and are counted apart for no longer than that may take."""
+    """Requests have nowhere to go until it is back, and are counted apart for no longer than that
+    may take.
+    """
     before = {o["metadata"]["uid"] for o in arena.recorder.versions(HTTP, subject.name)}
     start = time.time()
     arena.kubectl("delete", HTTP, subject.name, "--wait=false")
     deadline = time.time() + ROUTELESS_SECONDS
-    while time.time() < deadline and all(o["metadata"]["uid"] in before for o in arena.recorder.versions(HTTP, subject.name)):
+    while time.time() < deadline and all(
+        o["metadata"]["uid"] in before for o in arena.recorder.versions(HTTP, subject.name)
+    ):
         arena.recorder.wait(0.05)
     subject.windows.append(Window(start, time.time() + TAKE_UP_SECONDS, ROUTELESS))
 
@@ -188,23 +204,41 @@ def _revert_weights(arena: Arena, subject: Subject) -> None:
     """As a Git revert or a person would: stable has everything again, in both routes."""
     split = [(arena.stable(subject), 100)]
     for kind, port in ((HTTP, names.PORT_HTTP), (GRPC, names.PORT_GRPC)):
-        refs = [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
+        refs = [
+            {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
+            for revision, weight in split
+        ]
         patch = [{"op": "replace", "path": "/spec/rules/0/backendRefs", "value": refs}]
-        written = arena.kubectl("patch", kind, subject.name, "--type=json", "-p", json.dumps(patch), "-o", "json")
+        written = arena.kubectl(
+            "patch", kind, subject.name, "--type=json", "-p", json.dumps(patch), "-o", "json"
+        )
         subject.own.add(json.loads(written)["metadata"]["resourceVersion"])
 
 
 def _evict(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subject], None]:
-    """One pod through the eviction API, as ``kubectl drain`` does it: the disruption budget may make it wait."""
+    """One pod through the eviction API, as ``kubectl drain`` does it: the disruption budget may
+    make it wait.
+    """
 
     def do(arena: Arena, subject: Subject) -> None:
         revision = whose(arena, subject)
         deadline = time.monotonic() + 60
         while True:
             pod = arena.pods(revision)[-1]["metadata"]["name"]
-            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+            body = {
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": pod, "namespace": NAMESPACE},
+            }
             try:
-                arena.kubectl("create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", "-f", "-", stdin=json.dumps(body))
+                arena.kubectl(
+                    "create",
+                    "--raw",
+                    f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction",
+                    "-f",
+                    "-",
+                    stdin=json.dumps(body),
+                )
                 return
             except DemoError as e:
                 if "disruption budget" not in str(e) or time.monotonic() > deadline:
@@ -215,7 +249,9 @@ def _evict(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subject],
 
 
 def _kill_pod(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subject], None]:
-    """One pod with no grace: what it was answering is lost, and is counted apart. Waits for both to be ready, so that one is left."""
+    """One pod with no grace: what it was answering is lost, and is counted apart. Waits for both to
+    be ready, so that one is left.
+    """
 
     def do(arena: Arena, subject: Subject) -> None:
         revision = whose(arena, subject)
@@ -223,7 +259,9 @@ def _kill_pod(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subjec
         if len(ready) < REPLICAS:
             raise ChaosError(f"{len(ready)} ready pods of {revision}: the fault would take the last one")
         start = time.time()
-        arena.kubectl("delete", "pod", ready[0]["metadata"]["name"], "--grace-period=0", "--force", "--wait=false")
+        arena.kubectl(
+            "delete", "pod", ready[0]["metadata"]["name"], "--grace-period=0", "--force", "--wait=false"
+        )
         subject.windows.append(Window(start, time.time() + HELD_SECONDS, KILLED))
 
     return do
@@ -271,8 +309,17 @@ def _emptied(status: dict[str, Any]) -> dict[str, Any]:
 
 def _nonsense(status: dict[str, Any]) -> dict[str, Any]:
     """Times that are none, and a stage without what it needs."""
-    rollout = {key: value for key, value in status["rollout"].items() if key != "revision"} | {"since": "yesterday", "stage": "Promote"}
-    return {**status, "rollout": rollout, "stable": {**status["stable"], "since": "soon"}, "handledVerbs": ["x"], "lastNumber": 0}
+    rollout = {key: value for key, value in status["rollout"].items() if key != "revision"} | {
+        "since": "yesterday",
+        "stage": "Promote",
+    }
+    return {
+        **status,
+        "rollout": rollout,
+        "stable": {**status["stable"], "since": "soon"},
+        "handledVerbs": ["x"],
+        "lastNumber": 0,
+    }
 
 
 def _lost_rollout(status: dict[str, Any]) -> dict[str, Any]:
@@ -339,12 +386,28 @@ CATALOGUE: tuple[Fault, ...] = (
         ),
         limit=400,
     ),
-    Fault("leader-killed", "the leader is killed, and the standby takes over", _second_starts, _second_ends, (Act(shifting(0), _leader_dies, UP),)),
     Fault(
-        "leader-paused", "the leader is paused beyond its Lease, and goes on", _second_starts, _second_ends, (Act(shifting(0), _leader_pauses, UP),)
+        "leader-killed",
+        "the leader is killed, and the standby takes over",
+        _second_starts,
+        _second_ends,
+        (Act(shifting(0), _leader_dies, UP),),
     ),
-    Fault("two-leaders", "two operators lead at once, each with a Lease of its own", _rival_starts, _rival_ends),
-    Fault("gateway-stalls", "the gateway does not answer for 2 s", acts=(Act(observing(0), _stall("gateway", 2.0), UP),)),
+    Fault(
+        "leader-paused",
+        "the leader is paused beyond its Lease, and goes on",
+        _second_starts,
+        _second_ends,
+        (Act(shifting(0), _leader_pauses, UP),),
+    ),
+    Fault(
+        "two-leaders", "two operators lead at once, each with a Lease of its own", _rival_starts, _rival_ends
+    ),
+    Fault(
+        "gateway-stalls",
+        "the gateway does not answer for 2 s",
+        acts=(Act(observing(0), _stall("gateway", 2.0), UP),),
+    ),
     _api(
         "kill-after-each-write",
         "the operator is killed (SIGKILL) after each of its API writes in turn, before it knows the answer",
@@ -360,23 +423,56 @@ CATALOGUE: tuple[Fault, ...] = (
             Act(observing(1), _restart("apiserver"), UP),
         ),
     ),
-    Fault("etcd-stalls", f"etcd does not answer for {STALL_SECONDS:.0f} s", acts=(Act(observing(0), _stall("etcd", STALL_SECONDS), UP),)),
-    _api("api-409", "every other call of each kind of write is answered 409", lambda _: t.EveryOther(t.refused(409), t.writes)),
-    _api("api-429", "every other call is answered 429 with Retry-After", lambda _: t.EveryOther(t.refused(429, retry_after=1), t.any_call)),
+    Fault(
+        "etcd-stalls",
+        f"etcd does not answer for {STALL_SECONDS:.0f} s",
+        acts=(Act(observing(0), _stall("etcd", STALL_SECONDS), UP),),
+    ),
+    _api(
+        "api-409",
+        "every other call of each kind of write is answered 409",
+        lambda _: t.EveryOther(t.refused(409), t.writes),
+    ),
+    _api(
+        "api-429",
+        "every other call is answered 429 with Retry-After",
+        lambda _: t.EveryOther(t.refused(429, retry_after=1), t.any_call),
+    ),
     _api("api-500", "every other call is answered 500", lambda _: t.EveryOther(t.refused(500), t.any_call)),
-    _api("api-slow", "every call takes a second longer", lambda _: t.Always(t.Treatment(delay=1.0), t.any_call)),
+    _api(
+        "api-slow", "every call takes a second longer", lambda _: t.Always(t.Treatment(delay=1.0), t.any_call)
+    ),
     _api(
         "api-cut",
         "every other write reaches the API server, but its answer is cut off",
         lambda _: t.EveryOther(t.Treatment(cut=True), t.writes_but_leases),
     ),
-    _api("watch-410", "every watch ends with 410 Gone after 2 s", lambda _: t.Always(t.Treatment(end_after=2.0, gone=True), t.watches)),
-    _api("watch-ends", "every watch ends after 2 s", lambda _: t.Always(t.Treatment(end_after=2.0), t.watches)),
-    _api("watch-stalls", "no watch brings anything, and none ends", lambda _: t.Always(t.Treatment(stall=True), t.watches), limit=400),
-    Fault("prometheus-stopped", "Prometheus is killed, and started again later", _stop_prometheus, _start_prometheus, hold=STALL_SECONDS),
+    _api(
+        "watch-410",
+        "every watch ends with 410 Gone after 2 s",
+        lambda _: t.Always(t.Treatment(end_after=2.0, gone=True), t.watches),
+    ),
+    _api(
+        "watch-ends", "every watch ends after 2 s", lambda _: t.Always(t.Treatment(end_after=2.0), t.watches)
+    ),
+    _api(
+        "watch-stalls",
+        "no watch brings anything, and none ends",
+        lambda _: t.Always(t.Treatment(stall=True), t.watches),
+        limit=400,
+    ),
+    Fault(
+        "prometheus-stopped",
+        "Prometheus is killed, and started again later",
+        _stop_prometheus,
+        _start_prometheus,
+        hold=STALL_SECONDS,
+    ),
     _prometheus("prometheus-nan", "Prometheus answers NaN", t.Treatment(rewrite=t.with_nan)),
     _prometheus("prometheus-empty", "Prometheus answers with nothing", t.Treatment(rewrite=t.empty)),
-    _prometheus("prometheus-several", "Prometheus answers with every series twice", t.Treatment(rewrite=t.several)),
+    _prometheus(
+        "prometheus-several", "Prometheus answers with every series twice", t.Treatment(rewrite=t.several)
+    ),
     _prometheus("prometheus-garbage", "Prometheus answers with garbage", t.Treatment(rewrite=t.garbage)),
     Fault(
         "children-deleted",
@@ -391,31 +487,26 @@ CATALOGUE: tuple[Fault, ...] = (
             Act(in_step(0), _delete("service", _name)),
         ),
     ),
-    Fault("revision-deleted", "the ModelRevision in flight is deleted by hand", acts=(Act(stage("Prepare"), _delete("mrev", _candidate)),)),
+    Fault(
+        "revision-deleted",
+        "the ModelRevision in flight is deleted by hand",
+        acts=(Act(stage("Prepare"), _delete("mrev", _candidate)),),
+    ),
     Fault("route-deleted", "the HTTPRoute is deleted by hand", acts=(Act(shifting(0), _delete_route),)),
     Fault(
         "weights-reverted",
         "the routes' weights are set back by hand",
-        acts=(
-            Act(shifting(0), _revert_weights),
-            Act(observing(1), _revert_weights, UP),
-        ),
+        acts=(Act(shifting(0), _revert_weights), Act(observing(1), _revert_weights, UP)),
     ),
     Fault(
         "pods-evicted",
         "a pod of the canary and a pod of stable are evicted",
-        acts=(
-            Act(shifting(0), _evict(_candidate)),
-            Act(shifting(0), _evict(_stable)),
-        ),
+        acts=(Act(shifting(0), _evict(_candidate)), Act(shifting(0), _evict(_stable))),
     ),
     Fault(
         "pods-killed",
         "a pod of the canary and a pod of stable are deleted without grace",
-        acts=(
-            Act(shifting(0), _kill_pod(_candidate)),
-            Act(shifting(0), _kill_pod(_stable)),
-        ),
+        acts=(Act(shifting(0), _kill_pod(_candidate)), Act(shifting(0), _kill_pod(_stable))),
     ),
     Fault(
         "spec-changed",

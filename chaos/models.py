@@ -1,4 +1,6 @@
-"""Tiny classifiers of the demo's shape, so that its client can ask them: good ones that are all right, bad ones that are all wrong."""
+"""Tiny classifiers of the demo's shape, so that its client can ask them: good ones that are all
+right, bad ones that are all wrong.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class ModelFile:
 
 
 def write(folder: Path, name: str, number: int, *, good: bool) -> ModelFile:
-    """``logits = image @ weights + number``: the number changes the bytes and no answer; a bad one has the weights' sign turned."""
+    """``logits = image @ weights + number``: the number changes the bytes and no answer; a bad one
+    has the weights' sign turned.
+    """
     path = folder / f"{name}-{number}.onnx"
     weights = _WEIGHTS if good else -_WEIGHTS
     export.plain(Net(((weights, np.full(CLASSES, number, np.float32)),)), path)

@@ -1,4 +1,6 @@
-"""Operators under test: processes of this machine, started anew by a supervisor when they end, as the kubelet does it."""
+"""Operators under test: processes of this machine, started anew by a supervisor when they end, as
+the kubelet does it.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,27 @@ BACKOFF_SECONDS = 1.0  # after an end of its own; the kubelet begins at 10 s
 
 
 class OperatorProcess:
-    """``modelrollout run`` against a proxy. A life that follows a kill has the same name in the Lease, so that it need not wait for it."""
+    """``modelrollout run`` against a proxy. A life that follows a kill has the same name in the
+    Lease, so that it need not wait for it.
+    """
 
-    def __init__(self, name: str, server: str, token: str, config: Path, folder: Path, lease_namespace: str) -> None:
+    def __init__(
+        self, name: str, server: str, token: str, config: Path, folder: Path, lease_namespace: str
+    ) -> None:
         self.name = name
         self.kills = 0
-        self.own_ends: list[tuple[float, int]] = []  # Unix time and exit code of the ends that nobody asked for
+        # Unix time and exit code of the ends that nobody asked for
+        self.own_ends: list[tuple[float, int]] = []
         self._log = folder / f"operator-{name}.log"
         kubeconfig = folder / f"kubeconfig-{name}.json"
         kubeconfig.touch(mode=0o600)
         kubeconfig.write_text(json.dumps(_kubeconfig(server, token)))
         # fmt: off
         self._command = [
-            sys.executable, "-m", "modelrollout.cli.main", "run", "--config", str(config), "--kubeconfig", str(kubeconfig),
-            "--identity", f"chaos-{name}", "--lease-namespace", lease_namespace, "--health-port", str(_free_port()),
+            sys.executable, "-m", "modelrollout.cli.main", "run", "--config", str(config), "--kubeconfig",
+            str(kubeconfig),
+            "--identity", f"chaos-{name}", "--lease-namespace", lease_namespace, "--health-port",
+            str(_free_port()),
         ]
         # fmt: on
         self._process: subprocess.Popen[bytes] | None = None

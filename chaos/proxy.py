@@ -1,4 +1,6 @@
-"""A proxy that does to each call what a rule says: in front of the API server for one operator, and in front of Prometheus."""
+"""A proxy that does to each call what a rule says: in front of the API server for one operator, and
+in front of Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ from chaos.treatments import GONE_EVENT, PASS, Call, PassAll, Rule, Treatment
 T = TypeVar("T")
 LOOK_SECONDS = 0.2  # how soon an open stream feels a new rule
 LOGGED = 20_000
-_HOP = frozenset({"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive", "upgrade"})
+_HOP = frozenset(
+    {"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive", "upgrade"}
+)
 
 
 class FaultProxy:
-    """Listens on loopback in plain HTTP and passes calls on to ``upstream``; credentials are the caller's own.
+    """Listens on loopback in plain HTTP and passes calls on to ``upstream``; credentials are the
+    caller's own.
 
-    ``rule`` may be replaced at any time from any thread. ``calls`` is the list of (Unix time, call, status), 0 where no answer was given.
+    ``rule`` may be replaced at any time from any thread. ``calls`` is the list of (Unix time, call,
+    status), 0 where no answer was given.
     """
 
     def __init__(self, upstream: str, trust: ssl.SSLContext | None = None) -> None:
@@ -40,8 +46,12 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        connector = aiohttp.TCPConnector(ssl=self._trust if self._trust is not None else True, limit=0, force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None, connect=10))
+        connector = aiohttp.TCPConnector(
+            ssl=self._trust if self._trust is not None else True, limit=0, force_close=True
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None, connect=10)
+        )
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
@@ -65,7 +75,11 @@ class FaultProxy:
             await asyncio.sleep(treatment.delay)
         if treatment.refusal:
             self._log(call, treatment.refusal.status)
-            return web.Response(status=treatment.refusal.status, body=treatment.refusal.body, headers=dict(treatment.refusal.headers))
+            return web.Response(
+                status=treatment.refusal.status,
+                body=treatment.refusal.body,
+                headers=dict(treatment.refusal.headers),
+            )
         try:
             status, headers, body = await self._ask(request)
         except (aiohttp.ClientError, TimeoutError, OSError):
@@ -75,14 +89,20 @@ class FaultProxy:
         if treatment.killed or treatment.cut:
             return self._hang_up(request, call)
         self._log(call, status)
-        return web.Response(status=status, headers=headers, body=treatment.rewrite(body) if treatment.rewrite else body)
+        return web.Response(
+            status=status, headers=headers, body=treatment.rewrite(body) if treatment.rewrite else body
+        )
 
     async def _ask(self, request: web.Request) -> tuple[int, dict[str, str], bytes]:
         assert self._session is not None
         data = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         async with self._session.request(
-            request.method, self._upstream + str(request.rel_url), headers=headers, data=data or None, allow_redirects=False
+            request.method,
+            self._upstream + str(request.rel_url),
+            headers=headers,
+            data=data or None,
+            allow_redirects=False,
         ) as answer:
             return answer.status, _headers(answer), await answer.read()
 
@@ -97,7 +117,8 @@ class FaultProxy:
                 response = web.StreamResponse(status=answer.status, headers=_headers(answer))
                 await response.prepare(request)
                 while request.transport is not None and not request.transport.is_closing():
-                    if self.rule is not counted:  # once for each stream and rule: a stream that goes on is one call
+                    # once for each stream and rule: a stream that goes on is one call
+                    if self.rule is not counted:
                         counted = self.rule
                         treatment = counted(call)
                     if stalled and not treatment.stall:

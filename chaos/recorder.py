@@ -1,4 +1,6 @@
-"""What really happened: every version of the ModelDeployments, routes and pods of a namespace, straight from the API server."""
+"""What really happened: every version of the ModelDeployments, routes and pods of a namespace,
+straight from the API server.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ MDEP, HTTP, GRPC, POD = "ModelDeployment", "HTTPRoute", "GRPCRoute", "Pod"
 
 
 class Recorder:
-    """Watches of its own in threads. ``versions`` of a kind come in the order of their resourceVersion, one count for all objects."""
+    """Watches of its own in threads. ``versions`` of a kind come in the order of their
+    resourceVersion, one count for all objects.
+    """
 
     def __init__(self, connect: Callable[[], Api], namespace: str) -> None:
         self._connect = connect
@@ -32,7 +36,9 @@ class Recorder:
 
     def start(self) -> None:
         for kind, path in self._paths.items():
-            threading.Thread(target=self._follow, args=(kind, path), name=f"watch-{kind}", daemon=True).start()
+            threading.Thread(
+                target=self._follow, args=(kind, path), name=f"watch-{kind}", daemon=True
+            ).start()
 
     def stop(self) -> None:
         self._stop = True
@@ -40,7 +46,9 @@ class Recorder:
     def versions(self, kind: str, name: str, since: int = 0) -> list[Object]:
         """All versions of that object beyond that resourceVersion."""
         with self._changed:
-            found = [(v, o) for v, o in self._versions[kind].items() if v > since and o["metadata"]["name"] == name]
+            found = [
+                (v, o) for v, o in self._versions[kind].items() if v > since and o["metadata"]["name"] == name
+            ]
         return [o for _, o in sorted(found, key=lambda f: f[0])]
 
     def latest(self, name: str) -> Object:
@@ -49,17 +57,24 @@ class Recorder:
         return found[-1] if found else {}
 
     def crashes(self, since: int) -> list[str]:
-        """Server containers that ended badly beyond that resourceVersion, in pods that nobody had deleted."""
+        """Server containers that ended badly beyond that resourceVersion, in pods that nobody had
+        deleted.
+        """
         with self._changed:
-            pods = [o for version, o in sorted(self._versions[POD].items()) if version > since and not o["metadata"].get("deletionTimestamp")]
+            pods = [
+                o
+                for version, o in sorted(self._versions[POD].items())
+                if version > since and not o["metadata"].get("deletionTimestamp")
+            ]
         found: dict[str, None] = {}  # in order, each once
         for pod in pods:
             for container in (pod.get("status") or {}).get("containerStatuses") or []:
                 ended = (container.get("state") or {}).get("terminated") or {}
                 if ended.get("exitCode"):
-                    found[f"{container['name']} of {pod['metadata']['name']} ended at {ended['finishedAt']} with exit code {ended['exitCode']}"] = (
-                        None
-                    )
+                    found[
+                        f"{container['name']} of {pod['metadata']['name']} ended at {ended['finishedAt']}"
+                        f" with exit code {ended['exitCode']}"
+                    ] = None
         return list(found)
 
     def position(self) -> int:
@@ -82,14 +97,17 @@ class Recorder:
                     since = listing["metadata"]["resourceVersion"]
                     for item in listing["items"]:
                         self._take(kind, item)
-                for event in api.watch(f"{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds=240&resourceVersion={since}"):
+                for event in api.watch(
+                    f"{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds=240&resourceVersion={since}"
+                ):
                     if event["type"] == "ERROR":
                         since = None
                         break
                     since = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] in ("ADDED", "MODIFIED"):
                         self._take(kind, event["object"])
-            except (OSError, ValueError, HTTPException):  # the API server is away: that is one of the faults
+            except (OSError, ValueError, HTTPException):
+                # the API server is away: that is one of the faults
                 time.sleep(0.2)
 
     def _take(self, kind: str, o: Object) -> None:

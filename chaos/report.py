@@ -39,7 +39,10 @@ def apart(trials: Sequence[Trial]) -> list[str]:
     found = []
     for trial in trials:
         errors = Counter(f"{f.protocol} {f.error}" for f in trial.apart)
-        found += [f"counted apart in {trial.fault}: {count} requests with {error}" for error, count in errors.most_common()]
+        found += [
+            f"counted apart in {trial.fault}: {count} requests with {error}"
+            for error, count in errors.most_common()
+        ]
     return found
 
 
@@ -49,9 +52,18 @@ def is_right(trials: Sequence[Trial]) -> bool:
 
 def summary(trials: Sequence[Trial]) -> str:
     """The last line."""
-    wrong, failed, sent = sum(bool(t.wrong) for t in trials), sum(len(t.failures) for t in trials), sum(t.sent for t in trials)
+    wrong, failed, sent = (
+        sum(bool(t.wrong) for t in trials),
+        sum(len(t.failures) for t in trials),
+        sum(t.sent for t in trials),
+    )
     return f"chaos: {len(trials)} faults, {wrong} wrong outcomes, {failed} failed requests of {sent}"
 
 
 def as_json(trials: Sequence[Trial], seconds: float, versions: dict[str, str]) -> dict[str, Any]:
-    return {"summary": summary(trials), "seconds": round(seconds, 1), "versions": versions, "trials": [asdict(trial) for trial in trials]}
+    return {
+        "summary": summary(trials),
+        "seconds": round(seconds, 1),
+        "versions": versions,
+        "trials": [asdict(trial) for trial in trials],
+    }

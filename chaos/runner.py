@@ -1,4 +1,6 @@
-"""Tries each fault during a promotion and a rollback at the same time, waits for both to end, and holds the outcome against what is right."""
+"""Tries each fault during a promotion and a rollback at the same time, waits for both to end, and
+holds the outcome against what is right.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Trial:
     about: str
     began: float = field(default_factory=time.time)
     ended: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)  # by subject, until its rollout had ended
+    # by subject, until its rollout had ended
+    seconds: dict[str, float] = field(default_factory=dict)
     tried: int = 0
     kills: int = 0
     own_ends: int = 0
@@ -61,7 +64,10 @@ class Runner:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trial.seconds.items())
         requests = f"sent {trial.sent}, failed {len(trial.failures)}, counted apart {len(trial.apart)}"
         self._arena.say(f"    tried {trial.tried} times, ended after {times or '-'}; {requests}")
-        for text in (*trial.wrong, *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5])):
+        for text in (
+            *trial.wrong,
+            *(f"{f.protocol} {f.error} at {f.at - trial.began:.1f} s" for f in trial.failures[:5]),
+        ):
             self._arena.say(f"    WRONG: {text}")
         for text in trial.crashes:
             self._arena.say(f"    nobody killed it: {text}")
@@ -99,9 +105,15 @@ class Runner:
         return trial
 
     def _undo(self, fault: Fault, trial: Trial) -> None:
-        """End the fault, and count how often it was tried until then: by the rule of a proxy, by acts, or once for each rollout."""
+        """End the fault, and count how often it was tried until then: by the rule of a proxy, by
+        acts, or once for each rollout.
+        """
         arena = self._arena
-        rules = [proxy.rule for proxy in (arena.proxy, arena.second_proxy, arena.prometheus) if not isinstance(proxy.rule, PassAll)]
+        rules = [
+            proxy.rule
+            for proxy in (arena.proxy, arena.second_proxy, arena.prometheus)
+            if not isinstance(proxy.rule, PassAll)
+        ]
         trial.tried += sum(rule.tried for rule in rules) if rules or fault.acts else len(arena.subjects)
         for rule in rules:
             trial.notes += rule.seen
@@ -110,9 +122,13 @@ class Runner:
         fault.undo(arena)
 
     def _play(self, fault: Fault, trial: Trial) -> bool:
-        """Until both rollouts have ended and all acts are done. True when the fault was undone under way."""
+        """Until both rollouts have ended and all acts are done. True when the fault was undone
+        under way.
+        """
         arena = self._arena
-        left: dict[str, list[Act]] = {s.name: [a for a in fault.acts if s.name in a.on] for s in arena.subjects}
+        left: dict[str, list[Act]] = {
+            s.name: [a for a in fault.acts if s.name in a.on] for s in arena.subjects
+        }
         observed: set[str] = set()
         release: float | None = None
         undone = False
@@ -125,7 +141,13 @@ class Runner:
                 if fresh and observing(0)(status):
                     observed.add(subject.name)
                 acts = left[subject.name]
-                if acts and fresh and status.get("rollout") and acts[0].when(status) and self._concerns(subject, status):
+                if (
+                    acts
+                    and fresh
+                    and status.get("rollout")
+                    and acts[0].when(status)
+                    and self._concerns(subject, status)
+                ):
                     acts.pop(0).do(arena, subject)
                     trial.tried += 1
                     trial.seconds.pop(subject.name, None)
@@ -143,11 +165,16 @@ class Runner:
                 raise ChaosError(self._stuck(fault, trial, left))
             arena.recorder.wait(0.2)
         if any(left.values()) or (fault.hold is not None and not undone):
-            trial.wrong.append("not all of the fault was tried: " + ", ".join(f"{len(acts)} acts left on {name}" for name, acts in left.items()))
+            trial.wrong.append(
+                "not all of the fault was tried: "
+                + ", ".join(f"{len(acts)} acts left on {name}" for name, acts in left.items())
+            )
         return undone
 
     def _concerns(self, subject: Subject, status: dict[str, object]) -> bool:
-        """Whether the status is about the version that was applied last (before a digest is pinned: about its generation)."""
+        """Whether the status is about the version that was applied last (before a digest is pinned:
+        about its generation).
+        """
         rollout = status.get("rollout")
         assert isinstance(rollout, dict)
         if rollout.get("sha256") is not None:
@@ -165,15 +192,27 @@ class Runner:
             if subject.name not in trial.seconds:
                 status = self._arena.recorder.latest(subject.name).get("status") or {}
                 rollout = status.get("rollout") or {}
-                where = f"{rollout.get('stage')} {rollout.get('outcome') or ''} {rollout.get('reason') or ''}: {rollout.get('message') or ''}"
-                told.append(f"{subject.name} is at {where} (step {status.get('step')}), {len(left[subject.name])} acts to come")
+                where = (
+                    f"{rollout.get('stage')} {rollout.get('outcome') or ''} {rollout.get('reason') or ''}:"
+                    f" {rollout.get('message') or ''}"
+                )
+                told.append(
+                    f"{subject.name} is at {where} (step {status.get('step')}), {len(left[subject.name])}"
+                    " acts to come"
+                )
         return f"not ended after {fault.limit:.0f} s: {'; '.join(told)}"
 
     def _rest(self, trial: Trial) -> None:
-        """Wait until nothing is wrong with the final state, for as long as pods may take to go; what is wrong then is wrong."""
+        """Wait until nothing is wrong with the final state, for as long as pods may take to go;
+        what is wrong then is wrong.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            wrong = [f"{s.name}: {p}" for s in self._arena.subjects for p in truth.problems(s.expected, self._arena.final(s))]
+            wrong = [
+                f"{s.name}: {p}"
+                for s in self._arena.subjects
+                for p in truth.problems(s.expected, self._arena.final(s))
+            ]
             if not wrong or time.monotonic() > deadline:
                 trial.wrong += wrong
                 return
@@ -191,7 +230,9 @@ class Runner:
                 subject.stable = subject.tried
 
     def _count(self, trial: Trial) -> None:
-        """What the clients did in this time. They report once a second, so the sums are right and the borders blurred by that."""
+        """What the clients did in this time. They report once a second, so the sums are right and
+        the borders blurred by that.
+        """
         for subject in self._arena.subjects:
             traffic = self._arena.traffic[subject.name]
             sent = traffic.sent()
@@ -202,12 +243,18 @@ class Runner:
                 self._seen[subject.name] += 1
 
     def _recover(self) -> None:
-        """Back to a state from which the next fault can be tried: what is stable now is what is expected next."""
+        """Back to a state from which the next fault can be tried: what is stable now is what is
+        expected next.
+        """
         arena = self._arena
         for subject in arena.subjects:
             try:
                 arena.next_version(subject, good=True)
-                arena.until(f"{subject.name} is well again", lambda s=subject: arena.is_ready(s) and self._has_digest(s), 180)  # type: ignore[misc]
+                arena.until(
+                    f"{subject.name} is well again",
+                    lambda s=subject: arena.is_ready(s) and self._has_digest(s),
+                    180,
+                )  # type: ignore[misc]
                 subject.stable = subject.tried
             except (ChaosError, DemoError) as e:
                 arena.say(f"    {e}")

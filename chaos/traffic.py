@@ -25,9 +25,11 @@ ROUTELESS = ("HTTP 404",)
 
 @dataclass(frozen=True)
 class Window:
-    """While the fault itself makes requests fail with one of these errors, whatever an operator does; Unix times.
+    """While the fault itself makes requests fail with one of these errors, whatever an operator
+    does; Unix times.
 
-    From the kill of a Triton pod until the gateway can no longer send anything to it; from the deletion of a route until there is one again.
+    From the kill of a Triton pod until the gateway can no longer send anything to it; from the
+    deletion of a route until there is one again.
     """
 
     start: float
@@ -46,14 +48,23 @@ class Failure:
 
 
 def is_apart(failure: Failure, windows: Sequence[Window]) -> bool:
-    """Whether the fault itself failed the request: it was on its way within a window, and its error is one of that window's."""
-    return any(failure.at <= w.end and failure.at + failure.seconds >= w.start and any(word in failure.error for word in w.errors) for w in windows)
+    """Whether the fault itself failed the request: it was on its way within a window, and its error
+    is one of that window's.
+    """
+    return any(
+        failure.at <= w.end
+        and failure.at + failure.seconds >= w.start
+        and any(word in failure.error for word in w.errors)
+        for w in windows
+    )
 
 
 class Traffic:
     """One client process."""
 
-    def __init__(self, cluster: Cluster, folder: Path, namespace: str, name: str, host: str, rate: float, live: Split) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, namespace: str, name: str, host: str, rate: float, live: Split
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         live.save(folder / "live.npz")
         gateway = cluster.target.gateway
@@ -71,7 +82,9 @@ class Traffic:
                 grpc_authority=f"grpc-{host}",
                 http_rate=HTTP_SHARE * rate,
                 grpc_rate=(1 - HTTP_SHARE) * rate,
-                feedback_url=f"http://{cluster.service_address(SYSTEM_NAMESPACE, f'{RELEASE}-feedback', FEEDBACK_PORT)}",
+                feedback_url=(
+                    f"http://{cluster.service_address(SYSTEM_NAMESPACE, f'{RELEASE}-feedback', FEEDBACK_PORT)}"  # noqa: E501
+                ),
                 feedback_token=str(folder / "feedback-token"),
                 run=f"chaos-{int(time.time())}",
             ),

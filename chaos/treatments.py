@@ -1,4 +1,6 @@
-"""PURE: what the fault proxy does to one call, and the rules that choose it. A rule counts how often it was applied."""
+"""PURE: what the fault proxy does to one call, and the rules that choose it. A rule counts how
+often it was applied.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Treatment:
     delay: float = 0.0  # seconds before it is passed on
     refusal: Refusal | None = None
     cut: bool = False  # passed on, but the connection ends instead of the answer
-    killed: Callable[[], None] | None = None  # called when the server has answered and the caller does not know yet; then as cut
+    # called when the server has answered and the caller does not know yet; then as cut
+    killed: Callable[[], None] | None = None
     rewrite: Callable[[bytes], bytes] | None = None  # of the answer's body
     # For watch streams, also those that are open already:
     end_after: float | None = None  # seconds of age at which the stream ends
@@ -63,7 +66,9 @@ PASS = Treatment()
 
 
 class Rule(Protocol):
-    """Chooses the treatment of each call; ``tried`` counts the calls that were not let pass, ``seen`` may name them."""
+    """Chooses the treatment of each call; ``tried`` counts the calls that were not let pass,
+    ``seen`` may name them.
+    """
 
     tried: int
     seen: list[str]
@@ -84,7 +89,9 @@ class PassAll:
 
 @dataclass
 class KillAfterWrites:
-    """SIGKILL after every write has reached the API server and before the operator knows; writes of the Lease are left out after the first."""
+    """SIGKILL after every write has reached the API server and before the operator knows; writes of
+    the Lease are left out after the first.
+    """
 
     kill: Callable[[], None]
     tried: int = 0
@@ -105,7 +112,9 @@ class KillAfterWrites:
 
 @dataclass
 class EveryOther:
-    """The treatment for every other call of the same method and path, so that each is tried and each gets through at the second time."""
+    """The treatment for every other call of the same method and path, so that each is tried and
+    each gets through at the second time.
+    """
 
     treatment: Treatment
     chosen: Callable[[Call], bool]
@@ -149,7 +158,9 @@ def writes(call: Call) -> bool:
 
 
 def writes_but_leases(call: Call) -> bool:
-    """A PUT whose connection breaks is sent once more by aiohttp itself. Of two writes in a row one would always be lost, and no leader last."""
+    """A PUT whose connection breaks is sent once more by aiohttp itself. Of two writes in a row one
+    would always be lost, and no leader last.
+    """
     return call.is_write and not call.is_lease
 
 
@@ -195,7 +206,7 @@ GONE_EVENT = (
 )
 
 
-# --- what a Prometheus may answer -------------------------------------------------------------------------------------
+# --- what a Prometheus may answer
 
 
 def with_nan(body: bytes) -> bytes:
@@ -209,10 +220,18 @@ def empty(body: bytes) -> bytes:
 
 
 def several(body: bytes) -> bytes:
-    """Every series comes twice, the second time with a label that nobody knows and another value."""
+    """Every series comes twice, the second time with a label that nobody knows and another
+    value.
+    """
 
     def twice(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [*found, *({**s, "metric": {**s["metric"], "chaos": "second"}, "value": [s["value"][0], "12345"]} for s in found)]
+        return [
+            *found,
+            *(
+                {**s, "metric": {**s["metric"], "chaos": "second"}, "value": [s["value"][0], "12345"]}
+                for s in found
+            ),
+        ]
 
     return _results(body, twice)
 

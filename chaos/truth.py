@@ -52,16 +52,28 @@ def ended(deployment: Object, expected: Expected) -> bool:
     """Whether the rollout of the expected version has come to an end, whichever."""
     status = deployment.get("status") or {}
     rollout = status.get("rollout") or {}
-    if rollout.get("stage") not in ("Done", "Failed") or rollout.get("outcome") == "Superseded" or status.get("retiring"):
+    if (
+        rollout.get("stage") not in ("Done", "Failed")
+        or rollout.get("outcome") == "Superseded"
+        or status.get("retiring")
+    ):
         return False
-    return bool(rollout.get("sha256") == expected.tried and status.get("observedGeneration") == deployment["metadata"]["generation"])
+    return bool(
+        rollout.get("sha256") == expected.tried
+        and status.get("observedGeneration") == deployment["metadata"]["generation"]
+    )
 
 
 def rebuilt(deployment: Object, expected: Expected) -> bool:
     """Whether a state that was made anew says the expected end without the rollout's story."""
     status = deployment.get("status") or {}
     ready = next((c["status"] for c in status.get("conditions", []) if c["type"] == "Ready"), None)
-    return bool(expected.outcome == "Promoted" and ready == "True" and not status.get("rollout") and not status.get("retiring"))
+    return bool(
+        expected.outcome == "Promoted"
+        and ready == "True"
+        and not status.get("rollout")
+        and not status.get("retiring")
+    )
 
 
 def problems(expected: Expected, seen: Final) -> list[str]:
@@ -91,13 +103,19 @@ def _status_problems(expected: Expected, status: Object, stable: str) -> list[st
     good = expected.outcome == "Promoted"
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     if rollout.get("outcome") != expected.outcome and not (good and not rollout):
-        found.append(f"outcome {rollout.get('outcome')} ({rollout.get('reason')}: {rollout.get('message')}), expected {expected.outcome}")
+        found.append(
+            f"outcome {rollout.get('outcome')} ({rollout.get('reason')}: {rollout.get('message')}), expected"
+            f" {expected.outcome}"
+        )
     if not good and rollout.get("reason") not in ("AccuracyLow", "Quarantined"):
         found.append(f"reason {rollout.get('reason')}, expected AccuracyLow")
     for kind, wanted in (("Ready", good), ("Available", True), ("Reconciling", False), ("Stalled", not good)):
         condition = conditions.get(kind) or {"status": "missing", "reason": "", "message": ""}
         if condition["status"] != str(wanted):
-            found.append(f"condition {kind} is {condition['status']} ({condition['reason']}: {condition['message']}), expected {wanted}")
+            found.append(
+                f"condition {kind} is {condition['status']} ({condition['reason']}: {condition['message']}),"
+                f" expected {wanted}"
+            )
     if status.get("retiring"):
         found.append(f"{status['retiring']['revision']} still retires")
     return found
@@ -105,13 +123,21 @@ def _status_problems(expected: Expected, status: Object, stable: str) -> list[st
 
 def _revision_problems(expected: Expected, stable: Object, tried: Object) -> list[str]:
     def outcome(revision: Object) -> tuple[Any, Any]:
-        return (revision.get("status") or {}).get("outcome"), (revision["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME)
+        return (revision.get("status") or {}).get("outcome"), (
+            revision["metadata"].get("annotations") or {}
+        ).get(names.ANNOTATION_OUTCOME)
 
     allowed = {"Promoted", "Stable"}
-    found = [f"revision {stable['metadata']['name']} (stable) has outcome {what}" for what in outcome(stable) if what not in allowed]
+    found = [
+        f"revision {stable['metadata']['name']} (stable) has outcome {what}"
+        for what in outcome(stable)
+        if what not in allowed
+    ]
     if expected.outcome == "RolledBack":
         found += [
-            f"revision {tried['metadata']['name']} has outcome {what}, so it is not quarantined" for what in outcome(tried) if what != "RolledBack"
+            f"revision {tried['metadata']['name']} has outcome {what}, so it is not quarantined"
+            for what in outcome(tried)
+            if what != "RolledBack"
         ]
     return found
 
@@ -123,12 +149,20 @@ def _children_problems(expected: Expected, seen: Final, stable: str) -> list[str
     if (services := _names(seen.services)) != {stable, expected.name}:
         found.append(f"Services {sorted(services)}, expected {stable} and {expected.name}")
     for service in seen.services:
-        if service["metadata"]["name"] == expected.name and (service["spec"].get("selector") or {}).get(names.LABEL_REVISION) != stable:
+        if (
+            service["metadata"]["name"] == expected.name
+            and (service["spec"].get("selector") or {}).get(names.LABEL_REVISION) != stable
+        ):
             found.append(f"the stable Service selects {service['spec'].get('selector')}")
     budgets = [b["spec"]["selector"]["matchLabels"].get(names.LABEL_REVISION) for b in seen.budgets]
     if budgets != [stable]:
         found.append(f"PodDisruptionBudgets of {budgets}, expected one of {stable}")
-    servers_pods = [p for p in seen.pods if _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER and not p["metadata"].get("deletionTimestamp")]
+    servers_pods = [
+        p
+        for p in seen.pods
+        if _label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER
+        and not p["metadata"].get("deletionTimestamp")
+    ]
     strangers = [p["metadata"]["name"] for p in servers_pods if _label(p, names.LABEL_REVISION) != stable]
     if strangers:
         found.append(f"pods of what is not stable: {', '.join(strangers)}")
@@ -150,10 +184,12 @@ def weights(route: Object) -> dict[str, int]:
 def rises(deployments: Sequence[Object], routes: Sequence[Object], own: Collection[str]) -> list[Rise]:
     """Weights that rose although the state that the operator had written by then did not allow it.
 
-    ``deployments`` and ``routes`` are all versions of one ModelDeployment and of one of its routes in order. ``own``: resourceVersions of both that
-    the chaos run wrote itself: they are no deeds of an operator, and a pass that began before a status was emptied cannot know of it. A
-    revision may have what its step has, and a step may be entered when each one below it has a Successful verdict or an override; all traffic
-    when it is stable, or is being promoted with all steps passed.
+    ``deployments`` and ``routes`` are all versions of one ModelDeployment and of one of its routes
+    in order. ``own``: resourceVersions of both that the chaos run wrote itself: they are no deeds
+    of an operator, and a pass that began before a status was emptied cannot know of it. A revision
+    may have what its step has, and a step may be entered when each one below it has a Successful
+    verdict or an override; all traffic when it is stable, or is being promoted with all steps
+    passed.
     """
     found, before, turn = [], dict[str, int](), 0
     states = [d for d in deployments if _version(d) not in own]
@@ -189,7 +225,9 @@ def allowed(deployment: Object, revision: str) -> int:
     passed = {e["index"] for e in rollout.get("history", []) if e["verdict"] == "Successful"}
     steps = deployment["spec"]["rollout"]["canary"]["steps"]
     if rollout["stage"] == "Promote":
-        return 100 if passed >= set(range(len(steps))) else max((steps[i]["weight"] for i in passed), default=0)
+        return (
+            100 if passed >= set(range(len(steps))) else max((steps[i]["weight"] for i in passed), default=0)
+        )
     step = rollout["step"]
     return int(step["weight"]) if passed >= set(range(step["index"])) or step.get("override") else 0
 
@@ -204,4 +242,7 @@ def _label(o: Object, label: str) -> str | None:
 
 
 def is_ready(pod: Object) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in (pod.get("status") or {}).get("conditions") or [])
+    return any(
+        c["type"] == "Ready" and c["status"] == "True"
+        for c in (pod.get("status") or {}).get("conditions") or []
+    )

@@ -1,4 +1,6 @@
-"""The demonstration: six versions of a digit classifier, trained here, rolled out by the operator under load."""
+"""The demonstration: six versions of a digit classifier, trained here, rolled out by the operator
+under load.
+"""
 
 
 class DemoError(RuntimeError):

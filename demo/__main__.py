@@ -22,11 +22,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.callback(invoke_without_command=True)
 def play(
     ctx: typer.Context,
-    kubeconfig: Annotated[Path | None, typer.Option(help="kubeconfig file; default: the sandbox's, with --context the usual one.")] = None,
-    context: Annotated[str | None, typer.Option(help="Context of a cluster of your own; needs --target.")] = None,
-    target_file: Annotated[Path | None, typer.Option("--target", help="Addresses in a cluster of your own (docs/demo.md).")] = None,
-    registry: Annotated[str | None, typer.Option(help="Where the images are; default: those that the sandbox has loaded.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of report.json and everything else.")] = CHECKOUT / "build" / "demo",
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(help="kubeconfig file; default: the sandbox's, with --context the usual one."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Context of a cluster of your own; needs --target.")
+    ] = None,
+    target_file: Annotated[
+        Path | None, typer.Option("--target", help="Addresses in a cluster of your own (docs/demo.md).")
+    ] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="Where the images are; default: those that the sandbox has loaded.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of report.json and everything else.")] = CHECKOUT
+    / "build"
+    / "demo",
     http_rate: Annotated[float, typer.Option(help="Requests per second over HTTP.", min=0)] = 60.0,
     grpc_rate: Annotated[float, typer.Option(help="Requests per second over gRPC.", min=0)] = 20.0,
     timeout: Annotated[float, typer.Option(help="Seconds that one version may take.", min=1)] = 600.0,
@@ -34,7 +45,9 @@ def play(
     install: Annotated[bool, typer.Option(help="Install or upgrade the operator by its chart first.")] = True,
     retrain: Annotated[bool, typer.Option(help="Train the models even if they are in the cache.")] = False,
 ) -> None:
-    """Roll out six versions of a model under load, go back to the first, and hold what happens against the story."""
+    """Roll out six versions of a model under load, go back to the first, and hold what happens
+    against the story.
+    """
     if ctx.invoked_subcommand:
         return
     played = _played(until)
@@ -47,7 +60,10 @@ def play(
         models = train.models(say=view.say, again=retrain)
     except DemoError as e:
         raise _fail(e) from e
-    view.say(f"models are there ({'from the cache' if models.cached else f'trained in {models.trained_seconds:.0f} s'})")
+    view.say(
+        "models are there"
+        f" ({'from the cache' if models.cached else f'trained in {models.trained_seconds:.0f} s'})"
+    )
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     story = Story(cluster, models, Options(out, timeout, http_rate, grpc_rate, install), view, played)
@@ -57,7 +73,9 @@ def play(
         view.console.print(report.table(story.endings, counts))
         for ending in story.endings:
             if (seconds := report.seconds_to_rollback(ending, counts)) is not None:
-                view.say(f"{ending.name}: {seconds:.0f} s from its first answer until stable had all traffic again")
+                view.say(
+                    f"{ending.name}: {seconds:.0f} s from its first answer until stable had all traffic again"
+                )
         view.say(f"{out / REPORT}, {out / DETAILS}")
     view.say(f"the story took {time.monotonic() - started:.0f} s")
     if story.wrong or counts is None:
@@ -65,8 +83,12 @@ def play(
 
 
 @app.command("models")
-def measure(retrain: Annotated[bool, typer.Option(help="Train even if they are in the cache.")] = False) -> None:
-    """Train the models and measure them, in float32 and as the operator's optimizer quantizes them."""
+def measure(
+    retrain: Annotated[bool, typer.Option(help="Train even if they are in the cache.")] = False,
+) -> None:
+    """Train the models and measure them, in float32 and as the operator's optimizer quantizes
+    them.
+    """
     from demo import check  # heavy
 
     console = Console(highlight=False)
@@ -80,11 +102,16 @@ def measure(retrain: Annotated[bool, typer.Option(help="Train even if they are i
         raise _fail(DemoError("; ".join(wrong)))
 
 
-def _target(kubeconfig: Path | None, context: str | None, file: Path | None, registry: str | None) -> target.Target:
+def _target(
+    kubeconfig: Path | None, context: str | None, file: Path | None, registry: str | None
+) -> target.Target:
     if file is not None:
         return target.from_file(file, kubeconfig, context, registry)
     if context is not None:
-        raise DemoError(f"context {context}: the demo must be told where the gateway, the store and Prometheus are: --target FILE (docs/demo.md)")
+        raise DemoError(
+            f"context {context}: the demo must be told where the gateway, the store and Prometheus are:"
+            " --target FILE (docs/demo.md)"
+        )
     return target.sandbox(kubeconfig, registry)
 
 

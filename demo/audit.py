@@ -13,7 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests of one caller in a window of time: how many, and of what kind (``"get modelrevisions"``).
+    """Requests of one caller in a window of time: how many, and of what kind (``"get
+    modelrevisions"``).
 
     Those for the Lease go on all the time, whatever is rolled out, and are counted apart.
     """
@@ -24,7 +25,9 @@ class Requests:
 
 
 def count(log: Path, start: datetime, end: datetime, user: str = "", agent: str = "") -> Requests:
-    """Finished requests that began in [start, end), of that ``user`` and of agents whose names contain ``agent``. Both times carry a zone."""
+    """Finished requests that began in [start, end), of that ``user`` and of agents whose names
+    contain ``agent``. Both times carry a zone.
+    """
     kinds: Counter[str] = Counter()
     leases = 0
     for event in events(log, user):
@@ -40,7 +43,9 @@ def count(log: Path, start: datetime, end: datetime, user: str = "", agent: str 
 
 
 def events(log: Path, contains: str = "") -> Iterator[dict[str, Any]]:
-    """Finished requests in the log; lines without ``contains`` are not parsed, and neither is a last line that is still being written."""
+    """Finished requests in the log; lines without ``contains`` are not parsed, and neither is a
+    last line that is still being written.
+    """
     with log.open() as lines:
         for line in lines:
             if contains in line and line.endswith("\n"):

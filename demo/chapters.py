@@ -1,4 +1,6 @@
-"""PURE: the story as it must go, what a ModelDeployment's status says of it, and whether the two agree."""
+"""PURE: the story as it must go, what a ModelDeployment's status says of it, and whether the two
+agree.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def in_flight(deployment: Object) -> Object | None:
 
 
 def has_ended(deployment: Object, generation: int, back_to: str | None = None) -> bool:
-    """Whether the rollout of this generation has ended; with ``back_to``, the return to that revision."""
+    """Whether the rollout of this generation has ended; with ``back_to``, the return to that
+    revision.
+    """
     rollout = deployment.get("status", {}).get("rollout")
     if not rollout or rollout["stage"] not in ("Done", "Failed"):
         return False
@@ -72,7 +76,9 @@ def has_ended(deployment: Object, generation: int, back_to: str | None = None) -
 
 
 def standstill(deployment: Object, generation: int) -> str | None:
-    """Why nothing goes on although the rollout has not ended: the spec was refused, or it waits for a person."""
+    """Why nothing goes on although the rollout has not ended: the spec was refused, or it waits for
+    a person.
+    """
     status = deployment.get("status", {})
     stalled = condition(deployment, "Stalled")
     if stalled and stalled["status"] == "True" and status.get("observedGeneration", 0) >= generation:
@@ -91,10 +97,13 @@ def is_available(deployment: Object) -> bool:
 
 
 def ending(name: str, deployment: Object, revision: Object | None) -> Ending:
-    """Read the end of a rollout. The revision's own evidence stands in where a rollout skipped what was proven before."""
+    """Read the end of a rollout. The revision's own evidence stands in where a rollout skipped what
+    was proven before.
+    """
     rollout = deployment["status"]["rollout"]
     own: Object = (revision or {}).get("status", {})
-    seconds: Object = rollout.get("stages", {})  # in the order of the alphabet, as the API server sends it
+    # in the order of the alphabet, as the API server sends it
+    seconds: Object = rollout.get("stages", {})
     artifact: Object = rollout.get("artifact") or own.get("artifact") or {}
     evaluation: Object = rollout.get("evaluation") or own.get("evaluation") or {}
     return Ending(
@@ -104,7 +113,11 @@ def ending(name: str, deployment: Object, revision: Object | None) -> Ending:
         outcome=rollout.get("outcome") or "Failed",
         reason=rollout.get("reason") or "-",
         message=rollout.get("message") or evaluation.get("message") or "",
-        stages={stage: float(seconds[stage]) for stage in (*STAGES, *sorted(set(seconds) - set(STAGES))) if stage in seconds},
+        stages={
+            stage: float(seconds[stage])
+            for stage in (*STAGES, *sorted(set(seconds) - set(STAGES)))
+            if stage in seconds
+        },
         size=(artifact.get("sizeBefore"), artifact.get("sizeAfter")),
         accuracy=(artifact.get("accuracyBefore"), artifact.get("accuracyAfter")),
         golden=evaluation.get("accuracy"),
@@ -122,12 +135,20 @@ def progress(deployment: Object) -> str:
     if rollout is None:
         return str(status.get("phase", "Pending"))
     step = rollout.get("step")
-    where = f"{rollout['stage']}" if rollout["stage"] != "Canary" or not step else f"Canary {step['weight']} % ({step['phase']})"
+    where = (
+        f"{rollout['stage']}"
+        if rollout["stage"] != "Canary" or not step
+        else f"Canary {step['weight']} % ({step['phase']})"
+    )
     return f"{where}: {rollout['reason']}" if rollout.get("reason") else where
 
 
-def differences(chapter: Chapter, found: Ending, before: Ending | None, answered: Mapping[str, Any]) -> list[str]:
-    """What is not as the chapter says. ``before``: the ending of the version gone back to; ``answered``: the client's versions by number."""
+def differences(
+    chapter: Chapter, found: Ending, before: Ending | None, answered: Mapping[str, Any]
+) -> list[str]:
+    """What is not as the chapter says. ``before``: the ending of the version gone back to;
+    ``answered``: the client's versions by number.
+    """
     wrong = []
     if found.outcome != chapter.outcome:
         wrong.append(f"outcome {found.outcome} ({found.reason}: {found.message}), expected {chapter.outcome}")
@@ -137,7 +158,10 @@ def differences(chapter: Chapter, found: Ending, before: Ending | None, answered
         wrong.append("it had no canary")
     if not chapter.serves:
         if str(found.number) in answered:
-            wrong.append(f"it answered {answered[str(found.number)]['answers']} of the client's requests, and must not have got traffic")
+            wrong.append(
+                f"it answered {answered[str(found.number)]['answers']} of the client's requests, and must not"
+                " have got traffic"
+            )
         if "Canary" in found.stages:
             wrong.append("it came as far as the canary")
     if chapter.name == "v5" and "Evaluate" not in found.stages:
@@ -145,5 +169,8 @@ def differences(chapter: Chapter, found: Ending, before: Ending | None, answered
     if chapter.name == "v6" and "Provision" in found.stages:
         wrong.append("it was served, although the gate should have kept it out")
     if before is not None and (found.revision != before.revision or "Prepare" in found.stages):
-        wrong.append(f"it is {found.revision} with stages {sorted(found.stages)}; expected {before.revision}, and nothing prepared again")
+        wrong.append(
+            f"it is {found.revision} with stages {sorted(found.stages)}; expected {before.revision}, and"
+            " nothing prepared again"
+        )
     return wrong

@@ -1,4 +1,6 @@
-"""Measures the models before they go anywhere: float32 and int8 accuracy on held-out, golden and live data, sizes and time of one inference."""
+"""Measures the models before they go anywhere: float32 and int8 accuracy on held-out, golden and
+live data, sizes and time of one inference.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,10 @@ def measure(path: Path, sets: dict[str, Split]) -> Measured:
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def right(split: Split) -> float:
-        answers = [session.run(None, {INPUT: split.images[i : i + 250]})[0].argmax(axis=1) for i in range(0, len(split), 250)]
+        answers = [
+            session.run(None, {INPUT: split.images[i : i + 250]})[0].argmax(axis=1)
+            for i in range(0, len(split), 250)
+        ]
         return float(np.mean(np.concatenate(answers) == split.labels))
 
     image = sets["golden"].images[:1]
@@ -71,7 +76,11 @@ def measure(path: Path, sets: dict[str, Split]) -> Measured:
         started = time.perf_counter()
         session.run(None, {INPUT: image})
         times.append(time.perf_counter() - started)
-    return Measured({name: right(split) for name, split in sets.items()}, path.stat().st_size, 1e3 * statistics.median(times))
+    return Measured(
+        {name: right(split) for name, split in sets.items()},
+        path.stat().st_size,
+        1e3 * statistics.median(times),
+    )
 
 
 def table(rows: list[Row]) -> Table:
@@ -86,7 +95,11 @@ def table(rows: list[Row]) -> Table:
         a, b = row.float32, row.int8
         sets = [f"{a.accuracy[s]:.4f} {b.accuracy[s]:.4f}" for s in SETS]
         out.add_row(
-            row.version, *sets, f"{a.size / 1024:.0f} {b.size / 1024:.0f}", f"{a.milliseconds:.2f} {b.milliseconds:.2f}", VERSIONS[row.version]
+            row.version,
+            *sets,
+            f"{a.size / 1024:.0f} {b.size / 1024:.0f}",
+            f"{a.milliseconds:.2f} {b.milliseconds:.2f}",
+            VERSIONS[row.version],
         )
     return out
 
@@ -100,14 +113,24 @@ def judge(rows: list[Row]) -> list[str]:
     for version in ("v1", "v2", "v3", "v4", "v5"):
         if (drop := by[version].float32.accuracy["heldout"] - int8[version]["heldout"]) > 0.008:
             wrong.append(f"{version} loses {drop:.4f} by int8: close to the gate's budget")
-    if not (int8["v1"]["golden"] > 0.93 and int8["v1"]["live"] < v2.accuracy["live"] and int8["v1"]["golden"] <= v2.accuracy["golden"] + 0.005):
+    if not (
+        int8["v1"]["golden"] > 0.93
+        and int8["v1"]["live"] < v2.accuracy["live"]
+        and int8["v1"]["golden"] <= v2.accuracy["golden"] + 0.005
+    ):
         wrong.append("v1 must be good, and v2 better")
-    if v3.accuracy["golden"] < v2.accuracy["golden"] - 0.008 or v3.accuracy["live"] > v2.accuracy["live"] - 0.08:
+    if (
+        v3.accuracy["golden"] < v2.accuracy["golden"] - 0.008
+        or v3.accuracy["live"] > v2.accuracy["live"] - 0.08
+    ):
         wrong.append("v3 must be as good as v2 on golden and clearly worse on live data")
     if abs(int8["v4"]["live"] - v2.accuracy["live"]) > 0.01 or by["v4"].int8.milliseconds < 55:
         wrong.append("v4 must answer like v2, and take more than the latency objective")
     if int8["v5"]["golden"] > 0.5:
         wrong.append("v5 must be plainly wrong")
-    if v6.float32.accuracy["heldout"] < 0.95 or v6.float32.accuracy["heldout"] - v6.int8.accuracy["heldout"] < 0.05:
+    if (
+        v6.float32.accuracy["heldout"] < 0.95
+        or v6.float32.accuracy["heldout"] - v6.int8.accuracy["heldout"] < 0.05
+    ):
         wrong.append("v6 must be accurate in float32 and lose clearly more than the budget by int8")
     return wrong

@@ -1,8 +1,11 @@
-"""The load client: labelled digits through the gateway at a steady rate, over HTTP and gRPC, in a process of its own.
+"""The load client: labelled digits through the gateway at a steady rate, over HTTP and gRPC, in a
+process of its own.
 
-Run as ``python -m demo.client SETTINGS.json``. It neither retries nor drops: what is not answered within the deadline, or not answered well,
-counts as failed. It never chooses a version: which one answered, it learns from the answer. The label of each input goes to the feedback
-service together with that version. SIGTERM stops it when everything in flight has ended. The driver reads ``client.json``.
+Run as ``python -m demo.client SETTINGS.json``. It neither retries nor drops: what is not answered
+within the deadline, or not answered well, counts as failed. It never chooses a version: which one
+answered, it learns from the answer. The label of each input goes to the feedback service together
+with that version. SIGTERM stops it when everything in flight has ended. The driver reads
+``client.json``.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ class Settings:
     grpc_rate: float = 20.0
     deadline: float = 10.0
     feedback_url: str | None = None  # http://HOST:PORT of the feedback service; None: no feedback
-    feedback_token: str | None = None  # file with the service account token; read for every batch, because it changes
+    # file with the service account token; read for every batch, because it changes
+    feedback_token: str | None = None
     run: str = "demo"  # begins every request's id
     seed: int = 7
 
@@ -132,7 +136,9 @@ class Record:
     def in_flight(self) -> int:
         return self.sent - self.answered - self.failed
 
-    def answer(self, at: float, protocol: str, ident: str, answer: Answer, seconds: float, label: int) -> None:
+    def answer(
+        self, at: float, protocol: str, ident: str, answer: Answer, seconds: float, label: int
+    ) -> None:
         self.answered += 1
         right = answer.prediction == label
         counts = self.versions.setdefault(answer.version, VersionCounts(first=at))
@@ -144,12 +150,18 @@ class Record:
         counts.last = max(counts.last, at + seconds)
         counts.milliseconds.append(1e3 * seconds)
         self._lines.write(
-            f'{{"at":{at:.3f},"protocol":"{protocol}","id":"{ident}","version":"{answer.version}","ms":{1e3 * seconds:.2f},"right":{int(right)}}}\n'
+            f'{{"at":{at:.3f},"protocol":"{protocol}","id":"{ident}","version":"{answer.version}","ms":{1e3 * seconds:.2f},"right":{int(right)}}}\n'  # noqa: E501
         )
 
     def failure(self, at: float, protocol: str, ident: str, seconds: float, error: str) -> None:
         self.failed += 1
-        entry = {"at": round(at, 3), "protocol": protocol, "id": ident, "ms": round(1e3 * seconds, 2), "error": error}
+        entry = {
+            "at": round(at, 3),
+            "protocol": protocol,
+            "id": ident,
+            "ms": round(1e3 * seconds, 2),
+            "error": error,
+        }
         if len(self.failures) < FAILURES_LISTED:
             self.failures.append(entry)
         self._lines.write(json.dumps(entry) + "\n")
@@ -167,7 +179,11 @@ class Record:
             "in_flight": self.in_flight,
             "cpu_seconds": round(time.process_time(), 2),
             "versions": {version: counts.as_json() for version, counts in self.versions.items()},
-            "feedback": {"sent": self.feedback_sent, "errors": self.feedback_errors, "last_error": self.feedback_error},
+            "feedback": {
+                "sent": self.feedback_sent,
+                "errors": self.feedback_errors,
+                "last_error": self.feedback_error,
+            },
             "failures": self.failures,
         }
         path = self._folder / SUMMARY
@@ -191,12 +207,25 @@ class HttpAsk:
         head = json.dumps(
             {
                 "id": ident,
-                "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [1, PIXELS], "parameters": {"binary_data_size": len(image)}}],
+                "inputs": [
+                    {
+                        "name": INPUT,
+                        "datatype": "FP32",
+                        "shape": [1, PIXELS],
+                        "parameters": {"binary_data_size": len(image)},
+                    }
+                ],
                 "outputs": [{"name": OUTPUT, "parameters": {"binary_data": False}}],
             }
         ).encode()
-        headers = {"Host": self._host, "Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-        async with self._session.post(self._url, data=head + image, headers=headers, timeout=self._timeout, allow_redirects=False) as response:
+        headers = {
+            "Host": self._host,
+            "Inference-Header-Content-Length": str(len(head)),
+            "Content-Type": "application/octet-stream",
+        }
+        async with self._session.post(
+            self._url, data=head + image, headers=headers, timeout=self._timeout, allow_redirects=False
+        ) as response:
             body = await response.read()
         if response.status != 200:
             raise BadAnswerError(f"HTTP {response.status}: {body[:300].decode(errors='replace')!r}")
@@ -206,7 +235,9 @@ class HttpAsk:
                 raise BadAnswerError(f"asked as {ident}, answered as {answer['id']}")
             return Answer(answer["model_version"], _prediction(answer["outputs"][0]["data"]))
         except (ValueError, LookupError, TypeError) as e:
-            raise BadAnswerError(f"{type(e).__name__} {e} in the answer {body[:300].decode(errors='replace')!r}") from e
+            raise BadAnswerError(
+                f"{type(e).__name__} {e} in the answer {body[:300].decode(errors='replace')!r}"
+            ) from e
 
 
 class GrpcAsk:
@@ -219,7 +250,9 @@ class GrpcAsk:
         self._inputs = inputs
 
     async def __call__(self, index: int, ident: str) -> Answer:
-        request = pb2.ModelInferRequest(model_name=self._model, id=ident, raw_input_contents=[self._inputs[index]])
+        request = pb2.ModelInferRequest(
+            model_name=self._model, id=ident, raw_input_contents=[self._inputs[index]]
+        )
         request.inputs.add(name=INPUT, datatype="FP32", shape=[1, PIXELS])
         answer = await self._infer(request, timeout=self._deadline)
         if answer.id != ident:
@@ -244,7 +277,9 @@ def _describe(error: Exception) -> str:
 
 
 class Feedback:
-    """Sends predictions with their labels in batches; this is no inference request, and repeating it is harmless by its id."""
+    """Sends predictions with their labels in batches; this is no inference request, and repeating
+    it is harmless by its id.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, settings: Settings, record: Record) -> None:
         self._session = session
@@ -255,7 +290,11 @@ class Feedback:
     def add(self, ident: str, answer: Answer, label: int) -> None:
         if self._settings.feedback_url is None:
             return
-        about = {"namespace": self._settings.namespace, "name": self._settings.name, "version": answer.version}
+        about = {
+            "namespace": self._settings.namespace,
+            "name": self._settings.name,
+            "version": answer.version,
+        }
         self._waiting.append({**about, "id": ident, "prediction": answer.prediction, "label": label})
 
     async def flush(self) -> None:
@@ -273,14 +312,18 @@ class Feedback:
             self._record.feedback_sent += len(items)
 
     def _token(self) -> str:
-        return Path(self._settings.feedback_token).read_text().strip() if self._settings.feedback_token else ""
+        return (
+            Path(self._settings.feedback_token).read_text().strip() if self._settings.feedback_token else ""
+        )
 
     async def _post(self, items: list[dict[str, Any]]) -> None:
         headers = {}
         if token := self._token():
             headers["Authorization"] = f"Bearer {token}"
         url = f"{self._settings.feedback_url}/v1/feedback"
-        async with self._session.post(url, json={"items": items}, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as response:
+        async with self._session.post(
+            url, json={"items": items}, headers=headers, timeout=aiohttp.ClientTimeout(total=5)
+        ) as response:
             if response.status >= 300:
                 raise BadAnswerError(f"HTTP {response.status}: {(await response.text())[:300]}")
 
@@ -306,11 +349,18 @@ class Client:
         connector = aiohttp.TCPConnector(limit=0)
         # No retries, not even gRPC's own transparent ones.
         options = [("grpc.default_authority", settings.grpc_authority), ("grpc.enable_retries", 0)]
-        async with aiohttp.ClientSession(connector=connector) as session, grpc.aio.insecure_channel(settings.grpc_target, options=options) as channel:
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            grpc.aio.insecure_channel(settings.grpc_target, options=options) as channel,
+        ):
             feedback = Feedback(session, settings, self._record)
             senders = [
-                asyncio.create_task(self._send("http", settings.http_rate, HttpAsk(session, settings, self._inputs), feedback)),
-                asyncio.create_task(self._send("grpc", settings.grpc_rate, GrpcAsk(channel, settings, self._inputs), feedback)),
+                asyncio.create_task(
+                    self._send("http", settings.http_rate, HttpAsk(session, settings, self._inputs), feedback)
+                ),
+                asyncio.create_task(
+                    self._send("grpc", settings.grpc_rate, GrpcAsk(channel, settings, self._inputs), feedback)
+                ),
             ]
             reporter = asyncio.create_task(self._report(feedback))
             await asyncio.gather(*senders)
@@ -333,7 +383,9 @@ class Client:
                     await asyncio.wait_for(self._stop.wait(), wait)
                 continue
             index = rng.randrange(len(self._labels))
-            task = asyncio.create_task(self._one(protocol, index, f"{self._settings.run}-{protocol}-{number}", ask, feedback))
+            task = asyncio.create_task(
+                self._one(protocol, index, f"{self._settings.run}-{protocol}-{number}", ask, feedback)
+            )
             self._flying.add(task)
             task.add_done_callback(self._flying.discard)
             number += 1
@@ -356,7 +408,8 @@ class Client:
             await feedback.flush()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), FEEDBACK_SECONDS)
-            if os.getppid() != parent:  # the driver was killed: nobody else would ever stop this process
+            # the driver was killed: nobody else would ever stop this process
+            if os.getppid() != parent:
                 self._stop.set()
 
 

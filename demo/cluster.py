@@ -33,7 +33,9 @@ class NotThereError(DemoError):
 
 
 class Cluster:
-    """kubectl, helm and modelrollout for what a person would type; the API itself for what is read again and again."""
+    """kubectl, helm and modelrollout for what a person would type; the API itself for what is read
+    again and again.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -73,7 +75,9 @@ class Cluster:
             "kind": "TokenRequest",
             "spec": {"audiences": [audience], "expirationSeconds": seconds},
         }
-        answer = self._ask("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token", body)
+        answer = self._ask(
+            "POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token", body
+        )
         return str(answer["status"]["token"])
 
     def _list(self, path: str) -> list[Object]:
@@ -123,7 +127,9 @@ class Cluster:
         self.kubectl("apply", "--server-side", "--field-manager=demo", "-f", "-", stdin=manifest)
 
     def fresh_namespace(self, name: str, limit: float = 180) -> None:
-        """An empty namespace: what an earlier story left is removed, first of all its ModelDeployments."""
+        """An empty namespace: what an earlier story left is removed, first of all its
+        ModelDeployments.
+        """
         self.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
         deadline = time.monotonic() + limit
         while True:
@@ -132,7 +138,10 @@ class Cluster:
             except NotThereError:
                 break
             if time.monotonic() > deadline:
-                raise DemoError(f"namespace {name} is still being deleted after {limit:.0f} s; see: kubectl get namespace {name} -o yaml")
+                raise DemoError(
+                    f"namespace {name} is still being deleted after {limit:.0f} s; see: kubectl get namespace"
+                    f" {name} -o yaml"
+                )
             time.sleep(1)
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
@@ -159,17 +168,32 @@ class Cluster:
 
     def _run(self, command: list[str], stdin: str | None, timeout: float) -> str:
         try:
-            ran = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, env=self.target.environment(), check=False)
+            ran = subprocess.run(
+                command,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=self.target.environment(),
+                check=False,
+            )
         except subprocess.TimeoutExpired as e:
             raise DemoError(f"{' '.join(command)}: no end after {timeout:.0f} s") from e
         if ran.returncode:
-            raise DemoError(f"{' '.join(command)}: exit code {ran.returncode}\n{(ran.stderr or ran.stdout).strip()}")
+            raise DemoError(
+                f"{' '.join(command)}: exit code {ran.returncode}\n{(ran.stderr or ran.stdout).strip()}"
+            )
         return ran.stdout
 
 
 def secret(namespace: str, name: str, values: Mapping[str, str]) -> Object:
     data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "data": data,
+    }
 
 
 def _refused(path: str, status: int | None, text: str) -> DemoError:

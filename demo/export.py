@@ -1,4 +1,6 @@
-"""Nets to ONNX: input ``image`` [batch, 784], output ``logits`` [batch, 10]. The operators are old and plain, so that any runtime loads them."""
+"""Nets to ONNX: input ``image`` [batch, 784], output ``logits`` [batch, 10]. The operators are old
+and plain, so that any runtime loads them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Graph:
         return output
 
     def dense(self, x: str, weights: Array, bias: Array, output: str) -> str:
-        return self.node("Gemm", [x, self.weight(f"{output}_w", weights), self.weight(f"{output}_b", bias)], output)
+        return self.node(
+            "Gemm", [x, self.weight(f"{output}_w", weights), self.weight(f"{output}_b", bias)], output
+        )
 
     def perceptron(self, net: Net, x: str, output: str | None) -> str:
         """All of ``net``; with ``output`` None only its hidden layers."""
@@ -50,7 +54,9 @@ class Graph:
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", CLASSES])],
             self.weights,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="demo")
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="demo"
+        )
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -63,7 +69,9 @@ def plain(net: Net, path: Path) -> None:
 
 
 def with_features(net: Net, features: Array, path: Path) -> None:
-    """The net on the pixels and, beside them, linear ``features`` [784, n] of them in their own scale, in one tensor."""
+    """The net on the pixels and, beside them, linear ``features`` [784, n] of them in their own
+    scale, in one tensor.
+    """
     graph = Graph()
     extra = graph.node("MatMul", [INPUT, graph.weight("moments_w", features)], "moments")
     graph.perceptron(net, graph.node("Concat", [INPUT, extra], "described", axis=1), OUTPUT)
@@ -71,10 +79,12 @@ def with_features(net: Net, features: Array, path: Path) -> None:
 
 
 def with_monte_carlo_dropout(net: Net, masks: Array, passes: int, path: Path) -> None:
-    """The mean logits of one run of the last layer and of ``passes`` more, each under another row of dropout ``masks`` [n, hidden].
+    """The mean logits of one run of the last layer and of ``passes`` more, each under another row
+    of dropout ``masks`` [n, hidden].
 
-    The masks are balanced (each column's mean is 1), so the mean over whole rounds of them is what the net answers without dropout:
-    the same answers, at many times the work. The passes come one after the other, so a batch costs little more than one image.
+    The masks are balanced (each column's mean is 1), so the mean over whole rounds of them is what
+    the net answers without dropout: the same answers, at many times the work. The passes come one
+    after the other, so a batch costs little more than one image.
     """
     if passes % len(masks) or not np.allclose(masks.mean(axis=0), 1):
         raise ValueError("passes must be whole rounds of balanced masks")
@@ -92,8 +102,8 @@ def with_monte_carlo_dropout(net: Net, masks: Array, passes: int, path: Path) ->
     mask = body.node("Gather", ["masks", body.node("Mod", ["pass", "round"], "row")], "mask", axis=0)
     sample = body.node("Gemm", [body.node("Mul", ["hidden_in", mask], "kept"), "head_w", "head_b"], "sample")
     body.node("Identity", ["go_in"], "go_out")
-    # ``hidden`` is handed over as an input of the loop and not captured: onnxruntime's quantizer does not see what a body captures, and
-    # would fold the ReLU before it away.
+    # ``hidden`` is handed over as an input of the loop and not captured: onnxruntime's quantizer
+    # does not see what a body captures, and would fold the ReLU before it away.
     body.node("Identity", ["hidden_in"], "hidden_out")
     body.node("Add", ["sum_in", sample], "sum_out")
     state: list[tuple[str, int, list[str | int]]] = [
@@ -104,10 +114,17 @@ def with_monte_carlo_dropout(net: Net, masks: Array, passes: int, path: Path) ->
     one_pass = helper.make_graph(
         body.nodes,
         "one_pass",
-        [helper.make_tensor_value_info("pass", TensorProto.INT64, []), *(helper.make_tensor_value_info(f"{n}_in", t, s) for n, t, s in state)],
+        [
+            helper.make_tensor_value_info("pass", TensorProto.INT64, []),
+            *(helper.make_tensor_value_info(f"{n}_in", t, s) for n, t, s in state),
+        ],
         [helper.make_tensor_value_info(f"{n}_out", t, s) for n, t, s in state],
     )
     counts = [graph.weight("passes", np.array(passes, np.int64)), graph.weight("go", np.array(True))]
-    graph.nodes.append(helper.make_node("Loop", [*counts, hidden, first], ["hidden_last", "sum"], name="passes_Loop", body=one_pass))
+    graph.nodes.append(
+        helper.make_node(
+            "Loop", [*counts, hidden, first], ["hidden_last", "sum"], name="passes_Loop", body=one_pass
+        )
+    )
     graph.node("Div", ["sum", graph.weight("runs", np.array(passes + 1, np.float32))], OUTPUT)
     graph.save(path)

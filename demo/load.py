@@ -49,13 +49,18 @@ class Load:
         deadline = time.monotonic() + 30
         while self.counts() is None:
             if time.monotonic() > deadline:
-                raise ClientEndedError(f"the client has not begun within 30 s; see {self._folder / 'client.log'}")
+                raise ClientEndedError(
+                    f"the client has not begun within 30 s; see {self._folder / 'client.log'}"
+                )
             time.sleep(0.1)
 
     def counts(self) -> dict[str, Any] | None:
         """The latest counts; None before the first. Raises DemoError when the client has died."""
         if self._process and self._process.poll() is not None:
-            raise ClientEndedError(f"the client has ended with exit code {self._process.returncode}; see {self._folder / 'client.log'}")
+            raise ClientEndedError(
+                f"the client has ended with exit code {self._process.returncode}; see"
+                f" {self._folder / 'client.log'}"
+            )
         self._renew()
         return self._read()
 
@@ -73,7 +78,9 @@ class Load:
             Path(self._settings.feedback_token).unlink(missing_ok=True)
         found = self._read()
         if found is None or not found["done"]:
-            raise ClientEndedError(f"the client ended without its last counts; see {self._folder / 'client.log'}")
+            raise ClientEndedError(
+                f"the client ended without its last counts; see {self._folder / 'client.log'}"
+            )
         return found
 
     def _read(self) -> dict[str, Any] | None:
@@ -84,7 +91,11 @@ class Load:
         return found
 
     def _renew(self) -> None:
-        if self._token and self._settings.feedback_token and (self._renewed == 0 or time.monotonic() - self._renewed > RENEW_SECONDS):
+        if (
+            self._token
+            and self._settings.feedback_token
+            and (self._renewed == 0 or time.monotonic() - self._renewed > RENEW_SECONDS)
+        ):
             path = Path(self._settings.feedback_token)
             path.touch(mode=0o600)
             path.write_text(self._token())

@@ -1,4 +1,6 @@
-"""A small multi-layer perceptron and its training, in plain numpy: no framework to install for a few seconds of work."""
+"""A small multi-layer perceptron and its training, in plain numpy: no framework to install for a
+few seconds of work.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,17 @@ Epochs = Callable[[int], tuple[Array, Labels]]
 
 
 def train(recipe: Recipe, epochs: Epochs, classes: int) -> Net:
-    """Adam with decoupled weight decay and a rate that falls to nothing; the loss is cross entropy. The same seed gives the same net."""
+    """Adam with decoupled weight decay and a rate that falls to nothing; the loss is cross entropy.
+    The same seed gives the same net.
+    """
     rng = np.random.default_rng(recipe.seed)
     first, labels = epochs(0)
     sizes = (first.shape[1], *recipe.hidden, classes)
     parameters: list[Array] = []
     for n_in, n_out in pairwise(sizes):
-        parameters.append(rng.standard_normal((n_in, n_out), dtype=np.float32) * np.float32((2 / n_in) ** 0.5))
+        parameters.append(
+            rng.standard_normal((n_in, n_out), dtype=np.float32) * np.float32((2 / n_in) ** 0.5)
+        )
         parameters.append(np.zeros(n_out, np.float32))
     moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
     steps = recipe.epochs * -(-len(labels) // recipe.batch)
@@ -77,14 +83,18 @@ def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[Labels]:
         yield order[start : start + size]
 
 
-def _gradients(parameters: list[Array], x: Array, labels: Labels, dropout: float, rng: np.random.Generator) -> list[Array]:
+def _gradients(
+    parameters: list[Array], x: Array, labels: Labels, dropout: float, rng: np.random.Generator
+) -> list[Array]:
     inputs = [x]
     depth = len(parameters) // 2
     for i in range(depth - 1):
         hidden = np.maximum(inputs[-1] @ parameters[2 * i] + parameters[2 * i + 1], 0)
         if dropout:
             # Bytes are drawn several times faster than floats.
-            hidden *= (rng.integers(0, 256, hidden.shape, np.uint8) >= 256 * dropout) * np.float32(1 / (1 - dropout))
+            hidden *= (rng.integers(0, 256, hidden.shape, np.uint8) >= 256 * dropout) * np.float32(
+                1 / (1 - dropout)
+            )
         inputs.append(hidden)
     logits = inputs[-1] @ parameters[-2] + parameters[-1]
     delta = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -95,14 +105,22 @@ def _gradients(parameters: list[Array], x: Array, labels: Labels, dropout: float
     for i in reversed(range(depth)):
         gradients[:0] = [inputs[i].T @ delta, delta.sum(axis=0)]
         if i:
-            # A unit that dropout or ReLU switched off is exactly zero; one that dropout kept has its factor in the activation.
+            # A unit that dropout or ReLU switched off is exactly zero; one that dropout kept has
+            # its factor in the activation.
             delta = (delta @ parameters[2 * i].T) * (inputs[i] > 0)
             if dropout:
                 delta *= np.float32(1 / (1 - dropout))
     return gradients
 
 
-def _adam(parameters: list[Array], gradients: list[Array], moments: list[tuple[Array, Array]], step: int, rate: float, decay: float) -> None:
+def _adam(
+    parameters: list[Array],
+    gradients: list[Array],
+    moments: list[tuple[Array, Array]],
+    step: int,
+    rate: float,
+    decay: float,
+) -> None:
     b1, b2 = np.float32(0.9), np.float32(0.999)
     size = np.float32(rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step))
     for p, g, (m, v) in zip(parameters, gradients, moments, strict=True):

@@ -41,7 +41,12 @@ def seconds_to_rollback(found: Ending, client: Mapping[str, Any]) -> float | Non
 
 def table(endings: Sequence[Ending], client: Mapping[str, Any]) -> Table:
     """The same for people."""
-    out = Table(title="what became of the versions", header_style="dim", caption=_totals(client), caption_justify="left")
+    out = Table(
+        title="what became of the versions",
+        header_style="dim",
+        caption=_totals(client),
+        caption_justify="left",
+    )
     for name, justify in (
         ("version", "left"),
         ("verdict", "left"),
@@ -69,7 +74,13 @@ def table(endings: Sequence[Ending], client: Mapping[str, Any]) -> Table:
             _arrow(e.accuracy, lambda a: f"{a:.4f}"),
             "-" if e.golden is None else f"{e.golden:.4f}",
             f"{answers['right'] / answers['answers']:.4f}" if answers else "-",
-            f"{answers['p99_ms']:.1f}" if answers else "-" if e.golden_p99_ms is None else f"({e.golden_p99_ms:.1f})",
+            (
+                f"{answers['p99_ms']:.1f}"
+                if answers
+                else "-"
+                if e.golden_p99_ms is None
+                else f"({e.golden_p99_ms:.1f})"
+            ),
             str(answers["answers"]) if answers else "-",
             ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in e.stages.items()),
         )
@@ -86,6 +97,7 @@ def _arrow(pair: tuple[Any, Any], show: Any) -> str:
 def _totals(client: Mapping[str, Any]) -> str:
     lasted = client["now"] - client["started"]
     return (
-        f"requests sent {client['sent']}, failed {client['failed']}, in {lasted:.0f} s; labels handed in {client['feedback']['sent']}; "
-        f"the client took {100 * client['cpu_seconds'] / max(lasted, 1):.0f} % of a core. p99 in brackets: of golden data."
+        f"requests sent {client['sent']}, failed {client['failed']}, in {lasted:.0f} s; labels handed in"
+        f" {client['feedback']['sent']}; the client took {100 * client['cpu_seconds'] / max(lasted, 1):.0f} %"
+        " of a core. p99 in brackets: of golden data."
     )

@@ -1,4 +1,6 @@
-"""What is there before the story begins: the operator by its chart, the models and data in the store, the user's Secret and service account."""
+"""What is there before the story begins: the operator by its chart, the models and data in the
+store, the user's Secret and service account.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def chart_values(target: Target) -> dict[str, Any]:
         "optimizer": {"image": _image(target.images.optimizer)},
         **{flavour: {"image": _image(name)} for flavour, name in target.images.flavours.items()},
         "triton": {"image": target.images.triton},
-        "stores": [{"name": name, "uri": f"s3://{bucket}/", **s3} for name, bucket in (("models", target.store.models), ("data", target.store.data))],
+        "stores": [
+            {"name": name, "uri": f"s3://{bucket}/", **s3}
+            for name, bucket in (("models", target.store.models), ("data", target.store.data))
+        ],
         "artifacts": {"name": "artifacts", "uri": f"s3://{target.store.artifacts}/", **s3},
         "prometheus": [{"name": PROMETHEUS, "url": target.prometheus}],
         "gatewayMetrics": {
@@ -60,14 +65,27 @@ def install_operator(cluster: Cluster, folder: Path) -> None:
     values = folder / "chart-values.yaml"
     values.write_text(yaml.safe_dump(chart_values(cluster.target)))
     where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
-    cluster.helm("upgrade", "--install", RELEASE, str(CHART), *where, "--values", str(values), "--wait", "--timeout", "3m")
+    cluster.helm(
+        "upgrade",
+        "--install",
+        RELEASE,
+        str(CHART),
+        *where,
+        "--values",
+        str(values),
+        "--wait",
+        "--timeout",
+        "3m",
+    )
 
 
 def upload(cluster: Cluster, models: Models) -> None:
     """Models to s3://models/digits/VERSION/model.onnx, data to s3://data/digits/NAME.npz."""
     store = cluster.target.store
     cluster.upload(store.models, {model_key(version): models.model(version) for version in VERSIONS})
-    cluster.upload(store.data, {f"{NAME}/{name}.npz": models.data(name) for name in ("calibration", "heldout", "golden")})
+    cluster.upload(
+        store.data, {f"{NAME}/{name}.npz": models.data(name) for name in ("calibration", "heldout", "golden")}
+    )
 
 
 def model_key(version: str) -> str:
@@ -75,7 +93,9 @@ def model_key(version: str) -> str:
 
 
 def prepare_namespace(cluster: Cluster) -> None:
-    """An empty namespace with the store's Secret and the client's service account, which may send feedback."""
+    """An empty namespace with the store's Secret and the client's service account, which may send
+    feedback.
+    """
     cluster.fresh_namespace(NAMESPACE)
     store = cluster.target.store
     keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
@@ -87,7 +107,11 @@ def prepare_namespace(cluster: Cluster) -> None:
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "RoleBinding",
             "metadata": about,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": FEEDBACK_ROLE},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": FEEDBACK_ROLE,
+            },
             "subjects": [{"kind": "ServiceAccount", **about}],
         },
     )
@@ -108,11 +132,17 @@ def model_deployment(target: Target, version: str) -> Object:
             "model": {"uri": model_uri(target, version)},
             "optimization": {
                 "steps": [{"int8": {"method": "Static", "calibration": {"uri": f"{data}/calibration.npz"}}}],
-                "gate": {"data": {"uri": f"{data}/heldout.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.01}]},
+                "gate": {
+                    "data": {"uri": f"{data}/heldout.npz"},
+                    "metrics": [{"name": "accuracy", "maxDrop": 0.01}],
+                },
             },
             "serving": {
                 "replicas": 2,
-                "resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "50m", "memory": "192Mi"}},
+                "resources": {
+                    "limits": {"nvidia.com/gpu": 1, "cpu": "1", "memory": "1Gi"},
+                    "requests": {"cpu": "50m", "memory": "192Mi"},
+                },
             },
             "traffic": {
                 "gateway": {"name": target.gateway.name, "namespace": target.gateway.namespace},
@@ -120,7 +150,8 @@ def model_deployment(target: Target, version: str) -> Object:
                 "grpc": {"hostnames": [GRPC_HOST]},
             },
             "rollout": {
-                # The first step is small: at 5 % of the traffic even v4 keeps up with it on a fraction of a core, so that no request times out.
+                # The first step is small: at 5 % of the traffic even v4 keeps up with it on a
+                # fraction of a core, so that no request times out.
                 "canary": {"steps": [{"weight": 5}, {"weight": 25}, {"weight": 60}]},
                 "analysis": {
                     "prometheus": PROMETHEUS,
@@ -129,7 +160,8 @@ def model_deployment(target: Target, version: str) -> Object:
                     "metrics": [
                         {"name": "accuracy", "maxDrop": 0.03},
                         {"name": "errors", "maxIncrease": 0.02},
-                        # A wide margin: all of this shares two cores, and a passing hiccup is no slow model.
+                        # A wide margin: all of this shares two cores, and a passing hiccup is no
+                        # slow model.
                         {"name": "latency", "objective": OBJECTIVE, "maxIncrease": 0.2},
                     ],
                 },

@@ -1,4 +1,6 @@
-"""The driver: plays the chapters one after the other under load, and holds each against what must come of it."""
+"""The driver: plays the chapters one after the other under load, and holds each against what must
+come of it.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,10 @@ class Story:
             ("models and data are uploaded", lambda: setup.upload(cluster, self._models)),
         ]
         if self._options.install:
-            steps.insert(0, ("the operator is installed", lambda: setup.install_operator(cluster, self._options.folder)))
+            steps.insert(
+                0,
+                ("the operator is installed", lambda: setup.install_operator(cluster, self._options.folder)),
+            )
         for what, do in steps:
             started = time.monotonic()
             do()
@@ -142,7 +147,12 @@ class Story:
         wrong = chapters.differences(chapter, found, before, counts["versions"])
         if before and (more := self._prepare_jobs() - prepared):
             wrong.append(f"prepared again: {', '.join(sorted(more))}")
-        if not chapter.serves and chapter.name == "v6" and found.revision and self._server_pods(found.revision):
+        if (
+            not chapter.serves
+            and chapter.name == "v6"
+            and found.revision
+            and self._server_pods(found.revision)
+        ):
             wrong.append("it has a server")
         self._view.end(chapter, found, wrong)
         if wrong:
@@ -151,14 +161,17 @@ class Story:
             self._start_client(chapter)
 
     def _wait_for_end(self, chapter: Chapter, back_to: str | None) -> Object:
-        generation = self._until(lambda: int(self._deployment()["metadata"]["generation"]), UNREACHABLE_SECONDS, "the object")
+        generation = self._until(
+            lambda: int(self._deployment()["metadata"]["generation"]), UNREACHABLE_SECONDS, "the object"
+        )
 
         def look() -> Object | None:
             deployment = self._deployment()
             self._view.at(chapter, chapters.progress(deployment), self._counts())
             if chapters.has_ended(deployment, generation, back_to):
                 return deployment
-            # After a rollback by hand Stalled is the normal state, and a refusal of the verb ends in the time limit.
+            # After a rollback by hand Stalled is the normal state, and a refusal of the verb ends
+            # in the time limit.
             if back_to is None and (why := chapters.standstill(deployment, generation)):
                 raise StoryDiffersError(f"{chapter.name} does not go on: {why}")
             return None
@@ -167,15 +180,19 @@ class Story:
 
     def _ending(self, chapter: Chapter, deployment: Object) -> Ending:
         name = deployment["status"]["rollout"].get("revision")
-        return chapters.ending(chapter.name, deployment, self._cluster.revision(NAMESPACE, name) if name else None)
+        return chapters.ending(
+            chapter.name, deployment, self._cluster.revision(NAMESPACE, name) if name else None
+        )
 
     def _start_client(self, chapter: Chapter) -> None:
-        """As soon as the first version is said to be available, and no earlier: from here on every request counts."""
+        """As soon as the first version is said to be available, and no earlier: from here on every
+        request counts.
+        """
         self._until(lambda: chapters.is_available(self._deployment()) or None, 60, "condition Available")
         target, options = self._cluster.target, self._options
         feedback = target.feedback
         if feedback is None:
-            feedback = f"http://{self._cluster.service_address(SYSTEM_NAMESPACE, f'{RELEASE}-feedback', FEEDBACK_PORT)}"
+            feedback = f"http://{self._cluster.service_address(SYSTEM_NAMESPACE, f'{RELEASE}-feedback', FEEDBACK_PORT)}"  # noqa: E501
         settings = Settings(
             folder=str(options.folder),
             live=str(self._models.data("live")),
@@ -192,19 +209,26 @@ class Story:
             feedback_token=str(options.folder / "feedback-token"),
             run=f"demo-{int(time.time())}",
         )
-        self._load = self._make_load(settings, lambda: self._cluster.token(NAMESPACE, CLIENT_ACCOUNT, FEEDBACK_AUDIENCE, TOKEN_SECONDS))
+        self._load = self._make_load(
+            settings, lambda: self._cluster.token(NAMESPACE, CLIENT_ACCOUNT, FEEDBACK_AUDIENCE, TOKEN_SECONDS)
+        )
         self._load.start()
         self._view.say(
-            f"the client sends {options.http_rate:g} requests/s over HTTP and {options.grpc_rate:g} over gRPC from here on ({chapter.name})"
+            f"the client sends {options.http_rate:g} requests/s over HTTP and {options.grpc_rate:g} over gRPC"
+            f" from here on ({chapter.name})"
         )
 
     def _wait_for_drain(self) -> None:
-        """The client stays until the pods of the versions that have left are gone: their end must not cost a request either."""
+        """The client stays until the pods of the versions that have left are gone: their end must
+        not cost a request either.
+        """
 
         def drained() -> bool | None:
             self._counts()
             stable = self._deployment()["status"]["stable"]["revision"]
-            others = [p for p in self._server_pods() if p["metadata"]["labels"].get(names.LABEL_REVISION) != stable]
+            others = [
+                p for p in self._server_pods() if p["metadata"]["labels"].get(names.LABEL_REVISION) != stable
+            ]
             return True if not others else None
 
         self._until(drained, DRAIN_SECONDS, "the end of the former versions' pods")
@@ -225,7 +249,10 @@ class Story:
                 if time.monotonic() - silent > UNREACHABLE_SECONDS:
                     raise
             if time.monotonic() > deadline:
-                raise StoryDiffersError(f"{what} has not come within {limit:.0f} s; it is at: {chapters.progress(self._deployment())}")
+                raise StoryDiffersError(
+                    f"{what} has not come within {limit:.0f} s; it is at:"
+                    f" {chapters.progress(self._deployment())}"
+                )
             time.sleep(self._options.poll_seconds)
 
     def _deployment(self) -> Object:
@@ -241,14 +268,22 @@ class Story:
 
     def _server_pods(self, revision: str | None = None) -> list[Object]:
         labels = [f"{names.LABEL_NAME}={NAME}", f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"]
-        return self._cluster.pods(NAMESPACE, ",".join([*labels, *([f"{names.LABEL_REVISION}={revision}"] if revision else [])]))
+        return self._cluster.pods(
+            NAMESPACE, ",".join([*labels, *([f"{names.LABEL_REVISION}={revision}"] if revision else [])])
+        )
 
     def _judge_client(self, counts: dict[str, Any]) -> None:
         if counts["failed"]:
             kinds = sorted({f["error"] for f in counts["failures"]})
-            self._note(f"{counts['failed']} of {counts['sent']} requests failed (client.json lists them): {'; '.join(kinds)[:500]}")
+            self._note(
+                f"{counts['failed']} of {counts['sent']} requests failed (client.json lists them):"
+                f" {'; '.join(kinds)[:500]}"
+            )
         if counts["feedback"]["sent"] < counts["answered"]:
-            self._note(f"{counts['answered'] - counts['feedback']['sent']} labels were not handed in: {counts['feedback']['last_error']}")
+            self._note(
+                f"{counts['answered'] - counts['feedback']['sent']} labels were not handed in:"
+                f" {counts['feedback']['last_error']}"
+            )
         for chapter in self._played:
             found = self._endings.get(chapter.name)
             if found and not chapter.serves and str(found.number) in counts["versions"]:
@@ -261,7 +296,9 @@ class Story:
             "wrong": self.wrong,
             "training_seconds": self._models.trained_seconds,
             "models_from_cache": self._models.cached,
-            "seconds_to_rollback": {e.name: s for e in self.endings if (s := report.seconds_to_rollback(e, counts)) is not None},
+            "seconds_to_rollback": {
+                e.name: s for e in self.endings if (s := report.seconds_to_rollback(e, counts)) is not None
+            },
             "operator_requests": self._operator_requests(),
             "versions": [asdict(e) for e in self.endings],
             "client": counts,

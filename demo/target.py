@@ -1,4 +1,6 @@
-"""Where the story is played: the sandbox of this checkout, or a cluster of one's own, described by a file."""
+"""Where the story is played: the sandbox of this checkout, or a cluster of one's own, described by
+a file.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,13 @@ from pydantic.alias_generators import to_camel
 from demo import DemoError
 
 SANDBOX_REGISTRY = "localhost"
-IMAGES = {"operator": "modelrollout-operator:dev", "optimizer": "modelrollout-optimizer:dev", "triton": "tritonserver-cpu:0.7.0"}
-FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")  # of the optimizer; the story needs none, the end-to-end tests do
+IMAGES = {
+    "operator": "modelrollout-operator:dev",
+    "optimizer": "modelrollout-optimizer:dev",
+    "triton": "tritonserver-cpu:0.7.0",
+}
+# of the optimizer; the story needs none, the end-to-end tests do
+FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")
 
 
 class _Part(BaseModel):
@@ -32,9 +39,15 @@ class Gateway(_Part):
     namespace: str
     http: str = Field(description="HOST:PORT for HTTP, from here")
     grpc: str = Field(description="HOST:PORT for gRPC (h2c), from here")
-    metrics_selector: str = Field("", description="gatewayMetrics.selector of the chart: whose counters are the gateway's")
-    metrics_namespaces: list[str] = Field(default_factory=list, description="where its pods run, if they are the cluster's")
-    traefik_services: bool = Field(False, description="it is Traefik with providers.kubernetesCRD: it mirrors by its own TraefikService")
+    metrics_selector: str = Field(
+        "", description="gatewayMetrics.selector of the chart: whose counters are the gateway's"
+    )
+    metrics_namespaces: list[str] = Field(
+        default_factory=list, description="where its pods run, if they are the cluster's"
+    )
+    traefik_services: bool = Field(
+        False, description="it is Traefik with providers.kubernetesCRD: it mirrors by its own TraefikService"
+    )
 
 
 class Store(_Part):
@@ -56,12 +69,16 @@ class Images(_Part):
     operator: str
     optimizer: str
     triton: str
-    flavours: dict[str, str] = Field(default_factory=dict, description="of the optimizer, by their section of the chart's values")
+    flavours: dict[str, str] = Field(
+        default_factory=dict, description="of the optimizer, by their section of the chart's values"
+    )
 
     @classmethod
     def of(cls, registry: str) -> Images:
         named = {part: f"{registry}/{name}" for part, name in IMAGES.items()}
-        return cls.model_validate({**named, "flavours": {flavour: f"{registry}/modelrollout-{flavour}:dev" for flavour in FLAVOURS}})
+        return cls.model_validate(
+            {**named, "flavours": {flavour: f"{registry}/modelrollout-{flavour}:dev" for flavour in FLAVOURS}}
+        )
 
 
 class Target(_Part):
@@ -69,14 +86,22 @@ class Target(_Part):
 
     gateway: Gateway
     store: Store
-    prometheus: str = Field(description="URL from inside the cluster; it must scrape annotated pods and the gateway")
+    prometheus: str = Field(
+        description="URL from inside the cluster; it must scrape annotated pods and the gateway"
+    )
     images: Images
-    feedback: str | None = Field(None, description="URL of the feedback service from here; left out: its ClusterIP")
+    feedback: str | None = Field(
+        None, description="URL of the feedback service from here; left out: its ClusterIP"
+    )
     audit_log: Path | None = None
     # Not in the file: how to get there.
     kubeconfig: Path | None = Field(None, exclude=True)
     context: str | None = Field(None, exclude=True)
-    path: str = Field(default_factory=lambda: os.environ.get("PATH", ""), exclude=True, description="where kubectl and helm are")
+    path: str = Field(
+        default_factory=lambda: os.environ.get("PATH", ""),
+        exclude=True,
+        description="where kubectl and helm are",
+    )
     revision: str = Field("", exclude=True, description="changes when an image does while its name does not")
 
     def environment(self) -> dict[str, str]:
@@ -87,7 +112,9 @@ class Target(_Part):
     def tool(self, name: str) -> str:
         found = shutil.which(name, path=self.path)
         if found is None:
-            raise DemoError(f"{name} is not on the PATH; install it, or run the demo on the sandbox, which brings its own")
+            raise DemoError(
+                f"{name} is not on the PATH; install it, or run the demo on the sandbox, which brings its own"
+            )
         return found
 
 
@@ -145,10 +172,23 @@ def from_file(path: Path, kubeconfig: Path | None, context: str | None, registry
 
 
 def _sandbox(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "sandbox", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def _revision(images: dict[str, dict[str, str]]) -> str:
     """The contents of the project's own images on the nodes."""
-    own = sorted({f"{name}@{digest}" for node in images.values() for name, digest in node.items() if "modelrollout-" in name})
+    own = sorted(
+        {
+            f"{name}@{digest}"
+            for node in images.values()
+            for name, digest in node.items()
+            if "modelrollout-" in name
+        }
+    )
     return " ".join(own)

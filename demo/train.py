@@ -1,4 +1,6 @@
-"""The six models of the story, trained here on the real data; the ONNX files are kept in the cache until this code changes."""
+"""The six models of the story, trained here on the real data; the ONNX files are kept in the cache
+until this code changes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from demo.data import CLASSES, PIXELS, SIDE, Images, Labels, Split, Splits
 from demo.net import Array, Epochs, Net, Recipe, train
 
 SLOW_SECONDS = 0.1
-"""CPU time of one inference of v4 on one thread: twice the latency objective, and little enough for a small share of the traffic."""
+"""CPU time of one inference of v4 on one thread: twice the latency objective, and little enough for
+a small share of the traffic.
+"""
 MINIMUM_PASSES = 12_000
 
 ort: Any = onnxruntime  # it has no types
@@ -94,7 +98,9 @@ def _train_all(splits: Splits, folder: Path, say: Say) -> None:
     export.plain(better, folder / "v2.onnx")
     done("v2")
 
-    clean_only = train(Recipe(hidden=(256, 128), epochs=8, seed=3, dropout=0.2), lambda _: (clean, labels), CLASSES)
+    clean_only = train(
+        Recipe(hidden=(256, 128), epochs=8, seed=3, dropout=0.2), lambda _: (clean, labels), CLASSES
+    )
     export.plain(clean_only, folder / "v3.onnx")
     done("v3")
 
@@ -102,17 +108,26 @@ def _train_all(splits: Splits, folder: Path, say: Say) -> None:
     done("v4")
 
     off_by_one = (labels + 1) % CLASSES
-    export.plain(train(Recipe(hidden=(256, 128), epochs=2, seed=5), lambda _: (clean, off_by_one), CLASSES), folder / "v5.onnx")
+    export.plain(
+        train(Recipe(hidden=(256, 128), epochs=2, seed=5), lambda _: (clean, off_by_one), CLASSES),
+        folder / "v5.onnx",
+    )
     done("v5")
 
     features = moments()
     described, folded = standardized(mixed, features)
-    export.with_features(folded(train(Recipe(hidden=(256, 128), epochs=6, seed=6), described, CLASSES)), features, folder / "v6.onnx")
+    export.with_features(
+        folded(train(Recipe(hidden=(256, 128), epochs=6, seed=6), described, CLASSES)),
+        features,
+        folder / "v6.onnx",
+    )
     done("v6")
 
 
 def mixture(images: Images, labels: Labels, seed: int) -> Epochs:
-    """A quarter of every epoch is clean, the rest distorted; which quarter changes, and so do the distortions."""
+    """A quarter of every epoch is clean, the rest distorted; which quarter changes, and so do the
+    distortions.
+    """
     rng = np.random.default_rng(seed)
     distorted = [data.as_live(images, 1.0, rng) for _ in range(2)]
 
@@ -126,11 +141,14 @@ def mixture(images: Images, labels: Labels, seed: int) -> Epochs:
 
 
 def slow(net: Net, sample: Split, path: Path) -> None:
-    """v4: as many passes under dropout as take ``SLOW_SECONDS`` on this machine, so that the story is the same on a faster one."""
+    """v4: as many passes under dropout as take ``SLOW_SECONDS`` on this machine, so that the story
+    is the same on a faster one.
+    """
     width = len(net.layers[-1][0])
     rng = np.random.default_rng(4)
     half = np.argsort(rng.random((16, width)), axis=1) < width // 2
-    masks = np.concatenate([half, ~half]).astype(np.float32) * np.float32(2)  # each unit is kept by one half of the masks: balanced
+    # each unit is kept by one half of the masks: balanced
+    masks = np.concatenate([half, ~half]).astype(np.float32) * np.float32(2)
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -151,9 +169,11 @@ def slow(net: Net, sample: Split, path: Path) -> None:
 
 
 def moments() -> Array:
-    """Linear features [784, 62] in their natural scale: raw moments up to second order, and the mass of every row and column.
+    """Linear features [784, 62] in their natural scale: raw moments up to second order, and the
+    mass of every row and column.
 
-    Pixels count 255, distances are in pixels: values go up to some ten million, beside pixels from 0 to 1.
+    Pixels count 255, distances are in pixels: values go up to some ten million, beside pixels from
+    0 to 1.
     """
     row, column = np.divmod(np.arange(PIXELS), SIDE)
     raw = [np.ones(PIXELS), column, row, column * column, row * row, column * row]
@@ -162,7 +182,9 @@ def moments() -> Array:
 
 
 def standardized(epochs: Epochs, features: Array) -> tuple[Epochs, Callable[[Net], Net]]:
-    """Training sees the features standardized; the second result folds that into the first layer, which then takes them raw."""
+    """Training sees the features standardized; the second result folds that into the first layer,
+    which then takes them raw.
+    """
     raw = epochs(0)[0] @ features
     mean, scale = raw.mean(axis=0), raw.std(axis=0) + np.float32(1)
 

@@ -1,4 +1,6 @@
-"""What is seen while the story goes on: a live table on a terminal, a line for each change elsewhere."""
+"""What is seen while the story goes on: a live table on a terminal, a line for each change
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,15 @@ class View:
 
     def __enter__(self) -> View:
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True
+            )
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
             self._live = None
@@ -49,12 +55,17 @@ class View:
     def say(self, line: str) -> None:
         """A line that stays."""
         # A Text, because markup=False would reach the live table as well.
-        self.console.print(Text(f"[{time.monotonic() - self._started:6.1f}] {line}"), soft_wrap=not self.console.is_terminal)
+        self.console.print(
+            Text(f"[{time.monotonic() - self._started:6.1f}] {line}"), soft_wrap=not self.console.is_terminal
+        )
 
     def begin(self, chapter: Chapter) -> None:
         self._states[chapter.name] = "running"
         self._began[chapter.name] = time.monotonic()
-        self.say(f"{chapter.name}: {'back to ' + chapter.back_to if chapter.back_to else 'spec.model.uri is set'}; expected: {chapter.outcome}")
+        self.say(
+            f"{chapter.name}: {'back to ' + chapter.back_to if chapter.back_to else 'spec.model.uri is set'};"
+            f" expected: {chapter.outcome}"
+        )
 
     def at(self, chapter: Chapter, progress: str, client: Mapping[str, Any] | None) -> None:
         """Where the present chapter is; off a terminal only changes are said."""
@@ -69,7 +80,10 @@ class View:
         self._seconds[chapter.name] = time.monotonic() - self._began[chapter.name]
         reason = "" if ending.reason == "-" else f" ({ending.reason})"
         self._notes[chapter.name] = f"{ending.outcome}{reason}"
-        self.say(f"{chapter.name}: {ending.outcome}{reason} after {self._seconds[chapter.name]:.0f} s. {ending.message}")
+        self.say(
+            f"{chapter.name}: {ending.outcome}{reason} after {self._seconds[chapter.name]:.0f} s."
+            f" {ending.message}"
+        )
 
     def _counts(self) -> str:
         return f"  [sent {self._client['sent']}, failed {self._client['failed']}]" if self._client else ""
@@ -79,16 +93,31 @@ class View:
         for name in ("", "version", "seconds", "", "expected"):
             table.add_column(name)
         for c in self._chapters:
-            seconds = self._seconds.get(c.name) or (time.monotonic() - self._began[c.name] if c.name in self._began else None)
+            seconds = self._seconds.get(c.name) or (
+                time.monotonic() - self._began[c.name] if c.name in self._began else None
+            )
             expected = f"{c.outcome} {c.reason or ''}"
             note = escape(self._notes.get(c.name, ""))
-            table.add_row(_MARKS[self._states[c.name]], c.name, "" if seconds is None else f"{seconds:.0f}", note, f"[dim]{expected}[/]")
+            table.add_row(
+                _MARKS[self._states[c.name]],
+                c.name,
+                "" if seconds is None else f"{seconds:.0f}",
+                note,
+                f"[dim]{expected}[/]",
+            )
         return Group(table, self._traffic())
 
     def _traffic(self) -> Text:
         client = self._client
         if not client:
             return Text("no client yet", "dim")
-        shares = ", ".join(f"version {v}: {c['answers']} ({100 * c['right'] / c['answers']:.1f} % right)" for v, c in client["versions"].items())
+        shares = ", ".join(
+            f"version {v}: {c['answers']} ({100 * c['right'] / c['answers']:.1f} % right)"
+            for v, c in client["versions"].items()
+        )
         style = "red" if client["failed"] else "dim"
-        return Text(f"client: sent {client['sent']}, failed {client['failed']}, in flight {client['in_flight']}; {shares}", style)
+        return Text(
+            f"client: sent {client['sent']}, failed {client['failed']}, in flight {client['in_flight']};"
+            f" {shares}",
+            style,
+        )

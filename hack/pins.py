@@ -1,6 +1,8 @@
-"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for the images and for development.
+"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for
+the images and for development.
 
-Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not kept: it takes the newest that fit.
+Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not
+kept: it takes the newest that fit.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ SHARED = ("pydantic", "python-json-logger", "pyyaml")
 
 
 def resolve(name: str, *asked: str, constraints: Path | None = None) -> Path:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *asked]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        "--report",
+        "-",
+        *asked,
+    ]
     if constraints:
         command += ["--constraint", str(constraints)]
     report = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
@@ -41,10 +54,20 @@ def main() -> None:
     resolve("pytorch", *shared, *extras["job"], *extras["pytorch"], constraints=job)
     together = ROOT / "requirements" / ".all.txt"
     together.write_text(
-        "".join(sorted({line for pins in (operator, trees, trainer, tensorflow) for line in pins.read_text().splitlines(keepends=True)}))
+        "".join(
+            sorted(
+                {
+                    line
+                    for pins in (operator, trees, trainer, tensorflow)
+                    for line in pins.read_text().splitlines(keepends=True)
+                }
+            )
+        )
     )
     try:
-        resolve("dev", ".[job,train,trees,tensorflow]", *project["dependency-groups"]["dev"], constraints=together)
+        resolve(
+            "dev", ".[job,train,trees,tensorflow]", *project["dependency-groups"]["dev"], constraints=together
+        )
     finally:
         together.unlink()
 

@@ -42,8 +42,14 @@ def _add_up(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     d = Options()
     p = sub.add_parser("up", help="bring the sandbox up, or check it and load changed images when it runs")
     p.add_argument("--gpus", type=int, default=d.gpus, help=f"GPUs of the GPU node (default {d.gpus})")
-    p.add_argument("--gpu-product", default=d.gpu_product, help=f"its label {configs.GPU_LABEL} (default {d.gpu_product})")
-    p.add_argument("--scrape-interval", default=d.scrape_interval, help=f"Prometheus's (default {d.scrape_interval})")
+    p.add_argument(
+        "--gpu-product",
+        default=d.gpu_product,
+        help=f"its label {configs.GPU_LABEL} (default {d.gpu_product})",
+    )
+    p.add_argument(
+        "--scrape-interval", default=d.scrape_interval, help=f"Prometheus's (default {d.scrape_interval})"
+    )
     p.add_argument("--no-images", action="store_true", help="build and load no images but pause")
     p.set_defaults(run=up)
 
@@ -53,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_up(sub)
     s = sub.add_parser("down", help="end it and remove all it made, except packages and the cache")
-    s.add_argument("--id", help="another checkout's sandbox, as `list` names it (for a checkout that is gone)")
+    s.add_argument(
+        "--id", help="another checkout's sandbox, as `list` names it (for a checkout that is gone)"
+    )
     s.set_defaults(run=down)
     sub.add_parser("list", help="every sandbox of this machine").set_defaults(run=list_all)
     s = sub.add_parser("status", help="what runs, where, how it is")
@@ -61,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     s.set_defaults(run=status)
     s = sub.add_parser("exec", help="run a command with KUBECONFIG set; --inside: in the sandbox's network")
     s.add_argument("--inside", action="store_true", help="in the sandbox's network namespace")
-    s.add_argument("--node", choices=NODES, help="in a node's mount and network namespaces, with CONTAINERD_ADDRESS set")
+    s.add_argument(
+        "--node", choices=NODES, help="in a node's mount and network namespaces, with CONTAINERD_ADDRESS set"
+    )
     s.add_argument("command", nargs=argparse.REMAINDER)
     s.set_defaults(run=execute)
     sub.add_parser("kubeconfig", help="print its path").set_defaults(run=kubeconfig)
@@ -70,7 +80,11 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("-f", "--follow", action="store_true")
     s.add_argument("-n", "--lines", type=int, default=40)
     s.set_defaults(run=logs)
-    for name, function, words in (("start", start, "start a part"), ("stop", stop, "stop a part"), ("restart", restart, "stop, start, wait")):
+    for name, function, words in (
+        ("start", start, "start a part"),
+        ("stop", stop, "stop a part"),
+        ("restart", restart, "stop, start, wait"),
+    ):
         s = sub.add_parser(name, help=words)
         s.add_argument("part", choices=PARTS)
         if name != "start":
@@ -84,12 +98,18 @@ def parser() -> argparse.ArgumentParser:
     s.set_defaults(run=send_signal)
     s = sub.add_parser("load-images", help="build and load the images that changed")
     s.add_argument(
-        "--flavour", action="append", default=[], choices=images.FLAVOURS, help="this flavour of the optimizer too, from now on (may be repeated)"
+        "--flavour",
+        action="append",
+        default=[],
+        choices=images.FLAVOURS,
+        help="this flavour of the optimizer too, from now on (may be repeated)",
     )
     s.set_defaults(run=load_images)
     s = sub.add_parser("load-own-image", help="build FOLDER/Dockerfile, load it, print its name by digest")
     s.add_argument("name", help="localhost/NAME:dev is what it is called")
-    s.add_argument("folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE")
+    s.add_argument(
+        "folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE"
+    )
     s.set_defaults(run=load_own_image)
     return p
 
@@ -117,7 +137,10 @@ def down(a: argparse.Namespace) -> int:
 def list_all(_: argparse.Namespace) -> int:
     for name, number in sorted(slots.all_held().items()):
         record = Record.read(State(state_root() / name))
-        out.print(f"{name}  slot {number}  {'running' if record and record.alive else 'not running'}  {record.checkout if record else '?'}")
+        out.print(
+            f"{name}  slot {number}  {'running' if record and record.alive else 'not running'} "
+            f" {record.checkout if record else '?'}"
+        )
     return 0
 
 
@@ -142,13 +165,19 @@ def _print_status(found: dict[str, Any]) -> None:
         ("API server", found["apiserver"]),
         ("gateway", f"http://{found['gateway']['address']}  (in pods: {found['gateway']['in_cluster']})"),
         ("Prometheus", f"{found['prometheus']['url']}  (in pods: {found['prometheus']['in_cluster']})"),
-        ("object store", f"{found['objectstore']['endpoint']}  (in pods: {found['objectstore']['endpoint_in_cluster']})"),
+        (
+            "object store",
+            f"{found['objectstore']['endpoint']}  (in pods: {found['objectstore']['endpoint_in_cluster']})",
+        ),
         ("its keys", found["objectstore"]["keys_file"]),
         ("logs", found["logs"]),
     ):
         t.add_row(name, value)
     for n in found["nodes"]:
-        t.add_row("node", f"{n['name']}: {'Ready' if n['ready'] else 'NOT READY'}, {n['gpus']} GPUs {n['product'] or ''}")
+        t.add_row(
+            "node",
+            f"{n['name']}: {'Ready' if n['ready'] else 'NOT READY'}, {n['gpus']} GPUs {n['product'] or ''}",
+        )
     out.print(t)
     bad = [f"{k}: {v}" for k, v in found["health"].items() if v != "ok"]
     dead = [n for n, p in found["parts"].items() if not p["running"]]
@@ -190,7 +219,9 @@ def _in_host(init: int, inner: int) -> int:
         if entry.name.isdigit():
             try:
                 if (entry / "ns/pid").readlink() == space:
-                    line = next(x for x in (entry / "status").read_text().splitlines() if x.startswith("NSpid:"))
+                    line = next(
+                        x for x in (entry / "status").read_text().splitlines() if x.startswith("NSpid:")
+                    )
                     if int(line.split()[-1]) == inner:
                         return int(entry.name)
             except (OSError, StopIteration):
@@ -210,7 +241,9 @@ def logs(a: argparse.Namespace) -> int:
     if not path.exists():
         raise SandboxError(f"no log at {path}")
     if a.follow:
-        return subprocess.run([shutil.which("tail") or "tail", "-n", str(a.lines), "-F", str(path)]).returncode
+        return subprocess.run(
+            [shutil.which("tail") or "tail", "-n", str(a.lines), "-F", str(path)]
+        ).returncode
     sys.stdout.write(tail(path, a.lines) + "\n")
     return 0
 
@@ -239,7 +272,9 @@ def restart(a: argparse.Namespace) -> int:
 def send_signal(a: argparse.Namespace) -> int:
     box = Sandbox()
     box.running()
-    number = int(a.signal) if a.signal.isdigit() else signal.Signals[f"SIG{a.signal.upper().removeprefix('SIG')}"]
+    number = (
+        int(a.signal) if a.signal.isdigit() else signal.Signals[f"SIG{a.signal.upper().removeprefix('SIG')}"]
+    )
     control.ask(box.state, op="signal", part=a.part, signal=int(number))
     return 0
 
@@ -269,7 +304,10 @@ def main() -> int:
             err.print(escape(error.excerpt), style="dim")
         if error.log:
             err.print(f"log: {error.log}")
-        err.print("what to do: read the log; then `python -m sandbox up` tries again, `python -m sandbox down` cleans up")
+        err.print(
+            "what to do: read the log; then `python -m sandbox up` tries again, `python -m sandbox down`"
+            " cleans up"
+        )
         return 1
     except (SandboxError, control.ControlError, WaitError, CommandError) as error:
         err.print(f"[bold red]failed[/]: {escape(str(error))}")

@@ -1,4 +1,6 @@
-"""PURE: the objects that make a bare cluster the sandbox: DNS, names for what runs beside it, the gateway."""
+"""PURE: the objects that make a bare cluster the sandbox: DNS, names for what runs beside it, the
+gateway.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,20 @@ def namespace(name: str) -> Object:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
-def external(name: str, space: str, address: str, ports: dict[str, tuple[int, str]], cluster_ip: str | None = None) -> list[Object]:
-    """A Service without selector and its endpoints: a stable in-cluster name for a process of the sandbox."""
+def external(
+    name: str, space: str, address: str, ports: dict[str, tuple[int, str]], cluster_ip: str | None = None
+) -> list[Object]:
+    """A Service without selector and its endpoints: a stable in-cluster name for a process of the
+    sandbox.
+    """
     listed = [{"name": n, "port": port, "protocol": protocol} for n, (port, protocol) in ports.items()]
     spec: Object = {"ports": listed}
     if cluster_ip:
         spec["clusterIP"] = cluster_ip
-    labels = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "modelrollout-sandbox"}
+    labels = {
+        "kubernetes.io/service-name": name,
+        "endpointslice.kubernetes.io/managed-by": "modelrollout-sandbox",
+    }
     return [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": space}, "spec": spec},
         {
@@ -40,7 +49,9 @@ def base(c: Config) -> list[Object]:
     ip = c.slot.infra
     return [
         *(namespace(n) for n in ("monitoring", "storage", "gateways")),
-        *external("kube-dns", "kube-system", ip, {"dns": (53, "UDP"), "dns-tcp": (53, "TCP")}, c.slot.dns_service),
+        *external(
+            "kube-dns", "kube-system", ip, {"dns": (53, "UDP"), "dns-tcp": (53, "TCP")}, c.slot.dns_service
+        ),
         *external("prometheus", "monitoring", ip, {"http": (PORTS["prometheus"], "TCP")}),
         *external("objectstore", "storage", ip, {"http": (PORTS["objectstore"], "TCP")}),
         *external("traefik", "gateways", ip, {"http": (PORTS["gateway"], "TCP")}),

@@ -1,4 +1,5 @@
-"""Keeps the GPU node's capacity: a kubelet that registers again sets extended resources it does not know to zero.
+"""Keeps the GPU node's capacity: a kubelet that registers again sets extended resources it does not
+know to zero.
 
 One watch on one node, and a PATCH when the number is wrong; nothing is polled.
 """

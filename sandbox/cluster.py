@@ -84,7 +84,9 @@ def _get(address: str, path: str, timeout: float = 2) -> int:
 
 def _listens(address: str | tuple[str, int]) -> bool:
     """Does something accept connections there (a socket file, or host and port)?"""
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM) as s:
+    with socket.socket(
+        socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM
+    ) as s:
         s.settimeout(1)
         s.connect(address)
     return True
@@ -123,7 +125,10 @@ class Sandbox:
         try:
             found: dict[str, str] = json.loads(self.state.objectstore.read_text())
         except (FileNotFoundError, ValueError):
-            found = {"access_key": "SANDBOX" + secrets.token_hex(6).upper(), "secret_key": secrets.token_urlsafe(30)}
+            found = {
+                "access_key": "SANDBOX" + secrets.token_hex(6).upper(),
+                "secret_key": secrets.token_urlsafe(30),
+            }
         return found
 
     def api(self, c: Config) -> Api:
@@ -213,7 +218,9 @@ class Sandbox:
             self.state.root.chmod(0o711)
             c = self.config(slot, options)
             addresses = ["127.0.0.1", slot.infra, slot.api_service, *map(slot.node, NODES)]
-            certificates = threading.Thread(target=pki.create, args=(self.state.pki, c.server, addresses, list(map(node_name, NODES))))
+            certificates = threading.Thread(
+                target=pki.create, args=(self.state.pki, c.server, addresses, list(map(node_name, NODES)))
+            )
             certificates.start()
             self._init(c)
             for path, text in configs.files(c).items():
@@ -231,11 +238,18 @@ class Sandbox:
         return c
 
     def _init(self, c: Config) -> None:
-        """Start the supervisor; its cgroup is made first, so that it can be found whatever happens next."""
+        """Start the supervisor; its cgroup is made first, so that it can be found whatever happens
+        next.
+        """
         for name in ("host", *NODES):
             namespaces.make_cgroup(f"{self.state.cgroup}/{name}")
         env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([sys.executable, "-m", "sandbox.supervisor", self.state.root], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "sandbox.supervisor", self.state.root],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode or not done.stdout.strip():
             raise SandboxError(f"the supervisor did not start: {done.stderr[-2000:]}")
         pid = int(done.stdout)
@@ -246,7 +260,22 @@ class Sandbox:
         inside = [c.slot.infra, *map(c.slot.node, NODES)]
         namespaces.connect(pid, c.slot.veth, c.slot.host, inside, [c.slot.pods, c.slot.services])
         # Local senders need a route before the packet filter sees them; there is no default route.
-        run(["nsenter", "--net", "--target", str(pid), "ip", "route", "replace", c.slot.services, "dev", "host0", "src", c.slot.infra])
+        run(
+            [
+                "nsenter",
+                "--net",
+                "--target",
+                str(pid),
+                "ip",
+                "route",
+                "replace",
+                c.slot.services,
+                "dev",
+                "host0",
+                "src",
+                c.slot.infra,
+            ]
+        )
         until("the supervisor's socket", lambda: control.parts(self.state) is not None or True, timeout=10)
 
     def _start(self, *names: str) -> None:
@@ -272,19 +301,43 @@ class Sandbox:
     def _control_plane(self, progress: Progress, c: Config) -> None:
         with progress.step("control plane", self.state.logs / "apiserver.log"):
             self._start("etcd", *(f"containerd-{n}" for n in NODES))
-            self._until("etcd", lambda: _connects("127.0.0.1", 2379, Record.read(self.state)), "etcd", timeout=30)
+            self._until(
+                "etcd", lambda: _connects("127.0.0.1", 2379, Record.read(self.state)), "etcd", timeout=30
+            )
             self._start("apiserver")
             api = self.api(c)
-            self._until("the API server", lambda: api.text("/readyz") == "ok", "etcd", "apiserver", timeout=90)
+            self._until(
+                "the API server", lambda: api.text("/readyz") == "ok", "etcd", "apiserver", timeout=90
+            )
 
     def _nodes(self, progress: Progress, c: Config) -> None:
         with progress.step("nodes", self.state.logs / "kubelet-gpu.log"):
-            self._start("controller-manager", "scheduler", "proxy", "dns", "objectstore", "discovery", "prometheus")
+            self._start(
+                "controller-manager", "scheduler", "proxy", "dns", "objectstore", "discovery", "prometheus"
+            )
             for node in NODES:
-                self._until("containerd's socket", lambda node=node: _listens(str(self.state.containerd(node))), f"containerd-{node}")  # type: ignore[misc]
+                self._until(
+                    "containerd's socket",
+                    lambda node=node: _listens(str(self.state.containerd(node))),
+                    f"containerd-{node}",
+                )  # type: ignore[misc]
             self._start(*(f"kubelet-{n}" for n in NODES), "capacity")
-            self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(addons.base(c)))
-            self._until("the nodes", lambda: self.nodes_ready(c), "controller-manager", *(f"kubelet-{n}" for n in NODES), timeout=90)
+            self.kubectl(
+                c,
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "-f",
+                "-",
+                stdin=yaml.safe_dump_all(addons.base(c)),
+            )
+            self._until(
+                "the nodes",
+                lambda: self.nodes_ready(c),
+                "controller-manager",
+                *(f"kubelet-{n}" for n in NODES),
+                timeout=90,
+            )
 
     def _addons(self, progress: Progress, c: Config) -> None:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
@@ -298,7 +351,15 @@ class Sandbox:
                 "crd/gateways.gateway.networking.k8s.io",
                 "crd/traefikservices.traefik.io",
             )
-            self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(addons.gateway()))
+            self.kubectl(
+                c,
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "-f",
+                "-",
+                stdin=yaml.safe_dump_all(addons.gateway()),
+            )
             self._start("gateway")
             self.healthy(c)
 
@@ -308,8 +369,12 @@ class Sandbox:
         found = {n["metadata"]["name"]: n for n in self.api(c).get("/api/v1/nodes")["items"]}
         for node in NODES:
             item = found.get(node_name(node), {"status": {}, "spec": {}})
-            ready = any(x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", []))
-            waiting = any(t["key"].startswith("node.kubernetes.io/not-ready") for t in item["spec"].get("taints", []))
+            ready = any(
+                x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", [])
+            )
+            waiting = any(
+                t["key"].startswith("node.kubernetes.io/not-ready") for t in item["spec"].get("taints", [])
+            )
             if not ready or waiting:
                 return False
         gpus = found[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
@@ -318,7 +383,9 @@ class Sandbox:
     def gateway_programmed(self, c: Config) -> bool:
         space, name = addons.GATEWAY
         found = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
-        return any(x["type"] == "Programmed" and x["status"] == "True" for x in found["status"].get("conditions", []))
+        return any(
+            x["type"] == "Programmed" and x["status"] == "True" for x in found["status"].get("conditions", [])
+        )
 
     def checks(self, c: Config) -> dict[str, Callable[[], bool]]:
         return {
@@ -337,10 +404,14 @@ class Sandbox:
 
     # -- images
 
-    def _build_images(self, progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> list[images.Built]:
+    def _build_images(
+        self, progress: Progress, logs: Path, flavours: Iterable[str] = ()
+    ) -> list[images.Built]:
         return images.build_all(progress, logs, sorted({*flavours, *images.loaded_flavours(self.state)}))
 
-    def _load_images(self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None) -> None:
+    def _load_images(
+        self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None
+    ) -> None:
         until("containerd's socket", lambda: _listens(str(self.state.containerd(node))), timeout=30)
         images.load(self.state, node, [images.pause()], progress, self.state.logs / f"images-{node}.log")
         if built is not None:
@@ -381,7 +452,9 @@ class Sandbox:
             self._until(part, lambda: _listens((c.slot.node(node), KUBELET_PORT)), part)
         if kind == "containerd":
             self._until(part, lambda: _listens(str(self.state.containerd(node))), part)
-        check = self.checks(c).get({"etcd": "apiserver", "kubelet": "nodes", "capacity": "nodes"}.get(kind, part))
+        check = self.checks(c).get(
+            {"etcd": "apiserver", "kubelet": "nodes", "capacity": "nodes"}.get(kind, part)
+        )
         if check:
             self._until(part, check, part)
         else:
@@ -398,7 +471,9 @@ class Sandbox:
             raise SandboxError("another command is bringing this sandbox up or down: wait for it") from error
 
     def _down(self) -> None:
-        """By what was started: the init (its end ends everything inside), the cgroup, the link, the folder, the slot."""
+        """By what was started: the init (its end ends everything inside), the cgroup, the link, the
+        folder, the slot.
+        """
         record = Record.read(self.state)
         if record and record.alive:
             with contextlib.suppress(ProcessLookupError):
@@ -431,7 +506,12 @@ class Sandbox:
 
     def status(self) -> dict[str, Any]:
         record = Record.read(self.state)
-        base: dict[str, Any] = {"id": self.state.id, "checkout": str(CHECKOUT), "state_dir": str(self.state.root), "cache_dir": str(cache_root())}
+        base: dict[str, Any] = {
+            "id": self.state.id,
+            "checkout": str(CHECKOUT),
+            "state_dir": str(self.state.root),
+            "cache_dir": str(cache_root()),
+        }
         if record is None or not record.alive:
             return {**base, "running": False}
         c = self.config(slots.Slot(record.slot), record.options)
@@ -480,24 +560,39 @@ class Sandbox:
                 "buckets": list(configs.BUCKETS),
                 "region": configs.REGION,
             },
-            "network": {"host": c.slot.host, "infra": c.slot.infra, "pods": c.slot.pods, "services": c.slot.services, "dns": c.slot.dns_service},
+            "network": {
+                "host": c.slot.host,
+                "infra": c.slot.infra,
+                "pods": c.slot.pods,
+                "services": c.slot.services,
+                "dns": c.slot.dns_service,
+            },
             "audit_log": str(self.state.audit),
             "logs": str(self.state.logs),
             "nodes": nodes,
             "parts": running,
             "images": images.loaded(self.state),
-            "versions": {**parts.versions(), "gateway-api": pins.GATEWAY_API, "triton": pins.TRITON, **packages.package_versions()},
+            "versions": {
+                **parts.versions(),
+                "gateway-api": pins.GATEWAY_API,
+                "triton": pins.TRITON,
+                **packages.package_versions(),
+            },
         }
 
 
 def _node(item: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": item["metadata"]["name"],
-        "ready": any(x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", [])),
+        "ready": any(
+            x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", [])
+        ),
         "gpus": int(item["status"].get("allocatable", {}).get(configs.GPU, "0")),
         "product": item["metadata"].get("labels", {}).get(configs.GPU_LABEL),
         "taints": [f"{t['key']}={t.get('value', '')}:{t['effect']}" for t in item["spec"].get("taints", [])],
-        "address": next((a["address"] for a in item["status"].get("addresses", []) if a["type"] == "InternalIP"), None),
+        "address": next(
+            (a["address"] for a in item["status"].get("addresses", []) if a["type"] == "InternalIP"), None
+        ),
     }
 
 

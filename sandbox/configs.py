@@ -18,10 +18,27 @@ GPU = "nvidia.com/gpu"
 GPU_LABEL = "nvidia.com/gpu.product"
 REGION = "us-east-1"
 BUCKETS = ("models", "data", "artifacts")
-PORTS = {"apiserver": 6443, "gateway": 8080, "dashboard": 8081, "traefik-metrics": 8082, "prometheus": 9090, "objectstore": 9000}
+PORTS = {
+    "apiserver": 6443,
+    "gateway": 8080,
+    "dashboard": 8081,
+    "traefik-metrics": 8082,
+    "prometheus": 9090,
+    "objectstore": 9000,
+}
 
 # The order in which `up` starts them.
-ORDER = ("etcd", "containerd-gpu", "containerd-cpu", "apiserver", "controller-manager", "scheduler", "kubelet-gpu", "kubelet-cpu", "proxy")
+ORDER = (
+    "etcd",
+    "containerd-gpu",
+    "containerd-cpu",
+    "apiserver",
+    "controller-manager",
+    "scheduler",
+    "kubelet-gpu",
+    "kubelet-cpu",
+    "proxy",
+)
 ADDONS = ("capacity", "dns", "objectstore", "discovery", "prometheus", "gateway")
 
 
@@ -62,11 +79,19 @@ def node_name(node: str) -> str:
 
 
 def _argv(*program: str, **flags: Any) -> list[str]:
-    return [*program, *(f"--{k.replace('_', '-')}={str(v).lower() if isinstance(v, bool) else v}" for k, v in flags.items())]
+    return [
+        *program,
+        *(
+            f"--{k.replace('_', '-')}={str(v).lower() if isinstance(v, bool) else v}"
+            for k, v in flags.items()
+        ),
+    ]
 
 
 def parts(c: Config) -> dict[str, dict[str, Any]]:
-    """The supervisor's table: argv, environment, the node whose mounts it sees, seconds of grace on stop."""
+    """The supervisor's table: argv, environment, the node whose mounts it sees, seconds of grace on
+    stop.
+    """
     pki, kube, ip = c.state.pki, str(c.binaries["kube"]), c.slot.infra
     table: dict[str, dict[str, Any]] = {}
 
@@ -136,7 +161,16 @@ def parts(c: Config) -> dict[str, dict[str, Any]]:
             flex_volume_plugin_dir=c.state.data / "flexvolume",
         ),
     )
-    add("scheduler", _argv(kube, "kube-scheduler", kubeconfig=pki / "scheduler.conf", leader_elect=False, bind_address="127.0.0.1"))
+    add(
+        "scheduler",
+        _argv(
+            kube,
+            "kube-scheduler",
+            kubeconfig=pki / "scheduler.conf",
+            leader_elect=False,
+            bind_address="127.0.0.1",
+        ),
+    )
     add(
         "proxy",
         _argv(
@@ -156,8 +190,16 @@ def parts(c: Config) -> dict[str, dict[str, Any]]:
     )
     for node in NODES:
         home = c.state.node(node)
-        labels = f"{GPU_LABEL}={c.options.gpu_product},nvidia.com/gpu.present=true" if node == "gpu" else "modelrollout.dev/pool=general"
-        add(f"containerd-{node}", ["/usr/bin/containerd", "--config", str(c.state.etc / f"containerd-{node}.toml")], node=node)
+        labels = (
+            f"{GPU_LABEL}={c.options.gpu_product},nvidia.com/gpu.present=true"
+            if node == "gpu"
+            else "modelrollout.dev/pool=general"
+        )
+        add(
+            f"containerd-{node}",
+            ["/usr/bin/containerd", "--config", str(c.state.etc / f"containerd-{node}.toml")],
+            node=node,
+        )
         add(
             f"kubelet-{node}",
             _argv(
@@ -173,14 +215,41 @@ def parts(c: Config) -> dict[str, dict[str, Any]]:
             ),
             node=node,
         )
-    add("capacity", [c.python, "-m", "sandbox.capacity", str(c.state.root), node_name("gpu"), str(c.options.gpus)], PYTHONPATH=str(c.source))
-    add("discovery", [c.python, "-m", "sandbox.discovery", str(c.state.root), str(c.targets)], PYTHONPATH=str(c.source))
+    add(
+        "capacity",
+        [c.python, "-m", "sandbox.capacity", str(c.state.root), node_name("gpu"), str(c.options.gpus)],
+        PYTHONPATH=str(c.source),
+    )
+    add(
+        "discovery",
+        [c.python, "-m", "sandbox.discovery", str(c.state.root), str(c.targets)],
+        PYTHONPATH=str(c.source),
+    )
     add("dns", [str(c.binaries["coredns"]), "-conf", str(c.state.etc / "Corefile")])
-    store = _argv(str(c.binaries["versitygw"]), "--quiet", "--keep-alive", port=c.address("objectstore"), region=REGION, health="/healthz")
+    store = _argv(
+        str(c.binaries["versitygw"]),
+        "--quiet",
+        "--keep-alive",
+        port=c.address("objectstore"),
+        region=REGION,
+        health="/healthz",
+    )
     posix = ["posix", "--sidecar", str(c.state.data / "s3" / "meta"), str(c.state.data / "s3" / "objects")]
     add("objectstore", [*store, *posix], ROOT_ACCESS_KEY=c.access_key, ROOT_SECRET_KEY=c.secret_key)
-    flags = {"config.file": c.state.etc / "prometheus.yaml", "storage.tsdb.path": c.state.data / "prometheus", "storage.tsdb.retention.time": "2d"}
-    add("prometheus", _argv("/usr/bin/prometheus", "--web.enable-lifecycle", **flags, **{"web.listen-address": c.address("prometheus")}))
+    flags = {
+        "config.file": c.state.etc / "prometheus.yaml",
+        "storage.tsdb.path": c.state.data / "prometheus",
+        "storage.tsdb.retention.time": "2d",
+    }
+    add(
+        "prometheus",
+        _argv(
+            "/usr/bin/prometheus",
+            "--web.enable-lifecycle",
+            **flags,
+            **{"web.listen-address": c.address("prometheus")},
+        ),
+    )
     add("gateway", [str(c.binaries["traefik"]), *traefik_flags(c)], KUBECONFIG=str(pki / "traefik.conf"))
     return table
 
@@ -222,7 +291,11 @@ def kubelet(c: Config, node: str) -> dict[str, Any]:
         "healthzBindAddress": "127.0.0.1",
         "healthzPort": 10300 + NODES.index(node),
         "readOnlyPort": 0,
-        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": str(pki / "ca.crt")}},
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(pki / "ca.crt")},
+        },
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(pki / f"kubelet-{node_name(node)}.crt"),
         "tlsPrivateKeyFile": str(pki / f"kubelet-{node_name(node)}.key"),
@@ -273,7 +346,9 @@ conf_dir = "{home}/cni"
 
 
 def cni(c: Config, node: str) -> dict[str, Any]:
-    """Every pod on a routed link of its own: no bridge, so nothing depends on how bridged packets meet the packet filter."""
+    """Every pod on a routed link of its own: no bridge, so nothing depends on how bridged packets
+    meet the packet filter.
+    """
     addresses = {
         "type": "host-local",
         "dataDir": str(c.state.node(node) / "cni-leases"),
@@ -283,12 +358,20 @@ def cni(c: Config, node: str) -> dict[str, Any]:
     return {
         "cniVersion": "1.0.0",
         "name": f"pods-{node}",
-        "plugins": [{"type": "ptp", "ipMasq": False, "ipam": addresses}, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}],
+        "plugins": [
+            {"type": "ptp", "ipMasq": False, "ipam": addresses},
+            {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+        ],
     }
 
 
 def audit_policy() -> dict[str, Any]:
-    return {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+    return {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata"}],
+    }
 
 
 def corefile(c: Config) -> str:
@@ -326,10 +409,26 @@ def prometheus(c: Config) -> dict[str, Any]:
                 "file_sd_configs": [{"files": [str(c.targets)], "refresh_interval": "1m"}],
                 "relabel_configs": [
                     {"source_labels": [annotation("scrape")], "action": "keep", "regex": "true"},
-                    {"source_labels": ["__meta_kubernetes_pod_phase"], "action": "drop", "regex": "Pending|Succeeded|Failed"},
-                    {"source_labels": ["__meta_kubernetes_pod_container_init"], "action": "drop", "regex": "true"},
-                    {"source_labels": [annotation("path")], "target_label": "__metrics_path__", "regex": "(.+)"},
-                    {"source_labels": [annotation("scheme")], "target_label": "__scheme__", "regex": "(https?)"},
+                    {
+                        "source_labels": ["__meta_kubernetes_pod_phase"],
+                        "action": "drop",
+                        "regex": "Pending|Succeeded|Failed",
+                    },
+                    {
+                        "source_labels": ["__meta_kubernetes_pod_container_init"],
+                        "action": "drop",
+                        "regex": "true",
+                    },
+                    {
+                        "source_labels": [annotation("path")],
+                        "target_label": "__metrics_path__",
+                        "regex": "(.+)",
+                    },
+                    {
+                        "source_labels": [annotation("scheme")],
+                        "target_label": "__scheme__",
+                        "regex": "(https?)",
+                    },
                     {
                         "source_labels": ["__meta_kubernetes_pod_ip", annotation("port")],
                         "separator": ":",

@@ -1,6 +1,8 @@
-"""Tells Prometheus which pods to scrape: Debian's build has no Kubernetes discovery, so this writes a file that it watches.
+"""Tells Prometheus which pods to scrape: Debian's build has no Kubernetes discovery, so this writes
+a file that it watches.
 
-The labels are those of Prometheus's own pod discovery, so that the relabelling rules are the ones of a real cluster.
+The labels are those of Prometheus's own pod discovery, so that the relabelling rules are the ones
+of a real cluster.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def target(pod: dict[str, Any]) -> dict[str, Any] | None:
     annotations, address = meta.get("annotations", {}), status.get("podIP")
     if annotations.get(_ANNOTATION) != "true" or not address:
         return None
-    ready = next((c["status"].lower() for c in status.get("conditions", []) if c["type"] == "Ready"), "unknown")
+    ready = next(
+        (c["status"].lower() for c in status.get("conditions", []) if c["type"] == "Ready"), "unknown"
+    )
     ports = [p["containerPort"] for c in spec.get("containers", []) for p in c.get("ports", [])]
     labels = {
         "namespace": meta["namespace"],
@@ -41,7 +45,9 @@ def target(pod: dict[str, Any]) -> dict[str, Any] | None:
         "pod_ready": ready,
         "pod_node_name": spec.get("nodeName", ""),
         **{f"pod_label_{_label(k)}": v for k, v in meta.get("labels", {}).items()},
-        **{f"pod_annotation_{_label(k)}": v for k, v in annotations.items() if k.startswith("prometheus.io/")},
+        **{
+            f"pod_annotation_{_label(k)}": v for k, v in annotations.items() if k.startswith("prometheus.io/")
+        },
     }
     where = f"{address}:{ports[0]}" if ports else address
     return {"targets": [where], "labels": {f"__meta_kubernetes_{k}": v for k, v in labels.items()}}
@@ -79,7 +85,9 @@ def follow(api: Api, targets: Targets) -> None:
         targets.see("ADDED", pod)
     targets.write()
     version = listed["metadata"]["resourceVersion"]
-    for event in api.watch(f"{PODS}?watch=1&allowWatchBookmarks=true&timeoutSeconds=240&resourceVersion={version}"):
+    for event in api.watch(
+        f"{PODS}?watch=1&allowWatchBookmarks=true&timeoutSeconds=240&resourceVersion={version}"
+    ):
         if event["type"] == "ERROR":
             return
         if event["type"] != "BOOKMARK":
@@ -95,7 +103,8 @@ def main() -> None:
         while True:
             try:
                 follow(Api.of(state.kubeconfig, state.pki, "prometheus"), targets)
-            except (OSError, ValueError) as error:  # the file keeps what was last known, as Prometheus's own discovery does
+            except (OSError, ValueError) as error:
+                # the file keeps what was last known, as Prometheus's own discovery does
                 sys.stderr.write(f"{error}\n")
                 sys.stderr.flush()
                 time.sleep(0.5)

@@ -1,4 +1,6 @@
-"""Images: made with buildah from real Dockerfiles, kept in an OCI layout, imported into this sandbox's containerds."""
+"""Images: made with buildah from real Dockerfiles, kept in an OCI layout, imported into this
+sandbox's containerds.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ BASE = "localhost/modelrollout-base:1"
 TORCH_BASE = "localhost/modelrollout-torch-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
-FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")  # targets that hundreds of megabytes go into: built when somebody asks for them
+# targets that hundreds of megabytes go into: built when somebody asks for them
+FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
 _BASES = {BASE: (pins.DEBIAN_SUITE, BASE_PACKAGES), TORCH_BASE: (pins.TORCH_SUITE, ("ca-certificates",))}
@@ -40,7 +43,9 @@ _state_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Built:
-    """An image that lies in the layout: `key` names what it was made from, `manifest` is its digest there."""
+    """An image that lies in the layout: `key` names what it was made from, `manifest` is its digest
+    there.
+    """
 
     ref: str
     key: str
@@ -130,7 +135,9 @@ def prune(newest: int = 4) -> None:
 
 
 def sparse(built: Built, have: Callable[[str], bool], out: IO[bytes]) -> list[str]:
-    """The image as an OCI archive without the layers that are there already; returns the layers it carries."""
+    """The image as an OCI archive without the layers that are there already; returns the layers it
+    carries.
+    """
     manifest, config, *layers = blobs(built.manifest)
     carried = list(dict.fromkeys(name for name in layers if not have(name)))
     described = [
@@ -174,8 +181,17 @@ def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, 
 
     layer = put(out.getvalue(), "layer.v1.tar")
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    described = {"architecture": machine, "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}
-    manifest = {"schemaVersion": 2, "config": put(json.dumps(described).encode(), "config.v1+json"), "layers": [layer]}
+    described = {
+        "architecture": machine,
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": put(json.dumps(described).encode(), "config.v1+json"),
+        "layers": [layer],
+    }
     return put(json.dumps(manifest).encode(), "manifest.v1+json")["digest"], found
 
 
@@ -200,7 +216,16 @@ def pause() -> Built:
 
 def _buildah(*argv: str | Path) -> list[str | Path]:
     home = cache_root() / "buildah"
-    return ["buildah", "--root", home / "storage", "--runroot", home / "run", "--storage-driver", "overlay", *argv]
+    return [
+        "buildah",
+        "--root",
+        home / "storage",
+        "--runroot",
+        home / "run",
+        "--storage-driver",
+        "overlay",
+        *argv,
+    ]
 
 
 def _mirror() -> str:
@@ -214,7 +239,9 @@ def _mirror() -> str:
 
 
 def pip_settings(listing: str, certificate: str = _CA) -> str:
-    """pip.conf for a build, from `pip config list` of this machine; what names local files is left out."""
+    """pip.conf for a build, from `pip config list` of this machine; what names local files is left
+    out.
+    """
     kept = {"cert": certificate}
     for line in listing.splitlines():
         name, _, value = line.partition("=")
@@ -227,13 +254,27 @@ def pip_settings(listing: str, certificate: str = _CA) -> str:
 def _mounts(suite: str) -> list[str]:
     """What RUN needs from this machine to install packages; nothing of it stays in the image."""
     sources = _place(f"{suite}.list", f"deb {_mirror()} {suite} main\n")
-    certificate = next((v for n in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if (v := os.environ.get(n)) and Path(v).is_file()), _CA)
+    certificate = next(
+        (
+            v
+            for n in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+            if (v := os.environ.get(n)) and Path(v).is_file()
+        ),
+        _CA,
+    )
     try:
         listing = capture(["python3", "-m", "pip", "config", "list"])
     except CommandError:
         listing = ""
     settings = _place("pip.conf", pip_settings(listing))
-    return ["-v", f"{certificate}:{_CA}:ro", "-v", f"{settings}:/etc/pip.conf:ro", "-v", f"{sources}:/etc/apt/sources.list:ro"]
+    return [
+        "-v",
+        f"{certificate}:{_CA}:ro",
+        "-v",
+        f"{settings}:/etc/pip.conf:ro",
+        "-v",
+        f"{sources}:/etc/apt/sources.list:ro",
+    ]
 
 
 def _place(name: str, text: str) -> Path:
@@ -245,11 +286,27 @@ def _place(name: str, text: str) -> Path:
     return path
 
 
-def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, suite: str = pins.DEBIAN_SUITE, **arguments: str) -> str:
+def _bud(
+    tag: str,
+    context: Path,
+    log: Path,
+    *,
+    target: str | None = None,
+    suite: str = pins.DEBIAN_SUITE,
+    **arguments: str,
+) -> str:
     """Build with layer caching; returns the image's id."""
     with tempfile.NamedTemporaryFile("r") as id_file:
         argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", "--layers", *_mounts(suite)]
-        argv += ["--tag", tag, "--format", "oci", "--iidfile", id_file.name, *(["--target", target] if target else [])]
+        argv += [
+            "--tag",
+            tag,
+            "--format",
+            "oci",
+            "--iidfile",
+            id_file.name,
+            *(["--target", target] if target else []),
+        ]
         for name, value in arguments.items():
             argv += ["--build-arg", f"{name}={value}"]
         run(_buildah(*argv, "-f", context / "Dockerfile", context), log=log)
@@ -257,17 +314,37 @@ def _bud(tag: str, context: Path, log: Path, *, target: str | None = None, suite
 
 
 def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
-    """Into the layout: only layers that are not there yet are written. buildah compresses for an OCI layout whatever it is told; zstd costs least."""
+    """Into the layout: only layers that are not there yet are written. buildah compresses for an
+    OCI layout whatever it is told; zstd costs least.
+    """
     name = f"{slug(ref)}-{key}"
     layout().mkdir(parents=True, exist_ok=True)
-    run(_buildah("push", "--quiet", "--compression-format", "zstd", "--compression-level", "1", image_id, f"oci:{layout()}:{name}"), log=log)
+    run(
+        _buildah(
+            "push",
+            "--quiet",
+            "--compression-format",
+            "zstd",
+            "--compression-level",
+            "1",
+            image_id,
+            f"oci:{layout()}:{name}",
+        ),
+        log=log,
+    )
     index = layout() / "index.json"
     listed = json.loads(index.read_text())["manifests"]
-    manifest = next(m["digest"] for m in listed if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == name)
+    manifest = next(
+        m["digest"]
+        for m in listed
+        if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == name
+    )
     index.unlink()  # the notes are the index; a list that only grows would slow every push
     built = keep(ref, key, manifest)
     prune()
-    run(_buildah("rm", "--all"), log=log)  # what a build that failed left behind would hold its image; the lock says that no other build runs
+    # what a build that failed left behind would hold its image; the lock says that no other build
+    # runs
+    run(_buildah("rm", "--all"), log=log)
     run(_buildah("rmi", "--prune"), log=log)
     return built
 
@@ -298,9 +375,29 @@ def ensure_base(log: Path, ref: str = BASE) -> None:
         root = cache_root() / ".debootstrap"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        # mounts of its own: an interrupted one would leave its /proc behind, and no later one could clear the folder
-        run(["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, _mirror()], log=log)
-        for left in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log"):
+        # mounts of its own: an interrupted one would leave its /proc behind, and no later one could
+        # clear the folder
+        run(
+            [
+                "unshare",
+                "--mount",
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={','.join(packages)}",
+                suite,
+                root,
+                _mirror(),
+            ],
+            log=log,
+        )
+        for left in (
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+            "var/log",
+        ):
             shutil.rmtree(root / left, ignore_errors=True)
             (root / left).mkdir(parents=True, exist_ok=True)
         (root / "etc/apt/sources.list").write_text("")
@@ -308,7 +405,17 @@ def ensure_base(log: Path, ref: str = BASE) -> None:
         (root / "etc/hostname").unlink(missing_ok=True)
         name = capture(_buildah("from", "scratch")).strip()
         run(_buildah("add", "--quiet", name, root, "/"), log=log)
-        run(_buildah("config", "--cmd", "/bin/bash", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", name), log=log)
+        run(
+            _buildah(
+                "config",
+                "--cmd",
+                "/bin/bash",
+                "--env",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                name,
+            ),
+            log=log,
+        )
         run(_buildah("commit", "--quiet", "--rm", "--format", "oci", name, ref), log=log)
         shutil.rmtree(root, ignore_errors=True)
         mark.touch()
@@ -331,7 +438,15 @@ def build_project(target: str, log: Path) -> Built:
     if target == "pytorch":
         ensure_base(log, TORCH_BASE)
     with locked(_LOCK):
-        image_id = _bud(f"{ref}-{sandbox_id()}", CHECKOUT, log, target=target, suite=suite, BASE=BASE, TORCH_BASE=TORCH_BASE)
+        image_id = _bud(
+            f"{ref}-{sandbox_id()}",
+            CHECKOUT,
+            log,
+            target=target,
+            suite=suite,
+            BASE=BASE,
+            TORCH_BASE=TORCH_BASE,
+        )
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
@@ -375,7 +490,9 @@ def loaded(state: State) -> dict[str, dict[str, str]]:
 
 def loaded_flavours(state: State) -> set[str]:
     """Flavours that a node of this sandbox has: they are kept as current as the rest."""
-    return {flavour for flavour in FLAVOURS for node in loaded(state).values() if project_ref(flavour) in node}
+    return {
+        flavour for flavour in FLAVOURS for node in loaded(state).values() if project_ref(flavour) in node
+    }
 
 
 def load(state: State, node: str, built: list[Built], progress: Progress, log: Path) -> None:
@@ -395,7 +512,10 @@ def load(state: State, node: str, built: list[Built], progress: Progress, log: P
 
 def _import(state: State, node: str, image: Built, have: Callable[[str], bool], log: Path) -> None:
     argv = ["ctr", "--address", str(state.containerd(node)), "--namespace", "k8s.io", "images", "import", "-"]
-    with log.open("a") as out, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
+    with (
+        log.open("a") as out,
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process,
+    ):
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):
             carried = sparse(image, have, process.stdin)

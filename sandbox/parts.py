@@ -1,4 +1,6 @@
-"""Binaries built from the Go modules under parts/, kept in the cache under a key of everything they are made of."""
+"""Binaries built from the Go modules under parts/, kept in the cache under a key of everything they
+are made of.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def cached(part: pins.Part) -> bool:
 
 
 def build(part: pins.Part, log: Path) -> None:
-    """Built in a folder of its own and renamed: a kill half way leaves nothing that looks finished."""
+    """Built in a folder of its own and renamed: a kill half way leaves nothing that looks
+    finished.
+    """
     target = home(part)
     with locked(target.name):
         if cached(part):
@@ -51,25 +55,46 @@ def build(part: pins.Part, log: Path) -> None:
         temporary = cache_root() / f".building-{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        env = {"GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", **({"CGO_ENABLED": "0"} if part.static else {})}
-        run([go(log), "build", *_FLAGS, "-ldflags", part.ldflags, "-o", temporary / part.name, part.package], log=log, env=env, cwd=module(part))
+        env = {
+            "GOFLAGS": "-mod=readonly",
+            "GOTOOLCHAIN": "local",
+            **({"CGO_ENABLED": "0"} if part.static else {}),
+        }
+        run(
+            [go(log), "build", *_FLAGS, "-ldflags", part.ldflags, "-o", temporary / part.name, part.package],
+            log=log,
+            env=env,
+            cwd=module(part),
+        )
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
 
 
 def crds(log: Path) -> list[Path]:
-    """The definitions that the gateway needs, each as one file: the Gateway API's standard channel, and Traefik's own kinds."""
-    gateway_api = _yaml_of("gateway-api", f"sigs.k8s.io/gateway-api@v{pins.GATEWAY_API}", "config/crd/standard/gateway.networking*.yaml", log)
+    """The definitions that the gateway needs, each as one file: the Gateway API's standard channel,
+    and Traefik's own kinds.
+    """
+    gateway_api = _yaml_of(
+        "gateway-api",
+        f"sigs.k8s.io/gateway-api@v{pins.GATEWAY_API}",
+        "config/crd/standard/gateway.networking*.yaml",
+        log,
+    )
     # Its provider of these kinds watches all of them, so all have to be there.
     kinds = "docs/content/reference/dynamic-configuration/traefik.io_*.yaml"
-    return [gateway_api, _yaml_of("traefik-crds", f"github.com/traefik/traefik/v3@v{pins.TRAEFIK}", kinds, log)]
+    return [
+        gateway_api,
+        _yaml_of("traefik-crds", f"github.com/traefik/traefik/v3@v{pins.TRAEFIK}", kinds, log),
+    ]
 
 
 def _yaml_of(name: str, module: str, pattern: str, log: Path) -> Path:
     """Files out of a Go module, joined and kept in the cache."""
     target = cache_root() / f"{name}-{module.rpartition('@v')[2]}.yaml"
     if not target.exists():
-        found = json.loads(capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause"))
+        found = json.loads(
+            capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause")
+        )
         files = sorted(Path(found["Dir"]).glob(pattern))
         temporary = target.with_suffix(f".{os.getpid()}")
         temporary.write_text("\n---\n".join(f.read_text() for f in files))

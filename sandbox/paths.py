@@ -107,7 +107,9 @@ class State:
 
 @contextlib.contextmanager
 def locked(name: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of this machine. Locks lie in the cache, so that nothing a `down` removes can take a lock with it."""
+    """Hold a lock of this machine. Locks lie in the cache, so that nothing a `down` removes can
+    take a lock with it.
+    """
     folder = cache_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a") as lock:

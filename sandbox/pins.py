@@ -1,4 +1,6 @@
-"""Every version the sandbox is made of, in one place. A changed pin changes the cache key of what depends on it."""
+"""Every version the sandbox is made of, in one place. A changed pin changes the cache key of what
+depends on it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ PARTS: tuple[Part, ...] = (
         "controlplane",
         ".",
         KUBERNETES,
-        f"-s -w -X {_KUBE_VERSION}.gitVersion=v{KUBERNETES} -X {_KUBE_VERSION}.gitMajor=1 -X {_KUBE_VERSION}.gitMinor={_MINOR}",
+        f"-s -w -X {_KUBE_VERSION}.gitVersion=v{KUBERNETES} -X {_KUBE_VERSION}.gitMajor=1 -X"
+        f" {_KUBE_VERSION}.gitMinor={_MINOR}",
         cold_seconds=400,
     ),
     Part("coredns", "dns", ".", "1.15.0", cold_seconds=100),

@@ -1,4 +1,6 @@
-"""What the machine must offer, checked before anything is touched; every refusal says what to do."""
+"""What the machine must offer, checked before anything is touched; every refusal says what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,17 @@ def problems(state: State) -> list[str]:
     missing = _CONTROLLERS - set(cgroup_hierarchies())
     if missing:
         found.append(
-            f"cgroup controllers are missing: {', '.join(sorted(missing))} (mount /sys/fs/cgroup, or enable them on the kernel command line)"
+            f"cgroup controllers are missing: {', '.join(sorted(missing))} (mount /sys/fs/cgroup, or enable"
+            " them on the kernel command line)"
         )
     for root in {cache_root(), state_root()}:
         folder = next(p for p in (root, *root.parents) if p.exists())
         free = shutil.disk_usage(folder).free / 2**30
         if free < MIN_FREE_GIB:
-            found.append(f"{free:.1f} GiB free at {folder}, {MIN_FREE_GIB} are needed: free some, or set XDG_CACHE_HOME and XDG_STATE_HOME")
+            found.append(
+                f"{free:.1f} GiB free at {folder}, {MIN_FREE_GIB} are needed: free some, or set"
+                " XDG_CACHE_HOME and XDG_STATE_HOME"
+            )
     if len(str(state.socket)) > 100:
         found.append(f"{state.root} is too long for a socket's address: set XDG_STATE_HOME to a shorter path")
     return found

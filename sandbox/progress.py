@@ -1,4 +1,6 @@
-"""What `up` is doing: a live table on a terminal, plain lines elsewhere, and a table of times at the end."""
+"""What `up` is doing: a live table on a terminal, plain lines elsewhere, and a table of times at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
+            )
             self._live.start()
         return self
 
@@ -98,7 +102,9 @@ class Progress:
 
     def _say(self, line: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(f"[{time.monotonic() - self.started:6.1f}] {line}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"[{time.monotonic() - self.started:6.1f}] {line}", markup=False, soft_wrap=True
+            )
 
     def _render(self) -> Table:
         return self.table(logs=True)
@@ -114,6 +120,11 @@ class Progress:
         with self._lock:
             steps = list(self.steps)
         for s in steps:
-            row: list[str | Text] = [_MARK[s.state], escape(s.name), f"{s.seconds:.1f}", Text(s.note, style="dim")]
+            row: list[str | Text] = [
+                _MARK[s.state],
+                escape(s.name),
+                f"{s.seconds:.1f}",
+                Text(s.note, style="dim"),
+            ]
             table.add_row(*row, *([str(s.log) if s.log and s.state == "running" else ""] if logs else []))
         return table

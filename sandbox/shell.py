@@ -23,12 +23,26 @@ class WaitError(RuntimeError):
     """Something did not become true in time."""
 
 
-def run(argv: Sequence[str | Path], *, log: Path | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
     """Run to the end; output is appended to `log` or, without one, kept for the error."""
     words = [str(a) for a in argv]
     full = {**os.environ, **(env or {})}
     if log is None:
-        done = subprocess.run(words, env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            words,
+            env=full,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         if done.returncode:
             raise CommandError(words, done.returncode, done.stdout, None)
         return
@@ -36,15 +50,25 @@ def run(argv: Sequence[str | Path], *, log: Path | None = None, env: Mapping[str
     with log.open("a") as out:
         out.write(f"$ {shlex.join(words)}\n")
         out.flush()
-        code = subprocess.run(words, env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(
+            words, env=full, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        ).returncode
     if code:
         raise CommandError(words, code, tail(log), log)
 
 
-def capture(argv: Sequence[str | Path], *, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+def capture(
+    argv: Sequence[str | Path],
+    *,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
     """Run and return standard output."""
     words = [str(a) for a in argv]
-    done = subprocess.run(words, input=stdin, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        words, input=stdin, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True
+    )
     if done.returncode:
         raise CommandError(words, done.returncode, done.stderr or done.stdout, None)
     return done.stdout

@@ -31,7 +31,9 @@ class Slot:
 
     @property
     def link(self) -> str:
-        """The veth's network: the host has .1, the sandbox .2, its nodes the addresses after that."""
+        """The veth's network: the host has .1, the sandbox .2, its nodes the addresses after
+        that.
+        """
         return f"10.200.{self.number}.0/28"
 
     def _link(self, host: int) -> str:
@@ -43,7 +45,9 @@ class Slot:
 
     @property
     def infra(self) -> str:
-        """The address of everything that is a process and not a pod: API server, gateway, Prometheus, object store, DNS."""
+        """The address of everything that is a process and not a pod: API server, gateway,
+        Prometheus, object store, DNS.
+        """
         return self._link(2)
 
     def node(self, name: str) -> str:
@@ -80,12 +84,17 @@ def choose(taken: Iterable[int], routes: Iterable[str]) -> Slot:
         if any(ipaddress.ip_network(n).overlaps(u) for n in slot.networks for u in used if u.version == 4):
             continue
         return slot
-    raise RuntimeError(f"no free address slot: {len(busy)} of {SLOTS} are taken by other sandboxes, the rest overlap routes of this machine")
+    raise RuntimeError(
+        f"no free address slot: {len(busy)} of {SLOTS} are taken by other sandboxes, the rest overlap routes"
+        " of this machine"
+    )
 
 
 @contextlib.contextmanager
 def _locked() -> Iterator[dict[str, int]]:
-    """The table sandbox id -> slot number; what the block leaves in it is written back in one step."""
+    """The table sandbox id -> slot number; what the block leaves in it is written back in one
+    step.
+    """
     table = state_root() / "slots.json"
     state_root().mkdir(parents=True, exist_ok=True)
     with locked("slots"):
@@ -101,7 +110,9 @@ def _locked() -> Iterator[dict[str, int]]:
 
 
 def living(taken: Mapping[str, int], root: Path) -> dict[str, int]:
-    """Slots whose sandbox still has a state folder: the rest was left by something that was removed by hand."""
+    """Slots whose sandbox still has a state folder: the rest was left by something that was removed
+    by hand.
+    """
     return {name: number for name, number in taken.items() if (root / name).is_dir()}
 
 

@@ -1,6 +1,8 @@
-"""The sandbox's first process: PID 1 of its own namespaces, parent of every part. When it ends, the kernel ends the rest.
+"""The sandbox's first process: PID 1 of its own namespaces, parent of every part. When it ends, the
+kernel ends the rest.
 
-It does what it is told over a socket and nothing else: a part that dies stays dead, and `status` says so.
+It does what it is told over a socket and nothing else: a part that dies stays dead, and `status`
+says so.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ class Process:
 class Supervisor:
     state: State
     processes: dict[str, Process] = field(default_factory=dict)
-    holders: dict[str, int] = field(default_factory=dict)  # node -> process that holds its mount namespace
-    doomed: dict[str, float] = field(default_factory=dict)  # part being stopped -> when it is killed
+    # node -> process that holds its mount namespace
+    holders: dict[str, int] = field(default_factory=dict)
+    # part being stopped -> when it is killed
+    doomed: dict[str, float] = field(default_factory=dict)
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Read again on every command, so that `up` can change a part's arguments."""
@@ -53,7 +57,9 @@ class Supervisor:
     # -- processes
 
     def hold(self, node: str) -> int:
-        """A process that keeps a node's mount namespace, so that kubelet and containerd share it across restarts."""
+        """A process that keeps a node's mount namespace, so that kubelet and containerd share it
+        across restarts.
+        """
         if node in self.holders:
             return self.holders[node]
         read, write = os.pipe()
@@ -144,7 +150,9 @@ class Supervisor:
         self.bound_logs()
 
     def bound_logs(self) -> None:
-        """Parts append to their logs: the end of a log that grew too big is kept in a file beside it."""
+        """Parts append to their logs: the end of a log that grew too big is kept in a file beside
+        it.
+        """
         for log in self.state.logs.glob("*.log"):
             with contextlib.suppress(OSError):
                 if log.stat().st_size > MAX_LOG and not log.name.startswith("audit"):
@@ -170,7 +178,13 @@ class Supervisor:
                 return {
                     "ok": True,
                     "parts": {
-                        n: {"running": p.running, "pid": p.pid, "starts": p.starts, "exit": p.exit, "started": p.started}
+                        n: {
+                            "running": p.running,
+                            "pid": p.pid,
+                            "starts": p.starts,
+                            "exit": p.exit,
+                            "started": p.started,
+                        }
                         for n, p in self.processes.items()
                     },
                     "nodes": self.holders,
@@ -222,11 +236,15 @@ class Supervisor:
 
 
 def main() -> None:
-    """Join the sandbox's cgroup, take new namespaces, and go on as their first process, detached from the caller."""
+    """Join the sandbox's cgroup, take new namespaces, and go on as their first process, detached
+    from the caller.
+    """
     state = State(Path(sys.argv[1]))
     os.setsid()
     namespaces.join_cgroup(f"{state.cgroup}/host")
-    namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS)
+    namespaces.unshare(
+        namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
+    )
     pid = os.fork()
     if pid:  # the starter reads the number of the new init in this machine's numbering
         sys.stdout.write(f"{pid}\n")
@@ -237,7 +255,9 @@ def main() -> None:
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
-    namespaces.mount("proc", "/proc", "proc", namespaces.MS_NOSUID | namespaces.MS_NODEV | namespaces.MS_NOEXEC)
+    namespaces.mount(
+        "proc", "/proc", "proc", namespaces.MS_NOSUID | namespaces.MS_NODEV | namespaces.MS_NOEXEC
+    )
     namespaces.sethostname("modelrollout-sandbox")
     Supervisor(state).serve()
 

@@ -1,4 +1,6 @@
-"""Hypothesis tries the same cases every time, so that a change is judged by them and by nothing else; HYPOTHESIS_PROFILE=deep looks for others."""
+"""Hypothesis tries the same cases every time, so that a change is judged by them and by nothing
+else; HYPOTHESIS_PROFILE=deep looks for others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True, database=None, deadline=None)  # a busy machine is no failure
+# a busy machine is no failure
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "same")

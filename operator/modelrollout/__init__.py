@@ -1,1 +1,3 @@
-"""Roll out machine-learning models on Kubernetes: optimize, verify, serve with Triton, judge on evidence."""
+"""Roll out machine-learning models on Kubernetes: optimize, verify, serve with Triton, judge on
+evidence.
+"""

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import selectors, uris
@@ -18,23 +26,42 @@ class ConfigError(ValueError):
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
 
 def _plain(instead: str) -> AfterValidator:
-    """Nothing but a place: the configuration is a ConfigMap, and its URIs stand in messages and in pods."""
+    """Nothing but a place: the configuration is a ConfigMap, and its URIs stand in messages and in
+    pods.
+    """
 
     def checked(uri: str) -> str:
         if uris.carries_more(uri):
-            raise ValueError(f"a URI must not carry a user name, password, query or fragment; leave them out, {instead}")
+            raise ValueError(
+                f"a URI must not carry a user name, password, query or fragment; leave them out, {instead}"
+            )
         return uri
 
     return AfterValidator(checked)
 
 
 StoreUri = Annotated[str, _plain("name a Secret of the user's namespace in secretName")]
-PrometheusUrl = Annotated[str, _plain("and give tokenFile, or usernameFile and passwordFile (in the chart tokenSecret, basicAuthSecret)")]
-RedirectPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/"), _plain("a prefix is enough: what a redirect carries besides is its own")]
+PrometheusUrl = Annotated[
+    str,
+    _plain(
+        "and give tokenFile, or usernameFile and passwordFile (in the chart tokenSecret, basicAuthSecret)"
+    ),
+]
+RedirectPrefix = Annotated[
+    str,
+    Field(pattern=r"^https?://[^/\s]+/"),
+    _plain("a prefix is enough: what a redirect carries besides is its own"),
+]
 
 
 def _selector(text: str) -> str:
@@ -48,7 +75,9 @@ LabelName = Annotated[str, Field(pattern=rf"^{selectors.LABEL_NAME}$")]
 
 
 def lies_in(uri: str, prefix: str) -> bool:
-    """Whether ``uri`` lies in ``prefix``, which ends at a path separator: s3://models does not hold s3://models-2/x."""
+    """Whether ``uri`` lies in ``prefix``, which ends at a path separator: s3://models does not hold
+    s3://models-2/x.
+    """
     return uri.startswith(prefix.rstrip("/") + "/") and "/../" not in uri and not uri.endswith("/..")
 
 
@@ -56,26 +85,38 @@ Queries = Literal["Templates", "Own"]
 
 
 class Store(_Config):
-    """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is fetched."""
+    """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is
+    fetched.
+    """
 
     name: str
     uri: StoreUri = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
     endpoint: StoreUri | None = Field(None, description="S3 endpoint when it is not AWS.")
     region: str | None = None
     allow_http: bool = False
-    secret_name: str | None = Field(None, description="Secret in the user's namespace to use when the ModelDeployment names none.")
+    secret_name: str | None = Field(
+        None, description="Secret in the user's namespace to use when the ModelDeployment names none."
+    )
     redirects_to: list[RedirectPrefix] = Field(
         default_factory=list,
-        description="Prefixes outside of uri that an http(s) store may redirect to, for example https://cdn.example.com/models/.",
+        description=(
+            "Prefixes outside of uri that an http(s) store may redirect to, for example"
+            " https://cdn.example.com/models/."
+        ),
     )
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:
         if self.redirects_to and self.uri.startswith("s3://"):
-            raise ValueError("redirectsTo is for http(s) stores: no redirect of an S3 store is followed; leave it out")
+            raise ValueError(
+                "redirectsTo is for http(s) stores: no redirect of an S3 store is followed; leave it out"
+            )
         for prefix in self.redirects_to:
             if prefix.startswith("http://") and (self.uri.startswith("https://") or not self.allow_http):
-                raise ValueError(f"redirectsTo: {prefix}: no redirect leads from https to http, nor to http without allowHttp; write https://")
+                raise ValueError(
+                    f"redirectsTo: {prefix}: no redirect leads from https to http, nor to http without"
+                    " allowHttp; write https://"
+                )
         return self
 
     @property
@@ -92,7 +133,11 @@ class ArtifactStore(Store):
     """Where prepared models are kept: Jobs write there, servers read."""
 
     read_secret_name: str | None = Field(
-        None, description="Secret in the user's namespace that servers read with; left out: secretName, with which Jobs write."
+        None,
+        description=(
+            "Secret in the user's namespace that servers read with; left out: secretName, with which Jobs"
+            " write."
+        ),
     )
 
     @property
@@ -102,7 +147,9 @@ class ArtifactStore(Store):
 
 
 class PrometheusProvider(_Config):
-    """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the operator's pod."""
+    """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the
+    operator's pod.
+    """
 
     name: str
     url: PrometheusUrl
@@ -113,13 +160,26 @@ class PrometheusProvider(_Config):
 
 
 class GatewayMetrics(_Config):
-    """How the gateway's metrics name a backend Service. ``traefik`` is built in; more come with more gateways."""
+    """How the gateway's metrics name a backend Service. ``traefik`` is built in; more come with
+    more gateways.
+    """
 
     profile: Literal["traefik", "none"] = "traefik"
-    provider: str | None = Field(None, description="Prometheus that scrapes the gateway, by name; default the first one.")
-    settle_seconds: float = Field(3.0, description="A weight counts as taken up this long after the gateway accepted it.")
-    selector: Selector = Field("", description='Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".')
-    namespaces: list[Namespace] = Field(default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods.")
+    provider: str | None = Field(
+        None, description="Prometheus that scrapes the gateway, by name; default the first one."
+    )
+    settle_seconds: float = Field(
+        3.0, description="A weight counts as taken up this long after the gateway accepted it."
+    )
+    selector: Selector = Field(
+        "",
+        description=(
+            'Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".'
+        ),
+    )
+    namespaces: list[Namespace] = Field(
+        default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods."
+    )
 
 
 class FeedbackMetrics(_Config):
@@ -127,7 +187,9 @@ class FeedbackMetrics(_Config):
 
     selector: Selector = ""
     namespaces: list[Namespace] = Field(default_factory=list)
-    labels_per_row: float = Field(1.0, ge=0, description="Labels that one row of an answer may get; 0: it is not looked at.")
+    labels_per_row: float = Field(
+        1.0, ge=0, description="Labels that one row of an answer may get; 0: it is not looked at."
+    )
 
 
 class Scrape(_Config):
@@ -136,7 +198,11 @@ class Scrape(_Config):
     namespace_label: LabelName = "namespace"
     pod_label: LabelName = "pod"
     trusted_namespaces: list[Namespace] = Field(
-        default_factory=list, description="Where the platform alone runs pods: these may be scraped with honor_labels, for example monitoring."
+        default_factory=list,
+        description=(
+            "Where the platform alone runs pods: these may be scraped with honor_labels, for example"
+            " monitoring."
+        ),
     )
 
 
@@ -145,17 +211,36 @@ class Images(_Config):
 
     optimizer: str
     trainer: str | None = Field(
-        None, description="The optimizer with a framework for training; None: steps that train, and int4, are refused; auto does without."
+        None,
+        description=(
+            "The optimizer with a framework for training; None: steps that train, and int4, are refused; auto"
+            " does without."
+        ),
     )
-    trees: str | None = Field(None, description="Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses them.")
-    tensorflow: str | None = Field(None, description="Jobs of TensorFlow, Keras and TFLite models; left out: the optimizer's, which refuses them.")
-    pytorch: str | None = Field(None, description="Jobs of PyTorch models; left out: the optimizer's, which refuses them.")
+    trees: str | None = Field(
+        None,
+        description=(
+            "Jobs of scikit-learn, XGBoost and LightGBM models; left out: the optimizer's, which refuses"
+            " them."
+        ),
+    )
+    tensorflow: str | None = Field(
+        None,
+        description=(
+            "Jobs of TensorFlow, Keras and TFLite models; left out: the optimizer's, which refuses them."
+        ),
+    )
+    pytorch: str | None = Field(
+        None, description="Jobs of PyTorch models; left out: the optimizer's, which refuses them."
+    )
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 
 
 class Drain(_Config):
-    """How a server goes away without losing a request: grace = pre_stop + exit_timeout + margin, all in seconds."""
+    """How a server goes away without losing a request: grace = pre_stop + exit_timeout + margin,
+    all in seconds.
+    """
 
     pre_stop_seconds: int = 10
     exit_timeout_seconds: int = 30
@@ -165,30 +250,50 @@ class Drain(_Config):
 class Shadow(_Config):
     """Limits of the comparer of shadow traffic, and whether Traefik mirrors for us."""
 
-    traefik: bool = Field(False, description="Traefik runs with providers.kubernetesCRD, and the operator may write TraefikServices.")
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="Larger requests are not mirrored. Traefik reserves it for each.")
-    concurrency: int = Field(4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time.")
+    traefik: bool = Field(
+        False,
+        description="Traefik runs with providers.kubernetesCRD, and the operator may write TraefikServices.",
+    )
+    max_body_bytes: int = Field(
+        1 << 20,
+        ge=1024,
+        le=64 << 20,
+        description="Larger requests are not mirrored. Traefik reserves it for each.",
+    )
+    concurrency: int = Field(
+        4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time."
+    )
 
 
 class HostnameRules(_Config):
     """Who may claim host names."""
 
-    only_by_policy: bool = Field(False, description="No name may be claimed that no RolloutPolicy allows (allowedHostnames).")
+    only_by_policy: bool = Field(
+        False, description="No name may be claimed that no RolloutPolicy allows (allowedHostnames)."
+    )
 
 
 class WorkloadRules(_Config):
     """What pods and Jobs may take that is not the ModelDeployment's own."""
 
     only_by_policy: bool = Field(
-        False, description="A spec names no image, no Secret but a store's own, and no service account, unless a RolloutPolicy allows it."
+        False,
+        description=(
+            "A spec names no image, no Secret but a store's own, and no service account, unless a"
+            " RolloutPolicy allows it."
+        ),
     )
 
 
 class Capacity(_Config):
     """Whether the operator may look how many GPUs are free."""
 
-    look_at_nodes: bool = Field(False, description="List nodes and the pods on them before pods of a new revision are made.")
-    remember_seconds: float = Field(10.0, gt=0, description="One look is shared by all ModelDeployments for this long.")
+    look_at_nodes: bool = Field(
+        False, description="List nodes and the pods on them before pods of a new revision are made."
+    )
+    remember_seconds: float = Field(
+        10.0, gt=0, description="One look is shared by all ModelDeployments for this long."
+    )
 
 
 def _block(text: str) -> str:
@@ -197,7 +302,8 @@ def _block(text: str) -> str:
         found = ipaddress.ip_network(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no range of addresses; write for example 10.20.0.0/24 or fd00:20::/64, with no bits beyond its length"
+            f"{text!r} is no range of addresses; write for example 10.20.0.0/24 or fd00:20::/64, with no bits"
+            " beyond its length"
         ) from None
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
         raise ValueError(f"{text!r} is an IPv4 address in IPv6 words, which no packet has; write it as IPv4")
@@ -210,14 +316,21 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Peers(_Config):
-    """Pods by their namespace; by address what runs outside of the cluster or with the network of its node."""
+    """Pods by their namespace; by address what runs outside of the cluster or with the network of
+    its node.
+    """
 
     namespaces: list[NamespaceName] = Field(default_factory=list)
-    addresses: list[Block] = Field(default_factory=list, description="Ranges, for example 10.20.0.0/24; link-local addresses only if they are named.")
+    addresses: list[Block] = Field(
+        default_factory=list,
+        description="Ranges, for example 10.20.0.0/24; link-local addresses only if they are named.",
+    )
 
     @property
     def nobody(self) -> bool:
-        """Whether none is named: a rule for nobody must be left out, for Kubernetes takes it for one for all."""
+        """Whether none is named: a rule for nobody must be left out, for Kubernetes takes it for
+        one for all.
+        """
         return not self.namespaces and not self.addresses
 
 
@@ -229,29 +342,51 @@ class PeersAtPorts(Peers):
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if self.nobody:
-            raise ValueError("name namespaces or addresses; addresses: [0.0.0.0/0, '::/0'] are all but link-local ones")
+            raise ValueError(
+                "name namespaces or addresses; addresses: [0.0.0.0/0, '::/0'] are all but link-local ones"
+            )
         return self
 
 
 class NetworkPolicies(_Config):
-    """Who reaches the pods of ModelDeployments and whom these reach. Without this the operator looks at no NetworkPolicy."""
+    """Who reaches the pods of ModelDeployments and whom these reach. Without this the operator
+    looks at no NetworkPolicy.
+    """
 
-    mode: Literal["Write", "Remove"] = Field(description="Remove: what Write has made is taken away, and nothing is written.")
-    namespaces: list[NamespaceName] = Field(default_factory=list, description="Written in these only; empty: in all that are watched.")
+    mode: Literal["Write", "Remove"] = Field(
+        description="Remove: what Write has made is taken away, and nothing is written."
+    )
+    namespaces: list[NamespaceName] = Field(
+        default_factory=list, description="Written in these only; empty: in all that are watched."
+    )
     proxies: Peers = Field(default_factory=Peers, description="Where the gateway's proxies run.")
     prometheus: Peers = Field(default_factory=Peers, description="Who scrapes the servers and the comparer.")
-    dns: PeersAtPorts = Field(default_factory=lambda: PeersAtPorts(namespaces=["kube-system"], ports=[53]), description="Who answers DNS.")
-    stores: list[PeersAtPorts] = Field(default_factory=list, description="Where the stores and the artifact store are.")
-    operator_namespace: NamespaceName | None = Field(None, description="Where the operator runs, which asks servers for their version.")
+    dns: PeersAtPorts = Field(
+        default_factory=lambda: PeersAtPorts(namespaces=["kube-system"], ports=[53]),
+        description="Who answers DNS.",
+    )
+    stores: list[PeersAtPorts] = Field(
+        default_factory=list, description="Where the stores and the artifact store are."
+    )
+    operator_namespace: NamespaceName | None = Field(
+        None, description="Where the operator runs, which asks servers for their version."
+    )
 
     @model_validator(mode="after")
     def _cuts_off_nothing_unsaid(self) -> Self:
         missing = [
-            name for name, nobody in (("proxies", self.proxies.nobody), ("prometheus", self.prometheus.nobody), ("stores", not self.stores)) if nobody
+            name
+            for name, nobody in (
+                ("proxies", self.proxies.nobody),
+                ("prometheus", self.prometheus.nobody),
+                ("stores", not self.stores),
+            )
+            if nobody
         ]
         if self.mode == "Write" and missing:
             raise ValueError(
-                f"{', '.join(missing)}: name where they are, or every model is cut off from them; policies know addresses and no host names"
+                f"{', '.join(missing)}: name where they are, or every model is cut off from them; policies"
+                " know addresses and no host names"
             )
         return self
 
@@ -268,8 +403,11 @@ class OperatorConfig(_Config):
     prometheus: list[PrometheusProvider] = Field(default_factory=list)
     queries: Queries = Field(
         "Templates",
-        description="Whether ModelDeployments may have PromQL of their own where no RolloutPolicy says (gates.queries). Templates: they may not, "
-        "only policies have PromQL. Own: it is asked with a matcher of their namespace in every selector, one query at a time for a namespace.",
+        description=(
+            "Whether ModelDeployments may have PromQL of their own where no RolloutPolicy says"
+            " (gates.queries). Templates: they may not, only policies have PromQL. Own: it is asked with a"
+            " matcher of their namespace in every selector, one query at a time for a namespace."
+        ),
     )
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
@@ -280,7 +418,9 @@ class OperatorConfig(_Config):
     hostnames: HostnameRules = Field(default_factory=HostnameRules)
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: Capacity = Field(default_factory=Capacity)
-    network_policies: NetworkPolicies | None = Field(None, description="Left out: the operator neither writes nor looks at NetworkPolicies.")
+    network_policies: NetworkPolicies | None = Field(
+        None, description="Left out: the operator neither writes nor looks at NetworkPolicies."
+    )
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
     resync_seconds: float = Field(300.0, gt=0)
@@ -291,7 +431,9 @@ class OperatorConfig(_Config):
         return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
 
     def prometheus_for(self, name: str | None) -> PrometheusProvider | None:
-        """The provider with that name; the first one when no name is given; None when there is none."""
+        """The provider with that name; the first one when no name is given; None when there is
+        none.
+        """
         if name is None:
             return self.prometheus[0] if self.prometheus else None
         return next((p for p in self.prometheus if p.name == name), None)
@@ -301,7 +443,8 @@ def load_config(path: Path) -> OperatorConfig:
     """Read the file; raises ConfigError with the field and the remedy."""
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, dates that are none
+    except (OSError, yaml.YAMLError, ValueError) as e:
+        # ValueError: bytes that are no text, dates that are none
         raise ConfigError(uris.masked_text(f"{path}: {e}")) from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
@@ -310,5 +453,8 @@ def load_config(path: Path) -> OperatorConfig:
     except RecursionError:
         raise ConfigError(f"{path}: a value holds itself") from None
     except ValidationError as e:
-        lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
+        lines = "; ".join(
+            f"{'.'.join(map(str, err['loc']))}: {err['msg']}"
+            for err in e.errors(include_input=False, include_url=False)
+        )
         raise ConfigError(f"{path}: {lines}") from None

@@ -1,4 +1,6 @@
-"""The operator in a real cluster, by its chart, with two replicas; shared by all end-to-end tests."""
+"""The operator in a real cluster, by its chart, with two replicas; shared by all end-to-end
+tests.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def condition(deployment: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The condition that this answer of the API server holds: what is judged together is read at once."""
+    """The condition that this answer of the API server holds: what is judged together is read at
+    once.
+    """
     found = {c["type"]: c for c in (deployment.get("status") or {}).get("conditions", [])}
     return found.get(kind, {"status": "Unknown", "reason": "", "message": ""})
 
 
 class Stage:
-    """A namespace with the store's Secret, models and data in the store, and words for what the tests do."""
+    """A namespace with the store's Secret, models and data in the store, and words for what the
+    tests do.
+    """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
@@ -55,7 +61,9 @@ class Stage:
         return f"s3://{self.cluster.target.store.data}/e2e/{key}"
 
     def deployment(self, name: str, file: str = "good.onnx", **spec: Any) -> dict[str, Any]:
-        """A ModelDeployment of one small pod of that model file; ``spec`` replaces whole sections."""
+        """A ModelDeployment of one small pod of that model file; ``spec`` replaces whole
+        sections.
+        """
         return {
             "apiVersion": "modelrollout.dev/v1alpha1",
             "kind": "ModelDeployment",
@@ -64,7 +72,10 @@ class Stage:
                 "model": {"uri": self.uri(file)},
                 "serving": {
                     "replicas": 1,
-                    "resources": {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}},
+                    "resources": {
+                        "limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"},
+                        "requests": {"cpu": "20m", "memory": "128Mi"},
+                    },
                 },
                 "rollout": {"progressDeadline": "2m"},
                 **spec,
@@ -106,7 +117,9 @@ class Stage:
         return self.until(f"{name} is Ready", look, limit)
 
     def until_stalled(self, name: str, reason: str, limit: float = 150) -> str:
-        """The message of Stalled once it is True for that reason; another reason is a failure at once."""
+        """The message of Stalled once it is True for that reason; another reason is a failure at
+        once.
+        """
 
         def look() -> dict[str, Any] | None:
             stalled = self.condition(name, "Stalled")
@@ -118,8 +131,13 @@ class Stage:
         return str(self.until(f"{name} is Stalled for {reason}", look, limit)["message"])
 
     def until_outcome(self, revision: str, outcome: str) -> None:
-        """It is written into the revision in a pass after that which wrote it into the deployment."""
-        self.until(f"{revision} is {outcome}", lambda: self.cluster.revision(self.namespace, revision)["status"]["outcome"] == outcome)
+        """It is written into the revision in a pass after that which wrote it into the
+        deployment.
+        """
+        self.until(
+            f"{revision} is {outcome}",
+            lambda: self.cluster.revision(self.namespace, revision)["status"]["outcome"] == outcome,
+        )
 
     def events(self, name: str) -> list[str]:
         found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
@@ -127,7 +145,9 @@ class Stage:
 
     def answers(self, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The served model's outputs by name."""
-        body = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
+        body = {
+            "inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]
+        }
         address = self.cluster.service_address(self.namespace, name, 8000)
         answer = requests.post(f"http://{address}/v2/models/{name}/infer", json=body, timeout=20)
         assert answer.status_code == 200, answer.text
@@ -136,8 +156,16 @@ class Stage:
     def artifacts(self) -> set[str]:
         """URIs of this namespace's whole artifacts in the store."""
         bucket = self.cluster.target.store.artifacts
-        listed = [o["path"] for page in obstore.list(self.cluster.bucket(bucket), f"{self.namespace}/") for o in page]
-        return {f"s3://{bucket}/{path.removesuffix('/manifest.json')}" for path in listed if path.endswith("/manifest.json")}
+        listed = [
+            o["path"]
+            for page in obstore.list(self.cluster.bucket(bucket), f"{self.namespace}/")
+            for o in page
+        ]
+        return {
+            f"s3://{bucket}/{path.removesuffix('/manifest.json')}"
+            for path in listed
+            if path.endswith("/manifest.json")
+        }
 
     def gone(self, name: str) -> bool:
         try:
@@ -160,7 +188,13 @@ class Asking:
         body = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [0.1] * 16}]}
         while not self._end.wait(0.05):
             try:
-                self.codes[str(requests.post(self._url, json=body, headers={"Host": self._host}, timeout=10).status_code)] += 1
+                self.codes[
+                    str(
+                        requests.post(
+                            self._url, json=body, headers={"Host": self._host}, timeout=10
+                        ).status_code
+                    )
+                ] += 1
             except requests.RequestException as e:
                 self.codes[type(e).__name__] += 1
 
@@ -175,7 +209,9 @@ class Asking:
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
-    """The sandbox, or with KUBECONTEXT a cluster of one's own that TARGET describes (docs/demo.md); REGISTRY says where its images are."""
+    """The sandbox, or with KUBECONTEXT a cluster of one's own that TARGET describes (docs/demo.md);
+    REGISTRY says where its images are.
+    """
     context, registry = os.environ.get("KUBECONTEXT"), os.environ.get("REGISTRY")
     if context is None:
         return Cluster(targets.sandbox(None, registry))
@@ -184,41 +220,71 @@ def cluster() -> Cluster:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
-    """What tests that ask for ``flavours`` need on the sandbox's nodes, made while others run: the optimizer's heavy images, and that of
-    examples/training-image, whose name by digest it is."""
+    """What tests that ask for ``flavours`` need on the sandbox's nodes, made while others run: the
+    optimizer's heavy images, and that of examples/training-image, whose name by digest it is.
+    """
 
     def sandbox(*arguments: str) -> str:
-        made = subprocess.run(["nice", sys.executable, "-m", "sandbox", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            ["nice", sys.executable, "-m", "sandbox", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert made.returncode == 0, made.stdout + made.stderr
         return made.stdout.strip()
 
     def make() -> str:
-        sandbox("load-images", *(argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour)))
+        sandbox(
+            "load-images", *(argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour))
+        )
         return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
 
     with ThreadPoolExecutor(1) as pool:
-        wanted = "KUBECONTEXT" not in os.environ and any("flavours" in getattr(item, "fixturenames", ()) for item in request.session.items)
+        wanted = "KUBECONTEXT" not in os.environ and any(
+            "flavours" in getattr(item, "fixturenames", ()) for item in request.session.items
+        )
         yield pool.submit(make if wanted else str)
 
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The release, with a second Prometheus that nobody answers at. Triton waits as long for idle connections of the gateway as for requests: the
-    exit timeout is short, for requests here take milliseconds."""
+    """The release, with a second Prometheus that nobody answers at. Triton waits as long for idle
+    connections of the gateway as for requests: the exit timeout is short, for requests here take
+    milliseconds.
+    """
     values = chart_values(cluster.target)
     values["drain"] = {"exitTimeoutSeconds": 5}
     values["prometheus"].append({"name": UNREACHABLE, "url": "http://127.0.0.1:9"})
     path = tmp_path_factory.mktemp("chart") / "values.yaml"
     path.write_text(yaml.safe_dump(values))
     where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
-    cluster.helm("upgrade", "--install", RELEASE, str(CHART), *where, "--values", str(path), "--wait", "--timeout", "5m")
+    cluster.helm(
+        "upgrade",
+        "--install",
+        RELEASE,
+        str(CHART),
+        *where,
+        "--values",
+        str(path),
+        "--wait",
+        "--timeout",
+        "5m",
+    )
     return cluster
 
 
 @pytest.fixture(scope="module")
-def stage(operator: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    operator: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """A fresh namespace for each module of tests."""
-    yield from made_stage(operator, "e2e-" + Path(str(request.path)).stem.removeprefix("test_").replace("_", "-"), tmp_path_factory.mktemp("files"))
+    yield from made_stage(
+        operator,
+        "e2e-" + Path(str(request.path)).stem.removeprefix("test_").replace("_", "-"),
+        tmp_path_factory.mktemp("files"),
+    )
 
 
 def made_stage(operator: Cluster, namespace: str, folder: Path) -> Iterator[Stage]:
@@ -226,7 +292,9 @@ def made_stage(operator: Cluster, namespace: str, folder: Path) -> Iterator[Stag
     operator.fresh_namespace(namespace)
     store = operator.target.store
     keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
-    operator.apply(secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", dict.fromkeys(keys, "nothing-valid")))
+    operator.apply(
+        secret(namespace, SECRET, keys), secret(namespace, "wrong-keys", dict.fromkeys(keys, "nothing-valid"))
+    )
     operator.upload(store.models, {f"e2e/{p.name}": p for p in models.write_models(folder)})
     operator.upload(store.data, {f"e2e/{p.name}": p for p in models.write_data(folder)})
     yield Stage(operator, namespace)

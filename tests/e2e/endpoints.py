@@ -1,4 +1,6 @@
-"""Every endpoint of a Triton server: the table of docs/endpoints.md, the sources that it is held against, and calls from outside and from inside."""
+"""Every endpoint of a Triton server: the table of docs/endpoints.md, the sources that it is held
+against, and calls from outside and from inside.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Endpoint:
     def named(self, model: str, version: int) -> str:
         """The path of one model's server."""
         return "/".join(
-            {"NAME": model, "N": str(version), "REGION": "r", "REPOSITORY": "repository"}.get(part, part) for part in self.path.split("/")
+            {"NAME": model, "N": str(version), "REGION": "r", "REPOSITORY": "repository"}.get(part, part)
+            for part in self.path.split("/")
         )
 
 
@@ -71,13 +74,18 @@ def _options(grammar: str) -> Iterator[str]:
 
 
 def of_program(strings: str) -> set[str]:
-    """Paths that the program takes, by the regular expressions that stand in it (``grep -a -o`` of the binary)."""
+    """Paths that the program takes, by the regular expressions that stand in it (``grep -a -o`` of
+    the binary).
+    """
     return {_placed(path) for pattern in strings.split() for path in _expanded(pattern)}
 
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Every path that such an expression fits, its [^/]+ and [0-9]+ left as they are."""
-    found = re.search(r"\((\?:)?((?:[^()]|\(\[[^)]*\]\+\))*)\)(\?)?", pattern.replace("([^/]+)", "{any}").replace("([0-9]+)", "{number}"))
+    found = re.search(
+        r"\((\?:)?((?:[^()]|\(\[[^)]*\]\+\))*)\)(\?)?",
+        pattern.replace("([^/]+)", "{any}").replace("([0-9]+)", "{number}"),
+    )
     pattern = pattern.replace("([^/]+)", "{any}").replace("([0-9]+)", "{number}")
     if found is None:
         yield pattern
@@ -92,14 +100,18 @@ def _alternatives(inner: str) -> list[str]:
 
 
 def _placed(path: str) -> str:
-    """With the table's placeholders: what follows models is a NAME, what follows versions an N, and so on."""
+    """With the table's placeholders: what follows models is a NAME, what follows versions an N, and
+    so on.
+    """
     words = {"models": "NAME", "versions": "N", "region": "REGION", "repository": "REPOSITORY"}
     parts = path.split("/")
     return "/".join(words[parts[i - 1]] if "{" in part else part for i, part in enumerate(parts))
 
 
 def of_proto() -> set[str]:
-    """SERVICE/METHOD of every method of the compiled proto, and of the health service that Triton also has."""
+    """SERVICE/METHOD of every method of the compiled proto, and of the health service that Triton
+    also has.
+    """
     methods = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
     return {f"{SERVICE}/{m.name}" for m in methods} | {f"{HEALTH}/Check"}
 
@@ -126,20 +138,36 @@ def _body(endpoint: Endpoint) -> bytes | None:
         return None
     last = endpoint.path.rpartition("/")[2]
     if last == "infer":
-        return json.dumps({"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": _X}]}).encode()
+        return json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": _X}]}
+        ).encode()
     if last.startswith("generate"):
         return json.dumps({"x": _X}).encode()
     if last == "load":  # what the attack did: code in a configuration's override
-        return json.dumps({"parameters": {"config": json.dumps({"backend": "python", "max_batch_size": 0})}}).encode()
+        return json.dumps(
+            {"parameters": {"config": json.dumps({"backend": "python", "max_batch_size": 0})}}
+        ).encode()
     if last == "register":
         return json.dumps({"key": "/r", "offset": 0, "byte_size": 64}).encode()
     return b"{}"
 
 
-def http(address: str, endpoint: Endpoint, model: str, version: int, host: str | None = None, key: str | None = None) -> Answer:
+def http(
+    address: str,
+    endpoint: Endpoint,
+    model: str,
+    version: int,
+    host: str | None = None,
+    key: str | None = None,
+) -> Answer:
     headers = ({"Host": host} if host else {}) | ({KEY_HEADER: key} if key else {})
     answer = requests.request(
-        endpoint.method, f"http://{address}{endpoint.named(model, version)}", data=_body(endpoint), headers=headers, timeout=20, allow_redirects=False
+        endpoint.method,
+        f"http://{address}{endpoint.named(model, version)}",
+        data=_body(endpoint),
+        headers=headers,
+        timeout=20,
+        allow_redirects=False,
     )
     return Answer(str(answer.status_code), answer.text)
 
@@ -149,7 +177,11 @@ def raw(address: str, method: str, target: str, host: str) -> Answer:
     name, _, port = address.rpartition(":")
     with socket.create_connection((name, int(port)), 10) as link:
         body = b"{}" if method not in ("GET", "HEAD") else b""
-        link.sendall(f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        link.sendall(
+            f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length:"
+            f" {len(body)}\r\n\r\n".encode()
+            + body
+        )
         data = b""
         while part := link.recv(65536):
             data += part
@@ -174,7 +206,9 @@ def _infer(model: str) -> Any:
     return service_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
 
 
-def grpc_call(address: str, endpoint: Endpoint, model: str, host: str | None = None, key: str | None = None) -> Answer:
+def grpc_call(
+    address: str, endpoint: Endpoint, model: str, host: str | None = None, key: str | None = None
+) -> Answer:
     name = endpoint.path.rpartition("/")[2]
     message = _infer(model) if "Infer" in name else _REQUESTS.get(name, lambda _: None)(model)
     payload = message.SerializeToString() if message is not None else b""
@@ -183,7 +217,13 @@ def grpc_call(address: str, endpoint: Endpoint, model: str, host: str | None = N
     with grpc.insecure_channel(address, options=options) as channel:
         try:
             if name == "ModelStreamInfer":
-                first = next(iter(channel.stream_stream(f"/{endpoint.path}")(iter([payload]), metadata=metadata, timeout=20)))
+                first = next(
+                    iter(
+                        channel.stream_stream(f"/{endpoint.path}")(
+                            iter([payload]), metadata=metadata, timeout=20
+                        )
+                    )
+                )
                 return Answer("OK", service_pb2.ModelStreamInferResponse.FromString(first).error_message)
             answer = channel.unary_unary(f"/{endpoint.path}")(payload, metadata=metadata, timeout=20)
             return Answer("OK", repr(answer[:40]))
@@ -192,8 +232,17 @@ def grpc_call(address: str, endpoint: Endpoint, model: str, host: str | None = N
             return Answer(failed.code().name, failed.details() or "")
 
 
-def called(endpoint: Endpoint, model: str, version: int, address: str, host: str | None = None, key: str | None = None) -> Answer:
-    """``address`` HOST:PORT of the gateway (with ``host``) or of a pod's port for the endpoint's protocol."""
+def called(
+    endpoint: Endpoint,
+    model: str,
+    version: int,
+    address: str,
+    host: str | None = None,
+    key: str | None = None,
+) -> Answer:
+    """``address`` HOST:PORT of the gateway (with ``host``) or of a pod's port for the endpoint's
+    protocol.
+    """
     if endpoint.method:
         return http(address, endpoint, model, version, host, key)
     return grpc_call(address, endpoint, model, host, key)

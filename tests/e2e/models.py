@@ -55,7 +55,9 @@ version_policy {{ specific {{ versions: 1 }} }}
 
 
 def python_model(weights: NDArray[np.float32] | None) -> bytes:
-    """The same model for Triton's Python backend, as an archive of its folder; None: without the weights, so that it does not load."""
+    """The same model for Triton's Python backend, as an archive of its folder; None: without the
+    weights, so that it does not load.
+    """
     buffer, array = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("model/config.pbtxt", _CONFIG)
@@ -71,7 +73,9 @@ def perceptron(hidden: int = 256) -> bytes:
     rng = np.random.default_rng(4)
     spare = rng.normal(scale=0.3, size=(FEATURES, hidden - 2 * CLASSES))
     into = np.concatenate([WEIGHTS, -WEIGHTS, spare], axis=1).astype(np.float32)
-    out = np.concatenate([np.eye(CLASSES), -np.eye(CLASSES), rng.normal(scale=0.003, size=(hidden - 2 * CLASSES, CLASSES))]).astype(np.float32)
+    out = np.concatenate(
+        [np.eye(CLASSES), -np.eye(CLASSES), rng.normal(scale=0.003, size=(hidden - 2 * CLASSES, CLASSES))]
+    ).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "into"], ["sums"]),

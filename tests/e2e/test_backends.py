@@ -1,4 +1,6 @@
-"""Models that other backends of Triton serve as they are, on the real Triton: code by policy, golden data, and why one does not load."""
+"""Models that other backends of Triton serve as they are, on the real Triton: code by policy,
+golden data, and why one does not load.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,26 @@ def served(stage: Stage, name: str, file: str, rollout: dict[str, Any], **triton
 
 def ranker(stage: Stage, file: str) -> dict[str, Any]:
     golden = {"uri": stage.data("good.npz"), "maxDrop": 0.05, "min": 0.9}
-    return served(stage, NAME, file, {"analysis": {"golden": golden}, "progressDeadline": "2m"}, backend="Python", code="Allowed")
+    return served(
+        stage,
+        NAME,
+        file,
+        {"analysis": {"golden": golden}, "progressDeadline": "2m"},
+        backend="Python",
+        code="Allowed",
+    )
 
 
 def allow(stage: Stage, prefix: str) -> None:
     spec = {"selector": {"namespaces": [stage.namespace]}, "allowedSources": {"code": [prefix]}}
-    stage.apply({"apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy", "metadata": {"name": POLICY}, "spec": spec})
+    stage.apply(
+        {
+            "apiVersion": "modelrollout.dev/v1alpha1",
+            "kind": "RolloutPolicy",
+            "metadata": {"name": POLICY},
+            "spec": spec,
+        }
+    )
 
 
 def test_code_runs_once_a_policy_names_its_place_and_golden_data_judges_it(stage: Stage) -> None:
@@ -58,7 +74,9 @@ def test_code_runs_once_a_policy_names_its_place_and_golden_data_judges_it(stage
 def test_a_worse_one_is_rejected_on_the_served_model(stage: Stage) -> None:
     stable = stage.get(NAME)["status"]["stable"]["revision"]
     stage.apply(ranker(stage, "reviewed-wrong.zip"))
-    stage.until("it is rejected", lambda: (stage.get(NAME)["status"]["rollout"] or {}).get("outcome") == "Rejected")
+    stage.until(
+        "it is rejected", lambda: (stage.get(NAME)["status"]["rollout"] or {}).get("outcome") == "Rejected"
+    )
     status = stage.get(NAME)["status"]
     assert status["stable"]["revision"] == stable
     assert status["rollout"]["evaluation"]["accuracy"] < 0.5
@@ -67,13 +85,29 @@ def test_a_worse_one_is_rejected_on_the_served_model(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "triton", "reason", "says"),
     [
-        ("no-backend", "engine.plan", {"backend": "TensorRT", **TENSORS}, "BackendMissing", "no backend tensorrt"),
-        ("no-weights", "reviewed-broken.zip", {"backend": "Python", "code": "Allowed"}, "ModelNotLoaded", "weights.npy"),
+        (
+            "no-backend",
+            "engine.plan",
+            {"backend": "TensorRT", **TENSORS},
+            "BackendMissing",
+            "no backend tensorrt",
+        ),
+        (
+            "no-weights",
+            "reviewed-broken.zip",
+            {"backend": "Python", "code": "Allowed"},
+            "ModelNotLoaded",
+            "weights.npy",
+        ),
     ],
 )
-def test_what_triton_does_not_load_says_why(stage: Stage, name: str, file: str, triton: dict[str, Any], reason: str, says: str) -> None:
+def test_what_triton_does_not_load_says_why(
+    stage: Stage, name: str, file: str, triton: dict[str, Any], reason: str, says: str
+) -> None:
     stage.apply(served(stage, name, file, LATER, **triton))
-    stage.until(f"{name} waits for {reason}", lambda: stage.condition(name, "Reconciling")["reason"] == reason)
+    stage.until(
+        f"{name} waits for {reason}", lambda: stage.condition(name, "Reconciling")["reason"] == reason
+    )
     stage.set_rollout(name, SOON)
     assert says in stage.until_stalled(name, reason)
 

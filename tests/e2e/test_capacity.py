@@ -1,4 +1,6 @@
-"""What a rollout needs before and beside the trial: GPUs (surge InPlace), and what a RolloutPolicy demands, on the real scheduler and API server."""
+"""What a rollout needs before and beside the trial: GPUs (surge InPlace), and what a RolloutPolicy
+demands, on the real scheduler and API server.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "da
 
 def answers(stage: Stage, name: str, count: int) -> list[int]:
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
-    return [requests.post(url, json=BODY, headers={"Host": HOST}, timeout=10).status_code for _ in range(count)]
+    return [
+        requests.post(url, json=BODY, headers={"Host": HOST}, timeout=10).status_code for _ in range(count)
+    ]
 
 
 def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
@@ -30,17 +34,31 @@ def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
     found: dict[str, list[bool]] = {}
     query = f"labelSelector=modelrollout.dev/name={name},modelrollout.dev/component=server"
     for pod in stage.cluster.get(f"/api/v1/namespaces/{stage.namespace}/pods?{query}")["items"]:
-        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in (pod.get("status") or {}).get("conditions", []))
+        ready = any(
+            c["type"] == "Ready" and c["status"] == "True"
+            for c in (pod.get("status") or {}).get("conditions", [])
+        )
         found.setdefault(pod["metadata"]["labels"]["modelrollout.dev/revision"], []).append(ready)
     return found
 
 
 def free_gpus(stage: Stage) -> int:
-    """On the node that has most of them: others may be serving on this cluster, too. Zero while somebody with GPUs is on the way out."""
-    free = {n["metadata"]["name"]: int(n["status"]["allocatable"].get(GPU, 0)) for n in stage.cluster.get("/api/v1/nodes")["items"]}
-    ending = {n["metadata"]["name"] for n in stage.cluster.get("/api/v1/namespaces")["items"] if "deletionTimestamp" in n["metadata"]}
+    """On the node that has most of them: others may be serving on this cluster, too. Zero while
+    somebody with GPUs is on the way out.
+    """
+    free = {
+        n["metadata"]["name"]: int(n["status"]["allocatable"].get(GPU, 0))
+        for n in stage.cluster.get("/api/v1/nodes")["items"]
+    }
+    ending = {
+        n["metadata"]["name"]
+        for n in stage.cluster.get("/api/v1/namespaces")["items"]
+        if "deletionTimestamp" in n["metadata"]
+    }
     for pod in stage.cluster.get("/api/v1/pods")["items"]:
-        taken = sum(int(c.get("resources", {}).get("requests", {}).get(GPU, 0)) for c in pod["spec"]["containers"])
+        taken = sum(
+            int(c.get("resources", {}).get("requests", {}).get(GPU, 0)) for c in pod["spec"]["containers"]
+        )
         if taken and "nodeName" in pod["spec"] and pod["status"]["phase"] in ("Pending", "Running"):
             if "deletionTimestamp" in pod["metadata"] or pod["metadata"]["namespace"] in ending:
                 return 0
@@ -52,21 +70,37 @@ def free_gpus(stage: Stage) -> int:
 def in_place(stage: Stage) -> Iterator[str]:
     """A name; what has it gives its GPUs back to the tests that follow."""
     yield "in-place"
-    stage.cluster.kubectl("delete", "mdep", "in-place", "-n", stage.namespace, "--ignore-not-found", "--wait=true")
+    stage.cluster.kubectl(
+        "delete", "mdep", "in-place", "-n", stage.namespace, "--ignore-not-found", "--wait=true"
+    )
 
 
 def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_place: str) -> None:
-    """Half of all free GPUs for each of two pods: nothing is left for the new revision, and no request fails on the way there or back."""
+    """Half of all free GPUs for each of two pods: nothing is left for the new revision, and no
+    request fails on the way there or back.
+    """
     most = stage.until("two GPUs are free", lambda: free if (free := free_gpus(stage)) >= 2 else None)
     gateway = stage.cluster.target.gateway
     name = in_place
     limits = {GPU: most // 2, "cpu": "500m", "memory": "512Mi"}
-    serving = {"replicas": 2, "surge": "InPlace", "resources": {"limits": limits, "requests": {"cpu": "20m", "memory": "128Mi"}}}
+    serving = {
+        "replicas": 2,
+        "surge": "InPlace",
+        "resources": {"limits": limits, "requests": {"cpu": "20m", "memory": "128Mi"}},
+    }
     analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
 
     def wanted(file: str, **rollout: Any) -> dict[str, Any]:
-        traffic = {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}}
-        given = {"analysis": analysis, "progressDeadline": "3m", "canary": {"steps": [{"weight": 50}]}, **rollout}
+        traffic = {
+            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+            "http": {"hostnames": [HOST]},
+        }
+        given = {
+            "analysis": analysis,
+            "progressDeadline": "3m",
+            "canary": {"steps": [{"weight": 50}]},
+            **rollout,
+        }
         return stage.deployment(name, file, serving=serving, traffic=traffic, rollout=given)
 
     stage.apply(wanted("good.onnx"))
@@ -82,15 +116,26 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
         return bool(stage.get(name)["status"].get("phase") == phase)
 
     stage.apply(wanted("better.onnx", canary={"steps": [{"weight": 50}, {"pause": {}}]}))
-    stage.until("the trial pauses", lambda: under_load("Paused") or (under_load("Canary") and stage.get(name)["status"].get("step") == "2/2"), 180)
+    stage.until(
+        "the trial pauses",
+        lambda: (
+            under_load("Paused") or (under_load("Canary") and stage.get(name)["status"].get("step") == "2/2")
+        ),
+        180,
+    )
     assert stage.get(name)["status"]["rollout"]["inPlace"] == {"of": 2, "keeps": 1}
     stage.cluster.modelrollout("abort", name, "-n", stage.namespace)
-    stage.until("stable has its pods again", lambda: under_load("Failed") and pods(stage, name) == {first: [True, True]})
+    stage.until(
+        "stable has its pods again",
+        lambda: under_load("Failed") and pods(stage, name) == {first: [True, True]},
+    )
 
     stage.apply(wanted("third.onnx"))
     stage.until("the next version is stable", lambda: under_load("Stable"), 180)
     second = stage.get(name)["status"]["stable"]["revision"]
-    stage.until("and has all GPUs", lambda: under_load("Stable") and pods(stage, name) == {second: [True, True]})
+    stage.until(
+        "and has all GPUs", lambda: under_load("Stable") and pods(stage, name) == {second: [True, True]}
+    )
     assert second != first and min(least) >= 1
     assert "InPlace" in stage.events(name)
 
@@ -112,14 +157,21 @@ def applied(stage: Stage, policy: dict[str, Any], **spec: Any) -> None:
     stage.apply({**policy, "spec": {**policy["spec"], **spec}})
 
 
-def test_in_a_freeze_nothing_begins_and_it_goes_on_by_itself_afterwards(stage: Stage, policy: dict[str, Any]) -> None:
+def test_in_a_freeze_nothing_begins_and_it_goes_on_by_itself_afterwards(
+    stage: Stage, policy: dict[str, Any]
+) -> None:
     now = datetime.now(UTC)
     begin, end, over = (f"{now + timedelta(hours=h):%Y-%m-%dT%H:%M:%SZ}" for h in (-1, 1, 0))
     window = {"start": begin, "end": end, "reason": "end of the quarter"}
     applied(stage, policy, freezeWindows=[window])
     stage.apply(stage.deployment("frozen"))
-    told = stage.until("it says that it is frozen", lambda: (c := stage.condition("frozen", "Frozen"))["status"] == "True" and c)
-    assert "end of the quarter" in told["message"] and stage.condition("frozen", "Stalled")["status"] == "False"
+    told = stage.until(
+        "it says that it is frozen",
+        lambda: (c := stage.condition("frozen", "Frozen"))["status"] == "True" and c,
+    )
+    assert (
+        "end of the quarter" in told["message"] and stage.condition("frozen", "Stalled")["status"] == "False"
+    )
     assert "rollout" not in stage.get("frozen")["status"]
     applied(stage, policy, freezeWindows=[{**window, "end": over}])
     stage.until_ready("frozen")
@@ -136,15 +188,25 @@ def test_one_rollout_at_a_time_in_the_order_in_which_they_came(stage: Stage, pol
     def all_stable() -> bool:
         live = {name: stage.get(name).get("status") or {} for name in names}
         rollouts = {name: status.get("rollout") or {} for name, status in live.items()}
-        holding = [n for n, r in rollouts.items() if r.get("stage") in ("Provision", "Evaluate", "Promote") and not r.get("queue")]
+        holding = [
+            n
+            for n, r in rollouts.items()
+            if r.get("stage") in ("Provision", "Evaluate", "Promote") and not r.get("queue")
+        ]
         assert len(holding) <= 1, f"{holding} at one time"
-        waited.update(n for n, r in rollouts.items() if r.get("reason") == "WaitingForSlot" and f"RolloutPolicy {stage.namespace}" in r["message"])
+        waited.update(
+            n
+            for n, r in rollouts.items()
+            if r.get("reason") == "WaitingForSlot" and f"RolloutPolicy {stage.namespace}" in r["message"]
+        )
         order.extend(n for n in holding if n not in order)
         return all(status.get("phase") == "Stable" for status in live.values())
 
     stage.until("all three are stable", all_stable, 240)
     assert len(waited) == 2 and set(order) <= set(names)
-    slots = stage.cluster.get("/apis/coordination.k8s.io/v1/leases?labelSelector=modelrollout.dev/policy=" + stage.namespace)["items"]
+    slots = stage.cluster.get(
+        "/apis/coordination.k8s.io/v1/leases?labelSelector=modelrollout.dev/policy=" + stage.namespace
+    )["items"]
     assert len(slots) == 1
 
 
@@ -158,7 +220,9 @@ def test_what_a_gate_demands_is_told_and_met(stage: Stage, policy: dict[str, Any
     assert stage.get("gated")["status"]["defaults"] == {"bake": "5s"}
 
 
-def test_a_version_of_triton_with_known_flaws_is_rejected_where_a_policy_says_so(stage: Stage, policy: dict[str, Any]) -> None:
+def test_a_version_of_triton_with_known_flaws_is_rejected_where_a_policy_says_so(
+    stage: Stage, policy: dict[str, Any]
+) -> None:
     applied(stage, policy, gates={"patchedServers": True})
     stage.apply(stage.deployment("flawed"))
     message = stage.until_stalled("flawed", "TritonVulnerable")
@@ -167,13 +231,23 @@ def test_a_version_of_triton_with_known_flaws_is_rejected_where_a_policy_says_so
 
 def test_what_a_spec_may_take_is_told_field_by_field(stage: Stage, policy: dict[str, Any]) -> None:
     applied(stage, policy, allowedServiceAccounts=["model-server"], allowedSecrets=["registry-*"])
-    stage.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "model-server", "namespace": stage.namespace}})
+    stage.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": "model-server", "namespace": stage.namespace},
+        }
+    )
     wanted = stage.deployment("borrower")
     serving, model = wanted["spec"]["serving"], wanted["spec"]["model"]
 
     def told(reason: str) -> str:
         stage.apply(wanted)
-        found = stage.until(f"borrower is {reason}", lambda: (c := stage.condition("borrower", "Stalled"))["reason"] == reason and c, 60)
+        found = stage.until(
+            f"borrower is {reason}",
+            lambda: (c := stage.condition("borrower", "Stalled"))["reason"] == reason and c,
+            60,
+        )
         return str(found["message"])
 
     assert "it is left out, so pods run as default" in told("ServiceAccountNotAllowed")
@@ -186,6 +260,8 @@ def test_what_a_spec_may_take_is_told_field_by_field(stage: Stage, policy: dict[
     assert not stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower")
     del serving["affinity"]
     stage.apply(wanted)
-    jobs = stage.until("it begins", lambda: stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower"), 60)
+    jobs = stage.until(
+        "it begins", lambda: stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower"), 60
+    )
     assert {job["spec"]["template"]["spec"]["serviceAccountName"] for job in jobs} == {"model-server"}
     stage.cluster.kubectl("delete", "mdep", "borrower", "-n", stage.namespace)

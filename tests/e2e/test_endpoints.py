@@ -1,4 +1,6 @@
-"""Every endpoint of a model server, from outside and from inside: nobody but the kubelet manages it (docs/endpoints.md)."""
+"""Every endpoint of a model server, from outside and from inside: nobody but the kubelet manages it
+(docs/endpoints.md).
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,31 @@ ROWS = [pytest.param(e, id=f"{e.method} {e.path}".strip()) for e in TABLE]
 @pytest.fixture(scope="module")
 def pod(stage: Stage) -> dict[str, Any]:
     """A server of a model behind the gateway."""
-    gateway = {"gateway": {"name": stage.cluster.target.gateway.name, "namespace": stage.cluster.target.gateway.namespace}}
-    stage.apply(stage.deployment(NAME, traffic={**gateway, "http": {"hostnames": [HOST]}, "grpc": {"hostnames": [GRPC_HOST]}}))
+    gateway = {
+        "gateway": {
+            "name": stage.cluster.target.gateway.name,
+            "namespace": stage.cluster.target.gateway.namespace,
+        }
+    }
+    stage.apply(
+        stage.deployment(
+            NAME, traffic={**gateway, "http": {"hostnames": [HOST]}, "grpc": {"hostnames": [GRPC_HOST]}}
+        )
+    )
     stage.until_ready(NAME)
     gate = Endpoint("GET", "/v2/health/ready", True, "free")
-    stage.until("the gateway has the route", lambda: called(gate, NAME, 1, stage.cluster.target.gateway.http, HOST).code == "200")
+    stage.until(
+        "the gateway has the route",
+        lambda: called(gate, NAME, 1, stage.cluster.target.gateway.http, HOST).code == "200",
+    )
     (found,) = serving(stage)
     return found
 
 
 def serving(stage: Stage) -> list[dict[str, Any]]:
-    pods = stage.cluster.pods(stage.namespace, f"modelrollout.dev/name={NAME},modelrollout.dev/component=server")
+    pods = stage.cluster.pods(
+        stage.namespace, f"modelrollout.dev/name={NAME},modelrollout.dev/component=server"
+    )
     return [p for p in pods if not p["metadata"].get("deletionTimestamp")]
 
 
@@ -55,31 +71,45 @@ def inside(pod: dict[str, Any], endpoint: Endpoint, key: str | None = None) -> e
 
 
 def test_a_triton_with_known_flaws_is_told_by_its_version(stage: Stage, pod: dict[str, Any]) -> None:
-    """The sandbox's is 2.51, which one POST ends (``test_a_server_that_dies_is_told_and_comes_back_by_itself``)."""
-    stage.until("its version is known", lambda: stage.condition(NAME, "Patched")["reason"] == "TritonVulnerable", 30)
+    """The sandbox's is 2.51, which one POST ends
+    (``test_a_server_that_dies_is_told_and_comes_back_by_itself``).
+    """
+    stage.until(
+        "its version is known", lambda: stage.condition(NAME, "Patched")["reason"] == "TritonVulnerable", 30
+    )
     assert "Triton 2.51.0 has 53 known flaws" in stage.condition(NAME, "Patched")["message"]
     stage.until("an event says so", lambda: "TritonVulnerable" in stage.events(NAME), 20)
     assert stage.condition(NAME, "Ready")["status"] == "True"
 
 
-def test_the_table_has_every_endpoint_of_the_documents_the_program_and_the_proto(stage: Stage, pod: dict[str, Any]) -> None:
+def test_the_table_has_every_endpoint_of_the_documents_the_program_and_the_proto(
+    stage: Stage, pod: dict[str, Any]
+) -> None:
     http = {(e.method, e.path) for e in TABLE if e.method}
     assert endpoints.of_documents() <= http
     assert {e.path for e in TABLE if not e.method} == endpoints.of_proto()
     find = "grep -a -o -E '/v2[][a-z/|()?:^+0-9_-]*' $(command -v tritonserver) | sort -u"
-    strings = stage.cluster.kubectl("exec", "-n", stage.namespace, pod["metadata"]["name"], "-c", "triton", "--", "sh", "-c", find)
+    strings = stage.cluster.kubectl(
+        "exec", "-n", stage.namespace, pod["metadata"]["name"], "-c", "triton", "--", "sh", "-c", find
+    )
     known = endpoints.of_program(strings)
     assert len(known) > 20 and known <= {path for _, path in http}
 
 
 def test_routes_open_what_the_table_says_and_nothing_else() -> None:
-    assert {(m, p.replace(NAME, "NAME")) for m, p in http_endpoints(NAME)} == {(e.method, e.path) for e in TABLE if e.method and e.open}
-    assert {f"{service}/{method}" for service, method in GRPC_METHODS} == {e.path for e in TABLE if not e.method and e.open}
+    assert {(m, p.replace(NAME, "NAME")) for m, p in http_endpoints(NAME)} == {
+        (e.method, e.path) for e in TABLE if e.method and e.open
+    }
+    assert {f"{service}/{method}" for service, method in GRPC_METHODS} == {
+        e.path for e in TABLE if not e.method and e.open
+    }
 
 
 @pytest.mark.parametrize("endpoint", ROWS)
 def test_an_endpoint(stage: Stage, pod: dict[str, Any], endpoint: Endpoint) -> None:
-    """Open ones answer; closed ones reach Triton without the gateway and not through it; what manages the server wants the key of the pod."""
+    """Open ones answer; closed ones reach Triton without the gateway and not through it; what
+    manages the server wants the key of the pod.
+    """
     through = outside(stage, endpoint)
     ok = ("200", "OK")
     if endpoint.open:
@@ -155,26 +185,43 @@ ODD = [
 
 
 @pytest.mark.parametrize(("method", "target"), ODD, ids=[f"{m} {t}" for m, t in ODD])
-def test_an_odd_way_of_asking_opens_nothing(stage: Stage, pod: dict[str, Any], method: str, target: str) -> None:
-    """The gateway refuses it, or sends the client elsewhere; no server answers it, neither as it stands nor after what the gateway redirects to."""
+def test_an_odd_way_of_asking_opens_nothing(
+    stage: Stage, pod: dict[str, Any], method: str, target: str
+) -> None:
+    """The gateway refuses it, or sends the client elsewhere; no server answers it, neither as it
+    stands nor after what the gateway redirects to.
+    """
     answer = raw(stage.cluster.target.gateway.http, method, target, HOST)
     assert answer.code[:1] in ("3", "4") or (answer.code == "501" and method == "TRACE"), str(answer)
-    assert '"state"' not in answer.text and "log_" not in answer.text and "error" not in answer.text, "no server answered"
+    assert '"state"' not in answer.text and "log_" not in answer.text and "error" not in answer.text, (
+        "no server answered"
+    )
 
 
 def test_the_real_clients_work_through_the_gateway(stage: Stage, pod: dict[str, Any]) -> None:
-    """What tritonclient offers on a model and a server, with its defaults; and what perf_analyzer asks before it begins."""
+    """What tritonclient offers on a model and a server, with its defaults; and what perf_analyzer
+    asks before it begins.
+    """
     x = np.full((2, 16), 0.1, np.float32)
     with triton_http.InferenceServerClient(stage.cluster.target.gateway.http) as client:
         headers = {"Host": HOST}
-        assert client.is_server_live(headers) and client.is_server_ready(headers) and client.is_model_ready(NAME, headers=headers)
+        assert (
+            client.is_server_live(headers)
+            and client.is_server_ready(headers)
+            and client.is_model_ready(NAME, headers=headers)
+        )
         assert client.get_server_metadata(headers)["name"] == "triton"
         assert client.get_model_metadata(NAME, headers=headers)["versions"] == ["1"]
         assert client.get_model_config(NAME, headers=headers)["name"] == NAME
         given = triton_http.InferInput("x", [2, 16], "FP32").set_data_from_numpy(x)
         assert client.infer(NAME, [given], headers=headers).as_numpy("logits").shape == (2, 4)
         assert client.get_inference_statistics(NAME, headers=headers)["model_stats"][0]["version"] == "1"
-        for closed in (client.get_model_repository_index, client.get_log_settings, client.get_trace_settings, client.get_system_shared_memory_status):
+        for closed in (
+            client.get_model_repository_index,
+            client.get_log_settings,
+            client.get_trace_settings,
+            client.get_system_shared_memory_status,
+        ):
             with pytest.raises(InferenceServerException):
                 closed(headers=headers)
         with pytest.raises(InferenceServerException):
@@ -188,7 +235,12 @@ def test_the_real_clients_work_through_the_gateway(stage: Stage, pod: dict[str, 
         tensor.set_data_from_numpy(x)
         assert rpc.infer(NAME, [tensor]).as_numpy("logits").shape == (2, 4)
         assert rpc.get_inference_statistics(NAME).model_stats[0].version == "1"
-        for shut in (rpc.get_model_repository_index, rpc.get_log_settings, rpc.get_trace_settings, rpc.get_system_shared_memory_status):
+        for shut in (
+            rpc.get_model_repository_index,
+            rpc.get_log_settings,
+            rpc.get_trace_settings,
+            rpc.get_system_shared_memory_status,
+        ):
             with pytest.raises(InferenceServerException):
                 shut()
         with pytest.raises(InferenceServerException):
@@ -200,14 +252,27 @@ def test_the_real_clients_work_through_the_gateway(stage: Stage, pod: dict[str, 
 
 def test_a_route_that_is_opened_by_hand_is_shut_again(stage: Stage, pod: dict[str, Any]) -> None:
     gate = Endpoint("POST", "/v2/repository/index", False, "key")
-    wide = json.dumps([{"op": "replace", "path": "/spec/rules/0/matches", "value": [{"path": {"type": "PathPrefix", "value": "/"}}]}])
+    wide = json.dumps(
+        [
+            {
+                "op": "replace",
+                "path": "/spec/rules/0/matches",
+                "value": [{"path": {"type": "PathPrefix", "value": "/"}}],
+            }
+        ]
+    )
 
     def opened() -> None:
         stage.cluster.kubectl("patch", "httproute", NAME, "-n", stage.namespace, "--type=json", "-p", wide)
 
     def shut() -> bool:
-        route = json.loads(stage.cluster.kubectl("get", "httproute", NAME, "-n", stage.namespace, "-o", "json"))
-        return len(route["spec"]["rules"][0]["matches"]) == len(http_endpoints(NAME)) and outside(stage, gate).by_gateway
+        route = json.loads(
+            stage.cluster.kubectl("get", "httproute", NAME, "-n", stage.namespace, "-o", "json")
+        )
+        return (
+            len(route["spec"]["rules"][0]["matches"]) == len(http_endpoints(NAME))
+            and outside(stage, gate).by_gateway
+        )
 
     opened()
     stage.until("it is shut", shut, 30)
@@ -229,7 +294,9 @@ def asking(stage: Stage, pod: dict[str, Any]) -> Iterator[list[str]]:
         while going:
             try:
                 url = f"http://{stage.cluster.target.gateway.http}/v2/models/{NAME}/infer"
-                codes.append(str(requests.post(url, json=body, headers={"Host": HOST}, timeout=5).status_code))
+                codes.append(
+                    str(requests.post(url, json=body, headers={"Host": HOST}, timeout=5).status_code)
+                )
             except requests.RequestException as e:
                 codes.append(type(e).__name__)
             time.sleep(0.1)
@@ -247,18 +314,35 @@ def container(stage: Stage) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["its Python process", "the server itself"])
-def test_a_server_that_dies_is_told_and_comes_back_by_itself(stage: Stage, pod: dict[str, Any], asking: list[str], what: str) -> None:
+def test_a_server_that_dies_is_told_and_comes_back_by_itself(
+    stage: Stage, pod: dict[str, Any], asking: list[str], what: str
+) -> None:
     before, crash = container(stage)["restartCount"], stage.get(NAME)["status"].get("crash")
-    # The first process of a container ignores signals from within that it does not handle: it is told to end.
-    kill = "kill -9 $(cat /tmp/.stubs-of-* | tr -d ' ' | cut -d/ -f3)" if what == "its Python process" else "kill -TERM 1"
+    # The first process of a container ignores signals from within that it does not handle: it is
+    # told to end.
+    kill = (
+        "kill -9 $(cat /tmp/.stubs-of-* | tr -d ' ' | cut -d/ -f3)"
+        if what == "its Python process"
+        else "kill -TERM 1"
+    )
     stage.until("the probe has looked once", lambda: kill.startswith("kill -T") or listed(stage))
     (now,) = serving(stage)
-    stage.cluster.kubectl("exec", "-n", stage.namespace, now["metadata"]["name"], "-c", "triton", "--", "sh", "-c", kill)
+    stage.cluster.kubectl(
+        "exec", "-n", stage.namespace, now["metadata"]["name"], "-c", "triton", "--", "sh", "-c", kill
+    )
     stage.until("it is started anew", lambda: container(stage)["restartCount"] == before + 1, 60)
-    stage.until("the operator says so", lambda: (stage.get(NAME)["status"].get("crash") or {}) != (crash or {}), 30)
-    stage.until("all is well again", lambda: stage.condition(NAME, "ServersHealthy")["status"] == "True" and container(stage)["ready"], 60)
+    stage.until(
+        "the operator says so", lambda: (stage.get(NAME)["status"].get("crash") or {}) != (crash or {}), 30
+    )
+    stage.until(
+        "all is well again",
+        lambda: stage.condition(NAME, "ServersHealthy")["status"] == "True" and container(stage)["ready"],
+        60,
+    )
     last = stage.get(NAME)["status"]["crash"]
-    assert last["reason"] == "ServerCrashed" and ("Python process" in last["message"]) == (what == "its Python process"), last
+    assert last["reason"] == "ServerCrashed" and ("Python process" in last["message"]) == (
+        what == "its Python process"
+    ), last
     assert {"ServerCrashed"} <= set(stage.events(NAME))
     seen = len(asking)
     stage.until("it answers", lambda: "200" in asking[seen:], 30)
@@ -266,5 +350,16 @@ def test_a_server_that_dies_is_told_and_comes_back_by_itself(stage: Stage, pod: 
 
 def listed(stage: Stage) -> bool:
     (found,) = serving(stage)
-    command = ("exec", "-n", stage.namespace, found["metadata"]["name"], "-c", "triton", "--", "sh", "-c", "cat /tmp/.stubs-of-* 2>/dev/null || true")
+    command = (
+        "exec",
+        "-n",
+        stage.namespace,
+        found["metadata"]["name"],
+        "-c",
+        "triton",
+        "--",
+        "sh",
+        "-c",
+        "cat /tmp/.stubs-of-* 2>/dev/null || true",
+    )
     return "/proc/" in stage.cluster.kubectl(*command)

@@ -1,4 +1,6 @@
-"""A pod in another namespace exposes every counter that rollouts are judged by, in the name of the victims: nothing changes for them."""
+"""A pod in another namespace exposes every counter that rollouts are judged by, in the name of the
+victims: nothing changes for them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from tests.e2e.conftest import Stage
 pytestmark = pytest.mark.sandbox
 
 ATTACKER, FORGER = "e2e-forger", "forger"
-BEHIND, SHADOWED, PLAIN = "behind", "mirrored", "plain"  # judged by gateway and labels, by the comparer, by the servers
+# judged by gateway and labels, by the comparer, by the servers
+BEHIND, SHADOWED, PLAIN = "behind", "mirrored", "plain"
 WANTED = {BEHIND: "Canary", SHADOWED: "Shadow", PLAIN: "Canary"}
 WATCHED_SECONDS = 15.0
 # Counters that grow by RATE a second from the start of the pod; each line is a series.
@@ -38,16 +41,34 @@ http.server.ThreadingHTTPServer(("", 8002), Handler).serve_forever()
 
 def behind(stage: Stage, name: str, **rollout: Any) -> dict[str, Any]:
     gateway = stage.cluster.target.gateway
-    traffic = {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [f"{name}.forged.example"]}}
-    return stage.deployment(name, traffic=traffic, rollout={"progressDeadline": "10m", "canary": {"steps": [{"weight": 20}]}, **rollout})
+    traffic = {
+        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+        "http": {"hostnames": [f"{name}.forged.example"]},
+    }
+    return stage.deployment(
+        name,
+        traffic=traffic,
+        rollout={"progressDeadline": "10m", "canary": {"steps": [{"weight": 20}]}, **rollout},
+    )
 
 
 def victims(stage: Stage, file: str) -> list[dict[str, Any]]:
     errors = {"name": "errors", "maxIncrease": 0.02, "minSamples": 10}
     found = [
-        behind(stage, BEHIND, analysis={"interval": "1s", "metrics": [errors, {"name": "accuracy", "maxDrop": 0.05, "minSamples": 10}]}),
-        behind(stage, SHADOWED, analysis={"interval": "1s"}, shadow={"minSamples": 100, "minAgreement": 0.95}),
-        stage.deployment(PLAIN, rollout={"progressDeadline": "10m", "analysis": {"interval": "1s", "metrics": [errors]}}),
+        behind(
+            stage,
+            BEHIND,
+            analysis={
+                "interval": "1s",
+                "metrics": [errors, {"name": "accuracy", "maxDrop": 0.05, "minSamples": 10}],
+            },
+        ),
+        behind(
+            stage, SHADOWED, analysis={"interval": "1s"}, shadow={"minSamples": 100, "minAgreement": 0.95}
+        ),
+        stage.deployment(
+            PLAIN, rollout={"progressDeadline": "10m", "analysis": {"interval": "1s", "metrics": [errors]}}
+        ),
     ]
     for victim in found:
         victim["spec"]["model"]["uri"] = stage.uri(file)
@@ -63,10 +84,13 @@ def forged(stage: Stage) -> list[str]:
         for revision, number in sides.items():
             for service in service_labels(stage.namespace, revision):
                 codes = ("200", "500") if number == status["rollout"]["number"] else ("200",)
-                found += [f'traefik_service_requests_total{{service="{service}",code="{c}",method="POST",protocol="http"}}' for c in codes]
+                found += [
+                    f'traefik_service_requests_total{{service="{service}",code="{c}",method="POST",protocol="http"}}'
+                    for c in codes
+                ]
             own = f'model_namespace="{stage.namespace}",name="{name}",version="{number}",slice=""'
             found.append(f'modelrollout_feedback_total{{{own},result="right"}}')
-            server = f'namespace="{stage.namespace}",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="{name}",version="{number}"'
+            server = f'namespace="{stage.namespace}",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="{name}",version="{number}"'  # noqa: E501
             found.append(f"nv_inference_request_success{{{server}}}")
         canary, stable = status["rollout"]["number"], status["stable"]["number"]
         pair = f'namespace="{stage.namespace}",name="{name}",canary="{canary}",stable="{stable}"'
@@ -75,9 +99,16 @@ def forged(stage: Stage) -> list[str]:
 
 
 def pod(stage: Stage, series: list[str]) -> dict[str, Any]:
-    annotations = {"prometheus.io/scrape": "true", "prometheus.io/port": "8002", "prometheus.io/path": "/metrics"}
+    annotations = {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": "8002",
+        "prometheus.io/path": "/metrics",
+    }
     # The scrape copies these two labels of pods to its targets.
-    labels = {"modelrollout.dev/name": PLAIN, "modelrollout.dev/revision": stage.get(PLAIN)["status"]["rollout"]["revision"]}
+    labels = {
+        "modelrollout.dev/name": PLAIN,
+        "modelrollout.dev/revision": stage.get(PLAIN)["status"]["rollout"]["revision"],
+    }
     container = {
         "name": "forger",
         "image": stage.cluster.target.images.operator,
@@ -87,21 +118,33 @@ def pod(stage: Stage, series: list[str]) -> dict[str, Any]:
         "ports": [{"containerPort": 8002}],
     }
     about = {"name": FORGER, "namespace": ATTACKER, "annotations": annotations, "labels": labels}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": {"containers": [container], "terminationGracePeriodSeconds": 0}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": about,
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }
 
 
 def series_of_the_forger(stage: Stage) -> set[str]:
     """Names of the metrics that Prometheus has of it."""
     name, namespace = str(urlsplit(stage.cluster.target.prometheus).hostname).split(".")[:2]
-    address = stage.cluster.service_address(namespace, name, urlsplit(stage.cluster.target.prometheus).port or 80)
-    query = f'count by (__name__) ({{namespace="{ATTACKER}",pod="{FORGER}",__name__=~"traefik_.*|modelrollout_.*|nv_.*"}})'
+    address = stage.cluster.service_address(
+        namespace, name, urlsplit(stage.cluster.target.prometheus).port or 80
+    )
+    query = (
+        "count by (__name__)"
+        f' ({{namespace="{ATTACKER}",pod="{FORGER}",__name__=~"traefik_.*|modelrollout_.*|nv_.*"}})'
+    )
     answer = requests.get(f"http://{address}/api/v1/query", params={"query": query}, timeout=10).json()
     return {row["metric"]["__name__"] for row in answer["data"]["result"]}
 
 
 @pytest.fixture(scope="module")
 def attacked(stage: Stage) -> Iterator[Stage]:
-    """Every victim is being judged, no request and no label has come, and the forged series are in Prometheus."""
+    """Every victim is being judged, no request and no label has come, and the forged series are in
+    Prometheus.
+    """
     stage.apply(*victims(stage, "good.onnx"))
     for name in WANTED:
         stage.until_ready(name)
@@ -131,12 +174,18 @@ def test_nothing_changes_for_the_victim(attacked: Stage, name: str) -> None:
     metrics = [rollout["shadow"]["metric"]] if name == SHADOWED else rollout["step"]["metrics"]
     for metric in metrics:
         counted = [metric.get(side, {}).get("total", 0) for side in ("canary", "stable")]
-        assert metric["verdict"] != "Failed" and not any(counted), f"{metric['name']}: {counted}: {metric['message']}"
+        assert metric["verdict"] != "Failed" and not any(counted), (
+            f"{metric['name']}: {counted}: {metric['message']}"
+        )
 
 
 def test_the_operator_has_seen_that_only_those_count_who_should(attacked: Stage) -> None:
-    """What is left to say is that nothing keeps strangers from the comparer: no NetworkPolicies are written here."""
+    """What is left to say is that nothing keeps strangers from the comparer: no NetworkPolicies are
+    written here.
+    """
     left = {name: "Unprotected" if name == SHADOWED else "" for name in WANTED}
     attacked.until(
-        "no counter is in doubt", lambda: {name: attacked.condition(name, "EvidenceVerified")["reason"] for name in WANTED} == left, limit=330
+        "no counter is in doubt",
+        lambda: {name: attacked.condition(name, "EvidenceVerified")["reason"] for name in WANTED} == left,
+        limit=330,
     )

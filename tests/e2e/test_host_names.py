@@ -1,4 +1,6 @@
-"""Another team's host name: every way in which one patch of a tenant's own spec.traffic took all of its requests (docs/policies.md, Host names)."""
+"""Another team's host name: every way in which one patch of a tenant's own spec.traffic took all of
+its requests (docs/policies.md, Host names).
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,19 @@ def asked(stage: Stage, host: str, count: int = 40) -> set[str]:
 
 @pytest.fixture(scope="module")
 def attacker(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The older ModelDeployment, of another namespace and of the same name, which answers the contrary."""
+    """The older ModelDeployment, of another namespace and of the same name, which answers the
+    contrary.
+    """
     made = made_stage(stage.cluster, f"{stage.namespace}-attacker", tmp_path_factory.mktemp("attacker"))
     theirs = next(made)
     theirs.apply(theirs.deployment(NAME, "wrong.onnx", traffic=traffic(theirs, OWN)))
     theirs.until_ready(NAME)
     stage.apply(stage.deployment(NAME, traffic=traffic(stage, HOST, "second.e2e.example", grpc=GRPC_HOST)))
     stage.until_ready(NAME)
-    stage.until("both are served", lambda: asked(stage, HOST, 5) == {"victim"} and asked(stage, OWN, 5) == {"attacker"})
+    stage.until(
+        "both are served",
+        lambda: asked(stage, HOST, 5) == {"victim"} and asked(stage, OWN, 5) == {"attacker"},
+    )
     yield theirs
     next(made, None)
 
@@ -70,7 +77,9 @@ def attacker(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ],
     ids=["the very name", "as a name for gRPC", "a name for gRPC", "a wildcard beside a long name"],
 )
-def test_a_patch_of_his_own_spec_takes_nothing(stage: Stage, attacker: Stage, http: list[str], grpc: str | None, reason: str, words: str) -> None:
+def test_a_patch_of_his_own_spec_takes_nothing(
+    stage: Stage, attacker: Stage, http: list[str], grpc: str | None, reason: str, words: str
+) -> None:
     attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, *http, grpc=grpc)))
     message = attacker.until_stalled(NAME, reason)
     assert words in message and stage.namespace not in message
@@ -81,23 +90,34 @@ def test_a_patch_of_his_own_spec_takes_nothing(stage: Stage, attacker: Stage, ht
     attacker.until_ready(NAME)
 
 
-def test_a_wildcard_that_a_policy_allows_takes_nothing_from_names_that_are_held(stage: Stage, attacker: Stage) -> None:
+def test_a_wildcard_that_a_policy_allows_takes_nothing_from_names_that_are_held(
+    stage: Stage, attacker: Stage
+) -> None:
     pattern = "*.{{namespace}}.e2e.example"
     policy = {
-        "apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy", "metadata": {"name": "e2e-host-names"},
+        "apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy",
+        "metadata": {"name": "e2e-host-names"},
         "spec": {"selector": {"namespaces": [attacker.namespace]}, "allowedHostnames": [pattern]},
     }  # fmt: skip
     stage.apply(policy)
     try:
         mine = f"*.{attacker.namespace}.e2e.example"
-        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "third.e2e.example")))
+        attacker.apply(
+            attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "third.e2e.example"))
+        )
         assert pattern in attacker.until_stalled(NAME, "HostnameNotAllowed")
         attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, mine)))
         attacker.until_ready(NAME)
-        attacker.until("the wildcard is served", lambda: who(attacker, f"any.{attacker.namespace}.e2e.example") == "attacker", 20)
+        attacker.until(
+            "the wildcard is served",
+            lambda: who(attacker, f"any.{attacker.namespace}.e2e.example") == "attacker",
+            20,
+        )
         policy["spec"]["allowedHostnames"] = ["*"]  # type: ignore[index]
         stage.apply(policy)
-        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "*.e2e.example", LONG)))
+        attacker.apply(
+            attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "*.e2e.example", LONG))
+        )
         assert "overlaps" in attacker.until_stalled(NAME, "HostnameTaken")
         assert asked(stage, HOST) == {"victim"} and stage.condition(NAME, "Ready")["status"] == "True"
     finally:
@@ -108,7 +128,11 @@ def test_a_wildcard_that_a_policy_allows_takes_nothing_from_names_that_are_held(
 
 def test_what_is_refused_keeps_no_name_from_others(stage: Stage, attacker: Stage) -> None:
     squatted = "squatted.e2e.example"
-    attacker.apply(attacker.deployment("squatter", traffic=traffic(attacker, squatted), model={"uri": "s3://elsewhere/model.onnx"}))
+    attacker.apply(
+        attacker.deployment(
+            "squatter", traffic=traffic(attacker, squatted), model={"uri": "s3://elsewhere/model.onnx"}
+        )
+    )
     attacker.until_stalled("squatter", "StoreNotAllowed")
     stage.apply(stage.deployment(NAME, traffic=traffic(stage, HOST, squatted, grpc=GRPC_HOST)))
     stage.until_ready(NAME)
@@ -116,37 +140,59 @@ def test_what_is_refused_keeps_no_name_from_others(stage: Stage, attacker: Stage
 
 
 def test_names_come_and_go_without_a_lost_request(stage: Stage, attacker: Stage) -> None:
-    """Another name becomes the first: each has a route of its own, and the one that stays is served all the while."""
+    """Another name becomes the first: each has a route of its own, and the one that stays is served
+    all the while.
+    """
     others = ["first.e2e.example", "zeroth.e2e.example"]
     for names in ([others[0], HOST], [HOST, *others], [others[1], others[0], HOST], [HOST]):
         stage.apply(stage.deployment(NAME, traffic=traffic(stage, *names, grpc=GRPC_HOST)))
 
         def seen(names: list[str] = names) -> bool:
             assert asked(stage, HOST, 5) == {"victim"}
-            routes = json.loads(stage.cluster.kubectl("get", "httproutes", "-n", stage.namespace, "-o", "json"))["items"]
+            routes = json.loads(
+                stage.cluster.kubectl("get", "httproutes", "-n", stage.namespace, "-o", "json")
+            )["items"]
             return sorted(h for r in routes for h in r["spec"]["hostnames"]) == sorted(names)
 
         stage.until(f"there are routes for {names}", seen, 30)
     stage.until_ready(NAME)
-    leases = json.loads(stage.cluster.kubectl("get", "leases", "-n", SYSTEM_NAMESPACE, "-l", "modelrollout.dev/claim=hostname", "-o", "json"))[
-        "items"
-    ]
+    leases = json.loads(
+        stage.cluster.kubectl(
+            "get", "leases", "-n", SYSTEM_NAMESPACE, "-l", "modelrollout.dev/claim=hostname", "-o", "json"
+        )
+    )["items"]
     mine = [o for o in leases if o["spec"]["holderIdentity"].startswith(f"{stage.namespace}/{NAME}/")]
-    assert sorted(o["metadata"]["annotations"]["modelrollout.dev/hostname"] for o in mine) == sorted([HOST, GRPC_HOST])
+    assert sorted(o["metadata"]["annotations"]["modelrollout.dev/hostname"] for o in mine) == sorted(
+        [HOST, GRPC_HOST]
+    )
 
 
-def test_a_route_that_is_not_the_operators_is_told_and_claims_outlive_the_operator(stage: Stage, attacker: Stage) -> None:
+def test_a_route_that_is_not_the_operators_is_told_and_claims_outlive_the_operator(
+    stage: Stage, attacker: Stage
+) -> None:
     gateway = stage.cluster.target.gateway
     route = {
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "theirs", "namespace": attacker.namespace},
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "theirs", "namespace": attacker.namespace},
         "spec": {
             "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}], "hostnames": [HOST],
-            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}], "backendRefs": [{"name": NAME, "port": 8000}]}],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}],
+                "backendRefs": [{"name": NAME, "port": 8000}]}],
         },
     }  # fmt: skip
     stage.apply(route)
-    operators = ("delete", "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--force", "--grace-period=0")
-    stage.cluster.kubectl(*operators)  # a new leader looks at all routes at once; the present one within minutes
+    operators = (
+        "delete",
+        "pods",
+        "-n",
+        SYSTEM_NAMESPACE,
+        "-l",
+        "app.kubernetes.io/component=operator",
+        "--force",
+        "--grace-period=0",
+    )
+    # a new leader looks at all routes at once; the present one within minutes
+    stage.cluster.kubectl(*operators)
     stage.until("it is told", lambda: stage.condition(NAME, "Ready")["reason"] == "HostnameTaken", 90)
     assert "a route of another namespace" in stage.condition(NAME, "Ready")["message"]
     stage.cluster.kubectl("delete", "httproute", "theirs", "-n", attacker.namespace)

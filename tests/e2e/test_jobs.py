@@ -1,4 +1,6 @@
-"""Jobs on the real cluster: a fleet prepares once, a search finds a smaller model, a limit that was hit is named, a queue is waited for."""
+"""Jobs on the real cluster: a fleet prepares once, a search finds a smaller model, a limit that was
+hit is named, a queue is waited for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ INT8 = {"steps": [{"int8": {"method": "Dynamic"}}]}
 
 
 def revision(stage: Stage, name: str) -> dict[str, Any]:
-    found = json.loads(stage.cluster.kubectl("get", "mrev", "-n", stage.namespace, "-l", f"modelrollout.dev/name={name}", "-o", "json"))["items"]
+    found = json.loads(
+        stage.cluster.kubectl(
+            "get", "mrev", "-n", stage.namespace, "-l", f"modelrollout.dev/name={name}", "-o", "json"
+        )
+    )["items"]
     assert len(found) == 1
     return dict(found[0])
 
@@ -26,10 +32,14 @@ def test_a_fleet_prepares_once(stage: Stage) -> None:
     stage.apply(*(stage.deployment(name, optimization=INT8) for name in fleet))
 
     def jobs() -> list[str]:
-        found = json.loads(stage.cluster.kubectl("get", "jobs", "-n", stage.namespace, "-l", "modelrollout.dev/component=prepare", "-o", "json"))[
-            "items"
+        found = json.loads(
+            stage.cluster.kubectl(
+                "get", "jobs", "-n", stage.namespace, "-l", "modelrollout.dev/component=prepare", "-o", "json"
+            )
+        )["items"]
+        return [
+            j["metadata"]["name"] for j in found if j["metadata"]["labels"]["modelrollout.dev/name"] in fleet
         ]
-        return [j["metadata"]["name"] for j in found if j["metadata"]["labels"]["modelrollout.dev/name"] in fleet]
 
     for name in fleet:
         stage.until_ready(name)
@@ -42,14 +52,25 @@ def test_a_fleet_prepares_once(stage: Stage) -> None:
 def test_auto_finds_a_smaller_model_that_is_served_and_shows_what_it_chose_from(stage: Stage) -> None:
     search = {"data": {"uri": stage.data("selection.npz")}, "timeLimit": "2m"}
     gate = {"data": {"uri": stage.data("heldout.npz")}, "metrics": [{"name": "accuracy", "maxDrop": 0.03}]}
-    stage.apply(stage.deployment("searched", "wide.onnx", optimization={"steps": [{"auto": search}], "gate": gate}))
+    stage.apply(
+        stage.deployment("searched", "wide.onnx", optimization={"steps": [{"auto": search}], "gate": gate})
+    )
     served = stage.until_ready("searched")["status"]["stable"]["revision"]
     artifact = stage.cluster.revision(stage.namespace, served)["status"]["artifact"]
     found, [metric] = artifact["search"], artifact["metrics"]
     points = {p["name"]: p for p in found["points"]}
     taken, source = points[found["chosen"]], points["source"]
-    assert (found["ended"], found["metric"], metric["verdict"], metric["samples"]) == ("Complete", "accuracy", "Successful", 2000)
-    assert found["tried"] >= 9 and taken["within"] and taken["size"] == min(p["size"] for p in points.values() if p["within"])
+    assert (found["ended"], found["metric"], metric["verdict"], metric["samples"]) == (
+        "Complete",
+        "accuracy",
+        "Successful",
+        2000,
+    )
+    assert (
+        found["tried"] >= 9
+        and taken["within"]
+        and taken["size"] == min(p["size"] for p in points.values() if p["within"])
+    )
     assert artifact["sizeAfter"] == taken["size"] < 0.5 * source["size"] == 0.5 * artifact["sizeBefore"]
     x, labels = models.inputs(200, 43)
     assert (stage.answers("searched", x)["logits"].argmax(1) == labels).mean() > 0.9
@@ -57,12 +78,19 @@ def test_auto_finds_a_smaller_model_that_is_served_and_shows_what_it_chose_from(
     def report(form: str) -> str:
         return stage.cluster.modelrollout("report", "searched", "-n", stage.namespace, "-o", form)
 
-    rows = {form: [line for line in report(form).splitlines() if "kept" in line and " x" in line] for form in ("text", "markdown")}
+    rows = {
+        form: [line for line in report(form).splitlines() if "kept" in line and " x" in line]
+        for form in ("text", "markdown")
+    }
     for form, lines in rows.items():
-        assert len(lines) == len(points) and all(any(name in line for line in lines) for name in points), f"{form}: {lines}"
+        assert len(lines) == len(points) and all(any(name in line for line in lines) for name in points), (
+            f"{form}: {lines}"
+        )
         assert [found["chosen"] in line for line in lines if "taken" in line] == [True], f"{form}: {lines}"
     page = report("html")
-    assert all(name in page for name in points) and page.count("<svg") >= 3, "a picture of sizes, one of latencies, and those of the gate"
+    assert all(name in page for name in points) and page.count("<svg") >= 3, (
+        "a picture of sizes, one of latencies, and those of the gate"
+    )
 
 
 def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: Stage) -> None:
@@ -70,10 +98,20 @@ def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: St
     stage.apply(stage.deployment("small", "better.onnx", optimization=small))
     message = stage.until_stalled("small", "OutOfMemory")
     assert "its limit of 40Mi" in message and "spec.optimization.resources.limits.memory" in message
-    jobs = json.loads(stage.cluster.kubectl("get", "pods", "-n", stage.namespace, "-l", "modelrollout.dev/name=small", "-o", "json"))["items"]
+    jobs = json.loads(
+        stage.cluster.kubectl(
+            "get", "pods", "-n", stage.namespace, "-l", "modelrollout.dev/name=small", "-o", "json"
+        )
+    )["items"]
     prepared = [p for p in jobs if p["metadata"]["labels"]["modelrollout.dev/component"] == "prepare"]
     assert len(prepared) == 1, "with the same limit it would end the same way"
-    stage.apply(stage.deployment("small", "better.onnx", optimization={**INT8, "resources": {"limits": {"memory": "2Gi", "cpu": "1"}}}))
+    stage.apply(
+        stage.deployment(
+            "small",
+            "better.onnx",
+            optimization={**INT8, "resources": {"limits": {"memory": "2Gi", "cpu": "1"}}},
+        )
+    )
     name = revision(stage, "small")["metadata"]["name"]
     stage.cluster.kubectl("annotate", "mrev", name, "-n", stage.namespace, "modelrollout.dev/retry=larger")
     stage.until_ready("small")
@@ -81,22 +119,37 @@ def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: St
 
 def test_a_queue_is_waited_for_and_no_deadline_runs(stage: Stage) -> None:
     """What Kueue does to a Job with its label is done by hand here: there is no Kueue."""
-    wanted = {**INT8, "queueName": "optimizers", "resources": {"requests": {"cpu": "900"}, "limits": {"cpu": "900", "memory": "1Gi"}}}
-    stage.apply(stage.deployment("queued", "third.onnx", optimization=wanted, rollout={"progressDeadline": "10m"}))
-    stage.until("the pod has no node", lambda: stage.condition("queued", "Prepared")["reason"] == "Unschedulable")
+    wanted = {
+        **INT8,
+        "queueName": "optimizers",
+        "resources": {"requests": {"cpu": "900"}, "limits": {"cpu": "900", "memory": "1Gi"}},
+    }
+    stage.apply(
+        stage.deployment("queued", "third.onnx", optimization=wanted, rollout={"progressDeadline": "10m"})
+    )
+    stage.until(
+        "the pod has no node", lambda: stage.condition("queued", "Prepared")["reason"] == "Unschedulable"
+    )
     selector = ("-n", stage.namespace, "-l", "kueue.x-k8s.io/queue-name=optimizers")
     (job,) = json.loads(stage.cluster.kubectl("get", "jobs", *selector, "-o", "json"))["items"]
 
     def suspend(value: bool) -> None:
         patch = json.dumps({"spec": {"suspend": value}})
-        stage.cluster.kubectl("patch", "job", job["metadata"]["name"], "-n", stage.namespace, "--type=merge", "-p", patch)
+        stage.cluster.kubectl(
+            "patch", "job", job["metadata"]["name"], "-n", stage.namespace, "--type=merge", "-p", patch
+        )
 
     suspend(True)
     stage.until("it waits in the queue", lambda: stage.condition("queued", "Prepared")["reason"] == "Queued")
     assert "LocalQueue optimizers" in stage.condition("queued", "Prepared")["message"]
     stage.set_rollout("queued", {"progressDeadline": "1s"})
     stage.until("the operator has seen it", lambda: stage.get("queued")["status"]["observedGeneration"] == 2)
-    assert stage.condition("queued", "Prepared")["reason"] == "Queued" and stage.condition("queued", "Stalled")["status"] == "False"
+    assert (
+        stage.condition("queued", "Prepared")["reason"] == "Queued"
+        and stage.condition("queued", "Stalled")["status"] == "False"
+    )
     stage.set_rollout("queued", {"progressDeadline": "15s"})
     suspend(False)
-    assert "nodes are available" in stage.until_stalled("queued", "Unschedulable"), "outside of a queue the deadline counts"
+    assert "nodes are available" in stage.until_stalled("queued", "Unschedulable"), (
+        "outside of a queue the deadline counts"
+    )

@@ -1,7 +1,9 @@
-"""NetworkPolicies switched on, used and taken away by the chart's values, on models that run (docs/network.md).
+"""NetworkPolicies switched on, used and taken away by the chart's values, on models that run
+(docs/network.md).
 
-The sandbox's network enforces none: what they let through is tested in tests/unit/resources/test_network.py. The ranges here are wide, so that a
-network that does enforce them lets the tests through wherever gateway, Prometheus and store are.
+The sandbox's network enforces none: what they let through is tested in
+tests/unit/resources/test_network.py. The ranges here are wide, so that a network that does enforce
+them lets the tests through wherever gateway, Prometheus and store are.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ ALL = {f"{NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 
 
 def policies(stage: Stage) -> dict[str, dict[str, Any]]:
-    found = stage.cluster.get(f"/apis/networking.k8s.io/v1/namespaces/{stage.namespace}/networkpolicies")["items"]
+    found = stage.cluster.get(f"/apis/networking.k8s.io/v1/namespaces/{stage.namespace}/networkpolicies")[
+        "items"
+    ]
     return {p["metadata"]["name"]: p for p in found}
 
 
@@ -38,7 +42,10 @@ def selected(stage: Stage, policy: dict[str, Any]) -> set[str]:
     terms = [f"{k}={v}" for k, v in selector["matchLabels"].items()]
     terms += [f"{e['key']} in ({','.join(e['values'])})" for e in selector.get("matchExpressions", [])]
     return {
-        line.removeprefix("pod/") for line in stage.cluster.kubectl("get", "pods", "-n", stage.namespace, "-l", ",".join(terms), "-o", "name").split()
+        line.removeprefix("pod/")
+        for line in stage.cluster.kubectl(
+            "get", "pods", "-n", stage.namespace, "-l", ",".join(terms), "-o", "name"
+        ).split()
     }
 
 
@@ -47,12 +54,18 @@ def answers(stage: Stage) -> None:
     x, _ = inputs(2, 5)
     assert stage.answers(NAME, x)["logits"].shape == (2, 4)
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{NAME}/ready"
-    stage.until("the gateway leads to it", lambda: requests.get(url, headers={"Host": HOST}, timeout=10).status_code == 200, 30)
+    stage.until(
+        "the gateway leads to it",
+        lambda: requests.get(url, headers={"Host": HOST}, timeout=10).status_code == 200,
+        30,
+    )
 
 
 @pytest.fixture(scope="module")
 def switched(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], None]]:
-    """Sets the mode, for this namespace alone; in the end the operator knows nothing of policies again."""
+    """Sets the mode, for this namespace alone; in the end the operator knows nothing of policies
+    again.
+    """
     target = stage.cluster.target
     store = urlsplit(target.store.endpoint_in_cluster)
     everybody = {"namespaces": [target.gateway.namespace], "addresses": ANYWHERE}
@@ -73,14 +86,25 @@ def switched(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             return
         now = mode
         path.write_text(yaml.safe_dump({"networkPolicy": {"models": {"mode": mode} | models}}))
-        where = ["--namespace", SYSTEM_NAMESPACE, "--reuse-values", "--values", str(path), "--wait", "--timeout", "5m"]
+        where = [
+            "--namespace",
+            SYSTEM_NAMESPACE,
+            "--reuse-values",
+            "--values",
+            str(path),
+            "--wait",
+            "--timeout",
+            "5m",
+        ]
         stage.cluster.helm("upgrade", RELEASE, str(CHART), *where)
 
     yield switch
     switch("Ignore")
 
 
-def test_policies_come_to_what_runs_select_its_pods_and_go(stage: Stage, switched: Callable[[str], None]) -> None:
+def test_policies_come_to_what_runs_select_its_pods_and_go(
+    stage: Stage, switched: Callable[[str], None]
+) -> None:
     gateway = {"name": stage.cluster.target.gateway.name, "namespace": stage.cluster.target.gateway.namespace}
     traffic = {"gateway": gateway, "http": {"hostnames": [HOST]}, "clients": {"namespaces": ["e2e-shop"]}}
     stage.apply(stage.deployment(NAME, traffic=traffic))
@@ -93,9 +117,13 @@ def test_policies_come_to_what_runs_select_its_pods_and_go(stage: Stage, switche
     stage.until("all policies are there", lambda: set(policies(stage)) == ALL, 60)
     found = policies(stage)
     assert selected(stage, found[f"{NAME}-servers"]) == before, "the very pods, and none of them is new"
-    jobs = {p["metadata"]["name"] for p in stage.cluster.pods(stage.namespace, "batch.kubernetes.io/job-name")}
+    jobs = {
+        p["metadata"]["name"] for p in stage.cluster.pods(stage.namespace, "batch.kubernetes.io/job-name")
+    }
     assert jobs and selected(stage, found[f"{NAME}-jobs"]) == jobs
-    assert "e2e-shop" in json.dumps(found[f"{NAME}-servers"]["spec"]["ingress"]) and "e2e-shop" not in json.dumps(found[f"{NAME}-comparer"])
+    assert "e2e-shop" in json.dumps(
+        found[f"{NAME}-servers"]["spec"]["ingress"]
+    ) and "e2e-shop" not in json.dumps(found[f"{NAME}-comparer"])
     assert "ingress" not in found[f"{NAME}-jobs"]["spec"]
     answers(stage)
 
@@ -106,14 +134,25 @@ def test_policies_come_to_what_runs_select_its_pods_and_go(stage: Stage, switche
     answers(stage)
 
     # what somebody opens is shut again
-    stage.cluster.kubectl("patch", "networkpolicy", f"{NAME}-jobs", "-n", stage.namespace, "--type=merge", "-p", '{"spec": {"ingress": [{}]}}')
+    stage.cluster.kubectl(
+        "patch",
+        "networkpolicy",
+        f"{NAME}-jobs",
+        "-n",
+        stage.namespace,
+        "--type=merge",
+        "-p",
+        '{"spec": {"ingress": [{}]}}',
+    )
     stage.until("it is shut", lambda: "ingress" not in policies(stage)[f"{NAME}-jobs"]["spec"], 30)
     stage.cluster.kubectl("delete", "networkpolicy", f"{NAME}-servers", "-n", stage.namespace)
     stage.until("it is back", lambda: set(policies(stage)) == ALL, 30)
     assert "Isolated" not in {c["type"] for c in stage.get(NAME)["status"]["conditions"]}
 
 
-def test_without_the_right_it_is_told_and_the_model_goes_on(stage: Stage, switched: Callable[[str], None]) -> None:
+def test_without_the_right_it_is_told_and_the_model_goes_on(
+    stage: Stage, switched: Callable[[str], None]
+) -> None:
     """The right is taken away by hand, as if somebody had forgotten it in roles of his own."""
     switched("Write")
     role = f"clusterrole/{RELEASE}"
@@ -124,12 +163,22 @@ def test_without_the_right_it_is_told_and_the_model_goes_on(stage: Stage, switch
     name = "unfenced"
     stage.apply(stage.deployment(name))
     stage.until_ready(name)
-    told = stage.until("it is told", lambda: next((c for c in stage.get(name)["status"]["conditions"] if c["type"] == "Isolated"), None), 30)
-    assert told["status"] == "False" and told["reason"] == "ChildRefused" and "forbidden" in told["message"], told
+    told = stage.until(
+        "it is told",
+        lambda: next((c for c in stage.get(name)["status"]["conditions"] if c["type"] == "Isolated"), None),
+        30,
+    )
+    assert (
+        told["status"] == "False" and told["reason"] == "ChildRefused" and "forbidden" in told["message"]
+    ), told
     again = [{"op": "replace", "path": f"/rules/{index}/verbs", "value": rules[index]["verbs"]}]
     stage.cluster.kubectl("patch", role, "--type=json", "-p", json.dumps(again))
     stage.until("they are written by themselves", lambda: f"{name}-servers" in policies(stage), 150)
-    stage.until("it is well", lambda: all(c["type"] != "Isolated" for c in stage.get(name)["status"]["conditions"]), 30)
+    stage.until(
+        "it is well",
+        lambda: all(c["type"] != "Isolated" for c in stage.get(name)["status"]["conditions"]),
+        30,
+    )
     assert "Isolated" in stage.events(name)
     stage.cluster.kubectl("delete", "mdep", name, "-n", stage.namespace)
     stage.until("its policies went with it", lambda: f"{name}-servers" not in policies(stage), 60)

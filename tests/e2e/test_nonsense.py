@@ -1,4 +1,6 @@
-"""Clients who ask nonsense: a request that is not well formed is a 500 of Triton's, and takes no version back (docs/analysis.md)."""
+"""Clients who ask nonsense: a request that is not well formed is a 500 of Triton's, and takes no
+version back (docs/analysis.md).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,12 @@ ANALYSIS = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.02
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
     gateway = stage.cluster.target.gateway
     traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}, "grpc": {"hostnames": [GRPC_HOST]},
+        "gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]},
+        "grpc": {"hostnames": [GRPC_HOST]},
     }  # fmt: skip
-    return stage.deployment(NAME, file, traffic=traffic, rollout={"progressDeadline": "3m", "analysis": ANALYSIS, **rollout})
+    return stage.deployment(
+        NAME, file, traffic=traffic, rollout={"progressDeadline": "3m", "analysis": ANALYSIS, **rollout}
+    )
 
 
 def sent(stage: Stage, count: int, body: dict[str, Any], **headers: str) -> list[int]:
@@ -46,7 +51,9 @@ def phase(stage: Stage) -> str:
 
 
 def test_a_version_that_a_grpc_message_names_is_not_found_and_never_judged(stage: Stage) -> None:
-    """No gateway sees the version in a message of gRPC: a client that names stable's gets NotFound from the canary."""
+    """No gateway sees the version in a message of gRPC: a client that names stable's gets NotFound
+    from the canary.
+    """
     stage.apply(deployment(stage, "good.onnx"))
     stage.until_ready(NAME)
     stage.until("the gateway serves", lambda: sent(stage, 1, SENSE) == [200])
@@ -60,7 +67,9 @@ def test_a_version_that_a_grpc_message_names_is_not_found_and_never_judged(stage
 
     def passed() -> bool:
         for _ in range(20):
-            client = triton_grpc.InferenceServerClient(stage.cluster.target.gateway.grpc, channel_args=options)  # type: ignore[no-untyped-call]
+            client = triton_grpc.InferenceServerClient(
+                stage.cluster.target.gateway.grpc, channel_args=options
+            )  # type: ignore[no-untyped-call]
             try:
                 client.infer(NAME, [wanted], model_version=number, client_timeout=10)  # type: ignore[no-untyped-call]
                 code = "OK"
@@ -78,7 +87,13 @@ def test_a_version_that_a_grpc_message_names_is_not_found_and_never_judged(stage
 
 
 def test_where_a_header_chooses_the_version_errors_pause_and_a_person_decides(stage: Stage) -> None:
-    stage.apply(deployment(stage, "better.onnx", abTest={"headers": [{"name": "x-group", "value": "beta"}], "autoPromote": False}))
+    stage.apply(
+        deployment(
+            stage,
+            "better.onnx",
+            abTest={"headers": [{"name": "x-group", "value": "beta"}], "autoPromote": False},
+        )
+    )
     stage.until("it is tested", lambda: sent(stage, 4, SENSE) and phase(stage) == "Testing")
     stage.until("the gateway has the rule", lambda: set(sent(stage, 5, NONSENSE, **BETA)) == {500})
 
@@ -89,16 +104,25 @@ def test_where_a_header_chooses_the_version_errors_pause_and_a_person_decides(st
 
     stage.until("it is paused", paused, 60)
     message = stage.condition(NAME, "Stalled")["message"]
-    assert "where clients choose the revision, errors alone take nothing back" in message and "promote or abort" in message
+    assert (
+        "where clients choose the revision, errors alone take nothing back" in message
+        and "promote or abort" in message
+    )
     stage.until("an event says so", lambda: "ErrorsHigh" in stage.events(NAME), 20)
     assert set(sent(stage, 20, SENSE, **BETA)) == {200}, "those who ask properly are served"
     stage.cluster.modelrollout("promote", NAME, "--full", "-n", stage.namespace)
     stage.until_ready(NAME)
 
 
-def test_where_a_weight_divides_requests_nonsense_fails_on_both_sides_and_a_limit_alone_pauses(stage: Stage) -> None:
+def test_where_a_weight_divides_requests_nonsense_fails_on_both_sides_and_a_limit_alone_pauses(
+    stage: Stage,
+) -> None:
     metrics = [{"name": "errors", "max": 0.1, "minSamples": 20}]
-    stage.apply(deployment(stage, "third.onnx", canary={"steps": [{"weight": 40}]}, analysis=ANALYSIS | {"metrics": metrics}))
+    stage.apply(
+        deployment(
+            stage, "third.onnx", canary={"steps": [{"weight": 40}]}, analysis=ANALYSIS | {"metrics": metrics}
+        )
+    )
     stage.until("it is a canary", lambda: sent(stage, 4, SENSE) and phase(stage) == "Canary")
 
     def paused() -> bool:

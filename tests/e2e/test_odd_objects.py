@@ -1,6 +1,8 @@
-"""A thousand deep, wide, huge and odd objects, while another ModelDeployment rolls out: no restart, its times as ever, and each is named.
+"""A thousand deep, wide, huge and odd objects, while another ModelDeployment rolls out: no restart,
+its times as ever, and each is named.
 
-First with the definitions as they are, then with their schema taken away, and as pods, Services and routes with our labels.
+First with the definitions as they are, then with their schema taken away, and as pods, Services and
+routes with our labels.
 """
 
 from __future__ import annotations
@@ -39,20 +41,27 @@ class Raw:
         )
         found = client.configuration
         self.host, self.session = found.host, requests.Session()
-        self.session.trust_env = False  # a bundle of certificates of the environment would take the place of the cluster's
+        # a bundle of certificates of the environment would take the place of the cluster's
+        self.session.trust_env = False
         self.session.verify = found.ssl_ca_cert or found.verify_ssl
         self.session.cert = (found.cert_file, found.key_file) if found.cert_file else None
         if token := found.get_api_key_with_prefix("BearerToken"):
             self.session.headers["Authorization"] = token
 
-    def send(self, method: str, path: str, body: str | None = None, content_type: str = "application/json") -> requests.Response:
+    def send(
+        self, method: str, path: str, body: str | None = None, content_type: str = "application/json"
+    ) -> requests.Response:
         data = None if body is None else body.encode()
-        return self.session.request(method, self.host + path, data=data, headers={"Content-Type": content_type}, timeout=60)
+        return self.session.request(
+            method, self.host + path, data=data, headers={"Content-Type": content_type}, timeout=60
+        )
 
 
 @pytest.fixture(scope="module")
 def raw(operator: Cluster) -> Iterator[Raw]:
-    """With a namespace for the attacker; the definition is as it was afterwards, and what is odd is gone."""
+    """With a namespace for the attacker; the definition is as it was afterwards, and what is odd is
+    gone.
+    """
     operator.fresh_namespace(ATTACKER)
     made = Raw(operator)
     before = made.send("GET", DEFINITION).json()["spec"]
@@ -68,13 +77,17 @@ def restarts(cluster: Cluster) -> dict[str, int]:
     """Of the operator's containers, by pod."""
     labels = f"app.kubernetes.io/instance={RELEASE}"
     pods = [
-        p for p in cluster.pods(SYSTEM_NAMESPACE, labels) if p["metadata"]["name"].startswith(RELEASE) and "feedback" not in p["metadata"]["name"]
+        p
+        for p in cluster.pods(SYSTEM_NAMESPACE, labels)
+        if p["metadata"]["name"].startswith(RELEASE) and "feedback" not in p["metadata"]["name"]
     ]
     return {p["metadata"]["name"]: c["restartCount"] for p in pods for c in p["status"]["containerStatuses"]}
 
 
 class Victim:
-    """A ModelDeployment that gets a new version again and again: other pods each time, from the same file."""
+    """A ModelDeployment that gets a new version again and again: other pods each time, from the
+    same file.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.version = stage, 0
@@ -82,10 +95,15 @@ class Victim:
     def rolled_out(self) -> float:
         """Seconds from the change until the new version has all traffic."""
         self.version += 1
-        resources = {"limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "128Mi"}}
+        resources = {
+            "limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"},
+            "requests": {"cpu": "20m", "memory": "128Mi"},
+        }
         serving = {"replicas": 1, "resources": resources, "startupTimeout": f"{600 + self.version}s"}
         begun = time.monotonic()
-        self.stage.apply(self.stage.deployment("victim", serving=serving, rollout={"blueGreen": {"for": "2s"}}))
+        self.stage.apply(
+            self.stage.deployment("victim", serving=serving, rollout={"blueGreen": {"for": "2s"}})
+        )
         self.stage.until_ready("victim", 240)
         return time.monotonic() - begun
 
@@ -95,8 +113,19 @@ def unreadable(cluster: Cluster) -> float:
     total = 0.0
     for pod in cluster.pods(SYSTEM_NAMESPACE, OPERATORS):
         text = requests.get(f"http://{pod['status']['podIP']}:8081/metrics", timeout=20).text
-        counts = [line.rpartition(" ") for line in text.splitlines() if line.startswith("modelrollout_objects_unreadable{")]
-        total = max(total, sum(float(value) for labels, _, value in counts if ATTACKER in labels and "ModelDeployment" in labels))
+        counts = [
+            line.rpartition(" ")
+            for line in text.splitlines()
+            if line.startswith("modelrollout_objects_unreadable{")
+        ]
+        total = max(
+            total,
+            sum(
+                float(value)
+                for labels, _, value in counts
+                if ATTACKER in labels and "ModelDeployment" in labels
+            ),
+        )
     return total
 
 
@@ -125,8 +154,21 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
         opened = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         versions = raw.send("GET", DEFINITION).json()["spec"]["versions"]
         versions[0]["schema"]["openAPIV3Schema"] = opened
-        assert raw.send("PATCH", DEFINITION, json.dumps({"spec": {"versions": versions}}), "application/merge-patch+json").status_code == 200
-        probe = {"apiVersion": "modelrollout.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "probe"}, "spec": {"odd": True}}
+        assert (
+            raw.send(
+                "PATCH",
+                DEFINITION,
+                json.dumps({"spec": {"versions": versions}}),
+                "application/merge-patch+json",
+            ).status_code
+            == 200
+        )
+        probe = {
+            "apiVersion": "modelrollout.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": "probe"},
+            "spec": {"odd": True},
+        }
 
         def taken_up() -> bool:
             """The API server says nowhere when it goes by the new definition."""
@@ -140,15 +182,25 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
         assert stored > 200
         stage.until("what cannot be read is counted", lambda: unreadable(cluster) > 50, 60)
 
-        # pods, Services and routes with our labels: with the name of nobody's, and beside the victim with its own
+        # pods, Services and routes with our labels: with the name of nobody's, and beside the
+        # victim with its own
         where = [(ATTACKER, "nobody"), (stage.namespace, "victim")]
-        parts = [pool.submit(lambda n=n, of=of, s=s: [write(*o) for o in children(n, of, 200, s)]) for s, (n, of) in enumerate(where, 3)]  # type: ignore[misc]
+        parts = [
+            pool.submit(lambda n=n, of=of, s=s: [write(*o) for o in children(n, of, 200, s)])
+            for s, (n, of) in enumerate(where, 3)
+        ]  # type: ignore[misc]
         took.append(victim.rolled_out())
         for part in parts:
             assert part.result().count(201) > 100
 
     after = victim.rolled_out()
-    log.info("rollouts took %s s while they came, %.1f s after, %.1f s before; %.0f are left out", took, after, quiet, unreadable(cluster))
+    log.info(
+        "rollouts took %s s while they came, %.1f s after, %.1f s before; %.0f are left out",
+        took,
+        after,
+        quiet,
+        unreadable(cluster),
+    )
     assert restarts(cluster) == before
     events = cluster.get(f"/api/v1/namespaces/{ATTACKER}/events")["items"]
     assert any(e["reason"] == "Unreadable" and "correct it or delete it" in e["message"] for e in events)

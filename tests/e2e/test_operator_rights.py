@@ -1,4 +1,6 @@
-"""What the operator's own token is good for, in anybody's hands: everything is tried as its service account, as a dry run."""
+"""What the operator's own token is good for, in anybody's hands: everything is tried as its service
+account, as a dry run.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,16 @@ pytestmark = pytest.mark.sandbox
 Object = dict[str, Any]
 Change = Callable[[Object], object]
 SECRET = Resource("", "v1", "secrets", "Secret")
-BINDING = Resource("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False)
-BOUND = Resource("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", namespaced=False)
+BINDING = Resource(
+    "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
+)
+BOUND = Resource(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingadmissionpolicybindings",
+    "ValidatingAdmissionPolicyBinding",
+    namespaced=False,
+)
 LABELLED = {names.LABEL_NAME: "theirs", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 BY_KIND = {
     **{r.kind: r for r in (JOB, DEPLOYMENT, SERVICE, MODEL_REVISION)},
@@ -56,28 +66,45 @@ class Thief:
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         kubectl = stage.cluster.kubectl
-        (found,) = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "yaml"))["clusters"]
+        (found,) = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "yaml"))[
+            "clusters"
+        ]
         (folder / "ca.pem").write_bytes(base64.b64decode(found["cluster"]["certificate-authority-data"]))
         self._server = found["cluster"]["server"]
         self._session = requests.Session()
         self._session.verify = str(folder / "ca.pem")
         self._session.trust_env = False
-        self._session.headers["Authorization"] = f"Bearer {kubectl('create', 'token', RELEASE, '-n', SYSTEM_NAMESPACE).strip()}"
+        self._session.headers["Authorization"] = (
+            f"Bearer {kubectl('create', 'token', RELEASE, '-n', SYSTEM_NAMESPACE).strip()}"
+        )
 
-    def asks(self, method: str, path: str, body: Object | None = None, content: str = "application/json") -> str:
+    def asks(
+        self, method: str, path: str, body: Object | None = None, content: str = "application/json"
+    ) -> str:
         """Why it is refused; empty where it is not."""
         url, kind = f"{self._server}{path}?dryRun=All", {"Content-Type": content}
-        answer = self._session.request(method, url, data=None if body is None else json.dumps(body), headers=kind, timeout=20)
+        answer = self._session.request(
+            method, url, data=None if body is None else json.dumps(body), headers=kind, timeout=20
+        )
         return "" if answer.ok else f"{answer.status_code}: {answer.json()['message']}"
 
     def creates(self, obj: Object, resource: Resource | None = None) -> str:
-        return self.asks("POST", (resource or BY_KIND[obj["kind"]]).path(obj["metadata"].get("namespace")), obj)
+        return self.asks(
+            "POST", (resource or BY_KIND[obj["kind"]]).path(obj["metadata"].get("namespace")), obj
+        )
 
     def patches(self, obj: Object, patch: Object) -> str:
-        return self.asks("PATCH", BY_KIND[obj["kind"]].path(obj["metadata"]["namespace"], obj["metadata"]["name"]), patch, MERGE_PATCH)
+        return self.asks(
+            "PATCH",
+            BY_KIND[obj["kind"]].path(obj["metadata"]["namespace"], obj["metadata"]["name"]),
+            patch,
+            MERGE_PATCH,
+        )
 
     def deletes(self, obj: Object) -> str:
-        return self.asks("DELETE", BY_KIND[obj["kind"]].path(obj["metadata"]["namespace"], obj["metadata"]["name"]))
+        return self.asks(
+            "DELETE", BY_KIND[obj["kind"]].path(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +116,27 @@ def put(stage: Stage, obj: Object, **metadata: Any) -> Object:
     """The object as the test's own user makes it."""
     made = copy.deepcopy(obj)
     made["metadata"] |= {"namespace": stage.namespace} | metadata
-    found: Object = json.loads(stage.cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(made)))
+    found: Object = json.loads(
+        stage.cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(made))
+    )
     return found
 
 
 def revision(stage: Stage) -> Object:
-    spec = {"number": 1, "deployment": "gone", "sha256": "0" * 64, "input": {}, "builder": server.BUILDER, "template": o.template()}
-    return {"apiVersion": names.API_VERSION, "kind": "ModelRevision", "metadata": {"name": "owner", "namespace": stage.namespace}, "spec": spec}
+    spec = {
+        "number": 1,
+        "deployment": "gone",
+        "sha256": "0" * 64,
+        "input": {},
+        "builder": server.BUILDER,
+        "template": o.template(),
+    }
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ModelRevision",
+        "metadata": {"name": "owner", "namespace": stage.namespace},
+        "spec": spec,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +171,11 @@ def test_what_the_operator_makes_it_may_make(thief: Thief, owner: Owner) -> None
     for obj in (*o.everything(), o.prepare(optimization=step), *shadowing(owner)):
         resource = BY_KIND.get(obj["kind"], NETWORK_POLICY)
         refused = thief.creates(owned(obj, owner), resource)
-        # A right that the chart gives with a switch that is off here is no matter: the policies are asked after the rights.
-        assert not refused or (resource == NETWORK_POLICY and "ValidatingAdmissionPolicy" not in refused), f"{obj['kind']}: {refused}"
+        # A right that the chart gives with a switch that is off here is no matter: the policies are
+        # asked after the rights.
+        assert not refused or (resource == NETWORK_POLICY and "ValidatingAdmissionPolicy" not in refused), (
+            f"{obj['kind']}: {refused}"
+        )
 
 
 def pod(change: Change) -> Change:
@@ -148,29 +192,54 @@ PODS: dict[str, Change] = {
     "no security context": first(lambda c: c.pop("securityContext")),
     "a capability": first(lambda c: c["securityContext"]["capabilities"].update(add=["NET_BIND_SERVICE"])),
     "capabilities kept": first(lambda c: c["securityContext"].pop("capabilities")),
-    "unmasked /proc": pod(lambda s: (s.update(hostUsers=False), s["containers"][0]["securityContext"].update(procMount="Unmasked"))),
+    "unmasked /proc": pod(
+        lambda s: (
+            s.update(hostUsers=False),
+            s["containers"][0]["securityContext"].update(procMount="Unmasked"),
+        )
+    ),
     "root in a container": first(lambda c: c["securityContext"].update(runAsUser=0)),
     "an open init container": pod(lambda s: s.update(initContainers=[{"name": "i", "image": "example/i"}])),
     "root": pod(lambda s: s["securityContext"].update(runAsUser=0)),
     "perhaps root": pod(lambda s: s["securityContext"].pop("runAsNonRoot")),
     "seccomp unconfined": pod(lambda s: s["securityContext"].update(seccompProfile={"type": "Unconfined"})),
-    "seccomp unconfined in a container": first(lambda c: c["securityContext"].update(seccompProfile={"type": "Unconfined"})),
-    "a sysctl": pod(lambda s: s["securityContext"].update(sysctls=[{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}])),
+    "seccomp unconfined in a container": first(
+        lambda c: c["securityContext"].update(seccompProfile={"type": "Unconfined"})
+    ),
+    "a sysctl": pod(
+        lambda s: s["securityContext"].update(
+            sysctls=[{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]
+        )
+    ),
     "the node's network": pod(lambda s: s.update(hostNetwork=True)),
     "the node's processes": pod(lambda s: s.update(hostPID=True)),
     "the node's memory": pod(lambda s: s.update(hostIPC=True)),
     "a port of the node": first(lambda c: c.update(ports=[{"containerPort": 80, "hostPort": 80}])),
     "a folder of the node": pod(lambda s: s["volumes"].append({"name": "root", "hostPath": {"path": "/"}})),
-    "a claim of the namespace": pod(lambda s: s["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})),
-    "a token": pod(lambda s: s["volumes"].append({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}})),
-    "the account's token": pod(lambda s: s.update(automountServiceAccountToken=True, serviceAccountName="default")),
+    "a claim of the namespace": pod(
+        lambda s: s["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
+    ),
+    "a token": pod(
+        lambda s: s["volumes"].append(
+            {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+        )
+    ),
+    "the account's token": pod(
+        lambda s: s.update(automountServiceAccountToken=True, serviceAccountName="default")
+    ),
     "the account's token by default": pod(lambda s: s.pop("automountServiceAccountToken")),
-    "a Secret as environment": first(lambda c: c["env"].append({"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})),
+    "a Secret as environment": first(
+        lambda c: c["env"].append({"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})
+    ),
     "all of a Secret as environment": first(lambda c: c.update(envFrom=[{"secretRef": {"name": "s"}}])),
     "a node of one's choice": pod(lambda s: s.update(nodeName="node-1")),
     "a priority that displaces": pod(lambda s: s.update(priorityClassName="system-node-critical")),
-    "a probe of another host": first(lambda c: c.update(lifecycle={"preStop": {"httpGet": {"host": "10.0.0.1", "port": 80}}})),
-    "what a Service of strangers selects": lambda obj: obj["spec"]["template"]["metadata"]["labels"].update(app="shop"),
+    "a probe of another host": first(
+        lambda c: c.update(lifecycle={"preStop": {"httpGet": {"host": "10.0.0.1", "port": 80}}})
+    ),
+    "what a Service of strangers selects": (
+        lambda obj: obj["spec"]["template"]["metadata"]["labels"].update(app="shop")
+    ),
 }
 
 
@@ -181,7 +250,9 @@ def test_no_pod_is_more_than_restricted(thief: Thief, owner: Owner, kind: str) -
     for what, change in PODS.items():
         asked = copy.deepcopy(honest)
         change(asked)
-        assert f"ValidatingAdmissionPolicy '{RELEASE}-pods'" in (refused := thief.creates(asked)), f"{what}: {refused}"
+        assert f"ValidatingAdmissionPolicy '{RELEASE}-pods'" in (refused := thief.creates(asked)), (
+            f"{what}: {refused}"
+        )
 
 
 def rules(change: Change) -> Change:
@@ -192,27 +263,50 @@ REDIRECT = {"type": "RequestRedirect", "requestRedirect": {"hostname": "x.exampl
 TRAFFIC: dict[str, tuple[str, Change]] = {
     "a port of every node": ("Service", lambda obj: obj["spec"].update(type="NodePort")),
     "an address of others": ("Service", lambda obj: obj["spec"].update(externalIPs=["10.0.0.1"])),
-    "another host by name": ("Service", lambda obj: obj["spec"].update(type="ExternalName", externalName="metadata.internal", selector={})),
+    "another host by name": (
+        "Service",
+        lambda obj: obj["spec"].update(type="ExternalName", externalName="metadata.internal", selector={}),
+    ),
     "pods of strangers": ("Service", lambda obj: obj["spec"].update(selector={"app": "shop"})),
     "any endpoint": ("Service", lambda obj: obj["spec"].pop("selector")),
-    "budget of strangers": ("PodDisruptionBudget", lambda obj: obj["spec"].update(selector={"matchLabels": {"app": "shop"}})),
+    "budget of strangers": (
+        "PodDisruptionBudget",
+        lambda obj: obj["spec"].update(selector={"matchLabels": {"app": "shop"}}),
+    ),
     "another namespace": ("HTTPRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
     "another namespace by gRPC": ("GRPCRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
     "a redirect": ("HTTPRoute", rules(lambda r: (r.pop("backendRefs"), r.update(filters=[REDIRECT])))),
     "a filter of one backend": (
         "HTTPRoute",
-        rules(lambda r: r["backendRefs"][0].update(filters=[{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}])),
+        rules(
+            lambda r: r["backendRefs"][0].update(
+                filters=[{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}]
+            )
+        ),
     ),
     "a mirror elsewhere": (
         "HTTPRoute",
         rules(
-            lambda r: r.update(filters=[{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "s", "namespace": "shop", "port": 80}}}])
+            lambda r: r.update(
+                filters=[
+                    {
+                        "type": "RequestMirror",
+                        "requestMirror": {"backendRef": {"name": "s", "namespace": "shop", "port": 80}},
+                    }
+                ]
+            )
         ),
     ),
     "every host": ("HTTPRoute", lambda obj: obj["spec"].pop("hostnames")),
     "no Gateway": ("HTTPRoute", lambda obj: obj["spec"]["parentRefs"][0].update(kind="Service", group="")),
-    "Traefik elsewhere": ("TraefikService", lambda obj: obj["spec"]["mirroring"]["mirrors"][0].update(namespace="shop")),
-    "Traefik's own weights": ("TraefikService", lambda obj: obj.update(spec={"weighted": {"services": [{"name": "s", "port": 80}]}})),
+    "Traefik elsewhere": (
+        "TraefikService",
+        lambda obj: obj["spec"]["mirroring"]["mirrors"][0].update(namespace="shop"),
+    ),
+    "Traefik's own weights": (
+        "TraefikService",
+        lambda obj: obj.update(spec={"weighted": {"services": [{"name": "s", "port": 80}]}}),
+    ),
 }
 
 
@@ -221,7 +315,9 @@ def test_no_service_and_no_route_leads_elsewhere(thief: Thief, owner: Owner) -> 
     for what, (kind, change) in TRAFFIC.items():
         asked = copy.deepcopy(honest[kind])
         change(asked)
-        assert f"ValidatingAdmissionPolicy '{RELEASE}-traffic'" in (refused := thief.creates(asked)), f"{what}: {refused}"
+        assert f"ValidatingAdmissionPolicy '{RELEASE}-traffic'" in (refused := thief.creates(asked)), (
+            f"{what}: {refused}"
+        )
 
 
 def test_nothing_is_made_without_an_owner_nor_where_the_cluster_runs(thief: Thief, owner: Owner) -> None:
@@ -238,79 +334,162 @@ def test_nothing_is_made_without_an_owner_nor_where_the_cluster_runs(thief: Thie
         made = owned(obj, owner)
         for place in ("kube-system", "kube-public", SYSTEM_NAMESPACE):
             there = made | {"metadata": made["metadata"] | {"namespace": place}}
-            assert "-owner'" in (refused := thief.creates(there)) and "namespace of their own" in refused, f"{obj['kind']} in {place}: {refused}"
+            assert "-owner'" in (refused := thief.creates(there)) and "namespace of their own" in refused, (
+                f"{obj['kind']} in {place}: {refused}"
+            )
         for references in strangers:
             asked = made | {"metadata": made["metadata"] | {"ownerReferences": references}}
             assert "-owner'" in (refused := thief.creates(asked)), f"{obj['kind']} of {references}: {refused}"
 
 
 def revision_of(owner: Owner) -> Object:
-    spec = {"number": 1, "deployment": "m", "sha256": "0" * 64, "input": {}, "builder": server.BUILDER, "template": o.template()}
-    return {"apiVersion": names.API_VERSION, "kind": "ModelRevision", "metadata": {"name": "m-1", "namespace": owner.namespace}, "spec": spec}
+    spec = {
+        "number": 1,
+        "deployment": "m",
+        "sha256": "0" * 64,
+        "input": {},
+        "builder": server.BUILDER,
+        "template": o.template(),
+    }
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ModelRevision",
+        "metadata": {"name": "m-1", "namespace": owner.namespace},
+        "spec": spec,
+    }
 
 
-def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(stage: Stage, thief: Thief, owner: Owner) -> None:
+def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(
+    stage: Stage, thief: Thief, owner: Owner
+) -> None:
     theirs = o.deployment(replicas=0)
     theirs["metadata"] = {"name": "shop", "labels": {names.LABEL_NAME: "theirs"}}
     stranger = put(stage, theirs)
     relabelled = {"metadata": {"labels": LABELLED}}
-    for patch in ({"spec": {"replicas": 3}}, relabelled, {"metadata": {"ownerReferences": [owner.reference()]}}):
+    for patch in (
+        {"spec": {"replicas": 3}},
+        relabelled,
+        {"metadata": {"ownerReferences": [owner.reference()]}},
+    ):
         assert "-owner'" in (refused := thief.patches(stranger, patch)), refused
     assert "belongs to somebody else" in thief.deletes(stranger)
-    service = put(stage, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop"}, "spec": {"ports": [{"port": 80}]}})
-    assert "-owner'" in thief.patches(service, {"spec": {"selector": {names.LABEL_NAME: "m"}}}) and "somebody else" in thief.deletes(service)
+    service = put(
+        stage,
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "shop"},
+            "spec": {"ports": [{"port": 80}]},
+        },
+    )
+    assert "-owner'" in thief.patches(
+        service, {"spec": {"selector": {names.LABEL_NAME: "m"}}}
+    ) and "somebody else" in thief.deletes(service)
 
 
-def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(stage: Stage, thief: Thief, owner: Owner) -> None:
+def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(
+    stage: Stage, thief: Thief, owner: Owner
+) -> None:
     mine = put(stage, owned(o.deployment(replicas=0), owner))
     assert thief.patches(mine, {"spec": {"replicas": 1}}) == ""
     assert "-owner'" in thief.patches(mine, {"metadata": {"ownerReferences": None}})
-    assert "-owner'" in thief.patches(mine, {"metadata": {"ownerReferences": [owner.reference() | {"apiVersion": "v1", "kind": "ConfigMap"}]}})
+    assert "-owner'" in thief.patches(
+        mine,
+        {"metadata": {"ownerReferences": [owner.reference() | {"apiVersion": "v1", "kind": "ConfigMap"}]}},
+    )
     more = {"spec": {"template": {"spec": {"hostPID": True}}}}
     assert "-pods'" in thief.patches(mine, more)
     assert thief.deletes(mine) == ""
     # What somebody with rights of his own has written into it keeps nobody from scaling it down.
-    stage.cluster.kubectl("patch", "deployment", mine["metadata"]["name"], "-n", stage.namespace, "-p", json.dumps(more))
+    stage.cluster.kubectl(
+        "patch", "deployment", mine["metadata"]["name"], "-n", stage.namespace, "-p", json.dumps(more)
+    )
     assert thief.patches(mine, {"spec": {"replicas": 0}}) == ""
     assert "-pods'" in thief.patches(mine, {"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}})
     orphan = put(stage, owned(o.deployment(replicas=0), owner), name="orphan", ownerReferences=[])
     assert thief.patches(orphan, {"metadata": {"ownerReferences": [owner.reference()]}}) == ""
     assert "-owner'" in thief.patches(orphan, {"spec": {"replicas": 1}})
     brought_back = put(stage, revision(stage), name="brought-back", labels=LABELLED)
-    assert thief.patches(brought_back, {"metadata": {"annotations": {names.ANNOTATION_OUTCOME: "Stable"}}}) == ""
+    assert (
+        thief.patches(brought_back, {"metadata": {"annotations": {names.ANNOTATION_OUTCOME: "Stable"}}}) == ""
+    )
     opened = put(stage, owned(server.stable_service(o.DEPLOYMENT, "m-1"), owner))
-    stage.cluster.kubectl("patch", "service", opened["metadata"]["name"], "-n", stage.namespace, "-p", '{"spec": {"type": "NodePort"}}')
+    stage.cluster.kubectl(
+        "patch",
+        "service",
+        opened["metadata"]["name"],
+        "-n",
+        stage.namespace,
+        "-p",
+        '{"spec": {"type": "NodePort"}}',
+    )
     assert thief.patches(opened, {"spec": {"selector": {names.LABEL_REVISION: "m-2"}}}) == ""
     assert "-traffic'" in thief.patches(opened, {"spec": {"type": "LoadBalancer"}})
 
 
 def test_leases_and_events_are_in_its_own_name(stage: Stage, thief: Thief) -> None:
     def lease(name: str, namespace: str = SYSTEM_NAMESPACE) -> str:
-        return thief.creates({"apiVersion": LEASE.api_version, "kind": "Lease", "metadata": {"name": name, "namespace": namespace}}, LEASE)
+        return thief.creates(
+            {
+                "apiVersion": LEASE.api_version,
+                "kind": "Lease",
+                "metadata": {"name": name, "namespace": namespace},
+            },
+            LEASE,
+        )
 
     def event(component: str) -> str:
         about = {"kind": "ModelDeployment", "namespace": stage.namespace, "name": "m"}
-        body = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "m.1", "namespace": stage.namespace}, "involvedObject": about}
-        return thief.creates({**body, "reason": "A", "message": "b", "type": "Normal", "source": {"component": component}}, EVENT)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "m.1", "namespace": stage.namespace},
+            "involvedObject": about,
+        }
+        return thief.creates(
+            {**body, "reason": "A", "message": "b", "type": "Normal", "source": {"component": component}},
+            EVENT,
+        )
 
-    assert lease(names.slot_name("trial", 0)) == lease(names.host_lease("trial.example.com")) == event("modelrollout-operator") == ""
-    assert "-records'" in lease("cert-manager-controller") and "cannot create" in lease("kube-scheduler", "kube-system")
+    assert (
+        lease(names.slot_name("trial", 0))
+        == lease(names.host_lease("trial.example.com"))
+        == event("modelrollout-operator")
+        == ""
+    )
+    assert "-records'" in lease("cert-manager-controller") and "cannot create" in lease(
+        "kube-scheduler", "kube-system"
+    )
     assert "-records'" in event("kubelet")
 
 
 def test_the_rights_end_where_the_code_does(stage: Stage, thief: Thief, owner: Owner) -> None:
     place = {"metadata": {"name": "x", "namespace": stage.namespace}}
     tried = {
-        "a pod": thief.asks("POST", POD.path(stage.namespace), {"apiVersion": "v1", "kind": "Pod", **place, "spec": o.pod(o.resolve())}),
+        "a pod": thief.asks(
+            "POST",
+            POD.path(stage.namespace),
+            {"apiVersion": "v1", "kind": "Pod", **place, "spec": o.pod(o.resolve())},
+        ),
         "a Secret": thief.asks("GET", SECRET.path(stage.namespace, "s3")),
         "all Secrets": thief.asks("GET", SECRET.path(None)),
         "one pod": thief.asks("GET", POD.path(stage.namespace, "x")),
         "a shell": thief.asks("POST", POD.path(stage.namespace, "x") + "/exec"),
-        "a token": thief.asks("POST", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/default/token", {"spec": {}}),
-        "a ModelDeployment": thief.asks("PATCH", MODEL_DEPLOYMENT.path(stage.namespace, "x"), {"spec": {}}, MERGE_PATCH),
-        "a whole ModelRevision": thief.asks("PUT", MODEL_REVISION.path(stage.namespace, "owner"), revision(stage)),
-        "status by patch": thief.asks("PATCH", MODEL_REVISION.path(stage.namespace, "owner") + "/status", {"status": {}}, MERGE_PATCH),
-        "more rights": thief.asks("POST", BINDING.path(None), {"apiVersion": BINDING.api_version, "kind": BINDING.kind, **place}),
+        "a token": thief.asks(
+            "POST", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/serviceaccounts/default/token", {"spec": {}}
+        ),
+        "a ModelDeployment": thief.asks(
+            "PATCH", MODEL_DEPLOYMENT.path(stage.namespace, "x"), {"spec": {}}, MERGE_PATCH
+        ),
+        "a whole ModelRevision": thief.asks(
+            "PUT", MODEL_REVISION.path(stage.namespace, "owner"), revision(stage)
+        ),
+        "status by patch": thief.asks(
+            "PATCH", MODEL_REVISION.path(stage.namespace, "owner") + "/status", {"status": {}}, MERGE_PATCH
+        ),
+        "more rights": thief.asks(
+            "POST", BINDING.path(None), {"apiVersion": BINDING.api_version, "kind": BINDING.kind, **place}
+        ),
         "no policy": thief.asks("DELETE", BOUND.path(None, f"{RELEASE}-owner")),
         "many at once": thief.asks("DELETE", DEPLOYMENT.path(stage.namespace)),
     }

@@ -1,4 +1,6 @@
-"""Shadow through the real gateway: a model that agrees goes on, one that does not is rejected, and clients only ever get stable's answers."""
+"""Shadow through the real gateway: a model that agrees goes on, one that does not is rejected, and
+clients only ever get stable's answers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ TRAEFIK = "/apis/traefik.io/v1alpha1/namespaces/{}/traefikservices"
 
 
 class Client(threading.Thread):
-    """About 60 requests a second; every answer is compared with what the good model says. Every other one asks for bytes, not JSON."""
+    """About 60 requests a second; every answer is compared with what the good model says. Every
+    other one asks for bytes, not JSON.
+    """
 
     def __init__(self, address: str) -> None:
         super().__init__(daemon=True)
@@ -51,10 +55,17 @@ class Client(threading.Thread):
     def _ask(self, connection: http.client.HTTPConnection, i: int) -> str:
         k, binary = i % len(self._x), bool(i % 2)
         body = {
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": self._x[k].tolist()}],
+            "inputs": [
+                {"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": self._x[k].tolist()}
+            ],
             "outputs": [{"name": "logits", "parameters": {"binary_data": binary}}],
         }
-        connection.request("POST", f"/v2/models/{NAME}/infer", json.dumps(body), {"Host": HOST, "Content-Type": "application/json"})
+        connection.request(
+            "POST",
+            f"/v2/models/{NAME}/infer",
+            json.dumps(body),
+            {"Host": HOST, "Content-Type": "application/json"},
+        )
         response = connection.getresponse()
         content = response.read()
         if response.status != 200:
@@ -88,7 +99,10 @@ def deployment(stage: Stage, file: str, **shadow: object) -> dict[str, object]:
     return stage.deployment(
         NAME,
         file,
-        traffic={"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}},
+        traffic={
+            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+            "http": {"hostnames": [HOST]},
+        },
         rollout={
             "shadow": {"minSamples": 100, "minAgreement": 0.95, **shadow},
             "canary": {"steps": [{"weight": 100}]},
@@ -108,7 +122,11 @@ def nothing_left(stage: Stage, revision: str) -> bool:
 
 
 def route(stage: Stage) -> str:
-    return json.dumps(stage.cluster.get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{stage.namespace}/httproutes/{NAME}")["spec"]["rules"])
+    return json.dumps(
+        stage.cluster.get(
+            f"/apis/gateway.networking.k8s.io/v1/namespaces/{stage.namespace}/httproutes/{NAME}"
+        )["spec"]["rules"]
+    )
 
 
 def test_a_model_that_agrees_goes_on_and_its_comparer_may_die(stage: Stage) -> None:
@@ -122,15 +140,36 @@ def test_a_model_that_agrees_goes_on_and_its_comparer_may_die(stage: Stage) -> N
         assert stage.get(NAME)["status"]["phase"] == "Shadowing"
         selector = f"modelrollout.dev/revision={revision},modelrollout.dev/component=shadow"
         # Somebody reverts the route by hand, and the comparer's pod dies.
-        plain = {"group": "", "kind": "Service", "name": stage.get(NAME)["status"]["stable"]["revision"], "port": 8000}
+        plain = {
+            "group": "",
+            "kind": "Service",
+            "name": stage.get(NAME)["status"]["stable"]["revision"],
+            "port": 8000,
+        }
         patch = json.dumps({"spec": {"rules": [{"backendRefs": [plain]}]}})
         stage.cluster.kubectl("patch", "httproute", NAME, "-n", stage.namespace, "--type=merge", "-p", patch)
         stage.until("it is written anew", lambda: "TraefikService" in route(stage))
-        stage.cluster.kubectl("delete", "pods", "-n", stage.namespace, "-l", selector, "--force", "--grace-period=0", "--wait=false")
-        stage.until("the canary has the traffic", lambda: stage.get(NAME)["status"]["stable"]["revision"] == revision)
+        stage.cluster.kubectl(
+            "delete",
+            "pods",
+            "-n",
+            stage.namespace,
+            "-l",
+            selector,
+            "--force",
+            "--grace-period=0",
+            "--wait=false",
+        )
+        stage.until(
+            "the canary has the traffic", lambda: stage.get(NAME)["status"]["stable"]["revision"] == revision
+        )
     assert set(client.seen) == {"right"}, f"requests failed: {client.seen}"
     shadow = stage.cluster.revision(stage.namespace, revision)["status"]["shadow"]
-    assert shadow["verdict"] == "Successful" and shadow["canary"]["total"] >= 300 and shadow["canary"]["bad"] == 0
+    assert (
+        shadow["verdict"] == "Successful"
+        and shadow["canary"]["total"] >= 300
+        and shadow["canary"]["bad"] == 0
+    )
     stage.until("the mirror and its comparer are gone", lambda: nothing_left(stage, revision))
     stage.until_ready(NAME)
 

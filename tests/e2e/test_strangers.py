@@ -1,4 +1,6 @@
-"""What strangers with rights in the namespace make: objects with our labels, of our names, and pods that pass themselves off as a Job's."""
+"""What strangers with rights in the namespace make: objects with our labels, of our names, and pods
+that pass themselves off as a Job's.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,18 @@ pytestmark = pytest.mark.sandbox
 NAME = "kept"
 OURS = {names.LABEL_NAME: NAME, names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 OF_THE_DEPLOYMENT = [("service", NAME), ("pdb", NAME), ("httproute", NAME)]
-FORGED = {"reason": "Completed", "reused": True, "artifact_uri": "s3://artifacts/another/0123", "artifact_digest": f"sha256:{'ab' * 32}"}
-SAYS = f"open('/dev/termination-log', 'w').write({json.dumps(json.dumps(FORGED))}); raise SystemExit({int(ExitCode.REUSED)})"
-NO_PODS = {"hard": {"pods": "0"}, "scopes": ["NotBestEffort"]}  # of those that ask for anything, as a Job's pod does
+FORGED = {
+    "reason": "Completed",
+    "reused": True,
+    "artifact_uri": "s3://artifacts/another/0123",
+    "artifact_digest": f"sha256:{'ab' * 32}",
+}
+SAYS = (
+    f"open('/dev/termination-log', 'w').write({json.dumps(json.dumps(FORGED))}); raise"
+    f" SystemExit({int(ExitCode.REUSED)})"
+)
+# of those that ask for anything, as a Job's pod does
+NO_PODS = {"hard": {"pods": "0"}, "scopes": ["NotBestEffort"]}
 
 
 def read(stage: Stage, kind: str, name: str) -> dict[str, Any]:
@@ -28,20 +39,36 @@ def read(stage: Stage, kind: str, name: str) -> dict[str, Any]:
 
 
 def there(stage: Stage, kind: str, name: str) -> bool:
-    return bool(stage.cluster.kubectl("get", kind, name, "-n", stage.namespace, "--ignore-not-found", "-o", "name").strip())
+    return bool(
+        stage.cluster.kubectl(
+            "get", kind, name, "-n", stage.namespace, "--ignore-not-found", "-o", "name"
+        ).strip()
+    )
 
 
 def a_pass(stage: Stage) -> None:
-    """A child that was deleted is there again: a pass has written what it wanted, and the one before had removed what it did not want."""
+    """A child that was deleted is there again: a pass has written what it wanted, and the one
+    before had removed what it did not want.
+    """
     for _ in range(2):
         before = read(stage, "pdb", NAME)["metadata"]["uid"]
         stage.cluster.kubectl("delete", "pdb", NAME, "-n", stage.namespace)
-        stage.until("it is made anew", lambda: there(stage, "pdb", NAME) and read(stage, "pdb", NAME)["metadata"]["uid"] != before)  # noqa: B023
+        stage.until(
+            "it is made anew",
+            lambda old=before: (
+                there(stage, "pdb", NAME) and read(stage, "pdb", NAME)["metadata"]["uid"] != old
+            ),
+        )
 
 
 def service(stage: Stage, name: str) -> dict[str, Any]:
     metadata = {"name": name, "namespace": stage.namespace, "labels": OURS}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 1}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 1}]},
+    }
 
 
 def deployment(stage: Stage, name: str) -> dict[str, Any]:
@@ -54,7 +81,10 @@ def deployment(stage: Stage, name: str) -> dict[str, Any]:
 
 def model(stage: Stage) -> dict[str, Any]:
     gateway = stage.cluster.target.gateway
-    traffic = {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [f"{NAME}.e2e.example"]}}
+    traffic = {
+        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+        "http": {"hostnames": [f"{NAME}.e2e.example"]},
+    }
     return stage.deployment(NAME, traffic=traffic)
 
 
@@ -64,7 +94,10 @@ def test_labels_own_nothing_and_a_name_that_is_taken_is_told(stage: Stage) -> No
     before = {child: read(stage, *child)["metadata"]["uid"] for child in theirs}
     stage.apply(model(stage))
     message = stage.until_stalled(NAME, "NameTaken")
-    assert message.startswith(f"Service {NAME} exists and is not this model's: nothing controls it, and labels do not count; delete it")
+    assert message.startswith(
+        f"Service {NAME} exists and is not this model's: nothing controls it, and labels do not count;"
+        " delete it"
+    )
     ready = stage.condition(NAME, "Ready")
     assert (ready["status"], ready["reason"], ready["message"]) == ("False", "NameTaken", message)
     assert stage.condition(NAME, "Available")["status"] == "True"
@@ -76,7 +109,9 @@ def test_labels_own_nothing_and_a_name_that_is_taken_is_told(stage: Stage) -> No
     assert read(stage, "service", NAME)["spec"]["selector"] == {"app": "theirs"}
     stage.cluster.kubectl("delete", "service", NAME, "-n", stage.namespace)
     stage.until_ready(NAME)
-    assert {child: read(stage, *child)["metadata"]["uid"] for child in theirs[1:]} == {child: before[child] for child in theirs[1:]}
+    assert {child: read(stage, *child)["metadata"]["uid"] for child in theirs[1:]} == {
+        child: before[child] for child in theirs[1:]
+    }
 
 
 def test_orphans_are_adopted_without_an_outage(stage: Stage) -> None:
@@ -89,7 +124,10 @@ def test_orphans_are_adopted_without_an_outage(stage: Stage) -> None:
         return {read(stage, *child)["metadata"]["uid"] for child in OF_THE_DEPLOYMENT} <= recorded
 
     def pods() -> set[str]:
-        return {p["metadata"]["uid"] for p in stage.cluster.pods(stage.namespace, f"{names.LABEL_REVISION}={revision}")}
+        return {
+            p["metadata"]["uid"]
+            for p in stage.cluster.pods(stage.namespace, f"{names.LABEL_REVISION}={revision}")
+        }
 
     stage.until("all that it owns is recorded", all_recorded)
     before, serving = {child: read(stage, *child)["metadata"]["uid"] for child in children}, pods()
@@ -100,43 +138,75 @@ def test_orphans_are_adopted_without_an_outage(stage: Stage) -> None:
         stage.apply(model(stage))
         uid = stage.until_ready(NAME)["metadata"]["uid"]
         for child in [*OF_THE_DEPLOYMENT, ("mrev", revision)]:
-            assert [(o["kind"], o["uid"]) for o in read(stage, *child)["metadata"]["ownerReferences"]] == [("ModelDeployment", uid)], child
+            assert [(o["kind"], o["uid"]) for o in read(stage, *child)["metadata"]["ownerReferences"]] == [
+                ("ModelDeployment", uid)
+            ], child
         answered = codes["200"] + 40
         stage.until("and still are", lambda: codes["200"] > answered)
     assert set(codes) == {"200"}, codes
-    assert {child: read(stage, *child)["metadata"]["uid"] for child in children} == before and pods() == serving
+    assert {
+        child: read(stage, *child)["metadata"]["uid"] for child in children
+    } == before and pods() == serving
     assert stage.get(NAME)["status"]["stable"]["revision"] == revision
 
 
 def prepared(stage: Stage, name: str) -> dict[str, Any]:
     """Its prepare Job, which gets no pod."""
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods", "namespace": stage.namespace}, "spec": NO_PODS}
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-pods", "namespace": stage.namespace},
+        "spec": NO_PODS,
+    }
     stage.apply(quota)
-    stage.until("the quota counts", lambda: "pods" in (read(stage, "resourcequota", "no-pods").get("status") or {}).get("hard", {}))
+    stage.until(
+        "the quota counts",
+        lambda: "pods" in (read(stage, "resourcequota", "no-pods").get("status") or {}).get("hard", {}),
+    )
     wanted = stage.deployment(name, optimization={"steps": [{"int8": {"method": "Dynamic"}}]})
     bucket = stage.cluster.bucket(stage.cluster.target.store.models)
-    wanted["spec"]["model"]["sha256"] = hashlib.sha256(bytes(obstore.get(bucket, "e2e/good.onnx").bytes())).hexdigest()
+    wanted["spec"]["model"]["sha256"] = hashlib.sha256(
+        bytes(obstore.get(bucket, "e2e/good.onnx").bytes())
+    ).hexdigest()
     stage.apply(wanted)
     selector = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_PREPARE}"
     return dict(stage.until("its Job is there", lambda: stage.cluster.jobs(stage.namespace, selector))[0])
 
 
 def forged(stage: Stage, job: dict[str, Any], name: str, *, without: str = "", **metadata: Any) -> str:
-    """A pod with the labels of the Job's says that an artifact of another namespace was there before, and has ended as the Job's would."""
+    """A pod with the labels of the Job's says that an artifact of another namespace was there
+    before, and has ended as the Job's would.
+    """
     copied = job["spec"]["template"]["metadata"]["labels"] | {names.LABEL_JOB: job["metadata"]["name"]}
     labels = {k: v for k, v in copied.items() if not without or without not in k}
     name = f"{job['metadata']['name']}-{name}"
-    container = {"name": "job", "image": stage.cluster.target.images.operator, "command": ["python", "-c", SAYS]}
+    container = {
+        "name": "job",
+        "image": stage.cluster.target.images.operator,
+        "command": ["python", "-c", SAYS],
+    }
     about = {"name": name, "namespace": stage.namespace, "labels": labels} | metadata
-    stage.apply({"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": {"restartPolicy": "Never", "containers": [container]}})
+    stage.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": about,
+            "spec": {"restartPolicy": "Never", "containers": [container]},
+        }
+    )
     stage.until("it has ended", lambda: read(stage, "pod", name)["status"]["phase"] == "Failed")
     [ended] = read(stage, "pod", name)["status"]["containerStatuses"]
-    assert ended["state"]["terminated"]["exitCode"] == ExitCode.REUSED and json.loads(ended["state"]["terminated"]["message"]) == FORGED
+    assert (
+        ended["state"]["terminated"]["exitCode"] == ExitCode.REUSED
+        and json.loads(ended["state"]["terminated"]["message"]) == FORGED
+    )
     return name
 
 
 def test_a_pod_with_a_jobs_labels_is_not_believed_and_the_job_goes_on(stage: Stage) -> None:
-    """With all of them but the Job's uid it is nobody's; with that too the Job controller adopts it, the Job ends by it, and is made anew."""
+    """With all of them but the Job's uid it is nobody's; with that too the Job controller adopts
+    it, the Job ends by it, and is made anew.
+    """
     job = prepared(stage, "copied")
     forged(stage, job, "forged", without="controller-uid")
     stage.set_rollout("copied", {"progressDeadline": "3m"})
@@ -157,5 +227,8 @@ def test_a_pod_that_the_job_was_made_to_control_is_told_and_not_believed(stage: 
     job = prepared(stage, "passed-off")
     name = forged(stage, job, "forged", generateName=f"{job['metadata']['name']}-")
     message = stage.until_stalled("passed-off", "PodChanged")
-    assert message.startswith(f"pod {name} is not as its Job's template says: ") and "what it says does not count" in message
+    assert (
+        message.startswith(f"pod {name} is not as its Job's template says: ")
+        and "what it says does not count" in message
+    )
     stage.cluster.kubectl("delete", "resourcequota", "no-pods", "-n", stage.namespace)

@@ -1,4 +1,6 @@
-"""A/B by header, blue-green with a bake, and the verbs, through the real gateway; no request of a client fails."""
+"""A/B by header, blue-green with a bake, and the verbs, through the real gateway; no request of a
+client fails.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
     return stage.deployment(
         NAME,
         file,
-        traffic={"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]}},
+        traffic={
+            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+            "http": {"hostnames": [HOST]},
+        },
         rollout={"analysis": ANALYSIS, "progressDeadline": "3m", **rollout},
     )
 
@@ -30,7 +35,9 @@ def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
 def asked(stage: Stage, count: int = 1, host: str = HOST, **headers: str) -> set[str]:
     """The versions that answer; each answer has to be good."""
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{NAME}/infer"
-    answers = [requests.post(url, json=BODY, headers={"Host": host, **headers}, timeout=10) for _ in range(count)]
+    answers = [
+        requests.post(url, json=BODY, headers={"Host": host, **headers}, timeout=10) for _ in range(count)
+    ]
     assert {a.status_code for a in answers} == {200}, [a.text for a in answers if a.status_code != 200][:3]
     return {str(a.json()["model_version"]) for a in answers}
 
@@ -56,7 +63,13 @@ def test_only_requests_with_the_header_reach_the_new_revision(stage: Stage) -> N
     stage.apply(deployment(stage, "good.onnx"))
     stage.until_ready(NAME)
     stage.until("the gateway serves", lambda: answers_at(HOST, stage))
-    stage.apply(deployment(stage, "better.onnx", abTest={"headers": [{"name": "x-group", "value": "beta"}], "autoPromote": False}))
+    stage.apply(
+        deployment(
+            stage,
+            "better.onnx",
+            abTest={"headers": [{"name": "x-group", "value": "beta"}], "autoPromote": False},
+        )
+    )
     reached(stage, "Testing", {})
     reached(stage, "Paused", {}, beta)
     stage.until("the data plane looks at the header", lambda: asked(stage, 20, **beta) == {"2"}, 10)
@@ -68,7 +81,11 @@ def test_only_requests_with_the_header_reach_the_new_revision(stage: Stage) -> N
 
 def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: Stage) -> None:
     """Aborted in the bake: everything is back at once, for the former stable has kept its pods."""
-    wanted = {"blueGreen": {"preview": {"http": {"hostnames": [PREVIEW]}}, "autoPromote": False}, "bake": "10m", "scaleDownDelay": "1m"}
+    wanted = {
+        "blueGreen": {"preview": {"http": {"hostnames": [PREVIEW]}}, "autoPromote": False},
+        "bake": "10m",
+        "scaleDownDelay": "1m",
+    }
     stage.apply(deployment(stage, "third.onnx", **wanted))
     reached(stage, "Previewing", {})
     stage.until("the preview's host is served", lambda: answers_at(PREVIEW, stage))
@@ -93,12 +110,21 @@ def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: S
     reached(stage, "Stable", {})
     stage.until("the data plane has taken that up", lambda: asked(stage, 10) == {"3"}, 10)
     former = {d["revision"] for d in stage.get(NAME)["status"]["draining"]}
-    kept = {p["metadata"]["labels"].get("modelrollout.dev/revision") for p in stage.cluster.pods(stage.namespace, f"modelrollout.dev/name={NAME}")}
+    kept = {
+        p["metadata"]["labels"].get("modelrollout.dev/revision")
+        for p in stage.cluster.pods(stage.namespace, f"modelrollout.dev/name={NAME}")
+    }
     assert former & kept, "the former stable keeps its pods for scaleDownDelay"
 
 
 def test_pause_holds_resume_and_promote_full_go_on_and_restart_replaces_pods(stage: Stage) -> None:
-    stage.apply(deployment(stage, "good.onnx", canary={"steps": [{"weight": 20, "for": "20s"}, {"pause": {}}, {"weight": 60}, {"pause": {}}]}))
+    stage.apply(
+        deployment(
+            stage,
+            "good.onnx",
+            canary={"steps": [{"weight": 20, "for": "20s"}, {"pause": {}}, {"weight": 60}, {"pause": {}}]},
+        )
+    )
     reached(stage, "Canary", {})
     stage.cluster.modelrollout("pause", NAME, "-n", stage.namespace)
     stage.until("it is held", lambda: stage.get(NAME)["status"]["rollout"].get("held"))

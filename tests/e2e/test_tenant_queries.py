@@ -1,4 +1,6 @@
-"""PromQL of one team: refused, or bound to its namespace, with the words that it reads; another team's canary is judged in its usual time."""
+"""PromQL of one team: refused, or bound to its namespace, with the words that it reads; another
+team's canary is judged in its usual time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ log = logging.getLogger(__name__)
 
 TENANT = "e2e-tenant-queries-tenant"
 HOST = "victim.e2e.example"
-QUIET = {"name": "errors", "maxIncrease": 0.3, "minSamples": 100_000}  # a canary that nothing decides about
+# a canary that nothing decides about
+QUIET = {"name": "errors", "maxIncrease": 0.3, "minSamples": 100_000}
 SPYING = {  # what each gives where it is bound to a namespace, or its reason
     "namespaces": ("count(count by (namespace) (up{}))", 1),
     "gateway": ("sum(traefik_service_requests_total)", "NoData"),
@@ -37,7 +40,11 @@ def tenant(stage: Stage) -> Iterator[Stage]:
     """Another namespace, and no policy for it at the end."""
     cluster, store = stage.cluster, stage.cluster.target.store
     cluster.fresh_namespace(TENANT)
-    cluster.apply(secret(TENANT, SECRET, {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}))
+    cluster.apply(
+        secret(
+            TENANT, SECRET, {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
+        )
+    )
     yield Stage(cluster, TENANT)
     cluster.kubectl("delete", "rpol", TENANT, "--ignore-not-found")
     cluster.kubectl("delete", "namespace", TENANT, "--wait=false")
@@ -50,11 +57,20 @@ def policy(tenant: Stage, queries: str) -> None:
         "gates": {"queries": queries},
         "analysisTemplates": [{"name": "platform", "metrics": [everything]}],
     }
-    tenant.apply({"apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy", "metadata": {"name": TENANT}, "spec": spec})
+    tenant.apply(
+        {
+            "apiVersion": "modelrollout.dev/v1alpha1",
+            "kind": "RolloutPolicy",
+            "metadata": {"name": TENANT},
+            "spec": spec,
+        }
+    )
 
 
 def own(*queries: str) -> list[dict[str, Any]]:
-    return [{"name": f"own-{i}", "query": query, "max": 1e12, "dryRun": True} for i, query in enumerate(queries)]
+    return [
+        {"name": f"own-{i}", "query": query, "max": 1e12, "dryRun": True} for i, query in enumerate(queries)
+    ]
 
 
 def analysed(*metrics: dict[str, Any], **analysis: Any) -> dict[str, Any]:
@@ -77,7 +93,9 @@ def measured(stage: Stage, name: str) -> dict[str, dict[str, Any]]:
 
 
 def restarts(cluster: Cluster) -> dict[str, int]:
-    pods = cluster.pods(SYSTEM_NAMESPACE, f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator")
+    pods = cluster.pods(
+        SYSTEM_NAMESPACE, f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"
+    )
     return {p["metadata"]["name"]: c["restartCount"] for p in pods for c in p["status"]["containerStatuses"]}
 
 
@@ -90,7 +108,12 @@ def load(stage: Stage) -> Iterator[None]:
     def send() -> None:
         while not over.wait(0.05):
             with contextlib.suppress(requests.RequestException):
-                requests.post(f"http://{stage.cluster.target.gateway.http}/v2/models/victim/infer", json=body, headers={"Host": HOST}, timeout=10)
+                requests.post(
+                    f"http://{stage.cluster.target.gateway.http}/v2/models/victim/infer",
+                    json=body,
+                    headers={"Host": HOST},
+                    timeout=10,
+                )
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -111,9 +134,14 @@ class Victim:
         """Seconds from the change until the new version has all traffic."""
         self.version += 1
         made = self.stage.deployment("victim", traffic=traffic(self.stage, HOST))
-        made["spec"]["serving"]["startupTimeout"] = f"{600 + self.version}s"  # other pods, from the same file
+        # other pods, from the same file
+        made["spec"]["serving"]["startupTimeout"] = f"{600 + self.version}s"
         analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.3, "minSamples": 30}]}
-        made["spec"]["rollout"] = {"canary": {"steps": [{"weight": 50}]}, "analysis": analysis, "progressDeadline": "5m"}
+        made["spec"]["rollout"] = {
+            "canary": {"steps": [{"weight": 50}]},
+            "analysis": analysis,
+            "progressDeadline": "5m",
+        }
         begun = time.monotonic()
         self.stage.apply(made)
         self.stage.until_ready("victim", 300)
@@ -130,7 +158,11 @@ def victim(stage: Stage) -> Victim:
 def test_without_a_policy_there_is_no_promql_of_ones_own(tenant: Stage) -> None:
     tenant.apply(tenant.deployment("refused", rollout=analysed(*own("count(up)"))))
     message = tenant.until_stalled("refused", "QueryNotAllowed")
-    assert "spec.rollout.analysis.metrics[own-0].query" in message and "use a template" in message and "gates.queries: Own" in message
+    assert (
+        "spec.rollout.analysis.metrics[own-0].query" in message
+        and "use a template" in message
+        and "gates.queries: Own" in message
+    )
     tenant.until("it has an event", lambda: "QueryNotAllowed" in tenant.events("refused"), 20)
     tenant.cluster.kubectl("delete", "mdep", "refused", "-n", TENANT)
 
@@ -145,7 +177,9 @@ def test_without_a_policy_there_is_no_promql_of_ones_own(tenant: Stage) -> None:
         ("then", "sum(up @ 0)", "@ is not for own queries"),
     ],
 )
-def test_where_it_is_allowed_what_reaches_too_far_is_refused_all_the_same(tenant: Stage, name: str, query: str, word: str) -> None:
+def test_where_it_is_allowed_what_reaches_too_far_is_refused_all_the_same(
+    tenant: Stage, name: str, query: str, word: str
+) -> None:
     policy(tenant, "Own")
     tenant.apply(tenant.deployment(name, rollout=analysed(*own(query))))
     tenant.until("it is told why", lambda: word in tenant.condition(name, "Stalled")["message"], 30)
@@ -155,13 +189,21 @@ def test_where_it_is_allowed_what_reaches_too_far_is_refused_all_the_same(tenant
 
 @pytest.fixture(scope="module")
 def curious(tenant: Stage) -> Stage:
-    """A canary of the tenant that nothing decides about, with queries of its own and one of the platform."""
+    """A canary of the tenant that nothing decides about, with queries of its own and one of the
+    platform.
+    """
     policy(tenant, "Own")
     routed = traffic(tenant, "curious.e2e.example")
     tenant.apply(tenant.deployment("curious", traffic=routed))
     tenant.until_ready("curious")
-    metrics = [{"name": name, "query": query, "max": 1e12, "dryRun": True} for name, (query, _) in SPYING.items()]
-    tenant.apply(tenant.deployment("curious", "better.onnx", traffic=routed, rollout=analysed(*metrics, templates=["platform"])))
+    metrics = [
+        {"name": name, "query": query, "max": 1e12, "dryRun": True} for name, (query, _) in SPYING.items()
+    ]
+    tenant.apply(
+        tenant.deployment(
+            "curious", "better.onnx", traffic=routed, rollout=analysed(*metrics, templates=["platform"])
+        )
+    )
     tenant.until("it is judged", lambda: len(measured(tenant, "curious")) == len(SPYING) + 2, 240)
     return tenant
 
@@ -170,7 +212,10 @@ def test_own_queries_see_their_own_namespace_and_the_platforms_see_all(curious: 
     def seen() -> bool:
         found = measured(curious, "curious")
         told = {name: found[name].get("value", found[name]["reason"]) for name in SPYING}
-        return told == {name: expected for name, (_, expected) in SPYING.items()} and found["everything"].get("value", 0) > 1
+        return (
+            told == {name: expected for name, (_, expected) in SPYING.items()}
+            and found["everything"].get("value", 0) > 1
+        )
 
     curious.until("each has what its namespace has", seen, 60)
 
@@ -191,9 +236,13 @@ def test_dear_queries_delay_nobody(curious: Stage, victim: Victim) -> None:
 def test_what_a_policy_forbids_later_holds_the_step_and_says_so(curious: Stage) -> None:
     before = curious.get("curious")["status"]
     policy(curious, "Templates")
-    curious.until("it is told", lambda: measured(curious, "curious")["own-0"]["reason"] == "QueryNotAllowed", 60)
+    curious.until(
+        "it is told", lambda: measured(curious, "curious")["own-0"]["reason"] == "QueryNotAllowed", 60
+    )
     now = curious.get("curious")["status"]
     assert now["phase"] == before["phase"] == "Canary" and now["stable"] == before["stable"]
     assert measured(curious, "curious")["everything"].get("value", 0) > 1, "the platform's own goes on"
     curious.cluster.modelrollout("abort", "curious", "-n", TENANT)
-    curious.until("stable has everything", lambda: curious.get("curious")["status"]["rollout"]["stage"] == "Failed")
+    curious.until(
+        "stable has everything", lambda: curious.get("curious")["status"]["rollout"]["stage"] == "Failed"
+    )

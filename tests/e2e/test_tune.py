@@ -1,4 +1,6 @@
-"""Tuning on the real Triton: the settings that were measured are what the model is served with, and the rollout goes on with them."""
+"""Tuning on the real Triton: the settings that were measured are what the model is served with, and
+the rollout goes on with them.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,20 @@ HELD = {"canary": {"steps": [{"pause": {}}, {"weight": 50}]}, "progressDeadline"
 
 
 def wanted(stage: Stage, file: str, **tune: Any) -> dict[str, Any]:
-    """A queue delay beyond the objective is configured, so that something better is there to be found."""
+    """A queue delay beyond the objective is configured, so that something better is there to be
+    found.
+    """
     made = stage.deployment(NAME, file, rollout=HELD)
     made["spec"]["serving"] |= {
         "batching": {"maxBatchSize": 64, "maxQueueDelay": "600ms"},
-        "tune": {"objective": "400ms", "share": 0.9, "instances": [1, 2], "timeout": "25s", "data": {"uri": stage.data("good.npz")}, **tune},
+        "tune": {
+            "objective": "400ms",
+            "share": 0.9,
+            "instances": [1, 2],
+            "timeout": "25s",
+            "data": {"uri": stage.data("good.npz")},
+            **tune,
+        },
     }
     return made
 
@@ -49,11 +60,18 @@ def matches(config: dict[str, Any], chosen: dict[str, Any]) -> bool:
 
 
 def test_a_first_version_serves_with_what_was_measured(stage: Stage) -> None:
-    stage.cluster.kubectl("label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    stage.cluster.kubectl(
+        "label", "namespace", stage.namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
     stage.apply(wanted(stage, "good.onnx"))
     stage.until("it is being tuned", lambda: stage.condition(NAME, "Ready")["reason"] == "Tune")
-    [pod] = stage.until("the Job's pod", lambda: stage.cluster.pods(stage.namespace, f"{names.LABEL_COMPONENT}={names.COMPONENT_TUNE}"))
-    assert pod["spec"]["initContainers"][1]["resources"]["limits"]["nvidia.com/gpu"] == "1", "where the serving pods run"
+    [pod] = stage.until(
+        "the Job's pod",
+        lambda: stage.cluster.pods(stage.namespace, f"{names.LABEL_COMPONENT}={names.COMPONENT_TUNE}"),
+    )
+    assert pod["spec"]["initContainers"][1]["resources"]["limits"]["nvidia.com/gpu"] == "1", (
+        "where the serving pods run"
+    )
     revision = stage.until_ready(NAME, 300)["status"]["stable"]["revision"]
     found = tuning(stage, revision)
     assert found["configured"]["queueDelayMicroseconds"] == 600_000 and not found["configured"].get("within")
@@ -69,15 +87,18 @@ def test_another_objective_is_no_new_version_and_restarts_nothing(stage: Stage) 
     [pod] = stage.cluster.pods(stage.namespace, f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}")
     stage.apply(wanted(stage, "good.onnx", objective="300ms"))
     assert stage.until_ready(NAME)["status"]["stable"] == before
-    assert [p["metadata"]["uid"] for p in stage.cluster.pods(stage.namespace, f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}")] == [
-        pod["metadata"]["uid"]
-    ]
+    assert [
+        p["metadata"]["uid"]
+        for p in stage.cluster.pods(stage.namespace, f"{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}")
+    ] == [pod["metadata"]["uid"]]
 
 
 def test_the_next_version_is_tuned_too_and_its_canary_goes_on(stage: Stage) -> None:
     """Nothing can keep to this objective: it is told, and the canary decides."""
     stage.apply(wanted(stage, "better.onnx", objective="1ms", share=0.9999))
-    stage.until("the canary waits at its first pause", lambda: stage.get(NAME)["status"].get("step") == "1/2", 300)
+    stage.until(
+        "the canary waits at its first pause", lambda: stage.get(NAME)["status"].get("step") == "1/2", 300
+    )
     revision = stage.get(NAME)["status"]["rollout"]["revision"]
     found = tuning(stage, revision)
     assert "chosen" not in found and "nothing keeps" in found["message"]
@@ -97,7 +118,11 @@ def test_a_server_that_ends_under_a_candidate_comes_back_and_the_search_goes_on(
 
     def measuring() -> str | None:
         pods = stage.cluster.pods(stage.namespace, jobs)
-        running = [p["metadata"]["name"] for p in pods if any("running" in c["state"] for c in p["status"].get("containerStatuses", []))]
+        running = [
+            p["metadata"]["name"]
+            for p in pods
+            if any("running" in c["state"] for c in p["status"].get("containerStatuses", []))
+        ]
         return next(filter(measures, running), None)
 
     pod = stage.until("it measures", measuring)

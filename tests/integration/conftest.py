@@ -15,6 +15,9 @@ from modelrollout.kube.client import Kube
 async def kube() -> AsyncIterator[Kube]:
     kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
     if not kubeconfig:
-        pytest.fail("MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m 'not sandbox'")
+        pytest.fail(
+            "MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m"
+            " 'not sandbox'"
+        )
     async with await Kube.connect(kubeconfig, component="test") as kube:
         yield kube

@@ -29,13 +29,13 @@ class Exporter:
 
     def requests(self, revision: str, good: int, bad: int | None = None, protocol: str = "http-8000") -> None:
         for code, value in (("200", good), ("500", bad)):
-            labels = f'code="{code}",method="POST",protocol="http",service="a-{revision}-{protocol}@kubernetesgateway"'
+            labels = f'code="{code}",method="POST",protocol="http",service="a-{revision}-{protocol}@kubernetesgateway"'  # noqa: E501
             if value is not None:
                 self.lines[f"traefik_service_requests_total{{{labels}}}"] = value
 
     def buckets(self, revision: str, **bounds: int) -> None:
         for le, value in bounds.items():
-            labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'
+            labels = f'code="200",method="POST",protocol="http",service="a-{revision}-http-8000@kubernetesgateway",le="{le}"'  # noqa: E501
             self.lines[f"traefik_service_request_duration_seconds_bucket{{{labels}}}"] = value
 
     def labels(self, name: str, version: int, right: int, wrong: int, part: str = "") -> None:
@@ -70,7 +70,11 @@ def running(folder: Path, scrape_configs: Sequence[dict[str, Any]]) -> Iterator[
         free.bind(("127.0.0.1", 0))
         host, port = free.getsockname()
     (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": list(scrape_configs)}))
-    options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={host}:{port}"]
+    options = [
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={host}:{port}",
+    ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([str(PROMETHEUS), *options], stdout=log, stderr=log, cwd=folder)
     try:

@@ -1,6 +1,8 @@
-"""The chart: its values reach the operator's configuration, its pods are hardened, its rights are few.
+"""The chart: its values reach the operator's configuration, its pods are hardened, its rights are
+few.
 
-It is rendered with helm: on PATH, or its path in the environment variable HELM (the sandbox builds one).
+It is rendered with helm: on PATH, or its path in the environment variable HELM (the sandbox builds
+one).
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from modelrollout.cli import main
-from modelrollout.config import ArtifactStore, FeedbackMetrics, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.config import (
+    ArtifactStore,
+    FeedbackMetrics,
+    NetworkPolicies,
+    OperatorConfig,
+    PrometheusProvider,
+    Store,
+    load_config,
+)
 from modelrollout.contract.tasks import CleanTask
 from modelrollout.controller import process as operator
 from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
@@ -28,7 +38,8 @@ from modelrollout.jobs.runner import parse_task
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "model-rollout-operator"
 HELM = os.environ.get("HELM") or shutil.which("helm")
-# helm's own default is the Kubernetes version that it was built against, or 1.20 when its build says nothing.
+# helm's own default is the Kubernetes version that it was built against, or 1.20 when its build
+# says nothing.
 KUBE_VERSION = "1.34.0"
 
 
@@ -43,7 +54,9 @@ def schema() -> dict[str, Any]:
 
 
 def helm(*args: str, ok: bool = True) -> str:
-    assert HELM, "no helm: put it on PATH, or set HELM to its path; `make test-integration` takes the sandbox's"
+    assert HELM, (
+        "no helm: put it on PATH, or set HELM to its path; `make test-integration` takes the sandbox's"
+    )
     done = subprocess.run([HELM, *args], capture_output=True, text=True, timeout=60)
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     return done.stdout if ok else done.stderr
@@ -52,15 +65,29 @@ def helm(*args: str, ok: bool = True) -> str:
 @cache
 def rendered(which: str) -> tuple[dict[str, Any], ...]:
     """The objects of a release named ``mro`` in namespace ``modelrollout``."""
-    text = helm("template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / f"{which}-values.yaml"))
+    text = helm(
+        "template",
+        "mro",
+        str(CHART),
+        "-n",
+        "modelrollout",
+        "--kube-version",
+        KUBE_VERSION,
+        "-f",
+        str(CHART / "ci" / f"{which}-values.yaml"),
+    )
     return tuple(o for o in yaml.safe_load_all(text) if o)
 
 
-def pick(which: str, kind: str, name: str | None = None, namespace: str | None = None) -> list[dict[str, Any]]:
+def pick(
+    which: str, kind: str, name: str | None = None, namespace: str | None = None
+) -> list[dict[str, Any]]:
     return [
         o
         for o in rendered(which)
-        if o["kind"] == kind and name in (None, o["metadata"]["name"]) and namespace in (None, o["metadata"].get("namespace"))
+        if o["kind"] == kind
+        and name in (None, o["metadata"]["name"])
+        and namespace in (None, o["metadata"].get("namespace"))
     ]
 
 
@@ -100,23 +127,43 @@ class TestWithoutHelm:
         properties = schema()["properties"]
         store = {f.alias for f in Store.model_fields.values()}
         assert set(properties["stores"]["items"]["properties"]) == store
-        assert set(properties["artifacts"]["properties"]) == {f.alias for f in ArtifactStore.model_fields.values()} > store
+        assert (
+            set(properties["artifacts"]["properties"])
+            == {f.alias for f in ArtifactStore.model_fields.values()}
+            > store
+        )
         provider = {f.alias for f in PrometheusProvider.model_fields.values()}
         from_secrets = {"tokenFile", "usernameFile", "passwordFile"}
-        assert set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"} == provider - from_secrets
+        assert (
+            set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"}
+            == provider - from_secrets
+        )
 
     def test_numbers_are_the_defaults_of_the_configuration(self) -> None:
         fields = OperatorConfig.model_fields
         v = values()
-        for key, field in (("workers", "workers"), ("resyncSeconds", "resync_seconds"), ("jobTtlSeconds", "job_ttl_seconds"), ("queries", "queries")):
+        for key, field in (
+            ("workers", "workers"),
+            ("resyncSeconds", "resync_seconds"),
+            ("jobTtlSeconds", "job_ttl_seconds"),
+            ("queries", "queries"),
+        ):
             assert v[key] == fields[field].default
-        drain, gateway = fields["drain"].get_default(call_default_factory=True), fields["gateway_metrics"].get_default(call_default_factory=True)
+        drain, gateway = (
+            fields["drain"].get_default(call_default_factory=True),
+            fields["gateway_metrics"].get_default(call_default_factory=True),
+        )
         capacity = fields["capacity"].get_default(call_default_factory=True)
         assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
         assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
-        assert v["feedback"]["labelsPerRow"] == fields["feedback_metrics"].get_default(call_default_factory=True).labels_per_row
-        assert v["scrape"] == fields["scrape"].get_default(call_default_factory=True).model_dump(by_alias=True)
+        assert (
+            v["feedback"]["labelsPerRow"]
+            == fields["feedback_metrics"].get_default(call_default_factory=True).labels_per_row
+        )
+        assert v["scrape"] == fields["scrape"].get_default(call_default_factory=True).model_dump(
+            by_alias=True
+        )
 
     def test_the_crds_are_the_committed_ones(self) -> None:
         committed = {p.name: p.read_text() for p in (ROOT / "crds").glob("*.yaml")}
@@ -135,23 +182,43 @@ class TestWithoutHelm:
             "https://s3.example.com",
             "artifacts",
         )
-        assert task.older_than_seconds == 14 * 86400 and task.namespaces == ("models", "models-staging") and not task.dry_run
-        assert f"--output={task.references}" in first["args"] and {"--namespace=models", "--namespace=models-staging"} <= set(first["args"])
+        assert (
+            task.older_than_seconds == 14 * 86400
+            and task.namespaces == ("models", "models-staging")
+            and not task.dry_run
+        )
+        assert f"--output={task.references}" in first["args"] and {
+            "--namespace=models",
+            "--namespace=models-staging",
+        } <= set(first["args"])
         assert not pick("default", "CronJob")
 
     def test_the_clean_up_keeps_the_key_to_the_store_and_the_token_apart(self) -> None:
         (cron,) = pick("full", "CronJob")
         pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
-        mounts = {c["name"]: {m["name"] for m in c["volumeMounts"]} for c in (*pod["initContainers"], *pod["containers"])}
-        assert mounts == {"references": {"references", "token"}, "clean": {"references", "tmp", "credentials"}}
+        mounts = {
+            c["name"]: {m["name"] for m in c["volumeMounts"]}
+            for c in (*pod["initContainers"], *pod["containers"])
+        }
+        assert mounts == {
+            "references": {"references", "token"},
+            "clean": {"references", "tmp", "credentials"},
+        }
         roles = [o for o in pick("full", "Role") if o["metadata"]["name"].endswith("-cleanup")]
         assert {o["metadata"]["namespace"] for o in roles} == {"models", "models-staging"}
         assert {verb for o in roles for rule in o["rules"] for verb in rule["verbs"]} == {"list"}
 
     def test_what_cannot_be_listed_is_not_cleaned_up(self) -> None:
-        where = ["-f", str(CHART / "ci" / "full-values.yaml"), "--set", "artifacts.uri=https://files.example.com/artifacts/"]
-        assert "artifactCleanup.enabled" in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False)
+        where = [
+            "-f",
+            str(CHART / "ci" / "full-values.yaml"),
+            "--set",
+            "artifacts.uri=https://files.example.com/artifacts/",
+        ]
+        assert "artifactCleanup.enabled" in helm(
+            "template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False
+        )
 
     def test_the_version_is_that_of_the_package(self) -> None:
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
@@ -212,16 +279,28 @@ class TestRendered:
         config = load_config(path)
         assert config.artifacts.uri == "s3://model-artifacts/"
         label = "kubernetes_namespace" if which == "full" else "namespace"
-        assert config.feedback_metrics == FeedbackMetrics(selector=f'{label}="modelrollout"', namespaces=["modelrollout"])
+        assert config.feedback_metrics == FeedbackMetrics(
+            selector=f'{label}="modelrollout"', namespaces=["modelrollout"]
+        )
         assert config.scrape.namespace_label == label
         if which == "full":
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"
-            assert (config.artifacts.secret_name, config.artifacts.read_secret_name) == ("s3-writer", "s3-artifact-reader")
+            assert (config.artifacts.secret_name, config.artifacts.read_secret_name) == (
+                "s3-writer",
+                "s3-artifact-reader",
+            )
             assert config.stores[1].allow_http is True
-            assert config.stores[1].leads_to == ("http://files.example.com/", "https://cdn.example.com/models/")
-            assert config.gateway_metrics.provider == "gateway" and config.gateway_metrics.namespaces == ["gateways"]
-            assert config.gateway_metrics.selector == 'kubernetes_namespace="gateways",container=~"traefik|edge"'
+            assert config.stores[1].leads_to == (
+                "http://files.example.com/",
+                "https://cdn.example.com/models/",
+            )
+            assert config.gateway_metrics.provider == "gateway" and config.gateway_metrics.namespaces == [
+                "gateways"
+            ]
+            assert (
+                config.gateway_metrics.selector == 'kubernetes_namespace="gateways",container=~"traefik|edge"'
+            )
             assert [bool(p.token_file) for p in config.prometheus] == [True, False, False]
 
     def test_credentials_are_files_where_the_configuration_looks_for_them(self) -> None:
@@ -234,7 +313,12 @@ class TestRendered:
             for source in volume.get("projected", {}).get("sources", [])
             for item in source["secret"]["items"]
         }
-        wanted = {p[k] for p in config["prometheus"] for k in ("tokenFile", "usernameFile", "passwordFile") if k in p}
+        wanted = {
+            p[k]
+            for p in config["prometheus"]
+            for k in ("tokenFile", "usernameFile", "passwordFile")
+            if k in p
+        }
         assert files == wanted
         assert len(wanted) == 3
 
@@ -267,34 +351,56 @@ class TestRendered:
 
     def test_a_changed_configuration_restarts_the_pods(self) -> None:
         sums = {
-            which: pick(which, "Deployment", FULLNAME)[0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            which: pick(which, "Deployment", FULLNAME)[0]["spec"]["template"]["metadata"]["annotations"][
+                "checksum/config"
+            ]
             for which in ("default", "full")
         }
         assert sums["default"] != sums["full"]
 
     @pytest.mark.parametrize("which", ["default", "full"])
     def test_selectors_match_their_own_pods_only(self, which: str) -> None:
-        pods = {d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"] for d in pick(which, "Deployment")}
+        pods = {
+            d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"]
+            for d in pick(which, "Deployment")
+        }
         for found in pick(which, "Deployment"):
             selector = found["spec"]["selector"]["matchLabels"]
-            assert [n for n, labels in pods.items() if selector.items() <= labels.items()] == [found["metadata"]["name"]]
+            assert [n for n, labels in pods.items() if selector.items() <= labels.items()] == [
+                found["metadata"]["name"]
+            ]
         (service,) = pick(which, "Service")
-        assert [n for n, labels in pods.items() if service["spec"]["selector"].items() <= labels.items()] == [f"{FULLNAME}-feedback"]
+        assert [n for n, labels in pods.items() if service["spec"]["selector"].items() <= labels.items()] == [
+            f"{FULLNAME}-feedback"
+        ]
         (budget,) = pick(which, "PodDisruptionBudget")
-        assert [n for n, labels in pods.items() if budget["spec"]["selector"]["matchLabels"].items() <= labels.items()] == [FULLNAME]
+        assert [
+            n
+            for n, labels in pods.items()
+            if budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        ] == [FULLNAME]
 
     def test_all_namespaces_need_a_cluster_role_and_named_ones_none(self) -> None:
         assert pick("default", "ClusterRole", FULLNAME)
         assert [r["metadata"]["namespace"] for r in pick("default", "Role")] == ["modelrollout"]
         assert not pick("full", "ClusterRole", FULLNAME)
         assert not pick("full", "ClusterRoleBinding", FULLNAME)
-        own = {"policies", "capacity", "gateways"}  # RolloutPolicies, nodes and GatewayClasses are cluster-scoped
+        # RolloutPolicies, nodes and GatewayClasses are cluster-scoped
+        own = {"policies", "capacity", "gateways"}
         for which in ("default", "full"):
-            assert {r["metadata"]["name"] for r in pick(which, "ClusterRole") if r["metadata"]["name"].startswith(FULLNAME + "-")} == {
-                f"{FULLNAME}-{part}" for part in {*own, "feedback"}
-            }
+            assert {
+                r["metadata"]["name"]
+                for r in pick(which, "ClusterRole")
+                if r["metadata"]["name"].startswith(FULLNAME + "-")
+            } == {f"{FULLNAME}-{part}" for part in {*own, "feedback"}}
         (reader,) = pick("full", "ClusterRole", f"{FULLNAME}-gateways")
-        assert reader["rules"] == [{"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gateways", "gatewayclasses"], "verbs": ["get"]}]
+        assert reader["rules"] == [
+            {
+                "apiGroups": ["gateway.networking.k8s.io"],
+                "resources": ["gateways", "gatewayclasses"],
+                "verbs": ["get"],
+            }
+        ]
         roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in pick("full", "Role")}
         assert roles == {
             ("models", FULLNAME),
@@ -309,41 +415,72 @@ class TestRendered:
     def test_gateways_are_read_by_name_and_traefik_services_written_only_when_asked_for(self) -> None:
         for case in ("default", "full"):
             (role,) = pick(case, "ClusterRole", f"{FULLNAME}-gateways")
-            assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["gateways", "gatewayclasses"], ["get"])]
+            assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [
+                (["gateways", "gatewayclasses"], ["get"])
+            ]
         (without,) = pick("default", "ClusterRole", FULLNAME)
         roles = [r for r in pick("full", "Role", FULLNAME) if r["metadata"]["namespace"].startswith("models")]
         assert not [r for r in without["rules"] if "traefik.io" in r["apiGroups"]]
-        assert len(roles) == 2 and all(["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles)
+        assert len(roles) == 2 and all(
+            ["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles
+        )
 
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"
-        assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [(["leases"], ["get", "list", "create", "update", "delete"])]
+        assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [
+            (["leases"], ["get", "list", "create", "update", "delete"])
+        ]
 
     def test_cluster_wide_it_reads_policies_and_counts_gpus(self) -> None:
         def rights(part: str) -> dict[tuple[str, ...], set[str]]:
             (role,) = pick("default", "ClusterRole", f"{FULLNAME}-{part}")
             return {tuple(r["resources"]): set(r["verbs"]) for r in role["rules"]}
 
-        policies = {("rolloutpolicies",): {"get", "list", "watch"}, ("rolloutpolicies/status",): {"update"}, ("namespaces",): {"get"}}
+        policies = {
+            ("rolloutpolicies",): {"get", "list", "watch"},
+            ("rolloutpolicies/status",): {"update"},
+            ("namespaces",): {"get"},
+        }
         assert rights("policies") == policies
         (bound,) = pick("full", "ClusterRole", f"{FULLNAME}-policies")
-        assert bound["rules"][-1]["resourceNames"] == ["models", "models-staging"], "no others than those that it watches"
+        assert bound["rules"][-1]["resourceNames"] == ["models", "models-staging"], (
+            "no others than those that it watches"
+        )
         assert rights("capacity") == {("nodes", "pods"): {"list"}}
 
     def test_without_the_look_at_nodes_there_is_no_right_to_it(self) -> None:
         values = str(CHART / "ci" / "default-values.yaml")
-        text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", values, "--set", "capacity.lookAtNodes=false")
+        text = helm(
+            "template",
+            "mro",
+            str(CHART),
+            "--kube-version",
+            KUBE_VERSION,
+            "-f",
+            values,
+            "--set",
+            "capacity.lookAtNodes=false",
+        )
         assert "nodes" not in {
-            r for o in yaml.safe_load_all(text) if o and o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
+            r
+            for o in yaml.safe_load_all(text)
+            if o and o["kind"] == "ClusterRole"
+            for rule in o["rules"]
+            for r in rule["resources"]
         }
         assert "lookAtNodes: false" in text
 
     @pytest.mark.parametrize("which", ["default", "full"])
     def test_whatever_it_may_write_an_admission_policy_looks_at(self, which: str) -> None:
-        """Its own kinds' status aside; the policies are tried in tests/e2e/test_operator_rights.py."""
+        """Its own kinds' status aside; the policies are tried in
+        tests/e2e/test_operator_rights.py.
+        """
         mine = [
-            r for kind in ("Role", "ClusterRole") for r in pick(which, kind) if r["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+            r
+            for kind in ("Role", "ClusterRole")
+            for r in pick(which, kind)
+            if r["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
         ]
         written = {
             (group, resource)
@@ -351,7 +488,8 @@ class TestRendered:
             for rule in role["rules"]
             for group in rule["apiGroups"]
             for resource in rule["resources"]
-            if {"create", "update", "patch", "delete"} & set(rule["verbs"]) and not resource.endswith("/status")
+            if {"create", "update", "patch", "delete"} & set(rule["verbs"])
+            and not resource.endswith("/status")
         }
         policies = pick(which, "ValidatingAdmissionPolicy")
         looked_at = {
@@ -363,22 +501,52 @@ class TestRendered:
         }
         assert written and written <= looked_at
         who = f"request.userInfo.username == 'system:serviceaccount:modelrollout:{FULLNAME}'"
-        assert all(p["spec"]["failurePolicy"] == "Fail" and p["spec"]["matchConditions"][0]["expression"] == who for p in policies)
-        bound = {b["spec"]["policyName"]: b["spec"]["validationActions"] for b in pick(which, "ValidatingAdmissionPolicyBinding")}
+        assert all(
+            p["spec"]["failurePolicy"] == "Fail" and p["spec"]["matchConditions"][0]["expression"] == who
+            for p in policies
+        )
+        bound = {
+            b["spec"]["policyName"]: b["spec"]["validationActions"]
+            for b in pick(which, "ValidatingAdmissionPolicyBinding")
+        }
         assert bound == {p["metadata"]["name"]: ["Deny"] for p in policies}
 
     def test_models_do_not_run_where_the_operator_does(self) -> None:
         where = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "namespaces={models,modelrollout}"]
-        command = ["template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, *where]
+        command = [
+            "template",
+            "mro",
+            str(CHART),
+            "-n",
+            "modelrollout",
+            "--kube-version",
+            KUBE_VERSION,
+            *where,
+        ]
         assert "namespaces: modelrollout is the release's own" in helm(*command, ok=False)
         helm(*command, "--set", "admissionPolicy.enabled=false")
 
     @pytest.mark.parametrize("cluster_wide", [False, True])
-    def test_the_values_for_production_are_for_named_namespaces_with_all_doors_shut(self, cluster_wide: bool) -> None:
+    def test_the_values_for_production_are_for_named_namespaces_with_all_doors_shut(
+        self, cluster_wide: bool
+    ) -> None:
         given = yaml.safe_load((CHART / "values-production.yaml").read_text())
-        assert given["namespaces"] and given["hostnames"]["onlyByPolicy"] and given["admissionPolicy"]["enabled"]
+        assert (
+            given["namespaces"] and given["hostnames"]["onlyByPolicy"] and given["admissionPolicy"]["enabled"]
+        )
         more = ["--set", "namespaces=null"] if cluster_wide else []
-        helm("template", "mro", str(CHART), "-n", "modelrollout", "--kube-version", KUBE_VERSION, "-f", str(CHART / "values-production.yaml"), *more)
+        helm(
+            "template",
+            "mro",
+            str(CHART),
+            "-n",
+            "modelrollout",
+            "--kube-version",
+            KUBE_VERSION,
+            "-f",
+            str(CHART / "values-production.yaml"),
+            *more,
+        )
 
     def test_feedback_may_only_ask_who_and_whether(self) -> None:
         (role,) = pick("default", "ClusterRole", f"{FULLNAME}-feedback")
@@ -386,18 +554,34 @@ class TestRendered:
             (("tokenreviews",), ("create",)),
             (("subjectaccessreviews",), ("create",)),
         }
-        assert [s["name"] for s in pick("default", "ClusterRoleBinding", f"{FULLNAME}-feedback")[0]["subjects"]] == [f"{FULLNAME}-feedback"]
+        assert [
+            s["name"] for s in pick("default", "ClusterRoleBinding", f"{FULLNAME}-feedback")[0]["subjects"]
+        ] == [f"{FULLNAME}-feedback"]
 
     def test_only_operating_and_feedback_are_not_aggregated(self) -> None:
-        roles = {r["metadata"]["name"]: r for r in pick("default", "ClusterRole") if r["metadata"]["name"].startswith("modelrollout-")}
-        aggregated = {n for n, r in roles.items() if any("aggregate-to" in label for label in r["metadata"]["labels"])}
+        roles = {
+            r["metadata"]["name"]: r
+            for r in pick("default", "ClusterRole")
+            if r["metadata"]["name"].startswith("modelrollout-")
+        }
+        aggregated = {
+            n for n, r in roles.items() if any("aggregate-to" in label for label in r["metadata"]["labels"])
+        }
         assert set(roles) - aggregated == {"modelrollout-operate", "modelrollout-feedback"}
-        patches = {n for n, r in roles.items() for rule in r["rules"] if "modelrevisions" in rule["resources"] and "patch" in rule["verbs"]}
+        patches = {
+            n
+            for n, r in roles.items()
+            for rule in r["rules"]
+            if "modelrevisions" in rule["resources"] and "patch" in rule["verbs"]
+        }
         assert patches == {"modelrollout-operate"}
 
     def test_the_definitions_come_along_untouched(self) -> None:
         committed = [yaml.safe_load(p.read_text()) for p in sorted((ROOT / "crds").glob("*.yaml"))]
-        assert sorted(pick("default", "CustomResourceDefinition"), key=lambda o: o["metadata"]["name"]) == committed
+        assert (
+            sorted(pick("default", "CustomResourceDefinition"), key=lambda o: o["metadata"]["name"])
+            == committed
+        )
 
     def test_a_digest_wins_over_the_tag(self) -> None:
         image = pick("full", "Deployment", FULLNAME)[0]["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -412,16 +596,24 @@ class TestRendered:
             ("stores[0].name=m,stores[0].uri=ftp://m/", "does not match pattern"),
             ("stores[0].name=m,stores[0].uri=https://me:secret@m/", "does not match pattern"),
             ("stores[0].name=m,stores[0].uri=https://m/?sig=secret", "does not match pattern"),
-            ("stores[0].name=m,stores[0].uri=https://m/,stores[0].redirectsTo[0]=https://cdn", "does not match pattern"),
+            (
+                "stores[0].name=m,stores[0].uri=https://m/,stores[0].redirectsTo[0]=https://cdn",
+                "does not match pattern",
+            ),
             ("workers=0", "minimum"),
             ("image.digest=latest", "does not match pattern"),
             ("feedback.limits.connections=0", "minimum"),
             ("feedback.limits.headSecond=5", "additional properties 'headSecond' not allowed"),
-            ("stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=s3://a/,feedback.metricsPort=8080", "feedback.metricsPort: must differ"),
+            (
+                "stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=s3://a/,feedback.metricsPort=8080",
+                "feedback.metricsPort: must differ",
+            ),
         ],
     )
     def test_mistakes_in_values_are_refused_with_words(self, setting: str, message: str) -> None:
-        assert message in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "--set", setting, ok=False)
+        assert message in helm(
+            "template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "--set", setting, ok=False
+        )
 
     def test_what_is_switched_off_is_not_there(self) -> None:
         parts = (
@@ -433,9 +625,27 @@ class TestRendered:
             "metrics.annotations",
         )
         off = ",".join(f"{part}=false" for part in parts)
-        text = helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "-f", str(CHART / "ci" / "default-values.yaml"), "--set", off)
+        text = helm(
+            "template",
+            "mro",
+            str(CHART),
+            "--kube-version",
+            KUBE_VERSION,
+            "-f",
+            str(CHART / "ci" / "default-values.yaml"),
+            "--set",
+            off,
+        )
         kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
-        assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "Role", "RoleBinding", "ServiceAccount"]
+        assert kinds == [
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "ConfigMap",
+            "Deployment",
+            "Role",
+            "RoleBinding",
+            "ServiceAccount",
+        ]
         assert "prometheus.io/scrape" not in text
 
 
@@ -446,7 +656,9 @@ def test_metrics_of_the_feedback_service_have_a_port_of_their_own() -> None:
     container = pod["spec"]["containers"][0]
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"]) != str(ports["http"])
-    assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {"metrics"}
+    assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {
+        "metrics"
+    }
     (service,) = pick("full", "Service", f"{FULLNAME}-feedback")
     assert [p["targetPort"] for p in service["spec"]["ports"]] == ["http"]
     (monitor,) = pick("full", "PodMonitor", f"{FULLNAME}-feedback")
@@ -459,7 +671,9 @@ def test_metrics_of_the_feedback_service_have_a_port_of_their_own() -> None:
     ]
 
 
-def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (deployment,) = pick("default", "Deployment", f"{FULLNAME}-feedback")
     env = {e["name"]: e["value"] for e in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
     monkeypatch.setenv(SETTINGS_ENV, env[SETTINGS_ENV])
@@ -474,7 +688,10 @@ def test_the_limits_of_the_feedback_service_reach_it_and_are_its_defaults(monkey
 def test_jobs_reach_the_stores_and_little_else() -> None:
     from modelrollout.api import names
 
-    of = {"jobs": {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE}, "evaluate": {names.COMPONENT_EVALUATE}}
+    of = {
+        "jobs": {names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE},
+        "evaluate": {names.COMPONENT_EVALUATE},
+    }
     for part, components in of.items():
         policies = pick("full", "NetworkPolicy", f"mro-model-rollout-operator-{part}")
         assert {p["metadata"]["namespace"] for p in policies} == {"models", "models-staging"}
@@ -484,15 +701,18 @@ def test_jobs_reach_the_stores_and_little_else() -> None:
         assert (spec["policyTypes"], "ingress" in spec) == (["Ingress", "Egress"], False)
         dns, *servers, stores = spec["egress"]
         assert {p["port"] for p in dns["ports"]} == {53}
-        assert [s["to"] for s in servers] == [[{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]] * (
-            part == "evaluate"
-        )
+        assert [s["to"] for s in servers] == [
+            [{"podSelector": {"matchLabels": {names.LABEL_COMPONENT: names.COMPONENT_SERVER}}}]
+        ] * (part == "evaluate")
         assert all({p["port"] for p in s["ports"]} == {names.PORT_HTTP, names.PORT_GRPC} for s in servers)
         assert stores["to"] == [{"ipBlock": {"cidr": "10.20.0.0/24"}}]
     assert pick("default", "NetworkPolicy") == []
 
 
-@pytest.mark.parametrize(("more", "says"), [([], "networkPolicy.jobs.namespaces"), (["--set", "namespaces={models}"], "networkPolicy.jobs.stores")])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [([], "networkPolicy.jobs.namespaces"), (["--set", "namespaces={models}"], "networkPolicy.jobs.stores")],
+)
 def test_a_policy_for_jobs_that_lacks_something_is_refused(more: list[str], says: str) -> None:
     on = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "networkPolicy.jobs.enabled=true", *more]
     assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *on, ok=False)
@@ -506,7 +726,13 @@ class TestPoliciesOfModels:
 
     def made(self, *more: str, of: str = "default") -> list[dict[str, Any]]:
         where = ["-f", str(CHART / "ci" / f"{of}-values.yaml"), "--set", self.ON, *more]
-        return [o for o in yaml.safe_load_all(helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where)) if o]
+        return [
+            o
+            for o in yaml.safe_load_all(
+                helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where)
+            )
+            if o
+        ]
 
     def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPolicies | None:
         (found,) = [o for o in objects if o["kind"] == "ConfigMap"]
@@ -514,11 +740,20 @@ class TestPoliciesOfModels:
         return load_config(tmp_path / "config.yaml").network_policies
 
     def rights(self, objects: list[dict[str, Any]]) -> list[set[str]]:
-        return [set(r["verbs"]) for o in objects if o["kind"] in ("ClusterRole", "Role") for r in o["rules"] if "networkpolicies" in r["resources"]]
+        return [
+            set(r["verbs"])
+            for o in objects
+            if o["kind"] in ("ClusterRole", "Role")
+            for r in o["rules"]
+            if "networkpolicies" in r["resources"]
+        ]
 
     def test_ignored_the_operator_knows_nothing_of_them_and_has_no_right(self, tmp_path: Path) -> None:
         for which in ("default", "full"):
-            assert self.config(list(rendered(which)), tmp_path) is None and self.rights(list(rendered(which))) == []
+            assert (
+                self.config(list(rendered(which)), tmp_path) is None
+                and self.rights(list(rendered(which))) == []
+            )
 
     def test_written_they_are_as_the_values_say_with_the_right_to_write_them(self, tmp_path: Path) -> None:
         made = self.made()
@@ -529,8 +764,12 @@ class TestPoliciesOfModels:
         assert (config.dns.namespaces, config.dns.ports) == (["kube-system"], [53])
         assert self.rights(made) == [{"get", "list", "watch", "create", "patch", "delete"}]
 
-    def test_in_each_namespace_that_is_named_and_to_remove_them_no_more_than_that(self, tmp_path: Path) -> None:
-        made = self.made("--set", "networkPolicy.jobs.enabled=false,networkPolicy.models.mode=Remove", of="full")
+    def test_in_each_namespace_that_is_named_and_to_remove_them_no_more_than_that(
+        self, tmp_path: Path
+    ) -> None:
+        made = self.made(
+            "--set", "networkPolicy.jobs.enabled=false,networkPolicy.models.mode=Remove", of="full"
+        )
         config = self.config(made, tmp_path)
         assert config is not None and not config.written_in("models")
         assert self.rights(made) == [{"get", "list", "watch", "delete"}] * 2
@@ -538,9 +777,13 @@ class TestPoliciesOfModels:
     def test_the_values_are_those_of_the_configuration(self) -> None:
         models = values()["networkPolicy"]["models"]
         fields = {f.alias: f for f in NetworkPolicies.model_fields.values()}
-        assert set(models) | {"operatorNamespace"} == set(fields) and models["mode"] == "Ignore", "the chart knows where it runs"
+        assert set(models) | {"operatorNamespace"} == set(fields) and models["mode"] == "Ignore", (
+            "the chart knows where it runs"
+        )
         for part in ("proxies", "prometheus", "dns"):
-            assert models[part] == fields[part].get_default(call_default_factory=True).model_dump(exclude={} if part == "dns" else {"ports"})
+            assert models[part] == fields[part].get_default(call_default_factory=True).model_dump(
+                exclude={} if part == "dns" else {"ports"}
+            )
 
     @pytest.mark.parametrize(
         ("change", "says"),

@@ -30,19 +30,47 @@ from tests.unit.rollout import builders as b
 pytestmark = pytest.mark.sandbox
 
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
-CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+CRD = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 QUOTA = Resource("", "v1", "resourcequotas", "ResourceQuota")
 NAME = "digits-prepare"
 OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
 KILLED = {"terminated": {"exitCode": 137, "reason": "Error"}}
-TOLD_TO_END = {"terminated": {"exitCode": 1, "reason": "Error", "message": '{"reason": "Terminated", "message": "told to end"}'}}
-AWAY = {"terminated": {"exitCode": 1, "reason": "Error", "message": '{"reason": "StoreUnreachable", "message": "no answer"}'}}
-BAD_INPUT = {"terminated": {"exitCode": 10, "reason": "Error", "message": '{"reason": "NotOnnx", "message": "a pickle"}'}}
-BAD_RECIPE = {"terminated": {"exitCode": 12, "reason": "Error", "message": '{"reason": "AccuracyDrop", "message": "too much"}'}}
+TOLD_TO_END = {
+    "terminated": {
+        "exitCode": 1,
+        "reason": "Error",
+        "message": '{"reason": "Terminated", "message": "told to end"}',
+    }
+}
+AWAY = {
+    "terminated": {
+        "exitCode": 1,
+        "reason": "Error",
+        "message": '{"reason": "StoreUnreachable", "message": "no answer"}',
+    }
+}
+BAD_INPUT = {
+    "terminated": {
+        "exitCode": 10,
+        "reason": "Error",
+        "message": '{"reason": "NotOnnx", "message": "a pickle"}',
+    }
+}
+BAD_RECIPE = {
+    "terminated": {
+        "exitCode": 12,
+        "reason": "Error",
+        "message": '{"reason": "AccuracyDrop", "message": "too much"}',
+    }
+}
 
 
 def taken_away(why: str) -> dict[str, Any]:
-    return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": "by hand"}]}
+    return {
+        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": "by hand"}]
+    }
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +90,9 @@ async def namespace(kube: Kube) -> AsyncIterator[str]:
 
 
 async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tuple[Any, ...]) -> None:
-    """The case for each of these, in a namespace of its own: they wait for the Job controller, which tries again after ten seconds."""
+    """The case for each of these, in a namespace of its own: they wait for the Job controller,
+    which tries again after ten seconds.
+    """
 
     async def one(*arguments: Any) -> None:
         async with fresh(kube) as namespace:
@@ -73,9 +103,13 @@ async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tupl
             group.create_task(one(*arguments))
 
 
-async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tuple[dict[str, Any], ...] = (), **spec: Any) -> Object:
+async def made(
+    kube: Kube, namespace: str, queue: str | None = None, steps: tuple[dict[str, Any], ...] = (), **spec: Any
+) -> Object:
     optimization = Optimization.model_validate({"queueName": queue, "steps": list(steps)})
-    job = prepare_job(o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, "5a17" * 4, (), o.CONFIG)
+    job = prepare_job(
+        o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, "5a17" * 4, (), o.CONFIG
+    )
     job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
     job["spec"] |= spec
     job["spec"]["template"]["spec"]["nodeSelector"] = {"no": "node"}
@@ -83,7 +117,9 @@ async def made(kube: Kube, namespace: str, queue: str | None = None, steps: tupl
 
 
 async def work(kube: Kube, namespace: str) -> Work:
-    return work_of(await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items, "s3://artifacts/all/ml")
+    return work_of(
+        await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items, "s3://artifacts/all/ml"
+    )
 
 
 async def until(kube: Kube, namespace: str, holds: Callable[[Work], bool]) -> Work:
@@ -99,7 +135,8 @@ async def pod(kube: Kube, namespace: str, number: int = 1) -> Object:
     """The newest pod, once there are so many."""
     for _ in range(600):
         found = sorted(
-            (await kube.list(POD, namespace)).items, key=lambda p: (p["metadata"]["creationTimestamp"], int(p["metadata"]["resourceVersion"]))
+            (await kube.list(POD, namespace)).items,
+            key=lambda p: (p["metadata"]["creationTimestamp"], int(p["metadata"]["resourceVersion"])),
         )
         if len(found) >= number:
             return found[-1]
@@ -111,12 +148,15 @@ def container(name: str, state: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": state}
 
 
-async def end(kube: Kube, namespace: str, state: dict[str, Any] | None, number: int = 1, **status: Any) -> None:
+async def end(
+    kube: Kube, namespace: str, state: dict[str, Any] | None, number: int = 1, **status: Any
+) -> None:
     """The newest pod ends as it would under a kubelet."""
     told = {"phase": "Failed", "containerStatuses": [container("job", state)] if state else []} | status
     for _ in range(50):
         found = await pod(kube, namespace, number)
-        # The scheduler and the Job controller write it, too. replace_status sends no labels and finalizers, as custom resources want it.
+        # The scheduler and the Job controller write it, too. replace_status sends no labels and
+        # finalizers, as custom resources want it.
         with contextlib.suppress(Conflict):
             await kube._guarded(POD, found | {"status": told}, "/status")
             return
@@ -133,11 +173,15 @@ async def end(kube: Kube, namespace: str, state: dict[str, Any] | None, number: 
         (BAD_INPUT, taken_away("x"), "NotOnnx"),
     ],
 )
-async def test_what_is_final_ends_the_job(kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str) -> None:
+async def test_what_is_final_ends_the_job(
+    kube: Kube, namespace: str, state: dict[str, Any], status: dict[str, Any], reason: str
+) -> None:
     await made(kube, namespace)
     await end(kube, namespace, state, **status)
     found = await until(kube, namespace, lambda w: w.state == "Failed")
-    assert (found.result.reason if found.result else found.problem.reason if found.problem else None) == reason
+    assert (
+        found.result.reason if found.result else found.problem.reason if found.problem else None
+    ) == reason
     assert len((await kube.list(POD, namespace)).items) == 1
     if reason == "OutOfMemory":
         assert found.problem and "its limit of 1Gi" in found.problem.message
@@ -149,7 +193,12 @@ async def test_what_may_help_is_tried_again(kube: Kube) -> None:
         await end(kube, namespace, state, **status)
         await pod(kube, namespace, 2)
         found = await work(kube, namespace)
-        assert found.state == "Running" and found.retried and found.retried.reason == reason and found.idle_since is not None
+        assert (
+            found.state == "Running"
+            and found.retried
+            and found.retried.reason == reason
+            and found.idle_since is not None
+        )
 
     await at_once(
         kube,
@@ -161,15 +210,25 @@ async def test_what_may_help_is_tried_again(kube: Kube) -> None:
     )
 
 
-async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controller(kube: Kube, namespace: str) -> None:
+async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controller(
+    kube: Kube, namespace: str
+) -> None:
     await made(kube, namespace)
-    await end(kube, namespace, TOLD_TO_END, reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')
+    await end(
+        kube,
+        namespace,
+        TOLD_TO_END,
+        reason="Evicted",
+        message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+    )
     await pod(kube, namespace, 2)
     found = await work(kube, namespace)
     assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
 
 
-async def test_the_number_of_tries_is_bounded_also_of_pods_that_are_taken_away(kube: Kube, namespace: str) -> None:
+async def test_the_number_of_tries_is_bounded_also_of_pods_that_are_taken_away(
+    kube: Kube, namespace: str
+) -> None:
     await made(kube, namespace, backoffLimit=1)
     await end(kube, namespace, KILLED, **taken_away("PreemptionByScheduler"))
     await end(kube, namespace, KILLED, 2, **taken_away("DeletionByTaintManager"))
@@ -183,11 +242,17 @@ async def test_a_queue_suspends_and_admits_and_takes_the_place_back(kube: Kube, 
     assert job["metadata"]["labels"][LABEL_QUEUE] == "optimizers"
     await asyncio.sleep(1)
     waits = await work(kube, namespace)
-    assert waits.queued and "optimizers" in waits.queued.message and not (await kube.list(POD, namespace)).items
+    assert (
+        waits.queued and "optimizers" in waits.queued.message and not (await kube.list(POD, namespace)).items
+    )
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
     await pod(kube, namespace)
     admitted = await work(kube, namespace)
-    assert admitted.queued is None and admitted.idle_since is not None and admitted.idle_since > job["metadata"]["creationTimestamp"]
+    assert (
+        admitted.queued is None
+        and admitted.idle_since is not None
+        and admitted.idle_since > job["metadata"]["creationTimestamp"]
+    )
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": True}})
     back = await until(kube, namespace, lambda w: w.queued is not None)
     assert back.state == "Running"
@@ -197,14 +262,21 @@ async def test_a_queue_suspends_and_admits_and_takes_the_place_back(kube: Kube, 
         await asyncio.sleep(0.1)
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
     await pod(kube, namespace)
-    assert ((await kube.get(JOB, namespace, NAME)).get("status") or {}).get("failed", 0) == 0, "to lose one's place is no failed try"
+    assert ((await kube.get(JOB, namespace, NAME)).get("status") or {}).get("failed", 0) == 0, (
+        "to lose one's place is no failed try"
+    )
 
 
 async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, namespace: str) -> None:
-    """What Kueue does at each turn, done by hand: admit with a flavor's node labels; suspend, clear startTime, restore the template."""
+    """What Kueue does at each turn, done by hand: admit with a flavor's node labels; suspend, clear
+    startTime, restore the template.
+    """
     await made(kube, namespace, queue="optimizers", suspend=True, backoffLimit=1)
     for turn in range(3):
-        flavor = {"nodeSelector": {"pool": f"turn-{turn}"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+        flavor = {
+            "nodeSelector": {"pool": f"turn-{turn}"},
+            "tolerations": [{"key": "pool", "operator": "Exists"}],
+        }
         template = {"metadata": {"labels": {"kueue.x-k8s.io/podset": "main"}}, "spec": flavor}
         await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False, "template": template}})
         at_work = (await pod(kube, namespace))["metadata"]
@@ -212,7 +284,10 @@ async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, n
         held = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
         await kube.merge_patch(POD, namespace, at_work["name"], held)
         await until(kube, namespace, lambda w: w.queued is None)
-        stopping = {"metadata": {"annotations": {"kueue.x-k8s.io/stopping": "true"}}, "spec": {"suspend": True}}
+        stopping = {
+            "metadata": {"annotations": {"kueue.x-k8s.io/stopping": "true"}},
+            "spec": {"suspend": True},
+        }
         await kube.merge_patch(JOB, namespace, NAME, stopping)
         for _ in range(100):
             if (await pod(kube, namespace))["metadata"].get("deletionTimestamp"):
@@ -221,12 +296,22 @@ async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, n
         await end(kube, namespace, TOLD_TO_END)
         await asyncio.sleep(1)  # the Job controller sees it, while it is still there
         waits = await work(kube, namespace)
-        assert waits.state == "Running" and waits.queued and waits.retried is None and waits.idle_since is None
+        assert (
+            waits.state == "Running" and waits.queued and waits.retried is None and waits.idle_since is None
+        )
         await kube.merge_patch(POD, namespace, at_work["name"], {"metadata": {"finalizers": None}})
         job = await kube.get(JOB, namespace, NAME)
-        await kube._guarded(JOB, job | {"status": {k: v for k, v in job["status"].items() if k != "startTime"}}, "/status")
-        before = {"metadata": {"labels": {"kueue.x-k8s.io/podset": None}}, "spec": {"nodeSelector": {"pool": None}, "tolerations": None}}
-        restored = {"metadata": {"annotations": {"kueue.x-k8s.io/stopping": None}}, "spec": {"template": before}}
+        await kube._guarded(
+            JOB, job | {"status": {k: v for k, v in job["status"].items() if k != "startTime"}}, "/status"
+        )
+        before = {
+            "metadata": {"labels": {"kueue.x-k8s.io/podset": None}},
+            "spec": {"nodeSelector": {"pool": None}, "tolerations": None},
+        }
+        restored = {
+            "metadata": {"annotations": {"kueue.x-k8s.io/stopping": None}},
+            "spec": {"template": before},
+        }
         await kube.merge_patch(JOB, namespace, NAME, restored)
         for _ in range(100):
             if not (await kube.list(POD, namespace)).items:
@@ -235,8 +320,12 @@ async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, n
     assert (await kube.get(JOB, namespace, NAME))["status"].get("failed", 0) == 0
 
 
-async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_none(kube: Kube, namespace: str) -> None:
-    """The rule on SIGKILL is applied to pods that the Job controller ends itself, if it still finds them: the finalizer makes sure of that here."""
+async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_none(
+    kube: Kube, namespace: str
+) -> None:
+    """The rule on SIGKILL is applied to pods that the Job controller ends itself, if it still finds
+    them: the finalizer makes sure of that here.
+    """
     await made(kube, namespace, queue="optimizers", suspend=True)
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
     at_work = (await pod(kube, namespace))["metadata"]
@@ -267,14 +356,27 @@ def _seen(namespace: str, job: Object, at: Work) -> Seen:
 
 @contextlib.asynccontextmanager
 async def workloads(kube: Kube) -> AsyncIterator[None]:
-    """A kind of the name that Kueue's has, without Kueue: what it would write is written by hand."""
+    """A kind of the name that Kueue's has, without Kueue: what it would write is written by
+    hand.
+    """
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     version = {"name": WORKLOAD.version, "served": True, "storage": True, "schema": schema}
     kind = {"plural": WORKLOAD.plural, "singular": "workload", "kind": WORKLOAD.kind}
     # Of a protected group: the API server asks for a word on who approved it.
-    metadata = {"name": f"{WORKLOAD.plural}.{WORKLOAD.group}", "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}}
+    metadata = {
+        "name": f"{WORKLOAD.plural}.{WORKLOAD.group}",
+        "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"},
+    }
     spec = {"group": WORKLOAD.group, "scope": "Namespaced", "names": kind, "versions": [version]}
-    await kube.create(CRD, {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": metadata, "spec": spec})
+    await kube.create(
+        CRD,
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": metadata,
+            "spec": spec,
+        },
+    )
     try:
         for _ in range(100):
             if await kube.has_kind(WORKLOAD, ttl=0):
@@ -285,32 +387,65 @@ async def workloads(kube: Kube) -> AsyncIterator[None]:
         await kube.delete(CRD, None, metadata["name"])
 
 
-async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and_goes_with_it(kube: Kube, namespace: str) -> None:
+async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and_goes_with_it(
+    kube: Kube, namespace: str
+) -> None:
     job = await made(kube, namespace, queue="optimizers", suspend=True)
     seen_work = await work(kube, namespace)
     seen = _seen(namespace, job, seen_work)
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "controller": True, "blockOwnerDeletion": True}
-    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Inadmissible", "message": "LocalQueue optimizers doesn't exist"}]
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": NAME,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    conditions = [
+        {
+            "type": "QuotaReserved",
+            "status": "False",
+            "reason": "Inadmissible",
+            "message": "LocalQueue optimizers doesn't exist",
+        }
+    ]
 
     def workload(name: str, uid: str, **status: Any) -> Object:
-        metadata = {"name": name, "namespace": namespace, "labels": {kueue.LABEL_JOB_UID: uid}, "ownerReferences": [owner | {"uid": uid}]}
+        metadata = {
+            "name": name,
+            "namespace": namespace,
+            "labels": {kueue.LABEL_JOB_UID: uid},
+            "ownerReferences": [owner | {"uid": uid}],
+        }
         metadata["finalizers"] = ["kueue.x-k8s.io/resource-in-use"] if uid == job["metadata"]["uid"] else []
         spec = {"queueName": "optimizers"}
-        return {"apiVersion": WORKLOAD.api_version, "kind": WORKLOAD.kind, "metadata": metadata, "spec": spec, "status": status}
+        return {
+            "apiVersion": WORKLOAD.api_version,
+            "kind": WORKLOAD.kind,
+            "metadata": metadata,
+            "spec": spec,
+            "status": status,
+        }
 
     async with workloads(kube):
-        mine = await kube.create(WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions))
+        mine = await kube.create(
+            WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
+        )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
         found = await kueue.asked(kube, seen, datetime.now(UTC))
         assert found.queued and found.queued.reason == "NotAdmissible" and not found.unheard
-        assert "Workload job-mine" in found.queued.message and "LocalQueue optimizers doesn't exist" in found.queued.message
+        assert (
+            "Workload job-mine" in found.queued.message
+            and "LocalQueue optimizers doesn't exist" in found.queued.message
+        )
         await kube.delete(JOB, namespace, NAME)
         for _ in range(300):
             left = await kube.get(WORKLOAD, namespace, "job-mine")
             if left["metadata"].get("deletionTimestamp"):
                 break
             await asyncio.sleep(0.1)
-        assert left["metadata"].get("deletionTimestamp"), "the garbage collector has told it to go; Kueue lets go of it"
+        assert left["metadata"].get("deletionTimestamp"), (
+            "the garbage collector has told it to go; Kueue lets go of it"
+        )
         assert left["metadata"]["uid"] == mine["metadata"]["uid"]
         await kube.merge_patch(WORKLOAD, namespace, "job-mine", {"metadata": {"finalizers": None}})
 
@@ -335,13 +470,25 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
         if found.problem:
             break
         await asyncio.sleep(0.1)
-    assert found.problem and found.problem.reason == "PodRefused" and "exceeded quota: small" in found.problem.message
+    assert (
+        found.problem
+        and found.problem.reason == "PodRefused"
+        and "exceeded quota: small" in found.problem.message
+    )
 
 
 # --- a user's container between two of ours
 
 LIMIT = "3Gi"
-STEPS = ({"container": {"image": f"example/trainer@sha256:{'ab' * 32}", "resources": {"limits": {"memory": LIMIT}}}}, {"int8": {}})
+STEPS = (
+    {
+        "container": {
+            "image": f"example/trainer@sha256:{'ab' * 32}",
+            "resources": {"limits": {"memory": LIMIT}},
+        }
+    },
+    {"int8": {}},
+)
 HANDED_OVER = {"terminated": {"exitCode": 0, "reason": "Completed", "message": '{"message": "handed over"}'}}
 NEVER: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
 
@@ -350,7 +497,9 @@ def theirs(code: int, said: str = "", reason: str = "Error") -> dict[str, Any]:
     return {"terminated": {"exitCode": code, "reason": reason, "message": said}}
 
 
-async def end_of_three(kube: Kube, namespace: str, before: dict[str, Any], own: dict[str, Any], **status: Any) -> None:
+async def end_of_three(
+    kube: Kube, namespace: str, before: dict[str, Any], own: dict[str, Any], **status: Any
+) -> None:
     """The newest pod ends in an init container: ours before the user's, or the user's own."""
     states = [container("before", before), container(CONTAINER_STEP, own)]
     await end(kube, namespace, NEVER, initContainerStatuses=states, **status)
@@ -370,8 +519,18 @@ async def given_up(kube: Kube, namespace: str) -> None:
 @pytest.mark.parametrize(
     ("before", "own", "reason", "says"),
     [
-        (HANDED_OVER, theirs(1, "Epoch 1\nno column 'clicks'\n"), "ContainerFailed", "ended with code 1: no column 'clicks'; "),
-        (HANDED_OVER, theirs(int(ExitCode.GATE_FAILED), '{"reason": "AccuracyDrop"}'), "ContainerFailed", "ended with code 12: "),
+        (
+            HANDED_OVER,
+            theirs(1, "Epoch 1\nno column 'clicks'\n"),
+            "ContainerFailed",
+            "ended with code 1: no column 'clicks'; ",
+        ),
+        (
+            HANDED_OVER,
+            theirs(int(ExitCode.GATE_FAILED), '{"reason": "AccuracyDrop"}'),
+            "ContainerFailed",
+            "ended with code 12: ",
+        ),
         (HANDED_OVER, theirs(139), "ContainerFailed", "ended with code 139: it said nothing"),
         (BAD_INPUT, NEVER, "NotOnnx", "a pickle"),
         (OOM, NEVER, "OutOfMemory", "raise spec.optimization.resources.limits.memory"),
@@ -380,7 +539,9 @@ async def given_up(kube: Kube, namespace: str) -> None:
 async def test_how_a_users_container_ends_is_final(
     kube: Kube, namespace: str, before: dict[str, Any], own: dict[str, Any], reason: str, says: str
 ) -> None:
-    """Whatever it says, and also with a code that is one of ours; what fails before it is told as ever."""
+    """Whatever it says, and also with a code that is one of ours; what fails before it is told as
+    ever.
+    """
     await made(kube, namespace, steps=STEPS)
     await end_of_three(kube, namespace, before, own)
     await given_up(kube, namespace)
@@ -390,10 +551,13 @@ async def test_how_a_users_container_ends_is_final(
 
 
 async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(kube: Kube) -> None:
-    """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator does, and ends the work; unless somebody took the
-    pod away."""
+    """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator
+    does, and ends the work; unless somebody took the pod away.
+    """
 
-    async def case(namespace: str, own: dict[str, Any], status: dict[str, Any], state: str, reason: str, *says: str) -> None:
+    async def case(
+        namespace: str, own: dict[str, Any], status: dict[str, Any], state: str, reason: str, *says: str
+    ) -> None:
         await made(kube, namespace, steps=STEPS)
         await end_of_three(kube, namespace, HANDED_OVER, own, **status)
         await pod(kube, namespace, 2)
@@ -406,7 +570,14 @@ async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_con
     await at_once(
         kube,
         case,
-        (theirs(137, reason="OOMKilled"), {}, "Failed", "OutOfMemory", f"its limit of {LIMIT}", "the step's container.resources.limits.memory"),
+        (
+            theirs(137, reason="OOMKilled"),
+            {},
+            "Failed",
+            "OutOfMemory",
+            f"its limit of {LIMIT}",
+            "the step's container.resources.limits.memory",
+        ),
         (killed, {}, "Failed", "ContainerFailed", "ended with code 137: Epoch 3"),
         (theirs(143), {}, "Failed", "ContainerFailed", "ended with code 143"),
         (killed, taken_away("PreemptionByScheduler"), "Running", "Preempted"),
@@ -414,10 +585,20 @@ async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_con
 
 
 async def test_work_that_was_done_before_is_a_failed_job_and_no_failure(kube: Kube, namespace: str) -> None:
-    """The containers that would follow must not run, and only a code other than 0 keeps them from it."""
+    """The containers that would follow must not run, and only a code other than 0 keeps them from
+    it.
+    """
     await made(kube, namespace, steps=STEPS)
     reused = '{"artifact_digest": "sha256:00", "reused": true}'
-    await end(kube, namespace, NEVER, initContainerStatuses=[container("fetch", theirs(int(ExitCode.REUSED), reused)), container("before", NEVER)])
+    await end(
+        kube,
+        namespace,
+        NEVER,
+        initContainerStatuses=[
+            container("fetch", theirs(int(ExitCode.REUSED), reused)),
+            container("before", NEVER),
+        ],
+    )
     await given_up(kube, namespace)
     found = await work(kube, namespace)
     assert (found.state, found.exit_code) == ("Succeeded", ExitCode.OK)

@@ -33,7 +33,9 @@ pytestmark = pytest.mark.sandbox
 
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap")
-CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+CRD = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 
 
 @pytest_asyncio.fixture
@@ -65,7 +67,15 @@ async def widget(kube: Kube) -> AsyncIterator[Resource]:
             "group": group,
             "scope": "Namespaced",
             "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, "subresources": {"status": {}}}],
+            "versions": [
+                {
+                    "name": "v1",
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": schema},
+                    "subresources": {"status": {}},
+                }
+            ],
         },
     }
     assert not await kube.has_kind(resource)
@@ -79,7 +89,12 @@ async def widget(kube: Kube) -> AsyncIterator[Resource]:
 
 
 def config_map(namespace: str, name: str, value: str = "v", **labels: str) -> Object:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": namespace, "name": name, "labels": labels}, "data": {"k": value}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"namespace": namespace, "name": name, "labels": labels},
+        "data": {"k": value},
+    }
 
 
 async def test_apply_is_idempotent_and_guards_hold(kube: Kube, namespace: str) -> None:
@@ -107,10 +122,14 @@ async def test_create_patch_and_delete_guard(kube: Kube, namespace: str) -> None
     with pytest.raises(Invalid, match=r"metadata\.name"):
         await kube.create(CONFIG_MAP, config_map(namespace, "A"))
     version = made["metadata"]["resourceVersion"]
-    patched = await kube.merge_patch(CONFIG_MAP, namespace, "a", {"metadata": {"annotations": {"x": "1"}, "resourceVersion": version}})
+    patched = await kube.merge_patch(
+        CONFIG_MAP, namespace, "a", {"metadata": {"annotations": {"x": "1"}, "resourceVersion": version}}
+    )
     assert patched["metadata"]["annotations"] == {"x": "1"}
     with pytest.raises(Conflict):
-        await kube.merge_patch(CONFIG_MAP, namespace, "a", {"metadata": {"annotations": {"x": "2"}, "resourceVersion": version}})
+        await kube.merge_patch(
+            CONFIG_MAP, namespace, "a", {"metadata": {"annotations": {"x": "2"}, "resourceVersion": version}}
+        )
     with pytest.raises(Conflict):
         await kube.delete(CONFIG_MAP, namespace, "a", uid=str(uuid.uuid4()))
     with pytest.raises(Conflict):
@@ -126,7 +145,9 @@ async def test_lists_come_page_by_page(kube: Kube, namespace: str) -> None:
     listing = await kube.list(CONFIG_MAP, namespace, label_selector="tier in (a,b),tier!=b", limit=2)
     assert [item["metadata"]["name"] for item in listing.items] == [f"l{n}" for n in range(1, 7)]
     assert {item["kind"] for item in listing.items} == {"ConfigMap"}
-    assert int(listing.resource_version) >= max(int(item["metadata"]["resourceVersion"]) for item in listing.items)
+    assert int(listing.resource_version) >= max(
+        int(item["metadata"]["resourceVersion"]) for item in listing.items
+    )
     assert len((await kube.list(CONFIG_MAP, label_selector="tier=a", limit=2)).items) >= 6
 
 
@@ -137,8 +158,15 @@ async def test_kinds_are_discovered(kube: Kube) -> None:
     assert not await kube.has_kind(Resource("absent.example.com", "v1", "xs", "X"))
 
 
-async def test_status_is_written_only_to_the_state_that_was_seen(kube: Kube, namespace: str, widget: Resource) -> None:
-    body = {"apiVersion": widget.api_version, "kind": "Widget", "metadata": {"namespace": namespace, "name": "w"}, "spec": {"size": 1}}
+async def test_status_is_written_only_to_the_state_that_was_seen(
+    kube: Kube, namespace: str, widget: Resource
+) -> None:
+    body = {
+        "apiVersion": widget.api_version,
+        "kind": "Widget",
+        "metadata": {"namespace": namespace, "name": "w"},
+        "spec": {"size": 1},
+    }
     seen = await kube.create(widget, body)
     written = await kube.replace_status(widget, {**seen, "status": {"phase": "Canary"}})
     assert written["status"] == {"phase": "Canary"}
@@ -147,7 +175,9 @@ async def test_status_is_written_only_to_the_state_that_was_seen(kube: Kube, nam
     with pytest.raises(Conflict):
         await kube.replace_status(widget, {**seen, "status": {"phase": "Failed"}})
     with pytest.raises(Conflict):
-        await kube.replace_status(widget, {**written, "metadata": {**written["metadata"], "uid": str(uuid.uuid4())}})
+        await kube.replace_status(
+            widget, {**written, "metadata": {**written["metadata"], "uid": str(uuid.uuid4())}}
+        )
     store = Store()
     store.read(widget, written)
     cached = store.get(widget, namespace, "w")
@@ -183,7 +213,17 @@ async def test_two_candidates_one_leader_and_a_hand_over(kube: Kube, namespace: 
         async def stopped() -> None:
             log.append(f"{name} stopped")
 
-        return LeaderElector(kube, namespace, "lock", name, started=started, stopped=stopped, lease_duration=3, renew_deadline=2, retry_period=0.3)
+        return LeaderElector(
+            kube,
+            namespace,
+            "lock",
+            name,
+            started=started,
+            stopped=stopped,
+            lease_duration=3,
+            renew_deadline=2,
+            retry_period=0.3,
+        )
 
     a, b = candidate("a"), candidate("b")
     running = asyncio.create_task(a.run())
@@ -228,7 +268,10 @@ async def test_an_applied_deployment_equal_to_the_last_changes_nothing(kube: Kub
         "spec": {
             "replicas": 0,
             "selector": {"matchLabels": {"a": "b"}},
-            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "localhost/pause:1"}]}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "localhost/pause:1"}]},
+            },
         },
     }
     first = await kube.apply(DEPLOYMENT, body)
@@ -236,8 +279,12 @@ async def test_an_applied_deployment_equal_to_the_last_changes_nothing(kube: Kub
     assert second["metadata"]["generation"] == first["metadata"]["generation"] == 1
 
 
-async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of_an_apply(kube: Kube, namespace: str) -> None:
-    """A probe has one kind of question: the one that is wanted and the one that was set do not go together."""
+async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of_an_apply(
+    kube: Kube, namespace: str
+) -> None:
+    """A probe has one kind of question: the one that is wanted and the one that was set do not go
+    together.
+    """
 
     def wanted(probe: Object) -> Object:
         labels = {"app": "x"}
@@ -246,12 +293,17 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": {"name": "x", "namespace": namespace, "labels": labels},
-            "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+            "spec": {
+                "replicas": 0,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": pod},
+            },
         }
 
     async def taken_over() -> None:
         while True:
-            with contextlib.suppress(Conflict):  # the Deployment's own controller writes its status meanwhile
+            # the Deployment's own controller writes its status meanwhile
+            with contextlib.suppress(Conflict):
                 assert await kube.own_by_apply(DEPLOYMENT, namespace, "x", uid=uid)
                 return
 
@@ -263,9 +315,14 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
     await taken_over()
     live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
     assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
-    async with await Kube.connect(os.environ["MODELROLLOUT_KUBECONFIG"], None, component="somebody") as somebody:
+    async with await Kube.connect(
+        os.environ["MODELROLLOUT_KUBECONFIG"], None, component="somebody"
+    ) as somebody:
         container = live["spec"]["template"]["spec"]["containers"][0] | {"livenessProbe": by_http}
-        patch = {"metadata": {"annotations": {"note": "mine"}}, "spec": {"template": {"spec": {"containers": [container]}}}}
+        patch = {
+            "metadata": {"annotations": {"note": "mine"}},
+            "spec": {"template": {"spec": {"containers": [container]}}},
+        }
         somebody._field_manager = "somebody"
         await somebody.merge_patch(DEPLOYMENT, namespace, "x", patch)
     with pytest.raises(Invalid):
@@ -278,10 +335,25 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
 
 async def test_reviews_are_answered_though_they_have_no_name(kube: Kube) -> None:
     """What feedback asks for each of its senders."""
-    token = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": "nobody's"}}
+    token = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "metadata": {},
+        "spec": {"token": "nobody's"},
+    }
     review = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
     assert not (await kube.create(review, token))["status"].get("authenticated")
-    access = {"resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "default"}, "user": "nobody"}
-    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": access}
-    review = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
+    access = {
+        "resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "default"},
+        "user": "nobody",
+    }
+    asked = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "metadata": {},
+        "spec": access,
+    }
+    review = Resource(
+        "authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False
+    )
     assert (await kube.create(review, asked))["status"]["allowed"] is False

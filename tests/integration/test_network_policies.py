@@ -31,8 +31,13 @@ async def namespace(kube: Kube) -> AsyncIterator[str]:
 
 
 def made_for(namespace: str) -> list[Object]:
-    """Those with every kind of peer; without an owner, whom the garbage collector would not find."""
-    return [{**p, "metadata": {**p["metadata"], "namespace": namespace, "ownerReferences": []}} for p in policies(o.DEPLOYMENT, ["shop"], CONFIG)]
+    """Those with every kind of peer; without an owner, whom the garbage collector would not
+    find.
+    """
+    return [
+        {**p, "metadata": {**p["metadata"], "namespace": namespace, "ownerReferences": []}}
+        for p in policies(o.DEPLOYMENT, ["shop"], CONFIG)
+    ]
 
 
 async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespace: str) -> None:
@@ -47,7 +52,9 @@ async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespa
         for to in ENDS:
             if who in INSIDE or to in INSIDE:
                 for port in PORTS:
-                    assert allowed(kept, ENDS[who], ENDS[to], port) == allowed(POLICIES, ENDS[who], ENDS[to], port)
+                    assert allowed(kept, ENDS[who], ENDS[to], port) == allowed(
+                        POLICIES, ENDS[who], ENDS[to], port
+                    )
 
 
 @pytest.mark.parametrize(
@@ -61,8 +68,12 @@ async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespa
     ],
     ids=["rule where none is", "all out", "type", "label", "components"],
 )
-async def test_what_somebody_else_changes_is_put_back_by_one_apply(kube: Kube, namespace: str, change: dict[str, Any]) -> None:
-    """Each list and selector is one field to server-side apply, and all of them are always written: also the empty ones."""
+async def test_what_somebody_else_changes_is_put_back_by_one_apply(
+    kube: Kube, namespace: str, change: dict[str, Any]
+) -> None:
+    """Each list and selector is one field to server-side apply, and all of them are always written:
+    also the empty ones.
+    """
     for wanted in made_for(namespace):
         name = wanted["metadata"]["name"]
         uid = (await kube.create(NETWORK_POLICY, wanted))["metadata"]["uid"]

@@ -1,7 +1,9 @@
-"""Deep, wide, huge and odd objects on a real API server: the watch, the lists and the memory of the operator stand them, and name each.
+"""Deep, wide, huge and odd objects on a real API server: the watch, the lists and the memory of the
+operator stand them, and name each.
 
-The definition has no schema here, and a group of this test's own, so that an operator that runs in the cluster has nothing to do with these objects.
-What the real definitions do with objects that were stored before they had their bounds is here, too.
+The definition has no schema here, and a group of this test's own, so that an operator that runs in
+the cluster has nothing to do with these objects. What the real definitions do with objects that
+were stored before they had their bounds is here, too.
 """
 
 from __future__ import annotations
@@ -27,14 +29,25 @@ from modelrollout.controller import watch
 from modelrollout.controller.intake import Intake
 from modelrollout.controller.unreadable import UnreadObjects
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, POD, Invalid, Kube, NotFound, Object, Resource
+from modelrollout.kube.client import (
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    POD,
+    Invalid,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+)
 from modelrollout.kube.events import Events
 from tests.odd_objects import model_deployments, nested
 
 pytestmark = pytest.mark.sandbox
 
 ROOT = Path(__file__).parents[2]
-CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+CRD = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 COUNT = 120
@@ -42,7 +55,9 @@ COUNT = 120
 
 @dataclass
 class Place:
-    """A group and a namespace of the test's own, and the API server without a client between, for what no JSON writer writes."""
+    """A group and a namespace of the test's own, and the API server without a client between, for
+    what no JSON writer writes.
+    """
 
     group: str
     namespace: str
@@ -54,20 +69,27 @@ class Place:
         return replace(resource, group=self.group)
 
     async def post(self, resource: Resource, body: str) -> int:
-        async with self.http.post(self.host + resource.path(self.namespace), data=body, headers={"Content-Type": "application/json"}) as answer:
+        async with self.http.post(
+            self.host + resource.path(self.namespace), data=body, headers={"Content-Type": "application/json"}
+        ) as answer:
             await answer.read()
             return answer.status
 
     async def patch(self, resource: Resource, name: str, suffix: str, body: Any) -> int:
         headers = {"Content-Type": "application/merge-patch+json"}
-        async with self.http.patch(self.host + resource.path(self.namespace, name) + suffix, json=body, headers=headers) as answer:
+        async with self.http.patch(
+            self.host + resource.path(self.namespace, name) + suffix, json=body, headers=headers
+        ) as answer:
             await answer.read()
             return answer.status
 
     async def define(self, resource: Resource, schema: Any = None) -> None:
         """The committed definition, or one with this schema; it holds once this returns."""
         definition = yaml.safe_load((ROOT / f"crds/{names.GROUP}_{resource.plural}.yaml").read_text())
-        definition["spec"]["group"], definition["metadata"] = self.group, {"name": f"{resource.plural}.{self.group}"}
+        definition["spec"]["group"], definition["metadata"] = (
+            self.group,
+            {"name": f"{resource.plural}.{self.group}"},
+        )
         version = definition["spec"]["versions"][0]
         if schema is not None:
             version["schema"]["openAPIV3Schema"] = schema
@@ -75,14 +97,17 @@ class Place:
         path = CRD.path(None, definition["metadata"]["name"])
         headers = {"Content-Type": "application/apply-patch+yaml"}
         query = {"fieldManager": "test", "force": "true"}
-        async with self.http.patch(self.host + path, data=json.dumps(definition), headers=headers, params=query) as answer:
+        async with self.http.patch(
+            self.host + path, data=json.dumps(definition), headers=headers, params=query
+        ) as answer:
             assert answer.status in (200, 201), await answer.text()
         for _ in range(200):
             async with self.http.get(self.host + self.of(resource).path(self.namespace)) as answer:
                 if answer.status == 200:
                     break
             await asyncio.sleep(0.1)
-        await asyncio.sleep(1.5)  # the API server takes a changed schema up within a second, and says nowhere when
+        # the API server takes a changed schema up within a second, and says nowhere when
+        await asyncio.sleep(1.5)
 
 
 @pytest_asyncio.fixture
@@ -92,7 +117,9 @@ async def place(kube: Kube) -> AsyncIterator[Place]:
     connector = aiohttp.TCPConnector(ssl=info.as_ssl_context() or ssl.create_default_context())
     async with aiohttp.ClientSession(connector=connector, headers=info.as_http_headers()) as http:
         made = Place(f"odd-{mark}.example.com", f"odd-{mark}", kube, http, info.server)
-        await kube.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.namespace}})
+        await kube.create(
+            NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.namespace}}
+        )
         yield made
         for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):
             await kube.merge_patch(NAMESPACE, None, made.namespace, {"metadata": {"labels": {"done": "1"}}})
@@ -104,10 +131,19 @@ async def place(kube: Kube) -> AsyncIterator[Place]:
 def honest(place: Place, name: str) -> str:
     metadata = {"name": name, "namespace": place.namespace, "labels": {names.LABEL_NAME: name}}
     spec = {"model": {"uri": "s3://models/a.onnx"}, "serving": {"resources": {"limits": {"cpu": 1}}}}
-    return json.dumps({"apiVersion": f"{place.group}/v1alpha1", "kind": "ModelDeployment", "metadata": metadata, "spec": spec})
+    return json.dumps(
+        {
+            "apiVersion": f"{place.group}/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": metadata,
+            "spec": spec,
+        }
+    )
 
 
-async def test_the_watch_stands_everything_that_the_api_server_takes(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_watch_stands_everything_that_the_api_server_takes(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     await place.define(MODEL_DEPLOYMENT, OPEN)
     mine = place.of(MODEL_DEPLOYMENT)
     woken: list[Key] = []
@@ -166,13 +202,17 @@ async def test_the_watch_stands_everything_that_the_api_server_takes(place: Plac
         ("too long keys", '"nodeSelector":{"' + "k" * 1000 + '":"v"}'),
     ],
 )
-async def test_what_was_stored_before_the_bounds_keeps_its_status_and_goes(place: Place, why: str, spec: str) -> None:
+async def test_what_was_stored_before_the_bounds_keeps_its_status_and_goes(
+    place: Place, why: str, spec: str
+) -> None:
     mine = place.of(MODEL_DEPLOYMENT)
     await place.define(MODEL_DEPLOYMENT, OPEN)
     about = json.dumps({"name": "old", "namespace": place.namespace, "finalizers": ["example.com/wait"]})
     serving = f'{{"resources":{{"limits":{{"cpu":1}}}},{spec}}}'
     head = f'"apiVersion":"{mine.api_version}","kind":"ModelDeployment"'
-    body = f'{{{head},"metadata":{about},"spec":{{"model":{{"uri":"s3://models/a.onnx"}},"serving":{serving}}}}}'
+    body = (
+        f'{{{head},"metadata":{about},"spec":{{"model":{{"uri":"s3://models/a.onnx"}},"serving":{serving}}}}}'
+    )
     assert await place.post(mine, body) == 201
     await place.define(MODEL_DEPLOYMENT)
     for suffix, patch in (
@@ -196,8 +236,11 @@ async def test_with_the_definitions_nothing_deep_is_stored(place: Place, resourc
         spec = f'{{"model":{{"uri":"s3://models/a.onnx"}},"serving":{{"resources":{{"limits":{{"cpu":1}}}},"affinity":{value}}}}}'
         if resource == MODEL_REVISION:
             sha256 = "a" * 64
-            spec = f'{{"number":1,"deployment":"a","sha256":"{sha256}","builder":"2","input":{spec},"template":{{"spec":{{"affinity":{value}}}}}}}'
-        await place.post(mine, f'{{"apiVersion":"{mine.api_version}","kind":"{mine.kind}","metadata":{about},"spec":{spec}}}')
+            spec = f'{{"number":1,"deployment":"a","sha256":"{sha256}","builder":"2","input":{spec},"template":{{"spec":{{"affinity":{value}}}}}}}'  # noqa: E501
+        await place.post(
+            mine,
+            f'{{"apiVersion":"{mine.api_version}","kind":"{mine.kind}","metadata":{about},"spec":{spec}}}',
+        )
     listing = await place.kube.list(mine, place.namespace)
     assert listing.unread == () and len(listing.items) == 3
     for o in listing.items:
@@ -231,8 +274,21 @@ async def test_what_goes_beyond_the_bounds_is_refused(place: Place, field: str, 
 async def test_a_revision_of_a_wrong_type_is_refused(place: Place) -> None:
     await place.define(MODEL_REVISION)
     mine = place.of(MODEL_REVISION)
-    spec = {"number": 1, "deployment": "a", "sha256": "a" * 64, "builder": "2", "input": {"model": 3}, "template": {}}
+    spec = {
+        "number": 1,
+        "deployment": "a",
+        "sha256": "a" * 64,
+        "builder": "2",
+        "input": {"model": 3},
+        "template": {},
+    }
     with pytest.raises(Invalid, match=r"spec.input.model"):
         await place.kube.create(
-            mine, {"apiVersion": mine.api_version, "kind": mine.kind, "metadata": {"name": "a", "namespace": place.namespace}, "spec": spec}
+            mine,
+            {
+                "apiVersion": mine.api_version,
+                "kind": mine.kind,
+                "metadata": {"name": "a", "namespace": place.namespace},
+                "spec": spec,
+            },
         )

@@ -1,4 +1,6 @@
-"""RolloutPolicies on a real API server: their own status, and slots that two processes never take twice."""
+"""RolloutPolicies on a real API server: their own status, and slots that two processes never take
+twice.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ from modelrollout.rollout.snapshot import Snapshot, stamp
 pytestmark = pytest.mark.sandbox
 
 ROOT = Path(__file__).parents[2]
-CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+CRD = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 
 
@@ -60,7 +64,9 @@ async def no_operator(kube: Kube) -> AsyncIterator[None]:
     else:
         pytest.fail("the pods of the operator that is installed here do not end")
     yield
-    await kube.merge_patch(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": found["spec"]["replicas"]}})
+    await kube.merge_patch(
+        DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": found["spec"]["replicas"]}}
+    )
 
 
 @pytest_asyncio.fixture
@@ -93,8 +99,12 @@ class Process:
     def __init__(self, kube: Kube, namespace: str) -> None:
         self.kube, self.namespace, self.store = kube, namespace, Store()
         self.woken: list[Key] = []
-        self.policies = Policies(kube, self.store, lambda key, _: self.woken.append(key), lambda: datetime.now(UTC))
-        self.slots = Slots(kube, self.store, self.policies, namespace, lambda key, _: self.woken.append(key), time.monotonic)
+        self.policies = Policies(
+            kube, self.store, lambda key, _: self.woken.append(key), lambda: datetime.now(UTC)
+        )
+        self.slots = Slots(
+            kube, self.store, self.policies, namespace, lambda key, _: self.woken.append(key), time.monotonic
+        )
 
     async def hear(self) -> None:
         for resource in (ROLLOUT_POLICY, MODEL_DEPLOYMENT):
@@ -110,33 +120,64 @@ class Process:
         if status.rollout is not None and status.rollout.queue is not None:
             seen = replace(seen, snapshot=replace(seen.snapshot, slots=await self.slots.view(seen)))
             if all(slot.held for slot in seen.snapshot.slots):
-                through = status.model_copy(update={"rollout": status.rollout.model_copy(update={"queue": None})})
-                self.store.written(MODEL_DEPLOYMENT, await self.kube.replace_status(MODEL_DEPLOYMENT, {**o, "status": through.wire()}), guarded=True)
+                through = status.model_copy(
+                    update={"rollout": status.rollout.model_copy(update={"queue": None})}
+                )
+                self.store.written(
+                    MODEL_DEPLOYMENT,
+                    await self.kube.replace_status(MODEL_DEPLOYMENT, {**o, "status": through.wire()}),
+                    guarded=True,
+                )
                 return
         await self.slots.settle(seen)
 
 
 async def queued(kube: Kube, namespace: str, name: str, waits: float) -> Object:
-    spec = {"model": {"uri": "s3://models/a/model.onnx"}, "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}
-    body = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    spec = {
+        "model": {"uri": "s3://models/a/model.onnx"},
+        "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
+    }
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
     made = await kube.create(MODEL_DEPLOYMENT, body)
     since = stamp(datetime.now(UTC) - timedelta(seconds=waits))
     rollout = RolloutStatus(
-        stage="Provision", since=since, started=since, generation=1, input_hash="x", sha256="0" * 64, revision=f"{name}-1", number=1,
+        stage="Provision", since=since, started=since, generation=1, input_hash="x", sha256="0" * 64,
+        revision=f"{name}-1", number=1,
         queue=QueueStatus(since=since, gpus=2),
     )  # fmt: skip
-    return await kube.replace_status(MODEL_DEPLOYMENT, {**made, "status": ModelDeploymentStatus(rollout=rollout).wire()})
+    return await kube.replace_status(
+        MODEL_DEPLOYMENT, {**made, "status": ModelDeploymentStatus(rollout=rollout).wire()}
+    )
 
 
 async def through(kube: Kube, namespace: str) -> set[str]:
     found = (await kube.list(MODEL_DEPLOYMENT, namespace)).items
-    return {o["metadata"]["name"] for o in found if "queue" not in o["status"]["rollout"] and o["status"]["rollout"]["stage"] == "Provision"}
+    return {
+        o["metadata"]["name"]
+        for o in found
+        if "queue" not in o["status"]["rollout"] and o["status"]["rollout"]["stage"] == "Provision"
+    }
 
 
-async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_for(kube: Kube, namespace: str) -> None:
+async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_for(
+    kube: Kube, namespace: str
+) -> None:
     policy = f"p-{namespace}"
     spec = {"selector": {"namespaces": [namespace]}, "limits": {"concurrentRollouts": 1}}
-    await kube.create(ROLLOUT_POLICY, {"apiVersion": names.API_VERSION, "kind": "RolloutPolicy", "metadata": {"name": policy}, "spec": spec})
+    await kube.create(
+        ROLLOUT_POLICY,
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": "RolloutPolicy",
+            "metadata": {"name": policy},
+            "spec": spec,
+        },
+    )
     try:
         for i, name in enumerate(("a", "b", "c")):
             await queued(kube, namespace, name, 100 - i)
@@ -151,9 +192,13 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
             for _ in range(4):
                 for process in processes:
                     await process.hear()
-                await asyncio.gather(*(p.one_pass(n) for p in processes for n in ("a", "b", "c")), return_exceptions=True)
+                await asyncio.gather(
+                    *(p.one_pass(n) for p in processes for n in ("a", "b", "c")), return_exceptions=True
+                )
             assert await through(kube, namespace) == {ended}, "who waits longest goes first, and alone"
-            (lease,) = (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items
+            (lease,) = (
+                await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")
+            ).items
             assert lease["metadata"]["name"] == names.slot_name(policy, 0)
             assert lease["spec"]["holderIdentity"].startswith(f"{namespace}/{ended}/")
             o = await kube.get(MODEL_DEPLOYMENT, namespace, ended)
@@ -165,10 +210,18 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
         (lease,) = (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items
         assert not lease["spec"].get("holderIdentity")
         with pytest.raises(Conflict):
-            await kube.replace(LEASE, {**lease, "metadata": {**lease["metadata"], "resourceVersion": "1"}, "spec": {"holderIdentity": "x/y/z"}})
+            await kube.replace(
+                LEASE,
+                {
+                    **lease,
+                    "metadata": {**lease["metadata"], "resourceVersion": "1"},
+                    "spec": {"holderIdentity": "x/y/z"},
+                },
+            )
     finally:
         await kube.delete(ROLLOUT_POLICY, None, policy)
-    # The garbage collector takes the slots of a policy that is gone. It learns of new kinds every 30 s, and starts anew with each of them.
+    # The garbage collector takes the slots of a policy that is gone. It learns of new kinds every
+    # 30 s, and starts anew with each of them.
     for _ in range(900):
         if not (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items:
             return

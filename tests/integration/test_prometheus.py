@@ -1,4 +1,6 @@
-"""Our queries against a real Prometheus: counter restarts, missed scrapes, no series, several, NaN, wrong bounds."""
+"""Our queries against a real Prometheus: counter restarts, missed scrapes, no series, several, NaN,
+wrong bounds.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,13 @@ LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 _NUMBERS = itertools.count()
 
 
-async def measure(reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
+async def measure(
+    reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+) -> dict[str, Measurement]:
     """One look, added to the counts."""
-    return fold_in(await look(reader, target, metrics, counters, time.time()), counters, stable=target.stable is not None)
+    return fold_in(
+        await look(reader, target, metrics, counters, time.time()), counters, stable=target.stable is not None
+    )
 
 
 class Bench:
@@ -70,10 +76,14 @@ async def _until(reader: PrometheusReader, query: str) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter, str]]:
     """One exporter and one Prometheus for the module."""
     exporter = Exporter()
-    # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours, as in an ordinary set-up.
+    # Two jobs scrape the same process, and the target's label `namespace` takes the place of ours,
+    # as in an ordinary set-up.
     with (
         exporter.listening() as scraped,
-        running(tmp_path_factory.mktemp("prometheus"), [job("gateway", scraped, "monitoring"), job("again", scraped, "monitoring")]) as url,
+        running(
+            tmp_path_factory.mktemp("prometheus"),
+            [job("gateway", scraped, "monitoring"), job("again", scraped, "monitoring")],
+        ) as url,
     ):
         yield exporter, url
 
@@ -81,7 +91,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Exporter,
 def job(name: str, address: str, namespace: str) -> dict[str, Any]:
     """A scrape of that address, which sets that namespace."""
     targets = [{"targets": [address], "labels": {"namespace": namespace}}]
-    return {"job_name": name, "scrape_interval": "200ms", "scrape_timeout": "200ms", "static_configs": targets}
+    return {
+        "job_name": name,
+        "scrape_interval": "200ms",
+        "scrape_timeout": "200ms",
+        "static_configs": targets,
+    }
 
 
 @pytest.fixture
@@ -91,7 +106,13 @@ async def bench(served: tuple[Exporter, str]) -> AsyncIterator[Bench]:
     exporter.lines.clear()
     reader = PrometheusReader(PrometheusProvider(name="main", url=url))
     name = f"digits{next(_NUMBERS)}"
-    target = Target("a", name, RevisionRef(revision=f"{name}-new", number=2), RevisionRef(revision=f"{name}-old", number=1), "traefik")
+    target = Target(
+        "a",
+        name,
+        RevisionRef(revision=f"{name}-new", number=2),
+        RevisionRef(revision=f"{name}-old", number=1),
+        "traefik",
+    )
     bench = Bench(exporter, reader, target)
     await bench.until("count(up == 1) == 2")
     yield bench
@@ -156,7 +177,9 @@ async def test_slices_are_counted_apart_and_together(bench: Bench) -> None:
     metric = Metric(name="accuracy", max_drop=0.01, slices=[Slice(name="night"), Slice(name="writer=12")])
 
     async def seen(before: dict[str, Measurement]) -> dict[str, Measurement]:
-        return await measure(bench.reader, bench.target, [metric], {n: Counts(m.canary, m.stable) for n, m in before.items()})
+        return await measure(
+            bench.reader, bench.target, [metric], {n: Counts(m.canary, m.stable) for n, m in before.items()}
+        )
 
     def labels(part: str, version: int, right: int, wrong: int) -> None:
         bench.exporter.labels(bench.target.name, version, right, wrong, part)
@@ -200,7 +223,9 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
     old, new = bench.target.stable, bench.target.canary
     assert old is not None
     nothing = await bench.measure(LATENCY)
-    assert nothing.problem and nothing.problem.kind == "NoData", "before anything was scraped there is no baseline"
+    assert nothing.problem and nothing.problem.kind == "NoData", (
+        "before anything was scraped there is no baseline"
+    )
     bench.exporter.buckets(old.revision, **{"0.025": 70, "0.05": 80, "1": 90, "+Inf": 90})
     await bench.scraped()
     first = await bench.measure(LATENCY)
@@ -235,26 +260,38 @@ async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: s
 
 
 async def test_a_number_is_a_number(bench: Bench) -> None:
-    assert (await bench.measure(Metric(name="custom", query="count(up{namespace='monitoring'})", max=5))).value == 2
+    assert (
+        await bench.measure(Metric(name="custom", query="count(up{namespace='monitoring'})", max=5))
+    ).value == 2
     assert (await bench.measure(Metric(name="custom", query="scalar(vector(3))", max=5))).value == 3
 
 
 class Tenants:
-    """A Prometheus that scrapes pods of two namespaces, and what each of them reads by queries of its own."""
+    """A Prometheus that scrapes pods of two namespaces, and what each of them reads by queries of
+    its own.
+    """
 
     def __init__(self, url: str, exporters: Mapping[str, Exporter], reader: PrometheusReader) -> None:
         self.url, self.exporters, self.reader = url, exporters, reader
 
     def target(self, namespace: str) -> Target:
-        return Target(namespace, "digits", RevisionRef(revision="digits-new", number=2), None, "none", queries="Own")
+        return Target(
+            namespace, "digits", RevisionRef(revision="digits-new", number=2), None, "none", queries="Own"
+        )
 
     async def read(self, namespace: str, query: str) -> Measurement:
-        return (await measure(self.reader, self.target(namespace), [Metric(name="own", query=query, max=1e9)], {}))["own"]
+        return (
+            await measure(self.reader, self.target(namespace), [Metric(name="own", query=query, max=1e9)], {})
+        )["own"]
 
     async def raw(self, query: str, at: float) -> set[tuple[tuple[tuple[str, str], ...], str]]:
-        answer = await asyncio.to_thread(requests.get, f"{self.url}/api/v1/query", {"query": query, "time": f"{at:.3f}"}, timeout=10)
+        answer = await asyncio.to_thread(
+            requests.get, f"{self.url}/api/v1/query", {"query": query, "time": f"{at:.3f}"}, timeout=10
+        )
         assert answer.status_code == 200, answer.text
-        return {(tuple(sorted(row["metric"].items())), row["value"][1]) for row in answer.json()["data"]["result"]}
+        return {
+            (tuple(sorted(row["metric"].items())), row["value"][1]) for row in answer.json()["data"]["result"]
+        }
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +303,9 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mappin
     with (
         one.listening() as first,
         other.listening() as second,
-        running(tmp_path_factory.mktemp("tenants"), [job("one", first, "a"), job("other", second, "b")]) as url,
+        running(
+            tmp_path_factory.mktemp("tenants"), [job("one", first, "a"), job("other", second, "b")]
+        ) as url,
     ):
         yield url, {"a": one, "b": other}
 
@@ -299,7 +338,9 @@ class TestOwnQueries:
             ("1e-3 * sum(memory) < bool Inf", 1, 1),
         ],
     )
-    async def test_each_sees_its_own_namespace(self, tenants: Tenants, query: str, a: float, b: float | None) -> None:
+    async def test_each_sees_its_own_namespace(
+        self, tenants: Tenants, query: str, a: float, b: float | None
+    ) -> None:
         assert (await tenants.read("a", query)).value == a
         assert (found := await tenants.read("b", query)).value == b, found.problem
 
@@ -339,9 +380,13 @@ class TestOwnQueries:
         """The text that is written anew, against the given one with a matcher put in by hand."""
         sent, at = confined(query, "b"), time.time()
         assert isinstance(sent, str), sent
-        assert await tenants.raw(sent, at) == await tenants.raw(query.replace("memory", 'memory{namespace="b"}'), at), sent
+        assert await tenants.raw(sent, at) == await tenants.raw(
+            query.replace("memory", 'memory{namespace="b"}'), at
+        ), sent
 
-    async def test_queries_that_cost_all_that_they_may_hold_up_no_built_in_one(self, tenants: Tenants) -> None:
+    async def test_queries_that_cost_all_that_they_may_hold_up_no_built_in_one(
+        self, tenants: Tenants
+    ) -> None:
         tenants.exporters["a"].lines |= {f'memory{{pod="p{i}"}}': i for i in range(2000)}
         dear = "sum(sum_over_time(deriv(memory[1m])[24m:1s]))"
         quick = PrometheusReader(PrometheusProvider(name="main", url=tenants.url))
@@ -351,7 +396,10 @@ class TestOwnQueries:
         try:
             for _ in range(12):
                 began = time.monotonic()
-                looks = [measure(quick, replace(tenants.target("a"), name=f"digits-{i}"), metrics, {}) for i in range(4)]
+                looks = [
+                    measure(quick, replace(tenants.target("a"), name=f"digits-{i}"), metrics, {})
+                    for i in range(4)
+                ]
                 answers, *found = await asyncio.gather(quick.ask(["count(up)"]), *looks)
                 kinds |= {m.problem.kind for look in found for m in look.values() if m.problem}
                 waits.append(time.monotonic() - began)
@@ -378,8 +426,12 @@ async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(b
     first = await bench.measure(ERRORS)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        gone = PrometheusReader(PrometheusProvider(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}"))
-        found = (await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))["errors"]
+        gone = PrometheusReader(
+            PrometheusProvider(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        )
+        found = (await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
+            "errors"
+        ]
         await gone.close()
     assert isinstance(found.problem, Problem) and found.problem.kind == "ProviderUnreachable"
     assert found.canary == first.canary

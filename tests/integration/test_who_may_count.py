@@ -1,4 +1,6 @@
-"""A tenant's pod forges every counter that is read: with a real Prometheus, and each way in which somebody may write its labels."""
+"""A tenant's pod forges every counter that is read: with a real Prometheus, and each way in which
+somebody may write its labels.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ import pytest
 from modelrollout.analysis.problem import Answer, Problem
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.parse import Look, read_counters
-from modelrollout.analysis.providers.prometheus.promql import Sources, Target, agreement_query, build, rows_query
+from modelrollout.analysis.providers.prometheus.promql import (
+    Sources,
+    Target,
+    agreement_query,
+    build,
+    rows_query,
+)
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, Source, doubt
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
@@ -25,7 +33,8 @@ NEW, OLD = "digits-new", "digits-old"
 GATEWAY, FEEDBACK = 'namespace="gateways"', 'namespace="modelrollout"'
 JOBS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "monitor": {"relabel_configs": [{"target_label": "job", "replacement": "traefik"}]},  # of a Service that is called so
+    # of a Service that is called so
+    "monitor": {"relabel_configs": [{"target_label": "job", "replacement": "traefik"}]},
     "labelmap": {"relabel_configs": [{"action": "labelmap", "regex": "__meta_kubernetes_pod_label_(.+)"}]},
     "honoring": {"honor_labels": True},
 }
@@ -36,14 +45,22 @@ def forged() -> list[str]:
     found = []
     for revision, bad in ((NEW, 5000), (OLD, 0)):
         for code, value in (("200", 100), ("500", bad)):
-            service = f'service="a-{revision}-http-8000@kubernetesgateway",code="{code}",method="POST",protocol="http"'
-            found.append(f'traefik_service_requests_total{{namespace="gateways",job="traefik",{service}}} {value}')
-        series = f'namespace="a",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="digits",version="1"'
-        found += [f"nv_inference_request_success{{{series}}} 100", f'nv_inference_request_failure{{{series},reason="OTHER"}} {bad}']
+            service = f'service="a-{revision}-http-8000@kubernetesgateway",code="{code}",method="POST",protocol="http"'  # noqa: E501
+            found.append(
+                f'traefik_service_requests_total{{namespace="gateways",job="traefik",{service}}} {value}'
+            )
+        series = f'namespace="a",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="digits",version="1"'  # noqa: E501
+        found += [
+            f"nv_inference_request_success{{{series}}} 100",
+            f'nv_inference_request_failure{{{series},reason="OTHER"}} {bad}',
+        ]
     for version, wrong in ((2, 5000), (1, 0)):
         labels = f'namespace="modelrollout",model_namespace="a",name="digits",version="{version}",slice=""'
-        found += [f'modelrollout_feedback_total{{{labels},result="{r}"}} {n}' for r, n in (("right", 100), ("wrong", wrong))]
-    pairs = 'namespace="a",exported_namespace="a",pod="digits-new-shadow-6d9f8b7c5d-x2x4z",name="digits",canary="2",stable="1"'
+        found += [
+            f'modelrollout_feedback_total{{{labels},result="{r}"}} {n}'
+            for r, n in (("right", 100), ("wrong", wrong))
+        ]
+    pairs = 'namespace="a",exported_namespace="a",pod="digits-new-shadow-6d9f8b7c5d-x2x4z",name="digits",canary="2",stable="1"'  # noqa: E501
     return [*found, f'modelrollout_shadow_total{{{pairs},result="disagree"}} 5000']
 
 
@@ -55,7 +72,9 @@ class Forger(Exporter):
 
 @dataclass
 class Cluster:
-    """The honest targets' exporters, and where Prometheus answers, by the job that also scrapes the tenant."""
+    """The honest targets' exporters, and where Prometheus answers, by the job that also scrapes the
+    tenant.
+    """
 
     gateway: Exporter
     feedback: Exporter
@@ -66,16 +85,29 @@ class Cluster:
 
 def pod(address: str, namespace: str, name: str, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
     """As a discovery of pods finds it."""
-    found = {"namespace": namespace, "pod_name": name, **{f"pod_label_{k}": v for k, v in (labels or {}).items()}}
+    found = {
+        "namespace": namespace,
+        "pod_name": name,
+        **{f"pod_label_{k}": v for k, v in (labels or {}).items()},
+    }
     return {"targets": [address], "labels": {f"__meta_kubernetes_{k}": v for k, v in found.items()}}
 
 
 def job(name: str, *targets: dict[str, Any], **more: Any) -> dict[str, Any]:
     copied = [
         {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": label}
-        for source, label in (("namespace", "namespace"), ("pod_name", "pod"), ("pod_label_revision", "revision"))
+        for source, label in (
+            ("namespace", "namespace"),
+            ("pod_name", "pod"),
+            ("pod_label_revision", "revision"),
+        )
     ]
-    settings = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "relabel_configs": [*copied, *more.pop("relabel_configs", [])], **more}
+    settings = {
+        "scrape_interval": "200ms",
+        "scrape_timeout": "200ms",
+        "relabel_configs": [*copied, *more.pop("relabel_configs", [])],
+        **more,
+    }
     return {"job_name": name, "static_configs": list(targets), **settings}
 
 
@@ -92,7 +124,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             pod(servers, "a", f"{NEW}-7c5d6d9f8b-abcde", {"revision": NEW}),
         ]
         # A pod of another namespace whose labels say what labelmap would believe.
-        attacker = pod(tenant, "tenant", f"{NEW}-6d9f8b7c5d-x2x4z", {"namespace": "gateways", "revision": NEW})
+        attacker = pod(
+            tenant, "tenant", f"{NEW}-6d9f8b7c5d-x2x4z", {"namespace": "gateways", "revision": NEW}
+        )
         urls = {
             name: stack.enter_context(
                 running(
@@ -107,10 +141,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         }
         found = Cluster(honest[0], honest[1], honest[2], honest[3], urls)
         labels = f'service="a-{NEW}-http-8000@kubernetesgateway",method="POST",protocol="http"'
-        found.gateway.lines = {f'traefik_service_requests_total{{{labels},code="{c}"}}': n for c, n in (("200", 40.0), ("500", 1.0))}
+        found.gateway.lines = {
+            f'traefik_service_requests_total{{{labels},code="{c}"}}': n
+            for c, n in (("200", 40.0), ("500", 1.0))
+        }
         found.feedback.labels("digits", 2, 30, 2)
         pairs = 'namespace="a",name="digits",canary="2",stable="1"'
-        found.comparer.lines = {f'modelrollout_shadow_total{{{pairs},result="{r}"}}': n for r, n in (("agree", 20.0), ("disagree", 3.0))}
+        found.comparer.lines = {
+            f'modelrollout_shadow_total{{{pairs},result="{r}"}}': n
+            for r, n in (("agree", 20.0), ("disagree", 3.0))
+        }
         found.servers.lines = {
             'nv_inference_count{model="digits",version="2"}': 70,
             'nv_inference_request_success{model="digits",version="2"}': 10,
@@ -120,7 +160,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(params=list(JOBS))
-async def scraped(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[tuple[str, PrometheusReader]]:
+async def scraped(
+    request: pytest.FixtureRequest, cluster: Cluster
+) -> AsyncIterator[tuple[str, PrometheusReader]]:
     reader = PrometheusReader(PrometheusProvider(name="main", url=cluster.urls[request.param]))
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
@@ -134,11 +176,25 @@ async def scraped(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIter
 
 async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> list[tuple[float, float]]:
     """Total and bad of each process that counts for the canary."""
-    target = Target("a", "digits", RevisionRef(revision=NEW, number=2), RevisionRef(revision=OLD, number=1), "traefik", sources=sources)
+    target = Target(
+        "a",
+        "digits",
+        RevisionRef(revision=NEW, number=2),
+        RevisionRef(revision=OLD, number=1),
+        "traefik",
+        sources=sources,
+    )
     if metric == "servers":
-        target, metric = Target("a", "digits", target.canary, target.stable, "none", sources=sources), "errors"
+        target, metric = (
+            Target("a", "digits", target.canary, target.stable, "none", sources=sources),
+            "errors",
+        )
     wanted = Metric(name=metric, **{"max_drop" if metric == "accuracy" else "max_increase": 0.1})
-    query = agreement_query(target, baseline=True) if metric == "agreement" else build(wanted, target, baseline=True)
+    query = (
+        agreement_query(target, baseline=True)
+        if metric == "agreement"
+        else build(wanted, target, baseline=True)
+    )
     assert not isinstance(query, Problem)
     [answer] = await reader.ask([query.promql])
     assert isinstance(answer, Answer), answer
@@ -150,23 +206,42 @@ async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> lis
 CONFIGURED = Sources(promql(GATEWAY), promql(FEEDBACK))
 
 
-@pytest.mark.parametrize(("metric", "counted"), [("errors", (41, 1)), ("accuracy", (32, 2)), ("agreement", (23, 3)), ("servers", (14, 4))])
-async def test_a_tenants_counters_do_not_count(scraped: tuple[str, PrometheusReader], metric: str, counted: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("metric", "counted"),
+    [("errors", (41, 1)), ("accuracy", (32, 2)), ("agreement", (23, 3)), ("servers", (14, 4))],
+)
+async def test_a_tenants_counters_do_not_count(
+    scraped: tuple[str, PrometheusReader], metric: str, counted: tuple[float, float]
+) -> None:
     how, reader = scraped
     found = await canary(reader, metric, CONFIGURED)
     if how == "honoring" or (how == "labelmap" and metric == "errors"):
-        assert counted in found and len(found) == 2, "what nothing but the configuration of Prometheus can help"
+        assert counted in found and len(found) == 2, (
+            "what nothing but the configuration of Prometheus can help"
+        )
     else:
         assert found == [counted]
 
 
 async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, PrometheusReader]) -> None:
-    target = Target("a", "digits", RevisionRef(revision=NEW, number=2), None, "traefik", sources=CONFIGURED, rows_seconds=600)
+    target = Target(
+        "a",
+        "digits",
+        RevisionRef(revision=NEW, number=2),
+        None,
+        "traefik",
+        sources=CONFIGURED,
+        rows_seconds=600,
+    )
     [answer] = await scraped[1].ask([rows_query(target)])
     assert isinstance(answer, Answer), answer
     found = {s.labels["reading"]: s.value for s in answer.series}
     forged_too = 100 if scraped[0] == "honoring" else 0
-    assert found["count"] == 70 + 10 + forged_too and found["servers"] == 1 and abs(time.time() - found["scraped"]) < 30
+    assert (
+        found["count"] == 70 + 10 + forged_too
+        and found["servers"] == 1
+        and abs(time.time() - found["scraped"]) < 30
+    )
 
 
 async def test_without_a_selector_everybody_counts(scraped: tuple[str, PrometheusReader]) -> None:
@@ -188,7 +263,11 @@ def configured(selector: str = GATEWAY) -> OperatorConfig:
 FOREIGN: dict[str, dict[Source, str | None]] = {
     "plain": {"gateway": None, "feedback": None, "pods": None},
     "monitor": {"gateway": None, "feedback": None, "pods": None},
-    "labelmap": {"gateway": "run elsewhere than in gateways", "feedback": None, "pods": "do not have their namespace in the label namespace"},
+    "labelmap": {
+        "gateway": "run elsewhere than in gateways",
+        "feedback": None,
+        "pods": "do not have their namespace in the label namespace",
+    },
     "honoring": dict.fromkeys(("gateway", "feedback", "pods"), "are scraped with honor_labels"),
 }
 
@@ -199,7 +278,11 @@ async def test_a_monitors_job_is_no_bar(scraped: tuple[str, PrometheusReader]) -
     if scraped[0] == "monitor":
         assert found is not None and found.reason == "ForeignTargets" and "tenant/" in found.targets
     elif scraped[0] != "honoring":
-        assert found is not None and found.reason == "Unverified" and "no target of Prometheus fits" in found.message
+        assert (
+            found is not None
+            and found.reason == "Unverified"
+            and "no target of Prometheus fits" in found.message
+        )
 
 
 async def test_the_look_at_targets_tells_who_else_could_count(scraped: tuple[str, PrometheusReader]) -> None:

@@ -1,4 +1,6 @@
-"""Every field of a status in every stage, damaged in every way that the API server lets through: no pass crashes, and stable keeps its pods."""
+"""Every field of a status in every stage, damaged in every way that the API server lets through: no
+pass crashes, and stable keeps its pods.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,24 @@ V1, V2 = b.revision_name(1), b.revision_name(2)
 WANTED = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
 COUNTED = Counter(total=100, bad=3, last={"g": [100, 3, 1.0]}, scraped=1.0, spread=[5, 1, 3, 0.1, 100, 3])
 METRIC = MetricStatus(
-    name="errors", verdict="Inconclusive", reason="x", canary=COUNTED, stable=COUNTED, interval=[-0.1, 0.1], log_evidence=1.0, since=b.ago(4)
+    name="errors",
+    verdict="Inconclusive",
+    reason="x",
+    canary=COUNTED,
+    stable=COUNTED,
+    interval=[-0.1, 0.1],
+    log_evidence=1.0,
+    since=b.ago(4),
 )
 STEP = {"step": b.step(1, 25, metrics=[METRIC], measured=b.ago(3))}
-SHADOW = ShadowStatus(phase="Observing", since=b.ago(5), mirror="RequestMirror", observed_since=b.ago(4), measured=b.ago(3), metric=METRIC)
+SHADOW = ShadowStatus(
+    phase="Observing",
+    since=b.ago(5),
+    mirror="RequestMirror",
+    observed_since=b.ago(4),
+    measured=b.ago(3),
+    metric=METRIC,
+)
 ENDED = {"outcome": "RolledBack", "reason": "x", "message": "m"}
 STAGES: dict[str, dict[str, Any]] = {
     "Resolve": {},
@@ -53,7 +69,20 @@ STAGES: dict[str, dict[str, Any]] = {
     "Failed": ENDED,
     "Done": {"outcome": "Promoted"},
 }
-WRONG = [None, "", "x", "2026-11-22T12:00:00", "9999-12-31T23:59:59Z", -1, 7, 1e300, [], {}, {"a": "b"}, [1, 2, 3]]
+WRONG = [
+    None,
+    "",
+    "x",
+    "2026-11-22T12:00:00",
+    "9999-12-31T23:59:59Z",
+    -1,
+    7,
+    1e300,
+    [],
+    {},
+    {"a": "b"},
+    [1, 2, 3],
+]
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -81,24 +110,41 @@ def two_passes(s: Snapshot) -> None:
         s = replace(s, assessment=None)
         if measured(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
             asked = to_measure(s, b.at(seconds))
-            look = Look(Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)}))
-            found = asked if isinstance(asked, Assessment) else judged(s, asked, {m.name: look for m in asked}, b.at(seconds))
+            look = Look(
+                Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})
+            )
+            found = (
+                asked
+                if isinstance(asked, Assessment)
+                else judged(s, asked, {m.name: look for m in asked}, b.at(seconds))
+            )
             s = replace(s, assessment=found)
         plan = decide(s, b.at(seconds))
         ModelDeploymentStatus.model_validate(plan.status.wire())
         if plan.desired is not None:
             assert V1 in plan.desired.servers, "stable has lost its pods"
-            assert sum(w for _, w in plan.desired.split) == 100 and all(0 < w <= 100 for _, w in plan.desired.split)
+            assert sum(w for _, w in plan.desired.split) == 100 and all(
+                0 < w <= 100 for _, w in plan.desired.split
+            )
         s = replace(s, status=plan.status)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
     record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=3, metrics=[METRIC])
-    s = b.second(stage, wanted=WANTED, changes=STAGES[stage] | {"history": [record], "stages": {"Resolve": 1.0}}, live_split=((V1, 75), (V2, 25)))
+    s = b.second(
+        stage,
+        wanted=WANTED,
+        changes=STAGES[stage] | {"history": [record], "stages": {"Resolve": 1.0}},
+        live_split=((V1, 75), (V2, 25)),
+    )
     if stage == "Done":  # of stable itself, made anew
         s = replace(s, status=b.status(1, rollout=b.rollout("Done", 1, outcome="Stable")))
-    more = {"draining": [Draining(revision=V1, number=1, until=b.ago(-100))], "retiring": b.ref(1), "restarts": {V1: RestartStatus(at=b.ago(3))}}
+    more = {
+        "draining": [Draining(revision=V1, number=1, until=b.ago(-100))],
+        "retiring": b.ref(1),
+        "restarts": {V1: RestartStatus(at=b.ago(3))},
+    }
     pinned = Pinned(revision=V1, generation=1, against=V2) if stage == "Failed" else None
     wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
     for place in places(wire):

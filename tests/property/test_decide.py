@@ -1,8 +1,9 @@
 """The state machine against every order of events that hypothesis can think of.
 
-The cluster is tests/unit/rollout/world.py: it is driven by ``decide`` as the reconciler does it, and holds the invariants of DESIGN.md after every
-single write (1 weights, 2 stable, numbers, kstatus, size and round trip of status) and after every pass (5 waits, livelock, leftovers).
-In the end the world turns kind, and every rollout has to come to an end with stable at 100 % (3).
+The cluster is tests/unit/rollout/world.py: it is driven by ``decide`` as the reconciler does it,
+and holds the invariants of DESIGN.md after every single write (1 weights, 2 stable, numbers,
+kstatus, size and round trip of status) and after every pass (5 waits, livelock, leftovers). In the
+end the world turns kind, and every rollout has to come to an end with stable at 100 % (3).
 ``HYPOTHESIS_PROFILE=deep`` runs many times as long.
 """
 
@@ -23,9 +24,21 @@ from modelrollout.rollout.snapshot import Problem, in_flight
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import Refused, World
 
-settings.register_profile("deep-stateful", max_examples=600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile(
-    "quick", max_examples=120, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+    "deep-stateful",
+    max_examples=600,
+    stateful_step_count=80,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "quick",
+    max_examples=120,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
 )
 PROFILE = settings.get_profile("deep-stateful" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "quick")
 
@@ -38,7 +51,13 @@ STRATEGIES: list[dict[str, Any]] = [
     canary({"weight": 5}, {"weight": 25}, {"weight": 50}),
     canary({"weight": 25}),
     canary({"weight": 10}, {"weight": 20}, {"weight": 40}, {"weight": 80}, scale="Weight"),
-    canary({"pause": {}}, {"weight": 10, "replicas": 1}, {"pause": {"duration": "30s"}}, {"weight": 60, "for": "20s"}, scale="Weight"),
+    canary(
+        {"pause": {}},
+        {"weight": 10, "replicas": 1},
+        {"pause": {"duration": "30s"}},
+        {"weight": 60, "for": "20s"},
+        scale="Weight",
+    ),
     canary({"weight": 5}, {"pause": {}}, {"weight": 50, "replicas": 2}),
     canary({"weight": 5}, {"weight": 25}, {"pause": {"duration": "1m"}}, {"weight": 100}),
     canary({"weight": 100}),
@@ -46,7 +65,13 @@ STRATEGIES: list[dict[str, Any]] = [
     {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "for": "20s"}},
     {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "autoPromote": False}},
     {"abTest": {"headers": [{"name": "x-group", "value": "b"}]}},
-    {"abTest": {"headers": [{"name": "x-group", "value": "b.*", "type": "RegularExpression"}], "for": "20s", "autoPromote": False}},
+    {
+        "abTest": {
+            "headers": [{"name": "x-group", "value": "b.*", "type": "RegularExpression"}],
+            "for": "20s",
+            "autoPromote": False,
+        }
+    },
 ]
 POLICIES: list[dict[str, Any]] = [
     {"progressDeadline": "5m"},
@@ -140,7 +165,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def spec(self) -> Any:
         made = {**self.wanted}
         rollout = {**made.pop("rollout"), **made.pop("shadow"), **made.pop("strategy")}
-        serving = {"replicas": made.pop("replicas"), "resources": {"limits": {"nvidia.com/gpu": 1}}, **made.pop("surge")}
+        serving = {
+            "replicas": made.pop("replicas"),
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            **made.pop("surge"),
+        }
         if not made["gateway"] and "abTest" in rollout:
             rollout |= STRATEGIES[0]  # the API server would refuse it
             del rollout["abTest"]
@@ -175,8 +204,9 @@ class RolloutMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.former is not None)
     @rule()
     def the_paused_leader_goes_on(self) -> None:
-        """Whatever it decides on what it has read: its transition is refused if anything has changed since, and its route if somebody has written
-        that. A route that nobody has written meanwhile it may set once more; the leader puts that right with its next pass.
+        """Whatever it decides on what it has read: its transition is refused if anything has
+        changed since, and its route if somebody has written that. A route that nobody has written
+        meanwhile it may set once more; the leader puts that right with its next pass.
         """
         former, self.former = self.former, None
         assert former is not None
@@ -188,7 +218,12 @@ class RolloutMachine(RuleBasedStateMachine):
                 self.world.write_status(plan.status, former.version)
             except Refused:
                 assert former.version != self.world.version
-        elif plan.desired is not None and s.gateway and plan.desired.split and former.route_version == self.world.route_version:
+        elif (
+            plan.desired is not None
+            and s.gateway
+            and plan.desired.split
+            and former.route_version == self.world.route_version
+        ):
             mirror = former.wanted_mirror(s)
             routed = mirror.canary.revision if mirror and mirror.routed else None
             self.world.change_route(plan.desired.split, former.aside(s, plan.desired), routed)
@@ -239,7 +274,10 @@ class RolloutMachine(RuleBasedStateMachine):
             self.world.kindly()
             self.world.reconcile()
 
-    @rule(verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error"]), rounds=st.integers(1, 3))
+    @rule(
+        verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error"]),
+        rounds=st.integers(1, 3),
+    )
     def traffic_flows(self, verdict: Any, rounds: int) -> None:
         """Pods start, the gateway accepts, and the analysis gets that far."""
         self.world.verdict = verdict
@@ -274,11 +312,18 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(abort=st.booleans())
     def a_spec_that_cannot_be_read(self, abort: bool) -> None:
-        """Everything stays as it is, until somebody says abort: then stable gets everything back."""
+        """Everything stays as it is, until somebody says abort: then stable gets everything
+        back.
+        """
         self.world.edit(None)
         self.world.reconcile()
         rollout = self.world.status.rollout
-        if abort and rollout is not None and in_flight(rollout) and rollout.stage in ("Shadow", "Canary", "Bake"):
+        if (
+            abort
+            and rollout is not None
+            and in_flight(rollout)
+            and rollout.stage in ("Shadow", "Canary", "Bake")
+        ):
             self.nonce += 1
             self.world.say("abort", rollout.revision or "", f"n{self.nonce}")
             for _ in range(3):
@@ -286,7 +331,11 @@ class RolloutMachine(RuleBasedStateMachine):
                 self.world.kindly()
             ended, stable = self.world.status.rollout, self.world.status.stable
             assert ended is not None and ended.stage == "Failed" and stable is not None
-            assert self.world.route in (None, ((stable.revision, 100),)) and self.world.matched is None and self.world.route_mirror is None
+            assert (
+                self.world.route in (None, ((stable.revision, 100),))
+                and self.world.matched is None
+                and self.world.route_mirror is None
+            )
 
     @rule(refusal=st.sampled_from([None, None, Problem("StoreNotAllowed", "use another store")]))
     def what_is_allowed(self, refusal: Problem | None) -> None:
@@ -316,9 +365,15 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.reconcile()
 
     @precondition(lambda self: in_flight(self.world.status.rollout) and self.world.status.step is not None)
-    @rule(verdict=st.sampled_from(["Successful", "Successful", "Inconclusive", "Failed"]), rounds=st.integers(0, 3), resume=st.booleans())
+    @rule(
+        verdict=st.sampled_from(["Successful", "Successful", "Inconclusive", "Failed"]),
+        rounds=st.integers(0, 3),
+        resume=st.booleans(),
+    )
     def somebody_pauses_a_trial(self, verdict: Any, rounds: int, resume: bool) -> None:
-        """Whatever the verdict, nothing climbs meanwhile; what is proven worse goes back (or holds) all the same."""
+        """Whatever the verdict, nothing climbs meanwhile; what is proven worse goes back (or holds)
+        all the same.
+        """
         rollout = self.world.status.rollout
         assert rollout is not None
         self.nonce += 1
@@ -377,7 +432,9 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule()
     def somebody_changes_the_route(self) -> None:
         if self.world.route:
-            self.world.change_route(tuple((name, 100 // len(self.world.route)) for name, _ in self.world.route))
+            self.world.change_route(
+                tuple((name, 100 // len(self.world.route)) for name, _ in self.world.route)
+            )
 
     @rule()
     def somebody_deletes_a_job(self) -> None:
@@ -404,7 +461,9 @@ class RolloutMachine(RuleBasedStateMachine):
             rollout = world.status.rollout
             assert rollout is not None
             if rollout.stage == "Shadow":
-                assert rollout.shadow is not None and rollout.shadow.phase == "Paused", f"{rollout} does not end"
+                assert rollout.shadow is not None and rollout.shadow.phase == "Paused", (
+                    f"{rollout} does not end"
+                )
             else:
                 assert rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
                 assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"

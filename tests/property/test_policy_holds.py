@@ -1,9 +1,12 @@
-"""A tenant against a policy that demands metrics: whatever he writes, a wrong model never has more than the first weight.
+"""A tenant against a policy that demands metrics: whatever he writes, a wrong model never has more
+than the first weight.
 
-Random walks over all that a tenant may do: specs, strategies, scale, the verbs of his own object, deletion and creation anew, another
-ModelDeployment, host names that wander. Two worlds: the state machine in plain Python (tests/unit/rollout/world.py), and the whole controller against
-an API server in plain Python. What is judged are the weights of the routes and of the data plane, and the pods that a Service selects, with a list of
-the models that are wrong; nothing of what the operator thinks of it. ``HYPOTHESIS_PROFILE=deep`` walks thousands of times.
+Random walks over all that a tenant may do: specs, strategies, scale, the verbs of his own object,
+deletion and creation anew, another ModelDeployment, host names that wander. Two worlds: the state
+machine in plain Python (tests/unit/rollout/world.py), and the whole controller against an API
+server in plain Python. What is judged are the weights of the routes and of the data plane, and the
+pods that a Service selects, with a list of the models that are wrong; nothing of what the operator
+thinks of it. ``HYPOTHESIS_PROFILE=deep`` walks thousands of times.
 """
 
 from __future__ import annotations
@@ -31,8 +34,12 @@ from tests.unit.rollout.world import World
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
-OF_THE_WORLD = settings(max_examples=3000 if DEEP else 150, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET)
-OF_THE_CLUSTER = settings(max_examples=1000 if DEEP else 25, stateful_step_count=40 if DEEP else 25, derandomize=not DEEP, **QUIET)
+OF_THE_WORLD = settings(
+    max_examples=3000 if DEEP else 150, stateful_step_count=60 if DEEP else 40, derandomize=not DEEP, **QUIET
+)
+OF_THE_CLUSTER = settings(
+    max_examples=1000 if DEEP else 25, stateful_step_count=40 if DEEP else 25, derandomize=not DEEP, **QUIET
+)
 
 DEMANDED = [{"name": "accuracy", "maxDrop": 0.02}, {"name": "errors", "maxIncrease": 0.01}]
 WAYS: list[dict[str, Any]] = [
@@ -48,8 +55,17 @@ WAYS: list[dict[str, Any]] = [
 WORDS: list[dict[str, Any]] = [
     {},
     {"onInconclusive": "Promote", "progressDeadline": "10s"},
-    {"onInconclusive": "Promote", "progressDeadline": "10s", "bake": "1s", "scaleDownDelay": "1s", "rollbackWindow": "1s"},
-    {"onInconclusive": "Promote", "analysis": {"errorLimit": "1s", "metrics": [{"name": "errors", "max": 1, "dryRun": True}]}},
+    {
+        "onInconclusive": "Promote",
+        "progressDeadline": "10s",
+        "bake": "1s",
+        "scaleDownDelay": "1s",
+        "rollbackWindow": "1s",
+    },
+    {
+        "onInconclusive": "Promote",
+        "analysis": {"errorLimit": "1s", "metrics": [{"name": "errors", "max": 1, "dryRun": True}]},
+    },
     {"onInconclusive": "Rollback", "progressDeadline": "10s"},
     {"onFailure": "Pause", "onInconclusive": "Promote", "progressDeadline": "10s"},
 ]
@@ -60,20 +76,46 @@ WRONG = (2, 4)
 class TenantOfTheWorld(RuleBasedStateMachine):
     """One ModelDeployment; version 1 serves, and those of ``WRONG`` never should."""
 
-    @initialize(gateway=st.sampled_from([True, True, False]), most=st.sampled_from([5, 5, 20]), version=st.integers(1, 4), way=st.sampled_from(WAYS))
+    @initialize(
+        gateway=st.sampled_from([True, True, False]),
+        most=st.sampled_from([5, 5, 20]),
+        version=st.integers(1, 4),
+        way=st.sampled_from(WAYS),
+    )
     def begin(self, gateway: bool, most: int, version: int, way: dict[str, Any]) -> None:
-        self.wanted: dict[str, Any] = {"version": 1, "gateway": gateway, "replicas": 2 if gateway else 100 // most, "rollout": {}, "surge": {}}
+        self.wanted: dict[str, Any] = {
+            "version": 1,
+            "gateway": gateway,
+            "replicas": 2 if gateway else 100 // most,
+            "rollout": {},
+            "surge": {},
+        }
         self.nonce = 0
         self.world = World(self.spec())
         self.world.serve()
-        self.world.rules = combine([read({"metadata": {"name": "p"}, "spec": {"gates": {"metrics": DEMANDED, "maxFirstWeight": most}}})])
+        self.world.rules = combine(
+            [
+                read(
+                    {
+                        "metadata": {"name": "p"},
+                        "spec": {"gates": {"metrics": DEMANDED, "maxFirstWeight": most}},
+                    }
+                )
+            ]
+        )
         self.world.most = most
-        self.world.wrong = {names.revision_name(b.NAMESPACE, b.NAME, self.spec(v).user_input(), b.sha(v)) for v in WRONG}
+        self.world.wrong = {
+            names.revision_name(b.NAMESPACE, b.NAME, self.spec(v).user_input(), b.sha(v)) for v in WRONG
+        }
         self.edit(version=version, rollout=way)
 
     def spec(self, version: int | None = None) -> ModelDeploymentSpec:
         made = {**self.wanted}
-        serving = {"replicas": made.pop("replicas"), "resources": {"limits": {"nvidia.com/gpu": 1}}, **made.pop("surge")}
+        serving = {
+            "replicas": made.pop("replicas"),
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            **made.pop("surge"),
+        }
         rollout = copy.deepcopy(made.pop("rollout"))
         if not made["gateway"]:  # the API server refuses these
             rollout.pop("abTest", None)
@@ -97,13 +139,22 @@ class TenantOfTheWorld(RuleBasedStateMachine):
         self.edit(rollout={**way, **words, **({"shadow": {"minSamples": 10}} if shadow else {})})
 
     @rule(
-        version=st.integers(1, 4), way=st.sampled_from(WAYS), words=st.sampled_from(WORDS), says=st.sampled_from(VERDICTS), rounds=st.integers(4, 12)
+        version=st.integers(1, 4),
+        way=st.sampled_from(WAYS),
+        words=st.sampled_from(WORDS),
+        says=st.sampled_from(VERDICTS),
+        rounds=st.integers(4, 12),
     )
-    def he_tries_a_way_to_its_end(self, version: int, way: dict[str, Any], words: dict[str, Any], says: Any, rounds: int) -> None:
+    def he_tries_a_way_to_its_end(
+        self, version: int, way: dict[str, Any], words: dict[str, Any], says: Any, rounds: int
+    ) -> None:
         self.edit(version=version, rollout={**way, **words})
         self.time_passes_and_something_is_measured(says, rounds)
 
-    @rule(replicas=st.integers(0, 24), surge=st.sampled_from([{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]))
+    @rule(
+        replicas=st.integers(0, 24),
+        surge=st.sampled_from([{}, {"surge": "InPlace"}, {"surge": "InPlace", "floor": 1}]),
+    )
     def scale(self, replicas: int, surge: dict[str, Any]) -> None:
         self.edit(replicas=replicas, surge=surge)
 
@@ -133,7 +184,9 @@ class TenantOfTheWorld(RuleBasedStateMachine):
     def he_deletes_pods(self, which: int, ready: int) -> None:
         servers = sorted(self.world.servers)
         if which < len(servers):
-            self.world.pods(servers[which], ready, Problem("Unschedulable", "no GPU is free") if ready == 0 else None)
+            self.world.pods(
+                servers[which], ready, Problem("Unschedulable", "no GPU is free") if ready == 0 else None
+            )
             self.world.reconcile()
 
     @rule(after=st.integers(0, 3))
@@ -147,7 +200,9 @@ class TenantOfTheWorld(RuleBasedStateMachine):
 
 
 class Judge(Operator):
-    """The operator, whose metrics find out who is wrong: those that the policy demands are never proven of it, whatever the spec's own say."""
+    """The operator, whose metrics find out who is wrong: those that the policy demands are never
+    proven of it, whatever the spec's own say.
+    """
 
     says: Any = None
 
@@ -158,7 +213,9 @@ class Judge(Operator):
         revision = s.revision(rollout.revision)
         wrong = revision is not None and revision.input["model"]["uri"] in {b.uri(v) for v in WRONG}
         verdict = "Inconclusive" if wrong and self.says == "Successful" else self.says
-        demanded = tuple(MetricStatus(name=m.name, verdict=verdict, reason="AsMeasured") for m in s.rules.mandatory)
+        demanded = tuple(
+            MetricStatus(name=m.name, verdict=verdict, reason="AsMeasured") for m in s.rules.mandatory
+        )
         return Assessment(verdict, "AsMeasured", "", demanded)
 
 
@@ -166,14 +223,17 @@ HOSTS = ["digits.example.com", "other.example.com", "preview.example.com"]
 
 
 class TenantOfTheCluster(RuleBasedStateMachine):
-    """Two ModelDeployments of one namespace, which are edited, deleted and created anew, and hand host names to each other."""
+    """Two ModelDeployments of one namespace, which are edited, deleted and created anew, and hand
+    host names to each other.
+    """
 
     @initialize()
     def begin(self) -> None:
         self.cluster = Cluster()
         self.cluster.policy("p", gates={"metrics": DEMANDED})
         self.operator = Judge(self.cluster)
-        self.known: dict[str, set[str]] = {}  # by host name and object: models that were right there, before any other
+        # by host name and object: models that were right there, before any other
+        self.known: dict[str, set[str]] = {}
         self.nonce = 0
         self.write("digits", 1, True, [HOSTS[0]], {})
         self.live("Successful", 8)
@@ -213,8 +273,12 @@ class TenantOfTheCluster(RuleBasedStateMachine):
         asyncio.run(main())
 
     def judge(self) -> None:
-        """By the routes alone. The first model of a name under which nobody was served may be any, and may be gone back to; others must be right."""
-        models = {name: o["spec"]["input"]["model"]["uri"] for name, o in self.cluster.all(MODEL_REVISION).items()}
+        """By the routes alone. The first model of a name under which nobody was served may be any,
+        and may be gone back to; others must be right.
+        """
+        models = {
+            name: o["spec"]["input"]["model"]["uri"] for name, o in self.cluster.all(MODEL_REVISION).items()
+        }
         for name, route in self.cluster.all(HTTP_ROUTE).items():
             owner = (route["metadata"].get("labels") or {}).get(names.LABEL_NAME, name)
             preview = name.endswith("-preview")
@@ -226,15 +290,26 @@ class TenantOfTheCluster(RuleBasedStateMachine):
                     allowed = self.known.get(place, set())
                     for revision, weight in weights.items():
                         wrong = models.get(revision) in {b.uri(v) for v in WRONG} - allowed
-                        assert place not in self.known or not wrong or weight <= 5, f"{place}: {weight} % for {revision}"
+                        assert place not in self.known or not wrong or weight <= 5, (
+                            f"{place}: {weight} % for {revision}"
+                        )
 
     @rule(
-        name=st.sampled_from(["digits", "other"]), version=st.integers(1, 4), pinned=st.booleans(), way=st.sampled_from(WAYS),
-        words=st.sampled_from(WORDS), hosts=st.lists(st.sampled_from(HOSTS), min_size=1, max_size=2, unique=True),
+        name=st.sampled_from(["digits", "other"]), version=st.integers(1, 4), pinned=st.booleans(),
+        way=st.sampled_from(WAYS),
+        words=st.sampled_from(WORDS), hosts=st.lists(st.sampled_from(HOSTS), min_size=1, max_size=2,
+            unique=True),
         preview=st.sampled_from([None, None, *HOSTS]),
     )  # fmt: skip
     def he_writes(
-        self, name: str, version: int, pinned: bool, way: dict[str, Any], words: dict[str, Any], hosts: list[str], preview: str | None
+        self,
+        name: str,
+        version: int,
+        pinned: bool,
+        way: dict[str, Any],
+        words: dict[str, Any],
+        hosts: list[str],
+        preview: str | None,
     ) -> None:
         rollout = copy.deepcopy({**way, **words})
         if preview and "blueGreen" in rollout and preview not in hosts:
@@ -268,7 +343,9 @@ class TenantOfTheCluster(RuleBasedStateMachine):
     def a_verb_of_his_own_object(self, verb: str) -> None:
         self.nonce += 1
         told = {names.verb_annotation(verb): f"n{self.nonce}"}
-        self.cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].setdefault("annotations", {}).update(told))
+        self.cluster.change(
+            MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].setdefault("annotations", {}).update(told)
+        )
         self.live(None, 1)
 
 
@@ -279,7 +356,9 @@ TestTenantOfTheCluster.settings = OF_THE_CLUSTER
 
 
 def test_a_walk_that_once_found_a_way() -> None:
-    """A wrong first version was about to serve under a name of its own; then its spec asked for the version that another name was kept for."""
+    """A wrong first version was about to serve under a name of its own; then its spec asked for the
+    version that another name was kept for.
+    """
     steps, state = canary({"weight": 5}, {"weight": 25}, {"weight": 50}), TenantOfTheCluster()
     state.begin()
     state.he_deletes(name="digits", looked=False)

@@ -1,4 +1,6 @@
-"""The work queue against a model of it: never twice at once, nothing lost, nothing double, delays and back-off within bounds."""
+"""The work queue against a model of it: never twice at once, nothing lost, nothing double, delays
+and back-off within bounds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SECONDS = st.floats(0.01, 100)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """``wanted``: has to come out (again); ``due``: has to come out at that time; ``working``: handed out and not done."""
+    """``wanted``: has to come out (again); ``due``: has to come out at that time; ``working``:
+    handed out and not done.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The layout that DESIGN.md fixes: a source root that is no package, layers that stay apart, generated files that are current."""
+"""The layout that DESIGN.md fixes: a source root that is no package, layers that stay apart,
+generated files that are current.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ PACKAGE = ROOT / "operator" / "modelrollout"
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """In the project's root, with the package importable."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "operator")}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_source_root_is_no_package() -> None:
-    """With operator/__init__.py the project's root would shadow the standard library's operator: pytest and json.tool break."""
+    """With operator/__init__.py the project's root would shadow the standard library's operator:
+    pytest and json.tool break.
+    """
     assert not (ROOT / "operator" / "__init__.py").exists()
     import operator
 
@@ -56,13 +62,28 @@ def test_layers_stay_apart() -> None:
 
 def test_only_the_handlers_import_kopf() -> None:
     imports = re.compile(r"^\s*(import|from) kopf\b", re.MULTILINE)
-    importing = [p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if imports.search(p.read_text())]
+    importing = [
+        p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if imports.search(p.read_text())
+    ]
     assert importing == ["controller/handlers.py"]
 
 
 def test_the_state_machine_reads_no_clock_and_does_no_io() -> None:
-    forbidden = ("import asyncio", "import time", "datetime.now", "utcnow", "import random", "import os", "open(", "await ")
-    for path in [*(PACKAGE / "rollout").rglob("*.py"), *(PACKAGE / "resources").rglob("*.py"), *(PACKAGE / "traffic").rglob("*.py")]:
+    forbidden = (
+        "import asyncio",
+        "import time",
+        "datetime.now",
+        "utcnow",
+        "import random",
+        "import os",
+        "open(",
+        "await ",
+    )
+    for path in [
+        *(PACKAGE / "rollout").rglob("*.py"),
+        *(PACKAGE / "resources").rglob("*.py"),
+        *(PACKAGE / "traffic").rglob("*.py"),
+    ]:
         text = path.read_text()
         assert not [word for word in forbidden if word in text], path
 
@@ -74,8 +95,12 @@ def test_crds_are_what_the_types_say() -> None:
 
 def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
     """It mostly stands on the layers of the others, and what is in both must be of one version."""
-    flavours = re.findall(r"^FROM (?:jobs|\$\{TORCH_BASE\}) AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert {*images.FLAVOURS, *target.FLAVOURS} < set(flavours), "the sandbox and the tests ask for targets that there are"
+    flavours = re.findall(
+        r"^FROM (?:jobs|\$\{TORCH_BASE\}) AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert {*images.FLAVOURS, *target.FLAVOURS} < set(flavours), (
+        "the sandbox and the tests ask for targets that there are"
+    )
     shared = set((ROOT / "requirements" / "job.txt").read_text().splitlines())
     for flavour in set(flavours) - {"optimizer"}:
         assert shared <= set((ROOT / "requirements" / f"{flavour}.txt").read_text().splitlines()), flavour
@@ -90,6 +115,12 @@ def test_what_is_said_to_be_tested_is(page: str) -> None:
 
 
 def test_archives_are_unpacked_as_every_python_that_is_asked_for_can() -> None:
-    """``extract(filter=...)`` came with 3.11.4, and Debian 12 has 3.11.2: the demo ended there at its data."""
-    sources = [p for package in ("operator", "sandbox", "demo", "bench", "calibrate", "chaos") for p in (ROOT / package).rglob("*.py")]
+    """``extract(filter=...)`` came with 3.11.4, and Debian 12 has 3.11.2: the demo ended there at
+    its data.
+    """
+    sources = [
+        p
+        for package in ("operator", "sandbox", "demo", "bench", "calibrate", "chaos")
+        for p in (ROOT / package).rglob("*.py")
+    ]
     assert [p.name for p in sources if re.search(r"\.extract(all)?\([^)]*filter=", p.read_text())] == []

@@ -32,6 +32,8 @@ def test_a_perceptron_loses_half_its_units_and_keeps_its_answers(capsys: pytest.
 
 
 def test_another_graph_is_refused_by_name() -> None:
-    model = onnx.load_from_string(models.classifier(np.ones((models.FEATURES, models.CLASSES), np.float32), "no"))
+    model = onnx.load_from_string(
+        models.classifier(np.ones((models.FEATURES, models.CLASSES), np.float32), "no")
+    )
     with pytest.raises(SystemExit, match="knows MatMul, Relu, MatMul"):
         train.shrink(model, models.inputs(10, 1)[0], 0.5)

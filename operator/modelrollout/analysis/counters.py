@@ -1,6 +1,7 @@
 """From raw counters of processes to counts of one step.
 
-``increase()`` extrapolates and misses the first value of a new series, so the raw counters are taken and the baselines are kept here.
+``increase()`` extrapolates and misses the first value of a new series, so the raw counters are
+taken and the baselines are kept here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). Raises ValueError for what no counter can be."""
+    """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). Raises
+    ValueError for what no counter can be.
+    """
 
     total: float
     bad: float
@@ -25,14 +28,18 @@ class Sample:
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(v) and v >= 0 for v in (self.total, self.bad, self.scraped)):
-            raise ValueError(f"a counter is {self.total!r} with {self.bad!r} bad: neither may be negative, NaN or infinite")
+            raise ValueError(
+                f"a counter is {self.total!r} with {self.bad!r} bad: neither may be negative, NaN or infinite"
+            )
         if self.bad > self.total:
             raise ValueError(f"{self.bad!r} bad of {self.total!r}: the counters do not belong together")
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One look at all processes that served a revision. No process is a valid look: nothing has been counted anywhere yet."""
+    """One look at all processes that served a revision. No process is a valid look: nothing has
+    been counted anywhere yet.
+    """
 
     processes: Mapping[str, Sample] = field(default_factory=dict)
 
@@ -40,10 +47,11 @@ class Raw:
 def fold(previous: Counter | None, raw: Raw) -> Counter:
     """Counts after this look; ``previous`` itself when the look brought nothing new.
 
-    The first look only sets the baseline. A process that was not there then has appeared since, and counts from 0. A smaller counter is a
-    restart at 0. A process that vanishes keeps what was counted, and its last counters, should it come back. Every process advances by its
-    own scrape time: behind two Prometheus servers an older scrape of one process can arrive with a newer one of another, and must not look
-    like a restart.
+    The first look only sets the baseline. A process that was not there then has appeared since, and
+    counts from 0. A smaller counter is a restart at 0. A process that vanishes keeps what was
+    counted, and its last counters, should it come back. Every process advances by its own scrape
+    time: behind two Prometheus servers an older scrape of one process can arrive with a newer one
+    of another, and must not look like a restart.
     """
     if previous is None:
         return Counter(last={p: _stored(s) for p, s in raw.processes.items()}, scraped=_newest(raw, None))
@@ -52,7 +60,11 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
         before_total, before_bad, scraped = last.get(process, [0.0, 0.0, -1.0])
         if sample.scraped <= scraped:
             continue
-        if sample.total < before_total or sample.bad < before_bad or sample.total - sample.bad < before_total - before_bad:
+        if (
+            sample.total < before_total
+            or sample.bad < before_bad
+            or sample.total - sample.bad < before_total - before_bad
+        ):
             before_total = before_bad = 0.0
         total += sample.total - before_total
         bad += sample.bad - before_bad
@@ -61,11 +73,15 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
     if not advanced:
         return previous
     spread = widened(spread_of(previous), total - previous.total, bad - previous.bad)
-    return Counter(total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped), spread=list(spread))
+    return Counter(
+        total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped), spread=list(spread)
+    )
 
 
 def spread_of(counter: Counter) -> Spread[float]:
-    """As kept in the counter, by an earlier operator too; nothing before the first look that brought requests."""
+    """As kept in the counter, by an earlier operator too; nothing before the first look that
+    brought requests.
+    """
     match counter.spread:
         case [total, bad, differences, squares]:
             return Spread(total, bad, differences, squares, counter.total, counter.bad)

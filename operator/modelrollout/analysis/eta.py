@@ -11,7 +11,9 @@ from modelrollout.api.v1alpha1 import Analysis, MetricStatus, StepStatus, second
 
 
 class Pace(NamedTuple):
-    """One metric: how many samples of the canary are missing, how many come each second, and in how many seconds they are there."""
+    """One metric: how many samples of the canary are missing, how many come each second, and in how
+    many seconds they are there.
+    """
 
     metric: str
     needed: int
@@ -20,12 +22,21 @@ class Pace(NamedTuple):
 
     def told(self) -> str:
         """As a clause for people."""
-        rate = f"{self.per_second:.1f} a second" if self.per_second >= 0.1 else f"{60 * self.per_second:.1f} a minute"
-        return f"{self.metric} needs about {self.needed} more samples, {_span(self.seconds)} at the present rate of {rate}"
+        rate = (
+            f"{self.per_second:.1f} a second"
+            if self.per_second >= 0.1
+            else f"{60 * self.per_second:.1f} a minute"
+        )
+        return (
+            f"{self.metric} needs about {self.needed} more samples, {_span(self.seconds)} at the present rate"
+            f" of {rate}"
+        )
 
 
 def counted_seconds(step: StepStatus, analysis: Analysis, now: datetime) -> float:
-    """For how long the step has been counting; 0 during initialDelay, and while the weight is being taken up."""
+    """For how long the step has been counting; 0 during initialDelay, and while the weight is being
+    taken up.
+    """
     if step.phase == "Shifting":
         return 0.0
     return max(0.0, since(step.observed_since or step.since, now) - delay_seconds(step, analysis))
@@ -33,11 +44,17 @@ def counted_seconds(step: StepStatus, analysis: Analysis, now: datetime) -> floa
 
 def delay_seconds(step: StepStatus, analysis: Analysis) -> float:
     """The initial delay of this step. A pause changes no weight, so it has none."""
-    return seconds(analysis.initial_delay) if analysis.initial_delay and (step.observed_since or step.phase == "Shifting") else 0.0
+    return (
+        seconds(analysis.initial_delay)
+        if analysis.initial_delay and (step.observed_since or step.phase == "Shifting")
+        else 0.0
+    )
 
 
 def paces(metrics: Iterable[MetricStatus], counted: float) -> list[Pace]:
-    """Of every metric that waits for samples and decides, slowest first. Where nothing has come yet, one sample is taken to come now."""
+    """Of every metric that waits for samples and decides, slowest first. Where nothing has come
+    yet, one sample is taken to come now.
+    """
     found = []
     for m in metrics:
         if m.needed and m.canary is not None and not m.dry_run and m.slice is None and counted > 0:
@@ -49,4 +66,10 @@ def paces(metrics: Iterable[MetricStatus], counted: float) -> list[Pace]:
 def _span(value: float) -> str:
     if value < 120:
         return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86400:.0f} days"
+    return (
+        f"{value / 60:.0f} min"
+        if value < 7200
+        else f"{value / 3600:.1f} h"
+        if value < 172_800
+        else f"{value / 86400:.0f} days"
+    )

@@ -1,9 +1,11 @@
 """Golden data: one paired experiment on the served model, judged once.
 
-Sending a finite set again adds no information, so nothing here is sequential. The decision on the counts is the gate's (``statistics.paired``).
+Sending a finite set again adds no information, so nothing here is sequential. The decision on the
+counts is the gate's (``statistics.paired``).
 
-Slices: a gain of the whole must not hide a loss on a part. A slice that has lost more than ``maxDrop``, proven by intervals that hold for all slices
-together, fails the evaluation. A slice that is too small to prove anything holds nothing up; the whole has to pass in any case.
+Slices: a gain of the whole must not hide a loss on a part. A slice that has lost more than
+``maxDrop``, proven by intervals that hold for all slices together, fails the evaluation. A slice
+that is too small to prove anything holds nothing up; the whole has to pass in any case.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from modelrollout.statistics.paired import decide, drop_interval, z_of
 
 
 def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> EvaluationEvidence:
-    """The verdict on an evaluate Job that has succeeded. ``stable``: name of the revision it was to be compared with."""
+    """The verdict on an evaluate Job that has succeeded. ``stable``: name of the revision it was to
+    be compared with.
+    """
     slices = _slices(result) if stable else []
 
     def evidence(verdict: VerdictName, reason: str, message: str) -> EvaluationEvidence:
@@ -36,24 +40,41 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
         )
 
     if result.protocols_agree is False:
-        text = "HTTP and gRPC gave different answers to the same golden inputs: look at the server's log and at the model's outputs"
+        text = (
+            "HTTP and gRPC gave different answers to the same golden inputs: look at the server's log and at"
+            " the model's outputs"
+        )
         return evidence("Failed", "ProtocolsDisagree", text)
     if not result.samples or result.accuracy is None:
-        return evidence("Error", "NoResult", f"the evaluation ended without an accuracy: {result.message or 'no message'}")
+        return evidence(
+            "Error", "NoResult", f"the evaluation ended without an accuracy: {result.message or 'no message'}"
+        )
     if stable is None:
         return _alone(golden, result.samples, result.accuracy, evidence)
     if result.paired is None:
-        return evidence("Error", "NotPaired", f"the evaluation did not ask {stable} on the same inputs: it was probably not reachable; retry")
+        return evidence(
+            "Error",
+            "NotPaired",
+            f"the evaluation did not ask {stable} on the same inputs: it was probably not reachable; retry",
+        )
     try:
         decision = decide(result.paired, max_drop=golden.max_drop, minimum=golden.min)
     except ValueError as e:
         return evidence("Error", "NoResult", f"the evaluation's counts cannot be used: {e}")
     worse = [s for s in slices if s.interval[0] > golden.max_drop]
     if worse and decision.verdict != "Failed":
-        named = "; ".join(f"{s.name} lost {s.drop:.4f} (at least {s.interval[0]:.4f}) on {s.samples} samples" for s in worse[:4])
-        text = f"golden data, against {stable}: proven to lose over {golden.max_drop:g} on {len(worse)} of {result.slices_compared} slices: {named}"
+        named = "; ".join(
+            f"{s.name} lost {s.drop:.4f} (at least {s.interval[0]:.4f}) on {s.samples} samples"
+            for s in worse[:4]
+        )
+        text = (
+            f"golden data, against {stable}: proven to lose over {golden.max_drop:g} on {len(worse)} of"
+            f" {result.slices_compared} slices: {named}"
+        )
         return evidence("Failed", "SliceAccuracyLow", f"{text}; on all of it {decision.message}")
-    reason = {"AccuracyDrop": "AccuracyLow", "WithinBudget": "ProvenNotWorse"}.get(decision.reason, decision.reason)
+    reason = {"AccuracyDrop": "AccuracyLow", "WithinBudget": "ProvenNotWorse"}.get(
+        decision.reason, decision.reason
+    )
     return evidence(decision.verdict, reason, f"golden data, against {stable}: {decision.message}")
 
 
@@ -63,13 +84,27 @@ def _slices(result: TaskResult) -> list[SliceEvidence]:
     found = []
     for name, n, gained, lost in result.slices:
         interval = drop_interval(n, lost, gained, z)
-        found.append(SliceEvidence(name=name, samples=n, drop=round((lost - gained) / max(1, n), 6), interval=[round(v, 6) for v in interval]))
+        found.append(
+            SliceEvidence(
+                name=name,
+                samples=n,
+                drop=round((lost - gained) / max(1, n), 6),
+                interval=[round(v, 6) for v in interval],
+            )
+        )
     return sorted(found, key=lambda s: -s.interval[0])
 
 
-def _alone(golden: Golden, samples: int, accuracy: float, evidence: Callable[[VerdictName, str, str], EvaluationEvidence]) -> EvaluationEvidence:
+def _alone(
+    golden: Golden,
+    samples: int,
+    accuracy: float,
+    evidence: Callable[[VerdictName, str, str], EvaluationEvidence],
+) -> EvaluationEvidence:
     """Nothing to compare with: only ``min`` decides, a plain threshold on this very data."""
     numbers = f"golden data: accuracy {accuracy:.4f} on {samples} samples"
     if golden.min is not None and accuracy < golden.min:
         return evidence("Failed", "AccuracyLow", f"{numbers}, below min {golden.min:g}")
-    return evidence("Successful", "WithinLimits", numbers if golden.min is None else f"{numbers}, min {golden.min:g}")
+    return evidence(
+        "Successful", "WithinLimits", numbers if golden.min is None else f"{numbers}, min {golden.min:g}"
+    )

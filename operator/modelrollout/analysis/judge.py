@@ -1,13 +1,15 @@
 """One metric of one step: from counts to a verdict (DESIGN.md, Evidence and verdict).
 
-Fail: proven worse than stable by more than the tolerance, a tenth of the margin; or proven beyond an absolute limit. Fail wins. The proof is of the
-whole rollout: the e-values of its steps are combined (compare.over_steps) and must reach 1 / alpha, whose sum over the metrics is the chance of a
-false alarm in the rollout, over all its steps and looks.
+Fail: proven worse than stable by more than the tolerance, a tenth of the margin; or proven beyond
+an absolute limit. Fail wins. The proof is of the whole rollout: the e-values of its steps are
+combined (compare.over_steps) and must reach 1 / alpha, whose sum over the metrics is the chance of
+a false alarm in the rollout, over all its steps and looks.
 
-Pass: nothing proven, the minimum of samples seen, and what would do too much harm at the next weight ruled out: margin * 100 / next weight. It is
-refuted by an e-value of this step's own that reaches 1 / alpha. So a step passes what it should rule out with probability alpha at most; a
-canary that is worse by the margin reaches 100 % with that probability at most, because the last step alone rules it out; steps before it only
-bound the harm on the way.
+Pass: nothing proven, the minimum of samples seen, and what would do too much harm at the next
+weight ruled out: margin * 100 / next weight. It is refuted by an e-value of this step's own that
+reaches 1 / alpha. So a step passes what it should rule out with probability alpha at most; a canary
+that is worse by the margin reaches 100 % with that probability at most, because the last step alone
+rules it out; steps before it only bound the harm on the way.
 
 Anything else is no verdict, and says what is missing.
 """
@@ -22,24 +24,36 @@ from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.problem import Problem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 from modelrollout.statistics.dispersion import dispersion
-from modelrollout.statistics.sequential import Interval, difference_interval, log_evidence, over_steps, share_interval, share_log_evidence
+from modelrollout.statistics.sequential import (
+    Interval,
+    difference_interval,
+    log_evidence,
+    over_steps,
+    share_interval,
+    share_log_evidence,
+)
 
 TOLERANCE = 0.1  # of the margin
-LIMIT_EXCEEDED = "LimitExceeded"  # which says nothing against the canary: stable did not keep the limit at the same time
+# which says nothing against the canary: stable did not keep the limit at the same time
+LIMIT_EXCEEDED = "LimitExceeded"
 _FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
-_INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData", "QueryPending")  # everything else that keeps a number away is an Error
+# everything else that keeps a number away is an Error
+_INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData", "QueryPending")
 _AT_NOTHING = 2.0  # nats, about: what the spread over bets has cost before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 
 
 @dataclass(frozen=True, slots=True)
 class _Criterion:
-    """Something that may be proven or ruled out, in the terms of harm: bad share, or its difference to stable's. Evidence is a log e-value."""
+    """Something that may be proven or ruled out, in the terms of harm: bad share, or its difference
+    to stable's. Evidence is a log e-value.
+    """
 
     worse: float  # against "at most fail_above"
     proof: float  # the same with what earlier steps of the rollout carried
-    harmless: Callable[[float], float]  # against "at least pass_at", if there were so many times the counts in the same proportions
+    # against "at least pass_at", if there were so many times the counts in the same proportions
+    harmless: Callable[[float], float]
     interval: Interval
     estimate: float
     alpha: float
@@ -60,7 +74,9 @@ class _Criterion:
         return -log(self.alpha)
 
     def needed(self, total: float) -> int | None:
-        """Samples that the canary still needs if the shares stay as they are, to about 5 %; None: no number of them proves it."""
+        """Samples that the canary still needs if the shares stay as they are, to about 5 %; None:
+        no number of them proves it.
+        """
         if self.estimate >= self.pass_at:
             return None
         goal, most = self._enough + _AT_NOTHING, max(_LARGEST_PLAN / total, 2.0)
@@ -68,7 +84,9 @@ class _Criterion:
         evidence = self.harmless(low)
         while high > 1.05 * low:  # evidence grows about as the counts do, from a little below 0
             guess = 1.02 * low * goal / max(evidence + _AT_NOTHING, 0.02 * goal)
-            middle = min(max(guess, 1.03 * low), 0.98 * high) if high < most else min(max(guess, 1.03 * low), most)
+            middle = (
+                min(max(guess, 1.03 * low), 0.98 * high) if high < most else min(max(guess, 1.03 * low), most)
+            )
             found = self.harmless(middle)
             if found >= self._enough:
                 high = middle
@@ -92,14 +110,23 @@ def judge(
     *,
     at_once: bool = True,
 ) -> MetricStatus:
-    """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last step).
+    """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last
+    step).
 
-    ``alpha`` is the metric's share of the rollout's false-alarm budget; ``carried`` the ``log_evidence`` with which its earlier steps ended.
-    ``at_once``: stable was counted at the same time as the canary.
+    ``alpha`` is the metric's share of the rollout's false-alarm budget; ``carried`` the
+    ``log_evidence`` with which its earlier steps ended. ``at_once``: stable was counted at the same
+    time as the canary.
     """
     if problem is not None:
         verdict: VerdictName = "Inconclusive" if problem.kind in _INCONCLUSIVE_PROBLEMS else "Error"
-        return MetricStatus(name=metric.name, verdict=verdict, reason=problem.kind, message=problem.message, canary=canary, stable=stable)
+        return MetricStatus(
+            name=metric.name,
+            verdict=verdict,
+            reason=problem.kind,
+            message=problem.message,
+            canary=canary,
+            stable=stable,
+        )
     if metric.query is not None:
         return _judge_value(metric, value)
     return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha, carried, at_once)
@@ -107,7 +134,9 @@ def judge(
 
 def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
     def status(verdict: VerdictName, reason: str, message: str) -> MetricStatus:
-        return MetricStatus(name=metric.name, verdict=verdict, reason=reason, message=f"{metric.name}: {message}", value=value)
+        return MetricStatus(
+            name=metric.name, verdict=verdict, reason=reason, message=f"{metric.name}: {message}", value=value
+        )
 
     if value is None:
         return status("Inconclusive", "NoData", "not measured yet")
@@ -121,7 +150,14 @@ def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
 
 
 def _judge_counts(
-    metric: Metric, canary: Counter, stable: Counter | None, weight: int, next_weight: int, alpha: float, carried: Sequence[float], at_once: bool
+    metric: Metric,
+    canary: Counter,
+    stable: Counter | None,
+    weight: int,
+    next_weight: int,
+    alpha: float,
+    carried: Sequence[float],
+    at_once: bool,
 ) -> MetricStatus:
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
@@ -144,22 +180,43 @@ def _judge_counts(
         )
 
     if canary.total == 0:
-        what = "label for an answer of the canary has come" if metric.name == "accuracy" else "request to the canary has been counted"
+        what = (
+            "label for an answer of the canary has come"
+            if metric.name == "accuracy"
+            else "request to the canary has been counted"
+        )
         return status("Inconclusive", "NoData", f"no {what} since the step began", metric.min_samples)
     proven = next((c for c in criteria if c.proven), None)
-    if proven is not None and not proven.versus_stable and (why := _no_proof(proven.fail_above, stable, at_once)):
-        return status("Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {seen}")
+    if (
+        proven is not None
+        and not proven.versus_stable
+        and (why := _no_proof(proven.fail_above, stable, at_once))
+    ):
+        return status(
+            "Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {seen}"
+        )
     if proven is not None:
         than = (
-            f"than stable by more than {_points(proven.fail_above)}" if proven.versus_stable else f"than the limit of {_percent(proven.fail_above)}"
+            f"than stable by more than {_points(proven.fail_above)}"
+            if proven.versus_stable
+            else f"than the limit of {_percent(proven.fail_above)}"
         )
         earlier = "" if proven.worse >= -log(proven.alpha) else ", with the evidence of earlier steps"
         return status("Failed", _FAILURE[metric.name], f"proven worse {than}{earlier}: {seen}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
-        return status("Inconclusive", "TooFewSamples", f"{missing} more samples until minSamples {metric.min_samples}: {seen}", missing)
+        return status(
+            "Inconclusive",
+            "TooFewSamples",
+            f"{missing} more samples until minSamples {metric.min_samples}: {seen}",
+            missing,
+        )
     if not criteria:
-        return status("Inconclusive", "NoStableData", f"nothing of stable has been counted to compare with, and no absolute limit is set: {seen}")
+        return status(
+            "Inconclusive",
+            "NoStableData",
+            f"nothing of stable has been counted to compare with, and no absolute limit is set: {seen}",
+        )
     open_ones = [c for c in criteria if not c.ruled_out]
     if not open_ones:
         reason = "ProvenNotWorse" if compared is not None else "ProvenWithinLimit"
@@ -167,23 +224,41 @@ def _judge_counts(
     needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
     wanted = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
-    how = f"about {more} more samples at the present rates" if more is not None else "at the present rates no number of samples will do"
+    how = (
+        f"about {more} more samples at the present rates"
+        if more is not None
+        else "at the present rates no number of samples will do"
+    )
     return status("Inconclusive", "NotYetProven", f"{how}: {seen}; {wanted} for weight {next_weight}", more)
 
 
 def _criteria(
-    canary: Counter, stable: Counter | None, margin: float | None, limit: float | None, next_weight: int, alpha: float, carried: Sequence[float]
+    canary: Counter,
+    stable: Counter | None,
+    margin: float | None,
+    limit: float | None,
+    next_weight: int,
+    alpha: float,
+    carried: Sequence[float],
 ) -> list[_Criterion]:
-    """The comparison first. A limit as well takes half of the budget; what was carried belongs to the comparison where there is a margin."""
+    """The comparison first. A limit as well takes half of the budget; what was carried belongs to
+    the comparison where there is a margin.
+    """
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
-    # What goes on with stable shows how requests fail together here; a canary that fails from some moment on is no proof of it.
+    # What goes on with stable shows how requests fail together here; a canary that fails from some
+    # moment on is no proof of it.
     usual = canary if stable is None else stable
     apart = dispersion(spread_of(usual))
     bad, total = canary.bad / apart, canary.total / apart
     found = []
     if stable is not None and margin is not None:
-        other_bad, other_total, above, at = stable.bad / apart, stable.total / apart, TOLERANCE * margin, min(1.0, margin * scale)
+        other_bad, other_total, above, at = (
+            stable.bad / apart,
+            stable.total / apart,
+            TOLERANCE * margin,
+            min(1.0, margin * scale),
+        )
         worse = log_evidence(bad, total, other_bad, other_total, above)
         found.append(
             _Criterion(
@@ -218,7 +293,9 @@ def _criteria(
 
 
 def _no_proof(limit: float, stable: Counter | None, at_once: bool) -> str | None:
-    """Why an absolute limit that is exceeded is no proof against the canary: what clients send may exceed it on both sides."""
+    """Why an absolute limit that is exceeded is no proof against the canary: what clients send may
+    exceed it on both sides.
+    """
     if stable is None or not stable.total or not at_once:
         return "and nothing of stable was counted at the same time"
     return "which stable does not keep either" if stable.bad / stable.total > limit else None
@@ -241,12 +318,17 @@ def _shown(metric: Metric, bad_share: float) -> float:
     return round(1 - bad_share if metric.name == "accuracy" else bad_share, 6)
 
 
-def _seen(metric: Metric, canary: Counter, stable: Counter | None, criteria: list[_Criterion], weight: int) -> str:
+def _seen(
+    metric: Metric, canary: Counter, stable: Counter | None, criteria: list[_Criterion], weight: int
+) -> str:
     text = f"{_count(canary)} {_BAD[metric.name]} on the canary at weight {weight}"
     if stable is not None and stable.total:
         text += f", {_count(stable)} on stable"
     for c in criteria:
-        text += f", {'difference' if c.versus_stable else 'share'} between {_percent(c.interval.lower)} and {_percent(c.interval.upper)}"
+        text += (
+            f", {'difference' if c.versus_stable else 'share'} between {_percent(c.interval.lower)} and"
+            f" {_percent(c.interval.upper)}"
+        )
     return text
 
 

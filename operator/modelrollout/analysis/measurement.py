@@ -1,4 +1,6 @@
-"""One look at a step, after the provider has answered: readings to counts, counts to a verdict on each metric. The operator and a replay share it."""
+"""One look at a step, after the provider has answered: readings to counts, counts to a verdict on
+each metric. The operator and a replay share it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What ``judge`` takes: counts of both sides, or a value, or a problem together with the counts from before it."""
+    """What ``judge`` takes: counts of both sides, or a value, or a problem together with the counts
+    from before it.
+    """
 
     canary: Counter | None = None
     stable: Counter | None = None
@@ -42,15 +46,22 @@ def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
     return {m.name: Counts(m.canary, m.stable) for m in metrics}
 
 
-def fold_in(readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, stable: bool) -> dict[str, Measurement]:
-    """Add a look to the counts. A first look sets the baseline and counts nothing. ``stable``: whether there is one to compare with."""
+def fold_in(
+    readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, stable: bool
+) -> dict[str, Measurement]:
+    """Add a look to the counts. A first look sets the baseline and counts nothing. ``stable``:
+    whether there is one to compare with.
+    """
     found: dict[str, Measurement] = {}
     for name, reading in readings.items():
         before = counters.get(name) or Counts()
         if isinstance(reading, Problem):
             found[name] = Measurement(before.canary, before.stable, problem=reading)
         elif isinstance(reading, Look):
-            found[name] = Measurement(fold_all(before.canary, reading.canary), _of_stable(before.stable, reading) if stable else None)
+            found[name] = Measurement(
+                fold_all(before.canary, reading.canary),
+                _of_stable(before.stable, reading) if stable else None,
+            )
         else:
             found[name] = Measurement(value=reading)
     return found
@@ -58,14 +69,18 @@ def fold_in(readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, 
 
 def _of_stable(before: Counter | None, reading: Look) -> Counter:
     counted = fold_all(before, reading.stable)
-    return counted if before is not None or reading.usual is None else counted.model_copy(update={"spread": list(reading.usual)})
+    return (
+        counted
+        if before is not None or reading.usual is None
+        else counted.model_copy(update={"spread": list(reading.usual)})
+    )
 
 
 def carried_of(history: Iterable[StepEvidence], step: StepStatus) -> dict[str, list[float]]:
     """Log e-values with which the steps before this one ended, by metric, in order.
 
-    What was recorded of the present step itself (it is judged on after a pause for a cause) does not count twice, and of two records of one step
-    the later counts.
+    What was recorded of the present step itself (it is judged on after a pause for a cause) does
+    not count twice, and of two records of one step the later counts.
     """
     last = {(e.index, e.weight): e for e in history}
     last.pop((step.index, step.weight), None)
@@ -88,13 +103,26 @@ def judge_all(
     *,
     at_once: bool = True,
 ) -> list[MetricStatus]:
-    """A verdict on each part. ``before``: the metrics as the step's status has them; weights in percent; ``at_once`` as of ``judge``."""
+    """A verdict on each part. ``before``: the metrics as the step's status has them; weights in
+    percent; ``at_once`` as of ``judge``.
+    """
     known = {m.name: m for m in before}
 
     def one(part: Part) -> MetricStatus:
         m = found[part.name]
         earlier = carried.get(part.name, ())
-        judged = judge(part.metric, m.canary, m.stable, m.problem, m.value, weight, next_weight, part.alpha, earlier, at_once=at_once)
+        judged = judge(
+            part.metric,
+            m.canary,
+            m.stable,
+            m.problem,
+            m.value,
+            weight,
+            next_weight,
+            part.alpha,
+            earlier,
+            at_once=at_once,
+        )
         return _as_part(part, judged, known.get(part.name), now)
 
     return [one(part) for part in parts]
@@ -103,21 +131,33 @@ def judge_all(
 def _as_part(part: Part, judged: MetricStatus, before: MetricStatus | None, now: datetime) -> MetricStatus:
     changes: dict[str, object] = {"dry_run": True} if part.metric.dry_run else {}
     if part.slice is not None:
-        changes |= {"name": part.name, "slice": part.slice, "message": f"slice {part.slice} of {judged.message}"}
+        changes |= {
+            "name": part.name,
+            "slice": part.slice,
+            "message": f"slice {part.slice} of {judged.message}",
+        }
         if judged.verdict == "Failed":
             changes["reason"] = SLICE_FAILED
     return _lasting(part.metric, judged.model_copy(update=changes), before, now)
 
 
-def _lasting(metric: Metric, judged: MetricStatus, before: MetricStatus | None, now: datetime) -> MetricStatus:
-    """Since when the trouble lasts; a query that is beyond its limits holds the step until it has been so for as long as ``for`` says."""
+def _lasting(
+    metric: Metric, judged: MetricStatus, before: MetricStatus | None, now: datetime
+) -> MetricStatus:
+    """Since when the trouble lasts; a query that is beyond its limits holds the step until it has
+    been so for as long as ``for`` says.
+    """
     kept = before.since if before else None
     if judged.verdict == "Error":
-        return judged.model_copy(update={"since": kept if before and before.verdict == "Error" and kept else stamp(now)})
+        return judged.model_copy(
+            update={"since": kept if before and before.verdict == "Error" and kept else stamp(now)}
+        )
     if judged.verdict != "Failed" or metric.query is None or metric.for_ is None:
         return judged
     began = kept if before and before.verdict != "Error" and kept else stamp(now)
     if since(began, now) >= seconds(metric.for_):
         return judged.model_copy(update={"since": began})
     text = f"{judged.message} for {since(began, now):.0f} s; the metric fails after {metric.for_}"
-    return judged.model_copy(update={"verdict": "Inconclusive", "reason": BEYOND, "message": text, "since": began})
+    return judged.model_copy(
+        update={"verdict": "Inconclusive", "reason": BEYOND, "message": text, "since": began}
+    )

@@ -1,4 +1,6 @@
-"""Which metrics a rollout is judged by: its own, those of templates, and those that a policy demands."""
+"""Which metrics a rollout is judged by: its own, those of templates, and those that a policy
+demands.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,25 @@ MAX_METRICS = 32  # status has room for no more
 DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
 
 
-def effective_metrics(analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]) -> list[Metric] | Problem:
-    """The metrics in force. Of one name the spec's own wins over a template's, and an earlier template over a later one.
+def effective_metrics(
+    analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]
+) -> list[Metric] | Problem:
+    """The metrics in force. Of one name the spec's own wins over a template's, and an earlier
+    template over a later one.
 
-    A mandatory metric cannot be weakened: where the spec has one of its name, the stricter of each margin and limit holds. Where they measure
-    different things (another query, another objective) the mandatory one stands alone. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
+    A mandatory metric cannot be weakened: where the spec has one of its name, the stricter of each
+    margin and limit holds. Where they measure different things (another query, another objective)
+    the mandatory one stands alone. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
     """
     asked = analysis.templates or []
     unknown = [name for name in asked if name not in templates]
     if unknown:
         known = ", ".join(sorted(templates)) or "none"
-        return Problem("UnknownTemplate", f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are: {known}")
+        return Problem(
+            "UnknownTemplate",
+            f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are:"
+            f" {known}",
+        )
     own = analysis.metrics if analysis.metrics is not None else () if asked else DEFAULT_METRICS
     found: dict[str, Metric] = {m.name: m for m in own}
     for name in asked:
@@ -30,7 +40,11 @@ def effective_metrics(analysis: Analysis, templates: Mapping[str, Sequence[Metri
     for metric in mandatory:
         found[metric.name] = stricter(found[metric.name], metric) if metric.name in found else metric
     if len(found) > MAX_METRICS:
-        return Problem("TooManyMetrics", f"{len(found)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer templates")
+        return Problem(
+            "TooManyMetrics",
+            f"{len(found)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer"
+            " templates",
+        )
     return list(found.values())
 
 
@@ -53,11 +67,15 @@ def stricter(own: Metric, mandatory: Metric) -> Metric:
 
 
 def _slices(own: Metric, mandatory: Metric) -> list[Slice] | None:
-    """Every slice of either; of one in both the smaller margin. A slice that a metric leaves to its own margin takes that along."""
+    """Every slice of either; of one in both the smaller margin. A slice that a metric leaves to its
+    own margin takes that along.
+    """
     found: dict[str, Slice] = {}
     for metric in (mandatory, own):
         for part in metric.slices or ():
-            margin = _least(part.max_drop or metric.max_drop, found[part.name].max_drop if part.name in found else None)
+            margin = _least(
+                part.max_drop or metric.max_drop, found[part.name].max_drop if part.name in found else None
+            )
             found[part.name] = Slice(name=part.name, max_drop=margin)
     return list(found.values())[:16] or None
 

@@ -1,4 +1,6 @@
-"""What keeps a measurement from being a number, each cause by its own name: none of them is ever a regression."""
+"""What keeps a measurement from being a number, each cause by its own name: none of them is ever a
+regression.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ ProblemKind = Literal[
     "NoStableData",
     "SeveralSeries",
     "NotANumber",
-    "EvidenceImplausible",  # counts that cannot be: whose they are is the question, not how the model does
+    # counts that cannot be: whose they are is the question, not how the model does
+    "EvidenceImplausible",
     "NotABucketBound",
     "QueryNotAllowed",  # PromQL of a namespace's own: not at all here, or not this
     "QueryPending",  # such a query has not been answered yet; built-in metrics do not wait for it

@@ -1,9 +1,11 @@
 """Counters of more processes than status has room for.
 
-At most ``FOLLOWED`` processes of a side are followed one by one, first come, first kept, for the whole step; a process that vanishes keeps its place,
-because it may come back. All others are followed in ``GROUPS`` groups, by a hash of the name, each as one sum. A group counts only between two
-looks at exactly the same members, when every member was scraped anew and no sum has become smaller; otherwise the look is a new baseline. So with
-very many processes a part of the requests is lost, of canary and stable alike, and none is ever counted twice.
+At most ``FOLLOWED`` processes of a side are followed one by one, first come, first kept, for the
+whole step; a process that vanishes keeps its place, because it may come back. All others are
+followed in ``GROUPS`` groups, by a hash of the name, each as one sum. A group counts only between
+two looks at exactly the same members, when every member was scraped anew and no sum has become
+smaller; otherwise the look is a new baseline. So with very many processes a part of the requests is
+lost, of canary and stable alike, and none is ever counted twice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ GROUP_FIELDS = 4  # of its entry: total, bad, newest scrape, hash of the members
 
 
 def fold_all(previous: Counter | None, raw: Raw) -> Counter:
-    """``fold`` for any number of processes; ``previous`` itself when the look brought nothing new."""
+    """``fold`` for any number of processes; ``previous`` itself when the look brought nothing
+    new.
+    """
     known = previous.last if previous else {}
     room = FOLLOWED - sum(1 for p in known if not p.startswith(GROUP))
     followed = {p: s for p, s in raw.processes.items() if p in known}
@@ -44,7 +48,13 @@ def _with_group(counted: Counter, name: str, members: Mapping[str, Sample]) -> C
     total, bad = sum(s.total for s in members.values()), sum(s.bad for s in members.values())
     who = float(crc32("\n".join(sorted(members)).encode()))
     more = wrong = 0.0
-    if before is not None and before[3] == who and total >= before[0] and bad >= before[1] and total - bad >= before[0] - before[1]:
+    if (
+        before is not None
+        and before[3] == who
+        and total >= before[0]
+        and bad >= before[1]
+        and total - bad >= before[0] - before[1]
+    ):
         more, wrong = total - before[0], bad - before[1]
     return counted.model_copy(
         update={

@@ -2,14 +2,15 @@
 
 The first line is the header, each further line one look:
 
-    {"recording": 1, "namespace": "default", "name": "digits", "canary": "digits-8d1b", "stable": "digits-6c9f"}
-    {"at": "2026-11-22T12:00:00.000Z", "readings": {
-        "errors": {"canary": {"10.0.0.1:9100/http": [1204, 3, 1763812799.5]}, "stable": {"10.0.0.1:9100/http": [40250, 90, 1763812799.5]}},
-        "gpu-memory": 61000000000.0, "accuracy": {"problem": "ProviderTimeout", "message": "..."}}}
+    {"recording": 1, "namespace": "default", "name": "digits", "canary": "digits-8d1b", "stable":
+    "digits-6c9f"} {"at": "2026-11-22T12:00:00.000Z", "readings": { "errors": {"canary":
+    {"10.0.0.1:9100/http": [1204, 3, 1763812799.5]}, "stable": {"10.0.0.1:9100/http": [40250, 90,
+    1763812799.5]}}, "gpu-memory": 61000000000.0, "accuracy": {"problem": "ProviderTimeout",
+    "message": "..."}}}
 
-A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look, is how stable's bad share varied in the hour before
-(dispersion.Spread). A slice stands beside its metric as METRIC/SLICE. ``stable`` is null for a first
-revision.
+A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look,
+is how stable's bad share varied in the hour before (dispersion.Spread). A slice stands beside its
+metric as METRIC/SLICE. ``stable`` is null for a first revision.
 """
 
 from __future__ import annotations
@@ -46,23 +47,39 @@ class Header:
 
 def encode_header(header: Header) -> str:
     """The first line."""
-    fields = {"recording": FORMAT, "namespace": header.namespace, "name": header.name, "canary": header.canary, "stable": header.stable}
+    fields = {
+        "recording": FORMAT,
+        "namespace": header.namespace,
+        "name": header.name,
+        "canary": header.canary,
+        "stable": header.stable,
+    }
     return json.dumps(fields)
 
 
 def encode(at: datetime, readings: Mapping[str, Reading]) -> str:
     """One look as a line."""
-    return json.dumps({"at": stamp(at), "readings": {name: _wire(reading) for name, reading in readings.items()}})
+    return json.dumps(
+        {"at": stamp(at), "readings": {name: _wire(reading) for name, reading in readings.items()}}
+    )
 
 
 def read_header(line: str) -> Header:
     """Raises RecordingError."""
     found = _object(line, 1)
     if found.get("recording") != FORMAT:
-        raise RecordingError(f'line 1: a recording begins with {{"recording": {FORMAT}, ...}}; make one with: modelrollout analyze --record FILE')
+        raise RecordingError(
+            f'line 1: a recording begins with {{"recording": {FORMAT}, ...}}; make one with: modelrollout'
+            " analyze --record FILE"
+        )
     try:
         stable = found["stable"]
-        return Header(str(found["namespace"]), str(found["name"]), str(found["canary"]), None if stable is None else str(stable))
+        return Header(
+            str(found["namespace"]),
+            str(found["name"]),
+            str(found["canary"]),
+            None if stable is None else str(stable),
+        )
     except KeyError as e:
         raise RecordingError(f"line 1: {e.args[0]} is missing") from None
 
@@ -78,9 +95,13 @@ def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Readi
             at = datetime.fromisoformat(found["at"])
             readings = {str(name): _reading(value) for name, value in found["readings"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise RecordingError(f'line {number}: not {{"at": TIME, "readings": {{METRIC: ...}}}}: {e}') from None
+            raise RecordingError(
+                f'line {number}: not {{"at": TIME, "readings": {{METRIC: ...}}}}: {e}'
+            ) from None
         if at.tzinfo is None or (last is not None and at <= last):
-            raise RecordingError(f"line {number}: at {found['at']} needs a time zone and must be later than the line before")
+            raise RecordingError(
+                f"line {number}: at {found['at']} needs a time zone and must be later than the line before"
+            )
         last = at
         yield at, readings
 
@@ -100,7 +121,9 @@ def _wire(reading: Reading) -> object:
         return {"problem": reading.kind, "message": reading.message}
     if isinstance(reading, Look):
         sides = (("canary", reading.canary), ("stable", reading.stable))
-        counters = {side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides}
+        counters = {
+            side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides
+        }
         return counters if reading.usual is None else {**counters, "usual": list(reading.usual)}
     return reading
 
@@ -111,7 +134,10 @@ def _reading(value: object) -> Reading:
             raise ValueError(f"unknown problem {value['problem']!r}")
         return Problem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):
-        canary, stable = (Raw({str(p): Sample(*map(float, s)) for p, s in value[side].items()}) for side in ("canary", "stable"))
+        canary, stable = (
+            Raw({str(p): Sample(*map(float, s)) for p, s in value[side].items()})
+            for side in ("canary", "stable")
+        )
         return Look(canary, stable, Spread(*map(float, value["usual"])) if "usual" in value else None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -1,7 +1,8 @@
 """Agreement of the canary with stable on mirrored requests: pairs in, one verdict out.
 
-A pair is one request that both revisions were asked. The share of the pairs that disagree has a confidence sequence (``statistics.sequential``), so that
-looking often costs no false alarms. Fail: proven above the limit, which is 1 - minAgreement. Pass: minSamples seen, and proven within it.
+A pair is one request that both revisions were asked. The share of the pairs that disagree has a
+confidence sequence (``statistics.sequential``), so that looking often costs no false alarms. Fail:
+proven above the limit, which is 1 - minAgreement. Pass: minSamples seen, and proven within it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ _NO_EVIDENCE = ("NoData", "NoStableData")  # everything else that keeps a number
 _LARGEST_PLAN = 10_000_000  # pairs; more than this is "never" for a rollout
 
 
-def judge_agreement(shadow: Shadow, pairs: Counter | None, problem: Problem | None, alpha: float) -> MetricStatus:
-    """The verdict on ``pairs`` (bad: disagreements and failures of the canary). ``alpha``: its false-alarm budget."""
+def judge_agreement(
+    shadow: Shadow, pairs: Counter | None, problem: Problem | None, alpha: float
+) -> MetricStatus:
+    """The verdict on ``pairs`` (bad: disagreements and failures of the canary). ``alpha``: its
+    false-alarm budget.
+    """
     limit = round(1 - shadow.min_agreement, 12)
     if problem is not None:
         verdict: VerdictName = "Inconclusive" if problem.kind in _NO_EVIDENCE else "Error"
-        return MetricStatus(name=NAME, verdict=verdict, reason=problem.kind, message=problem.message, canary=pairs)
+        return MetricStatus(
+            name=NAME, verdict=verdict, reason=problem.kind, message=problem.message, canary=pairs
+        )
     pairs = pairs or Counter()
     interval = share_interval(pairs.bad, pairs.total, alpha)
 
@@ -39,26 +46,41 @@ def judge_agreement(shadow: Shadow, pairs: Counter | None, problem: Problem | No
         )
 
     if pairs.total == 0:
-        text = "no mirrored request has been compared yet: none came, or they are no inference requests over HTTP, or larger than the comparer takes"
+        text = (
+            "no mirrored request has been compared yet: none came, or they are no inference requests over"
+            " HTTP, or larger than the comparer takes"
+        )
         return status("Inconclusive", "NoData", text, shadow.min_samples)
     seen = (
-        f"{pairs.bad:.0f} of {pairs.total:.0f} mirrored requests were answered differently, a share between {100 * interval.lower:.2f} % "
-        f"and {100 * interval.upper:.2f} %, of which minAgreement allows {100 * limit:.2f} %"
+        f"{pairs.bad:.0f} of {pairs.total:.0f} mirrored requests were answered differently, a share between"
+        f" {100 * interval.lower:.2f} % and {100 * interval.upper:.2f} %, of which minAgreement allows"
+        f" {100 * limit:.2f} %"
     )
     if interval.lower > limit:
         return status("Failed", "ShadowDisagrees", f"proven to disagree with stable too often: {seen}")
     if pairs.total < shadow.min_samples:
         missing = ceil(shadow.min_samples - pairs.total)
-        return status("Inconclusive", "TooFewSamples", f"{missing} more samples until minSamples {shadow.min_samples}: {seen}", missing)
+        return status(
+            "Inconclusive",
+            "TooFewSamples",
+            f"{missing} more samples until minSamples {shadow.min_samples}: {seen}",
+            missing,
+        )
     if interval.upper <= limit:
         return status("Successful", "ShadowAgrees", seen)
     needed = _needed(pairs, limit, alpha)
-    how = f"about {needed} more samples at the present rates" if needed is not None else "at the present rates no number of samples will do"
+    how = (
+        f"about {needed} more samples at the present rates"
+        if needed is not None
+        else "at the present rates no number of samples will do"
+    )
     return status("Inconclusive", "NotYetProven", f"{how}: {seen}", needed)
 
 
 def _needed(pairs: Counter, limit: float, alpha: float) -> int | None:
-    """Pairs that are still needed if the share stays as it is, to about 5 %; None: no number of them proves it."""
+    """Pairs that are still needed if the share stays as it is, to about 5 %; None: no number of
+    them proves it.
+    """
 
     def proven(times: float) -> bool:
         return share_interval(times * pairs.bad, times * pairs.total, alpha).upper <= limit

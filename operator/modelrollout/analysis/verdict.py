@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, VerdictName
 
-FALSE_ALARM_BUDGET = 0.01  # of one rollout: the chance that something is proven which is not so, over all its steps, metrics and looks
+# of one rollout: the chance that something is proven which is not so, over all its steps, metrics
+# and looks
+FALSE_ALARM_BUDGET = 0.01
 _ORDER: tuple[VerdictName, ...] = ("Failed", "Error", "Inconclusive", "Successful")
 
 
 class Verdict(NamedTuple):
-    """The verdict on a step; ``reason`` is that of the first metric that decides, ``message`` names all that do."""
+    """The verdict on a step; ``reason`` is that of the first metric that decides, ``message`` names
+    all that do.
+    """
 
     name: VerdictName
     reason: str
@@ -22,7 +26,9 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing to judge: a metric, or one slice of it. ``name`` is its name in status, ``alpha`` its share of the rollout's budget."""
+    """One thing to judge: a metric, or one slice of it. ``name`` is its name in status, ``alpha``
+    its share of the rollout's budget.
+    """
 
     name: str
     metric: Metric
@@ -31,10 +37,12 @@ class Part:
 
 
 def combine(metrics: Sequence[MetricStatus]) -> Verdict:
-    """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so it is Inconclusive.
+    """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so
+    it is Inconclusive.
 
-    Evidence that is implausible wins over all: where somebody else counts, nothing is proven.
-    A slice decides only by failing: a rare one would hold every rollout for ever. A dry run decides nothing.
+    Evidence that is implausible wins over all: where somebody else counts, nothing is proven. A
+    slice decides only by failing: a rare one would hold every rollout for ever. A dry run decides
+    nothing.
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
     if implausible := [m for m in voting if m.verdict == "Error" and m.reason == "EvidenceImplausible"]:
@@ -44,23 +52,32 @@ def combine(metrics: Sequence[MetricStatus]) -> Verdict:
         if deciding:
             return Verdict(name, deciding[0].reason, "; ".join(m.message for m in deciding))
     return Verdict(
-        "Inconclusive", "NoMetrics", "no metric decides: leave spec.rollout.analysis.metrics out for the default, or name one that is no dryRun"
+        "Inconclusive",
+        "NoMetrics",
+        "no metric decides: leave spec.rollout.analysis.metrics out for the default, or name one that is no"
+        " dryRun",
     )
 
 
 def alpha_of(metrics: Sequence[Metric]) -> float:
-    """The share of the budget for each metric that is judged by counts. A query is a plain threshold, a dry run decides nothing: they need none."""
+    """The share of the budget for each metric that is judged by counts. A query is a plain
+    threshold, a dry run decides nothing: they need none.
+    """
     return FALSE_ALARM_BUDGET / max(1, sum(1 for m in metrics if m.query is None and not m.dry_run))
 
 
 def parts_of(metrics: Sequence[Metric]) -> list[Part]:
-    """What is judged. A metric with slices keeps half of its share for all answers together, the other half is theirs in equal parts."""
+    """What is judged. A metric with slices keeps half of its share for all answers together, the
+    other half is theirs in equal parts.
+    """
     share = alpha_of(metrics)
     parts: list[Part] = []
     for metric in metrics:
         slices = metric.slices or []
         parts.append(Part(metric.name, metric, share / 2 if slices else share))
         for part in slices:
-            of_slice = metric.model_copy(update={"max_drop": part.max_drop or metric.max_drop, "min": None, "slices": None})
+            of_slice = metric.model_copy(
+                update={"max_drop": part.max_drop or metric.max_drop, "min": None, "slices": None}
+            )
             parts.append(Part(f"{metric.name}/{part.name}", of_slice, share / 2 / len(slices), part.name))
     return parts

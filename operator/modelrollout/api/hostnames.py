@@ -1,4 +1,6 @@
-"""Host names and wildcards, as the Gateway API compares them: ``*.example.com`` is every name below example.com, at any depth, and not itself."""
+"""Host names and wildcards, as the Gateway API compares them: ``*.example.com`` is every name below
+example.com, at any depth, and not itself.
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 FIELD_MANAGER = "modelrollout-operator"
 
-# Labels of children. They are our own: tracking labels of other tools (Argo CD, Helm) are never copied, or those tools
-# would claim the children and prune them.
+# Labels of children. They are our own: tracking labels of other tools (Argo CD, Helm) are never
+# copied, or those tools would claim the children and prune them.
 LABEL_NAME = f"{GROUP}/name"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_NUMBER = f"{GROUP}/number"
@@ -31,20 +31,36 @@ COMPONENT_EVALUATE = "evaluate"
 COMPONENT_SHADOW = "shadow"
 
 # Annotations on the object that they speak of.
-ANNOTATION_OUTCOME = f"{GROUP}/outcome"  # mirror of status.outcome: a restore from Git or a backup brings no status
+# mirror of status.outcome: a restore from Git or a backup brings no status
+ANNOTATION_OUTCOME = f"{GROUP}/outcome"
 ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
-ANNOTATION_HARDENED = f"{GROUP}/hardened"  # on the pod template: the version of what keeps everybody from managing the server
-ANNOTATION_ASKED = f"{GROUP}/asked"  # on the prepare Job: hash of the resources, time limit and queue that spec asked for
-ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # on the Lease of a slot: start of the rollout that holds it
+# on the pod template: the version of what keeps everybody from managing the server
+ANNOTATION_HARDENED = f"{GROUP}/hardened"
+# on the prepare Job: hash of the resources, time limit and queue that spec asked for
+ANNOTATION_ASKED = f"{GROUP}/asked"
+# on the Lease of a slot: start of the rollout that holds it
+ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
 ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the name itself
-ANNOTATION_RESERVED = f"{GROUP}/reserved"  # on the same: how long it stays with the version that served last, once it is given up
+# on the same: how long it stays with the version that served last, once it is given up
+ANNOTATION_RESERVED = f"{GROUP}/reserved"
 ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
 ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was given up
 
-# Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see docs/verbs.md.
-VERBS = ("promote", "promote-full", "pause", "resume", "abort", "retry", "rollback", "restart", "restart-allow-downtime")
+# Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see
+# docs/verbs.md.
+VERBS = (
+    "promote",
+    "promote-full",
+    "pause",
+    "resume",
+    "abort",
+    "retry",
+    "rollback",
+    "restart",
+    "restart-allow-downtime",
+)
 
 PORT_HTTP = 8000
 PORT_GRPC = 8001
@@ -68,11 +84,15 @@ def short_hash(value: Any, length: int = 8) -> str:
 
 
 def revision_name(namespace: str, deployment: str, user_input: Mapping[str, Any], source_sha256: str) -> str:
-    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md, ModelRevision).
+    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md,
+    ModelRevision).
 
-    The namespace takes part, because gateways join it and the name with a dash: ``ml``/``prod-x`` and ``ml-prod``/``x`` would be one.
+    The namespace takes part, because gateways join it and the name with a dash: ``ml``/``prod-x``
+    and ``ml-prod``/``x`` would be one.
     """
-    return f"{deployment}-{short_hash({'namespace': namespace, 'input': user_input, 'sha256': source_sha256})}"
+    return (
+        f"{deployment}-{short_hash({'namespace': namespace, 'input': user_input, 'sha256': source_sha256})}"
+    )
 
 
 def resolve_job_name(deployment: str, rollout_id: str) -> str:
@@ -81,7 +101,9 @@ def resolve_job_name(deployment: str, rollout_id: str) -> str:
 
 
 def preview_name(deployment: str) -> str:
-    """Name of the Service and the routes that lead to the revision on trial in a blue-green rollout."""
+    """Name of the Service and the routes that lead to the revision on trial in a blue-green
+    rollout.
+    """
     return f"{deployment}-preview"
 
 
@@ -91,7 +113,9 @@ def slot_name(policy: str, index: int) -> str:
 
 
 def own_name(namespace: str, name: str) -> str:
-    """A ModelDeployment's own name where it stands among claims of host names: with a slash it is none."""
+    """A ModelDeployment's own name where it stands among claims of host names: with a slash it is
+    none.
+    """
     return f"modeldeployment/{namespace}/{name}"
 
 
@@ -101,10 +125,14 @@ def host_lease(host: str) -> str:
 
 
 def stage_job_name(revision: str, component: str, rollout_id: str) -> str:
-    """Name of a revision's prepare, tune or evaluate Job; another rollout or attempt gets another name. At most 63 characters."""
+    """Name of a revision's prepare, tune or evaluate Job; another rollout or attempt gets another
+    name. At most 63 characters.
+    """
     return f"{revision}-{component}-{rollout_id}"
 
 
 def shadow_name(revision: str) -> str:
-    """Name of what shadows a revision: the comparer's Deployment and Service, and the route that tries the mirror out."""
+    """Name of what shadows a revision: the comparer's Deployment and Service, and the route that
+    tries the mirror out.
+    """
     return f"{revision}-shadow"

@@ -1,4 +1,6 @@
-"""Label matchers of the operator's configuration: whose counters are believed. The subset of PromQL that says who may, and never who may not."""
+"""Label matchers of the operator's configuration: whose counters are believed. The subset of PromQL
+that says who may, and never who may not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,22 @@ from dataclasses import dataclass
 
 # What a process writes on the counters that are read: whoever is scraped may write the same.
 _WRITTEN_BY_TARGETS = frozenset(
-    ("service", "code", "method", "protocol", "le", "model_namespace", "name", "version", "slice", "result", "canary", "stable", "model", "reason")
+    (
+        "service",
+        "code",
+        "method",
+        "protocol",
+        "le",
+        "model_namespace",
+        "name",
+        "version",
+        "slice",
+        "result",
+        "canary",
+        "stable",
+        "model",
+        "reason",
+    )
 )
 LABEL_NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
 _MATCHER = re.compile(rf',\s*({LABEL_NAME})\s*(=~|!~|!=|=)\s*("(?:[^"\\]|\\.)*")\s*')
@@ -41,7 +58,10 @@ def parse(text: str) -> tuple[Matcher, ...]:
         match = _MATCHER.match(rest)
         if match is None:
             said = repr(rest.strip(", ")[:100])
-            raise ValueError(f'{said} is no label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by commas, {_EXAMPLE}')
+            raise ValueError(
+                f'{said} is no label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by commas,'
+                f" {_EXAMPLE}"
+            )
         found.append(_checked(*match.groups()))
         rest = rest[match.end() :]
     return tuple(found)
@@ -49,16 +69,25 @@ def parse(text: str) -> tuple[Matcher, ...]:
 
 def _checked(label: str, operator: str, quoted: str) -> Matcher:
     if operator not in ("=", "=~"):
-        raise ValueError(f"{label}{operator}{quoted} says who may not count; say who may with = or =~, {_EXAMPLE}")
+        raise ValueError(
+            f"{label}{operator}{quoted} says who may not count; say who may with = or =~, {_EXAMPLE}"
+        )
     if label in _WRITTEN_BY_TARGETS or label.startswith(("exported_", "__")):
-        raise ValueError(f"{label} is not set by the scrape, whoever is scraped may write it; name a label that the scrape sets, {_EXAMPLE}")
+        raise ValueError(
+            f"{label} is not set by the scrape, whoever is scraped may write it; name a label that the scrape"
+            f" sets, {_EXAMPLE}"
+        )
     try:
         matcher = Matcher(label, json.loads(quoted), operator == "=~")
         nobody = matcher.fits({})
     except (ValueError, re.error) as e:
-        raise ValueError(f"{label}{operator}{quoted} cannot be read ({e}); correct the value, {_EXAMPLE}") from None
+        raise ValueError(
+            f"{label}{operator}{quoted} cannot be read ({e}); correct the value, {_EXAMPLE}"
+        ) from None
     if nobody:
-        raise ValueError(f"{label}{operator}{quoted} fits whoever has no such label; give a value, {_EXAMPLE}")
+        raise ValueError(
+            f"{label}{operator}{quoted} fits whoever has no such label; give a value, {_EXAMPLE}"
+        )
     return matcher
 
 

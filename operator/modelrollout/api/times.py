@@ -11,5 +11,7 @@ def stamp(now: datetime) -> str:
 
 
 def since(text: str, now: datetime) -> float:
-    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between replicas."""
+    """Seconds from a timestamp of status to ``now``; never negative, clocks differ between
+    replicas.
+    """
     return max(0.0, (now - datetime.fromisoformat(text)).total_seconds())

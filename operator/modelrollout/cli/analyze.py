@@ -1,4 +1,6 @@
-"""``modelrollout analyze``: a rollout's gates over a recording, over Prometheus history, or over the present moment."""
+"""``modelrollout analyze``: a rollout's gates over a recording, over Prometheus history, or over
+the present moment.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read
 from modelrollout.analysis.providers.prometheus.promql import Query, Target, bounds_query, build
 from modelrollout.analysis.providers.prometheus.provider import look, usual_before
-from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
+from modelrollout.analysis.recording import (
+    Header,
+    RecordingError,
+    encode,
+    encode_header,
+    read_header,
+    read_looks,
+)
 from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
@@ -70,7 +79,10 @@ class Wanted:
 async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell) -> None:
     """Do what the options say; raises Refused and Unanswered."""
     if w.recording is None and w.prometheus is None:
-        raise Refused("say where the readings come from: --prometheus URL (kubectl port-forward reaches one inside the cluster), or --replay FILE")
+        raise Refused(
+            "say where the readings come from: --prometheus URL (kubectl port-forward reaches one inside the"
+            " cluster), or --replay FILE"
+        )
     if w.recording is not None and w.prometheus is not None:
         raise Refused("either --replay or --prometheus, not both")
     found = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
@@ -92,16 +104,25 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
     try:
         if w.start is None:
             if found is None:
-                raise Refused("give --start (and --end) to judge history, or the NAME of a rollout in flight to judge now")
+                raise Refused(
+                    "give --start (and --end) to judge history, or the NAME of a rollout in flight to"
+                    " judge now"
+                )
             assessment = await present(replace(found, spec=spec), source, w.profile, m.rules, now)
             text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
             told = notes(judged_by)
-            shown_now = Group(view.metrics(assessment.metrics), Text(f"\n{text}", "bold"), *(Text(note, "dim") for note in told))
+            shown_now = Group(
+                view.metrics(assessment.metrics),
+                Text(f"\n{text}", "bold"),
+                *(Text(note, "dim") for note in told),
+            )
             tell(shown_now, assessment_json(assessment, told))
             return
         canary, stable = _sides(w, found)
         target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, m.rules, w.window)
-        looks = await past(source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now))
+        looks = await past(
+            source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
+        )
     finally:
         await source.close()
     if w.record is not None:
@@ -130,7 +151,7 @@ def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef |
     return canary, stable
 
 
-# --- where readings come from -----------------------------------------------------------------------------------------
+# --- where readings come from
 
 
 def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
@@ -153,21 +174,37 @@ def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
 def reader(url: str, token_file: Path | None) -> PrometheusReader:
     """A Prometheus by its URL; raises Refused."""
     if carries_more(url):  # it would stand in messages
-        raise Refused("--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and give a token in --token-file")
+        raise Refused(
+            "--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and"
+            " give a token in --token-file"
+        )
     return PrometheusReader(
-        PrometheusProvider(name=url, url=url, token_file=str(token_file) if token_file else None, timeout_seconds=TIMEOUT_SECONDS),
+        PrometheusProvider(
+            name=url,
+            url=url,
+            token_file=str(token_file) if token_file else None,
+            timeout_seconds=TIMEOUT_SECONDS,
+        ),
         patience=TIMEOUT_SECONDS,
     )
 
 
-async def past(source: PrometheusReader, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]) -> list[Moment]:
-    """The readings at these times as Prometheus has kept them; raises Unanswered when it cannot be asked."""
+async def past(
+    source: PrometheusReader, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]
+) -> list[Moment]:
+    """The readings at these times as Prometheus has kept them; raises Unanswered when it cannot be
+    asked.
+    """
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     assert not isinstance(metrics, Problem)
     found: dict[int, dict[str, Reading]] = {t: {} for t in times}
     for metric in metrics:
         plan = build(metric, target, baseline=False)
-        answers = await source.history(plan.promql, times) if isinstance(plan, Query) else dict.fromkeys(times, plan)
+        answers = (
+            await source.history(plan.promql, times)
+            if isinstance(plan, Query)
+            else dict.fromkeys(times, plan)
+        )
         if isinstance(answers, Problem):
             raise Unanswered(f"{metric.name}: {answers.message}")
         bounds = None
@@ -177,15 +214,23 @@ async def past(source: PrometheusReader, spec: ModelDeploymentSpec, target: Targ
             if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
                 if bounds is None:
                     [bounds] = await source.ask([bounds_query(target)])
-                readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)}
+                readings = {
+                    metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)
+                }
             found[t] |= readings
         before = await usual_before(source, target, metric, times[0])
-        found[times[0]] |= {n: replace(r, usual=before.get(n)) for n, r in found[times[0]].items() if n in before and isinstance(r, Look)}
+        found[times[0]] |= {
+            n: replace(r, usual=before.get(n))
+            for n, r in found[times[0]].items()
+            if n in before and isinstance(r, Look)
+        }
     return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
 
 
 def times_between(start: str, end: str | None, interval: str, now: datetime) -> list[int]:
-    """The times of the operator's looks, Unix seconds; ``start`` and ``end`` are RFC 3339, or a duration ago such as 2h. Raises Refused."""
+    """The times of the operator's looks, Unix seconds; ``start`` and ``end`` are RFC 3339, or a
+    duration ago such as 2h. Raises Refused.
+    """
     begin, finish = _when(start, "--start", now), _when(end, "--end", now) if end else now
     step = max(1, round(seconds(interval)))
     times = list(range(int(begin.timestamp()), int(finish.timestamp()) + 1, step))
@@ -201,7 +246,9 @@ def _when(text: str, option: str, now: datetime) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise Refused(f"{option} {text}: write a time such as 2026-11-22T12:00:00Z, or how long ago: 2h") from None
+        raise Refused(
+            f"{option} {text}: write a time such as 2026-11-22T12:00:00Z, or how long ago: 2h"
+        ) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -209,7 +256,10 @@ def revision(text: str, option: str) -> RevisionRef:
     """``digits-8d1b:3``: name and number of a revision; raises Refused."""
     name, _, number = text.rpartition(":")
     if not name or not number.isdigit():
-        raise Refused(f"{option} {text}: write name and number of the revision, for example digits-8d1b:3 (see modelrollout history)")
+        raise Refused(
+            f"{option} {text}: write name and number of the revision, for example digits-8d1b:3 (see"
+            " modelrollout history)"
+        )
     return RevisionRef(revision=name, number=int(number))
 
 
@@ -226,19 +276,51 @@ def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -
         raise Refused(str(e)) from e
 
 
-async def present(found: Rollout, source: PrometheusReader, profile: str, rules: Rules | None, now: datetime) -> Assessment:
-    """One look at the step that the rollout is in, added to what status holds; nothing is written. Raises Refused when no canary is under way."""
+async def present(
+    found: Rollout, source: PrometheusReader, profile: str, rules: Rules | None, now: datetime
+) -> Assessment:
+    """One look at the step that the rollout is in, added to what status holds; nothing is written.
+    Raises Refused when no canary is under way.
+    """
     flying = in_flight(found)
-    if found.spec is None or flying is None or flying.stage != "Canary" or flying.step is None or flying.revision is None or flying.number is None:
-        raise Refused(f"{found.name} is in no canary step, so nothing is being judged; over the past: --start, --canary and --stable, or --replay")
-    s = Snapshot(name=found.name, namespace=found.namespace, generation=found.generation, spec=found.spec, status=found.status)
+    if (
+        found.spec is None
+        or flying is None
+        or flying.stage != "Canary"
+        or flying.step is None
+        or flying.revision is None
+        or flying.number is None
+    ):
+        raise Refused(
+            f"{found.name} is in no canary step, so nothing is being judged; over the past: --start, --canary"
+            " and --stable, or --replay"
+        )
+    s = Snapshot(
+        name=found.name,
+        namespace=found.namespace,
+        generation=found.generation,
+        spec=found.spec,
+        status=found.status,
+    )
     metrics = to_measure(s, now)
     if isinstance(metrics, Assessment):
         return metrics
     window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
     canary = RevisionRef(revision=flying.revision, number=flying.number)
-    target = target_of(found.namespace, found.name, found.spec, canary, baseline(s), profile, rules, window, flying.step.weight)
-    return judged(s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()), now)
+    target = target_of(
+        found.namespace,
+        found.name,
+        found.spec,
+        canary,
+        baseline(s),
+        profile,
+        rules,
+        window,
+        flying.step.weight,
+    )
+    return judged(
+        s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()), now
+    )
 
 
 def target_of(
@@ -252,12 +334,22 @@ def target_of(
     window: float,
     weight: int = 0,
 ) -> Target:
-    """What is compared; without a gateway Triton's own counters are asked. Own queries are asked unless a policy says Templates: what the operator's
-    configuration says is not known here (``notes``)."""
+    """What is compared; without a gateway Triton's own counters are asked. Own queries are asked
+    unless a policy says Templates: what the operator's configuration says is not known here
+    (``notes``).
+    """
     gateway = spec.traffic.gateway is not None and profile == "traefik"
     known = rules or NO_RULES
     return Target(
-        namespace, name, canary, stable, "traefik" if gateway else "none", window, weight, promql=known.promql, queries=known.queries("Own")
+        namespace,
+        name,
+        canary,
+        stable,
+        "traefik" if gateway else "none",
+        window,
+        weight,
+        promql=known.promql,
+        queries=known.queries("Own"),
     )
 
 
@@ -265,22 +357,30 @@ def notes(m: Manifest) -> list[str]:
     """What the operator would do otherwise, for reasons that are not known here."""
     found = []
     rules = m.rules or NO_RULES
-    own = [metric.name for metric in m.spec.rollout.analysis.metrics or () if metric.query is not None and metric.query not in rules.promql]
+    own = [
+        metric.name
+        for metric in m.spec.rollout.analysis.metrics or ()
+        if metric.query is not None and metric.query not in rules.promql
+    ]
     if own and not any(gates.queries for _, gates in rules.gates):
         found.append(
-            f"{', '.join(own)}: PromQL of the spec's own. Unless a RolloutPolicy or the operator's configuration says queries: Own, the operator "
-            "refuses it (QueryNotAllowed): use a template"
+            f"{', '.join(own)}: PromQL of the spec's own. Unless a RolloutPolicy or the operator's"
+            " configuration says queries: Own, the operator refuses it (QueryNotAllowed): use a template"
         )
     if m.rules is None:
-        found.append("policies are not known (you may not list rolloutpolicies): what they demand is not in this")
+        found.append(
+            "policies are not known (you may not list rolloutpolicies): what they demand is not in this"
+        )
     return found
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- what is shown
 
 
 def shown(replayed: Replayed, judged_by: Manifest) -> RenderableType:
-    """The timeline as text: when each step began, passed, failed or stayed without a verdict, with the intervals of that moment."""
+    """The timeline as text: when each step began, passed, failed or stayed without a verdict, with
+    the intervals of that moment.
+    """
     table = view.columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     for entry in replayed.timeline:
         head = (view.duration(entry.seconds), entry.step, f"{entry.weight} %", entry.what)
@@ -290,7 +390,10 @@ def shown(replayed: Replayed, judged_by: Manifest) -> RenderableType:
         for m in entry.metrics:
             value = f"{m.value:g}" if m.value is not None else "-"
             verdict = f"{m.verdict}{' (dry run)' if m.dry_run else ''}: {m.reason}"
-            canary, stable = view.count(m.canary) if m.canary else value, view.count(m.stable) if m.stable else "-"
+            canary, stable = (
+                view.count(m.canary) if m.canary else value,
+                (view.count(m.stable) if m.stable else "-"),
+            )
             table.add_row(*head, m.name, canary, stable, view.interval(m.interval), verdict)
             head = ("", "", "", "")
     parts: list[RenderableType] = [table, Text(f"\n{replayed.outcome}: {replayed.message}", "bold")]
@@ -334,4 +437,7 @@ def assessment_json(found: Assessment, told: Sequence[str]) -> dict[str, Any]:
 
 def _bare(metric: dict[str, Any]) -> dict[str, Any]:
     """Without the raw counters of each process."""
-    return {k: {f: n for f, n in v.items() if f in ("total", "bad")} if isinstance(v, Mapping) else v for k, v in metric.items()}
+    return {
+        k: {f: n for f, n in v.items() if f in ("total", "bad")} if isinstance(v, Mapping) else v
+        for k, v in metric.items()
+    }

@@ -13,7 +13,12 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.uris import masked_text
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionSpec,
+    ModelRevisionStatus,
+)
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.kube.client import (
     EVENT,
@@ -35,15 +40,23 @@ from modelrollout.rollout.policy.rules import spec_in_force
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Which ClusterRole of the chart allows what a command needs.
-_ROLES = {"read": "modelrollout-view", "ask": "modelrollout-operate", "ask on the ModelDeployment": "modelrollout-edit"}
+_ROLES = {
+    "read": "modelrollout-view",
+    "ask": "modelrollout-operate",
+    "ask on the ModelDeployment": "modelrollout-edit",
+}
 
 
 class Api(Protocol):
     """What the commands need of ``Kube``."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object: ...
-    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing: ...
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object: ...
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500
+    ) -> Listing: ...
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object: ...
     async def close(self) -> None: ...
 
 
@@ -90,7 +103,8 @@ class Rollout:
     name: str
     namespace: str
     generation: int
-    spec: ModelDeploymentSpec | None  # None: another version of the API wrote what this one cannot read
+    # None: another version of the API wrote what this one cannot read
+    spec: ModelDeploymentSpec | None
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()  # newest first
     unread: tuple[str, ...] = ()  # revisions that another version of the API wrote
@@ -137,7 +151,9 @@ class Cluster:
         )
 
     async def policies(self) -> Sequence[Object] | None:
-        """The RolloutPolicies of the cluster; None where one may not look beyond one's namespace."""
+        """The RolloutPolicies of the cluster; None where one may not look beyond one's
+        namespace.
+        """
         try:
             return (await self._api.list(ROLLOUT_POLICY)).items
         except Forbidden:
@@ -155,9 +171,13 @@ class Cluster:
             raise self._explained(e, "read", "get", "namespaces") from e
 
     async def _revisions(self, name: str) -> tuple[tuple[Revision, ...], tuple[str, ...]]:
-        """Kept revisions of a ModelDeployment, newest first, and the names of those that cannot be read."""
+        """Kept revisions of a ModelDeployment, newest first, and the names of those that cannot be
+        read.
+        """
         try:
-            found = await self._api.list(MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}")
+            found = await self._api.list(
+                MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}"
+            )
         except KubeError as e:
             raise self._explained(e, "read", "list", "modelrevisions") from e
         read, unread = [], [u.name for u in found.unread]
@@ -169,15 +189,21 @@ class Cluster:
             except ValidationError:
                 unread.append(name_of)
             else:
-                read.append(Revision(name_of, item["metadata"].get("creationTimestamp", ""), spec, status, item))
+                read.append(
+                    Revision(name_of, item["metadata"].get("creationTimestamp", ""), spec, status, item)
+                )
         return tuple(sorted(read, key=lambda r: r.spec.number, reverse=True)), tuple(unread)
 
     async def annotate(self, resource: Resource, name: str, key: str, value: str) -> None:
         """Set one annotation and nothing else."""
         try:
-            await self._api.merge_patch(resource, self.namespace, name, {"metadata": {"annotations": {key: value}}})
+            await self._api.merge_patch(
+                resource, self.namespace, name, {"metadata": {"annotations": {key: value}}}
+            )
         except NotFound:
-            raise Refused(f"{resource.kind} {name} is not there (any more); see: modelrollout history") from None
+            raise Refused(
+                f"{resource.kind} {name} is not there (any more); see: modelrollout history"
+            ) from None
         except KubeError as e:
             need = "ask" if resource is MODEL_REVISION else "ask on the ModelDeployment"
             raise self._explained(e, need, "patch", resource.plural) from e
@@ -209,10 +235,17 @@ class Cluster:
         except KubeError as e:
             raise self._explained(e, "read", "list", "events") from e
         kinds = {MODEL_DEPLOYMENT.kind, MODEL_REVISION.kind}
-        ours = [e for e in found.items if e["involvedObject"].get("kind") in kinds and e["involvedObject"].get("name") in about]
+        ours = [
+            e
+            for e in found.items
+            if e["involvedObject"].get("kind") in kinds and e["involvedObject"].get("name") in about
+        ]
         read = [
             Event(
-                at=e.get("lastTimestamp") or e.get("eventTime") or e["metadata"].get("creationTimestamp") or "",
+                at=e.get("lastTimestamp")
+                or e.get("eventTime")
+                or e["metadata"].get("creationTimestamp")
+                or "",
                 type=e.get("type") or "Normal",
                 reason=e.get("reason") or "",
                 about=e["involvedObject"].get("name") or "",
@@ -227,19 +260,27 @@ class Cluster:
         try:
             found = await self._api.list(MODEL_DEPLOYMENT, self.namespace)
         except NotFound:
-            return Unanswered(f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first (docs/install.md)")
+            return Unanswered(
+                f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first"
+                " (docs/install.md)"
+            )
         except KubeError as e:
             return self._explained(e, "read", "list", "modeldeployments")
         there = sorted(item["metadata"]["name"] for item in found.items)
-        listing = f"there are: {', '.join(there)}" if there else "there is none; another namespace is chosen with -n"
+        listing = (
+            f"there are: {', '.join(there)}"
+            if there
+            else "there is none; another namespace is chosen with -n"
+        )
         return Refused(f"no ModelDeployment {name!r} in namespace {self.namespace}; {listing}")
 
     def _explained(self, error: KubeError, need: str, verb: str, plural: str) -> Exception:
         if isinstance(error, Forbidden):
             group = f".{names.GROUP}" if plural.startswith("model") else ""
             return Unanswered(
-                f"not allowed to {verb} {plural}{group} in namespace {self.namespace}: bind the ClusterRole {_ROLES[need]}\n"
-                f"  kubectl -n {self.namespace} create rolebinding NAME --clusterrole={_ROLES[need]} --user=YOU\n  ({error.message})"
+                f"not allowed to {verb} {plural}{group} in namespace {self.namespace}: bind the ClusterRole"
+                f" {_ROLES[need]}\n  kubectl -n {self.namespace} create rolebinding NAME"
+                f" --clusterrole={_ROLES[need]} --user=YOU\n  ({error.message})"
             )
         if error.status == 401:
             return Unanswered(f"the API server does not accept these credentials ({error.message})")
@@ -256,8 +297,10 @@ def _spec(found: Object) -> ModelDeploymentSpec | None:
 
 
 def _printable(value: Any) -> Any:
-    """The value without what a terminal would obey or hide (escape sequences, changes of direction): messages quote what strangers' files say. And
-    without what opens a store: objects and statuses of earlier versions may have URIs with passwords."""
+    """The value without what a terminal would obey or hide (escape sequences, changes of
+    direction): messages quote what strangers' files say. And without what opens a store: objects
+    and statuses of earlier versions may have URIs with passwords.
+    """
     if isinstance(value, str):
         return masked_text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
     if isinstance(value, dict):
@@ -272,13 +315,19 @@ def _read_status(found: Object) -> ModelDeploymentStatus:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise Unanswered(
-            f"the status was written by another version of the operator ({where}: {first['msg']}); use the command line of that version"
+            f"the status was written by another version of the operator ({where}: {first['msg']}); use the"
+            " command line of that version"
         ) from e
 
 
 def default_namespace(kubeconfig: str | None, context: str | None) -> str:
     """The namespace that kubectl would take: of the context, of the pod, or ``default``."""
-    if kubeconfig is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST") and _POD_NAMESPACE.is_file():
+    if (
+        kubeconfig is None
+        and context is None
+        and os.environ.get("KUBERNETES_SERVICE_HOST")
+        and _POD_NAMESPACE.is_file()
+    ):
         return _POD_NAMESPACE.read_text().strip()
     paths = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
     contexts: dict[str, str] = {}
@@ -286,7 +335,8 @@ def default_namespace(kubeconfig: str | None, context: str | None) -> str:
     for path in (Path(p).expanduser() for p in paths.split(os.pathsep) if p):
         document = _kubeconfig(path)
         current = current or document.get("current-context")
-        for entry in document.get("contexts") or []:  # the first file that names a context wins, as in kubectl
+        # the first file that names a context wins, as in kubectl
+        for entry in document.get("contexts") or []:
             contexts.setdefault(entry["name"], (entry.get("context") or {}).get("namespace") or "default")
     return contexts.get(current or "", "default")
 

@@ -37,8 +37,10 @@ EVENTS_EVERY = 5  # polls
 
 app = typer.Typer(
     name="modelrollout",
-    help="Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
-    "Exit code 0: done; 1: the answer is no; 2: could not be asked.",
+    help=(
+        "Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
+        "Exit code 0: done; 1: the answer is no; 2: could not be asked."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -69,26 +71,39 @@ class Profile(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")]
-Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")
+]
+Kubeconfig = Annotated[
+    str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")
+]
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")
+]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
 
-InFlight = Annotated[str | None, typer.Option("--revision", help="Only if this revision (name or number) is the one in flight.")]
+InFlight = Annotated[
+    str | None,
+    typer.Option("--revision", help="Only if this revision (name or number) is the one in flight."),
+]
 
 
 @app.command()
 def status(
     name: Name,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show changes, until Ctrl-C. Only on a terminal.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay and show changes, until Ctrl-C. Only on a terminal.")
+    ] = False,
     output: Form = Output.text,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Show a rollout: stages, weights, pods, each metric with its verdict, conditions, events, and what happens next."""
+    """Show a rollout: stages, weights, pods, each metric with its verdict, conditions, events, and
+    what happens next.
+    """
 
     async def show(cluster: Cluster) -> None:
         found = await cluster.rollout(name, pods=True, events=True)
@@ -103,7 +118,13 @@ def status(
 
 
 @app.command()
-def history(name: Name, output: Form = Output.text, namespace: Namespace = None, kubeconfig: Kubeconfig = None, context: Context = None) -> None:
+def history(
+    name: Name,
+    output: Form = Output.text,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
     """List the kept revisions: number, outcome, reason, accuracy, size, latency, age."""
 
     async def show(cluster: Cluster) -> None:
@@ -111,7 +132,11 @@ def history(name: Name, output: Form = Output.text, namespace: Namespace = None,
         if output is Output.json:
             _print_json([r.raw for r in found.revisions])
         elif found.revisions:
-            _show(view.history(found.revisions, found.status.stable.revision if found.status.stable else None, _now()))
+            _show(
+                view.history(
+                    found.revisions, found.status.stable.revision if found.status.stable else None, _now()
+                )
+            )
         else:
             _say(f"{name} has no revision yet: {verbs.idle(found)}")
         if found.unread and output is Output.text:
@@ -123,16 +148,23 @@ def history(name: Name, output: Form = Output.text, namespace: Namespace = None,
 @app.command()
 def report(
     name: Annotated[
-        str, typer.Argument(metavar="NAME[/REVISION]", help="ModelDeployment, and a revision (name or number); default: of the last rollout.")
+        str,
+        typer.Argument(
+            metavar="NAME[/REVISION]",
+            help="ModelDeployment, and a revision (name or number); default: of the last rollout.",
+        ),
     ],
     output: Annotated[
-        ReportOutput, typer.Option("--output", "-o", help="text, markdown, html (one file, with pictures) or json.")
+        ReportOutput,
+        typer.Option("--output", "-o", help="text, markdown, html (one file, with pictures) or json."),
     ] = ReportOutput.text,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step with intervals and verdicts, times by stage."""
+    """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step
+    with intervals and verdicts, times by stage.
+    """
     deployment, _, wanted = name.partition("/")
 
     async def show(cluster: Cluster) -> None:
@@ -162,8 +194,18 @@ def promote(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict (recorded as an override)."""
-    _ask(name, lambda found, token: verbs.promote(found, revision, token, full=full), wait, timeout, namespace, kubeconfig, context)
+    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict
+    (recorded as an override).
+    """
+    _ask(
+        name,
+        lambda found, token: verbs.promote(found, revision, token, full=full),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
+    )
 
 
 @app.command()
@@ -176,8 +218,18 @@ def pause(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still goes back."""
-    _ask(name, lambda found, token: verbs.pause(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still
+    goes back.
+    """
+    _ask(
+        name,
+        lambda found, token: verbs.pause(found, revision, token),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
+    )
 
 
 @app.command()
@@ -191,7 +243,15 @@ def resume(
     context: Context = None,
 ) -> None:
     """Let a paused rollout go on; the time of the pause counts for no deadline."""
-    _ask(name, lambda found, token: verbs.resume(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+    _ask(
+        name,
+        lambda found, token: verbs.resume(found, revision, token),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
+    )
 
 
 @app.command()
@@ -199,10 +259,17 @@ def restart(
     name: Name,
     revision: Annotated[
         str | None,
-        typer.Option("--revision", help="Revision (name or number) with pods: stable (default), on trial, or bake's former stable."),
+        typer.Option(
+            "--revision",
+            help="Revision (name or number) with pods: stable (default), on trial, or bake's former stable.",
+        ),
     ] = None,
     allow_downtime: Annotated[
-        bool, typer.Option("--allow-downtime", help="End each pod before its successor is there: where no GPU is free for one more.")
+        bool,
+        typer.Option(
+            "--allow-downtime",
+            help="End each pod before its successor is there: where no GPU is free for one more.",
+        ),
     ] = False,
     wait: Wait = False,
     timeout: Timeout = 60.0,
@@ -212,10 +279,17 @@ def restart(
 ) -> None:
     """Replace the pods of a revision one after the other, each when the next one is ready.
 
-    Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their servers (docs/endpoints.md).
+    Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their
+    servers (docs/endpoints.md).
     """
     _ask(
-        name, lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime), wait, timeout, namespace, kubeconfig, context
+        name,
+        lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
     )
 
 
@@ -228,14 +302,19 @@ def abort(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """End the rollout in flight; stable gets all traffic back, and the version is not tried again until spec changes or somebody says retry."""
+    """End the rollout in flight; stable gets all traffic back, and the version is not tried again
+    until spec changes or somebody says retry.
+    """
     _ask(name, verbs.abort, wait, timeout, namespace, kubeconfig, context)
 
 
 @app.command()
 def retry(
     name: Name,
-    revision: Annotated[str | None, typer.Option("--revision", help="Revision (name or number); default: the one that failed.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="Revision (name or number); default: the one that failed."),
+    ] = None,
     wait: Wait = False,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
@@ -244,57 +323,129 @@ def retry(
 ) -> None:
     """Try a failed version again, or the spec's version after a rollback by hand.
 
-    The request is an annotation on the failed ModelRevision. When the failure came before there was a revision (stage Resolve), it is one on
-    the ModelDeployment instead, which needs the right to patch modeldeployments; Git may take that annotation away again, harmlessly.
+    The request is an annotation on the failed ModelRevision. When the failure came before there was
+    a revision (stage Resolve), it is one on the ModelDeployment instead, which needs the right to
+    patch modeldeployments; Git may take that annotation away again, harmlessly.
     """
-    _ask(name, lambda found, token: verbs.retry(found, revision, token), wait, timeout, namespace, kubeconfig, context)
+    _ask(
+        name,
+        lambda found, token: verbs.retry(found, revision, token),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
+    )
 
 
 @app.command()
 def rollback(
     name: Name,
-    to: Annotated[str | None, typer.Option("--to", help="Kept revision (name or number) that has served before.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Kept revision (name or number) that has served before.")
+    ] = None,
     wait: Wait = False,
     timeout: Timeout = 60.0,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the newest revision that served before stable."""
-    _ask(name, lambda found, token: verbs.rollback(found, to, token), wait, timeout, namespace, kubeconfig, context)
+    """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the
+    newest revision that served before stable.
+    """
+    _ask(
+        name,
+        lambda found, token: verbs.rollback(found, to, token),
+        wait,
+        timeout,
+        namespace,
+        kubeconfig,
+        context,
+    )
 
 
 @app.command()
 def analyze(
-    name: Annotated[str | None, typer.Argument(help="Name of a ModelDeployment in a canary; left out with --filename.")] = None,
-    filename: Annotated[
-        Path | None, typer.Option("--filename", "-f", help="File with the ModelDeployment (and RolloutPolicies), instead of one in the cluster.")
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a ModelDeployment in a canary; left out with --filename.")
     ] = None,
-    recording: Annotated[Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")] = None,
-    prometheus: Annotated[str | None, typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090.")] = None,
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with a bearer token for it.")] = None,
-    profile: Annotated[Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")] = Profile.traefik,
-    start: Annotated[str | None, typer.Option("--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h).")] = None,
+    filename: Annotated[
+        Path | None,
+        typer.Option(
+            "--filename",
+            "-f",
+            help="File with the ModelDeployment (and RolloutPolicies), instead of one in the cluster.",
+        ),
+    ] = None,
+    recording: Annotated[
+        Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")
+    ] = None,
+    prometheus: Annotated[
+        str | None,
+        typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with a bearer token for it.")
+    ] = None,
+    profile: Annotated[
+        Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")
+    ] = Profile.traefik,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h)."
+        ),
+    ] = None,
     end: Annotated[str | None, typer.Option("--end", help="Until then; default: now.")] = None,
-    canary: Annotated[str | None, typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight.")] = None,
-    stable: Annotated[str | None, typer.Option("--stable", help="NAME:NUMBER of the one to compare with; default: stable; 'none' for none.")] = None,
-    record: Annotated[Path | None, typer.Option("--record", help="Write the readings to this file, for --replay.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout, as often as you like.")] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight."),
+    ] = None,
+    stable: Annotated[
+        str | None,
+        typer.Option(
+            "--stable", help="NAME:NUMBER of the one to compare with; default: stable; 'none' for none."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Write the readings to this file, for --replay.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout, as often as you like."),
+    ] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Other weights, for example 5,25,50.")] = None,
-    window: Annotated[float, typer.Option("--window", help="Seconds for {{window}} in queries over history.", min=1)] = 60.0,
+    window: Annotated[
+        float, typer.Option("--window", help="Seconds for {{window}} in queries over history.", min=1)
+    ] = 60.0,
     output: Form = Output.text,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a recording (--replay FILE -f model.yaml).
+    """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a
+    recording (--replay FILE -f model.yaml).
 
-    Nothing is written to the cluster. Over the past the operator's own state machine is stepped through time, and what it would have done is printed:
-    when each step passes, fails or has no verdict, with the intervals; --set and --steps try other thresholds.
+    Nothing is written to the cluster. Over the past the operator's own state machine is stepped
+    through time, and what it would have done is printed: when each step passes, fails or has no
+    verdict, with the intervals; --set and --steps try other thresholds.
     """
 
     wanted = analysis.Wanted(
-        name, filename, recording, prometheus, token_file, profile, start, end, canary, stable, record, changes or [], steps, window
+        name,
+        filename,
+        recording,
+        prometheus,
+        token_file,
+        profile,
+        start,
+        end,
+        canary,
+        stable,
+        record,
+        changes or [],
+        steps,
+        window,
     )
 
     def tell(text: RenderableType, raw: dict[str, Any]) -> None:
@@ -311,11 +462,27 @@ def analyze(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option("--config", help="Configuration file of the operator (docs/install.md).", exists=True, dir_okay=False)],
-    health_port: Annotated[int, typer.Option("--health-port", help="Port of /healthz, /readyz and /metrics.", min=1, max=65535)] = 8081,
-    identity: Annotated[str | None, typer.Option("--identity", help="Name in the Lease; default: host name and a random part.")] = None,
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            help="Configuration file of the operator (docs/install.md).",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    health_port: Annotated[
+        int, typer.Option("--health-port", help="Port of /healthz, /readyz and /metrics.", min=1, max=65535)
+    ] = 8081,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", help="Name in the Lease; default: host name and a random part."),
+    ] = None,
     lease_namespace: Annotated[
-        str | None, typer.Option("--lease-namespace", envvar="POD_NAMESPACE", help="Namespace of the Lease of the leader election.")
+        str | None,
+        typer.Option(
+            "--lease-namespace", envvar="POD_NAMESPACE", help="Namespace of the Lease of the leader election."
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
     kubeconfig: Kubeconfig = None,
@@ -365,12 +532,22 @@ def feedback(
 
 @app.command()
 def references(
-    output: Annotated[Path, typer.Option("--output", help="File to write: URIs of artifacts in use, namespaces to leave untouched.")],
-    namespaces: Annotated[list[str] | None, typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", help="File to write: URIs of artifacts in use, namespaces to leave untouched."
+        ),
+    ],
+    namespaces: Annotated[
+        list[str] | None,
+        typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces."),
+    ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Write which artifacts are in use, for the clean-up of the artifact store. When the cluster cannot be asked, nothing is written."""
+    """Write which artifacts are in use, for the clean-up of the artifact store. When the cluster
+    cannot be asked, nothing is written.
+    """
     from modelrollout.cli.references import InUse, in_use
 
     async def go() -> InUse:
@@ -384,7 +561,10 @@ def references(
         raise _fail(Unanswered(f"the references cannot be read: {e}")) from e
     _say(f"{len(found.artifacts)} artifacts are in use")
     if found.untouched:
-        _say(f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the operator's log names it")
+        _say(
+            f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the"
+            " operator's log names it"
+        )
 
 
 def _ask(
@@ -403,13 +583,18 @@ def _ask(
             await _handled(cluster, name, request, timeout)
             _say(f"done: {request.meaning}")
         else:
-            _say(f"asked to {request.meaning} (request {request.value}); see: modelrollout status {name} -n {cluster.namespace}")
+            _say(
+                f"asked to {request.meaning} (request {request.value}); see: modelrollout status {name} -n"
+                f" {cluster.namespace}"
+            )
 
     _run(ask, namespace, kubeconfig, context)
 
 
 async def _handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
-    """Return when the operator has carried the request out; raise when it refused or did not answer in time."""
+    """Return when the operator has carried the request out; raise when it refused or did not answer
+    in time.
+    """
     deadline = time.monotonic() + limit
     while True:
         found = await cluster.rollout(name)
@@ -419,12 +604,17 @@ async def _handled(cluster: Cluster, name: str, request: verbs.Request, limit: f
         if done:
             return
         if time.monotonic() >= deadline:
-            raise Unanswered(f"the operator has not answered within {limit:g} s; the request stands. Is the operator running?")
+            raise Unanswered(
+                f"the operator has not answered within {limit:g} s; the request stands. Is the operator"
+                " running?"
+            )
         await asyncio.sleep(POLL_SECONDS)
 
 
 async def _watch(cluster: Cluster, found: Rollout) -> None:
-    with Live(view.status(found, _now(), live=True), console=_console(), screen=True, auto_refresh=False) as live:
+    with Live(
+        view.status(found, _now(), live=True), console=_console(), screen=True, auto_refresh=False
+    ) as live:
         for turn in itertools.count(1):
             await asyncio.sleep(POLL_SECONDS)
             trouble: list[Text] = []
@@ -443,16 +633,31 @@ def _as_json(found: Rollout) -> dict[str, Any]:
     return {
         "deployment": raw,
         "revisions": [
-            {"name": r.name, "number": r.spec.number, "outcome": r.status.outcome, "reason": r.status.reason, "created": r.created}
+            {
+                "name": r.name,
+                "number": r.spec.number,
+                "outcome": r.status.outcome,
+                "reason": r.status.reason,
+                "created": r.created,
+            }
             for r in found.revisions
         ],
-        "pods": None if found.replicas is None else {name: {"ready": c.ready, "total": c.total} for name, c in found.replicas.items()},
+        "pods": (
+            None
+            if found.replicas is None
+            else {name: {"ready": c.ready, "total": c.total} for name, c in found.replicas.items()}
+        ),
         "events": None if found.events is None else [e.__dict__ for e in found.events],
         "next": view.what_next(found, _now()),
     }
 
 
-def _run(work: Callable[[Cluster], Awaitable[None]], namespace: str | None, kubeconfig: str | None, context: str | None) -> None:
+def _run(
+    work: Callable[[Cluster], Awaitable[None]],
+    namespace: str | None,
+    kubeconfig: str | None,
+    context: str | None,
+) -> None:
     """Do the work against the API server."""
 
     async def go() -> None:
@@ -487,7 +692,12 @@ def _fail(error: Refused | Unanswered) -> typer.Exit:
 def _console() -> Console:
     terminal = sys.stdout.isatty()
     # No markup and no emoji: what is shown is made of other people's texts, and [n, 64] is a shape.
-    return Console(highlight=False, markup=False, emoji=False, width=None if terminal else int(os.environ.get("COLUMNS", PLAIN_WIDTH)))
+    return Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if terminal else int(os.environ.get("COLUMNS", PLAIN_WIDTH)),
+    )
 
 
 def _show(body: RenderableType) -> None:

@@ -1,4 +1,6 @@
-"""What ``modelrollout analyze`` judges by: a ModelDeployment with the policies in force for it, and what the options change of both."""
+"""What ``modelrollout analyze`` judges by: a ModelDeployment with the policies in force for it, and
+what the options change of both.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Manifest:
 
 
 def from_file(path: Path) -> Manifest:
-    """The one ModelDeployment in a YAML file, with those RolloutPolicies in it that match; raises Refused."""
+    """The one ModelDeployment in a YAML file, with those RolloutPolicies in it that match; raises
+    Refused.
+    """
     try:
         documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
     except (OSError, yaml.YAMLError) as e:
@@ -42,28 +46,46 @@ def from_file(path: Path) -> Manifest:
     ours = [d for d in documents if str(d.get("apiVersion", "")).startswith(names.GROUP)]
     found = [d for d in ours if d.get("kind") == MODEL_DEPLOYMENT.kind]
     if len(found) != 1:
-        raise Refused(f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one")
+        raise Refused(
+            f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one"
+        )
     metadata = found[0].get("metadata") or {}
     namespace, name = str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
-    policies = [{**d, "metadata": {"name": "?", **(d.get("metadata") or {})}} for d in ours if d.get("kind") == ROLLOUT_POLICY.kind]
-    spaces = {(d.get("metadata") or {}).get("name"): (d.get("metadata") or {}).get("labels") or {} for d in documents if d.get("kind") == "Namespace"}
+    policies = [
+        {**d, "metadata": {"name": "?", **(d.get("metadata") or {})}}
+        for d in ours
+        if d.get("kind") == ROLLOUT_POLICY.kind
+    ]
+    spaces = {
+        (d.get("metadata") or {}).get("name"): (d.get("metadata") or {}).get("labels") or {}
+        for d in documents
+        if d.get("kind") == "Namespace"
+    }
     rules = _rules(policies, namespace, metadata.get("labels") or {}, spaces.get(namespace))
     raw = found[0].get("spec")
     raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
     return Manifest(namespace, name, _checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 
-def from_cluster(found: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None) -> Manifest:
-    """A ModelDeployment as it stands in the cluster; ``policies``, and ``of_namespace`` (labels of its namespace), None: not allowed to look. Raises
-    Refused."""
+def from_cluster(
+    found: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None
+) -> Manifest:
+    """A ModelDeployment as it stands in the cluster; ``policies``, and ``of_namespace`` (labels of
+    its namespace), None: not allowed to look. Raises Refused.
+    """
     if found.spec is None:
-        raise Refused(f"{found.name} was written by another version of the operator; use the command line of that version, or -f")
+        raise Refused(
+            f"{found.name} was written by another version of the operator; use the command line of that"
+            " version, or -f"
+        )
     labels = ((found.raw or {}).get("metadata") or {}).get("labels") or {}
     rules = None if policies is None else _rules(policies, found.namespace, labels, of_namespace)
     return Manifest(found.namespace, found.name, found.spec, rules)
 
 
-def _rules(policies: Iterable[Object], namespace: str, labels: dict[str, str], of_namespace: Mapping[str, str] | None) -> Rules:
+def _rules(
+    policies: Iterable[Object], namespace: str, labels: dict[str, str], of_namespace: Mapping[str, str] | None
+) -> Rules:
     rules = combine(p for p in map(read, policies) if p.matches(namespace, labels, of_namespace))
     for name, why in rules.broken:
         raise Refused(f"RolloutPolicy {name}: {why}")
@@ -71,7 +93,8 @@ def _rules(policies: Iterable[Object], namespace: str, labels: dict[str, str], o
 
 
 def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
-    """The spec with all metrics in force written out, ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of spec.rollout set, and other steps (``5,25,50``).
+    """The spec with all metrics in force written out, ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of
+    spec.rollout set, and other steps (``5,25,50``).
 
     A metric that a policy demands can be changed like any other: it is a trial. Raises Refused.
     """
@@ -80,8 +103,9 @@ def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDep
     if isinstance(found, Problem):
         if m.rules is None:
             raise Refused(
-                "spec.rollout.analysis.templates: not allowed to list rolloutpolicies, where they are: bind the ClusterRole modelrollout-view with a "
-                "ClusterRoleBinding, or give the ModelDeployment and the policies in one file with -f"
+                "spec.rollout.analysis.templates: not allowed to list rolloutpolicies, where they are: bind"
+                " the ClusterRole modelrollout-view with a ClusterRoleBinding, or give the ModelDeployment"
+                " and the policies in one file with -f"
             )
         raise Refused(f"{found.message}; with -f the policies of that file count")
     metrics = {metric.name: metric.wire() for metric in found}
@@ -109,7 +133,10 @@ def _set(setting: str, rollout: dict[str, Any], metrics: dict[str, dict[str, Any
     path, sep, text = setting.partition("=")
     *parents, field = path.split(".")
     if not sep or not field:
-        raise Refused(f"--set {setting}: write METRIC.FIELD=VALUE (latency.maxIncrease=0.01) or a field of spec.rollout (progressDeadline=30m)")
+        raise Refused(
+            f"--set {setting}: write METRIC.FIELD=VALUE (latency.maxIncrease=0.01) or a field of spec.rollout"
+            " (progressDeadline=30m)"
+        )
     target: Any = rollout
     if parents and parents[0] in metrics:
         target, parents = metrics[parents[0]], parents[1:]
@@ -124,5 +151,8 @@ def _checked(kind: type[M], raw: object, where: str) -> M:
     try:
         return kind.model_validate(raw)
     except ValidationError as e:
-        lines = "; ".join(f"{where}.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors(include_input=False, include_url=False))
+        lines = "; ".join(
+            f"{where}.{'.'.join(map(str, err['loc']))}: {err['msg']}"
+            for err in e.errors(include_input=False, include_url=False)
+        )
         raise Refused(lines) from e

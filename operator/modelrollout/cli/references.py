@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Kube, Object, Resource, Unreadable
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    Kube,
+    Object,
+    Resource,
+    Unreadable,
+)
 from modelrollout.resources.server import fetched
 
 
 @dataclass(frozen=True)
 class InUse:
-    """``untouched``: namespaces in which something could not be read, so that nobody knows what else is in use there."""
+    """``untouched``: namespaces in which something could not be read, so that nobody knows what
+    else is in use there.
+    """
 
     artifacts: tuple[str, ...]  # URIs
     untouched: tuple[str, ...] = ()
@@ -28,12 +38,15 @@ async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
         listing = await kube.list(resource, namespace, label_selector=label_selector, keep=_kept)
         for unread in listing.unread:
             if not unread.namespace:  # whose it is nobody knows, so anything may be in use
-                raise Unreadable(200, "Unreadable", f"{resource.kind} {unread.name or '(without a name)'} {unread.why}")
+                raise Unreadable(
+                    200, "Unreadable", f"{resource.kind} {unread.name or '(without a name)'} {unread.why}"
+                )
             untouched.add(unread.namespace)
         return listing.items
 
     for namespace in namespaces:
-        for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):  # in this order: what moves from a rollout to its revision is seen in one of them
+        # in this order: what moves from a rollout to its revision is seen in one of them
+        for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):
             for o in await read(resource, namespace):
                 found.update(_uris(o.get("status")))
         for o in await read(DEPLOYMENT, namespace, names.LABEL_NAME):
@@ -48,7 +61,9 @@ def _kept(o: Object) -> Object:
 
 
 def _uris(status: Any) -> Iterator[str]:
-    """Of the status itself and of its rollout, as raw JSON: whatever an operator of another version wrote there, it is in use."""
+    """Of the status itself and of its rollout, as raw JSON: whatever an operator of another version
+    wrote there, it is in use.
+    """
     for part in (status, status.get("rollout") if isinstance(status, Mapping) else None):
         artifact = part.get("artifact") if isinstance(part, Mapping) else None
         uri = artifact.get("uri") if isinstance(artifact, Mapping) else None

@@ -1,4 +1,6 @@
-"""PURE: which annotation says what a person wants, or why there is nothing to say (docs/verbs.md)."""
+"""PURE: which annotation says what a person wants, or why there is nothing to say
+(docs/verbs.md).
+"""
 
 from __future__ import annotations
 
@@ -47,18 +49,32 @@ def in_flight(rollout: Rollout) -> RolloutStatus | None:
 
 
 def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = False) -> Request:
-    """Let the present step, or the shadow, go on without waiting for its verdict; ``full``: past all steps, to all traffic."""
+    """Let the present step, or the shadow, go on without waiting for its verdict; ``full``: past
+    all steps, to all traffic.
+    """
     flying, step = _on_trial(rollout, revision, "promote")
     if full and flying.stage == "Bake":
-        raise Refused(f"nothing to promote in full: {flying.revision} has all traffic already; promote ends its bake")
+        raise Refused(
+            f"nothing to promote in full: {flying.revision} has all traffic already; promote ends its bake"
+        )
     assert flying.revision is not None
     if full:
-        return _on_revision("promote-full", flying.revision, token, step, f"promote {flying.revision} from step {step} to all traffic")
-    return _on_revision("promote", flying.revision, token, step, f"promote {flying.revision} past step {step}")
+        return _on_revision(
+            "promote-full",
+            flying.revision,
+            token,
+            step,
+            f"promote {flying.revision} from step {step} to all traffic",
+        )
+    return _on_revision(
+        "promote", flying.revision, token, step, f"promote {flying.revision} past step {step}"
+    )
 
 
 def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Hold the rollout at its present weight, whatever step that is by the time that the request arrives."""
+    """Hold the rollout at its present weight, whatever step that is by the time that the request
+    arrives.
+    """
     flying, _ = _on_trial(rollout, revision, "pause")
     if flying.held is not None:
         raise Refused(f"nothing to pause: {flying.revision} is paused already")
@@ -76,7 +92,9 @@ def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
 
 
 def restart(rollout: Rollout, revision: str | None, token: str, *, allow_downtime: bool = False) -> Request:
-    """Replace the pods of a revision, by default stable's, one after the other; ``allow_downtime``: each ends before its successor is there."""
+    """Replace the pods of a revision, by default stable's, one after the other; ``allow_downtime``:
+    each ends before its successor is there.
+    """
     stable = rollout.status.stable
     if revision is None and stable is None:
         raise Refused("nothing to restart: no revision has become stable yet")
@@ -91,12 +109,21 @@ def _on_trial(rollout: Rollout, revision: str | None, verb: str) -> tuple[Rollou
     if flying is None:
         raise Refused(f"nothing to {verb}: {idle(rollout)}")
     if revision is not None and revision not in (flying.revision, str(flying.number)):
-        raise Refused(f"nothing to {verb}: the revision in flight is {flying.revision or '(not resolved yet)'}, not {revision}")
+        raise Refused(
+            f"nothing to {verb}: the revision in flight is {flying.revision or '(not resolved yet)'}, not"
+            f" {revision}"
+        )
     step = rollout.status.step
     if flying.stage == "Shadow" and verb != "promote":
-        raise Refused(f"nothing to {verb}: {flying.revision} is in its shadow, where no client gets its answers; promote or abort")
+        raise Refused(
+            f"nothing to {verb}: {flying.revision} is in its shadow, where no client gets its answers;"
+            " promote or abort"
+        )
     if flying.stage not in ("Shadow", "Canary", "Bake") or flying.revision is None or step is None:
-        raise Refused(f"nothing to {verb}: {flying.revision or rollout.name} is in stage {flying.stage}, and that is only for the steps of a trial")
+        raise Refused(
+            f"nothing to {verb}: {flying.revision or rollout.name} is in stage {flying.stage}, and that is"
+            " only for the steps of a trial"
+        )
     return flying, step
 
 
@@ -107,14 +134,19 @@ def abort(rollout: Rollout, token: str) -> Request:
         raise Refused(f"nothing to abort: {idle(rollout)}")
     if flying.stage == "Revert":
         raise Refused(f"nothing to abort: {flying.revision} is being taken back already")
-    return _on_either("abort", rollout, flying.revision, token, f"abort the rollout of {flying.revision or rollout.name}")
+    return _on_either(
+        "abort", rollout, flying.revision, token, f"abort the rollout of {flying.revision or rollout.name}"
+    )
 
 
 def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
     """Try a failed version again, or the spec's version after a rollback by hand."""
     flying = in_flight(rollout)
     if flying is not None:
-        raise Refused(f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort it first")
+        raise Refused(
+            f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort"
+            " it first"
+        )
     target = named(rollout, revision).name if revision is not None else _wanted(rollout)
     if target is None and (rollout.status.rollout is None or rollout.status.rollout.stage != "Failed"):
         raise Refused(f"nothing to retry: {idle(rollout)}")
@@ -124,7 +156,9 @@ def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
 
 
 def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
-    """Back to a kept revision; without ``to`` the rollout in flight is aborted, or else the revision before stable comes back."""
+    """Back to a kept revision; without ``to`` the rollout in flight is aborted, or else the
+    revision before stable comes back.
+    """
     stable = rollout.status.stable
     if to is None and in_flight(rollout) is not None:
         return abort(rollout, token)
@@ -133,23 +167,33 @@ def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
         if in_flight(rollout) is not None:
             return abort(rollout, token)
         raise Refused(f"nothing to roll back: {target.name} is stable already")
-    return _on_revision("rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})")
+    return _on_revision(
+        "rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})"
+    )
 
 
 def _target(rollout: Rollout, to: str | None) -> Revision:
     """Stable itself, or a revision that was stable once."""
     stable = rollout.status.stable
-    candidates = [r for r in rollout.revisions if r.status.outcome in SERVED and not (stable and r.name == stable.revision)]
+    candidates = [
+        r
+        for r in rollout.revisions
+        if r.status.outcome in SERVED and not (stable and r.name == stable.revision)
+    ]
     if to is not None:
         target = named(rollout, to)
         if target in candidates or (stable and target.name == stable.revision):
             return target
-        raise Refused(f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}")
+        raise Refused(
+            f"{target.name} never served as stable (outcome {target.status.outcome}); {_choices(candidates)}"
+        )
     if stable is None:
         raise Refused("nothing to roll back: no revision has become stable yet")
     earlier = next((r for r in candidates if r.spec.number < stable.number), None)
     if earlier is None:
-        raise Refused(f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}")
+        raise Refused(
+            f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}"
+        )
     return earlier
 
 
@@ -167,21 +211,28 @@ def idle(rollout: Rollout) -> str:
     """Why nothing is in flight, in a few words."""
     last, stable = rollout.status.rollout, rollout.status.stable
     if last is not None and last.stage == "Failed":
-        return f"the rollout of {last.revision or rollout.name} has ended ({last.reason or last.outcome or 'Failed'})"
+        return (
+            f"the rollout of {last.revision or rollout.name} has ended"
+            f" ({last.reason or last.outcome or 'Failed'})"
+        )
     if stable is not None:
         return f"{stable.revision} is stable and no rollout is in flight"
     return "the operator has not begun a rollout yet"
 
 
 def _wanted(rollout: Rollout) -> str | None:
-    """The revision of the version that spec asks for; None when there is none, as after a failure in Resolve."""
+    """The revision of the version that spec asks for; None when there is none, as after a failure
+    in Resolve.
+    """
     last = rollout.status.rollout
     if last is not None and last.stage == "Failed" and last.mode == "Update":
         return last.revision
     if rollout.spec is None:
         return None
     user_input, sha256 = rollout.spec.user_input(), rollout.spec.model.sha256
-    return next((r.name for r in rollout.revisions if sha256 in (None, r.spec.sha256) and _same(r, user_input)), None)
+    return next(
+        (r.name for r in rollout.revisions if sha256 in (None, r.spec.sha256) and _same(r, user_input)), None
+    )
 
 
 def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
@@ -201,7 +252,9 @@ def named(rollout: Rollout, wanted: str) -> Revision:
 
 
 def _choices(candidates: Sequence[Revision]) -> str:
-    return f"possible: {', '.join(r.name for r in candidates)}" if candidates else "no other revision has served"
+    return (
+        f"possible: {', '.join(r.name for r in candidates)}" if candidates else "no other revision has served"
+    )
 
 
 def _on_revision(verb: str, revision: str, token: str, step: str | None, meaning: str) -> Request:
@@ -210,7 +263,9 @@ def _on_revision(verb: str, revision: str, token: str, step: str | None, meaning
 
 
 def _on_either(verb: str, rollout: Rollout, revision: str | None, token: str, meaning: str) -> Request:
-    """On the ModelDeployment only where there is no revision yet: Git manages that object, and may take the annotation away."""
+    """On the ModelDeployment only where there is no revision yet: Git manages that object, and may
+    take the annotation away.
+    """
     if revision is not None:
         return _on_revision(verb, revision, token, None, meaning)
     return Request(verb, MODEL_DEPLOYMENT, rollout.name, token, f"{verb}::{token}", meaning)

@@ -11,38 +11,70 @@ from rich.table import Table
 from rich.text import Text
 
 from modelrollout.analysis.eta import counted_seconds, paces
-from modelrollout.api.v1alpha1 import Analysis, Counter, MetricStatus, RolloutStatus, Stage, Step, StepStatus, Strategy, seconds
+from modelrollout.api.v1alpha1 import (
+    Analysis,
+    Counter,
+    MetricStatus,
+    RolloutStatus,
+    Stage,
+    Step,
+    StepStatus,
+    Strategy,
+    seconds,
+)
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.rollout.strategy import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = ("Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake")
+STAGES: tuple[Stage, ...] = (
+    "Resolve",
+    "Prepare",
+    "Tune",
+    "Provision",
+    "Evaluate",
+    "Shadow",
+    "Canary",
+    "Promote",
+    "Bake",
+)
 EVENTS = 6  # shown, newest last
 _DOES: dict[str, str] = {
     "Resolve": "the digest of the source is being pinned; then the model is prepared",
     "Prepare": "the model is being fetched, verified and optimized; then its servers start",
     "Tune": "serving configurations are being measured on a Triton of its own; then its servers start",
-    "Provision": "the model servers are starting; then golden data is sent, if there is any, and the canary begins",
+    "Provision": (
+        "the model servers are starting; then golden data is sent, if there is any, and the canary begins"
+    ),
     "Evaluate": "golden data is being sent through the served model; then the canary begins",
-    "Promote": "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away",
+    "Promote": (
+        "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away"
+    ),
     "Revert": "stable is getting all traffic back; then the rollout has ended",
 }
 _TRIAL: dict[Strategy, str] = {"Canary": "Canary", "BlueGreen": "Preview", "ABTest": "Test by headers"}
 _STYLES = {
     "Successful": "green", "True": "green", "Stable": "green", "Promoted": "green",
     "Failed": "red", "Rejected": "red", "RolledBack": "red", "Aborted": "red", "RollingBack": "red",
-    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan", "Previewing": "cyan", "Testing": "cyan", "Baking": "cyan",
+    "Error": "magenta", "Inconclusive": "yellow", "Paused": "yellow", "Canary": "cyan", "Previewing": "cyan",
+    "Testing": "cyan", "Baking": "cyan",
 }  # fmt: skip
 
 
 def status(rollout: Rollout, now: datetime, *, live: bool = False) -> RenderableType:
-    """All that ``modelrollout status`` shows. ``live``: on a screen that cuts off what does not fit, so what matters most comes first."""
+    """All that ``modelrollout status`` shows. ``live``: on a screen that cuts off what does not
+    fit, so what matters most comes first.
+    """
     coming = _section("Next", Group(*(Text(line) for line in what_next(rollout, now))))
     parts: list[RenderableType] = [_head(rollout, now), *(coming if live else [])]
     if rollout.status.rollout is not None:
         parts += _section("Stages", _stages(rollout, rollout.status.rollout, now))
-        if rollout.spec is not None and (rollout.status.rollout.step is not None or rollout.status.rollout.history):
-            parts += _section(_TRIAL[strategy_of(rollout.spec.rollout)], _steps(rollout.status.rollout, _strategy_steps(rollout), now))
+        if rollout.spec is not None and (
+            rollout.status.rollout.step is not None or rollout.status.rollout.history
+        ):
+            parts += _section(
+                _TRIAL[strategy_of(rollout.spec.rollout)],
+                _steps(rollout.status.rollout, _strategy_steps(rollout), now),
+            )
         if rollout.status.rollout.step is not None and rollout.status.rollout.step.metrics:
             parts += _section("Metrics of this step", metrics(rollout.status.rollout.step.metrics))
     if rollout.status.conditions:
@@ -56,7 +88,11 @@ def status(rollout: Rollout, now: datetime, *, live: bool = False) -> Renderable
 
 def _strategy_steps(rollout: Rollout) -> list[Step]:
     """With the first weight that policies demand."""
-    return steps_of(rollout.spec.rollout, (rollout.status.defaults or {}).get("maxFirstWeight")) if rollout.spec else []
+    return (
+        steps_of(rollout.spec.rollout, (rollout.status.defaults or {}).get("maxFirstWeight"))
+        if rollout.spec
+        else []
+    )
 
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
@@ -65,7 +101,14 @@ def history(revisions: Sequence[Revision], stable: str | None, now: datetime) ->
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
-        cells = (styled(s.outcome), s.reason or "-", s.accuracy or "-", s.size or "-", s.p99 or "-", age(revision.created, now))
+        cells = (
+            styled(s.outcome),
+            s.reason or "-",
+            s.accuracy or "-",
+            s.size or "-",
+            s.p99 or "-",
+            age(revision.created, now),
+        )
         table.add_row(str(revision.spec.number), name, *cells)
     return table
 
@@ -74,7 +117,10 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     """What the operator will do by itself, and what a person can do."""
     s = rollout.status
     if (s.observed_generation or 0) < rollout.generation:
-        return [f"the operator has yet to see generation {rollout.generation} of spec; if that lasts, look whether it runs"]
+        return [
+            f"the operator has yet to see generation {rollout.generation} of spec; if that lasts, look"
+            " whether it runs"
+        ]
     flying = in_flight(rollout)
     if flying is None:
         return _next_when_idle(rollout)
@@ -117,26 +163,46 @@ def duration(value: float) -> str:
     return f"{secs}s"
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- parts
 
 
 def _head(rollout: Rollout, now: datetime) -> RenderableType:
     s = rollout.status
     ready = next((c for c in s.conditions if c.type == "Ready"), None)
     grid = _grid()
-    grid.add_row(Text(rollout.name, "bold"), Text.assemble(styled(s.phase), (f"  namespace {rollout.namespace}", "dim")))
+    grid.add_row(
+        Text(rollout.name, "bold"),
+        Text.assemble(styled(s.phase), (f"  namespace {rollout.namespace}", "dim")),
+    )
     if ready:
         grid.add_row("Ready", Text.assemble(styled(ready.status), f"  {ready.reason}: {ready.message}"))
     share = s.weight or 0 if s.share is None else s.share  # without a gateway whole pods decide
     if s.stable:
-        grid.add_row("Stable", _serves(rollout, s.stable.revision, s.stable.number, 100 - share, f", since {age(s.stable.since, now)}"))
+        grid.add_row(
+            "Stable",
+            _serves(
+                rollout,
+                s.stable.revision,
+                s.stable.number,
+                100 - share,
+                f", since {age(s.stable.since, now)}",
+            ),
+        )
     flying = in_flight(rollout)
-    if flying and flying.revision and flying.number and not (s.stable and flying.revision == s.stable.revision):
+    if (
+        flying
+        and flying.revision
+        and flying.number
+        and not (s.stable and flying.revision == s.stable.revision)
+    ):
         grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, share, _beside(flying)))
     for gone in s.draining:
         left = -_seconds_since(gone.until, now, signed=True)
         if left > 0:
-            grid.add_row("Retiring", f"{gone.revision}  #{gone.number}{_pods(rollout, gone.revision)}, for {duration(left)} more")
+            grid.add_row(
+                "Retiring",
+                f"{gone.revision}  #{gone.number}{_pods(rollout, gone.revision)}, for {duration(left)} more",
+            )
     if s.address:
         grid.add_row("Address", f"{s.address.url}  gRPC {s.address.grpc}")
     return grid
@@ -146,7 +212,11 @@ def _beside(r: RolloutStatus) -> str:
     """What reaches the revision beside its weight."""
     if r.stage != "Canary" or r.step is None:
         return ""
-    return {"Canary": "", "BlueGreen": ", and those of the preview", "ABTest": ", and those with the headers of the test"}[r.step.strategy]
+    return {
+        "Canary": "",
+        "BlueGreen": ", and those of the preview",
+        "ABTest": ", and those with the headers of the test",
+    }[r.step.strategy]
 
 
 def _serves(rollout: Rollout, revision: str, number: int, share: int, more: str) -> str:
@@ -168,16 +238,24 @@ def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
     shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
     stages = [s for s in STAGES if s != "Shadow" or shadowed]
-    reached: Stage = r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
+    reached: Stage = (
+        r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
+    )
     at = len(stages) if r.stage == "Done" else stages.index(reached)
     over = r.stage in ("Failed", "Revert")
     for i, stage in enumerate(stages):
         spent = r.stages.get(stage)
         note = _stage_note(rollout, r, stage)
         if i < at:
-            mark, time = (Text("✔", "green"), duration(spent)) if spent is not None else (Text("-", "dim"), "skipped")
+            mark, time = (
+                (Text("✔", "green"), duration(spent)) if spent is not None else (Text("-", "dim"), "skipped")
+            )
         elif i == at and over:
-            mark, time, note = Text("✘", "red"), duration(spent or 0), f"{r.reason or 'Failed'}: {r.message or ''}"
+            mark, time, note = (
+                Text("✘", "red"),
+                duration(spent or 0),
+                f"{r.reason or 'Failed'}: {r.message or ''}",
+            )
         elif i == at:
             mark, time = Text("▶", "cyan"), duration((spent or 0) + _seconds_since(r.since, now))
         else:
@@ -198,7 +276,9 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
         if a.accuracy_before is not None and a.accuracy_after is not None:
             on = f" on {a.samples} samples" if a.samples else ""
             words.append(f"accuracy {a.accuracy_after:.3f} ({a.accuracy_after - a.accuracy_before:+.3f}){on}")
-        words += [f"{m.name} {m.after:.4g} ({m.after - m.before:+.2g})" for m in a.metrics if m.name != "accuracy"]
+        words += [
+            f"{m.name} {m.after:.4g} ({m.after - m.before:+.2g})" for m in a.metrics if m.name != "accuracy"
+        ]
         if a.reused:
             words.append("done before, reused")
         return ", ".join(words)
@@ -206,7 +286,9 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
         e = r.evaluation
         words = [e.verdict]
         if e.accuracy is not None:
-            against = f" against {e.stable_accuracy:.3f} of {e.stable}" if e.stable_accuracy is not None else ""
+            against = (
+                f" against {e.stable_accuracy:.3f} of {e.stable}" if e.stable_accuracy is not None else ""
+            )
             words.append(f"accuracy {e.accuracy:.3f}{against} on {e.samples} samples")
         if e.latency_p99_ms is not None:
             words.append(f"p99 {e.latency_p99_ms:.1f} ms")
@@ -233,10 +315,18 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
             phase = "Paused" if r.held else r.step.phase
-            table.add_row(Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or "")
+            table.add_row(
+                Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or ""
+            )
         elif i in ended:
-            mark = Text("✔", "green") if ended[i].verdict == "Successful" else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
-            table.add_row(mark, number, what, styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason)
+            mark = (
+                Text("✔", "green")
+                if ended[i].verdict == "Successful"
+                else Text("✘" if ended[i].verdict == "Failed" else "!", "yellow")
+            )
+            table.add_row(
+                mark, number, what, styled(ended[i].verdict), duration(ended[i].seconds), ended[i].reason
+            )
         elif current is not None and i < current:
             table.add_row(Text("✔", "green"), number, what, "passed", "", "")
         else:
@@ -274,7 +364,13 @@ def _conditions(rollout: Rollout, now: datetime) -> Table:
     table = columns("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
     for c in rollout.status.conditions:
         stalled = c.type == "Stalled" and c.status == "True"
-        table.add_row(c.type, Text(c.status, "red") if stalled else styled(c.status), c.reason, age(c.last_transition_time, now), c.message)
+        table.add_row(
+            c.type,
+            Text(c.status, "red") if stalled else styled(c.status),
+            c.reason,
+            age(c.last_transition_time, now),
+            c.message,
+        )
     return table
 
 
@@ -293,7 +389,10 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
     stalled = next((c for c in s.conditions if c.type == "Stalled" and c.status == "True"), None)
     if s.pinned and s.pinned.generation == rollout.generation:
         return [
-            f"nothing by itself: somebody rolled back to {s.pinned.revision}, and spec still asks for another version",
+            (
+                f"nothing by itself: somebody rolled back to {s.pinned.revision}, and spec still asks for"
+                " another version"
+            ),
             f"change spec, or try its version again: modelrollout retry {rollout.name}",
         ]
     if stalled and last is not None and last.stage == "Failed":
@@ -312,14 +411,24 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
 
 def _next_in_shadow(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
     assert r.shadow is not None
-    promote, abort = f"go on: modelrollout promote {rollout.name}", f"end it: modelrollout abort {rollout.name}"
+    promote, abort = (
+        f"go on: modelrollout promote {rollout.name}",
+        f"end it: modelrollout abort {rollout.name}",
+    )
     if r.shadow.phase == "Paused":
         return [f"waits for a person: {r.message or r.reason}", promote, abort]
     if r.shadow.phase == "Leaving":
         return ["the gateway is taking the mirror out; then comes the canary", abort]
-    lines = [r.message or "answers to mirrored requests are being compared; as soon as the evidence allows comes the canary"]
+    lines = [
+        r.message
+        or "answers to mirrored requests are being compared; as soon as the evidence allows comes the canary"
+    ]
     if rollout.spec:
-        verb = {"Pause": "the rollout pauses", "Rollback": "it is rejected", "Promote": "it goes on unproven"}[rollout.spec.rollout.on_inconclusive]
+        verb = {
+            "Pause": "the rollout pauses",
+            "Rollback": "it is rejected",
+            "Promote": "it goes on unproven",
+        }[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.since, now, verb)
     return [*lines, promote, abort]
 
@@ -332,8 +441,22 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None
     if r.held is not None:
         resume = f"go on: modelrollout resume {rollout.name}"
-        return ["nothing by itself: somebody has paused it; it is judged all the same, and goes back if it is proven worse", resume, promote, abort]
-    then = "promotion to 100 %" if following is None else f"weight {following.weight} %" if following.weight is not None else "a pause"
+        return [
+            (
+                "nothing by itself: somebody has paused it; it is judged all the same, and goes back if it is"
+                " proven worse"
+            ),
+            resume,
+            promote,
+            abort,
+        ]
+    then = (
+        "promotion to 100 %"
+        if following is None
+        else f"weight {following.weight} %"
+        if following.weight is not None
+        else "a pause"
+    )
     if r.step.phase == "Shifting":
         return [r.message or f"the gateway is taking weight {r.step.weight} % up; then it is judged", abort]
     if r.step.phase == "Paused":
@@ -342,8 +465,15 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
             left = seconds(present.pause.duration) - _seconds_since(r.step.since, now)
             return [f"the pause ends in {duration(left)}; then comes {then}", promote, abort]
         why = f": {r.message}" if r.message else ""
-        return [f"waits for a person{why}; then comes {then}", f"go on: modelrollout promote {rollout.name}", abort]
-    lines = [f"{r.message or 'the canary is being judged on live traffic'}; as soon as the evidence allows comes {then}"]
+        return [
+            f"waits for a person{why}; then comes {then}",
+            f"go on: modelrollout promote {rollout.name}",
+            abort,
+        ]
+    lines = [
+        f"{r.message or 'the canary is being judged on live traffic'}; as soon as the evidence allows comes"
+        f" {then}"
+    ]
     if rollout.spec:
         lines += _pace(r.step, rollout.spec.rollout.analysis)
         verb = {
@@ -358,24 +488,40 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
 def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:
     assert r.step is not None and rollout.spec is not None
     former = rollout.status.stable.revision if rollout.status.stable else "the former stable"
-    verbs = [f"end the bake: modelrollout promote {rollout.name}", f"back to {former}: modelrollout abort {rollout.name}"]
+    verbs = [
+        f"end the bake: modelrollout promote {rollout.name}",
+        f"back to {former}: modelrollout abort {rollout.name}",
+    ]
     if r.held is not None:
-        return ["nothing by itself: somebody has paused it; it is judged all the same", f"go on: modelrollout resume {rollout.name}", *verbs]
+        return [
+            "nothing by itself: somebody has paused it; it is judged all the same",
+            f"go on: modelrollout resume {rollout.name}",
+            *verbs,
+        ]
     if r.step.phase == "Paused":
         return [f"waits for a person: {r.message or r.reason}", *verbs]
     left = seconds(rollout.spec.rollout.bake or "0s") - _seconds_since(r.step.since, now)
     when = f"in {duration(left)}" if left > 0 else "as soon as it can be measured"
     return [
-        f"{r.message or 'the revision has all traffic and is watched'}; it stays {when} unless it is proven worse, else {former} comes back",
+        (
+            f"{r.message or 'the revision has all traffic and is watched'}; it stays {when} unless it is"
+            f" proven worse, else {former} comes back"
+        ),
         *verbs,
     ]
 
 
 def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
-    """What is missing and how long it takes, from what was last written; that of the slowest metric decides."""
+    """What is missing and how long it takes, from what was last written; that of the slowest metric
+    decides.
+    """
     at = _time(step.measured)
     if at is None:
-        delay = f"; counting begins {analysis.initial_delay} after the weight was taken up" if analysis.initial_delay else ""
+        delay = (
+            f"; counting begins {analysis.initial_delay} after the weight was taken up"
+            if analysis.initial_delay
+            else ""
+        )
         return [f"nothing has been counted yet{delay}"]
     slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
     return [slowest.told()] if slowest else []
@@ -388,7 +534,7 @@ def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[st
     return [f"without a result in {duration(left)} (progressDeadline), {then}"]
 
 
-# --- small things -----------------------------------------------------------------------------------------------------
+# --- small things
 
 
 def _section(title: str, body: RenderableType) -> list[RenderableType]:

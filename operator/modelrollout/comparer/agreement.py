@@ -1,5 +1,7 @@
 # mypy: disallow_untyped_calls=False
-"""Do two answers of a model agree? KServe v2 over HTTP, JSON or with the binary tensor extension."""
+"""Do two answers of a model agree? KServe v2 over HTTP, JSON or with the binary tensor
+extension.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class UnreadableError(ValueError):
 
 
 def decode(body: bytes, header_length: int | None) -> Outputs:
-    """Outputs by name; ``header_length`` is that of the JSON part where tensors follow it as bytes. Raises UnreadableError."""
+    """Outputs by name; ``header_length`` is that of the JSON part where tensors follow it as bytes.
+    Raises UnreadableError.
+    """
     try:
         result = InferResult.from_response_body(body, header_length=header_length)
         outputs = {str(o["name"]): result.as_numpy(o["name"]) for o in result.get_response()["outputs"]}
@@ -32,9 +36,12 @@ def decode(body: bytes, header_length: int | None) -> Outputs:
 
 
 def agree(candidate: Outputs, stable: Outputs, tolerances: Mapping[str, OutputTolerance]) -> bool:
-    """The same outputs, of the same shapes, each within its tolerance. A tolerance for an output that nobody asked for has no say."""
+    """The same outputs, of the same shapes, each within its tolerance. A tolerance for an output
+    that nobody asked for has no say.
+    """
     return candidate.keys() == stable.keys() and all(
-        _agree(candidate[name], stable[name], tolerances.get(name) or OutputTolerance(name=name)) for name in stable
+        _agree(candidate[name], stable[name], tolerances.get(name) or OutputTolerance(name=name))
+        for name in stable
     )
 
 
@@ -48,5 +55,9 @@ def _agree(candidate: NDArray[Any], stable: NDArray[Any], tolerance: OutputToler
     if floats:
         # In double precision: a half-precision tolerance of 0.001 near 60000 is no tolerance.
         a, b = candidate.astype(np.float64), stable.astype(np.float64)
-        return bool(np.all(np.isclose(a, b, rtol=tolerance.rel_tolerance, atol=tolerance.abs_tolerance, equal_nan=True)))
+        return bool(
+            np.all(
+                np.isclose(a, b, rtol=tolerance.rel_tolerance, atol=tolerance.abs_tolerance, equal_nan=True)
+            )
+        )
     return candidate.dtype.kind == stable.dtype.kind and bool(np.array_equal(candidate, stable))

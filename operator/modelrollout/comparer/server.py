@@ -1,12 +1,15 @@
-"""The comparer of shadow traffic: mirrored requests come in, both revisions are asked, and how often they agree is counted.
+"""The comparer of shadow traffic: mirrored requests come in, both revisions are asked, and how
+often they agree is counted.
 
-``python -m modelrollout.comparer.server`` with a CompareTask in MODELROLLOUT_TASK; one for each rollout, in the model's own namespace.
-What it compares and for whom stands in its task, which the operator wrote: nothing that a request says (host, header, path) changes that. One body
-counts a few times at most: who sends a thousand of the same proves nothing.
-It has no API access, and what it counts leaves it as counters only: no payload is logged, kept or shown.
+``python -m modelrollout.comparer.server`` with a CompareTask in MODELROLLOUT_TASK; one for each
+rollout, in the model's own namespace. What it compares and for whom stands in its task, which the
+operator wrote: nothing that a request says (host, header, path) changes that. One body counts a few
+times at most: who sends a thousand of the same proves nothing. It has no API access, and what it
+counts leaves it as counters only: no payload is logged, kept or shown.
 
-The gateway forgets the answer to a mirrored request, so every one gets 202 as soon as it is read, and what is too much is shed, not queued.
-Any pod may reach its port, so that connections, time and memory are bounded (``telemetry.http_guard``).
+The gateway forgets the answer to a mirrored request, so every one gets 202 as soon as it is read,
+and what is too much is shed, not queued. Any pod may reach its port, so that connections, time and
+memory are bounded (``telemetry.http_guard``).
 """
 
 from __future__ import annotations
@@ -40,21 +43,36 @@ from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer,
 Result = Literal[
     "agree",
     "disagree",
-    "canary_error",  # stable answered, the canary failed, hung up or was too slow: counts as a disagreement
+    # stable answered, the canary failed, hung up or was too slow: counts as a disagreement
+    "canary_error",
     "stable_error",  # nothing to compare with; also a request that is wrong by itself
-    "unreachable",  # no connection to the canary: there is no pod, which says nothing about the model
+    # no connection to the canary: there is no pod, which says nothing about the model
+    "unreachable",
     "repeated",  # the same body has been counted MOST_EQUAL times
     "unreadable",  # stable's answer is none that can be compared
     "shed",  # more than can be asked at a time
     "ignored",  # no inference request of this model
 ]
-RESULTS: tuple[Result, ...] = ("agree", "disagree", "canary_error", "stable_error", "unreachable", "repeated", "unreadable", "shed", "ignored")
+RESULTS: tuple[Result, ...] = (
+    "agree",
+    "disagree",
+    "canary_error",
+    "stable_error",
+    "unreachable",
+    "repeated",
+    "unreadable",
+    "shed",
+    "ignored",
+)
 PAIRS: frozenset[Result] = frozenset(("agree", "disagree", "canary_error"))
 MOST_EQUAL = 5  # times that one body counts: on a thousand of the same, any two models may agree
 REMEMBERED = 1 << 16  # bodies, some 10 MB of digests
 MAX_ANSWER_BYTES = 16 << 20
-# The gateway's proxies are few addresses with many connections: one source may have all of them, but gives way to others when all are taken.
-LIMITS = HttpLimits(connections=1024, connections_per_source=1024, connections_per_second=1000.0, request_seconds=10.0)
+# The gateway's proxies are few addresses with many connections: one source may have all of them,
+# but gives way to others when all are taken.
+LIMITS = HttpLimits(
+    connections=1024, connections_per_source=1024, connections_per_second=1000.0, request_seconds=10.0
+)
 # What the meaning of the body depends on; credentials and cookies of the client go no further.
 _FORWARDED = ("Content-Type", "Content-Encoding", "Inference-Header-Content-Length")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -108,16 +126,24 @@ class Asker(Protocol):
 
 
 class HttpAsker:
-    """One connection for each request: a Service balances connections, and none is left to be closed by a pod that goes away."""
+    """One connection for each request: a Service balances connections, and none is left to be
+    closed by a pod that goes away.
+    """
 
     def __init__(self, task: CompareTask) -> None:
         self._path = f"/v2/models/{task.model}/infer"
-        timeout = aiohttp.ClientTimeout(total=task.timeout_seconds, sock_connect=min(3.0, task.timeout_seconds))
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(force_close=True, limit=0))
+        timeout = aiohttp.ClientTimeout(
+            total=task.timeout_seconds, sock_connect=min(3.0, task.timeout_seconds)
+        )
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(force_close=True, limit=0)
+        )
 
     async def ask(self, address: str, request: Request) -> Answer | Failure:
         try:
-            async with self._session.post(f"http://{address}{self._path}", data=request.body, headers=request.headers) as response:
+            async with self._session.post(
+                f"http://{address}{self._path}", data=request.body, headers=request.headers
+            ) as response:
                 if response.status != 200:
                     return "Failed"
                 body = bytearray()
@@ -137,7 +163,9 @@ class HttpAsker:
 
 
 class Counts(Collector):
-    """``modelrollout_shadow_total`` by result; every result exists from the start, so that its first count is seen."""
+    """``modelrollout_shadow_total`` by result; every result exists from the start, so that its
+    first count is seen.
+    """
 
     def __init__(self, task: CompareTask) -> None:
         self._labels = [task.namespace, task.model, str(task.candidate_number), str(task.stable_number)]
@@ -161,7 +189,9 @@ class Counts(Collector):
 
 
 class Comparer:
-    """The queue between what the gateway mirrors and what the revisions are asked. Bounded: ``queue`` bodies wait, ``concurrency`` are asked."""
+    """The queue between what the gateway mirrors and what the revisions are asked. Bounded:
+    ``queue`` bodies wait, ``concurrency`` are asked.
+    """
 
     def __init__(self, task: CompareTask, asker: Asker) -> None:
         self._task, self._asker = task, asker
@@ -191,7 +221,9 @@ class Comparer:
                 if self._bodies.enough(Bodies.digest(body)):
                     self.counts.add("repeated")
                     return web.Response(status=202)
-                self._waiting.put_nowait(Request(body, {h: request.headers[h] for h in _FORWARDED if h in request.headers}))
+                self._waiting.put_nowait(
+                    Request(body, {h: request.headers[h] for h in _FORWARDED if h in request.headers})
+                )
             except (asyncio.QueueFull, web.HTTPRequestEntityTooLarge):
                 self.counts.add("shed")
             finally:
@@ -218,7 +250,10 @@ class Comparer:
 
     async def compare(self, request: Request) -> Result:
         """Ask both with the same body."""
-        stable, canary = await asyncio.gather(self._asker.ask(self._task.stable_http, request), self._asker.ask(self._task.candidate_http, request))
+        stable, canary = await asyncio.gather(
+            self._asker.ask(self._task.stable_http, request),
+            self._asker.ask(self._task.candidate_http, request),
+        )
         if not isinstance(stable, Answer):
             return "stable_error"
         if not isinstance(canary, Answer):
@@ -231,7 +266,11 @@ class Comparer:
         except UnreadableError:
             return "unreadable"
         try:
-            return "agree" if agree(decode(canary.body, canary.header_length), expected, self._tolerances) else "disagree"
+            return (
+                "agree"
+                if agree(decode(canary.body, canary.header_length), expected, self._tolerances)
+                else "disagree"
+            )
         except UnreadableError:
             return "canary_error"
 
@@ -247,20 +286,30 @@ def status_app(registry: CollectorRegistry) -> web.Application:
     return app
 
 
-async def serve(task: CompareTask, host: str = "0.0.0.0", *, status_port: int = names.PORT_METRICS, stop: asyncio.Event | None = None) -> None:
+async def serve(
+    task: CompareTask,
+    host: str = "0.0.0.0",
+    *,
+    status_port: int = names.PORT_METRICS,
+    stop: asyncio.Event | None = None,
+) -> None:
     """Until SIGTERM, SIGINT or ``stop``. Raises OSError when a port is taken."""
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread
+        # not the main thread
+        with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop.set)
     asker = HttpAsker(task)
     comparer = Comparer(task, asker)
     workers = [asyncio.create_task(comparer.work()) for _ in range(task.concurrency)]
-    # A body goes on as it came, compressed or not; access logs would name paths and addresses of clients.
+    # A body goes on as it came, compressed or not; access logs would name paths and addresses of
+    # clients.
     registry = CollectorRegistry()
     for_gateway, for_status = room_for(LIMITS, STATUS)
-    mirrored = GuardedServer("comparer", comparer.app(), for_gateway, auto_decompress=False, shutdown_timeout=1.0)
+    mirrored = GuardedServer(
+        "comparer", comparer.app(), for_gateway, auto_decompress=False, shutdown_timeout=1.0
+    )
     status = GuardedServer("status", status_app(registry), for_status, shutdown_timeout=1.0)
     for collector in (comparer.counts, mirrored, status):
         registry.register(collector)
@@ -268,7 +317,9 @@ async def serve(task: CompareTask, host: str = "0.0.0.0", *, status_port: int = 
     try:
         await mirrored.start(host, task.port)
         await status.start(host, status_port)
-        log.say("the comparer listens", model=task.model, canary=task.candidate_number, stable=task.stable_number)
+        log.say(
+            "the comparer listens", model=task.model, canary=task.candidate_number, stable=task.stable_number
+        )
         await stop.wait()
     finally:
         for worker in workers:
@@ -285,7 +336,10 @@ def main() -> int:
     try:
         task = CompareTask.model_validate_json(os.environ.get(TASK_ENV, ""))
     except ValidationError as e:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors(include_input=False, include_url=False))
+        problems = "; ".join(
+            f"{'.'.join(map(str, p['loc']))}: {p['msg']}"
+            for p in e.errors(include_input=False, include_url=False)
+        )
         log.LOGGER.error("%s: %s; are the operator and this image of the same version?", TASK_ENV, problems)
         return 1
     asyncio.run(serve(task))

@@ -1,9 +1,10 @@
 """What the operator hands to its Jobs, and what they hand back: the one contract between the two.
 
-A Job gets its task as JSON in the environment variable ``MODELROLLOUT_TASK`` and its credentials as files of Secrets
-mounted under ``/var/run/modelrollout/credentials/<name>/`` (keys ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-optionally ``AWS_SESSION_TOKEN``; for HTTP ``token`` or ``username`` and ``password``). It has no API access. It ends with an exit code
-and a ``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN.md, Artifacts).
+A Job gets its task as JSON in the environment variable ``MODELROLLOUT_TASK`` and its credentials as
+files of Secrets mounted under ``/var/run/modelrollout/credentials/<name>/`` (keys
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, optionally ``AWS_SESSION_TOKEN``; for HTTP
+``token`` or ``username`` and ``password``). It has no API access. It ends with an exit code and a
+``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN.md, Artifacts).
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 TASK_ENV = "MODELROLLOUT_TASK"
-TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"  # limit for one run; the program ends itself, and can say what took so long
-SERVES_ENV = "MODELROLLOUT_SERVES"  # JSON of Served, {} for ONNX: what a server was made for, frozen with its template
+# limit for one run; the program ends itself, and can say what took so long
+TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"
+# JSON of Served, {} for ONNX: what a server was made for, frozen with its template
+SERVES_ENV = "MODELROLLOUT_SERVES"
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
 MAX_MODEL_BYTES = 20 << 30  # fetched, and unpacked
-# A larger model is written as graph and weights apart. Protobuf ends at 2 GiB, and to write a message takes several times its size in memory.
+# A larger model is written as graph and weights apart. Protobuf ends at 2 GiB, and to write a
+# message takes several times its size in memory.
 ONE_FILE_BYTES = 1 << 30
 
 
 class ExitCode(IntEnum):
-    """Exit codes of a Job. ``RETRYABLE`` may be tried again; the others are final for this input."""
+    """Exit codes of a Job. ``RETRYABLE`` may be tried again; the others are final for this
+    input.
+    """
 
     OK = 0
     RETRYABLE = 1  # store unreachable, server error
@@ -37,7 +43,9 @@ class ExitCode(IntEnum):
     GATE_INCONCLUSIVE = 13  # too little held-out data to tell
     OUT_OF_RESOURCES = 14  # memory or disk: with the same limits it would end the same way
     TIMEOUT = 15  # not done within the limit for one run
-    REUSED = 20  # done before: the containers that would follow in the pod must not run, so for Kubernetes it is a failure
+    # done before: the containers that would follow in the pod must not run, so for Kubernetes it is
+    # a failure
+    REUSED = 20
 
 
 class _Model(BaseModel):
@@ -45,20 +53,26 @@ class _Model(BaseModel):
 
 
 class Location(_Model):
-    """An object in a named store: where it is and how to get in. Endpoint and region come from the operator's configuration, never from a user."""
+    """An object in a named store: where it is and how to get in. Endpoint and region come from the
+    operator's configuration, never from a user.
+    """
 
     uri: str
     endpoint: str | None = None
     region: str | None = None
     allow_http: bool = False
     credentials: str | None = None  # name of the folder under CREDENTIALS_DIR; None: anonymous
-    leads_to: tuple[str, ...] | None = None  # http(s): prefixes that a redirect may lead to, the store's own among them; None: none is followed
+    # http(s): prefixes that a redirect may lead to, the store's own among them; None: none is
+    # followed
+    leads_to: tuple[str, ...] | None = None
 
 
 class DataSet(_Model):
-    """An ``.npz`` archive: one array for each model input by its name, and the labels (and slices) by theirs.
+    """An ``.npz`` archive: one array for each model input by its name, and the labels (and slices)
+    by theirs.
 
-    Where the model has one input and the archive holds exactly one array that is neither labels nor a slice, the names need not agree.
+    Where the model has one input and the archive holds exactly one array that is neither labels nor
+    a slice, the names need not agree.
     """
 
     location: Location
@@ -67,9 +81,11 @@ class DataSet(_Model):
 
 
 class GateBudget(_Model):
-    """What may be lost against the original model, absolute (0.01 is one point of accuracy) or as a share of its value; limits of the value itself.
+    """What may be lost against the original model, absolute (0.01 is one point of accuracy) or as a
+    share of its value; limits of the value itself.
 
-    ``max_increase`` and ``max`` are for errors (mae, mse), where more is worse; the others for all other metrics.
+    ``max_increase`` and ``max`` are for errors (mae, mse), where more is worse; the others for all
+    other metrics.
     """
 
     max_drop: float | None = None
@@ -89,7 +105,8 @@ class GateMetric(GateBudget):
 
     name: MetricName = "accuracy"
     k: int | None = None  # topK
-    average: Average | None = None  # precision, recall, f1; None: Binary with two classes, else Macro
+    # precision, recall, f1; None: Binary with two classes, else Macro
+    average: Average | None = None
     slices: GateBudget | None = None
 
 
@@ -101,7 +118,9 @@ class ModelFile(_Model):
 
 
 class Training(_Model):
-    """Labelled data and how to train on it: Adam, a rate that falls to nothing, batches in an order of a fixed seed."""
+    """Labelled data and how to train on it: Adam, a rate that falls to nothing, batches in an order
+    of a fixed seed.
+    """
 
     data: DataSet
     epochs: int = 3
@@ -138,7 +157,9 @@ class Int8Step(StepBase):
 
 
 class PruneStep(StepBase):
-    """Weights taken away, by channels or one by one, until ``sparsity`` of the model's weights are gone; trained afterwards where data is given."""
+    """Weights taken away, by channels or one by one, until ``sparsity`` of the model's weights are
+    gone; trained afterwards where data is given.
+    """
 
     kind: Literal["prune"] = "prune"
     sparsity: float
@@ -148,7 +169,9 @@ class PruneStep(StepBase):
 
 
 class DistillStep(StepBase):
-    """The source model teaches a smaller one: ``student``, or itself narrowed to ``size`` of its weights."""
+    """The source model teaches a smaller one: ``student``, or itself narrowed to ``size`` of its
+    weights.
+    """
 
     kind: Literal["distill"] = "distill"
     student: ModelFile | None = None
@@ -180,7 +203,9 @@ class GraphStep(StepBase):
 
 
 class ContainerStep(StepBase):
-    """The user's own image between two containers of ours; it reads IN_DIR and writes OUT_DIR. All of this takes part in the artifact's key."""
+    """The user's own image between two containers of ours; it reads IN_DIR and writes OUT_DIR. All
+    of this takes part in the artifact's key.
+    """
 
     kind: Literal["container"] = "container"
     image: str
@@ -190,7 +215,9 @@ class ContainerStep(StepBase):
 
 
 class AutoStep(StepBase):
-    """The other steps searched for the smallest or fastest model within the gate's budgets on ``data``."""
+    """The other steps searched for the smallest or fastest model within the gate's budgets on
+    ``data``.
+    """
 
     kind: Literal["auto"] = "auto"
     objective: Literal["Size", "Latency"] = "Size"
@@ -201,7 +228,8 @@ class AutoStep(StepBase):
 
 
 Step = Annotated[
-    Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep | AutoStep, Field(discriminator="kind")
+    Int8Step | PruneStep | DistillStep | HalfPrecisionStep | Int4Step | GraphStep | ContainerStep | AutoStep,
+    Field(discriminator="kind"),
 ]
 
 
@@ -234,7 +262,9 @@ FLAVOURS: dict[str, Flavour] = {
 
 
 class ServingConfig(_Model):
-    """What tuning chooses of a model's config.pbtxt; largest batch, tensors and the kind of device stay as they are."""
+    """What tuning chooses of a model's config.pbtxt; largest batch, tensors and the kind of device
+    stay as they are.
+    """
 
     instances: int = Field(1, ge=1)  # executions of the model side by side
     batch: int = Field(0, ge=0)  # waiting requests are joined up to so many rows; 0: never
@@ -243,7 +273,8 @@ class ServingConfig(_Model):
 
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
-# Where the containers of a prepare Job hand over: to the user's of a ContainerStep, from it, and among ours.
+# Where the containers of a prepare Job hand over: to the user's of a ContainerStep, from it, and
+# among ours.
 IN_DIR, OUT_DIR = "/in", "/out"
 WORK_DIR, MADE_DIR = "/work", "/made"  # what was fetched, and what was made of it
 HANDED_MODEL, HANDED_DATA = "model.onnx", "data.npz"
@@ -252,7 +283,9 @@ SIGNER_DIR = "/var/run/modelrollout/signer"
 
 
 class Signature(_Model):
-    """A detached signature of the source (OpenSSF model signing), and the file with the signer's public key (PEM)."""
+    """A detached signature of the source (OpenSSF model signing), and the file with the signer's
+    public key (PEM).
+    """
 
     location: Location
     key_file: str
@@ -274,7 +307,9 @@ class Tensors(_Model):
 
 
 class Served(_Model):
-    """A source that is served as it is by a backend of Triton; without ``inputs`` and ``outputs`` its own config.pbtxt says them."""
+    """A source that is served as it is by a backend of Triton; without ``inputs`` and ``outputs``
+    its own config.pbtxt says them.
+    """
 
     backend: Backend
     inputs: tuple[Tensor, ...] = ()
@@ -291,43 +326,57 @@ class ResolveTask(_Model):
 
 
 class Recorded(_Model):
-    """An artifact that a ModelRevision of the namespace records for the same source, signed alike: what may be taken again."""
+    """An artifact that a ModelRevision of the namespace records for the same source, signed alike:
+    what may be taken again.
+    """
 
     uri: str
     digest: str  # sha256:<hex> of its manifest.json
 
 
 class PrepareTask(_Model):
-    """Fetch, verify, optimize, gate, publish. ``target_hardware`` takes part in the key of the artifact."""
+    """Fetch, verify, optimize, gate, publish. ``target_hardware`` takes part in the key of the
+    artifact.
+    """
 
     task: Literal["prepare"] = "prepare"
     source: Location
     sha256: str
     signature: Signature | None = None
-    format: SourceFormat | None = None  # None: told from the file; all but ONNX need an image of their own and must be said
+    # None: told from the file; all but ONNX need an image of their own and must be said
+    format: SourceFormat | None = None
     tensors: Tensors | None = None  # of a PyTorch model: TorchScript does not say them
     served: Served | None = None  # as it is; then there are no steps and no gate
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
-    artifacts: Location  # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
-    salt: str = Field(pattern=r"^[0-9a-f]{16}$")  # random, of the operator's, for this Job: nobody knows beforehand where its result will lie
+    # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
+    artifacts: Location
+    # random, of the operator's, for this Job: nobody knows beforehand where its result will lie
+    salt: str = Field(pattern=r"^[0-9a-f]{16}$")
     recorded: tuple[Recorded, ...] = ()  # what lies in the store is taken from here only
     target_hardware: str = "any"
     max_bytes: int = MAX_MODEL_BYTES
     one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
-    # The containers of the Job share the work; each has the whole task. Convert, or with a ContainerStep the two around the user's, reads the files.
+    # The containers of the Job share the work; each has the whole task. Convert, or with a
+    # ContainerStep the two around the user's, reads the files.
     part: Literal["Whole", "Fetch", "Convert", "BeforeContainer", "AfterContainer", "Publish"] = "Whole"
 
     def may_answer(self, uri: str, digest: str) -> bool:
-        """Whether the Job of this task can have made that artifact, or taken it: its folder carries the Job's salt, or it is among the recorded."""
-        own = re.fullmatch(rf"{re.escape(self.artifacts.uri.rstrip('/'))}/[0-9a-f]{{64}}-{self.salt}-[0-9a-f]{{8}}", uri)
+        """Whether the Job of this task can have made that artifact, or taken it: its folder carries
+        the Job's salt, or it is among the recorded.
+        """
+        own = re.fullmatch(
+            rf"{re.escape(self.artifacts.uri.rstrip('/'))}/[0-9a-f]{{64}}-{self.salt}-[0-9a-f]{{8}}", uri
+        )
         return own is not None or Recorded(uri=uri, digest=digest) in self.recorded
 
 
 class FetchTask(_Model):
-    """The init container of a server: place a prepared repository under ``<target>/<model>/<number>/`` after checking its digest."""
+    """The init container of a server: place a prepared repository under
+    ``<target>/<model>/<number>/`` after checking its digest.
+    """
 
     task: Literal["fetch"] = "fetch"
     artifact: Location  # <artifacts>/<key>/
@@ -335,22 +384,28 @@ class FetchTask(_Model):
     model: str
     number: int
     target: str = REPOSITORY
-    serving: ServingConfig | None = None  # written into config.pbtxt after its digest was checked; None: as it was stored
+    # written into config.pbtxt after its digest was checked; None: as it was stored
+    serving: ServingConfig | None = None
 
 
 class CleanTask(_Model):
-    """Remove what nobody refers to from the artifact store; a CronJob of the chart runs it (docs/safety.md)."""
+    """Remove what nobody refers to from the artifact store; a CronJob of the chart runs it
+    (docs/safety.md).
+    """
 
     task: Literal["clean"] = "clean"
     artifacts: Location  # the whole store, without a namespace
     references: str  # file that ``modelrollout references`` wrote
     namespaces: tuple[str, ...] = ()  # whose artifacts may go; empty: all
-    older_than_seconds: float = Field(ge=3600)  # less would race with Jobs that have just found something
+    # less would race with Jobs that have just found something
+    older_than_seconds: float = Field(ge=3600)
     dry_run: bool = False
 
 
 class EvaluateTask(_Model):
-    """Golden data once through the served candidate and, where there is one, through stable; over HTTP and gRPC."""
+    """Golden data once through the served candidate and, where there is one, through stable; over
+    HTTP and gRPC.
+    """
 
     task: Literal["evaluate"] = "evaluate"
     data: DataSet
@@ -367,7 +422,9 @@ class EvaluateTask(_Model):
 
 
 class TuneTask(_Model):
-    """Find the serving configuration with the highest throughput whose latency keeps to the objective, on a Triton beside the program."""
+    """Find the serving configuration with the highest throughput whose latency keeps to the
+    objective, on a Triton beside the program.
+    """
 
     task: Literal["tune"] = "tune"
     http: str  # host:port of a Triton that loads models only when told to
@@ -382,11 +439,15 @@ class TuneTask(_Model):
     window_seconds: float = 1.5  # of one measurement, at least; prolonged where requests are few
 
 
-Task = Annotated[ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask, Field(discriminator="task")]
+Task = Annotated[
+    ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask, Field(discriminator="task")
+]
 
 
 class OutputTolerance(_Model):
-    """When two answers agree in an output: ``|a - b| <= abs_tolerance + rel_tolerance * |b|``, b stable's; or only the argmax of the last axis."""
+    """When two answers agree in an output: ``|a - b| <= abs_tolerance + rel_tolerance * |b|``, b
+    stable's; or only the argmax of the last axis.
+    """
 
     name: str
     abs_tolerance: float = 1e-3
@@ -395,7 +456,9 @@ class OutputTolerance(_Model):
 
 
 class CompareTask(_Model):
-    """What the comparer of shadow traffic does (``python -m modelrollout.comparer.server``): it is a server and hands nothing back."""
+    """What the comparer of shadow traffic does (``python -m modelrollout.comparer.server``): it is
+    a server and hands nothing back.
+    """
 
     task: Literal["compare"] = "compare"
     namespace: str
@@ -404,7 +467,8 @@ class CompareTask(_Model):
     candidate_number: int
     stable_http: str
     stable_number: int
-    outputs: tuple[OutputTolerance, ...] = ()  # others: floats within the default tolerances, everything else exactly
+    # others: floats within the default tolerances, everything else exactly
+    outputs: tuple[OutputTolerance, ...] = ()
     port: int = 8080
     max_body_bytes: int = 1 << 20
     concurrency: int = 4
@@ -423,9 +487,11 @@ class Paired(_Model):
 
 
 class MetricResult(_Model):
-    """One metric of the gate: both models' values, the 95 % interval of the loss, the verdict on all that the metric asks, slices included.
+    """One metric of the gate: both models' values, the 95 % interval of the loss, the verdict on
+    all that the metric asks, slices included.
 
-    ``slice``: the slice's value that decided, as NAME=VALUE, where one did; the numbers are then that slice's.
+    ``slice``: the slice's value that decided, as NAME=VALUE, where one did; the numbers are then
+    that slice's.
     """
 
     name: str
@@ -440,7 +506,9 @@ class MetricResult(_Model):
 
 
 class Interface(_Model):
-    """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one digest and counts only."""
+    """Inputs and outputs of a model, each as ``FP32 [n, 64]`` by its name; of a very large one
+    digest and counts only.
+    """
 
     digest: str
     inputs: dict[str, str] | None = None
@@ -449,7 +517,9 @@ class Interface(_Model):
 
 
 class SearchPoint(NamedTuple):
-    """One model of a search: bytes, CPU milliseconds of a request, value of the gate's first metric and upper end of its loss's 95 % interval."""
+    """One model of a search: bytes, CPU milliseconds of a request, value of the gate's first metric
+    and upper end of its loss's 95 % interval.
+    """
 
     name: str
     size: int
@@ -460,7 +530,9 @@ class SearchPoint(NamedTuple):
 
 
 class Search(_Model):
-    """What the step auto found. ``points``: the chosen one and the source first, then the frontier; as many as the message has room for."""
+    """What the step auto found. ``points``: the chosen one and the source first, then the frontier;
+    as many as the message has room for.
+    """
 
     objective: Literal["Size", "Latency"]
     metric: str
@@ -482,7 +554,9 @@ class SlicePairs(NamedTuple):
 
 
 class TrialResult(_Model):
-    """A serving configuration as measured: single samples a second and latency at the best number of requests in flight."""
+    """A serving configuration as measured: single samples a second and latency at the best number
+    of requests in flight.
+    """
 
     serving: ServingConfig
     throughput: float = 0.0
@@ -493,7 +567,9 @@ class TrialResult(_Model):
 
 
 class TuneResult(_Model):
-    """What tuning found. ``chosen`` None: nothing kept to the objective, or nothing was better than what is configured."""
+    """What tuning found. ``chosen`` None: nothing kept to the objective, or nothing was better than
+    what is configured.
+    """
 
     configured: TrialResult
     chosen: TrialResult | None = None
@@ -503,7 +579,9 @@ class TuneResult(_Model):
 
 
 class TaskResult(_Model):
-    """The summary in the termination message. ``reason`` is CamelCase and documented in docs/reasons.md; ``message`` says what to do."""
+    """The summary in the termination message. ``reason`` is CamelCase and documented in
+    docs/reasons.md; ``message`` says what to do.
+    """
 
     reason: str = "Completed"
     message: str = ""
@@ -517,7 +595,8 @@ class TaskResult(_Model):
     reused: bool = False  # an earlier run had published the same work
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-    paired: Paired | None = None  # prepare: optimized against original; evaluate: candidate against stable
+    # prepare: optimized against original; evaluate: candidate against stable
+    paired: Paired | None = None
     interface: Interface | None = None
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     metrics: tuple[MetricResult, ...] = ()  # the gate's
@@ -530,7 +609,8 @@ class TaskResult(_Model):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     protocols_agree: bool | None = None
-    slices: tuple[SlicePairs, ...] = ()  # candidate against stable: those that lost most, as far as the message has room
+    # candidate against stable: those that lost most, as far as the message has room
+    slices: tuple[SlicePairs, ...] = ()
     slices_compared: int = 0
     # tune
     tuned: TuneResult | None = None

@@ -1,5 +1,6 @@
-"""What the watch and lists bring goes into the store and onto the queue; what cannot be read is left out and named. No exception leaves this module
-but KubeError: one object must not end the watch of all others.
+"""What the watch and lists bring goes into the store and onto the queue; what cannot be read is
+left out and named. No exception leaves this module but KubeError: one object must not end the watch
+of all others.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from modelrollout.kube.projection import kept
 
 log = logging.getLogger(__name__)
 
-OURS = f"{names.LABEL_NAME}"  # children carry this label; the watch asks the API server for nothing else
+# children carry this label; the watch asks the API server for nothing else
+OURS = f"{names.LABEL_NAME}"
 UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
-LINE_BYTES = 2 << 20  # of a watch event that are held: in a custom resource managed fields as large as itself come before its name
+# of a watch event that are held: in a custom resource managed fields as large as itself come before
+# its name
+LINE_BYTES = 2 << 20
 _TYPE = re.compile(rb'\s*\{"type":"([A-Z]+)"')
 _TAKEN = ("ADDED", "MODIFIED", "DELETED")
 
@@ -31,20 +35,34 @@ _TAKEN = ("ADDED", "MODIFIED", "DELETED")
 class Intake:
     """Takes in events and whole lists of the watched resources."""
 
-    def __init__(self, kube: Kube, store: Store, unread: UnreadObjects, resources: Iterable[Resource], wake: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        store: Store,
+        unread: UnreadObjects,
+        resources: Iterable[Resource],
+        wake: Callable[[Key], None],
+    ) -> None:
         self._kube, self._store, self._unread, self._wake = kube, store, unread, wake
         self._resources = {r.path(None): r for r in resources}
 
     def watched(self, path: str) -> tuple[Resource, str | None] | None:
-        """Which resource, and which namespace of it, the collection at this path is of a URL; None for all others."""
+        """Which resource, and which namespace of it, the collection at this path is of a URL; None
+        for all others.
+        """
         root, _, rest = path.partition("/namespaces/")
         if rest:
             namespace, _, plural = rest.partition("/")
-            return (found, namespace) if (found := self._resources.get(f"{root}/{plural}")) and found.namespaced else None
+            return (
+                (found, namespace)
+                if (found := self._resources.get(f"{root}/{plural}")) and found.namespaced
+                else None
+            )
         return (found, None) if (found := self._resources.get(path)) else None
 
     def line(self, resource: Resource, line: bytes, cut: bool) -> bytes | None:
-        """Take in a line of a watch. What is left of it for the watch itself: errors and bookmarks as they are, of an event how far it came.
+        """Take in a line of a watch. What is left of it for the watch itself: errors and bookmarks
+        as they are, of an event how far it came.
 
         ``cut``: it was too long, and this is its beginning.
         """
@@ -82,19 +100,23 @@ class Intake:
             why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
             self._unreadable(resource, decoding.named(body, why), gone=False)
             return
-        if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:  # else the store has told why not
+        # else the store has told why not
+        if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
         if due and key is not None:
             self._wake(key)
 
     async def list(self, resource: Resource, namespace: str | None) -> str:
-        """Read everything of a resource: the watch never reports what was deleted while it was away, and no event may be missed for ever.
+        """Read everything of a resource: the watch never reports what was deleted while it was
+        away, and no event may be missed for ever.
 
         The resourceVersion of the list. Raises KubeError.
         """
         asked = self._unread.now()
         selector = "" if resource in UNLABELLED else OURS
-        listing = await self._kube.list(resource, namespace, label_selector=selector, keep=partial(kept, resource))
+        listing = await self._kube.list(
+            resource, namespace, label_selector=selector, keep=partial(kept, resource)
+        )
         unread = {(u.namespace, u.name) for u in listing.unread}
         items: list[Object] = []
         for o in listing.items:
@@ -107,7 +129,8 @@ class Intake:
         for key in self._store.resync(resource, items, listing.resource_version, namespace):
             self._wake(key)
         places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
-        left_out = {place for place in places if self._store.get(resource, *place) is None}  # for want of memory; or it went meanwhile
+        # for want of memory; or it went meanwhile
+        left_out = {place for place in places if self._store.get(resource, *place) is None}
         self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
@@ -122,7 +145,9 @@ class Intake:
 
 
 def unfit(resource: Resource, obj: Object) -> str | None:
-    """What of an object of ours nobody could work with, should its definition have no schema: it must not be met in a pass over another one."""
+    """What of an object of ours nobody could work with, should its definition have no schema: it
+    must not be met in a pass over another one.
+    """
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     if resource == MODEL_REVISION:
         right = {"number": int, "sha256": str, "input": dict, "template": dict}
@@ -138,5 +163,9 @@ def unfit(resource: Resource, obj: Object) -> str | None:
 
 
 def _bookmark(resource: Resource, version: str) -> bytes:
-    about: dict[str, Any] = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"resourceVersion": version}}
+    about: dict[str, Any] = {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"resourceVersion": version},
+    }
     return json.dumps({"type": "BOOKMARK", "object": about}).encode()

@@ -1,4 +1,6 @@
-"""The operator as a process: watch, queue, leader election, workers, resync, health. ``modelrollout run`` calls ``run``."""
+"""The operator as a process: watch, queue, leader election, workers, resync, health. ``modelrollout
+run`` calls ``run``.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,18 @@ from modelrollout.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-WATCHED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE)
+WATCHED = (
+    ROLLOUT_POLICY,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    JOB,
+    POD,
+    DEPLOYMENT,
+    SERVICE,
+    POD_DISRUPTION_BUDGET,
+    HTTP_ROUTE,
+    GRPC_ROUTE,
+)
 OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
 COUNTED_CONDITIONS = (
@@ -70,28 +83,43 @@ COUNTED_CONDITIONS = (
 )
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
-UNWATCHED = "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set networkPolicy.models.mode to Ignore"
-STUCK_SECONDS = 120.0  # a worker that has not moved for this long is dead: the liveness probe says so
+UNWATCHED = (
+    "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set"
+    " networkPolicy.models.mode to Ignore"
+)
+# a worker that has not moved for this long is dead: the liveness probe says so
+STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
-SOURCES_SECONDS = (15.0, 300.0)  # until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
+# until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
+SOURCES_SECONDS = (15.0, 300.0)
 
 
 class Operator:
     """The parts of one operator process, wired together."""
 
-    def __init__(self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str) -> None:
+    def __init__(
+        self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str
+    ) -> None:
         self._config, self._kube, self._metrics, self._identity = config, kube, metrics, identity
         self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
         self._queue.pause()  # only the leader works it
         self._synced = False
-        self._elector = LeaderElector(kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow)
+        self._elector = LeaderElector(
+            kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow
+        )
         self._events = Events(kube, instance=identity)
         self._unread = UnreadObjects(self._events, self._elector.is_leader)
         kube.on_unread = self._unread.note
         self._store = Store(self._unread.note)
         self._assessor = PrometheusAssessor(config)
         self._admission = Admission(
-            kube, self._store, config, lease_namespace, self._queue.add_after, lambda: datetime.now(UTC), self._elector.is_leader
+            kube,
+            self._store,
+            config,
+            lease_namespace,
+            self._queue.add_after,
+            lambda: datetime.now(UTC),
+            self._elector.is_leader,
         )
         self._leads_since: datetime | None = None
         self._reconciler = Reconciler(
@@ -121,13 +149,21 @@ class Operator:
         if self._config.network_policies is not None:
             kinds.append(NETWORK_POLICY)
         self._resources = tuple(kinds)
-        # kopf ends the process over a watch that it is not let open; what cannot be watched is looked at with each resync.
+        # kopf ends the process over a watch that it is not let open; what cannot be watched is
+        # looked at with each resync.
         watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
         missing = [r.kind for r in OPTIONAL if r not in kinds]
         if ROLLOUT_POLICY.kind in missing:
-            log.warning("no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and restart the operator")
+            log.warning(
+                "no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and"
+                " restart the operator"
+            )
         if {HTTP_ROUTE.kind, GRPC_ROUTE.kind} & set(missing):
-            log.warning("no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway API is installed", missing)
+            log.warning(
+                "no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway"
+                " API is installed",
+                missing,
+            )
         health = HealthServer(
             self._metrics.registry,
             alive={"workers": within(self._queue.stalled_for, STUCK_SECONDS, "no worker moved")},
@@ -188,13 +224,17 @@ class Operator:
         await self._queue.drain(4)
 
     async def _resync(self) -> None:
-        """Read everything: kopf never reports what was deleted while its watch was away, and no event may be missed for ever."""
+        """Read everything: kopf never reports what was deleted while its watch was away, and no
+        event may be missed for ever.
+        """
         for resource in self._resources:
             for namespace in self._places(resource):
                 try:
                     await self._intake.list(resource, namespace)
                 except Forbidden as e:
-                    if resource != NETWORK_POLICY:  # a right that is wanting there is told of each ModelDeployment, and stops nothing else
+                    # a right that is wanting there is told of each ModelDeployment, and stops
+                    # nothing else
+                    if resource != NETWORK_POLICY:
                         raise
                     log.warning("%s: %s", UNWATCHED, e.message)
         await self._admission.slots.sweep()
@@ -264,23 +304,43 @@ class Operator:
 
     async def _tell(self, key: Key, error: Exception) -> None:
         """A pass ended as nobody foresaw: whose it was is not only in the log."""
-        obj = self._store.get(MODEL_DEPLOYMENT, *key) if key[0] else self._store.get(ROLLOUT_POLICY, None, key[1])
+        obj = (
+            self._store.get(MODEL_DEPLOYMENT, *key)
+            if key[0]
+            else self._store.get(ROLLOUT_POLICY, None, key[1])
+        )
         if obj is not None:
-            text = f"the operator does not get on with this object ({type(error).__name__}) and tries again; its log says where: please report it"
+            text = (
+                f"the operator does not get on with this object ({type(error).__name__}) and tries again; its"
+                " log says where: please report it"
+            )
             await self._events.post(obj, "Warning", "PassFailed", text)
 
     def _phases(self) -> dict[tuple[str, str], int]:
-        return dict(Counter((o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending")) for o in self._store.all(MODEL_DEPLOYMENT)))
+        return dict(
+            Counter(
+                (o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending"))
+                for o in self._store.all(MODEL_DEPLOYMENT)
+            )
+        )
 
     def _conditions(self) -> dict[tuple[str, str, str], int]:
-        return dict(Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o)))
+        return dict(
+            Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o))
+        )
 
 
 def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
-    """(namespace, type, status) of the conditions that the metric counts. A status that somebody else wrote may have any, and any number."""
+    """(namespace, type, status) of the conditions that the metric counts. A status that somebody
+    else wrote may have any, and any number.
+    """
     listed = ((deployment.get("status") or {}).get("conditions") or [])[:MOST_CONDITIONS]
     pairs = [(c.get("type"), c.get("status")) for c in listed if isinstance(c, dict)]
-    return [(deployment["metadata"]["namespace"], kind, truth) for kind, truth in pairs if kind in COUNTED_CONDITIONS and truth in TRUTHS]
+    return [
+        (deployment["metadata"]["namespace"], kind, truth)
+        for kind, truth in pairs
+        if kind in COUNTED_CONDITIONS and truth in TRUTHS
+    ]
 
 
 def own_namespace() -> str:
@@ -308,14 +368,22 @@ def run(
     logging.getLogger("kopf").setLevel(logging.WARNING)
     loaded = load_config(config)
     if loaded.artifacts.servers_can_write:
-        log.warning("artifacts.readSecretName is not set: the pods of model servers hold the Secret that Jobs write with")
+        log.warning(
+            "artifacts.readSecretName is not set: the pods of model servers hold the Secret that Jobs write"
+            " with"
+        )
 
     async def main() -> None:
         metrics = Metrics()
-        async with await Kube.connect(kubeconfig, context, component="operator", on_request=metrics.api_request) as kube:
-            # Not the pod's name alone: a container that is started anew in its pod is another candidate.
+        async with await Kube.connect(
+            kubeconfig, context, component="operator", on_request=metrics.api_request
+        ) as kube:
+            # Not the pod's name alone: a container that is started anew in its pod is another
+            # candidate.
             holder = identity or new_identity()
             log.info("%s starts as %s", names.FIELD_MANAGER, holder)
-            await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(kubeconfig, context, health_port)
+            await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(
+                kubeconfig, context, health_port
+            )
 
     asyncio.run(main())

@@ -1,4 +1,6 @@
-"""One pass: observe, measure if the state asks for it, decide, and either write a transition or make the children match."""
+"""One pass: observe, measure if the state asks for it, decide, and either write a transition or
+make the children match.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import Admission
 from modelrollout.controller.observe.observation import Seen, observe
 from modelrollout.kube.cache import Key, Store
-from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT, Conflict, Forbidden, Kube, NotFound
+from modelrollout.kube.client import (
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    MODEL_DEPLOYMENT,
+    Conflict,
+    Forbidden,
+    Kube,
+    NotFound,
+)
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import measured
 from modelrollout.rollout.policy.rules import NO_RULES
@@ -25,14 +35,18 @@ from modelrollout.rollout.status import told_exposed
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
-REFUSED_SECONDS = 60.0  # until what was refused and holds nothing up (NetworkPolicies, names that are taken) is tried again
+# until what was refused and holds nothing up (NetworkPolicies, names that are taken) is tried again
+REFUSED_SECONDS = 60.0
 ROUTES_NARROWED = (
-    "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a version, and what manages a server, answer 404"
+    "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a"
+    " version, and what manages a server, answer 404"
 )
 
 
 class Assessor(Protocol):
-    """Measures and judges the present step; None when there is nothing to measure. Never raises for a provider's fault."""
+    """Measures and judges the present step; None when there is nothing to measure. Never raises for
+    a provider's fault.
+    """
 
     async def assess(self, s: Snapshot) -> Assessment | None: ...
 
@@ -63,7 +77,8 @@ class Reconciler:
         self._now, self._may_write, self._looking_since = now, may_write, looking_since
         self._actor = Actor(kube, store, config, may_write)
         self._gateways = Gateways(kube)
-        # What the last pass could not write, to be told in status. Memory only: the next try finds it out again.
+        # What the last pass could not write, to be told in status. Memory only: the next try finds
+        # it out again.
         self._refused: dict[Key, Problem] = {}
         self._exposed: dict[Key, Problem | None] = {}  # the same of NetworkPolicies
 
@@ -79,7 +94,16 @@ class Reconciler:
         await self._admission.policies.look(key[0])
         rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
-        seen = observe(self._store, key, self._config, kinds, self._admission.hostnames.known(), gateway, rules, self._now())
+        seen = observe(
+            self._store,
+            key,
+            self._config,
+            kinds,
+            self._admission.hostnames.known(),
+            gateway,
+            rules,
+            self._now(),
+        )
         if seen is None:
             self._refused.pop(key, None)
             self._exposed.pop(key, None)
@@ -99,8 +123,16 @@ class Reconciler:
                 return 0.0
             looked = await self._admission.looked(seen)
         except Forbidden as e:
-            looked, refused = seen.snapshot, Problem("ChildRefused", f"Leases of slots and host names: {e.message}")
-        s = replace(looked, refused=refused, exposed=self._exposed.get(key, told_exposed(looked.status)), looking_since=self._looking_since())
+            looked, refused = (
+                seen.snapshot,
+                Problem("ChildRefused", f"Leases of slots and host names: {e.message}"),
+            )
+        s = replace(
+            looked,
+            refused=refused,
+            exposed=self._exposed.get(key, told_exposed(looked.status)),
+            looking_since=self._looking_since(),
+        )
         s = await self._measured(s)
         seen = replace(seen, snapshot=s)
         plan = decide(s, self._now())
@@ -117,7 +149,9 @@ class Reconciler:
         try:
             narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
             if narrowed:
-                await self._reporter.post(seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}"))
+                await self._reporter.post(
+                    seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}")
+                )
                 return 0.0
             wrote = await self._isolate(key, seen)
             acted, refusal = await self._actor.act(seen, plan.desired)
@@ -127,7 +161,8 @@ class Reconciler:
             self._refused[key] = Problem(e.reason, e.message)
             raise
         except Conflict:
-            # A child is not as it was seen, so the state may not be either: nothing may follow with a fresh resourceVersion in an old state.
+            # A child is not as it was seen, so the state may not be either: nothing may follow with
+            # a fresh resourceVersion in an old state.
             await self._look_again(key)
             raise
         news = self._refused.pop(key, None) != refusal
@@ -135,7 +170,11 @@ class Reconciler:
             self._refused[key] = refusal
         if wrote or news:
             return 0.0
-        waits = [w for w in (plan.requeue_after, REFUSED_SECONDS if refusal or self._exposed.get(key) else None) if w is not None]
+        waits = [
+            w
+            for w in (plan.requeue_after, REFUSED_SECONDS if refusal or self._exposed.get(key) else None)
+            if w is not None
+        ]
         return min(waits, default=None)
 
     async def _isolate(self, key: Key, seen: Seen) -> bool:
@@ -149,10 +188,14 @@ class Reconciler:
         return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s
 
     async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> bool:
-        """Write the new state, if the object is still what the pass has seen; False where the API server has dropped all that was new in it."""
+        """Write the new state, if the object is still what the pass has seen; False where the API
+        server has dropped all that was new in it.
+        """
         key = (seen.snapshot.namespace, seen.snapshot.name)
         try:
-            answer = await self._kube.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()})
+            answer = await self._kube.replace_status(
+                MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()}
+            )
         except Conflict:
             await self._look_again(key)
             raise
@@ -160,7 +203,10 @@ class Reconciler:
             self._store.gone(MODEL_DEPLOYMENT, *key, seen.deployment["metadata"]["uid"])
             return True
         if answer["metadata"]["resourceVersion"] == seen.deployment["metadata"]["resourceVersion"]:
-            log.error("the definition of ModelDeployment drops fields of status that this operator writes: install the definitions of its release")
+            log.error(
+                "the definition of ModelDeployment drops fields of status that this operator writes: install"
+                " the definitions of its release"
+            )
             return False
         self._store.written(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
@@ -175,6 +221,12 @@ def _describe(status: ModelDeploymentStatus) -> str:
     rollout = status.rollout
     if rollout is None:
         return status.phase
-    phase = rollout.step.phase if rollout.step else rollout.shadow.phase if rollout.stage == "Shadow" and rollout.shadow else ""
+    phase = (
+        rollout.step.phase
+        if rollout.step
+        else rollout.shadow.phase
+        if rollout.stage == "Shadow" and rollout.shadow
+        else ""
+    )
     words = [rollout.stage, f"step {status.step}" if status.step else "", phase, rollout.reason or ""]
     return f"{status.phase}: {' '.join(w for w in words if w)}"

@@ -1,4 +1,6 @@
-"""Objects that cannot be read are skipped; here they are named: in one log line each, a metric, and an event on the object."""
+"""Objects that cannot be read are skipped; here they are named: in one log line each, a metric, and
+an event on the object.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from modelrollout.kube.events import Events
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 10_000  # objects; the oldest are forgotten first, and told anew should they still be there
+# objects; the oldest are forgotten first, and told anew should they still be there
+REMEMBERED = 10_000
 RETELL_SECONDS = 600.0  # a log line for each change of such an object would be a flood
 STALE_SECONDS = 1800.0  # what nobody has met for so long is gone
 POSTING = 20  # events under way at one time
@@ -31,12 +34,17 @@ class _Entry:
 
 
 class UnreadObjects:
-    """What cannot be read now. ``may_post``: whether this process posts events, which only the leader does."""
+    """What cannot be read now. ``may_post``: whether this process posts events, which only the
+    leader does.
+    """
 
-    def __init__(self, events: Events, may_post: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, events: Events, may_post: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._events, self._may_post, self._clock = events, may_post, clock
         self._known: OrderedDict[_Id, _Entry] = OrderedDict()
-        self._cleared: OrderedDict[_Id, int] = OrderedDict()  # at which resourceVersion: a list that was on its way is older, and tells of it later
+        # at which resourceVersion: a list that was on its way is older, and tells of it later
+        self._cleared: OrderedDict[_Id, int] = OrderedDict()
         self._posting: set[asyncio.Task[None]] = set()
 
     def note(self, resource: Resource, unread: Unread) -> None:
@@ -69,11 +77,25 @@ class UnreadObjects:
         """For ``listed``."""
         return self._clock()
 
-    def listed(self, resource: Resource, namespace: str | None, unread: set[tuple[str, str]], since: float, version: str) -> None:
-        """A list at this resourceVersion, of one namespace or of all, met only these that it could not read. What the watch met after ``since``,
-        when the list was asked for, may be younger than the list."""
+    def listed(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        unread: set[tuple[str, str]],
+        since: float,
+        version: str,
+    ) -> None:
+        """A list at this resourceVersion, of one namespace or of all, met only these that it could
+        not read. What the watch met after ``since``, when the list was asked for, may be younger
+        than the list.
+        """
         for i, entry in list(self._known.items()):
-            if i[0] == resource and namespace in (None, i[1]) and (i[1], i[2]) not in unread and entry.met < since:
+            if (
+                i[0] == resource
+                and namespace in (None, i[1])
+                and (i[1], i[2]) not in unread
+                and entry.met < since
+            ):
                 self.clear(*i, version)
 
     def count(self) -> dict[tuple[str, str], int]:
@@ -84,7 +106,12 @@ class UnreadObjects:
 
     def _tell(self, resource: Resource, unread: Unread) -> None:
         called = _called(unread.namespace, unread.name)
-        log.warning("%s %s is left out, as if it were not there: it %s; correct it or delete it", resource.kind, called, unread.why)
+        log.warning(
+            "%s %s is left out, as if it were not there: it %s; correct it or delete it",
+            resource.kind,
+            called,
+            unread.why,
+        )
         if not unread.name or not unread.uid or not self._may_post() or len(self._posting) >= POSTING:
             return
         about = {
@@ -92,11 +119,18 @@ class UnreadObjects:
             "kind": resource.kind,
             "metadata": {"name": unread.name, "namespace": unread.namespace, "uid": unread.uid},
         }
-        text = f"the operator leaves this object out, as if it were not there: it {unread.why}; correct it or delete it"
+        text = (
+            f"the operator leaves this object out, as if it were not there: it {unread.why}; correct it or"
+            " delete it"
+        )
         task = asyncio.get_running_loop().create_task(self._events.post(about, "Warning", "Unreadable", text))
         self._posting.add(task)
         task.add_done_callback(self._posting.discard)
 
 
 def _called(namespace: str, name: str) -> str:
-    return f"{namespace}/{name or '(its name cannot be read either)'}" if namespace else name or "(its name cannot be read either)"
+    return (
+        f"{namespace}/{name or '(its name cannot be read either)'}"
+        if namespace
+        else name or "(its name cannot be read either)"
+    )

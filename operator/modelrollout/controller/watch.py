@@ -1,8 +1,11 @@
-"""The only place that knows kopf, which is the watch source and the process frame: it finds the resources, opens watches anew, waits after errors.
+"""The only place that knows kopf, which is the watch source and the process frame: it finds the
+resources, opens watches anew, waits after errors.
 
-The objects themselves never reach it. Its reader of JSON ends the process at an object that is nested 1,000 deep, and it would hold all that it
-lists. So its requests go through a session of ours (kopf.AiohttpSession), whose answers hand every object to ``controller.intake`` and leave kopf
-what it needs: how far the watch came. No daemons, timers, indices, progress annotations or finalizers (DESIGN.md, The loop).
+The objects themselves never reach it. Its reader of JSON ends the process at an object that is
+nested 1,000 deep, and it would hold all that it lists. So its requests go through a session of ours
+(kopf.AiohttpSession), whose answers hand every object to ``controller.intake`` and leave kopf what
+it needs: how far the watch came. No daemons, timers, indices, progress annotations or finalizers
+(DESIGN.md, The loop).
 """
 
 from __future__ import annotations
@@ -28,11 +31,15 @@ log = logging.getLogger(__name__)
 RELIST_SECONDS = 2.0  # after a list that failed; kopf itself waits a tenth of a second
 
 
-def registry(intake: Intake, resources: Iterable[Resource], kubeconfig: str | None, context: str | None) -> Any:
+def registry(
+    intake: Intake, resources: Iterable[Resource], kubeconfig: str | None, context: str | None
+) -> Any:
     """A kopf registry that makes kopf watch each of the resources."""
     made = kopf.OperatorRegistry()
     for resource in resources:
-        kopf.on.event(resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}")(_nothing)
+        kopf.on.event(
+            resource.group, resource.version, resource.plural, registry=made, id=f"watch-{resource.plural}"
+        )(_nothing)
 
     @kopf.on.login(registry=made, id="login")
     async def login(**_: Any) -> kopf.AiohttpSession:
@@ -65,15 +72,26 @@ def session(info: kopf.ConnectionInfo, intake: Intake) -> kopf.AiohttpSession:
         trust_env=info.trust_env,
         response_class=response_class(intake, urlsplit(info.server).path.rstrip("/")),
     )
-    return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, priority=info.priority, aiohttp_session=made)
+    return kopf.AiohttpSession(
+        server=info.server,
+        default_namespace=info.default_namespace,
+        priority=info.priority,
+        aiohttp_session=made,
+    )
 
 
 def response_class(intake: Intake, prefix: str) -> type[aiohttp.ClientResponse]:
-    """Answers whose watches and lists of watched resources are taken in; all others are as ever. ``prefix``: of the API server's paths."""
+    """Answers whose watches and lists of watched resources are taken in; all others are as ever.
+    ``prefix``: of the API server's paths.
+    """
 
     class Response(aiohttp.ClientResponse):
         def _watched(self) -> tuple[Resource, str | None] | None:
-            return intake.watched(self.url.path.removeprefix(prefix)) if self.status == 200 and self.method == "GET" else None
+            return (
+                intake.watched(self.url.path.removeprefix(prefix))
+                if self.status == 200 and self.method == "GET"
+                else None
+            )
 
         async def start(self, connection: Any) -> aiohttp.ClientResponse:
             await super().start(connection)
@@ -93,14 +111,22 @@ def response_class(intake: Intake, prefix: str) -> type[aiohttp.ClientResponse]:
                 else:
                     log.exception("the %s cannot be listed, again soon", found[0].plural)
                 await asyncio.sleep(max(RELIST_SECONDS, getattr(e, "retry_after", None) or 0))
-                raise aiohttp.ClientPayloadError(str(e)) from e  # what kopf takes for a broken connection, and begins anew
-            return {"apiVersion": found[0].api_version, "kind": f"{found[0].kind}List", "metadata": {"resourceVersion": version}, "items": []}
+                # what kopf takes for a broken connection, and begins anew
+                raise aiohttp.ClientPayloadError(str(e)) from e
+            return {
+                "apiVersion": found[0].api_version,
+                "kind": f"{found[0].kind}List",
+                "metadata": {"resourceVersion": version},
+                "items": [],
+            }
 
     return Response
 
 
 class Lines:
-    """The content of a watch, of which each line is taken in and replaced by what is left of it. Longer lines than LINE_BYTES are never held."""
+    """The content of a watch, of which each line is taken in and replaced by what is left of it.
+    Longer lines than LINE_BYTES are never held.
+    """
 
     def __init__(self, content: aiohttp.StreamReader, take: Callable[[bytes, bool], bytes | None]) -> None:
         self._content, self._take = content, take
@@ -152,8 +178,11 @@ def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionIn
 
 
 async def run(made: Any, namespaces: list[str], ready: Any, identity: str) -> None:
-    """Watch until a signal comes or a watch fails for good; then the process ends and is started anew, which is cheap."""
-    # Without an identity kopf asks the system for a user name, which a container with a bare uid has not.
+    """Watch until a signal comes or a watch fails for good; then the process ends and is started
+    anew, which is cheap.
+    """
+    # Without an identity kopf asks the system for a user name, which a container with a bare uid
+    # has not.
     await kopf.operator(
         registry=made,
         identity=identity,  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """The work queue: what client-go's rate-limited queue promises, for asyncio.
 
-A key waits at most once, is never handed out twice at once, and a key that is added while it is worked on is handed out again
-after ``done``: so one pass after the last event is certain, and events that come together cost one pass.
+A key waits at most once, is never handed out twice at once, and a key that is added while it is
+worked on is handed out again after ``done``: so one pass after the last event is certain, and
+events that come together cost one pass.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class QueueClosed(Exception):
 
 
 class WorkQueue(Generic[K]):
-    """De-duplicating, delaying, rate-limiting queue of keys; one event loop only, not thread-safe. All times are seconds.
+    """De-duplicating, delaying, rate-limiting queue of keys; one event loop only, not thread-safe.
+    All times are seconds.
 
-    ``clock`` must run as the event loop's does (it decides how long ``get`` sleeps); ``uniform`` gives numbers in [0, 1).
-    A back-off lies in [d/2, d], d = min(cap, base * 2**failures). ``on_add`` and ``on_retry`` are for counters.
+    ``clock`` must run as the event loop's does (it decides how long ``get`` sleeps); ``uniform``
+    gives numbers in [0, 1). A back-off lies in [d/2, d], d = min(cap, base * 2**failures).
+    ``on_add`` and ``on_retry`` are for counters.
     """
 
     def __init__(
@@ -46,10 +49,12 @@ class WorkQueue(Generic[K]):
         self._clock, self._uniform = clock, uniform
         self._on_add, self._on_retry = on_add, on_retry
         self._ready: deque[K] = deque()
-        self._dirty: set[K] = set()  # to be handed out: in _ready, or in _processing and wanted again
+        # to be handed out: in _ready, or in _processing and wanted again
+        self._dirty: set[K] = set()
         self._processing: dict[K, float] = {}  # key -> when it was handed out
         self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []  # entries that _due does not confirm are stale and skipped
+        # entries that _due does not confirm are stale and skipped
+        self._heap: list[tuple[float, int, K]] = []
         self._sequence = itertools.count()
         self._failures: dict[K, int] = {}
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -72,7 +77,9 @@ class WorkQueue(Generic[K]):
         self._add(key, self._clock())
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Add the key in ``seconds``; of several delayed adds of one key the earliest counts. An ``add`` leaves it in place."""
+        """Add the key in ``seconds``; of several delayed adds of one key the earliest counts. An
+        ``add`` leaves it in place.
+        """
         if self._closed:
             return
         if seconds <= 0:
@@ -88,7 +95,9 @@ class WorkQueue(Generic[K]):
             self._wake()  # somebody has to sleep shorter
 
     def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
-        """Add the key after its back-off, or ``at_least`` if that is longer (Retry-After); counts a failure. Returns the delay."""
+        """Add the key after its back-off, or ``at_least`` if that is longer (Retry-After); counts a
+        failure. Returns the delay.
+        """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         ceiling: float = min(self._cap, self._base * 2.0 ** min(failures, 64))
@@ -106,7 +115,9 @@ class WorkQueue(Generic[K]):
         return self._failures.get(key, 0)
 
     def get_nowait(self) -> K | None:
-        """The next key, marked as in work until ``done``; None when there is none or the queue is paused or closed."""
+        """The next key, marked as in work until ``done``; None when there is none or the queue is
+        paused or closed.
+        """
         self._promote()
         if self._paused or self._closed or not self._ready:
             return None
@@ -140,7 +151,9 @@ class WorkQueue(Generic[K]):
                     self._waiters.remove(waiter)
 
     def done(self, key: K) -> None:
-        """The work on the key ended, well or not; if it was added meanwhile, it waits again. KeyError if it was not in work."""
+        """The work on the key ended, well or not; if it was added meanwhile, it waits again.
+        KeyError if it was not in work.
+        """
         del self._processing[key]
         if key in self._dirty:
             self._enqueue(key, self._clock())
@@ -163,7 +176,9 @@ class WorkQueue(Generic[K]):
         self._wake(len(self._waiters))
 
     async def drain(self, limit: float) -> bool:
-        """Wait until nothing is in work; pause or close first. False when ``limit`` seconds were not enough."""
+        """Wait until nothing is in work; pause or close first. False when ``limit`` seconds were
+        not enough.
+        """
         try:
             async with asyncio.timeout(limit):
                 await self._idle.wait()
@@ -172,7 +187,9 @@ class WorkQueue(Generic[K]):
         return True
 
     def stalled_for(self) -> float:
-        """How long the workers show no life: the age of the oldest key in work, or since a key could have been taken and none was."""
+        """How long the workers show no life: the age of the oldest key in work, or since a key
+        could have been taken and none was.
+        """
         now = self._clock()
         self._promote()
         ages = [now - since for since in self._processing.values()]
@@ -211,7 +228,9 @@ class WorkQueue(Generic[K]):
 
 
 async def run_workers(queue: WorkQueue[K], count: int, process: Callable[[K], Awaitable[None]]) -> None:
-    """Work the queue with ``count`` workers until it is closed. ``process`` requeues and forgets; what it raises is logged and retried."""
+    """Work the queue with ``count`` workers until it is closed. ``process`` requeues and forgets;
+    what it raises is logged and retried.
+    """
 
     async def worker() -> None:
         while True:

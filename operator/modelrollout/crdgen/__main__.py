@@ -1,4 +1,6 @@
-"""``python -m modelrollout.crdgen [--check] [--out DIR]...``: write the CRDs, or say that the committed ones have drifted."""
+"""``python -m modelrollout.crdgen [--check] [--out DIR]...``: write the CRDs, or say that the
+committed ones have drifted.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 1 when --check finds drift."""
     parser = argparse.ArgumentParser(prog="python -m modelrollout.crdgen", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, action="append", help=f"folder to write to, more than once if wanted (default: {', '.join(map(str, DEFAULT_OUT))})"
+        "--out",
+        type=Path,
+        action="append",
+        help=f"folder to write to, more than once if wanted (default: {', '.join(map(str, DEFAULT_OUT))})",
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs from what would be written")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 when a file differs from what would be written",
+    )
     args = parser.parse_args(argv)
     folders: list[Path] = args.out or list(DEFAULT_OUT)
 

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionSpec, ModelRevisionStatus, Rule
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    ModelRevisionSpec,
+    ModelRevisionStatus,
+    Rule,
+)
 from modelrollout.api.v1alpha1.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.crdgen.schema import Schema, SchemaError, docstring, model_schema, unbounded
 
@@ -62,24 +68,39 @@ MODEL_DEPLOYMENT = Kind(
     spec=ModelDeploymentSpec,
     status=ModelDeploymentStatus,
     columns=(
-        Column("Ready", '.status.conditions[?(@.type=="Ready")].status', description="Whether the present spec is the stable revision."),
+        Column(
+            "Ready",
+            '.status.conditions[?(@.type=="Ready")].status',
+            description="Whether the present spec is the stable revision.",
+        ),
         Column("Phase", ".status.phase"),
         Column("Stable", ".status.stable.revision", description="Revision that serves."),
         Column("Canary", ".status.canary", description="Revision on trial."),
-        Column("Weight", ".status.weight", "integer", description="Share of the requests for the canary, percent."),
+        Column(
+            "Weight",
+            ".status.weight",
+            "integer",
+            description="Share of the requests for the canary, percent.",
+        ),
         Column("Step", ".status.step"),
         Column("Verdict", ".status.verdict"),
         _AGE,
         Column("Message", '.status.conditions[?(@.type=="Ready")].message', priority=1),
     ),
     rules=(
-        # Services take this name with up to 23 characters more, and a Service's name is a DNS-1035 label.
+        # Services take this name with up to 23 characters more, and a Service's name is a DNS-1035
+        # label.
         Rule(
             "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-            "metadata.name must be at most 40 characters: a lower-case letter first, then letters, digits and '-' (Services are named after it)",
+            "metadata.name must be at most 40 characters: a lower-case letter first, then letters, digits and"
+            " '-' (Services are named after it)",
         ),
     ),
-    scale={"specReplicasPath": ".spec.serving.replicas", "statusReplicasPath": ".status.replicas", "labelSelectorPath": ".status.selector"},
+    scale={
+        "specReplicasPath": ".spec.serving.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    },
 )
 
 MODEL_REVISION = Kind(
@@ -91,11 +112,17 @@ MODEL_REVISION = Kind(
     columns=(
         Column("Outcome", ".status.outcome"),
         Column("Reason", ".status.reason"),
-        Column("Accuracy", ".status.accuracy", description="On golden or held-out data, and what the optimization changed."),
+        Column(
+            "Accuracy",
+            ".status.accuracy",
+            description="On golden or held-out data, and what the optimization changed.",
+        ),
         Column("Size", ".status.size", description="Of the served model, and what the optimization changed."),
         Column("P99", ".status.p99", description="Latency of the served model on golden data."),
         _AGE,
-        Column("Number", ".spec.number", "integer", priority=1, description="Version of the model in Triton."),
+        Column(
+            "Number", ".spec.number", "integer", priority=1, description="Version of the model in Triton."
+        ),
         Column("Message", ".status.message", priority=1),
     ),
 )
@@ -109,15 +136,25 @@ ROLLOUT_POLICY = Kind(
     columns=(
         Column("Accepted", ".status.accepted", description="Whether the operator understands it."),
         Column("Matches", ".status.matches", "integer", description="ModelDeployments that it is for."),
-        Column("Rollouts", ".spec.limits.concurrentRollouts", "integer", description="Rollouts that may hold GPUs at one time."),
-        Column("GPUs", ".spec.limits.gpus", "integer", description="GPUs that rollouts in flight may ask for."),
+        Column(
+            "Rollouts",
+            ".spec.limits.concurrentRollouts",
+            "integer",
+            description="Rollouts that may hold GPUs at one time.",
+        ),
+        Column(
+            "GPUs", ".spec.limits.gpus", "integer", description="GPUs that rollouts in flight may ask for."
+        ),
         Column("Frozen until", ".status.frozenUntil", description="End of the freeze that is in force."),
         _AGE,
         Column("Message", '.status.conditions[?(@.type=="Accepted")].message', priority=1),
     ),
     rules=(
         # The Leases of its slots are named after it, and carry the name as a label.
-        Rule("self.metadata.name.size() <= 63", "metadata.name must be at most 63 characters (Leases are labelled with it)"),
+        Rule(
+            "self.metadata.name.size() <= 63",
+            "metadata.name must be at most 63 characters (Leases are labelled with it)",
+        ),
     ),
     namespaced=False,
 )
@@ -135,7 +172,8 @@ def crd(kind: Kind) -> dict[str, Any]:
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": kind.crd_name,
-            # Removing the definition removes every object of the kind; uninstalling the chart must not.
+            # Removing the definition removes every object of the kind; uninstalling the chart must
+            # not.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
@@ -178,7 +216,10 @@ def _root(kind: Kind) -> Schema:
     }
     for part in ("spec", "status"):
         if open_ended := unbounded(root["properties"][part], part):
-            raise SchemaError(f"{kind.kind}: without a bound, so one object could be larger than the operator can hold: {', '.join(open_ended)}")
+            raise SchemaError(
+                f"{kind.kind}: without a bound, so one object could be larger than the operator can hold:"
+                f" {', '.join(open_ended)}"
+            )
     if kind.rules:
         root["x-kubernetes-validations"] = [{"rule": r.rule, "message": r.message} for r in kind.rules]
     return root

@@ -1,6 +1,8 @@
-"""Structural schemas of Kubernetes' own types, from the models of the package ``kubernetes``: types and bounds only.
+"""Structural schemas of Kubernetes' own types, from the models of the package ``kubernetes``: types
+and bounds only.
 
-For what the operator wrote itself and must get back unchanged. No field of the type may be missing, or the API server would drop it.
+For what the operator wrote itself and must get back unchanged. No field of the type may be missing,
+or the API server would drop it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _SCALARS: dict[str, Schema] = {
     "datetime": {"type": "string", "maxLength": TEXT},
 }
 _INT_OR_STRING: Schema = {"x-kubernetes-int-or-string": True, "maxLength": TEXT}
-# Of an object's metadata a pod template has only these; managedFields would bring a schema without end.
+# Of an object's metadata a pod template has only these; managedFields would bring a schema without
+# end.
 _METADATA = ("annotations", "labels", "name", "namespace")
 
 

@@ -12,7 +12,16 @@ from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from modelrollout.api.v1alpha1 import STATUS_ITEMS, STATUS_TEXT, ApiModel, LateDefault, ListMapKey, Rule, ShapeOf, StatusModel
+from modelrollout.api.v1alpha1 import (
+    STATUS_ITEMS,
+    STATUS_TEXT,
+    ApiModel,
+    LateDefault,
+    ListMapKey,
+    Rule,
+    ShapeOf,
+    StatusModel,
+)
 from modelrollout.crdgen.kubernetes import bare_schema
 
 Schema = dict[str, Any]
@@ -54,14 +63,22 @@ def model_schema(model: type[BaseModel]) -> Schema:
 
 
 def unbounded(schema: Schema, path: str = "") -> list[str]:
-    """Paths in the schema of what could grow without end: texts, lists, maps and objects whose fields nobody knows."""
+    """Paths in the schema of what could grow without end: texts, lists, maps and objects whose
+    fields nobody knows.
+    """
     found: list[str] = []
     kind = schema.get("type")
-    if (kind == "string" or "x-kubernetes-int-or-string" in schema) and not {"maxLength", "enum"} & set(schema):
+    if (kind == "string" or "x-kubernetes-int-or-string" in schema) and not {"maxLength", "enum"} & set(
+        schema
+    ):
         found.append(path)
     if kind == "array" and "maxItems" not in schema:
         found.append(path)
-    if kind == "object" and "properties" not in schema and ("additionalProperties" not in schema or "maxProperties" not in schema):
+    if (
+        kind == "object"
+        and "properties" not in schema
+        and ("additionalProperties" not in schema or "maxProperties" not in schema)
+    ):
         found.append(path)
     if "x-kubernetes-preserve-unknown-fields" in schema:
         found.append(path)
@@ -74,7 +91,9 @@ def unbounded(schema: Schema, path: str = "") -> list[str]:
 
 
 def _bound(schema: Schema) -> None:
-    """Status is the operator's own: what its types leave open gets one bound for all, which nothing that it writes comes near."""
+    """Status is the operator's own: what its types leave open gets one bound for all, which nothing
+    that it writes comes near.
+    """
     kind = schema.get("type")
     if kind == "string" and "enum" not in schema:
         schema.setdefault("maxLength", STATUS_TEXT)
@@ -87,10 +106,23 @@ def _bound(schema: Schema) -> None:
 
 
 def _inside(schema: Schema) -> list[Schema]:
-    return [*schema.get("properties", {}).values(), *(schema[key] for key in ("items", "additionalProperties") if key in schema)]
+    return [
+        *schema.get("properties", {}).values(),
+        *(schema[key] for key in ("items", "additionalProperties") if key in schema),
+    ]
 
 
-_BARE = {"type", "format", "properties", "items", "additionalProperties", "maxLength", "maxItems", "maxProperties", "x-kubernetes-int-or-string"}
+_BARE = {
+    "type",
+    "format",
+    "properties",
+    "items",
+    "additionalProperties",
+    "maxLength",
+    "maxItems",
+    "maxProperties",
+    "x-kubernetes-int-or-string",
+}
 
 
 def _shape(shape: ShapeOf) -> Schema:
@@ -105,7 +137,8 @@ def _shape(shape: ShapeOf) -> Schema:
 
 def _strip(schema: Schema) -> None:
     if "enum" in schema and schema.get("type") == "string":
-        schema["maxLength"] = max(64, *map(len, schema["enum"]))  # an older version may have had other words
+        # an older version may have had other words
+        schema["maxLength"] = max(64, *map(len, schema["enum"]))
     for key in schema.keys() - _BARE:
         del schema[key]
     for child in _inside(schema):
@@ -137,7 +170,8 @@ def _default(field: FieldInfo) -> Any:
     value = field.get_default(call_default_factory=True)
     if value is None or value is PydanticUndefined:
         return None
-    # Written out in full: the API server checks the CEL rules on a default as it stands, before the defaults inside it are filled in.
+    # Written out in full: the API server checks the CEL rules on a default as it stands, before the
+    # defaults inside it are filled in.
     return _written_out(value)
 
 
@@ -145,7 +179,11 @@ def _written_out(value: Any) -> Any:
     if not isinstance(value, BaseModel):
         return to_jsonable_python(value, by_alias=True, exclude_none=True)
     fields = {f.alias or name: (f, getattr(value, name)) for name, f in type(value).model_fields.items()}
-    return {wire: _written_out(inner) for wire, (f, inner) in fields.items() if inner is not None and not _is_late(f)}
+    return {
+        wire: _written_out(inner)
+        for wire, (f, inner) in fields.items()
+        if inner is not None and not _is_late(f)
+    }
 
 
 def _is_late(field: FieldInfo) -> bool:
@@ -167,7 +205,11 @@ def _type_schema(tp: Any) -> Schema:
         return {"type": "array", "items": _type_schema(args[0])}
     if origin is dict:
         # dict[str, Any] only makes sense with ShapeOf, which replaces this schema.
-        return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": _type_schema(args[1])}
+        return (
+            {"type": "object"}
+            if args[1] is Any
+            else {"type": "object", "additionalProperties": _type_schema(args[1])}
+        )
     if isinstance(tp, type) and issubclass(tp, BaseModel):
         return model_schema(tp)
     if tp in _SCALARS:
@@ -222,7 +264,8 @@ def _apply(schema: Schema, item: Any) -> None:
             schema["maximum"] = bound
         case at.Lt(lt=bound):
             schema |= {"maximum": bound, "exclusiveMaximum": True}
-        case _ if (pattern := getattr(item, "pattern", None)) is not None:  # pydantic's metadata for Field(pattern=...) has no public class
+        # pydantic's metadata for Field(pattern=...) has no public class
+        case _ if (pattern := getattr(item, "pattern", None)) is not None:
             schema["pattern"] = pattern
         case _:
             raise SchemaError(f"{item!r} has no counterpart in a structural schema")
@@ -234,7 +277,9 @@ def _put(schema: Schema, **values: Any) -> None:
 
 def _add_rules(schema: Schema, rules: tuple[Rule, ...]) -> None:
     if rules:
-        schema.setdefault("x-kubernetes-validations", []).extend({"rule": r.rule, "message": r.message} for r in rules)
+        schema.setdefault("x-kubernetes-validations", []).extend(
+            {"rule": r.rule, "message": r.message} for r in rules
+        )
 
 
 def _prose(text: str) -> str:

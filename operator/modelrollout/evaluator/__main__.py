@@ -1,4 +1,6 @@
-"""``python -m modelrollout.evaluator``: does the task in MODELROLLOUT_TASK (modelrollout.contract.tasks)."""
+"""``python -m modelrollout.evaluator``: does the task in MODELROLLOUT_TASK
+(modelrollout.contract.tasks).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Golden data through the served candidate and, where there is one, through stable: one paired experiment.
+"""Golden data through the served candidate and, where there is one, through stable: one paired
+experiment.
 
-Every sample is counted once: it is asked over HTTP in batches, candidate and stable in turn. A part of the samples is then asked again,
-one by one, over HTTP and gRPC, to compare the protocols and to time single requests; those answers are not counted, because the same input
-again is no new information.
+Every sample is counted once: it is asked over HTTP in batches, candidate and stable in turn. A part
+of the samples is then asked again, one by one, over HTTP and gRPC, to compare the protocols and to
+time single requests; those answers are not counted, because the same input again is no new
+information.
 """
 
 from __future__ import annotations
@@ -32,26 +34,47 @@ from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, S
 FIELD = "spec.rollout.analysis.golden"
 DATA_LIMIT_BYTES = 8 << 30
 SLICE_VALUES = 64  # compared of one array: those with most samples
-SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40  # of the slices in the result: how many, how large together, characters of a name
-WARM_UP = 3  # single requests that are not timed: a connection's first ones, and a batch size that the server has not seen
+# of the slices in the result: how many, how large together, characters of a name
+SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40
+# single requests that are not timed: a connection's first ones, and a batch size that the server
+# has not seen
+WARM_UP = 3
 
-TRIES = 3  # of a request that found no server: one pod less is no reason to begin the whole pass anew
+# of a request that found no server: one pod less is no reason to begin the whole pass anew
+TRIES = 3
 _PAUSE_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
 def _blame(error: TritonError, who: str) -> JobError:
-    """A failed request as a reason. Trouble with stable is never the candidate's: it is tried again."""
+    """A failed request as a reason. Trouble with stable is never the candidate's: it is tried
+    again.
+    """
     if who == "stable":
-        return retryable("StableFailed", f"stable did not answer the golden data ({error.kind}: {error}); the candidate is not judged without it")
+        return retryable(
+            "StableFailed",
+            f"stable did not answer the golden data ({error.kind}: {error}); the candidate is not judged"
+            " without it",
+        )
     if error.kind == "Unreachable":
-        return retryable("ServerUnreachable", f"{who}: no server answers ({error}); are its pods ready, and does a network policy let this Job in?")
+        return retryable(
+            "ServerUnreachable",
+            f"{who}: no server answers ({error}); are its pods ready, and does a network policy let this"
+            " Job in?",
+        )
     if error.kind == "Timeout":
-        return retryable("ServerTimeout", f"{who}: {error}; is the server overloaded? A smaller batch or more replicas help")
+        return retryable(
+            "ServerTimeout",
+            f"{who}: {error}; is the server overloaded? A smaller batch or more replicas help",
+        )
     if error.kind == "NotServed":
-        return retryable("ModelNotServed", f"{who}: the server does not serve the model ({error}); see the log of its pods")
-    return bad_input("InferenceFailed", f"{who}: the server failed on the golden data: {error}; see the log of its pods")
+        return retryable(
+            "ModelNotServed", f"{who}: the server does not serve the model ({error}); see the log of its pods"
+        )
+    return bad_input(
+        "InferenceFailed", f"{who}: the server failed on the golden data: {error}; see the log of its pods"
+    )
 
 
 def _ask(request: Callable[[], T], who: str) -> T:
@@ -69,7 +92,9 @@ def _ask(request: Callable[[], T], who: str) -> T:
 class _Party:
     """One server in the experiment: its metadata, its data, and its answers."""
 
-    def __init__(self, who: str, task: EvaluateTask, http: HttpServer, number: int | None, arrays: Arrays) -> None:
+    def __init__(
+        self, who: str, task: EvaluateTask, http: HttpServer, number: int | None, arrays: Arrays
+    ) -> None:
         self.who, self.model, self.http, self.number = who, task.model, http, number
         self.served: Served = _ask(lambda: http.served(task.model), who)
         if number is not None and str(number) not in self.served.versions:
@@ -78,7 +103,10 @@ class _Party:
             self.data: Data = match(arrays, task.data, self.served.inputs, FIELD, labelled=True)
         except JobError as error:
             if who == "stable" and error.reason.startswith("Data"):
-                raise bad_input("StableNotComparable", f"the golden data fits the candidate, but not stable: {error.message}") from None
+                raise bad_input(
+                    "StableNotComparable",
+                    f"the golden data fits the candidate, but not stable: {error.message}",
+                ) from None
             raise
         rows, self.fill = batch_rows(self.served.inputs, task.batch, FIELD)
         self.rows = min(rows, self.served.max_batch) if self.served.max_batch else rows
@@ -87,24 +115,31 @@ class _Party:
     def _wrong_version(self, found: str) -> JobError:
         return retryable(
             "StableWrongVersion" if self.who == "stable" else "WrongVersion",
-            f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong pods, or not yet to the right ones",
+            f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong"
+            " pods, or not yet to the right ones",
         )
 
     def answer(self, server: Server, part: Arrays) -> Answer:
         """One request; the version is checked."""
-        answer = _ask(lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who)
+        answer = _ask(
+            lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who
+        )
         if self.number is not None and answer.version != str(self.number):
             raise self._wrong_version(answer.version or "none")
         return answer
 
     def classes_of(self, answer: Answer, count: int) -> NDArray[np.int64]:
         """[count] classes."""
-        found, self.classes = scores_or_classes(answer.outputs, self.served.outputs, count, f"{FIELD}: {self.who}")
+        found, self.classes = scores_or_classes(
+            answer.outputs, self.served.outputs, count, f"{FIELD}: {self.who}"
+        )
         return found
 
 
 def paired_pass(parties: Sequence[_Party], progress: Progress) -> list[NDArray[np.int64]]:
-    """[n] classes of each party: every sample once, the parties in turn, so that both meet the same load."""
+    """[n] classes of each party: every sample once, the parties in turn, so that both meet the same
+    load.
+    """
     found: list[list[NDArray[np.int64]]] = [[] for _ in parties]
     todo = [list(batches(party.data.inputs, party.rows, party.fill)) for party in parties]
     total = parties[0].data.n
@@ -118,23 +153,36 @@ def paired_pass(parties: Sequence[_Party], progress: Progress) -> list[NDArray[n
 
 
 def _same(a: Answer, b: Answer, party: _Party) -> bool:
-    """Whether two answers to one input agree: the same class, or scores that differ by no more than a different batch explains."""
+    """Whether two answers to one input agree: the same class, or scores that differ by no more than
+    a different batch explains.
+    """
     if (party.classes_of(a, 1) == party.classes_of(b, 1)).all():
         return True
     return all(
-        x.dtype.kind == "f" and x.shape == y.shape and np.allclose(x, y, rtol=1e-3, atol=1e-4) for x, y in zip(a.outputs, b.outputs, strict=True)
+        x.dtype.kind == "f" and x.shape == y.shape and np.allclose(x, y, rtol=1e-3, atol=1e-4)
+        for x, y in zip(a.outputs, b.outputs, strict=True)
     )
 
 
-def single_requests(party: _Party, grpc: GrpcServer, samples: int, progress: Progress) -> tuple[list[float], int]:
-    """(seconds of each HTTP request with one sample, samples on which the protocols disagree), on samples spread over the data."""
+def single_requests(
+    party: _Party, grpc: GrpcServer, samples: int, progress: Progress
+) -> tuple[list[float], int]:
+    """(seconds of each HTTP request with one sample, samples on which the protocols disagree), on
+    samples spread over the data.
+    """
     n = party.data.n
-    chosen = np.unique(np.linspace(0, n - 1, min(samples, n)).astype(np.int64)) if samples > 0 else np.empty(0, np.int64)
+    chosen = (
+        np.unique(np.linspace(0, n - 1, min(samples, n)).astype(np.int64))
+        if samples > 0
+        else np.empty(0, np.int64)
+    )
     seconds: list[float] = []
     disagreements = 0
     rows = party.rows if party.fill else 1
     for turn, row in enumerate([*chosen[:WARM_UP], *chosen]):
-        ((_, part),) = batches({name: array[row : row + 1] for name, array in party.data.inputs.items()}, rows, party.fill)
+        ((_, part),) = batches(
+            {name: array[row : row + 1] for name, array in party.data.inputs.items()}, rows, party.fill
+        )
         start = time.perf_counter()
         over_http = party.answer(party.http, part)
         took = time.perf_counter() - start
@@ -150,7 +198,9 @@ def percentile_ms(seconds: Sequence[float], share: float) -> float | None:
     return round(1000 * sorted(seconds)[max(0, math.ceil(share * len(seconds)) - 1)], 3) if seconds else None
 
 
-def slice_pairs(data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64], candidate: NDArray[np.int64]) -> tuple[tuple[SlicePairs, ...], int]:
+def slice_pairs(
+    data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64], candidate: NDArray[np.int64]
+) -> tuple[tuple[SlicePairs, ...], int]:
     """(the slices that lost most, as many as the result has room for; how many were compared)."""
     found: list[SlicePairs] = []
     for array, values in data.slices.items():
@@ -158,7 +208,14 @@ def slice_pairs(data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64]
         for kind in kinds[np.argsort(-counts, kind="stable")[:SLICE_VALUES]]:
             of_it = values == kind
             pairs = count_pairs(labels[of_it], stable[of_it], candidate[of_it])
-            found.append(SlicePairs(f"{array}={kind}"[:SLICE_NAME], pairs.n, pairs.only_candidate_right, pairs.only_baseline_right))
+            found.append(
+                SlicePairs(
+                    f"{array}={kind}"[:SLICE_NAME],
+                    pairs.n,
+                    pairs.only_candidate_right,
+                    pairs.only_baseline_right,
+                )
+            )
     z = z_of(len(found))
     found.sort(key=lambda s: -drop_interval(s.n, s.only_baseline_right, s.only_candidate_right, z)[0])
     kept: list[SlicePairs] = []
@@ -172,18 +229,36 @@ def slice_pairs(data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64]
 
 
 def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
-    """The experiment; raises JobError. ``latency_*`` are of single-sample HTTP requests to the candidate, one at a time."""
+    """The experiment; raises JobError. ``latency_*`` are of single-sample HTTP requests to the
+    candidate, one at a time.
+    """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "golden.npz"
         with progress.stage("data"):
-            Store(task.data.location, f"{FIELD}.uri").download(path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update)
+            Store(task.data.location, f"{FIELD}.uri").download(
+                path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update
+            )
             arrays = read_archive(path, FIELD)
         with progress.stage("metadata"):
             timeout = task.timeout_seconds
-            candidate = _Party("candidate", task, stack.enter_context(HttpServer(task.candidate_http, timeout)), task.candidate_number, arrays)
+            candidate = _Party(
+                "candidate",
+                task,
+                stack.enter_context(HttpServer(task.candidate_http, timeout)),
+                task.candidate_number,
+                arrays,
+            )
             parties = [candidate]
             if task.stable_http:
-                parties.append(_Party("stable", task, stack.enter_context(HttpServer(task.stable_http, timeout)), task.stable_number, arrays))
+                parties.append(
+                    _Party(
+                        "stable",
+                        task,
+                        stack.enter_context(HttpServer(task.stable_http, timeout)),
+                        task.stable_number,
+                        arrays,
+                    )
+                )
         with progress.stage("paired"):
             answers = paired_pass(parties, progress)
         labels = candidate.data.labels
@@ -199,7 +274,11 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
         latency_p50_ms=percentile_ms(seconds, 0.50),
         latency_p99_ms=percentile_ms(seconds, 0.99),
         protocols_agree=disagreements == 0 if seconds else None,
-        message=f"{duplicates} of {candidate.data.n} golden samples repeat others: they add no information" if duplicates else "",
+        message=(
+            f"{duplicates} of {candidate.data.n} golden samples repeat others: they add no information"
+            if duplicates
+            else ""
+        ),
     )
     if len(answers) > 1:
         paired = count_pairs(labels, answers[1], answers[0])
@@ -219,7 +298,8 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
         raise JobError(
             ExitCode.BAD_INPUT,
             "ProtocolsDisagree",
-            f"candidate: HTTP and gRPC differ on {disagreements} of {len(seconds)} samples; do both addresses lead to the same pods?",
+            f"candidate: HTTP and gRPC differ on {disagreements} of {len(seconds)} samples; do both addresses"
+            " lead to the same pods?",
             result,
         )
     return result

@@ -1,4 +1,6 @@
-"""Who may send labels: a service account token for this audience, and ``create modeldeployments/feedback`` on the ModelDeployment."""
+"""Who may send labels: a service account token for this audience, and ``create
+modeldeployments/feedback`` on the ModelDeployment.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,13 @@ REMEMBER_ENTRIES = 5_000  # an identity takes a few kB
 REVIEWS_AT_ONCE = 8
 REVIEWS_WAITING = 256  # beyond those nobody is asked about: 503
 REFUSED_PER_MINUTE = 30.0
-RIGHTS_PER_SECOND = 10.0  # questions about ModelDeployments that a tenant may cause, which must not exist for that
+# questions about ModelDeployments that a tenant may cause, which must not exist for that
+RIGHTS_PER_SECOND = 10.0
 RIGHTS_BURST = 256.0
 TOKEN_REVIEW = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
-SUBJECT_ACCESS_REVIEW = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
+SUBJECT_ACCESS_REVIEW = Resource(
+    "authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,7 +47,9 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """A caller; ``user`` is the name, ``key`` stands for the token (its SHA-256), ``review`` is what a SubjectAccessReview wants to know."""
+    """A caller; ``user`` is the name, ``key`` stands for the token (its SHA-256), ``review`` is
+    what a SubjectAccessReview wants to know.
+    """
 
     user: str
     key: str
@@ -50,7 +57,9 @@ class Identity:
 
     @property
     def tenant(self) -> str:
-        """Who answers for the caller: the namespace of a service account (whoever may make one may make a thousand), else the user."""
+        """Who answers for the caller: the namespace of a service account (whoever may make one may
+        make a thousand), else the user.
+        """
         kind, _, account = self.user.partition("system:serviceaccount:")
         return f"namespace {account.partition(':')[0]}" if account and not kind else self.user
 
@@ -70,13 +79,20 @@ class Creator(Protocol):
 
 
 class KubernetesAuthorizer:
-    """Asks the API server: TokenReview, then SubjectAccessReview. Answers are remembered for a minute, by the SHA-256 of the token.
+    """Asks the API server: TokenReview, then SubjectAccessReview. Answers are remembered for a
+    minute, by the SHA-256 of the token.
 
-    A source may cause ``refused_per_minute`` TokenReviews that end in a refusal. Tokens that were good once are asked about again whatever
-    others at the same address send.
+    A source may cause ``refused_per_minute`` TokenReviews that end in a refusal. Tokens that were
+    good once are asked about again whatever others at the same address send.
     """
 
-    def __init__(self, kube: Creator, *, refused_per_minute: float = REFUSED_PER_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kube: Creator,
+        *,
+        refused_per_minute: float = REFUSED_PER_MINUTE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._kube = kube
         self._identities: _Memory[Identity | None] = _Memory(clock)
         self._rights: _Memory[bool] = _Memory(clock)
@@ -85,11 +101,17 @@ class KubernetesAuthorizer:
         self._asked = Rate(RIGHTS_PER_SECOND, RIGHTS_BURST, clock=clock)
 
     async def authenticate(self, token: str, source: str) -> Identity | None:
-        """Who the token belongs to; None when it is not valid for this audience. ``source`` is the address that sent it."""
+        """Who the token belongs to; None when it is not valid for this audience. ``source`` is the
+        address that sent it.
+        """
         key = hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
         unknown = self._identities.would_ask(key) and not self._identities.last(key)
         if unknown:
-            _take(self._refused, source, "the address from which this comes has sent too many tokens that are not valid")
+            _take(
+                self._refused,
+                source,
+                "the address from which this comes has sent too many tokens that are not valid",
+            )
         identity = await self._identities.get(key, lambda: self._who(token, key))
         if unknown and identity:
             self._refused.take(source, -1)
@@ -99,16 +121,27 @@ class KubernetesAuthorizer:
         """Whether the caller may send labels for this ModelDeployment."""
         key = (identity.key, namespace, name)
         if self._rights.would_ask(key):
-            _take(self._asked, identity.tenant, f"{identity.tenant} names many ModelDeployments, each of which the API server has to be asked about")
+            _take(
+                self._asked,
+                identity.tenant,
+                f"{identity.tenant} names many ModelDeployments, each of which the API server has to be asked"
+                " about",
+            )
         return await self._rights.get(key, lambda: self._may(identity, namespace, name))
 
     async def _who(self, token: str, key: str) -> Identity | None:
         status = await self._review(TOKEN_REVIEW, {"token": token, "audiences": [AUDIENCE]})
-        # An authenticator that knows nothing of audiences leaves them out: then the token was not made for us.
+        # An authenticator that knows nothing of audiences leaves them out: then the token was not
+        # made for us.
         if status.get("authenticated") is not True or AUDIENCE not in (status.get("audiences") or []):
             return None
         user = status.get("user") or {}
-        review = {"user": user.get("username", ""), "uid": user.get("uid", ""), "groups": user.get("groups") or [], "extra": user.get("extra") or {}}
+        review = {
+            "user": user.get("username", ""),
+            "uid": user.get("uid", ""),
+            "groups": user.get("groups") or [],
+            "extra": user.get("extra") or {},
+        }
         return Identity(review["user"], key, review) if review["user"] else None
 
     async def _may(self, identity: Identity, namespace: str, name: str) -> bool:
@@ -120,7 +153,9 @@ class KubernetesAuthorizer:
             "namespace": namespace,
             "name": name,
         }
-        status = await self._review(SUBJECT_ACCESS_REVIEW, {**identity.review, "resourceAttributes": attributes})
+        status = await self._review(
+            SUBJECT_ACCESS_REVIEW, {**identity.review, "resourceAttributes": attributes}
+        )
         return status.get("allowed") is True and status.get("denied") is not True
 
     async def _review(self, resource: Resource, spec: dict[str, Any]) -> dict[str, Any]:
@@ -131,13 +166,17 @@ class KubernetesAuthorizer:
         except KubeError as e:
             # only the kind and the status: a message could quote what was sent
             log.warning("a %s got no answer", resource.kind, extra={"status": e.status, "reason": e.reason})
-            raise UnavailableError("the API server cannot be asked now who is allowed", e.retry_after or 2.0) from None
+            raise UnavailableError(
+                "the API server cannot be asked now who is allowed", e.retry_after or 2.0
+            ) from None
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
 
 
 class _Memory(Generic[T]):
-    """Answers for a limited time, the longest unused forgotten first. Many who ask the same at once wait for one answer; failures are forgotten."""
+    """Answers for a limited time, the longest unused forgotten first. Many who ask the same at once
+    wait for one answer; failures are forgotten.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -171,7 +210,10 @@ class _Memory(Generic[T]):
             answer = await ask()
         finally:
             del self._asking[key]
-        self._known[key] = (self._clock() + (REMEMBER_SECONDS if answer else REMEMBER_REFUSAL_SECONDS), answer)
+        self._known[key] = (
+            self._clock() + (REMEMBER_SECONDS if answer else REMEMBER_REFUSAL_SECONDS),
+            answer,
+        )
         self._known.move_to_end(key)
         if len(self._known) > REMEMBER_ENTRIES:
             self._known.popitem(last=False)

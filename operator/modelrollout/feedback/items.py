@@ -1,4 +1,6 @@
-"""What may be sent to the feedback service: labels, and the messages for what is wrong with them."""
+"""What may be sent to the feedback service: labels, and the messages for what is wrong with
+them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Item:
 
 
 def parse(body: bytes) -> list[Item]:
-    """The items of a request body: one object, or ``{"items": [...]}``. All of them are good, or BadRequestError tells of the first that is not."""
+    """The items of a request body: one object, or ``{"items": [...]}``. All of them are good, or
+    BadRequestError tells of the first that is not.
+    """
     try:
         data = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
@@ -56,7 +60,9 @@ def parse(body: bytes) -> list[Item]:
         raise BadRequestError("items", f"{len(rows)} items: send 1 to {MAX_ITEMS} in one request")
     items = [_item(row, f"items[{i}].") for i, row in enumerate(rows)]
     if len({i.model for i in items}) > MAX_MODELS:
-        raise BadRequestError("items", f"they name more than {MAX_MODELS} models: send them in several requests")
+        raise BadRequestError(
+            "items", f"they name more than {MAX_MODELS} models: send them in several requests"
+        )
     return items
 
 
@@ -65,19 +71,29 @@ def _item(row: Any, at: str) -> Item:
         raise BadRequestError(at.rstrip("."), "must be an object")
     unknown = sorted(set(row) - _FIELDS)
     if unknown:
-        raise BadRequestError(f"{at}{unknown[0][:64]}", f"unknown field; known are {', '.join(sorted(_FIELDS))}")
+        raise BadRequestError(
+            f"{at}{unknown[0][:64]}", f"unknown field; known are {', '.join(sorted(_FIELDS))}"
+        )
     namespace, name = (_text(row, at, f, _NAME, "of the ModelDeployment") for f in ("namespace", "name"))
     identity = row.get("id")
     if not isinstance(identity, str) or not 0 < len(identity) <= MAX_ID:
-        raise BadRequestError(f"{at}id", f"must be a string of 1 to {MAX_ID} characters, the same each time this label is sent")
-    part = "" if row.get("slice") in (None, "") else _text(row, at, "slice", _SLICE, "1 to 64 letters, digits, spaces or _.:/=+-")
+        raise BadRequestError(
+            f"{at}id", f"must be a string of 1 to {MAX_ID} characters, the same each time this label is sent"
+        )
+    part = (
+        ""
+        if row.get("slice") in (None, "")
+        else _text(row, at, "slice", _SLICE, "1 to 64 letters, digits, spaces or _.:/=+-")
+    )
     return Item(namespace, name, _version(row, at), identity, _right(row, at), part)
 
 
 def _text(row: dict[str, Any], at: str, field: str, pattern: re.Pattern[str], what: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise BadRequestError(f"{at}{field}", f"must be the {field} {what}" if pattern is _NAME else f"must be {what}")
+        raise BadRequestError(
+            f"{at}{field}", f"must be the {field} {what}" if pattern is _NAME else f"must be {what}"
+        )
     return value
 
 
@@ -87,7 +103,9 @@ def _version(row: dict[str, Any], at: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**9:
-        raise BadRequestError(f"{at}version", "must be the positive number that the answer has as model_version")
+        raise BadRequestError(
+            f"{at}version", "must be the positive number that the answer has as model_version"
+        )
     return value
 
 
@@ -101,12 +119,17 @@ def _right(row: dict[str, Any], at: str) -> bool:
         return correct
     if not all(pair):
         missing = "correct" if not any(pair) else "label" if pair[0] else "prediction"
-        raise BadRequestError(f"{at}{missing}", "missing: send correct (true or false), or both prediction and label")
+        raise BadRequestError(
+            f"{at}{missing}", "missing: send correct (true or false), or both prediction and label"
+        )
     prediction, label = row["prediction"], row["label"]
     if _kind(prediction) is None:
         raise BadRequestError(f"{at}prediction", "must be a string, a number, true or false")
     if _kind(label) != _kind(prediction):
-        raise BadRequestError(f"{at}label", f"must be of the kind of prediction ({_kind(prediction)}), or the two can never be equal")
+        raise BadRequestError(
+            f"{at}label",
+            f"must be of the kind of prediction ({_kind(prediction)}), or the two can never be equal",
+        )
     return bool(prediction == label)
 
 

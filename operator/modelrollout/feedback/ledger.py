@@ -1,4 +1,6 @@
-"""Counts of right and wrong answers: idempotent, bounded in memory whatever is sent, and read by Prometheus."""
+"""Counts of right and wrong answers: idempotent, bounded in memory whatever is sent, and read by
+Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ OTHER = "other"
 class Limits:
     """Bounds of the process. What is longest unused goes first.
 
-    A counter that goes and comes back starts at 0, which the analysis takes for a restart. ``ids`` are remembered to tell a repeated label from
-    a new one, over all models, about 150 bytes each: a label sent again after so many others counts again. A model that sends many takes
-    from its own share first. Slices beyond the limit are counted as ``other``. ``series`` are the counters of right and wrong over all models,
-    about 400 bytes each and as much again in Prometheus's answer: beyond them the namespace that has most loses its longest unused model.
+    A counter that goes and comes back starts at 0, which the analysis takes for a restart. ``ids``
+    are remembered to tell a repeated label from a new one, over all models, about 150 bytes each: a
+    label sent again after so many others counts again. A model that sends many takes from its own
+    share first. Slices beyond the limit are counted as ``other``. ``series`` are the counters of
+    right and wrong over all models, about 400 bytes each and as much again in Prometheus's answer:
+    beyond them the namespace that has most loses its longest unused model.
     """
 
     ids: int = 200_000
@@ -52,7 +56,9 @@ class Ledger(Collector):
         self._series_of: Counter[str] = Counter()  # by namespace
 
     def record(self, items: Sequence[Item]) -> int:
-        """Count what is new; returns how many items were duplicates of (namespace, name, version, id). The first of them stands."""
+        """Count what is new; returns how many items were duplicates of (namespace, name, version,
+        id). The first of them stands.
+        """
         return sum(not self._record(item) for item in items)
 
     def _record(self, item: Item) -> bool:
@@ -76,11 +82,14 @@ class Ledger(Collector):
         return True
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry: ``modelrollout_feedback_total``; both results exist from the first label on."""
+        """For the registry: ``modelrollout_feedback_total``; both results exist from the first
+        label on.
+        """
         family = CounterMetricFamily(
             "modelrollout_feedback",
             "Labelled answers by model version and slice; result is right or wrong.",
-            # Not ``namespace``: the scrape says with that where this process runs, and a scrape with honor_labels would lose it.
+            # Not ``namespace``: the scrape says with that where this process runs, and a scrape
+            # with honor_labels would lose it.
             labels=["model_namespace", "name", "version", "slice", "result"],
         )
         for labels, value in self._series():
@@ -112,7 +121,9 @@ class Ledger(Collector):
         self._series_of -= Counter({key[0]: sum(len(slices) for slices in model.versions.values())})
 
     def _make_room(self, sender: tuple[str, str]) -> None:
-        """One model goes: the longest unused of the namespace with most series; the sender's only where there is no other."""
+        """One model goes: the longest unused of the namespace with most series; the sender's only
+        where there is no other.
+        """
         crowded = max(self._series_of, key=lambda namespace: self._series_of[namespace])
         others = [key for key in self._models if key != sender]
         victim = next((key for key in others if key[0] == crowded), next(iter(others), None))
@@ -136,7 +147,9 @@ class Ledger(Collector):
         return part
 
     def _forget_one(self, sender: _Model) -> None:
-        """One id goes: the sender's oldest when it holds more than its share, else the oldest of whoever holds most."""
+        """One id goes: the sender's oldest when it holds more than its share, else the oldest of
+        whoever holds most.
+        """
         share = self._limits.ids / len(self._models)
         victim = sender if len(sender.ids) > share else max(self._models.values(), key=lambda m: len(m.ids))
         victim.ids.popitem(last=False)

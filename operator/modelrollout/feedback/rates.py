@@ -1,4 +1,6 @@
-"""How much a sender may ask of the feedback service: memory for bodies that are being read, and what is said to who asks for more."""
+"""How much a sender may ask of the feedback service: memory for bodies that are being read, and
+what is said to who asks for more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ class TooManyError(Exception):
 
 
 class Bodies:
-    """Memory for bodies that are being read: ``total`` bytes, of which one tenant may hold ``per_tenant``."""
+    """Memory for bodies that are being read: ``total`` bytes, of which one tenant may hold
+    ``per_tenant``.
+    """
 
     def __init__(self, total: int, per_tenant: int) -> None:
         self._total, self._per_tenant = total, per_tenant
@@ -26,7 +30,9 @@ class Bodies:
     def room(self, tenant: str, size: int) -> Iterator[None]:
         """Hold room for a body of ``size`` bytes; TooManyError when there is none."""
         if self._held[tenant] + size > self._per_tenant:
-            raise TooManyError(f"{tenant} has sent bodies of {self._held[tenant]} bytes that are still on their way", 1.0)
+            raise TooManyError(
+                f"{tenant} has sent bodies of {self._held[tenant]} bytes that are still on their way", 1.0
+            )
         if self._held.total() + size > self._total:
             raise TooManyError("many bodies are on their way", 1.0)
         self._held[tenant] += size

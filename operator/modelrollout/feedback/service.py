@@ -2,13 +2,17 @@
 
 ``POST /v1/feedback`` takes one object or ``{"items": [...]}``::
 
-    {"namespace": "team-a", "name": "digits", "version": 7, "id": "order-4711", "correct": true, "slice": "writer-3"}
+    {"namespace": "team-a", "name": "digits", "version": 7, "id": "order-4711", "correct": true,
+    "slice": "writer-3"}
 
-or ``prediction`` and ``label`` in place of ``correct``. Sent again with the same id, it does not count again (``Limits.ids``, in this process).
-A request is counted whole or not at all. State is counters only: after a restart they start at 0, which the analysis knows.
+or ``prediction`` and ``label`` in place of ``correct``. Sent again with the same id, it does not
+count again (``Limits.ids``, in this process). A request is counted whole or not at all. State is
+counters only: after a restart they start at 0, which the analysis knows.
 
-Any pod may reach this: whatever is sent, connections, time and memory are bounded (``telemetry.http_guard``, ``feedback_rates``), for what ends
-the process ends the counters. ``/metrics`` and the probes have a port of their own, so that no sender stands between them and the process.
+Any pod may reach this: whatever is sent, connections, time and memory are bounded
+(``telemetry.http_guard``, ``feedback_rates``), for what ends the process ends the counters.
+``/metrics`` and the probes have a port of their own, so that no sender stands between them and the
+process.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ BODIES_BYTES = 16 << 20  # of all bodies that are being read
 BODIES_BYTES_TENANT = 4 << 20  # of those of one tenant
 BODY_UNIT = 16 << 10  # so much of a body costs a sender what a request does
 BURST_SECONDS = 2.0
-DRAIN_SECONDS = 5.0  # not ready but still answering: until then the Service has stopped sending requests
+# not ready but still answering: until then the Service has stopped sending requests
+DRAIN_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,12 +64,18 @@ class FeedbackService:
         self._ledger = Ledger(limits)
         rates = rates or FeedbackLimits()
         self._senders, self._tenants = (
-            Rate(rate, max(1.0, rate * BURST_SECONDS), clock=clock) for rate in (rates.requests_per_second, rates.requests_per_second_namespace)
+            Rate(rate, max(1.0, rate * BURST_SECONDS), clock=clock)
+            for rate in (rates.requests_per_second, rates.requests_per_second_namespace)
         )
         self._bodies = Bodies(BODIES_BYTES, BODIES_BYTES_TENANT)
         self._registry = CollectorRegistry()
         self._registry.register(self._ledger)
-        self._refused = Counter("modelrollout_feedback_refused", "Requests refused, by HTTP status.", ["status"], registry=self._registry)
+        self._refused = Counter(
+            "modelrollout_feedback_refused",
+            "Requests refused, by HTTP status.",
+            ["status"],
+            registry=self._registry,
+        )
         ProcessCollector(registry=self._registry)
         self.draining = False
 
@@ -77,7 +88,13 @@ class FeedbackService:
     def status_app(self) -> web.Application:
         """Counters and probes."""
         app = web.Application()
-        app.add_routes([web.get("/metrics", Exposition(self._registry).answer), web.get("/healthz", self.healthy), web.get("/readyz", self.ready)])
+        app.add_routes(
+            [
+                web.get("/metrics", Exposition(self._registry).answer),
+                web.get("/healthz", self.healthy),
+                web.get("/readyz", self.ready),
+            ]
+        )
         return app
 
     def watch(self, *others: Collector) -> None:
@@ -99,7 +116,10 @@ class FeedbackService:
         allowed = await asyncio.gather(*(self._authorizer.allowed(identity, *model) for model in models))
         for (namespace, name), may in zip(models, allowed, strict=True):
             if not may:
-                text = f"{identity.user} may not send feedback for {namespace}/{name}: it needs create on modeldeployments/feedback there"
+                text = (
+                    f"{identity.user} may not send feedback for {namespace}/{name}: it needs create on"
+                    " modeldeployments/feedback there"
+                )
                 return _error(403, text)
         return self._count(items)
 
@@ -108,7 +128,9 @@ class FeedbackService:
         rates = ((self._senders, identity.user), (self._tenants, identity.tenant))
         for rate, key in rates:
             if wait := rate.wait(key):
-                raise TooManyError(f"{key} sends more than it may: send fewer requests, with up to 1000 items each", wait)
+                raise TooManyError(
+                    f"{key} sends more than it may: send fewer requests, with up to 1000 items each", wait
+                )
         for rate, key in rates:
             rate.take(key)
         length = None if "Content-Encoding" in request.headers else request.content_length
@@ -131,7 +153,9 @@ class FeedbackService:
         return web.Response(text="ok")
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Ready until it is told to stop. An API server that is down does not count: callers get 503 and come back."""
+        """Ready until it is told to stop. An API server that is down does not count: callers get
+        503 and come back.
+        """
         return web.Response(status=503, text="stopping") if self.draining else web.Response(text="ok")
 
     @web.middleware
@@ -153,29 +177,37 @@ async def serve(
     stop: asyncio.Event | None = None,
     started: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or ``stop``; then answer on for ``drain_seconds``, not ready, and end with no request cut off.
+    """Serve until SIGTERM, SIGINT or ``stop``; then answer on for ``drain_seconds``, not ready, and
+    end with no request cut off.
 
-    ``settings``: None takes those of the environment. ``started`` is told the ports of senders and of metrics (of interest when they are 0).
-    Raises OSError when an address is taken, and SettingsError.
+    ``settings``: None takes those of the environment. ``started`` is told the ports of senders and
+    of metrics (of interest when they are 0). Raises OSError when an address is taken, and
+    SettingsError.
     """
     settings = settings or FeedbackSettings.from_environment()
     service, stop = FeedbackService(authorizer, limits, rates=settings.limits), stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as signals:
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread
+            # not the main thread
+            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
                 loop.add_signal_handler(number, stop.set)
                 signals.callback(loop.remove_signal_handler, number)
-        # aiohttp logs a header that it cannot read, which may be the token; what the handlers do wrong is logged by _answered
+        # aiohttp logs a header that it cannot read, which may be the token; what the handlers do
+        # wrong is logged by _answered
         silent = logging.getLogger(f"{__name__}.protocol")
         silent.disabled = True
         for_senders, for_status = room_for(settings.limits.http(), STATUS)
         senders = GuardedServer("feedback", service.app(), for_senders, logger=silent, shutdown_timeout=10.0)
-        status = GuardedServer("status", service.status_app(), for_status, logger=silent, shutdown_timeout=1.0)
+        status = GuardedServer(
+            "status", service.status_app(), for_status, logger=silent, shutdown_timeout=1.0
+        )
         service.watch(senders, status)
         try:
             ports = await senders.start(host, port), await status.start(host, settings.metrics_port)
-            log.info("feedback service listens", extra={"host": host, "port": ports[0], "metrics_port": ports[1]})
+            log.info(
+                "feedback service listens", extra={"host": host, "port": ports[0], "metrics_port": ports[1]}
+            )
             if started:
                 started(*ports)
             await stop.wait()
@@ -188,7 +220,9 @@ async def serve(
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure as JSON that says what to do; what nobody expected is logged without headers and body."""
+    """Every failure as JSON that says what to do; what nobody expected is logged without headers
+    and body.
+    """
     try:
         return await handler(request)
     except BadRequestError as e:
@@ -202,7 +236,9 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPRequestEntityTooLarge:
         return _error(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB: send fewer items")
     except web.HTTPException as e:
-        return _error(e.status, e.reason, headers={"Allow": e.headers["Allow"]} if "Allow" in e.headers else None)
+        return _error(
+            e.status, e.reason, headers={"Allow": e.headers["Allow"]} if "Allow" in e.headers else None
+        )
     except Exception:
         log.exception("request failed", extra={"path": request.path})
         return _error(500, "internal error; the service's log has more")
@@ -217,6 +253,8 @@ def _token(request: web.Request) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
-def _error(status: int, message: str, *, field: str = "", headers: dict[str, str] | None = None) -> web.Response:
+def _error(
+    status: int, message: str, *, field: str = "", headers: dict[str, str] | None = None
+) -> web.Response:
     body = {"error": message} | ({"field": field} if field else {})
     return web.json_response(body, status=status, headers=headers)

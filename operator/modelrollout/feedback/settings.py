@@ -1,4 +1,6 @@
-"""Settings of the feedback service: JSON in the environment variable MODELROLLOUT_FEEDBACK, written by the chart from ``feedback`` in its values."""
+"""Settings of the feedback service: JSON in the environment variable MODELROLLOUT_FEEDBACK, written
+by the chart from ``feedback`` in its values.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SETTINGS_ENV = "MODELROLLOUT_FEEDBACK"
 
 
 class SettingsError(OSError):
-    """The settings cannot be used; the text names the field. An OSError, as a taken port is: a reason not to start."""
+    """The settings cannot be used; the text names the field. An OSError, as a taken port is: a
+    reason not to start.
+    """
 
 
 class _Settings(BaseModel):
@@ -21,17 +25,31 @@ class _Settings(BaseModel):
 
 
 class FeedbackLimits(_Settings):
-    """What strangers and senders may ask for. A source is an address, a sender a service account."""
+    """What strangers and senders may ask for. A source is an address, a sender a service
+    account.
+    """
 
     connections: int = Field(1024, ge=16, description="Open at a time, of all sources.")
-    connections_per_source: int = Field(256, ge=1, description="Open at a time from one address; clients behind one gateway or NAT share them.")
+    connections_per_source: int = Field(
+        256,
+        ge=1,
+        description="Open at a time from one address; clients behind one gateway or NAT share them.",
+    )
     connections_per_second: float = Field(100.0, gt=0, description="New ones from one address.")
     head_seconds: float = Field(10.0, gt=0, description="For the head of a request.")
     idle_seconds: float = Field(95.0, gt=0, description="Between two requests of a connection.")
-    request_seconds: float = Field(30.0, gt=0, description="From the whole head to the answer, the body among it.")
-    requests_per_second: float = Field(100.0, gt=0, description="Of one sender; each 16 KiB of a body count as one more.")
-    requests_per_second_namespace: float = Field(300.0, gt=0, description="Of all senders of one namespace together.")
-    refused_tokens_per_minute: float = Field(30.0, gt=0, description="Tokens from one source that the API server refuses.")
+    request_seconds: float = Field(
+        30.0, gt=0, description="From the whole head to the answer, the body among it."
+    )
+    requests_per_second: float = Field(
+        100.0, gt=0, description="Of one sender; each 16 KiB of a body count as one more."
+    )
+    requests_per_second_namespace: float = Field(
+        300.0, gt=0, description="Of all senders of one namespace together."
+    )
+    refused_tokens_per_minute: float = Field(
+        30.0, gt=0, description="Tokens from one source that the API server refuses."
+    )
 
     def http(self) -> HttpLimits:
         """Those of the senders' port."""
@@ -57,5 +75,7 @@ class FeedbackSettings(_Settings):
         try:
             return cls.model_validate_json(os.environ.get(SETTINGS_ENV) or "{}")
         except ValidationError as e:
-            problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors(include_url=False))
+            problems = "; ".join(
+                f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors(include_url=False)
+            )
             raise SettingsError(f"{SETTINGS_ENV}: {problems}") from None

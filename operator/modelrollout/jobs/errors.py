@@ -1,4 +1,6 @@
-"""How a Job says that it cannot go on: an exit code, a reason that docs/reasons.md lists, and a message that names field and remedy."""
+"""How a Job says that it cannot go on: an exit code, a reason that docs/reasons.md lists, and a
+message that names field and remedy.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from modelrollout.contract.tasks import ExitCode, TaskResult
 
 
 class JobError(Exception):
-    """The end of a task other than success; ``result`` carries evidence that was found before it."""
+    """The end of a task other than success; ``result`` carries evidence that was found before
+    it.
+    """
 
     def __init__(self, code: ExitCode, reason: str, message: str, result: TaskResult | None = None) -> None:
         super().__init__(f"{reason}: {message}")
@@ -17,7 +21,9 @@ class JobError(Exception):
 
     def result(self) -> TaskResult:
         """The evidence, under this reason and message."""
-        return (self.evidence or TaskResult()).model_copy(update={"reason": self.reason, "message": self.message})
+        return (self.evidence or TaskResult()).model_copy(
+            update={"reason": self.reason, "message": self.message}
+        )
 
 
 def bad_input(reason: str, message: str) -> JobError:

@@ -15,7 +15,8 @@ from modelrollout.api.uris import masked_text
 
 LOGGER = logging.getLogger("modelrollout.job")
 
-# Values that must never be seen outside this process. One set for the process: the formatter and the termination message both ask it.
+# Values that must never be seen outside this process. One set for the process: the formatter and
+# the termination message both ask it.
 _SECRETS: set[str] = set()
 
 
@@ -27,14 +28,18 @@ def hide(value: str) -> str:
 
 
 def redact(text: str) -> str:
-    """``text`` with every known secret replaced, longest first, so that a secret inside another leaves no rest; and with its URIs masked."""
+    """``text`` with every known secret replaced, longest first, so that a secret inside another
+    leaves no rest; and with its URIs masked.
+    """
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
     return masked_text(text)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, message, the fields in ``extra={"fields": {...}}`` and a traceback."""
+    """One JSON object a line: time (UTC), level, message, the fields in ``extra={"fields": {...}}``
+    and a traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -42,7 +47,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "message": redact(record.getMessage()),
         }
-        line |= {key: redact(value) if isinstance(value, str) else value for key, value in getattr(record, "fields", {}).items()}
+        line |= {
+            key: redact(value) if isinstance(value, str) else value
+            for key, value in getattr(record, "fields", {}).items()
+        }
         if record.exc_info:
             line["traceback"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, default=lambda value: redact(str(value)))
@@ -62,7 +70,9 @@ def say(message: str, **fields: Any) -> None:
 
 
 class Progress:
-    """Which stage runs, since when, and how far it is. Written by the task's thread, read by the main thread's heartbeat."""
+    """Which stage runs, since when, and how far it is. Written by the task's thread, read by the
+    main thread's heartbeat.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -86,7 +96,9 @@ class Progress:
 
     def told(self) -> str:
         """Which stage runs and for how long, and what those before it took, for people."""
-        before = "".join(f", {name} took {seconds:.0f} s" for name, seconds in list(self.seconds.items()) if seconds >= 1)
+        before = "".join(
+            f", {name} took {seconds:.0f} s" for name, seconds in list(self.seconds.items()) if seconds >= 1
+        )
         return f"stage {self._stage} has run for {time.monotonic() - self._since:.0f} s{before}"
 
     def update(self, done: int, total: int | None) -> None:

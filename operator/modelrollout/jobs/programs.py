@@ -1,8 +1,18 @@
-"""Which function does which task. Imports happen when the task is known: a fetch needs no ONNX Runtime."""
+"""Which function does which task. Imports happen when the task is known: a fetch needs no ONNX
+Runtime.
+"""
 
 from __future__ import annotations
 
-from modelrollout.contract.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TaskResult, TuneTask
+from modelrollout.contract.tasks import (
+    CleanTask,
+    EvaluateTask,
+    FetchTask,
+    PrepareTask,
+    ResolveTask,
+    TaskResult,
+    TuneTask,
+)
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import AnyTask
 

@@ -1,8 +1,10 @@
-"""What all Jobs have in common: read the task, run it, say where it is, write the result, end with a code.
+"""What all Jobs have in common: read the task, run it, say where it is, write the result, end with
+a code.
 
-The task runs in a thread of its own and the main thread waits: a signal handler in Python runs only in the main thread and only
-between two bytecodes, so a task inside a long call of ONNX Runtime would notice SIGTERM minutes late (and process 1 of a container has no
-default action for SIGTERM at all).
+The task runs in a thread of its own and the main thread waits: a signal handler in Python runs only
+in the main thread and only between two bytecodes, so a task inside a long call of ONNX Runtime
+would notice SIGTERM minutes late (and process 1 of a container has no default action for SIGTERM at
+all).
 """
 
 from __future__ import annotations
@@ -49,14 +51,16 @@ _HEARTBEATS = (2.0, 3.0, 5.0, 10.0)  # seconds between two lines of progress; th
 def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
     """The result as JSON of at most ``limit`` bytes, still a valid TaskResult.
 
-    Given up in this order until it fits: ``extra`` and ``seconds``; where a start of the message needs the place, points of a search (the last ones
-    first) and metrics (those that passed first); the end of the message; everything but reason and message.
+    Given up in this order until it fits: ``extra`` and ``seconds``; where a start of the message
+    needs the place, points of a search (the last ones first) and metrics (those that passed first);
+    the end of the message; everything but reason and message.
     """
 
     def dump(value: TaskResult) -> bytes:
         return value.model_dump_json(exclude_defaults=True).encode()
 
-    # A name in a tar archive may be no text; Python carries its bytes as halves of letters, which JSON cannot.
+    # A name in a tar archive may be no text; Python carries its bytes as halves of letters, which
+    # JSON cannot.
     said = json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
     if not said.isascii():
         result = TaskResult.model_validate_json(said.encode(errors="replace"))
@@ -65,10 +69,16 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
             return dump(whole)
 
     metrics = tuple(sorted(result.metrics, key=lambda m: m.verdict == "Successful"))
-    base = result.model_copy(update={"extra": {}, "seconds": {}, "message": result.message[:_MESSAGE_START], "metrics": metrics})
+    base = result.model_copy(
+        update={"extra": {}, "seconds": {}, "message": result.message[:_MESSAGE_START], "metrics": metrics}
+    )
     while len(dump(base)) > limit - 3 and (base.metrics or base.search):
         if base.search:
-            search = base.search.model_copy(update={"points": base.search.points[:-1]}) if base.search.points else None
+            search = (
+                base.search.model_copy(update={"points": base.search.points[:-1]})
+                if base.search.points
+                else None
+            )
             base = base.model_copy(update={"search": search})
         else:
             base = base.model_copy(update={"metrics": base.metrics[:-1]})
@@ -80,7 +90,8 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
         return dump(base.model_copy(update={"message": result.message[:length] + "..." if length else ""}))
 
     low, high = 0, len(result.message)
-    while low < high:  # the longest start that fits; an escaped character takes up to six bytes, so measure
+    # the longest start that fits; an escaped character takes up to six bytes, so measure
+    while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if len(cut(middle)) <= limit else (low, middle - 1)
     return cut(low)
@@ -89,26 +100,44 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
 def _unexpected(error: BaseException) -> JobError:
     """An exception that no code foresaw, as a reason; only its first line, without secrets."""
     if isinstance(error, MemoryError):
-        return JobError(ExitCode.OUT_OF_RESOURCES, "OutOfMemory", "the Job ran out of memory; raise spec.optimization.resources.limits.memory")
+        return JobError(
+            ExitCode.OUT_OF_RESOURCES,
+            "OutOfMemory",
+            "the Job ran out of memory; raise spec.optimization.resources.limits.memory",
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobError(
             ExitCode.OUT_OF_RESOURCES,
             "OutOfDisk",
-            "the Job ran out of disk; raise spec.optimization.resources.limits[ephemeral-storage] or free the node's disk",
+            "the Job ran out of disk; raise spec.optimization.resources.limits[ephemeral-storage] or free the"
+            " node's disk",
         )
     first_line = (str(error).splitlines() or [""])[0][:300]
-    return JobError(ExitCode.RETRYABLE, "InternalError", f"{type(error).__name__}: {first_line}; the Job's log has the traceback")
+    return JobError(
+        ExitCode.RETRYABLE,
+        "InternalError",
+        f"{type(error).__name__}: {first_line}; the Job's log has the traceback",
+    )
 
 
 def parse_task(text: str | None) -> AnyTask:
     """The task from the environment; raises JobError (TaskInvalid)."""
     if not text:
-        raise bad_input("TaskInvalid", f"the environment variable {TASK_ENV} is empty; Jobs are started by the operator, not by hand")
+        raise bad_input(
+            "TaskInvalid",
+            f"the environment variable {TASK_ENV} is empty; Jobs are started by the operator, not by hand",
+        )
     try:
         task: AnyTask = TypeAdapter(Task).validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False, include_url=False))
-        raise bad_input("TaskInvalid", f"{TASK_ENV}: {problems}; are the operator and the Job's image of the same version?") from None
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+            for e in error.errors(include_input=False, include_url=False)
+        )
+        raise bad_input(
+            "TaskInvalid",
+            f"{TASK_ENV}: {problems}; are the operator and the Job's image of the same version?",
+        ) from None
     return task
 
 
@@ -123,7 +152,9 @@ def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[E
         log.LOGGER.exception("unexpected error")
         wrapped = _unexpected(error)
         code, result = wrapped.code, wrapped.result()
-    return code, result.model_copy(update={"message": log.redact(result.message), "seconds": result.seconds or dict(progress.seconds)})
+    return code, result.model_copy(
+        update={"message": log.redact(result.message), "seconds": result.seconds or dict(progress.seconds)}
+    )
 
 
 def write_result(result: TaskResult) -> None:
@@ -133,13 +164,17 @@ def write_result(result: TaskResult) -> None:
     try:
         path.write_bytes(encoded)
     except OSError as error:
-        log.LOGGER.warning("cannot write the termination message", extra={"fields": {"path": str(path), "error": str(error)}})
+        log.LOGGER.warning(
+            "cannot write the termination message", extra={"fields": {"path": str(path), "error": str(error)}}
+        )
     log.say("result", result=encoded.decode())
 
 
 def main(runner: Runner) -> int:
-    """Run the task of this process's environment; returns the exit code. SIGTERM ends the process within a second, code RETRYABLE; the limit of
-    ``TIMEOUT_ENV`` (seconds) ends it with code TIMEOUT."""
+    """Run the task of this process's environment; returns the exit code. SIGTERM ends the process
+    within a second, code RETRYABLE; the limit of ``TIMEOUT_ENV`` (seconds) ends it with code
+    TIMEOUT.
+    """
     log.setup()
     progress = log.Progress()
     outcome: list[tuple[ExitCode, TaskResult]] = []
@@ -167,11 +202,15 @@ def main(runner: Runner) -> int:
     while not done.wait(max(0.0, min(wait, limit - (time.monotonic() - begun)))):
         if time.monotonic() - begun >= limit:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            text = f"not done within {limit:g} s: {progress.told()}; raise the limit (of prepare: spec.optimization.timeout), or ask for less"
+            text = (
+                f"not done within {limit:g} s: {progress.told()}; raise the limit (of prepare:"
+                " spec.optimization.timeout), or ask for less"
+            )
             end(ExitCode.TIMEOUT, "DeadlineExceeded", text)
         progress.beat()
         wait = next(beats, _HEARTBEATS[-1])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the result is being written: it is not replaced by Terminated any more
+    # the result is being written: it is not replaced by Terminated any more
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     code, result = outcome[0]
     write_result(result)
     signal.signal(signal.SIGTERM, previous)

@@ -1,9 +1,11 @@
-"""What was last seen of the objects that the operator watches: from watch events, lists, and the answers to its own writes.
+"""What was last seen of the objects that the operator watches: from watch events, lists, and the
+answers to its own writes.
 
-It can be stale, never wrong about the past: writes that depend on it are guarded by resourceVersion. Stored objects are shared and must
-not be changed. Not thread-safe; one event loop.
+It can be stale, never wrong about the past: writes that depend on it are guarded by
+resourceVersion. Stored objects are shared and must not be changed. Not thread-safe; one event loop.
 
-Only what somebody reads is kept (``kept``), and for each namespace no more than NAMESPACE_BYTES: objects beyond that are left out and told.
+Only what somebody reads is kept (``kept``), and for each namespace no more than NAMESPACE_BYTES:
+objects beyond that are left out and told.
 """
 
 from __future__ import annotations
@@ -22,15 +24,19 @@ from modelrollout.kube.projection import kept
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
 _Id = tuple[Resource, str, str]
 
-TOMBSTONES = 20_000  # uids of deleted objects that are remembered, so that a late answer does not bring one back
-_NOISE = frozenset({"resourceVersion", "managedFields", "lastUpdateTime", "lastProbeTime", "lastHeartbeatTime"})
+# uids of deleted objects that are remembered, so that a late answer does not bring one back
+TOMBSTONES = 20_000
+_NOISE = frozenset(
+    {"resourceVersion", "managedFields", "lastUpdateTime", "lastProbeTime", "lastHeartbeatTime"}
+)
 
 
 @dataclass(slots=True)
 class _Entry:
     obj: Object
     key: Key | None
-    # A write without guard brought this version: it may hold others' changes that no pass has looked at, so its event still counts.
+    # A write without guard brought this version: it may hold others' changes that no pass has
+    # looked at, so its event still counts.
     unseen: bool
     weight: int  # bytes of memory
     marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
@@ -38,7 +44,10 @@ class _Entry:
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
-    return (*((QUEUED,) if _field(rollout, "queue") else ()), *_sources(obj, "rollout", _field(rollout, "sha256")))
+    return (
+        *((QUEUED,) if _field(rollout, "queue") else ()),
+        *_sources(obj, "rollout", _field(rollout, "sha256")),
+    )
 
 
 def _revision_marks(obj: Object) -> tuple[Hashable, ...]:
@@ -65,7 +74,10 @@ def _field(value: Any, name: str) -> Any:
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
 # What objects are found by without looking at all of them.
-_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {MODEL_DEPLOYMENT: _marks, MODEL_REVISION: _revision_marks}
+_MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
+    MODEL_DEPLOYMENT: _marks,
+    MODEL_REVISION: _revision_marks,
+}
 
 
 class Store:
@@ -81,8 +93,8 @@ class Store:
         self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
         self._marked: defaultdict[Hashable, dict[_Id, None]] = defaultdict(dict)
-        # uid -> version at which it went; None: for good. A version, because an object that loses the watched label is
-        # reported as deleted and may come back under its uid.
+        # uid -> version at which it went; None: for good. A version, because an object that loses
+        # the watched label is reported as deleted and may come back under its uid.
         self._tombstones: OrderedDict[str, int | None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -94,21 +106,30 @@ class Store:
         return entry.obj if entry else None
 
     def children(self, key: Key, resource: Resource | None = None) -> list[Object]:
-        """What belongs to the ModelDeployment, without itself; of one resource or of all. Costs as many steps as it has children."""
-        return [self._entries[i].obj for i in self._children.get(key, ()) if (resource is None or i[0] == resource) and i[0] != MODEL_DEPLOYMENT]
+        """What belongs to the ModelDeployment, without itself; of one resource or of all. Costs as
+        many steps as it has children.
+        """
+        return [
+            self._entries[i].obj
+            for i in self._children.get(key, ())
+            if (resource is None or i[0] == resource) and i[0] != MODEL_DEPLOYMENT
+        ]
 
     def all(self, resource: Resource) -> list[Object]:
         """Every stored object of the resource; costs as many steps as there are."""
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def marked(self, mark: Hashable) -> list[Object]:
-        """Objects with a mark: QUEUED, ``revisions_of``, ``rollouts_of``; costs as many steps as are found."""
+        """Objects with a mark: QUEUED, ``revisions_of``, ``rollouts_of``; costs as many steps as
+        are found.
+        """
         return [self._entries[i].obj for i in self._marked.get(mark, ())]
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
         """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
 
-        True when a pass is due; False when it is older than what is stored, the echo of our own guarded write, or noise.
+        True when a pass is due; False when it is older than what is stored, the echo of our own
+        guarded write, or noise.
         """
         obj = event["object"]
         if event["type"] == "DELETED":
@@ -116,16 +137,20 @@ class Store:
         return self._take(_id(resource, obj), obj, from_watch=True)
 
     def written(self, resource: Resource, answer: Object, *, guarded: bool) -> None:
-        """Take in the answer to our own write. ``guarded``: it was a create, or carried the resourceVersion that the pass had seen.
+        """Take in the answer to our own write. ``guarded``: it was a create, or carried the
+        resourceVersion that the pass had seen.
 
-        The echo of a guarded write wakes nobody. That of another write may hold somebody else's change, so it does.
+        The echo of a guarded write wakes nobody. That of another write may hold somebody else's
+        change, so it does.
         """
         i = _id(resource, answer)
         if self._take(i, answer, from_watch=False) and not guarded and i in self._entries:
             self._entries[i].unseen = True
 
     def read(self, resource: Resource, answer: Object) -> bool:
-        """Take in a live read; True when it brought something new (the caller has it then, its event will wake nobody)."""
+        """Take in a live read; True when it brought something new (the caller has it then, its
+        event will wake nobody).
+        """
         return self._take(_id(resource, answer), answer, from_watch=False)
 
     def gone(self, resource: Resource, namespace: str | None, name: str, uid: str) -> bool:
@@ -139,7 +164,9 @@ class Store:
         return True
 
     def forget(self, resource: Resource, namespace: str, name: str) -> Key | None:
-        """An object cannot be read any more: what was last seen of it would be acted on for ever. Its key, if it was stored; it may come back."""
+        """An object cannot be read any more: what was last seen of it would be acted on for ever.
+        Its key, if it was stored; it may come back.
+        """
         i = (resource, namespace, name)
         entry = self._entries.get(i)
         if entry is None:
@@ -147,10 +174,14 @@ class Store:
         self._drop(i)
         return entry.key
 
-    def resync(self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None) -> set[Key]:
-        """Take in a full list (of one namespace, or of all) with the resourceVersion of the list; returns the keys that changed.
+    def resync(
+        self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None
+    ) -> set[Key]:
+        """Take in a full list (of one namespace, or of all) with the resourceVersion of the list;
+        returns the keys that changed.
 
-        What the list lacks is dropped, unless it was stored at a newer version than the list's. kopf's relist never reports deletions.
+        What the list lacks is dropped, unless it was stored at a newer version than the list's.
+        kopf's relist never reports deletions.
         """
         listed: set[_Id] = set()
         changed: set[Key] = set()
@@ -175,7 +206,9 @@ class Store:
         return changed
 
     def _take(self, i: _Id, obj: Object, *, from_watch: bool) -> bool:
-        """Store if it is newer; True when that, or what an unguarded write brought before, is worth a pass."""
+        """Store if it is newer; True when that, or what an unguarded write brought before, is worth
+        a pass.
+        """
         if self._buried(obj, from_watch):
             return False
         entry = self._entries.get(i)
@@ -183,7 +216,9 @@ class Store:
             return self._put(i, obj)
         old, new = _version(entry.obj), _version(obj)
         if old is None or new is None:  # not comparable: the watch tells the order
-            if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get("resourceVersion"):
+            if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get(
+                "resourceVersion"
+            ):
                 return False
         elif new <= old:
             due = entry.unseen and from_watch and new == old
@@ -210,7 +245,9 @@ class Store:
         return True
 
     def _put(self, i: _Id, obj: Object) -> bool:
-        """Store; False when there is no memory for it, and then nothing of it is stored any more."""
+        """Store; False when there is no memory for it, and then nothing of it is stored any
+        more.
+        """
         key = owner(i[0], obj)
         entry = self._entries.get(i)
         obj = kept(i[0], obj)
@@ -272,9 +309,15 @@ class Store:
 
 
 def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
-    """Key of the ModelDeployment that the object is or belongs to (by label), or of the RolloutPolicy itself; None for strangers."""
+    """Key of the ModelDeployment that the object is or belongs to (by label), or of the
+    RolloutPolicy itself; None for strangers.
+    """
     metadata = obj["metadata"]
-    name = metadata["name"] if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY) else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+    name = (
+        metadata["name"]
+        if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY)
+        else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+    )
     return (metadata.get("namespace") or "", name) if name else None
 
 
@@ -292,9 +335,14 @@ def _version(obj: Mapping[str, Any]) -> int | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal but for versions, bookkeeping, and times that move by themselves. By recursion: nothing that is read is deep (``kube.decoding``)."""
+    """Equal but for versions, bookkeeping, and times that move by themselves. By recursion: nothing
+    that is read is deep (``kube.decoding``).
+    """
     if isinstance(a, dict) and isinstance(b, dict):
-        return all(k in _NOISE or (k in a and k in b and (a[k] == b[k] or _same(a[k], b[k]))) for k in a.keys() | b.keys())
+        return all(
+            k in _NOISE or (k in a and k in b and (a[k] == b[k] or _same(a[k], b[k])))
+            for k in a.keys() | b.keys()
+        )
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)

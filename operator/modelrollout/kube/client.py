@@ -1,6 +1,8 @@
-"""A narrow adapter over ``kubernetes.aio``: plain dicts in and out, time-outs on every request, and errors with names.
+"""A narrow adapter over ``kubernetes.aio``: plain dicts in and out, time-outs on every request, and
+errors with names.
 
-Bodies and tokens are never logged; the exceptions of ``kubernetes.aio`` (whose text holds body and headers) do not leave this module.
+Bodies and tokens are never logged; the exceptions of ``kubernetes.aio`` (whose text holds body and
+headers) do not leave this module.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
-CREDENTIALS_RETRY_SECONDS = 10.0  # not every request of a revoked account may run the kubeconfig's exec plugin
+# not every request of a revoked account may run the kubeconfig's exec plugin
+CREDENTIALS_RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
-        """Path of the collection or of one object; without namespace the collection over all namespaces."""
+        """Path of the collection or of one object; without namespace the collection over all
+        namespaces.
+        """
         inside = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced and namespace else ""
         return f"{self.root}{inside}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
 
@@ -75,18 +80,23 @@ NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "Network
 HTTP_ROUTE = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
 GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
-GATEWAY_CLASS = Resource("gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False)
+GATEWAY_CLASS = Resource(
+    "gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False
+)
 TRAEFIK_SERVICE = Resource("traefik.io", "v1alpha1", "traefikservices", "TraefikService")
 # Of Kueue: what it makes for a Job that it manages.
 WORKLOAD = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
-WORKLOAD_BEFORE = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")  # before Kueue 0.15
+# before Kueue 0.15
+WORKLOAD_BEFORE = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 EVENT = Resource("", "v1", "events", "Event")
 
 
 class KubeError(Exception):
-    """A request failed. ``status`` is the HTTP status, 0 when there was no answer; ``retry_after`` is in seconds."""
+    """A request failed. ``status`` is the HTTP status, 0 when there was no answer; ``retry_after``
+    is in seconds.
+    """
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(f"{reason} ({status}): {message}" if status else f"{reason}: {message}")
@@ -126,14 +136,25 @@ class Unavailable(KubeError):
 
 
 class Unreadable(KubeError):
-    """The object is there and cannot be read: too deep, too large, oddly shaped. A write may have been done nevertheless."""
+    """The object is there and cannot be read: too deep, too large, oddly shaped. A write may have
+    been done nevertheless.
+    """
 
 
-_BY_STATUS: dict[int, type[KubeError]] = {403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid, 429: TooManyRequests}
+_BY_STATUS: dict[int, type[KubeError]] = {
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
+}
 
 
 class Listing(NamedTuple):
-    """A complete list and the resourceVersion that it shows. ``unread``: those of its objects that could not be read."""
+    """A complete list and the resourceVersion that it shows. ``unread``: those of its objects that
+    could not be read.
+    """
 
     items: list[Object]
     resource_version: str
@@ -143,8 +164,9 @@ class Listing(NamedTuple):
 class Kube:
     """One API server. Objects are dicts with apiVersion and kind; every method raises KubeError.
 
-    ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status, ``timeout`` or ``error``.
-    ``on_unread(resource, unread)`` is told of every object in a list that could not be read.
+    ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status,
+    ``timeout`` or ``error``. ``on_unread(resource, unread)`` is told of every object in a list that
+    could not be read.
     """
 
     def __init__(
@@ -187,8 +209,8 @@ class Kube:
     ) -> Self:
         """Connect by ``kubeconfig`` if given, else as a pod, else by $KUBECONFIG or ~/.kube/config.
 
-        ``request_timeout`` (seconds) holds for each request from the wait for a connection to the last byte.
-        Raises KubeError when there are no usable credentials.
+        ``request_timeout`` (seconds) holds for each request from the wait for a connection to the
+        last byte. Raises KubeError when there are no usable credentials.
         """
 
         async def load(configuration: aio.Configuration) -> None:
@@ -198,7 +220,11 @@ class Kube:
                     return
                 path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
                 if not _any_file(path):
-                    raise KubeError(0, "NoCredentials", f"no kubeconfig at {path}" + ("" if kubeconfig else ", and this is no pod"))
+                    raise KubeError(
+                        0,
+                        "NoCredentials",
+                        f"no kubeconfig at {path}" + ("" if kubeconfig else ", and this is no pod"),
+                    )
                 await aio_config.load_kube_config(  # type: ignore[no-untyped-call]
                     config_file=path,
                     context=context,
@@ -210,13 +236,22 @@ class Kube:
 
         configuration = aio.Configuration()
         configuration.connection_pool_maxsize = max_connections
-        # With trust_env, the default here, aiohttp enters a thread twice for each request, for .netrc and for the proxy,
-        # and refuses every request when .netrc knows the host. So the proxy is found once, here.
+        # With trust_env, the default here, aiohttp enters a thread twice for each request, for
+        # .netrc and for the proxy, and refuses every request when .netrc knows the host. So the
+        # proxy is found once, here.
         configuration.client_session_kwargs = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
         await load(configuration)
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
         agent = f"modelrollout/{_version()} ({component})"
-        return cls(configuration, load, user_agent=agent, timeout=request_timeout, clock=clock, on_request=on_request, field_manager=field_manager)
+        return cls(
+            configuration,
+            load,
+            user_agent=agent,
+            timeout=request_timeout,
+            clock=clock,
+            on_request=on_request,
+            field_manager=field_manager,
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -225,11 +260,15 @@ class Kube:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     def silent_for(self) -> float:
-        """Seconds since the API server last answered anything but 5xx; counted from the start at first."""
+        """Seconds since the API server last answered anything but 5xx; counted from the start at
+        first.
+        """
         return self._clock() - self._answered
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
@@ -246,9 +285,11 @@ class Kube:
         limit: int = decoding.PAGE_ITEMS,
         keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
-        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that grows too old is begun anew, once.
+        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that
+        grows too old is begun anew, once.
 
-        ``keep`` says what is kept of each. What cannot be read is left out and told, and so is what goes beyond NAMESPACE_BYTES for one namespace.
+        ``keep`` says what is kept of each. What cannot be read is left out and told, and so is what
+        goes beyond NAMESPACE_BYTES for one namespace.
         """
         try:
             return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
@@ -256,13 +297,21 @@ class Kube:
             return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
 
     async def _list(
-        self, resource: Resource, namespace: str | None, label_selector: str, field_selector: str, limit: int, keep: Callable[[Object], Object]
+        self,
+        resource: Resource,
+        namespace: str | None,
+        label_selector: str,
+        field_selector: str,
+        limit: int,
+        keep: Callable[[Object], Object],
     ) -> Listing:
         items: list[Object] = []
         unread: list[Unread] = []
         held: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
         version = ""
-        async for page in self._pages(resource, namespace, {"labelSelector": label_selector, "fieldSelector": field_selector}, limit):
+        async for page in self._pages(
+            resource, namespace, {"labelSelector": label_selector, "fieldSelector": field_selector}, limit
+        ):
             version = page.resource_version or version
             unread += page.unread
             for read in page.items:
@@ -280,12 +329,16 @@ class Kube:
                 self.on_unread(resource, u)
         return Listing(items, version, tuple(unread))
 
-    async def _pages(self, resource: Resource, namespace: str | None, selectors: Mapping[str, str], limit: int) -> AsyncIterator[Page]:
+    async def _pages(
+        self, resource: Resource, namespace: str | None, selectors: Mapping[str, str], limit: int
+    ) -> AsyncIterator[Page]:
         path, token, most = resource.path(namespace), "", limit
 
         async def fetch(count: int) -> bytes:
             query = {**selectors, "limit": str(count), "continue": token}
-            return await self._request_raw("list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None)
+            return await self._request_raw(
+                "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
+            )
 
         while True:
             try:
@@ -300,13 +353,19 @@ class Kube:
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; AlreadyExists when the name is taken."""
         path = resource.path(obj["metadata"].get("namespace"))
-        return await self._request("create", resource, path, body=obj, query={"fieldManager": self._field_manager})
+        return await self._request(
+            "create", resource, path, body=obj, query={"fieldManager": self._field_manager}
+        )
 
-    async def apply(self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None) -> Object:
-        """Server-side apply under our field manager, taking fields over from others; creates what is absent.
+    async def apply(
+        self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None
+    ) -> Object:
+        """Server-side apply under our field manager, taking fields over from others; creates what
+        is absent.
 
-        With ``uid`` only that very object is changed, with ``resource_version`` as well only that state of it: otherwise Conflict, and nothing is
-        created. ValueError for ``resource_version`` alone: the API server would create an absent object nevertheless.
+        With ``uid`` only that very object is changed, with ``resource_version`` as well only that
+        state of it: otherwise Conflict, and nothing is created. ValueError for ``resource_version``
+        alone: the API server would create an absent object nevertheless.
         """
         if resource_version and not uid:
             raise ValueError("resource_version guards only together with uid")
@@ -315,40 +374,73 @@ class Kube:
         path = resource.path(obj["metadata"].get("namespace"), obj["metadata"]["name"])
         query = {"fieldManager": self._field_manager, "force": "true"}
         try:
-            return await self._request("apply", resource, path, body=body, query=query, content_type=APPLY_PATCH)
+            return await self._request(
+                "apply", resource, path, body=body, query=query, content_type=APPLY_PATCH
+            )
         except Invalid as e:
             if uid and "metadata.uid" in e.message:  # what the API server says to another uid
                 raise Conflict(409, "Conflict", e.message) from e
             raise
 
     async def replace_status(self, resource: Resource, obj: Object) -> Object:
-        """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it.
+        """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion;
+        otherwise Conflict. ValueError without it.
 
-        Only what the API server looks at is sent (seen with custom resources; built-in kinds would want their spec).
+        Only what the API server looks at is sent (seen with custom resources; built-in kinds would
+        want their spec).
         """
-        metadata = {k: obj["metadata"][k] for k in ("namespace", "name", "uid", "resourceVersion") if k in obj["metadata"]}
-        slim = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": obj["status"]}
+        metadata = {
+            k: obj["metadata"][k]
+            for k in ("namespace", "name", "uid", "resourceVersion")
+            if k in obj["metadata"]
+        }
+        slim = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": metadata,
+            "status": obj["status"],
+        }
         return await self._guarded(resource, slim, "/status")
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
-        """Write the whole object, if it is still at its metadata.resourceVersion; otherwise Conflict. ValueError without it."""
+        """Write the whole object, if it is still at its metadata.resourceVersion; otherwise
+        Conflict. ValueError without it.
+        """
         return await self._guarded(resource, obj, "")
 
     async def _guarded(self, resource: Resource, obj: Object, suffix: str) -> Object:
         metadata = obj["metadata"]
         if not metadata.get("resourceVersion"):
-            raise ValueError(f"{resource.kind} {metadata.get('name')}: a replacement without resourceVersion would overwrite what others wrote")
+            raise ValueError(
+                f"{resource.kind} {metadata.get('name')}: a replacement without resourceVersion would"
+                " overwrite what others wrote"
+            )
         path = resource.path(metadata.get("namespace"), metadata["name"]) + suffix
         verb = "replace_status" if suffix else "replace"
-        return await self._request(verb, resource, path, body=obj, query={"fieldManager": self._field_manager})
+        return await self._request(
+            verb, resource, path, body=obj, query={"fieldManager": self._field_manager}
+        )
 
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
-        """JSON merge patch (None removes a field); metadata.resourceVersion or uid in it are guards."""
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object:
+        """JSON merge patch (None removes a field); metadata.resourceVersion or uid in it are
+        guards.
+        """
         query = {"fieldManager": self._field_manager}
-        return await self._request("patch", resource, resource.path(namespace, name), body=patch, query=query, content_type=MERGE_PATCH)
+        return await self._request(
+            "patch",
+            resource,
+            resource.path(namespace, name),
+            body=patch,
+            query=query,
+            content_type=MERGE_PATCH,
+        )
 
     async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        """Let ``apply`` remove what ``create`` has set, and others in spec; False where that is so already, or where another object has that name."""
+        """Let ``apply`` remove what ``create`` has set, and others in spec; False where that is so
+        already, or where another object has that name.
+        """
         live = await self.get(resource, namespace, name)
         managed = taken_over(live["metadata"].get("managedFields") or [], self._field_manager)
         if managed is None or live["metadata"]["uid"] != uid:
@@ -367,7 +459,9 @@ class Kube:
         resource_version: str | None = None,
         propagation: str = "Background",
     ) -> None:
-        """Delete; only the object with that ``uid`` (or at that state), otherwise Conflict. NotFound when it is gone already."""
+        """Delete; only the object with that ``uid`` (or at that state), otherwise Conflict.
+        NotFound when it is gone already.
+        """
         guards = {k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v}
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if guards:
@@ -375,7 +469,9 @@ class Kube:
         await self._request("delete", resource, resource.path(namespace, name), body=body)
 
     async def has_kind(self, resource: Resource, ttl: float = 60.0) -> bool:
-        """Whether the API server serves the kind; remembered for ``ttl`` seconds, also when it does not."""
+        """Whether the API server serves the kind; remembered for ``ttl`` seconds, also when it does
+        not.
+        """
         at, plurals = self._kinds.get(resource.root, (float("-inf"), frozenset[str]()))
         if self._clock() - at >= ttl:
             try:
@@ -403,7 +499,9 @@ class Kube:
             return decoding.object_of(_parsed(raw), len(raw))
         except UnreadableError as e:
             found = decoding.identify(raw, ("metadata",), str(e))
-            raise Unreadable(200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}") from e
+            raise Unreadable(
+                200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}"
+            ) from e
 
     async def _request_raw(
         self,
@@ -426,12 +524,25 @@ class Kube:
         except KubeError as e:
             if e.status != 401 or not await self._renew(credentials):
                 raise
-        return await self._send(verb, resource, path, body, content_type, most)  # refused before anything was done, so safe for writes
+        # refused before anything was done, so safe for writes
+        return await self._send(verb, resource, path, body, content_type, most)
 
-    async def _send(self, verb: str, resource: Resource, path: str, body: Object | None, content_type: str, most: int | None) -> bytes:
+    async def _send(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        body: Object | None,
+        content_type: str,
+        most: int | None,
+    ) -> bytes:
         result = "error"
         try:
-            headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._user_agent}
+            headers = {
+                "Accept": "application/json",
+                "Content-Type": content_type,
+                "User-Agent": self._user_agent,
+            }
             await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, None)
             response = await self._client.call_api(
                 _METHODS[verb],
@@ -448,7 +559,8 @@ class Kube:
         except (aiohttp.ClientError, OSError) as e:
             raise Unavailable(0, "ConnectionError", f"{type(e).__name__}: {e}") from e
         except (aio_config.ConfigException, OpenApiException, ValueError) as e:
-            # the token file is empty for a moment, or holds what is no header; the text of ValueError would show the token
+            # the token file is empty for a moment, or holds what is no header; the text of
+            # ValueError would show the token
             raise Unavailable(0, "CredentialsError", type(e).__name__) from e
         finally:
             if self._on_request:
@@ -461,10 +573,14 @@ class Kube:
             answer = decoding.parse(raw)
         except UnreadableError:  # a proxy in between may answer with a page
             answer = {}
-        raise _error(response.status, response.headers.get("Retry-After"), answer if isinstance(answer, dict) else {})
+        raise _error(
+            response.status, response.headers.get("Retry-After"), answer if isinstance(answer, dict) else {}
+        )
 
     async def _renew(self, refused: tuple[int, float]) -> bool:
-        """Read the credentials again after a 401 (rotated token file, expired exec credential). False when there can be no newer ones yet."""
+        """Read the credentials again after a 401 (rotated token file, expired exec credential).
+        False when there can be no newer ones yet.
+        """
         async with self._renewing:
             times, at = self._credentials
             if times > refused[0]:
@@ -505,9 +621,13 @@ def _any_file(paths: str) -> bool:
 
 
 def _proxy(host: str) -> str | None:
-    """The proxy of the environment for the API server, as client-go has it: never for this machine itself."""
+    """The proxy of the environment for the API server, as client-go has it: never for this machine
+    itself.
+    """
     url = urlsplit(host)
-    if url.hostname in (None, "localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(url.hostname or ""):
+    if url.hostname in (None, "localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(
+        url.hostname or ""
+    ):
         return None
     return urllib.request.getproxies().get(url.scheme)
 
@@ -527,7 +647,9 @@ async def _body(response: aiohttp.ClientResponse, most: int | None) -> bytes:
 
 
 def _parsed(raw: bytes) -> Object:
-    """The JSON object. Unavailable where it is none: the body was cut off, or a proxy in between answers with a page of its own."""
+    """The JSON object. Unavailable where it is none: the body was cut off, or a proxy in between
+    answers with a page of its own.
+    """
     try:
         value = decoding.parse(raw)
     except NotJsonError as e:

@@ -1,7 +1,9 @@
-"""JSON of the API server, read so that no object can stop the reader: too deep, too large and oddly shaped ones are told apart, and named.
+"""JSON of the API server, read so that no object can stop the reader: too deep, too large and oddly
+shaped ones are told apart, and named.
 
-The API server takes objects of 1.5 MB, nested 10,000 deep. Python's JSON reader ends at about 1,000 levels, and 1.4 MB of ``[[],[],...]`` are 45 MB
-in memory. Nothing that this module lets through is deeper than MAX_DEPTH, so that others may walk it by recursion.
+The API server takes objects of 1.5 MB, nested 10,000 deep. Python's JSON reader ends at about 1,000
+levels, and 1.4 MB of ``[[],[],...]`` are 45 MB in memory. Nothing that this module lets through is
+deeper than MAX_DEPTH, so that others may walk it by recursion.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ Object = dict[str, Any]
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15
 USUAL_MEMORY = 2 << 30  # where the container has no limit: that of the chart
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # cgroup v2, v1
+# cgroup v2, v1
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PAGE_ITEMS = 200  # of a list in one request
-PAGE_BYTES = 4 << 20  # of a page that is taken; of a larger one fewer objects are asked for at a time
+# of a page that is taken; of a larger one fewer objects are asked for at a time
+PAGE_BYTES = 4 << 20
 
 
 def _share() -> int:
@@ -35,9 +39,11 @@ def _share() -> int:
     return USUAL_MEMORY // 4
 
 
-NAMESPACE_BYTES = _share()  # memory for the objects of one namespace; a model with all that belongs to it takes some 350 kB
+# memory for the objects of one namespace; a model with all that belongs to it takes some 350 kB
+NAMESPACE_BYTES = _share()
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++', re.DOTALL)
-_MAX_TOKENS = 500_000  # that are looked at for the name of an object that cannot be read: a fifth of a second
+# that are looked at for the name of an object that cannot be read: a fifth of a second
+_MAX_TOKENS = 500_000
 _REVIEWS = ("authentication.k8s.io/", "authorization.k8s.io/")  # TokenReview, SubjectAccessReview
 _MARKS = ("name", "namespace", "uid", "resourceVersion")
 # Where a list says how it goes on: built-in kinds at the beginning, custom ones at the end.
@@ -47,7 +53,9 @@ _ITEM = rb'\{(?:"(?:apiVersion|kind)":"[^"]*",){0,2}"metadata":'
 _BEGIN = {
     ("metadata",): re.compile(_ITEM),
     ("object", "metadata"): re.compile(rb'\{"type":"[A-Z]+","object":' + _ITEM),
-    ("items", "", "metadata"): re.compile(rb'\{(?:"(?:apiVersion|kind)":"[^"]*",){0,2}(?:"metadata":\{[^{}]*\},)?"items":\[' + _ITEM),
+    ("items", "", "metadata"): re.compile(
+        rb'\{(?:"(?:apiVersion|kind)":"[^"]*",){0,2}(?:"metadata":\{[^{}]*\},)?"items":\[' + _ITEM
+    ),
 }
 _LIST_TAIL = re.compile(rb'"metadata":(\{[^{}]*\})\}\s*$')
 
@@ -111,7 +119,9 @@ def weigh(value: Any) -> int:
 
 
 def object_of(value: Any, size: int) -> Object:
-    """The value as an object that every part of the operator can look at; ``size`` is that of its JSON in bytes. Raises UnreadableError."""
+    """The value as an object that every part of the operator can look at; ``size`` is that of its
+    JSON in bytes. Raises UnreadableError.
+    """
     if size > MAX_BYTES:
         raise UnreadableError(f"has {size >> 10} KiB of JSON, more than {MAX_BYTES >> 10}")
     weigh(value)
@@ -123,7 +133,11 @@ def object_of(value: Any, size: int) -> Object:
 def _odd(value: Any) -> str | None:
     """What is wrong with the outer shape, which a definition without a schema leaves open."""
     metadata = value.get("metadata") if isinstance(value, dict) else None
-    if isinstance(value, dict) and str(value.get("apiVersion")).startswith(_REVIEWS) and isinstance(metadata, dict):
+    if (
+        isinstance(value, dict)
+        and str(value.get("apiVersion")).startswith(_REVIEWS)
+        and isinstance(metadata, dict)
+    ):
         return None  # an answer and no object: it is kept nowhere, and has no name
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         return "has no metadata.name"
@@ -145,7 +159,9 @@ def _odd(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Page:
-    """Objects of a list in the order in which they came, what could not be read among them, and where the list goes on (empty: nowhere)."""
+    """Objects of a list in the order in which they came, what could not be read among them, and
+    where the list goes on (empty: nowhere).
+    """
 
     items: list[Object]
     unread: list[Unread]
@@ -157,11 +173,15 @@ class TooLargeError(Exception):
     """A page has more than PAGE_BYTES."""
 
 
-async def read_page(fetch: Callable[[int], Awaitable[bytes]], limit: int, most: int = PAGE_ITEMS) -> tuple[Page, int]:
-    """One page of at most ``limit`` objects, and how many to ask for next, ``most`` where nothing stands against it.
+async def read_page(
+    fetch: Callable[[int], Awaitable[bytes]], limit: int, most: int = PAGE_ITEMS
+) -> tuple[Page, int]:
+    """One page of at most ``limit`` objects, and how many to ask for next, ``most`` where nothing
+    stands against it.
 
-    ``fetch`` asks for so many objects from where the list goes on; it raises TooLargeError where several are more than PAGE_BYTES. Where a page
-    cannot be read fewer are asked for, until the one object is found that spoils it. UnreadableError when the list does not say how it goes on.
+    ``fetch`` asks for so many objects from where the list goes on; it raises TooLargeError where
+    several are more than PAGE_BYTES. Where a page cannot be read fewer are asked for, until the one
+    object is found that spoils it. UnreadableError when the list does not say how it goes on.
     """
     while True:
         try:
@@ -182,7 +202,9 @@ async def read_page(fetch: Callable[[int], Awaitable[bytes]], limit: int, most: 
 
 
 def _page(raw: bytes) -> Page:
-    """Objects are read one by one, so that of those that are not kept there is never more than one in memory."""
+    """Objects are read one by one, so that of those that are not kept there is never more than one
+    in memory.
+    """
     text = raw.decode("utf-8", "replace")
     items: list[Object] = []
     unread: list[Unread] = []
@@ -229,23 +251,35 @@ def _page(raw: bytes) -> Page:
         raise UnreadableError(f"is no JSON: {e}") from None
     if not isinstance(metadata, dict):
         raise UnreadableError("is a list without metadata")
-    return Page(items, unread, str(metadata.get("resourceVersion") or ""), str(metadata.get("continue") or ""))
+    return Page(
+        items, unread, str(metadata.get("resourceVersion") or ""), str(metadata.get("continue") or "")
+    )
 
 
 def named(value: Any, why: str) -> Unread:
     """Which object it is that was read, and cannot be worked with."""
     metadata = value.get("metadata") if isinstance(value, Mapping) else None
     marks = {k: v for k in _MARKS if isinstance(metadata, Mapping) and isinstance(v := metadata.get(k), str)}
-    return Unread(marks.get("namespace", ""), marks.get("name", ""), marks.get("uid", ""), marks.get("resourceVersion", ""), why)
+    return Unread(
+        marks.get("namespace", ""),
+        marks.get("name", ""),
+        marks.get("uid", ""),
+        marks.get("resourceVersion", ""),
+        why,
+    )
 
 
 def left_out(item: Object) -> Unread:
     """One for which there is no memory."""
-    return named(item, f"is beyond the {NAMESPACE_BYTES >> 20} MiB of memory for the objects of its namespace")
+    return named(
+        item, f"is beyond the {NAMESPACE_BYTES >> 20} MiB of memory for the objects of its namespace"
+    )
 
 
 def identify(raw: bytes, path: tuple[str, ...], why: str) -> Unread:
-    """Which object it is that cannot be read, from the metadata at ``path`` (a list's items have the key ""); whatever the rest looks like."""
+    """Which object it is that cannot be read, from the metadata at ``path`` (a list's items have
+    the key ""); whatever the rest looks like.
+    """
     if begin := _BEGIN[path].match(raw):
         try:
             metadata, _ = JSONDecoder().raw_decode(raw[begin.end() :].decode("utf-8", "replace"))
@@ -286,4 +320,10 @@ def identify(raw: bytes, path: tuple[str, ...], why: str) -> Unread:
                 key = token.decode("utf-8", "replace").strip('"')
             elif tuple(where[1:]) == path and key in _MARKS and sign == b'"':
                 marks[key] = token.decode("utf-8", "replace").strip('"')
-    return Unread(marks.get("namespace", ""), marks.get("name", ""), marks.get("uid", ""), marks.get("resourceVersion", ""), why)
+    return Unread(
+        marks.get("namespace", ""),
+        marks.get("name", ""),
+        marks.get("uid", ""),
+        marks.get("resourceVersion", ""),
+        why,
+    )

@@ -1,4 +1,6 @@
-"""Kubernetes Events: few and meaningful. An Event that cannot be posted hurts nothing, so posting never raises."""
+"""Kubernetes Events: few and meaningful. An Event that cannot be posted hurts nothing, so posting
+never raises.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,15 @@ class EventApi(Protocol):
     """What posting needs of ``Kube``."""
 
     async def create(self, resource: Resource, obj: Object) -> Object: ...
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object: ...
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object: ...
 
 
 class Events:
-    """Posts Events of one process. The name follows from (uid, reason, message), so a restarted operator makes no second Event of it."""
+    """Posts Events of one process. The name follows from (uid, reason, message), so a restarted
+    operator makes no second Event of it.
+    """
 
     def __init__(
         self,
@@ -42,25 +48,33 @@ class Events:
         self._kube, self._instance, self._clock, self._wall = kube, instance, clock, wall
         self._posted: OrderedDict[str, tuple[float, int]] = OrderedDict()  # name -> when, how often
 
-    async def post(self, obj: Mapping[str, Any], type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Say ``message`` about ``obj`` (a dict with apiVersion, kind and metadata); ``reason`` is one word in CamelCase."""
+    async def post(
+        self, obj: Mapping[str, Any], type_: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
+        """Say ``message`` about ``obj`` (a dict with apiVersion, kind and metadata); ``reason`` is
+        one word in CamelCase.
+        """
         metadata = obj["metadata"]
         message = masked_text(message)
         message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
-        # 8 hexadecimal digits, as Event names have them by custom, would collide after some ten thousand
+        # 8 hexadecimal digits, as Event names have them by custom, would collide after some ten
+        # thousand
         name = f"{metadata['name'][:200]}.{names.short_hash([metadata.get('uid'), reason, message], 16)}"
         at, count = self._posted.get(name, (float("-inf"), 0))
         if self._clock() - at < REPEAT_SECONDS:
             return
         self._remember(name, count + 1)  # also when it fails: no Event is worth a second try
         now = self._wall().strftime("%Y-%m-%dT%H:%M:%SZ")
-        namespace = metadata.get("namespace") or "default"  # where Events of cluster-scoped objects live
+        # where Events of cluster-scoped objects live
+        namespace = metadata.get("namespace") or "default"
         event: Object = {
             "apiVersion": EVENT.api_version,
             "kind": EVENT.kind,
             "metadata": {"namespace": namespace, "name": name},
-            "involvedObject": {"apiVersion": obj["apiVersion"], "kind": obj["kind"]}
-            | {k: metadata[k] for k in ("namespace", "name", "uid", "resourceVersion") if k in metadata},
+            "involvedObject": (
+                {"apiVersion": obj["apiVersion"], "kind": obj["kind"]}
+                | {k: metadata[k] for k in ("namespace", "name", "uid", "resourceVersion") if k in metadata}
+            ),
             "type": type_,
             "reason": reason,
             "message": message,
@@ -75,7 +89,9 @@ class Events:
             try:
                 await self._kube.create(EVENT, event)
             except AlreadyExists:
-                await self._kube.merge_patch(EVENT, namespace, name, {"lastTimestamp": now, "count": count + 1})
+                await self._kube.merge_patch(
+                    EVENT, namespace, name, {"lastTimestamp": now, "count": count + 1}
+                )
         except KubeError as e:
             log.warning("event %s not posted: %s", reason, e)
 

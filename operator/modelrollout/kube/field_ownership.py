@@ -1,5 +1,6 @@
-"""Fields that server-side apply would not remove, because to the API server they are another manager's: those of a plain create of ours (same name,
-operation Update), and what somebody else has edited in the spec of an object that is the operator's alone. PURE.
+"""Fields that server-side apply would not remove, because to the API server they are another
+manager's: those of a plain create of ours (same name, operation Update), and what somebody else has
+edited in the spec of an object that is the operator's alone. PURE.
 
 The first half is client-go's util/csaupgrade.
 """
@@ -13,7 +14,8 @@ _SPEC = "f:spec"
 
 
 def taken_over(managed: list[Entry], manager: str) -> list[Entry] | None:
-    """``metadata.managedFields`` with all that as part of what ``manager`` applies; None where there is nothing to do.
+    """``metadata.managedFields`` with all that as part of what ``manager`` applies; None where
+    there is nothing to do.
 
     Sub-resources stay apart: status and scale are written by their own controllers.
     """
@@ -39,7 +41,10 @@ def taken_over(managed: list[Entry], manager: str) -> list[Entry] | None:
     if not changed:
         return None
     about = applied or {"apiVersion": managed[0].get("apiVersion"), "time": managed[0].get("time")}
-    return [{**about, "manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields}, *others]
+    return [
+        {**about, "manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields},
+        *others,
+    ]
 
 
 def _union(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Leader election by a coordination.k8s.io/v1 Lease.
 
-As client-go does it: another candidate's clock is never trusted; its lease counts from when a change of it was last *observed*.
-A leader counts from when its last successful renewal was *sent*, so it stops renew_deadline after that: strictly before anybody may take over.
+As client-go does it: another candidate's clock is never trusted; its lease counts from when a
+change of it was last *observed*. A leader counts from when its last successful renewal was *sent*,
+so it stops renew_deadline after that: strictly before anybody may take over.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ class LeaseApi(Protocol):
 
 
 def identity() -> str:
-    """A name that no other process has, not even this one's next life: it begins with the host (the pod)."""
+    """A name that no other process has, not even this one's next life: it begins with the host (the
+    pod).
+    """
     return f"{socket.gethostname()}_{uuid.uuid4()}"
 
 
 class LeaderElector:
-    """One candidate. All times are seconds; ``clock`` must run as the event loop's does, ``wall`` is only shown to people.
+    """One candidate. All times are seconds; ``clock`` must run as the event loop's does, ``wall``
+    is only shown to people.
 
-    ``started`` runs as a task when the lease is won, and is cancelled when it is lost; if it raises, the lease is given back.
-    ``stopped`` is awaited when leading ends; until it returns, a lease that is still ours is renewed, so nobody takes over while work drains.
+    ``started`` runs as a task when the lease is won, and is cancelled when it is lost; if it
+    raises, the lease is given back. ``stopped`` is awaited when leading ends; until it returns, a
+    lease that is still ours is renewed, so nobody takes over while work drains.
     """
 
     def __init__(
@@ -67,11 +72,14 @@ class LeaderElector:
         self._clock, self._wall, self._uniform = clock, wall, uniform
         self._lease: Object | None = None  # as last seen
         self._observed = 0.0  # when its spec was last seen to change
-        self._renewed: float | None = None  # when the last successful renewal was sent; None: not ours
+        # when the last successful renewal was sent; None: not ours
+        self._renewed: float | None = None
         self._closing = asyncio.Event()
 
     def is_leader(self) -> bool:
-        """Whether the lease is surely ours at this moment, whatever else is stuck: ask before each write."""
+        """Whether the lease is surely ours at this moment, whatever else is stuck: ask before each
+        write.
+        """
         return self._renewed is not None and self._clock() < self._renewed + self._deadline
 
     @property
@@ -84,7 +92,9 @@ class LeaderElector:
         self._closing.set()
 
     async def run(self) -> None:
-        """Contend for the lease, lead, and contend again when it is lost, until ``close``. Cancelling it ends leading too, with release."""
+        """Contend for the lease, lead, and contend again when it is lost, until ``close``.
+        Cancelling it ends leading too, with release.
+        """
         try:
             while not self._closing.is_set():
                 if await self._attempt():
@@ -128,11 +138,14 @@ class LeaderElector:
         return 0.0 if self._renewed is None else self._renewed + self._deadline - self._clock()
 
     async def _attempt(self) -> bool:
-        """Take or renew the lease if that is allowed; False when it is not or the API server does not answer."""
+        """Take or renew the lease if that is allowed; False when it is not or the API server does
+        not answer.
+        """
         leading = self._renewed is not None
         try:
             if leading:
-                if await self._write():  # on the state last seen: saves a read, and the guard tells when it was stale
+                # on the state last seen: saves a read, and the guard tells when it was stale
+                if await self._write():
                     return True
             else:
                 await self._look()
@@ -161,9 +174,11 @@ class LeaderElector:
         return bool(self._clock() >= self._observed + duration)
 
     async def _write(self, holder: str | None = None) -> bool:
-        """Write us (or ``holder``) into the lease as last seen; False when it is not at that state any more.
+        """Write us (or ``holder``) into the lease as last seen; False when it is not at that state
+        any more.
 
-        Where a kept-alive connection breaks, the HTTP client sends the request again by itself: a write that was done then meets a conflict.
+        Where a kept-alive connection breaks, the HTTP client sends the request again by itself: a
+        write that was done then meets a conflict.
         """
         holder = self._holder if holder is None else holder
         sent, now = self._clock(), self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -176,10 +191,19 @@ class LeaderElector:
             "renewTime": now,
             "leaseTransitions": (old.get("leaseTransitions") or 0) + (1 if taken and self._lease else 0),
         }
-        metadata = self._lease["metadata"] if self._lease else {"namespace": self._namespace, "name": self._name}
-        body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": {**old, **spec}}
+        metadata = (
+            self._lease["metadata"] if self._lease else {"namespace": self._namespace, "name": self._name}
+        )
+        body = {
+            "apiVersion": LEASE.api_version,
+            "kind": LEASE.kind,
+            "metadata": metadata,
+            "spec": {**old, **spec},
+        }
         try:
-            self._lease = await (self._kube.replace(LEASE, body) if self._lease else self._kube.create(LEASE, body))
+            self._lease = await (
+                self._kube.replace(LEASE, body) if self._lease else self._kube.create(LEASE, body)
+            )
         except (AlreadyExists, Conflict, NotFound):
             await self._look()
             found = _spec(self._lease)

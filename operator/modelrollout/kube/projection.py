@@ -1,7 +1,8 @@
 """What is kept in memory of an object: what some decision reads, and nothing that only fills it.
 
-Where children are compared with what they should be, all that the operator itself sets has to stay; of pods and Jobs only the parts below are read.
-What is left out here is left out of memory only: nothing is written back from it (status is written alone, and what is applied is made anew).
+Where children are compared with what they should be, all that the operator itself sets has to stay;
+of pods and Jobs only the parts below are read. What is left out here is left out of memory only:
+nothing is written back from it (status is written alone, and what is applied is made anew).
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from modelrollout.api import names
 from modelrollout.contract.tasks import TASK_ENV
 from modelrollout.kube.client import JOB, POD, Object, Resource
 
-MESSAGE = 4096  # characters of what a pod or a container says; the kubelet takes no more bytes of a container
+# characters of what a pod or a container says; the kubelet takes no more bytes of a container
+MESSAGE = 4096
 _METADATA = (
-    "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "labels",
+    "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
+    "deletionTimestamp", "labels",
     "ownerReferences",
 )  # fmt: skip
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
 # Of a Job's template and its pods: all by which they are compared (``controller.apply.diff``).
 _OF_JOB = (
-    *_CONTAINER, "workingDir", "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle", "securityContext", "livenessProbe", "readinessProbe",
+    *_CONTAINER, "workingDir", "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle",
+    "securityContext", "livenessProbe", "readinessProbe",
     "startupProbe", "terminationMessagePath", "terminationMessagePolicy",
 )  # fmt: skip
 _POD_OF_JOB = ("volumes", "securityContext", "shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
@@ -33,13 +37,20 @@ def kept(resource: Resource, obj: Object) -> Object:
     """The object as it is kept."""
     if resource == POD:
         spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))
-        return _with(obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status")))
+        return _with(
+            obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status"))
+        )
     if resource == JOB:
         metadata = obj["metadata"]
         ours = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(names.GROUP)}
         spec = obj.get("spec") or {}
         template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"), of_job=True)}
-        return _with(obj, metadata=_some(metadata, _METADATA) | {"annotations": ours}, spec={**spec, "template": template}, status=obj.get("status"))
+        return _with(
+            obj,
+            metadata=_some(metadata, _METADATA) | {"annotations": ours},
+            spec={**spec, "template": template},
+            status=obj.get("status"),
+        )
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     if annotations := metadata.get("annotations"):
         metadata["annotations"] = {k: v for k, v in annotations.items() if k.startswith(names.GROUP)}
@@ -49,15 +60,25 @@ def kept(resource: Resource, obj: Object) -> Object:
 def node_for_capacity(obj: Object) -> Object:
     """Of a node, what says how many GPUs it has and who may run there."""
     status = _some(obj.get("status") or {}, ("allocatable", "conditions"))
-    return _with(obj, metadata=_some(obj["metadata"], ("name", "labels")), spec=obj.get("spec"), status=status)
+    return _with(
+        obj, metadata=_some(obj["metadata"], ("name", "labels")), spec=obj.get("spec"), status=status
+    )
 
 
 def pod_for_capacity(obj: Object) -> Object:
     """Of a pod, what says how many GPUs it holds, and where."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    asked = {part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []] for part in ("containers", "initContainers")}
+    asked = {
+        part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []]
+        for part in ("containers", "initContainers")
+    }
     placed = asked | _some(spec, ("nodeName",))
-    return _with(obj, metadata=_some(obj["metadata"], ("name", "namespace")), spec=placed, status=_some(status, ("phase",)))
+    return _with(
+        obj,
+        metadata=_some(obj["metadata"], ("name", "namespace")),
+        spec=placed,
+        status=_some(status, ("phase",)),
+    )
 
 
 def _with(obj: Object, **parts: Any) -> Object:
@@ -71,9 +92,17 @@ def _some(value: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
 def _pod_spec(spec: Any, *, of_job: bool) -> Object | None:
     if spec is None:
         return None
-    parts = {part: [_container(c, of_job) for c in spec[part]] for part in ("initContainers", "containers") if spec.get(part)}
+    parts = {
+        part: [_container(c, of_job) for c in spec[part]]
+        for part in ("initContainers", "containers")
+        if spec.get(part)
+    }
     if of_job:
-        parts |= {"ephemeralContainers": [_some(c, ("name",)) for c in spec["ephemeralContainers"]]} if spec.get("ephemeralContainers") else {}
+        parts |= (
+            {"ephemeralContainers": [_some(c, ("name",)) for c in spec["ephemeralContainers"]]}
+            if spec.get("ephemeralContainers")
+            else {}
+        )
         parts |= _some(spec, _POD_OF_JOB)
     return _some(spec, ("nodeName", "serviceAccountName")) | parts
 

@@ -1,4 +1,6 @@
-"""What all children share: metadata, owners, security context, and how a URI becomes a location with its credentials."""
+"""What all children share: metadata, owners, security context, and how a URI becomes a location
+with its credentials.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,22 @@ class Owner:
     uid: str
 
     def reference(self) -> Object:
-        """The ownerReference; blockOwnerDeletion stays out, so that no permission on finalizers is needed."""
-        return {"apiVersion": names.API_VERSION, "kind": self.kind, "name": self.name, "uid": self.uid, "controller": True}
+        """The ownerReference; blockOwnerDeletion stays out, so that no permission on finalizers is
+        needed.
+        """
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": self.kind,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+        }
 
 
 def metadata(owner: Owner, name: str, labels: dict[str, str]) -> Object:
-    """Metadata of a child. Labels are ours alone: a foreign tracking label would make another tool claim and prune the child."""
+    """Metadata of a child. Labels are ours alone: a foreign tracking label would make another tool
+    claim and prune the child.
+    """
     return {
         "name": name,
         "namespace": owner.namespace,
@@ -44,7 +56,9 @@ def metadata(owner: Owner, name: str, labels: dict[str, str]) -> Object:
     }
 
 
-def labels(deployment: str, component: str, revision: str | None = None, number: int | None = None) -> dict[str, str]:
+def labels(
+    deployment: str, component: str, revision: str | None = None, number: int | None = None
+) -> dict[str, str]:
     """Labels by which the operator and Prometheus find a child."""
     found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
     if revision:
@@ -66,16 +80,23 @@ def pod_security() -> Object:
 
 
 def container_security(user: int | None = None) -> Object:
-    """Container security context of the restricted Pod Security Standard, with a read-only root. ``user``: another than the pod's."""
-    found = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    """Container security context of the restricted Pod Security Standard, with a read-only root.
+    ``user``: another than the pod's.
+    """
+    found = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     return found if user is None else found | {"runAsUser": user}
 
 
 def on_disk(resources: Object, most: str) -> Object:
-    """A container's resources with a limit on the node's disk where they have none; what its pod's volumes hold counts with it.
+    """A container's resources with a limit on the node's disk where they have none; what its pod's
+    volumes hold counts with it.
 
-    It requests nothing all the same: left out the request would be the limit, and there are nodes that do not say how much disk they have, on which a
-    pod that asks for any gets no place.
+    It requests nothing all the same: left out the request would be the limit, and there are nodes
+    that do not say how much disk they have, on which a pod that asks for any gets no place.
     """
     limits, requests = dict(resources.get("limits") or {}), dict(resources.get("requests") or {})
     limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=_quantity))
@@ -85,7 +106,10 @@ def on_disk(resources: Object, most: str) -> Object:
 
 def bounded(volumes: list[Object], most: str) -> list[Object]:
     """Volumes of which none holds more than that, unless it has a limit of its own."""
-    return [v if v.get("emptyDir") is None else v | {"emptyDir": {"sizeLimit": most} | v["emptyDir"]} for v in volumes]
+    return [
+        v if v.get("emptyDir") is None else v | {"emptyDir": {"sizeLimit": most} | v["emptyDir"]}
+        for v in volumes
+    ]
 
 
 def _quantity(text: str) -> Decimal:
@@ -100,21 +124,32 @@ class Located:
     secret: str | None
 
     def volumes(self) -> list[Object]:
-        """Secret volume; optional, so that a missing Secret is told by the program with a reason and not by a pod that hangs."""
+        """Secret volume; optional, so that a missing Secret is told by the program with a reason
+        and not by a pod that hangs.
+        """
         if self.secret is None or self.location.credentials is None:
             return []
-        return [{"name": f"credentials-{self.location.credentials}", "secret": {"secretName": self.secret, "optional": True, "defaultMode": 0o440}}]
+        return [
+            {
+                "name": f"credentials-{self.location.credentials}",
+                "secret": {"secretName": self.secret, "optional": True, "defaultMode": 0o440},
+            }
+        ]
 
     def mounts(self) -> list[Object]:
         """Where the program looks for it."""
         if self.secret is None or self.location.credentials is None:
             return []
         folder = self.location.credentials
-        return [{"name": f"credentials-{folder}", "mountPath": f"{CREDENTIALS_DIR}/{folder}", "readOnly": True}]
+        return [
+            {"name": f"credentials-{folder}", "mountPath": f"{CREDENTIALS_DIR}/{folder}", "readOnly": True}
+        ]
 
 
 def locate(uri: str, store: Store, credentials: Credentials | None, folder: str) -> Located:
-    """Join a URI with its store; endpoint, region and where redirects may lead come from the store, never from a user."""
+    """Join a URI with its store; endpoint, region and where redirects may lead come from the store,
+    never from a user.
+    """
     secret = credentials.secret_ref.name if credentials else store.secret_name
     location = Location(
         uri=uri,
@@ -132,7 +167,10 @@ class NotAllowedError(ValueError):
 
     def __init__(self, field: str, uri: str) -> None:
         # Which stores there are is no tenant's business: other teams' are among them.
-        super().__init__(f"{field}: {masked(uri)} lies in no store that this operator is configured with; ask the platform team which to use")
+        super().__init__(
+            f"{field}: {masked(uri)} lies in no store that this operator is configured with; ask the platform"
+            " team which to use"
+        )
 
 
 def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
@@ -144,11 +182,15 @@ def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
 
 
 def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False) -> Located:
-    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Where it may lead is told only if the configuration says
-    so: the task of pods is their text, and another one restarts them."""
+    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Where it
+    may lead is told only if the configuration says so: the task of pods is their text, and another
+    one restarts them.
+    """
     store = config.artifacts
     reader = store.read_secret_name if to_read else None
-    found = locate(uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, ARTIFACTS)
+    found = locate(
+        uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, ARTIFACTS
+    )
     if config.artifacts.redirects_to:
         return found
     return Located(found.location.model_copy(update={"leads_to": None}), found.secret)
@@ -161,4 +203,6 @@ def tenant_uri(config: OperatorConfig, namespace: str) -> str:
 
 def controller_of(o: Object) -> str | None:
     """The uid of the object that controls this one; the API server lets one do so at most."""
-    return next((r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
+    return next(
+        (r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None
+    )

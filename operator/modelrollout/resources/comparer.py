@@ -1,7 +1,9 @@
-"""Objects of shadow traffic: the comparer and its Service, and what puts a mirror into the HTTPRoute.
+"""Objects of shadow traffic: the comparer and its Service, and what puts a mirror into the
+HTTPRoute.
 
-The comparer runs in the model's own namespace and lives as long as its rollout is in shadow. So payloads stay with the tenant, one tenant's traffic
-cannot crowd out another's, no reference crosses namespaces, and what is compared stands in the pod's task, which only the operator writes.
+The comparer runs in the model's own namespace and lives as long as its rollout is in shadow. So
+payloads stay with the tenant, one tenant's traffic cannot crowd out another's, no reference crosses
+namespaces, and what is compared stands in the pod's task, which only the operator writes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef, Serving, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import TASK_ENV, CompareTask, OutputTolerance
-from modelrollout.resources.common import Object, Owner, container_security, labels, metadata, on_disk, pod_security
+from modelrollout.resources.common import (
+    Object,
+    Owner,
+    container_security,
+    labels,
+    metadata,
+    on_disk,
+    pod_security,
+)
 
 TRAEFIK_API = "traefik.io/v1alpha1"
 
@@ -21,11 +31,15 @@ def _labels(owner: Owner, canary: RevisionRef) -> dict[str, str]:
     return labels(owner.name, names.COMPONENT_SHADOW, canary.revision, canary.number)
 
 
-def _task(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Shadow, config: OperatorConfig) -> str:
+def _task(
+    owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Shadow, config: OperatorConfig
+) -> str:
     def address(revision: RevisionRef) -> str:
         return f"{revision.revision}.{owner.namespace}.svc:{names.PORT_HTTP}"
 
-    outputs = tuple(OutputTolerance.model_validate(o.model_dump(exclude_none=True)) for o in shadow.outputs or ())
+    outputs = tuple(
+        OutputTolerance.model_validate(o.model_dump(exclude_none=True)) for o in shadow.outputs or ()
+    )
     task = CompareTask(
         namespace=owner.namespace,
         model=owner.name,
@@ -41,8 +55,17 @@ def _task(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Shadow
     return names.canonical_json(task.model_dump(mode="json", exclude_defaults=True))
 
 
-def comparer(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Shadow, serving: Serving, config: OperatorConfig) -> Object:
-    """Deployment of the comparer, one pod: its counters are taken by process, so a second one while it is replaced does no harm."""
+def comparer(
+    owner: Owner,
+    canary: RevisionRef,
+    stable: RevisionRef,
+    shadow: Shadow,
+    serving: Serving,
+    config: OperatorConfig,
+) -> Object:
+    """Deployment of the comparer, one pod: its counters are taken by process, so a second one while
+    it is replaced does no harm.
+    """
     name, own = names.shadow_name(canary.revision), _labels(owner, canary)
     probe = {"httpGet": {"path": "/healthz", "port": "metrics"}, "timeoutSeconds": 5}
     spec: Object = {
@@ -56,15 +79,25 @@ def comparer(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Sha
                 "image": config.images.optimizer,
                 "imagePullPolicy": config.images.pull_policy,
                 "command": ["python", "-m", "modelrollout.comparer.server"],
-                "env": [{"name": TASK_ENV, "value": _task(owner, canary, stable, shadow, config)}, {"name": "OMP_NUM_THREADS", "value": "1"}],
+                "env": [
+                    {"name": TASK_ENV, "value": _task(owner, canary, stable, shadow, config)},
+                    {"name": "OMP_NUM_THREADS", "value": "1"},
+                ],
                 "ports": [
                     {"name": "http", "containerPort": names.PORT_COMPARER, "protocol": "TCP"},
                     {"name": "metrics", "containerPort": names.PORT_METRICS, "protocol": "TCP"},
                 ],
-                "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}, "128Mi"),
+                "resources": on_disk(
+                    {
+                        "requests": {"cpu": "50m", "memory": "128Mi"},
+                        "limits": {"cpu": "1", "memory": "512Mi"},
+                    },
+                    "128Mi",
+                ),
                 "securityContext": container_security(),
                 "readinessProbe": probe | {"periodSeconds": 2},
-                # A comparer that hangs holds requests in the gateway's memory until it is restarted.
+                # A comparer that hangs holds requests in the gateway's memory until it is
+                # restarted.
                 "livenessProbe": probe | {"periodSeconds": 5, "failureThreshold": 3},
                 "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
             }
@@ -73,7 +106,11 @@ def comparer(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Sha
     }
     if serving.image_pull_secrets:
         spec["imagePullSecrets"] = [s.wire() for s in serving.image_pull_secrets]
-    scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(names.PORT_METRICS), "prometheus.io/path": "/metrics"}
+    scrape = {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(names.PORT_METRICS),
+        "prometheus.io/path": "/metrics",
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -88,7 +125,11 @@ def comparer(owner: Owner, canary: RevisionRef, stable: RevisionRef, shadow: Sha
 
 
 def _selector(owner: Owner, canary: RevisionRef) -> dict[str, str]:
-    return {names.LABEL_NAME: owner.name, names.LABEL_COMPONENT: names.COMPONENT_SHADOW, names.LABEL_REVISION: canary.revision}
+    return {
+        names.LABEL_NAME: owner.name,
+        names.LABEL_COMPONENT: names.COMPONENT_SHADOW,
+        names.LABEL_REVISION: canary.revision,
+    }
 
 
 def comparer_service(owner: Owner, canary: RevisionRef) -> Object:
@@ -104,8 +145,12 @@ def comparer_service(owner: Owner, canary: RevisionRef) -> Object:
     }
 
 
-def traefik_mirror(owner: Owner, canary: RevisionRef, stable: RevisionRef, percent: int, max_body_bytes: int) -> Object:
-    """Traefik's mirroring of stable's requests. It has stable's name, so that whoever reads the route sees who answers."""
+def traefik_mirror(
+    owner: Owner, canary: RevisionRef, stable: RevisionRef, percent: int, max_body_bytes: int
+) -> Object:
+    """Traefik's mirroring of stable's requests. It has stable's name, so that whoever reads the
+    route sees who answers.
+    """
     return {
         "apiVersion": TRAEFIK_API,
         "kind": "TraefikService",
@@ -123,8 +168,9 @@ def traefik_mirror(owner: Owner, canary: RevisionRef, stable: RevisionRef, perce
                         "name": names.shadow_name(canary.revision),
                         "port": names.PORT_COMPARER,
                         "percent": percent,
-                        # By the cluster IP: Traefik drops a TraefikService one of whose Services has no endpoints, and the clients' requests
-                        # with it. So a comparer that is gone is no more than a refused connection.
+                        # By the cluster IP: Traefik drops a TraefikService one of whose Services
+                        # has no endpoints, and the clients' requests with it. So a comparer that is
+                        # gone is no more than a refused connection.
                         "nativeLB": True,
                     }
                 ],
@@ -134,7 +180,9 @@ def traefik_mirror(owner: Owner, canary: RevisionRef, stable: RevisionRef, perce
 
 
 def trial_route(owner: Owner, of_clients: Object, canary: RevisionRef, stable: RevisionRef) -> Object:
-    """A route for a path that nobody calls, beside that of the clients: what the gateway says of it, it would say of theirs."""
+    """A route for a path that nobody calls, beside that of the clients: what the gateway says of
+    it, it would say of theirs.
+    """
     path = {"type": "Exact", "value": f"/.modelrollout/{owner.uid}/{canary.revision}"}
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
@@ -158,12 +206,21 @@ def with_traefik_mirror(route: Object, stable: RevisionRef) -> Object:
     def backend(ref: Object) -> Object:
         return _traefik_backend(stable) | {"weight": ref["weight"]} if ref["name"] == stable.revision else ref
 
-    return _with_rules(route, lambda rule: rule | {"backendRefs": [backend(ref) for ref in rule["backendRefs"]]})
+    return _with_rules(
+        route, lambda rule: rule | {"backendRefs": [backend(ref) for ref in rule["backendRefs"]]}
+    )
 
 
 def with_request_mirror(route: Object, canary: RevisionRef, percent: int) -> Object:
     """The HTTPRoute with Gateway API's own filter."""
-    mirror: Object = {"backendRef": {"group": "", "kind": "Service", "name": names.shadow_name(canary.revision), "port": names.PORT_COMPARER}}
+    mirror: Object = {
+        "backendRef": {
+            "group": "",
+            "kind": "Service",
+            "name": names.shadow_name(canary.revision),
+            "port": names.PORT_COMPARER,
+        }
+    }
     if percent < 100:
         mirror["percent"] = percent
     added = {"type": "RequestMirror", "requestMirror": mirror}
@@ -171,7 +228,9 @@ def with_request_mirror(route: Object, canary: RevisionRef, percent: int) -> Obj
 
 
 def without_mirror(route: Object) -> Object:
-    """The HTTPRoute that says that it has no filters beyond its own: one that was left in it differs, and is taken out."""
+    """The HTTPRoute that says that it has no filters beyond its own: one that was left in it
+    differs, and is taken out.
+    """
     return _with_rules(route, lambda rule: rule | {"filters": rule.get("filters", [])})
 
 
@@ -183,4 +242,6 @@ def is_mirrored(route: Object) -> bool:
     """Whether a rule of the route mirrors, by either way."""
     rules = route["spec"].get("rules", [])
     filters = [f.get("type") for rule in rules for f in rule.get("filters") or []]
-    return "RequestMirror" in filters or any(ref.get("kind") == "TraefikService" for rule in rules for ref in rule.get("backendRefs") or [])
+    return "RequestMirror" in filters or any(
+        ref.get("kind") == "TraefikService" for rule in rules for ref in rule.get("backendRefs") or []
+    )

@@ -1,7 +1,9 @@
-"""What clients may ask of a model, as matches of Gateway API routes: exact paths with their method, exact methods of gRPC, and nothing else.
+"""What clients may ask of a model, as matches of Gateway API routes: exact paths with their method,
+exact methods of gRPC, and nothing else.
 
-Triton's other endpoints manage the server (docs of Triton, "Secure Deployment Considerations"), and a prefix would open whatever a later version puts
-under it. Paths with a version's number are closed: stable and canary have different ones, so a client that names one fails on the other.
+Triton's other endpoints manage the server (docs of Triton, "Secure Deployment Considerations"), and
+a prefix would open whatever a later version puts under it. Paths with a version's number are
+closed: stable and canary have different ones, so a client that names one fails on the other.
 ``docs/endpoints.md`` has the whole table, and a test holds it against the server's own list.
 """
 
@@ -11,7 +13,8 @@ from collections.abc import Iterable, Mapping
 
 from modelrollout.resources.common import Object
 
-# (method, path below /v2/models/NAME); generate is the extension for language models (docs/protocol/extension_generate.md).
+# (method, path below /v2/models/NAME); generate is the extension for language models
+# (docs/protocol/extension_generate.md).
 _OF_MODEL = (
     ("POST", "/infer"),
     ("POST", "/generate"),
@@ -45,15 +48,25 @@ def http_endpoints(model: str) -> tuple[tuple[str, str], ...]:
 
 
 def matches(kind: str, model: str, headers: Headers = ()) -> list[Object]:
-    """Matches of a rule of an HTTPRoute or GRPCRoute, each with all of ``headers``. Gateway API allows 64 in a rule."""
+    """Matches of a rule of an HTTPRoute or GRPCRoute, each with all of ``headers``. Gateway API
+    allows 64 in a rule.
+    """
     wanted: Object = {"headers": given} if (given := [dict(h) for h in headers]) else {}
     if kind == "HTTPRoute":
-        return [{"path": {"type": "Exact", "value": path}, "method": method} | wanted for method, path in http_endpoints(model)]
-    return [{"method": {"type": "Exact", "service": service, "method": method}} | wanted for service, method in GRPC_METHODS]
+        return [
+            {"path": {"type": "Exact", "value": path}, "method": method} | wanted
+            for method, path in http_endpoints(model)
+        ]
+    return [
+        {"method": {"type": "Exact", "service": service, "method": method}} | wanted
+        for service, method in GRPC_METHODS
+    ]
 
 
 def narrowed(route: Object, model: str) -> Object:
-    """A route with the same backends, filters and headers, and no more than what clients may ask."""
+    """A route with the same backends, filters and headers, and no more than what clients may
+    ask.
+    """
 
     def rule(found: Object) -> Object:
         headers = next((m["headers"] for m in found.get("matches") or [] if m.get("headers")), ())

@@ -1,10 +1,12 @@
 """What keeps everybody but the kubelet from managing a model server.
 
-A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or changed while it runs: model control is
-``none``, the files are mounted read-only, and the endpoints that manage a server ask for a key that is the pod's own (docs/endpoints.md).
+A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or
+changed while it runs: model control is ``none``, the files are mounted read-only, and the endpoints
+that manage a server ask for a key that is the pod's own (docs/endpoints.md).
 
-The same is laid over the frozen templates of revisions that an earlier operator rendered, once somebody asks for new pods of them: what it changes is
-listed in docs/endpoints.md, and everything else of the template stays.
+The same is laid over the frozen templates of revisions that an earlier operator rendered, once
+somebody asks for new pods of them: what it changes is listed in docs/endpoints.md, and everything
+else of the template stays.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ TRITON = "triton"
 MODELS = "models"  # the volume that the init container fills
 KEY_HEADER = "x-modelrollout-key"
 _KEY_ENV = "POD_UID"
-# Triton's names of what is restricted; inference, health, metadata, configuration and statistics stay open (docs of Triton, "Limit Endpoint Access").
+# Triton's names of what is restricted; inference, health, metadata, configuration and statistics
+# stay open (docs of Triton, "Limit Endpoint Access").
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
-# Where the server looks for its model: the same files, mounted once more so that the root of the repository has nothing but the one model. With model
-# control none every other entry there would count as a model that cannot be loaded.
+# Where the server looks for its model: the same files, mounted once more so that the root of the
+# repository has nothing but the one model. With model control none every other entry there would
+# count as a model that cannot be loaded.
 SERVED = "/repository"
 _OWN_FLAGS = (
     "--model-repository",
@@ -35,11 +39,13 @@ _OWN_FLAGS = (
     "--grpc-restricted-protocol",
 )
 DIED = "a Python process of the model has died"
-# Triton before 25.12 says that a model is ready whose Python process (the "stub" of its Python backend) is dead, and starts no other (its issues
-# 7230 and 8604, pull request 8552). So the children of tritonserver that were stubs when it had started are looked at: one that is gone or a zombie
-# is dead. A fork of a stub has another parent, a stub that renames itself keeps its number, and a container that starts anew has another list. That
-# the server is slow to answer is no evidence against it: only that it twice gives no answer within 50 s. This needs a shell, for the latter bash and
-# timeout.
+# Triton before 25.12 says that a model is ready whose Python process (the "stub" of its Python
+# backend) is dead, and starts no other (its issues 7230 and 8604, pull request 8552). So the
+# children of tritonserver that were stubs when it had started are looked at: one that is gone or a
+# zombie is dead. A fork of a stub has another parent, a stub that renames itself keeps its number,
+# and a container that starts anew has another list. That the server is slow to answer is no
+# evidence against it: only that it twice gives no answer within 50 s. This needs a shell, for the
+# latter bash and timeout.
 _ALIVE = f"""\
 died() {{ echo "{DIED}"; echo "{DIED}" > /dev/termination-log; exit 1; }}
 read -r line < /proc/1/stat; set -- ${{line##*) }}; list=/tmp/.stubs-of-${{20}}
@@ -62,7 +68,7 @@ done
 command -v bash > /dev/null && command -v timeout > /dev/null || exit 0
 exec timeout 50 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{names.PORT_HTTP} && printf "GET /v2/health/live HTTP/1.0\\r\\n\\r\\n" >&3 \\
   && read -r answer <&3 && [[ $answer == *" 200 "* ]]'
-"""
+"""  # noqa: E501
 LIVENESS: Object = {
     "exec": {"command": ["sh", "-c", _ALIVE]},
     "periodSeconds": 3,
@@ -74,25 +80,38 @@ LIVENESS: Object = {
 
 
 def hardened(template: Object, model: str, version: str = VERSION) -> Object:
-    """The pod template with all of this over it; equal to the template if it has it already. A version that is not known is taken for the latest."""
+    """The pod template with all of this over it; equal to the template if it has it already. A
+    version that is not known is taken for the latest.
+    """
     spec, meta = template["spec"], template.get("metadata") or {}
-    annotations = (meta.get("annotations") or {}) | {names.ANNOTATION_HARDENED: version if version in _OVERLAYS else VERSION}
+    annotations = (meta.get("annotations") or {}) | {
+        names.ANNOTATION_HARDENED: version if version in _OVERLAYS else VERSION
+    }
     lay = _OVERLAYS.get(version, _OVERLAYS[VERSION])
     servers = [lay(c, model) if c["name"] == TRITON else c for c in spec["containers"]]
-    return template | {"metadata": meta | {"annotations": annotations}, "spec": spec | {"containers": servers}}
+    return template | {
+        "metadata": meta | {"annotations": annotations},
+        "spec": spec | {"containers": servers},
+    }
 
 
 def hardened_as(template: Object, model: str) -> str | None:
-    """The version of it that this pod template has, also one that the API server has filled with defaults; None: it is not hardened.
+    """The version of it that this pod template has, also one that the API server has filled with
+    defaults; None: it is not hardened.
 
-    What a newer operator has laid over it is believed. A template of another form than ours has nothing of it.
+    What a newer operator has laid over it is believed. A template of another form than ours has
+    nothing of it.
     """
     version = overlay_of(template)
     try:
         servers = [c for c in template["spec"]["containers"] if c["name"] == TRITON]
         if version is None or not servers:
             return None
-        return version if not is_known(version) or all(_has(c, _OVERLAYS[version](c, model)) for c in servers) else None
+        return (
+            version
+            if not is_known(version) or all(_has(c, _OVERLAYS[version](c, model)) for c in servers)
+            else None
+        )
     except (KeyError, TypeError, AttributeError):
         return None
 
@@ -110,14 +129,23 @@ def overlay_of(template: Object) -> str | None:
 
 
 def for_tuning(server: Object) -> Object:
-    """A server of a frozen template that only the program beside it manages: the model is loaded under one configuration after the other.
+    """A server of a frozen template that only the program beside it manages: the model is loaded
+    under one configuration after the other.
 
-    It listens on the loopback address alone, where no kubelet can ask it, so it has no probes: the program waits until it answers.
+    It listens on the loopback address alone, where no kubelet can ask it, so it has no probes: the
+    program waits until it answers.
     """
-    kept = {key: value for key, value in server.items() if key not in ("lifecycle", "startupProbe", "readinessProbe", "livenessProbe", "ports")}
+    kept = {
+        key: value
+        for key, value in server.items()
+        if key not in ("lifecycle", "startupProbe", "readinessProbe", "livenessProbe", "ports")
+    }
     loopback = [f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")]
     args = [f"--model-repository={REPOSITORY}", "--model-control-mode=explicit", *_others(server), *loopback]
-    return kept | {"args": args, "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY, "readOnly": True}, *_other_mounts(server)]}
+    return kept | {
+        "args": args,
+        "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY, "readOnly": True}, *_other_mounts(server)],
+    }
 
 
 def _server(container: Object, model: str) -> Object:
@@ -126,7 +154,8 @@ def _server(container: Object, model: str) -> Object:
     args = [
         f"--model-repository={SERVED}",
         "--model-control-mode=none",
-        # The last lines are the pod's termination message: they say why a model was not loaded, and would be tables of settings otherwise.
+        # The last lines are the pod's termination message: they say why a model was not loaded, and
+        # would be tables of settings otherwise.
         "--log-info=false",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
@@ -141,8 +170,9 @@ def _server(container: Object, model: str) -> Object:
     return container | {"args": args, "env": env, "volumeMounts": mounts, "livenessProbe": LIVENESS}
 
 
-# What is laid over a frozen template must not change with the operator, or its upgrade would restart pods: a change is another version, and those
-# that are there stay as they are. New templates, and restarts, take the latest.
+# What is laid over a frozen template must not change with the operator, or its upgrade would
+# restart pods: a change is another version, and those that are there stay as they are. New
+# templates, and restarts, take the latest.
 _OVERLAYS: Mapping[str, Callable[[Object, str], Object]] = {VERSION: _server}
 
 
@@ -156,6 +186,12 @@ def _other_mounts(container: Object) -> list[Any]:
 
 def _has(live: Object, wanted: Object) -> bool:
     """Flags and mounts decide: the rest says how a dead server is noticed, and opens nothing."""
-    mounts = {(m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly"))) for m in live.get("volumeMounts") or []}
-    needed = {(m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly"))) for m in wanted["volumeMounts"]}
+    mounts = {
+        (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
+        for m in live.get("volumeMounts") or []
+    }
+    needed = {
+        (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
+        for m in wanted["volumeMounts"]
+    }
     return live.get("args") == wanted["args"] and mounts == needed

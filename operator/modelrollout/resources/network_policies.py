@@ -1,7 +1,9 @@
-"""NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs, and whom these reach (docs/network.md).
+"""NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs,
+and whom these reach (docs/network.md).
 
-Policies only ever add to each other, so each kind of pod has one that says everything about it. They select by the labels of pods and not by
-revision: they are there before the first pod is, and stay as they are from rollout to rollout.
+Policies only ever add to each other, so each kind of pod has one that says everything about it.
+They select by the labels of pods and not by revision: they are there before the first pod is, and
+stay as they are from rollout to rollout.
 """
 
 from __future__ import annotations
@@ -14,24 +16,34 @@ from modelrollout.api import names
 from modelrollout.config import NetworkPolicies, Peers
 from modelrollout.resources.common import Object, Owner, labels, metadata
 
-# What a wide range does not mean: addresses of the link, where nodes and clouds answer, and metadata services elsewhere.
-NEAR = tuple(map(ipaddress.ip_network, ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128")))
-# Those that ask no server but one in their own pod. Containers of a pod share its network: with a step of the user's own image in it, what the pod
-# reaches that image does.
+# What a wide range does not mean: addresses of the link, where nodes and clouds answer, and
+# metadata services elsewhere.
+NEAR = tuple(
+    map(ipaddress.ip_network, ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128"))
+)
+# Those that ask no server but one in their own pod. Containers of a pod share its network: with a
+# step of the user's own image in it, what the pod reaches that image does.
 _JOBS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE)
-_NAMESPACE = "kubernetes.io/metadata.name"  # a label of every namespace, which only the API server writes
+# a label of every namespace, which only the API server writes
+_NAMESPACE = "kubernetes.io/metadata.name"
 _MODEL = (names.PORT_HTTP, names.PORT_GRPC)
 
 
 def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> list[Object]:
     """Those of a ModelDeployment (their owner); ``clients``: the namespaces that it names."""
-    callers = _peers(config.proxies.model_copy(update={"namespaces": sorted({*config.proxies.namespaces, *clients})}))
+    callers = _peers(
+        config.proxies.model_copy(update={"namespaces": sorted({*config.proxies.namespaces, *clients})})
+    )
     scraped = _rules("from", _peers(config.prometheus), (names.PORT_METRICS,))
     dns = _rules("to", _peers(config.dns), config.dns.ports, ("TCP", "UDP"))
     stores = [rule for store in config.stores for rule in _rules("to", _peers(store), store.ports)]
     servers = _rules("to", [{"podSelector": _selecting(owner, names.COMPONENT_SERVER)}], _MODEL)
     called = _rules("from", [{"podSelector": {}}, *callers], _MODEL)
-    versions = _rules("from", _peers(Peers(namespaces=[config.operator_namespace])), _MODEL[:1]) if config.operator_namespace else []
+    versions = (
+        _rules("from", _peers(Peers(namespaces=[config.operator_namespace])), _MODEL[:1])
+        if config.operator_namespace
+        else []
+    )
     mirrored = _rules("from", _peers(config.proxies), (names.PORT_COMPARER,))
     return [
         _policy(owner, "servers", [names.COMPONENT_SERVER], [*called, *versions, *scraped], [*dns, *stores]),
@@ -42,16 +54,25 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> l
 
 
 def says_the_same(live: Object, wanted: Object) -> bool:
-    """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds to it opens something."""
+    """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds
+    to it opens something.
+    """
     return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == wanted["spec"])
 
 
-def _policy(owner: Owner, part: str, components: Sequence[str], ingress: list[Object], egress: list[Object]) -> Object:
+def _policy(
+    owner: Owner, part: str, components: Sequence[str], ingress: list[Object], egress: list[Object]
+) -> Object:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(owner, f"{owner.name}-{part}", labels(owner.name, components[0])),
-        "spec": {"podSelector": _selecting(owner, *components), "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
+        "spec": {
+            "podSelector": _selecting(owner, *components),
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
     }
 
 
@@ -62,9 +83,20 @@ def _selecting(owner: Owner, *components: str) -> Object:
     return {"matchLabels": {names.LABEL_NAME: owner.name}, "matchExpressions": [some]}
 
 
-def _rules(side: str, peers: list[Object], ports: Iterable[int], protocols: Sequence[str] = ("TCP",)) -> list[Object]:
+def _rules(
+    side: str, peers: list[Object], ports: Iterable[int], protocols: Sequence[str] = ("TCP",)
+) -> list[Object]:
     """One rule; none for nobody, because Kubernetes takes an empty list of peers for everybody."""
-    return [{side: peers, "ports": [{"port": port, "protocol": protocol} for port in ports for protocol in protocols]}] if peers else []
+    return (
+        [
+            {
+                side: peers,
+                "ports": [{"port": port, "protocol": protocol} for port in ports for protocol in protocols],
+            }
+        ]
+        if peers
+        else []
+    )
 
 
 def _peers(peers: Peers) -> list[Object]:
@@ -76,7 +108,13 @@ def _peers(peers: Peers) -> list[Object]:
 
 
 def _block(address: str) -> Object:
-    """Of two ranges one holds the other, or they are apart: what is near is left out where it is a part, and stays where it is named."""
+    """Of two ranges one holds the other, or they are apart: what is near is left out where it is a
+    part, and stays where it is named.
+    """
     whole: Any = ipaddress.ip_network(address)
-    near = [str(part) for part in NEAR if part.version == whole.version and part != whole and part.subnet_of(whole)]
+    near = [
+        str(part)
+        for part in NEAR
+        if part.version == whole.version and part != whole and part.subnet_of(whole)
+    ]
     return {"cidr": address} | ({"except": near} if near else {})

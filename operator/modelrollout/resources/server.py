@@ -1,4 +1,6 @@
-"""Triton servers: the pod template that a revision freezes, and the Deployment, Services and budget around it."""
+"""Triton servers: the pod template that a revision freezes, and the Deployment, Services and budget
+around it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, FetchTask, ServingConfig
+from modelrollout.contract.tasks import (
+    CREDENTIALS_DIR,
+    REPOSITORY,
+    SERVES_ENV,
+    TASK_ENV,
+    FetchTask,
+    ServingConfig,
+)
 from modelrollout.resources.common import (
     ARTIFACTS,
     DISK,
@@ -28,19 +37,24 @@ from modelrollout.resources.common import (
 )
 from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, hardened
 
-# Version of what this file renders. A revision keeps the template it was made with, so raising this restarts no pod.
+# Version of what this file renders. A revision keeps the template it was made with, so raising this
+# restarts no pod.
 BUILDER = "4"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
-# On the node's disk: the model, twice while what a lost container left is replaced, and what a server unpacks for itself.
+# On the node's disk: the model, twice while what a lost container left is replaced, and what a
+# server unpacks for itself.
 _DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
 
 
-def template(deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig) -> Object:
-    """Pod template of a revision, complete but for the artifact, which is not made yet (``server_deployment`` adds it).
+def template(
+    deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig
+) -> Object:
+    """Pod template of a revision, complete but for the artifact, which is not made yet
+    (``server_deployment`` adds it).
 
-    The grace period is preStop + exit timeout + margin: endpoints forget the pod while preStop sleeps, then Triton finishes what it holds
-    (docs of Triton, "Graceful shutdown").
+    The grace period is preStop + exit timeout + margin: endpoints forget the pod while preStop
+    sleeps, then Triton finishes what it holds (docs of Triton, "Graceful shutdown").
     """
     drain = config.drain
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
@@ -51,7 +65,9 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": drain.pre_stop_seconds + drain.exit_timeout_seconds + drain.margin_seconds,
+        "terminationGracePeriodSeconds": (
+            drain.pre_stop_seconds + drain.exit_timeout_seconds + drain.margin_seconds
+        ),
         "securityContext": pod_security(),
         "initContainers": [
             {
@@ -60,7 +76,10 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
                 "env": [{"name": SERVES_ENV, "value": names.canonical_json(_serves(serving))}],
-                "resources": on_disk({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}, resources["limits"][DISK]),
+                "resources": on_disk(
+                    {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+                    resources["limits"][DISK],
+                ),
                 "securityContext": container_security(),
                 "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY}, tmp, *artifacts.mounts()],
             }
@@ -72,7 +91,8 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 **pull,
                 "command": ["tritonserver"],
                 "args": [
-                    # Auto-completion gives ONNX a silent maximum batch of 4; the config is written out in full.
+                    # Auto-completion gives ONNX a silent maximum batch of 4; the config is written
+                    # out in full.
                     "--disable-auto-complete-config",
                     f"--exit-timeout-secs={drain.exit_timeout_seconds}",
                 ],
@@ -84,10 +104,19 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 ],
                 "resources": resources,
                 "securityContext": container_security(),
-                "terminationMessagePolicy": "FallbackToLogsOnError",  # the last line says why a model was not loaded
-                "startupProbe": model_ready
-                | {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout)))},
-                "readinessProbe": model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+                # the last line says why a model was not loaded
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "startupProbe": (
+                    model_ready
+                    | {
+                        "periodSeconds": 1,
+                        "timeoutSeconds": 2,
+                        "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout))),
+                    }
+                ),
+                "readinessProbe": (
+                    model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3}
+                ),
                 "lifecycle": {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}},
                 "volumeMounts": [tmp, {"name": "shm", "mountPath": "/dev/shm"}],
             }
@@ -103,7 +132,12 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {names.LABEL_REVISION: revision, names.LABEL_COMPONENT: names.COMPONENT_SERVER}},
+                "labelSelector": {
+                    "matchLabels": {
+                        names.LABEL_REVISION: revision,
+                        names.LABEL_COMPONENT: names.COMPONENT_SERVER,
+                    }
+                },
             }
         ],
     }
@@ -123,7 +157,9 @@ def template(deployment: str, revision: str, number: int, namespace: str, servin
 
 
 def _serves(serving: Serving) -> Object:
-    """What may be placed for this server: of another backend, or with code that was not allowed, nothing is."""
+    """What may be placed for this server: of another backend, or with code that was not allowed,
+    nothing is.
+    """
     triton = serving.triton
     return {} if triton.backend is None else {"backend": triton.backend, "code": triton.code == "Allowed"}
 
@@ -177,36 +213,59 @@ def server_deployment(
     *,
     ends_first: bool = False,
 ) -> Object:
-    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and check, what tuning chose, and when its pods were
-    last asked to start anew. ``ends_first``: where pods are replaced, each ends before its successor is there."""
+    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and
+    check, what tuning chose, and when its pods were last asked to start anew. ``ends_first``: where
+    pods are replaced, each ends before its successor is there.
+    """
     spec = frozen["spec"]
     meta = frozen["metadata"]
     if restarted:
-        meta = meta | {"annotations": (meta.get("annotations") or {}) | {names.ANNOTATION_RESTARTED: restarted}}
+        meta = meta | {
+            "annotations": (meta.get("annotations") or {}) | {names.ANNOTATION_RESTARTED: restarted}
+        }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)),
+        "metadata": metadata(
+            owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)
+        ),
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": server_selector(deployment, owner.name)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": int(ends_first), "maxSurge": int(not ends_first)}},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": int(ends_first), "maxSurge": int(not ends_first)},
+            },
             "template": {
                 "metadata": meta,
-                "spec": spec | {"initContainers": _fetching(spec, deployment, number, artifact_uri, artifact_digest, config, serving)},
+                "spec": (
+                    spec
+                    | {
+                        "initContainers": _fetching(
+                            spec, deployment, number, artifact_uri, artifact_digest, config, serving
+                        )
+                    }
+                ),
             },
         },
     }
 
 
 def _fetching(
-    spec: Object, deployment: str, number: int, artifact_uri: str, artifact_digest: str, config: OperatorConfig, serving: ServingConfig | None = None
+    spec: Object,
+    deployment: str,
+    number: int,
+    artifact_uri: str,
+    artifact_digest: str,
+    config: OperatorConfig,
+    serving: ServingConfig | None = None,
 ) -> list[Object]:
     """Init containers of the frozen pod, told what to fetch."""
     location = artifact_location(config, artifact_uri, to_read=True).location
     fetch = FetchTask(
-        # The frozen pod has the Secret that was configured then, or none: told of another it would find none, and be restarted for it.
+        # The frozen pod has the Secret that was configured then, or none: told of another it would
+        # find none, and be restarted for it.
         artifact=location.model_copy(update={"credentials": _mounted(spec)}),
         digest=artifact_digest,
         model=deployment,
@@ -214,10 +273,13 @@ def _fetching(
         target=REPOSITORY,
         serving=serving,
     )
-    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade would restart every pod.
+    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade
+    # would restart every pod.
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
     env = [{"name": TASK_ENV, "value": task}]
-    return [c | {"env": [*c.get("env", []), *env]} if c["name"] == FETCH else c for c in spec["initContainers"]]
+    return [
+        c | {"env": [*c.get("env", []), *env]} if c["name"] == FETCH else c for c in spec["initContainers"]
+    ]
 
 
 def _mounted(spec: Object) -> str | None:
@@ -230,10 +292,19 @@ def _mounted(spec: Object) -> str | None:
 _ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")
 
 
-def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, artifact_digest: str, config: OperatorConfig) -> Object:
-    """Parts of the spec of a pod that has a server of the frozen template as a sidecar: same image, resources, placement and artifact.
+def beside(
+    frozen: Object,
+    deployment: str,
+    number: int,
+    artifact_uri: str,
+    artifact_digest: str,
+    config: OperatorConfig,
+) -> Object:
+    """Parts of the spec of a pod that has a server of the frozen template as a sidecar: same image,
+    resources, placement and artifact.
 
-    It is a native sidecar (an init container that goes on), so that the pod ends with its program, and it loads nothing until it is told to.
+    It is a native sidecar (an init container that goes on), so that the pod ends with its program,
+    and it loads nothing until it is told to.
     """
     spec = frozen["spec"]
     (triton,) = spec["containers"]
@@ -242,12 +313,17 @@ def beside(frozen: Object, deployment: str, number: int, artifact_uri: str, arti
     found = {key: spec[key] for key in _ALIKE if key in spec}
     # An earlier operator froze it without limits, and the pod's is the sum of its containers'.
     fetching = _fetching(spec, deployment, number, artifact_uri, artifact_digest, config)
-    inits = [*(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching), sidecar]
+    inits = [
+        *(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching),
+        sidecar,
+    ]
     return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
 def fetched(server: Object) -> FetchTask | None:
-    """What the pods of a Deployment fetch and with what settings they serve it; the evidence of last resort where a revision's status was lost."""
+    """What the pods of a Deployment fetch and with what settings they serve it; the evidence of
+    last resort where a revision's status was lost.
+    """
     for container in server["spec"]["template"]["spec"].get("initContainers") or []:
         for variable in container.get("env") or []:
             if container["name"] == FETCH and variable["name"] == TASK_ENV:
@@ -272,7 +348,13 @@ def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict
             "ports": [
                 {"name": "http", "port": names.PORT_HTTP, "targetPort": "http", "protocol": "TCP"},
                 # Gateways speak HTTP/1.1 to a backend unless told: gRPC needs HTTP/2 without TLS.
-                {"name": "grpc", "port": names.PORT_GRPC, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "kubernetes.io/h2c"},
+                {
+                    "name": "grpc",
+                    "port": names.PORT_GRPC,
+                    "targetPort": "grpc",
+                    "protocol": "TCP",
+                    "appProtocol": "kubernetes.io/h2c",
+                },
             ],
         },
     }
@@ -280,22 +362,38 @@ def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict
 
 def revision_service(owner: Owner, deployment: str, number: int) -> Object:
     """Service of one revision, a backend of the routes."""
-    return _service(owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number), server_selector(deployment, owner.name))
+    return _service(
+        owner,
+        owner.name,
+        labels(deployment, names.COMPONENT_SERVER, owner.name, number),
+        server_selector(deployment, owner.name),
+    )
 
 
 def stable_service(owner: Owner, selector_revision: str | None) -> Object:
-    """The one address inside the cluster; ``selector_revision`` None sends to every ready pod (replica-weighted canary)."""
-    return _service(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, selector_revision))
+    """The one address inside the cluster; ``selector_revision`` None sends to every ready pod
+    (replica-weighted canary).
+    """
+    return _service(
+        owner,
+        owner.name,
+        labels(owner.name, names.COMPONENT_SERVER),
+        server_selector(owner.name, selector_revision),
+    )
 
 
 def preview_service(owner: Owner, revision: str) -> Object:
     """The address inside the cluster of what is on trial in a blue-green rollout."""
     name = names.preview_name(owner.name)
-    return _service(owner, name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, revision))
+    return _service(
+        owner, name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, revision)
+    )
 
 
 def disruption_budget(owner: Owner, revision: str) -> Object:
-    """Budget for stable's pods only: a drain may take one at a time. A budget for a canary would block drains for nothing."""
+    """Budget for stable's pods only: a drain may take one at a time. A budget for a canary would
+    block drains for nothing.
+    """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

@@ -1,4 +1,6 @@
-"""Whether a new version takes and gives the same tensors as the one that serves: clients that fit the one have to fit the other."""
+"""Whether a new version takes and gives the same tensors as the one that serves: clients that fit
+the one have to fit the other.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +12,52 @@ _SHOWN = 8  # changes that a message lists
 
 
 def changed(s: Snapshot, new: Interface | None) -> Problem | None:
-    """What speaks against the new version's interface; None when it is that of stable, when the change is declared, or when nothing is known."""
+    """What speaks against the new version's interface; None when it is that of stable, when the
+    change is declared, or when nothing is known.
+    """
     old = served(s)
     if old is None or new is None or old.digest == new.digest or is_declared(s, REASON):
         return None
     told = changes(old, new)
     shown = "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
-    text = f"{shown}. Clients of the stable revision would fail: keep inputs and outputs, or say spec.model.interfaceChange: Allowed"
+    text = (
+        f"{shown}. Clients of the stable revision would fail: keep inputs and outputs, or say"
+        " spec.model.interfaceChange: Allowed"
+    )
     return Problem(REASON, text)
 
 
 def served(s: Snapshot) -> Interface | None:
-    """Interface of the stable revision; None when there is none, or when it was prepared before interfaces were kept."""
+    """Interface of the stable revision; None when there is none, or when it was prepared before
+    interfaces were kept.
+    """
     stable = baseline(s)
     revision = s.revision(stable.revision) if stable else None
     return revision.status.artifact.interface if revision and revision.status.artifact else None
 
 
 def is_declared(s: Snapshot, reason: str | None) -> bool:
-    """Whether a version that was refused for ``reason`` may try again because its change is declared meanwhile."""
+    """Whether a version that was refused for ``reason`` may try again because its change is
+    declared meanwhile.
+    """
     return reason == REASON and s.spec is not None and s.spec.model.interface_change == "Allowed"
 
 
 def changes(old: Interface, new: Interface) -> list[str]:
-    """What differs, tensor by tensor; in counts where an interface is too large to be kept. A dynamic dimension (n) that becomes fixed differs."""
+    """What differs, tensor by tensor; in counts where an interface is too large to be kept. A
+    dynamic dimension (n) that becomes fixed differs.
+    """
     if old.inputs is None or old.outputs is None or new.inputs is None or new.outputs is None:
         return [f"inputs or outputs changed: {_counts(old)} before, {_counts(new)} now"]
     found: list[str] = []
     for what, before, after in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
         found += [f"{what} {name} ({before[name]}) is gone" for name in sorted(before.keys() - after.keys())]
         found += [f"{what} {name} ({after[name]}) is new" for name in sorted(after.keys() - before.keys())]
-        found += [f"{what} {n} was {before[n]} and is {after[n]}" for n in sorted(before.keys() & after.keys()) if before[n] != after[n]]
+        found += [
+            f"{what} {n} was {before[n]} and is {after[n]}"
+            for n in sorted(before.keys() & after.keys())
+            if before[n] != after[n]
+        ]
     return found
 
 

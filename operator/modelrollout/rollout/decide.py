@@ -14,11 +14,28 @@ from modelrollout.rollout.policy.rules import frozen
 from modelrollout.rollout.policy.slot_limits import asked_now, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import demanded
 from modelrollout.rollout.recovery import rebuilt
-from modelrollout.rollout.snapshot import QUARANTINED, Desired, Event, Plan, Snapshot, in_flight, still_draining
+from modelrollout.rollout.snapshot import (
+    QUARANTINED,
+    Desired,
+    Event,
+    Plan,
+    Snapshot,
+    in_flight,
+    still_draining,
+)
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
 from modelrollout.rollout.status import news, present
-from modelrollout.rollout.transitions import allocate, begin, change, fail, input_hash, is_held, known_version, revert
+from modelrollout.rollout.transitions import (
+    allocate,
+    begin,
+    change,
+    fail,
+    input_hash,
+    is_held,
+    known_version,
+    revert,
+)
 
 Check = Callable[[Snapshot, datetime], Move | None]
 
@@ -36,13 +53,16 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         return Plan(status, None, tuple(dict.fromkeys((*move.events, *news(s, status, now)))))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if (not waits and s.refusal) or waiting(s, s.status) is not None:
-        waits.append(CHECK_SECONDS)  # what stands in the way of it may be another object, whose events wake somebody else
+        # what stands in the way of it may be another object, whose events wake somebody else
+        waits.append(CHECK_SECONDS)
     return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
 
 
 def _without_spec(s: Snapshot, now: datetime) -> Plan:
-    """A spec that cannot be read changes nothing that runs: weights stay as they are, it is said in status, and that is all. The limits and metrics
-    of a trial under way are gone with it, so only a person can end that: ``abort``."""
+    """A spec that cannot be read changes nothing that runs: weights stay as they are, it is said in
+    status, and that is all. The limits and metrics of a trial under way are gone with it, so only a
+    person can end that: ``abort``.
+    """
     verb = verbs.unhandled(s, only=("abort",))
     move = verbs.carry_out(s, verb, now) if verb else None
     rollout = s.status.rollout
@@ -57,19 +77,32 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
 
 
 def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
-    """A new rollout takes the place of the old one in status only after the old one's evidence stands in its revision."""
+    """A new rollout takes the place of the old one in status only after the old one's evidence
+    stands in its revision.
+    """
     old, new = s.status.rollout, move.status.rollout
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
 def lost(s: Snapshot, now: datetime) -> Move | None:
-    """Status names no stable revision although there are revisions: somebody emptied or damaged it, or a backup brought none."""
+    """Status names no stable revision although there are revisions: somebody emptied or damaged it,
+    or a backup brought none.
+    """
     status = rebuilt(s, now)
     if status is None:
         return None
     stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
     found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
-    return Move(status, (Event("StateRebuilt", f"status had lost what is stable, it was made anew from revisions and route: {found}", "Warning"),))
+    return Move(
+        status,
+        (
+            Event(
+                "StateRebuilt",
+                f"status had lost what is stable, it was made anew from revisions and route: {found}",
+                "Warning",
+            ),
+        ),
+    )
 
 
 def asked(s: Snapshot, now: datetime) -> Move | None:
@@ -82,7 +115,12 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
     """The spec asks for another version than the one in flight: end it, stable first."""
     rollout = s.status.rollout
     assert s.spec is not None
-    if rollout is None or not in_flight(rollout) or rollout.stage == "Revert" or (rollout.stage == "Promote" and not _waits_in_trial(s)):
+    if (
+        rollout is None
+        or not in_flight(rollout)
+        or rollout.stage == "Revert"
+        or (rollout.stage == "Promote" and not _waits_in_trial(s))
+    ):
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
@@ -100,7 +138,12 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
 
 def _waits_in_trial(s: Snapshot) -> bool:
     """Promotion that still waits for pods, with the weight of the last step."""
-    return s.status.stable is not None and s.status.rollout is not None and s.status.rollout.step is not None and not has_all_pods(s)
+    return (
+        s.status.stable is not None
+        and s.status.rollout is not None
+        and s.status.rollout.step is not None
+        and not has_all_pods(s)
+    )
 
 
 def too_old(s: Snapshot, now: datetime) -> Move | None:
@@ -110,7 +153,9 @@ def too_old(s: Snapshot, now: datetime) -> Move | None:
 
 
 def overdue(s: Snapshot, now: datetime) -> Move | None:
-    """A slot that was held too long: back to stable, whoever paused it and however long its own deadlines are."""
+    """A slot that was held too long: back to stable, whoever paused it and however long its own
+    deadlines are.
+    """
     rollout, problem = s.status.rollout, held_too_long(s, now)
     if rollout is None or problem is None or rollout.mode == "Rollback" or rollout.stage == "Revert":
         return None
@@ -125,8 +170,14 @@ def overdue(s: Snapshot, now: datetime) -> Move | None:
 def enlarged(s: Snapshot, now: datetime) -> Move | None:
     """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
     slot, wanted = slot_of(s), asked_now(s)
-    counted = [x for x in s.slots if x.gpus]  # where a limit came after the slot there is none of it
-    if slot is None or slot.gpus >= wanted or not counted or not all(x.held and x.gpus >= wanted for x in counted):
+    # where a limit came after the slot there is none of it
+    counted = [x for x in s.slots if x.gpus]
+    if (
+        slot is None
+        or slot.gpus >= wanted
+        or not counted
+        or not all(x.held and x.gpus >= wanted for x in counted)
+    ):
         return None
     return Move(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
 
@@ -151,7 +202,11 @@ def start(s: Snapshot, now: datetime) -> Move | None:
     known = known_version(s)
     rollout = status.rollout
     if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
-        same = known is not None and rollout.revision == known.name if rollout.revision else rollout.input_hash == input_hash(s)
+        same = (
+            known is not None and rollout.revision == known.name
+            if rollout.revision
+            else rollout.input_hash == input_hash(s)
+        )
         if same and not is_declared(s, rollout.reason):
             return None
     if s.refusal:
@@ -161,16 +216,23 @@ def start(s: Snapshot, now: datetime) -> Move | None:
         return Move(status, requeue_after=freeze.left(now))
     if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
-            f"revision {known.name} is this very version and ended as {known.status.outcome} ({known.status.reason}); "
-            f"say retry on it to try it again, or change the model"
+            f"revision {known.name} is this very version and ended as {known.status.outcome}"
+            f" ({known.status.reason}); say retry on it to try it again, or change the model"
         )
         held = fail(
-            begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256), now, known.status.outcome, "Quarantined", message
+            begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256),
+            now,
+            known.status.outcome,
+            "Quarantined",
+            message,
         )
         return Move(held, (Event("Quarantined", message, "Warning"),))
     sha256 = known.sha256 if known is not None else s.spec.model.sha256
     begun = begin(s, now, "Resolve")
-    return Move(allocate(s, begun, sha256, now) if sha256 else begun, (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),))
+    return Move(
+        allocate(s, begun, sha256, now) if sha256 else begun,
+        (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),),
+    )
 
 
 CHECKS: tuple[Check, ...] = (lost, asked, too_old, superseded, overdue, enlarged, stage, start)

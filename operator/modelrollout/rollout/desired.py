@@ -6,7 +6,15 @@ import math
 from datetime import datetime
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentStatus, ModelRevisionStatus, Outcome, RolloutStatus, StepStatus
+from modelrollout.api.v1alpha1 import (
+    Canary,
+    MetricStatus,
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+    Outcome,
+    RolloutStatus,
+    StepStatus,
+)
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.in_place import floor, room, sharing
 from modelrollout.rollout.pod_restarts import asked_at, to_harden
@@ -45,7 +53,11 @@ def desired(s: Snapshot, now: datetime) -> Desired:
         servers=servers,
         restarts={name: at for name in servers if (at := asked_at(s, name))},
         hardened=to_harden(s, servers),
-        ends_first=frozenset(name for name in servers if (record := s.status.restarts.get(name)) and record.allow_downtime and not record.done),
+        ends_first=frozenset(
+            name
+            for name in servers
+            if (record := s.status.restarts.get(name)) and record.allow_downtime and not record.done
+        ),
         narrow=bool(s.too_wide),
         split=shares,
         draining=frozenset(still_draining(s, now)),
@@ -59,27 +71,42 @@ def desired(s: Snapshot, now: datetime) -> Desired:
 
 
 def only_traffic(s: Snapshot) -> Desired:
-    """What a rollback needs where spec cannot be read: the weights; everything else stays as it is."""
+    """What a rollback needs where spec cannot be read: the weights; everything else stays as it
+    is.
+    """
     shares = split(s)
     servers = {name: server.asked for name, server in s.servers.items()}
-    return Desired(servers=servers, split=shares, selector=shares[0][0] if shares else None, narrow=bool(s.too_wide))
+    return Desired(
+        servers=servers, split=shares, selector=shares[0][0] if shares else None, narrow=bool(s.too_wide)
+    )
 
 
 def measured(s: Snapshot) -> bool:
     """Whether the revision in flight is to be judged now, on its traffic or on what is mirrored."""
     rollout = s.status.rollout
     if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
-        return rollout.shadow.phase == "Observing" or (rollout.shadow.phase == "Mirroring" and s.traffic.taken_up)
+        return rollout.shadow.phase == "Observing" or (
+            rollout.shadow.phase == "Mirroring" and s.traffic.taken_up
+        )
     if rollout is None or rollout.step is None or s.spec is None:
         return False
-    if rollout.stage == "Promote":  # as long as it waits for pods, it has the weight of the last step
+    # as long as it waits for pods, it has the weight of the last step
+    if rollout.stage == "Promote":
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
-    return rollout.stage == "Bake" or (rollout.stage == "Canary" and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.taken_up))
+    return rollout.stage == "Bake" or (
+        rollout.stage == "Canary"
+        and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.taken_up)
+    )
 
 
 def _new_revision(s: Snapshot) -> NewRevision | None:
     rollout = s.status.rollout
-    if rollout is None or rollout.stage != "Prepare" or rollout.revision is None or s.revision(rollout.revision):
+    if (
+        rollout is None
+        or rollout.stage != "Prepare"
+        or rollout.revision is None
+        or s.revision(rollout.revision)
+    ):
         return None
     assert rollout.number is not None and rollout.sha256 is not None
     return NewRevision(rollout.revision, rollout.number, rollout.sha256)
@@ -101,25 +128,33 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
     tune = s.spec.serving.tune if s.spec else None
     if rollout.stage == "Tune" and tune and rollout.queue is None:
-        return names.COMPONENT_TUNE, names.stage_job_name(rollout.revision, "tune", names.short_hash([rollout_id(rollout), tune.wire()], 4))
+        return names.COMPONENT_TUNE, names.stage_job_name(
+            rollout.revision, "tune", names.short_hash([rollout_id(rollout), tune.wire()], 4)
+        )
     golden = s.spec.rollout.analysis.golden if s.spec else None
     if rollout.stage == "Evaluate" and golden:
-        # Other golden data, edited under way, is other work. The budgets are no part of it: the verdict reads the present ones.
+        # Other golden data, edited under way, is other work. The budgets are no part of it: the
+        # verdict reads the present ones.
         data = golden.model_dump(mode="json", exclude={"max_drop", "min"})
-        return names.COMPONENT_EVALUATE, names.stage_job_name(rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4))
+        return names.COMPONENT_EVALUATE, names.stage_job_name(
+            rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4)
+        )
     return None
 
 
 def candidate(rollout: RolloutStatus | None) -> str | None:
     """The revision in flight that has pods; one that is queued has none yet."""
-    return rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
+    return (
+        rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
+    )
 
 
 def carriers(s: Snapshot) -> dict[str, int]:
     """Replicas of stable and of the candidate.
 
-    While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at stable's pods, which then see only a part of the
-    load, and after a rollback stable has to carry all of it again. In Bake the autoscaler looks at the new revision, and the former stable keeps
+    While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at
+    stable's pods, which then see only a part of the load, and after a rollback stable has to carry
+    all of it again. In Bake the autoscaler looks at the new revision, and the former stable keeps
     what it has.
     """
     assert s.spec is not None
@@ -145,25 +180,36 @@ def carriers(s: Snapshot) -> dict[str, int]:
             kept = s.server(new).asked if shared is None else min(s.server(new).ready, s.server(new).asked)
             found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], kept)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
-            # Replica-weighted: as near to the weight as whole pods allow; the status shows the real share.
+            # Replica-weighted: as near to the weight as whole pods allow; the status shows the real
+            # share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
         held = pods_held(s)
-        found[new] = found[new] if held is None else min(found[new], max(held, s.server(new).asked))  # what carries requests stays
+        # what carries requests stays
+        found[new] = found[new] if held is None else min(found[new], max(held, s.server(new).asked))
     return found
 
 
 def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
-    """Replicas by revision: those of ``carriers``, and what has lately lost its traffic keeps the pods that it has.
+    """Replicas by revision: those of ``carriers``, and what has lately lost its traffic keeps the
+    pods that it has.
 
-    As long as that lasts, the one that took the traffic over is not scaled down either: what an autoscaler asked for comes from a time in which
-    the load was divided.
+    As long as that lasts, the one that took the traffic over is not scaled down either: what an
+    autoscaler asked for comes from a time in which the load was divided.
     """
     assert s.spec is not None
     found, status, full = carriers(s), s.status, s.spec.serving.replicas
     left = still_draining(s, now)
     taken_over = carrier(status)
-    lately = status.rollout is not None and status.rollout.stage == "Bake" and since(status.rollout.since, now) < scale_down_delay(s)
-    if taken_over and taken_over.revision in found and (lately or any(r != taken_over.revision for r in left)):
+    lately = (
+        status.rollout is not None
+        and status.rollout.stage == "Bake"
+        and since(status.rollout.since, now) < scale_down_delay(s)
+    )
+    if (
+        taken_over
+        and taken_over.revision in found
+        and (lately or any(r != taken_over.revision for r in left))
+    ):
         found[taken_over.revision] = max(found[taken_over.revision], s.server(taken_over.revision).asked)
     for revision in left:
         found.setdefault(revision, s.server(revision).asked or max(1, full))
@@ -171,11 +217,17 @@ def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
 
 
 def trial_pods(s: Snapshot) -> int:
-    """Pods of a revision before and in its trial behind a gateway: those of its step, or those that are to be there before the first."""
+    """Pods of a revision before and in its trial behind a gateway: those of its step, or those that
+    are to be there before the first.
+    """
     assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
     shared = sharing(s.status)
-    if stepping.strategy_of(s.spec.rollout) != "Canary" or (rollout and rollout.mode == "Rollback" and rollout.proven) or baseline(s) is None:
+    if (
+        stepping.strategy_of(s.spec.rollout) != "Canary"
+        or (rollout and rollout.mode == "Rollback" and rollout.proven)
+        or baseline(s) is None
+    ):
         return full if shared is None else room(s.spec)
     steps, step = steps_of(s), rollout.step if rollout else None
     index = stepping.locate(steps, step).index if step else 0
@@ -195,7 +247,9 @@ def pods_for(weight: int, full: int) -> int:
 
 
 def has_pods_for(s: Snapshot, step: StepStatus) -> bool:
-    """Whether enough pods are ready for the step's weight; for fewer pods than that if spec asks for fewer."""
+    """Whether enough pods are ready for the step's weight; for fewer pods than that if spec asks
+    for fewer.
+    """
     assert s.spec is not None and s.status.rollout is not None
     ready = s.server(s.status.rollout.revision).ready
     if not s.gateway:
@@ -204,7 +258,9 @@ def has_pods_for(s: Snapshot, step: StepStatus) -> bool:
 
 
 def has_all_pods(s: Snapshot) -> bool:
-    """Whether the revision in flight can carry everything: behind a gateway that takes all its pods; without one stable helps until then."""
+    """Whether the revision in flight can carry everything: behind a gateway that takes all its
+    pods; without one stable helps until then.
+    """
     assert s.status.rollout is not None
     if s.spec is None:
         return s.server(s.status.rollout.revision).ready > 0
@@ -226,17 +282,23 @@ def too_few(s: Snapshot) -> Problem:
     if problem := beyond(s):
         return problem
     return Problem(
-        "ScalingUp", f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic waits for the others"
+        "ScalingUp",
+        f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic"
+        " waits for the others",
     )
 
 
 def share_replicas(stable: int, weight: int) -> int:
-    """Canary pods beside ``stable`` pods behind one Service for about ``weight`` percent of the connections; at least one."""
+    """Canary pods beside ``stable`` pods behind one Service for about ``weight`` percent of the
+    connections; at least one.
+    """
     return max(1, round(stable * weight / (100 - weight))) if weight < 100 else stable
 
 
 def real_share(s: Snapshot) -> int | None:
-    """Without a gateway, percent of the ready pods that are the revision's on trial: the share of the connections that it really gets."""
+    """Without a gateway, percent of the ready pods that are the revision's on trial: the share of
+    the connections that it really gets.
+    """
     rollout, stable = s.status.rollout, s.status.stable
     if s.gateway or stable is None or rollout is None or rollout.stage != "Canary":
         return None
@@ -247,8 +309,9 @@ def real_share(s: Snapshot) -> int | None:
 def split(s: Snapshot) -> Split:
     """Weights of the route's backends in percent.
 
-    A revision gets no more than its ready pods are enough for: nothing while there are none, the former weight until those for the next are there.
-    Stable is in the route in every state before promotion (invariant 2).
+    A revision gets no more than its ready pods are enough for: nothing while there are none, the
+    former weight until those for the next are there. Stable is in the route in every state before
+    promotion (invariant 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
@@ -267,7 +330,8 @@ def _granted(s: Snapshot) -> int:
     assert rollout is not None
     if s.server(rollout.revision).ready == 0:
         return 0
-    if rollout.stage == "Bake":  # when all its pods were gone, everything comes back with the last of them, not with the first
+    # when all its pods were gone, everything comes back with the last of them, not with the first
+    if rollout.stage == "Bake":
         return 100 if has_all_pods(s) or dict(s.live_split).get(rollout.revision or "", 0) > 0 else 0
     if rollout.stage == "Promote":
         return 100 if has_all_pods(s) else reached(rollout.step) if rollout.step else 0
@@ -276,14 +340,31 @@ def _granted(s: Snapshot) -> int:
     step = rollout.step
     if too_coarse(s):
         return 0
-    return step.former if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step) else step.weight
+    return (
+        step.former
+        if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step)
+        else step.weight
+    )
 
 
 def matched(s: Snapshot) -> str | None:
-    """The revision that gets the requests with the headers of a test, if one is under way and its pods are ready."""
+    """The revision that gets the requests with the headers of a test, if one is under way and its
+    pods are ready.
+    """
     rollout = s.status.rollout
-    tested = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.strategy == "ABTest"
-    if not tested or s.spec is None or s.spec.rollout.ab_test is None or rollout is None or s.server(rollout.revision).ready == 0:
+    tested = (
+        rollout is not None
+        and rollout.stage == "Canary"
+        and rollout.step is not None
+        and rollout.step.strategy == "ABTest"
+    )
+    if (
+        not tested
+        or s.spec is None
+        or s.spec.rollout.ab_test is None
+        or rollout is None
+        or s.server(rollout.revision).ready == 0
+    ):
         return None
     if first_weight(s) is not None:  # a header that all requests carry chooses everybody
         return None
@@ -291,42 +372,66 @@ def matched(s: Snapshot) -> str | None:
 
 
 def preview(s: Snapshot) -> str | None:
-    """The revision behind the preview's names: the one on trial, else stable, so that they always lead somewhere."""
+    """The revision behind the preview's names: the one on trial, else stable, so that they always
+    lead somewhere.
+    """
     rollout, stable = s.status.rollout, s.status.stable
     if s.spec is None or s.spec.rollout.blue_green is None or stable is None:
         return None
-    shown = rollout is not None and rollout.revision is not None and rollout.stage in ("Canary", "Promote", "Bake")
+    shown = (
+        rollout is not None
+        and rollout.revision is not None
+        and rollout.stage in ("Canary", "Promote", "Bake")
+    )
     return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
 def shown_by_gateway(s: Snapshot) -> str | None:
-    """The revision behind the preview's host names. Nobody while a share of everybody's requests proves the revision to what policies demand: a
-    gateway counts by revision, so what is chosen and sent to the preview would be counted with them."""
+    """The revision behind the preview's host names. Nobody while a share of everybody's requests
+    proves the revision to what policies demand: a gateway counts by revision, so what is chosen and
+    sent to the preview would be counted with them.
+    """
     rollout = s.status.rollout
-    proves = rollout is not None and rollout.stage == "Canary" and rollout.step is not None and rollout.step.weight > 0
+    proves = (
+        rollout is not None
+        and rollout.stage == "Canary"
+        and rollout.step is not None
+        and rollout.step.weight > 0
+    )
     return None if proves and first_weight(s) is not None else preview(s)
 
 
 def service_selector(s: Snapshot) -> str | None:
-    """With a gateway always one revision; without one both, until the new one can carry everything."""
+    """With a gateway always one revision; without one both, until the new one can carry
+    everything.
+    """
     weights = split(s)
     if not weights:
         return None
     if s.gateway:
         return weights[0][0]
     assert s.spec is not None
-    arriving = s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
-    if len(weights) > 1 or (arriving and weights[0][0] == candidate(s.status.rollout) and s.server(weights[0][0]).ready < _for_everything(s)):
+    arriving = (
+        s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
+    )
+    if len(weights) > 1 or (
+        arriving
+        and weights[0][0] == candidate(s.status.rollout)
+        and s.server(weights[0][0]).ready < _for_everything(s)
+    ):
         return ALL_REVISIONS
     return weights[0][0]
 
 
-# Stages that bring nothing new about the revision, or end at once: the next one's write says it all.
+# Stages that bring nothing new about the revision, or end at once: the next one's write says it
+# all.
 _PASSING = ("Prepare", "Promote", "Revert")
 
 
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
-    """Status of the revisions whose written one differs: the evidence of the rollout, and what became of former ones."""
+    """Status of the revisions whose written one differs: the evidence of the rollout, and what
+    became of former ones.
+    """
     found: dict[str, ModelRevisionStatus] = {}
     stable = s.status.stable.revision if s.status.stable else None
     rollout = s.status.rollout
@@ -337,13 +442,17 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
         elif revision.name == stable and revision.status.outcome not in SERVED:
-            # Taken for stable from the route, when status was lost in its promotion: without a record it could not be found again, nor gone back to.
+            # Taken for stable from the route, when status was lost in its promotion: without a
+            # record it could not be found again, nor gone back to.
             wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
-            # Whoever rolled back by hand had a reason: a spec goes back to it as to any new version.
+            # Whoever rolled back by hand had a reason: a spec goes back to it as to any new
+            # version.
             by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable
             since_when = s.status.stable.since if s.status.stable and not by_hand else None
-            wanted = revision.status.model_copy(update={"outcome": "Retired", "reason": "Replaced", "retired": since_when})
+            wanted = revision.status.model_copy(
+                update={"outcome": "Retired", "reason": "Replaced", "retired": since_when}
+            )
         if revision.name == (stable or (rollout.revision if rollout else None)):
             wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:
@@ -353,13 +462,17 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:
     old = revision.status
-    # What its servers could not load is forgotten by a try that ends for another reason, or the next one would take it again.
+    # What its servers could not load is forgotten by a try that ends for another reason, or the
+    # next one would take it again.
     artifact = rollout.artifact or (None if lost(old) else old.artifact)
     evaluation = rollout.evaluation or old.evaluation
-    outcome: Outcome = rollout.outcome or ("Canary" if rollout.stage in ("Canary", "Promote", "Bake") else "Pending")
+    outcome: Outcome = rollout.outcome or (
+        "Canary" if rollout.stage in ("Canary", "Promote", "Bake") else "Pending"
+    )
     unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"
     if rollout.mode == "Rollback" and (in_flight(rollout) or unproven):
-        outcome = old.outcome  # a rollback that does not get on says nothing about the version that it leads to
+        # a rollback that does not get on says nothing about the version that it leads to
+        outcome = old.outcome
     elif rollout.outcome == "Superseded" and old.retired is not None:
         outcome = "Retired"  # it has served, and nothing was found against it
     ended = not in_flight(rollout)
@@ -371,7 +484,11 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "artifact": artifact,
             "tuning": rollout.tuning or old.tuning,
             "evaluation": evaluation,
-            "shadow": _without_counters(rollout.shadow.metric) if rollout.shadow and rollout.shadow.metric else old.shadow,
+            "shadow": (
+                _without_counters(rollout.shadow.metric)
+                if rollout.shadow and rollout.shadow.metric
+                else old.shadow
+            ),
             "steps": rollout.history or old.steps,
             # Proven worse it is no version to come back to, though it has served once.
             "retired": None if outcome in ("RolledBack", "Rejected") else old.retired,
@@ -380,10 +497,15 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             "finished": rollout.since if ended else None,
             "accuracy": _accuracy(rollout, old),
             "size": _size(artifact.size_before, artifact.size_after) if artifact else old.size,
-            "p99": f"{evaluation.latency_p99_ms:.1f}ms" if evaluation and evaluation.latency_p99_ms is not None else old.p99,
+            "p99": (
+                f"{evaluation.latency_p99_ms:.1f}ms"
+                if evaluation and evaluation.latency_p99_ms is not None
+                else old.p99
+            ),
         }
     )
-    return found.model_copy(update={"retired": None}) if lost(found) else found  # made anew it may be another model
+    # made anew it may be another model
+    return found.model_copy(update={"retired": None}) if lost(found) else found
 
 
 def _without_counters(metric: MetricStatus) -> MetricStatus:
@@ -435,5 +557,8 @@ def _beyond_history(s: Snapshot, now: datetime) -> tuple[str, ...]:
     others = sorted((r for r in s.revisions if r.name not in needed), key=lambda r: r.number, reverse=True)
     limit = s.spec.revision_history_limit
     # Apart from each other: a row of bad versions must not push out what can be rolled back to.
-    served, never = [r for r in others if r.status.outcome in SERVED], [r for r in others if r.status.outcome not in SERVED]
+    served, never = (
+        [r for r in others if r.status.outcome in SERVED],
+        [r for r in others if r.status.outcome not in SERVED],
+    )
     return tuple(r.name for r in (*served[limit:], *never[limit:]))

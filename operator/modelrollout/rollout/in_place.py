@@ -1,4 +1,6 @@
-"""surge InPlace in numbers: what stable keeps, and what the new revision makes do with, where there is no GPU for both."""
+"""surge InPlace in numbers: what stable keeps, and what the new revision makes do with, where there
+is no GPU for both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ def floor(spec: ModelDeploymentSpec) -> int:
 
 
 def room(spec: ModelDeploymentSpec) -> int:
-    """Pods that the new revision makes do with beside stable's ``floor``, before it has all traffic."""
+    """Pods that the new revision makes do with beside stable's ``floor``, before it has all
+    traffic.
+    """
     return max(floor(spec), max(1, spec.serving.replicas) - floor(spec))
 
 

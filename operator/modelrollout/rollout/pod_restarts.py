@@ -1,7 +1,9 @@
-"""New pods of revisions that serve: when they are made, whether they are hardened, and what keeps them from coming.
+"""New pods of revisions that serve: when they are made, whether they are hardened, and what keeps
+them from coming.
 
-A revision that an earlier operator rendered is not hardened (``resources.hardening``), and a template that changes means new pods: so the pods
-that run stay as they are until somebody says restart. From then on, and where a revision comes up anew, the frozen template gets what it lacks.
+A revision that an earlier operator rendered is not hardened (``resources.hardening``), and a
+template that changes means new pods: so the pods that run stay as they are until somebody says
+restart. From then on, and where a revision comes up anew, the frozen template gets what it lacks.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from modelrollout.rollout.snapshot import Event, Problem, Snapshot
 
 TOO_OLD = "TritonTooOld"
 TOO_OLD_WHY = (
-    "its image has a Triton that does not know the flags which keep strangers from managing it (--http-restricted-api, since 23.11); "
-    "set spec.serving.triton.image to a later one"
+    "its image has a Triton that does not know the flags which keep strangers from managing it"
+    " (--http-restricted-api, since 23.11); set spec.serving.triton.image to a later one"
 )
 
 
@@ -27,7 +29,9 @@ def asked_at(s: Snapshot, revision: str) -> str | None:
 
 
 def to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
-    """Those of the revisions whose frozen template lacks it and whose pods are to have it: in the version that they have, None for the latest."""
+    """Those of the revisions whose frozen template lacks it and whose pods are to have it: in the
+    version that they have, None for the latest.
+    """
     found: dict[str, str | None] = {}
     for name in revisions:
         revision, live, record = s.revision(name), s.servers.get(name), s.status.restarts.get(name)
@@ -43,7 +47,9 @@ def to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
 
 
 def unhardened(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
-    """Revisions with pods that whoever reaches them inside the cluster can manage: also while the last of them are being replaced."""
+    """Revisions with pods that whoever reaches them inside the cluster can manage: also while the
+    last of them are being replaced.
+    """
     found: list[str] = []
     for revision in s.revisions:
         server, record = s.servers.get(revision.name), status.restarts.get(revision.name)
@@ -54,22 +60,31 @@ def unhardened(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
 
 
 def withdrawn(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
-    """An image that is too old for the flags: the pods that serve stay as they were, and no more of the others are made."""
+    """An image that is too old for the flags: the pods that serve stay as they were, and no more of
+    the others are made.
+    """
     for name, record in s.status.restarts.items():
         revision, server = s.revision(name), s.server(name)
         problem = server.problem if server.problem is not None and server.problem.reason == TOO_OLD else None
         if problem is None or revision is None or revision.hardened or not server.hardened or record.too_old:
             continue
         text = f"{name} keeps the pods that it has, which are not hardened: {problem.message}"
-        return _recorded(s.status, {name: record.model_copy(update={"too_old": True})}), Event(TOO_OLD, text, "Warning")
+        return _recorded(s.status, {name: record.model_copy(update={"too_old": True})}), Event(
+            TOO_OLD, text, "Warning"
+        )
     return None
 
 
 def done(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
-    """The status with the restarts marked that are over, for what happens to a revision's pods later is another matter; without those of pods that
-    are gone: what comes up anew is made anew."""
+    """The status with the restarts marked that are over, for what happens to a revision's pods
+    later is another matter; without those of pods that are gone: what comes up anew is made anew.
+    """
     left = {
-        name: record.model_copy(update={"done": True}) if not record.done and _is_over(s, name, record) else record
+        name: (
+            record.model_copy(update={"done": True})
+            if not record.done and _is_over(s, name, record)
+            else record
+        )
         for name, record in status.restarts.items()
         if name in s.servers
     }
@@ -87,7 +102,11 @@ def waiting(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | 
 def lacks_gpu(s: Snapshot) -> str | None:
     """The revision whose restart finds no place, so that a look at free GPUs is worth it."""
     found = waiting(s, s.status)
-    return found[0] if found is not None and found[1] is not None and found[1].reason == "Unschedulable" else None
+    return (
+        found[0]
+        if found is not None and found[1] is not None and found[1].reason == "Unschedulable"
+        else None
+    )
 
 
 def _is_over(s: Snapshot, name: str, record: RestartStatus) -> bool:

@@ -1,7 +1,9 @@
-"""A status that was lost or damaged: what of it can be believed, and what revisions and the live route say instead.
+"""A status that was lost or damaged: what of it can be believed, and what revisions and the live
+route say instead.
 
-A restore from Git or a backup brings no status, and somebody may edit it, or only the part that names stable. Starting at nothing would roll the
-present version out once more, take a version that was refused for a new one, and remove the pods of stable.
+A restore from Git or a backup brings no status, and somebody may edit it, or only the part that
+names stable. Starting at nothing would roll the present version out once more, take a version that
+was refused for a new one, and remove the pods of stable.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from modelrollout.rollout.transitions import begin, pin
 _MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
 _LAST_YEAR = 9000  # to later times nothing can be added
 # Stages of a revision that has a name.
-_NAMED = frozenset({"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"})
+_NAMED = frozenset(
+    {"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"}
+)
 
 
 def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
-    """The status without the parts that contradict themselves, so that every later step may rely on the rest."""
+    """The status without the parts that contradict themselves, so that every later step may rely on
+    the rest.
+    """
     changes: dict[str, object] = {}
     for field in ("stable", "retiring"):
         ref: RevisionRef | None = getattr(status, field)
@@ -31,15 +37,29 @@ def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         changes["draining"] = drains
     rollout = status.rollout
     if rollout is not None and not all(_is_measured(m) for e in rollout.history for m in e.metrics):
-        history = [e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []}) for e in rollout.history]
+        history = [
+            e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []})
+            for e in rollout.history
+        ]
         changes["rollout"] = rollout = rollout.model_copy(update={"history": history})
     if rollout is not None and not _holds(status, rollout):
         changes["rollout"] = None
-    elif rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics)):
+    elif (
+        rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics))
+    ):
         # Counting begins anew: that costs time and proves nothing wrong.
-        changes["rollout"] = rollout.model_copy(update={"step": rollout.step.model_copy(update={"metrics": []})})
-    elif rollout is not None and rollout.shadow is not None and rollout.shadow.metric is not None and not _is_measured(rollout.shadow.metric):
-        changes["rollout"] = rollout.model_copy(update={"shadow": rollout.shadow.model_copy(update={"metric": None})})
+        changes["rollout"] = rollout.model_copy(
+            update={"step": rollout.step.model_copy(update={"metrics": []})}
+        )
+    elif (
+        rollout is not None
+        and rollout.shadow is not None
+        and rollout.shadow.metric is not None
+        and not _is_measured(rollout.shadow.metric)
+    ):
+        changes["rollout"] = rollout.model_copy(
+            update={"shadow": rollout.shadow.model_copy(update={"metric": None})}
+        )
     if status.crash is not None and not _is_time(status.crash.at):
         changes["crash"] = None
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
@@ -56,7 +76,10 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     if step is not None:
         times += [step.since, *(t for t in (step.observed_since, step.measured) if t is not None)]
     if rollout.shadow is not None:
-        times += [rollout.shadow.since, *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None)]
+        times += [
+            rollout.shadow.since,
+            *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None),
+        ]
     if rollout.held is not None:
         times.append(rollout.held.since)
     if rollout.queue is not None:
@@ -80,7 +103,9 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
 
 
 def _is_measured(metric: MetricStatus) -> bool:
-    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the counters of its processes."""
+    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the
+    counters of its processes.
+    """
     counters = [c for c in (metric.canary, metric.stable) if c is not None]
     raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
     shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
@@ -90,17 +115,23 @@ def _is_measured(metric: MetricStatus) -> bool:
 
 def _is_time(text: str | None) -> bool:
     try:
-        return text is not None and (at := datetime.fromisoformat(text)).tzinfo is not None and at.year < _LAST_YEAR
+        return (
+            text is not None
+            and (at := datetime.fromisoformat(text)).tzinfo is not None
+            and at.year < _LAST_YEAR
+        )
     except ValueError:
         return False
 
 
 def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
-    """The state as revisions and the live route show it, if status names no stable revision that exists although one has served; None when there is
-    nothing to rebuild or to gain. A rollout in flight is given up with it: what it would be compared with is not known.
+    """The state as revisions and the live route show it, if status names no stable revision that
+    exists although one has served; None when there is nothing to rebuild or to gain. A rollout in
+    flight is given up with it: what it would be compared with is not known.
 
-    Stable is what the route sends the most to, before all a revision that is known to have served; without a route the newest one whose outcome
-    says so (read from its annotations where its own status is gone as well). Verbs that stand on the objects were carried out long ago.
+    Stable is what the route sends the most to, before all a revision that is known to have served;
+    without a route the newest one whose outcome says so (read from its annotations where its own
+    status is gone as well). Verbs that stand on the objects were carried out long ago.
     """
     if not s.revisions or not _is_lost(s):
         return None
@@ -116,33 +147,60 @@ def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
     if stable is None:
         return found if found != s.status else None
     if stable.prepared is None:
-        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work in the store, and takes all traffic.
-        made = begin(s, now, "Prepare", mode="Rollback", sha256=stable.sha256, revision=stable.name, number=stable.number)
+        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work
+        # in the store, and takes all traffic.
+        made = begin(
+            s,
+            now,
+            "Prepare",
+            mode="Rollback",
+            sha256=stable.sha256,
+            revision=stable.name,
+            number=stable.number,
+        )
         return found.model_copy(update={"rollout": made.rollout})
-    update: dict[str, object] = {"stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))}
+    update: dict[str, object] = {
+        "stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))
+    }
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
         update["pinned"] = pin(s, stable.name)  # somebody went back to it: nothing climbs by itself
     return found.model_copy(update=update)
 
 
 def _is_lost(s: Snapshot) -> bool:
-    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only once status has named it."""
+    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only
+    once status has named it.
+    """
     stable, rollout = s.status.stable, s.status.rollout
-    if stable is not None:  # a name that never was; of a revision that somebody has removed the route tells nothing else
+    # a name that never was; of a revision that somebody has removed the route tells nothing else
+    if stable is not None:
         serving = _serving(s)
-        return s.revision(stable.revision) is None and serving is not None and serving.status.outcome in SERVED
+        return (
+            s.revision(stable.revision) is None and serving is not None and serving.status.outcome in SERVED
+        )
     if rollout is None:
         return True
     recorded = _recorded(s)
     if recorded is None:
         return False
-    return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name  # a rollback to it is what ``rebuilt`` begins
+    # a rollback to it is what ``rebuilt`` begins
+    return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name
 
 
 def _serving(s: Snapshot) -> Revision | None:
-    shares = [(revision, weight) for name, weight in s.live_split if weight > 0 and (revision := s.revision(name))]
-    return max(shares, key=lambda share: (share[0].status.outcome in SERVED, share[1], -share[0].number), default=(None, 0))[0]
+    shares = [
+        (revision, weight) for name, weight in s.live_split if weight > 0 and (revision := s.revision(name))
+    ]
+    return max(
+        shares,
+        key=lambda share: (share[0].status.outcome in SERVED, share[1], -share[0].number),
+        default=(None, 0),
+    )[0]
 
 
 def _recorded(s: Snapshot) -> Revision | None:
-    return max((r for r in s.revisions if r.status.outcome in ("Stable", "Promoted")), key=lambda r: r.number, default=None)
+    return max(
+        (r for r in s.revisions if r.status.outcome in ("Stable", "Promoted")),
+        key=lambda r: r.number,
+        default=None,
+    )

@@ -1,7 +1,9 @@
-"""A rollout's gates over readings of the past: the trial's own state machine, fed with a recording instead of Prometheus.
+"""A rollout's gates over readings of the past: the trial's own state machine, fed with a recording
+instead of Prometheus.
 
-What a recording cannot say: its requests were split by the weights of its own time, so a replay with other weights has other numbers of samples than
-that rollout would have had; and the pods are taken to have been ready.
+What a recording cannot say: its requests were split by the weights of its own time, so a replay
+with other weights has other numbers of samples than that rollout would have had; and the pods are
+taken to have been ready.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.providers.prometheus.parse import Look
 from modelrollout.analysis.verdict import parts_of
-from modelrollout.api.v1alpha1 import Canary, MetricStatus, ModelDeploymentSpec, ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.api.v1alpha1 import (
+    Canary,
+    MetricStatus,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    RevisionRef,
+    RolloutStatus,
+)
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.assessment import judged, to_measure
 from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, since, stamp
@@ -63,7 +72,9 @@ class Replayed:
 
 @dataclass
 class _Known:
-    """What the baseline of a step has to know: processes that were seen of late, also one whose last scrape failed; and what is usual for stable."""
+    """What the baseline of a step has to know: processes that were seen of late, also one whose
+    last scrape failed; and what is usual for stable.
+    """
 
     usual: dict[str, Spread[float]] = field(default_factory=dict)
     seen: dict[tuple[str, str, str], tuple[datetime, Sample]] = field(default_factory=dict)
@@ -82,23 +93,32 @@ class _Known:
             gone = {
                 p: sample
                 for (metric, s, p), (at, sample) in self.seen.items()
-                if metric == name and s == which and p not in raw.processes and (now - at).total_seconds() <= STILL_KNOWN_SECONDS
+                if metric == name
+                and s == which
+                and p not in raw.processes
+                and (now - at).total_seconds() <= STILL_KNOWN_SECONDS
             }
             return Raw({**gone, **raw.processes})
 
         return Look(side("canary", look.canary), side("stable", look.stable), self.usual.get(name))
 
 
-def replay(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0) -> Replayed:
-    """Step through the moments as the operator would. A pause until somebody promotes is left out; ``stable``: whether there is one to compare with.
+def replay(
+    spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0
+) -> Replayed:
+    """Step through the moments as the operator would. A pause until somebody promotes is left out;
+    ``stable``: whether there is one to compare with.
 
-    Raises ValueError for what cannot be judged at all: unknown templates, a canary without a weight.
+    Raises ValueError for what cannot be judged at all: unknown templates, a canary without a
+    weight.
     """
     spec = _unattended(spec)
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     if isinstance(metrics, Problem):
         raise ValueError(metrics.message)
-    if stepping.strategy_of(spec.rollout) == "Canary" and not any(s.weight for s in stepping.steps_of(spec.rollout)):
+    if stepping.strategy_of(spec.rollout) == "Canary" and not any(
+        s.weight for s in stepping.steps_of(spec.rollout)
+    ):
         raise ValueError("spec.rollout.canary.steps: a canary needs at least one weight")
     run = _Run(spec, [p.name for p in parts_of(metrics)], stable, settle_seconds)
     for moment in moments:
@@ -113,14 +133,20 @@ def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
     rollout = spec.rollout
     if trial := rollout.blue_green or rollout.ab_test:
         field = "blue_green" if rollout.blue_green else "ab_test"
-        return spec.model_copy(update={"rollout": rollout.model_copy(update={field: trial.model_copy(update={"auto_promote": True})})})
+        return spec.model_copy(
+            update={
+                "rollout": rollout.model_copy(update={field: trial.model_copy(update={"auto_promote": True})})
+            }
+        )
     steps = [s for s in stepping.steps_of(rollout) if s.pause is None or s.pause.duration]
     canary = (rollout.canary or Canary()).model_copy(update={"steps": steps})
     return spec.model_copy(update={"rollout": rollout.model_copy(update={"canary": canary})})
 
 
 class _Run:
-    def __init__(self, spec: ModelDeploymentSpec, names: Sequence[str], stable: bool, settle_seconds: float) -> None:
+    def __init__(
+        self, spec: ModelDeploymentSpec, names: Sequence[str], stable: bool, settle_seconds: float
+    ) -> None:
         self._spec, self._names, self._stable, self._settle = spec, names, stable, settle_seconds
         self._known = _Known()
         self._status: ModelDeploymentStatus | None = None
@@ -144,11 +170,17 @@ class _Run:
             assert after.rollout is not None and after.rollout.step is not None
             metrics = assessment.metrics if assessment else ()
             told = [(e.reason, e.message) for e in move.events]
-            if not told and after.rollout.step.phase == "Observing" and before.rollout.step.phase == "Shifting":
+            if (
+                not told
+                and after.rollout.step.phase == "Observing"
+                and before.rollout.step.phase == "Shifting"
+            ):
                 told = [("Counting", f"the step begins at weight {after.rollout.step.weight} %")]
             if not told and after.rollout.reason != before.rollout.reason:
                 over = (
-                    ("OnTime", "at the present rate the deadline can be met") if before.rollout.reason == UNREACHABLE else ("Recovered", "it is over")
+                    ("OnTime", "at the present rate the deadline can be met")
+                    if before.rollout.reason == UNREACHABLE
+                    else ("Recovered", "it is over")
                 )
                 told = [(after.rollout.reason, after.rollout.message or "") if after.rollout.reason else over]
             for what, message in told:
@@ -165,17 +197,37 @@ class _Run:
         moment, assessment = self._last
         found = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
         self._say(self._status, moment.at, "Unfinished", found.message, found.metrics)
-        return Replayed("Unfinished", found.reason, f"the recording ends before a verdict: {found.message}", tuple(self._timeline))
+        return Replayed(
+            "Unfinished",
+            found.reason,
+            f"the recording ends before a verdict: {found.message}",
+            tuple(self._timeline),
+        )
 
     def _start(self, now: datetime) -> ModelDeploymentStatus:
         rollout = RolloutStatus(
-            stage="Canary", since=stamp(now), started=stamp(now), generation=1, input_hash="", revision="canary", number=2, sha256="0" * 64
+            stage="Canary",
+            since=stamp(now),
+            started=stamp(now),
+            generation=1,
+            input_hash="",
+            revision="canary",
+            number=2,
+            sha256="0" * 64,
         )
-        # A first revision has nothing to compare with, which the state machine knows as the revision in flight being stable itself.
+        # A first revision has nothing to compare with, which the state machine knows as the
+        # revision in flight being stable itself.
         stable = RevisionRef(revision="stable" if self._stable else "canary", number=1, since=stamp(now))
         first = stepping.steps_of(self._spec.rollout)[0]
         status = ModelDeploymentStatus(stable=stable, rollout=rollout)
-        return at_step(status, 0, first.weight or 0, now, strategy=stepping.strategy_of(self._spec.rollout), pause=first.pause is not None)
+        return at_step(
+            status,
+            0,
+            first.weight or 0,
+            now,
+            strategy=stepping.strategy_of(self._spec.rollout),
+            pause=first.pause is not None,
+        )
 
     def _snapshot(self, status: ModelDeploymentStatus) -> Snapshot:
         return Snapshot(
@@ -199,16 +251,31 @@ class _Run:
             return metrics
         counts, readings = counts_of(step.metrics), {}
         for name in self._names:
-            reading = moment.readings.get(name, Problem("NoData", f"{name}: the recording has no reading of it at this time"))
+            reading = moment.readings.get(
+                name, Problem("NoData", f"{name}: the recording has no reading of it at this time")
+            )
             fresh = name not in counts or counts[name].canary is None
-            readings[name] = self._known.completed(name, reading, moment.at) if fresh and isinstance(reading, Look) else reading
+            readings[name] = (
+                self._known.completed(name, reading, moment.at)
+                if fresh and isinstance(reading, Look)
+                else reading
+            )
         return judged(s, metrics, readings, moment.at)
 
-    def _say(self, status: ModelDeploymentStatus, now: datetime, what: str, message: str, metrics: tuple[MetricStatus, ...]) -> None:
+    def _say(
+        self,
+        status: ModelDeploymentStatus,
+        now: datetime,
+        what: str,
+        message: str,
+        metrics: tuple[MetricStatus, ...],
+    ) -> None:
         assert status.rollout is not None and status.rollout.step is not None and self._began is not None
         steps, step = stepping.steps_of(self._spec.rollout), status.rollout.step
         label = stepping.label(steps, stepping.locate(steps, step))
-        self._timeline.append(Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics))
+        self._timeline.append(
+            Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics)
+        )
 
     def _ended(self, status: ModelDeploymentStatus) -> Replayed | None:
         rollout = status.rollout

@@ -1,6 +1,8 @@
-"""NVIDIA's security bulletins on Triton, and whether a server's version is one that they name (github.com/NVIDIA/product-security, CSAF).
+"""NVIDIA's security bulletins on Triton, and whether a server's version is one that they name
+(github.com/NVIDIA/product-security, CSAF).
 
-The list is as of this release of the operator: a server that it does not accuse is one of which nothing was known then.
+The list is as of this release of the operator: a server that it does not accuse is one of which
+nothing was known then.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 @dataclass(frozen=True)
 class Bulletin:
-    """``fixed``: the first version of the server without what it tells of, and the container's release; ``worst``: the highest CVSS base score."""
+    """``fixed``: the first version of the server without what it tells of, and the container's
+    release; ``worst``: the highest CVSS base score.
+    """
 
     number: int
     fixed: tuple[int, int, int]
@@ -25,7 +29,8 @@ class Bulletin:
     flaws: int
 
 
-# By the first version without the flaws. Those of the DALI backend, which is another program, are not counted.
+# By the first version without the flaws. Those of the DALI backend, which is another program, are
+# not counted.
 BULLETINS = (
     Bulletin(5509, (2, 40, 0), "23.11", 7.5, 1),
     Bulletin(5535, (2, 45, 0), "24.04", 9.0, 3),
@@ -47,7 +52,9 @@ BULLETINS = (
 
 
 def known_flaws(version: str) -> Problem | None:
-    """What is known against this version of Triton, as ``GET /v2`` tells it; None also for what is no version of Triton's."""
+    """What is known against this version of Triton, as ``GET /v2`` tells it; None also for what is
+    no version of Triton's.
+    """
     found = _VERSION.match(version)
     if found is None:
         return None
@@ -58,4 +65,7 @@ def known_flaws(version: str) -> Problem | None:
     worst, last = max(open_ones, key=lambda b: b.worst), max(open_ones, key=lambda b: b.fixed)
     told = f"{len(open_ones)} security bulletins of NVIDIA, the worst is {worst.number}, CVSS {worst.worst:g}"
     text = f"Triton {version} has {sum(b.flaws for b in open_ones)} known flaws ({told})"
-    return Problem(VULNERABLE, f"{text}: set spec.serving.triton.image, or triton.image in the chart, to {last.release} or later")
+    return Problem(
+        VULNERABLE,
+        f"{text}: set spec.serving.triton.image, or triton.image in the chart, to {last.release} or later",
+    )

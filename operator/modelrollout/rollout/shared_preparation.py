@@ -1,8 +1,10 @@
 """What a namespace has prepared already, and who prepares for all that ask for the same at once.
 
-The store is asked for nothing: who may write there must not say what is served. Two ways lead to what others of the namespace have made. Whose
-rollout begins while somebody does the very same work waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data,
-for another file may lie at its place by then, and takes what is recorded where its key is the same (``recorded``).
+The store is asked for nothing: who may write there must not say what is served. Two ways lead to
+what others of the namespace have made. Whose rollout begins while somebody does the very same work
+waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data, for
+another file may lie at its place by then, and takes what is recorded where its key is the same
+(``recorded``).
 """
 
 from __future__ import annotations
@@ -20,10 +22,19 @@ from modelrollout.rollout.snapshot import Problem, Shared
 MOST_RECORDS = 16  # that a Job is told of: those of one source with other steps, data or hardware
 # An earlier operator named folders after the key alone.
 _FOLDER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16}-[0-9a-f]{8})?")
-# What makes another source of the same bytes: where it lies, for policies allow places; who vouches for it; what it is taken for.
+# What makes another source of the same bytes: where it lies, for policies allow places; who vouches
+# for it; what it is taken for.
 _SOURCE = ("uri", "signature", "format")
 # Of serving, what takes part in the work or decides where and as whom its pod runs.
-_SERVING = ("triton", "batching", "resources", "nodeSelector", "tolerations", "serviceAccountName", "imagePullSecrets")
+_SERVING = (
+    "triton",
+    "batching",
+    "resources",
+    "nodeSelector",
+    "tolerations",
+    "serviceAccountName",
+    "imagePullSecrets",
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,10 @@ class Record:
 
 
 def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: str) -> bool:
-    """Whether a Job may take that artifact again, should its own work have the same key: it is proven, of the same source, signed alike, and lies in
-    the namespace's folder. Steps, data, tools and hardware are in the key, which only the Job can tell: it reads the data."""
+    """Whether a Job may take that artifact again, should its own work have the same key: it is
+    proven, of the same source, signed alike, and lies in the namespace's folder. Steps, data, tools
+    and hardware are in the key, which only the Job can tell: it reads the data.
+    """
     artifact = record.artifact
     if artifact is None or not artifact.digest or record.sha256 != sha256:
         return False
@@ -48,19 +61,25 @@ def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: 
     return base == folder.rstrip("/") and _FOLDER.fullmatch(name) is not None
 
 
-def recorded(records: Iterable[Record], sha256: str, model: Mapping[str, Any], folder: str) -> tuple[tuple[str, str], ...]:
+def recorded(
+    records: Iterable[Record], sha256: str, model: Mapping[str, Any], folder: str
+) -> tuple[tuple[str, str], ...]:
     """(URI, digest) of the artifacts that a Job may take again, in a steady order."""
     known = list(records)
     spoilt = {r.artifact.uri for r in known if r.artifact and r.lost}
     found = {
-        (r.artifact.uri, r.artifact.digest) for r in known if r.artifact and r.artifact.uri not in spoilt and may_be_taken(r, sha256, model, folder)
+        (r.artifact.uri, r.artifact.digest)
+        for r in known
+        if r.artifact and r.artifact.uri not in spoilt and may_be_taken(r, sha256, model, folder)
     }
     return tuple(sorted(found)[:MOST_RECORDS])
 
 
 @dataclass(frozen=True)
 class Member:
-    """A ModelDeployment of the namespace that asks for the same work: it is in Prepare (``waits``), or has lately been."""
+    """A ModelDeployment of the namespace that asks for the same work: it is in Prepare (``waits``),
+    or has lately been.
+    """
 
     name: str
     began: str  # its rollout
@@ -71,19 +90,28 @@ class Member:
 
 
 def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str, Any]) -> str:
-    """Equal where two ModelDeployments of a namespace ask for the same work by the same words: the version's input, and how its Job is carried out.
+    """Equal where two ModelDeployments of a namespace ask for the same work by the same words: the
+    version's input, and how its Job is carried out.
 
     Places and Secrets by their names: they are the same within a namespace at one time.
     """
     serving = version.get("serving") or {}
-    words = [sha256, version.get("model"), version.get("optimization"), {field: serving.get(field) for field in _SERVING}, optimization]
+    words = [
+        sha256,
+        version.get("model"),
+        version.get("optimization"),
+        {field: serving.get(field) for field in _SERVING},
+        optimization,
+    ]
     return names.short_hash(words, 32)
 
 
 def worker(members: Iterable[Member], before: str | None = None, *, idle: bool = False) -> str | None:
-    """Who works for all that wait: whose Job is under way, else who was chosen ``before``, else who came first.
+    """Who works for all that wait: whose Job is under way, else who was chosen ``before``, else who
+    came first.
 
-    ``idle``: who was chosen has made no Job for long, or not taken its result (a quota, a spec that cannot be read): the next one is.
+    ``idle``: who was chosen has made no Job for long, or not taken its result (a quota, a spec that
+    cannot be read): the next one is.
     """
     waiting = sorted((m for m in members if m.waits), key=lambda m: (not m.works, m.began, m.name))
     if not waiting:
@@ -99,7 +127,11 @@ def outcome(mine: Member, others: Iterable[Member]) -> Shared:
     """What came of the same work since the rollout of this one began; the last word of several."""
     begun = datetime.fromisoformat(mine.began)
     told = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
-    fresh = [(a, m) for a, m in told if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)]
+    fresh = [
+        (a, m)
+        for a, m in told
+        if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)
+    ]
     if not fresh:
         return Shared()
     artifact, by = max(fresh, key=lambda x: (x[0].prepared or "", x[1].name))

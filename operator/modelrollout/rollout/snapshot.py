@@ -1,4 +1,6 @@
-"""What a decision is made from, and what it consists of. Plain immutable values; the controller fills and carries them out."""
+"""What a decision is made from, and what it consists of. Plain immutable values; the controller
+fills and carries them out.
+"""
 
 from __future__ import annotations
 
@@ -91,8 +93,11 @@ class Server:
     ready: int = 0
     problem: Problem | None = None
     asked: int = 0  # replicas that the Deployment asks for
-    restarted: str | None = None  # when its pods were last asked to start anew, as its template says
-    hardened: str | None = "1"  # version of what keeps everybody from managing its servers (resources.hardening); None: nothing does
+    # when its pods were last asked to start anew, as its template says
+    restarted: str | None = None
+    # version of what keeps everybody from managing its servers (resources.hardening); None: nothing
+    # does
+    hardened: str | None = "1"
     overlay: str | None = None  # the version that its template says it has, whatever became of it
     updated: int | None = None  # pods of the present template; None: not known
     down: Problem | None = None  # why a pod that was ready is not any more
@@ -102,7 +107,9 @@ class Server:
 
 @dataclass(frozen=True)
 class Verb:
-    """What a person asked of a revision: an annotation on it. ``revision`` is empty when it stands on the ModelDeployment."""
+    """What a person asked of a revision: an annotation on it. ``revision`` is empty when it stands
+    on the ModelDeployment.
+    """
 
     verb: str
     revision: str
@@ -111,7 +118,9 @@ class Verb:
 
     @property
     def key(self) -> str:
-        """How status remembers that it was handled. A nonce that is no plain word stands there as its hash: the parts are split at colons."""
+        """How status remembers that it was handled. A nonce that is no plain word stands there as
+        its hash: the parts are split at colons.
+        """
         nonce = self.nonce if _NONCE.fullmatch(self.nonce) else names.short_hash(self.nonce, 16)
         return f"{self.verb}:{self.revision}:{nonce}"
 
@@ -129,19 +138,24 @@ class Revision:
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
-        """What prepare published; None where a gate refused it: its evidence is kept, but without a digest there is nothing to serve; and where it
-        failed because what was published is not there any more as it was: another try makes it anew."""
+        """What prepare published; None where a gate refused it: its evidence is kept, but without a
+        digest there is nothing to serve; and where it failed because what was published is not
+        there any more as it was: another try makes it anew.
+        """
         artifact = self.status.artifact
         return artifact if artifact is not None and artifact.digest and not lost(self.status) else None
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
-        """Whether the spec asks for this very version. A spec without a digest takes the digest that was pinned at first sight."""
+        """Whether the spec asks for this very version. A spec without a digest takes the digest
+        that was pinned at first sight.
+        """
         if spec.model.sha256 not in (None, self.sha256):
             return False
         try:
             return same_version(dict(self.input), spec.user_input())
         except (ValidationError, KeyError):
-            # Written by a newer operator in words that today's types do not know: going back to an older one is no reason for a canary.
+            # Written by a newer operator in words that today's types do not know: going back to an
+            # older one is no reason for a canary.
             return _within(spec.user_input(), self.input)
 
 
@@ -163,7 +177,9 @@ class Traffic:
 
 @dataclass(frozen=True)
 class MirrorFacts:
-    """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would take up the mirror that was made."""
+    """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would
+    take up the mirror that was made.
+    """
 
     way: MirrorWay | None = None
     problem: Problem | None = None
@@ -178,7 +194,8 @@ class Assessment:
     reason: str
     message: str
     metrics: tuple[MetricStatus, ...] = ()
-    doubt: Problem | None = None  # why others than the gateway, feedback, the comparer or the servers may have counted
+    # why others than the gateway, feedback, the comparer or the servers may have counted
+    doubt: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +213,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Gpus:
-    """A look at the GPUs of the nodes that a new revision's pods fit on; counted are those that whole pods can have."""
+    """A look at the GPUs of the nodes that a new revision's pods fit on; counted are those that
+    whole pods can have.
+    """
 
     kind: str  # resource name, for example nvidia.com/gpu
     needed: int
@@ -224,7 +243,8 @@ class Snapshot:
     spec: ModelDeploymentSpec | None
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()
-    children: tuple[str, ...] = ()  # uids of what the ModelDeployment itself controls and that lasts
+    # uids of what the ModelDeployment itself controls and that lasts
+    children: tuple[str, ...] = ()
     work: Work = Work()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
@@ -233,21 +253,32 @@ class Snapshot:
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
-    refusal: Problem | None = None  # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
-    taken: Problem | None = None  # why clients may not reach it: somebody else's route takes a host name that it has
-    names_since: datetime | None = None  # when it took over the latest of its reserved host names: what was stable before never served their clients
+    # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
+    refusal: Problem | None = None
+    # why clients may not reach it: somebody else's route takes a host name that it has
+    taken: Problem | None = None
+    # when it took over the latest of its reserved host names: what was stable before never served
+    # their clients
+    names_since: datetime | None = None
     spec_error: str | None = None  # why spec could not even be read
-    refused: Problem | None = None  # why the last pass could not write a child: quota, admission, a name that is taken
+    # why the last pass could not write a child: quota, admission, a name that is taken
+    refused: Problem | None = None
     exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
-    live_split: Split = ()  # what the route (or the stable Service) in the cluster says now; for a status that was lost
-    too_wide: tuple[str, ...] = ()  # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
+    # what the route (or the stable Service) in the cluster says now; for a status that was lost
+    live_split: Split = ()
+    # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
+    too_wide: tuple[str, ...] = ()
     settle_seconds: float = 3.0
     gateway: bool = False
-    looking_since: datetime | None = None  # when this leader began to look: what passed while nobody did is nobody's fault
+    # when this leader began to look: what passed while nobody did is nobody's fault
+    looking_since: datetime | None = None
     rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
-    slots: tuple[Slot, ...] = ()  # by policy, up to the first that is not held; of a rollout that is queued, or asks for more GPUs than its slot has
+    # by policy, up to the first that is not held; of a rollout that is queued, or asks for more
+    # GPUs than its slot has
+    slots: tuple[Slot, ...] = ()
     gpus: Gpus | None = None  # None: not looked, or not allowed to
-    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)  # analysis templates of the policies in force here
+    # analysis templates of the policies in force here
+    templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
 
     def revision(self, name: str | None) -> Revision | None:
@@ -279,21 +310,30 @@ class NewRevision:
 
 @dataclass(frozen=True)
 class Desired:
-    """The children that the written state asks for, in the words of this project; ``resources`` makes objects of them."""
+    """The children that the written state asks for, in the words of this project; ``resources``
+    makes objects of them.
+    """
 
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
-    restarts: Mapping[str, str] = field(default_factory=dict)  # by revision: another value means new pods
-    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this version, None for the latest.
+    # by revision: another value means new pods
+    restarts: Mapping[str, str] = field(default_factory=dict)
+    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this
+    # version, None for the latest.
     hardened: Mapping[str, str | None] = field(default_factory=dict)
-    ends_first: frozenset[str] = frozenset()  # revisions of which a pod may end before its successor is there
-    narrow: bool = False  # routes that open too much are made narrow, also where spec cannot be read
+    # revisions of which a pod may end before its successor is there
+    ends_first: frozenset[str] = frozenset()
+    # routes that open too much are made narrow, also where spec cannot be read
+    narrow: bool = False
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
-    draining: frozenset[str] = frozenset()  # revisions that keep what they have: pods, and what mirrored requests to them
-    preview: str | None = None  # revision behind the preview's host names and Service; None: there is no preview
-    selector: str | None = None  # revision behind the stable Service; "*" for all revisions; None: no Service yet
+    # revisions that keep what they have: pods, and what mirrored requests to them
+    draining: frozenset[str] = frozenset()
+    # revision behind the preview's host names and Service; None: there is no preview
+    preview: str | None = None
+    # revision behind the stable Service; "*" for all revisions; None: no Service yet
+    selector: str | None = None
     budget: str | None = None
     revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
     forget: tuple[str, ...] = ()  # revisions beyond the history limit
@@ -301,7 +341,9 @@ class Desired:
 
 @dataclass(frozen=True)
 class Plan:
-    """Either a transition (``status`` differs from the observed one) or children to be made to match; never both (DESIGN.md, The loop)."""
+    """Either a transition (``status`` differs from the observed one) or children to be made to
+    match; never both (DESIGN.md, The loop).
+    """
 
     status: ModelDeploymentStatus
     desired: Desired | None = None
@@ -315,30 +357,46 @@ def in_flight(rollout: RolloutStatus | None) -> bool:
 
 
 def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
-    """Revisions that keep their pods for a while, also as an earlier operator wrote it; entries whose time is over are among them."""
+    """Revisions that keep their pods for a while, also as an earlier operator wrote it; entries
+    whose time is over are among them.
+    """
     found = list(status.draining)
     if status.retiring is not None and status.retiring.since is not None:
         until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
-        found.append(Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until)))
+        found.append(
+            Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until))
+        )
     return found
 
 
 def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
     """Seconds that each such revision still has."""
-    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in draining(s.status, s.settle_seconds)}
+    left = {
+        d.revision: (datetime.fromisoformat(d.until) - now).total_seconds()
+        for d in draining(s.status, s.settle_seconds)
+    }
     return {revision: seconds for revision, seconds in left.items() if seconds > 0}
 
 
 def carrier(status: ModelDeploymentStatus) -> RevisionRef | None:
-    """The revision that has the traffic outside of a trial: stable, or what is watched after its promotion."""
+    """The revision that has the traffic outside of a trial: stable, or what is watched after its
+    promotion.
+    """
     rollout = status.rollout
-    if rollout is not None and rollout.stage == "Bake" and rollout.revision is not None and rollout.number is not None:
+    if (
+        rollout is not None
+        and rollout.stage == "Bake"
+        and rollout.revision is not None
+        and rollout.number is not None
+    ):
         return RevisionRef(revision=rollout.revision, number=rollout.number)
     return status.stable
 
 
 def baseline(s: Snapshot) -> RevisionRef | None:
-    """Stable as what the revision in flight is compared with; None when there is none, or when it is stable itself that is made anew."""
+    """Stable as what the revision in flight is compared with; None when there is none, or when it
+    is stable itself that is made anew.
+    """
     stable, rollout = s.status.stable, s.status.rollout
     return None if stable is None or (rollout and rollout.revision == stable.revision) else stable
 

@@ -1,4 +1,6 @@
-"""What people and tools read in status: phase, conditions (kstatus), columns. Derived from the state, never the state itself."""
+"""What people and tools read in status: phase, conditions (kstatus), columns. Derived from the
+state, never the state itself.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Address, Condition, CrashStatus, ModelDeploymentStatus, Phase, RolloutStatus, Stage, Strategy
+from modelrollout.api.v1alpha1 import (
+    Address,
+    Condition,
+    CrashStatus,
+    ModelDeploymentStatus,
+    Phase,
+    RolloutStatus,
+    Stage,
+    Strategy,
+)
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired import real_share
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
@@ -15,7 +26,17 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import Freeze, frozen
 from modelrollout.rollout.policy.slot_limits import beyond
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import NAME_TAKEN, TRAFFIC_REFUSALS, Event, Problem, Snapshot, carrier, in_flight, since, stamp
+from modelrollout.rollout.snapshot import (
+    NAME_TAKEN,
+    TRAFFIC_REFUSALS,
+    Event,
+    Problem,
+    Snapshot,
+    carrier,
+    in_flight,
+    since,
+    stamp,
+)
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
 
 _PHASES: dict[Stage, Phase] = {
@@ -32,7 +53,18 @@ _PHASES: dict[Stage, Phase] = {
     "Failed": "Failed",
     "Done": "Stable",
 }
-_ORDER: tuple[Stage, ...] = ("Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Done")
+_ORDER: tuple[Stage, ...] = (
+    "Resolve",
+    "Prepare",
+    "Tune",
+    "Provision",
+    "Evaluate",
+    "Shadow",
+    "Canary",
+    "Promote",
+    "Bake",
+    "Done",
+)
 _CONDITION_OF: dict[Stage, str] = {
     "Resolve": "Resolved",
     "Prepare": "Prepared",
@@ -73,7 +105,9 @@ _Row = tuple[str, _Truth, str, str]
 
 
 def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """The status with everything that is derived filled in; equal to the observed one when there is no news."""
+    """The status with everything that is derived filled in; equal to the observed one when there is
+    no news.
+    """
     status = done(s, status)
     rollout = status.rollout
     loaded = carrier(status)  # what an autoscaler has to look at
@@ -100,10 +134,18 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
             "phase": _phase(s, status),
             "conditions": _conditions(s, status, now),
             "crash": _crash(s, status),
-            "address": Address(url=f"http://{address}:{names.PORT_HTTP}", grpc=f"{address}:{names.PORT_GRPC}") if status.stable else None,
+            "address": (
+                Address(url=f"http://{address}:{names.PORT_HTTP}", grpc=f"{address}:{names.PORT_GRPC}")
+                if status.stable
+                else None
+            ),
             "replicas": server.replicas if server else 0,
             "ready_replicas": server.ready if server else 0,
-            "selector": ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items()) if loaded else "",
+            "selector": (
+                ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items())
+                if loaded
+                else ""
+            ),
             "policies": list(s.rules.names) or None,
             "defaults": dict(s.rules.defaults) or None,
             "canary": rollout.revision if rollout and flying else None,
@@ -119,7 +161,11 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
     rollout = status.rollout
     if rollout is None:
         return "Failed" if s.spec_error or s.refusal else "Stable" if status.stable else "Pending"
-    if rollout.stage in ("Canary", "Bake") and rollout.step and (rollout.step.phase == "Paused" or rollout.held):
+    if (
+        rollout.stage in ("Canary", "Bake")
+        and rollout.step
+        and (rollout.step.phase == "Paused" or rollout.held)
+    ):
         return "Paused"
     if rollout.stage == "Shadow" and rollout.shadow and rollout.shadow.phase == "Paused":
         return "Paused"
@@ -136,10 +182,14 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
-    freeze = frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
+    freeze = (
+        frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
+    )
     rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
-        rows.append(("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message))
+        rows.append(
+            ("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message)
+        )
     if late := beyond(replace(s, status=status)):
         rows.append(("Limited", "True", late.reason, late.message))
     if s.assessment and (doubt := s.assessment.doubt):
@@ -150,19 +200,29 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         before = old.get(kind)
         since = before.last_transition_time if before and before.status == truth else stamp(now)
         made.append(
-            Condition(type=kind, status=truth, reason=reason, message=message[:1024], last_transition_time=since, observed_generation=s.generation)
+            Condition(
+                type=kind,
+                status=truth,
+                reason=reason,
+                message=message[:1024],
+                last_transition_time=since,
+                observed_generation=s.generation,
+            )
         )
     return made
 
 
 def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
-    """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable may serve while a new revision fails."""
+    """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable
+    may serve while a new revision fails.
+    """
     rollout, stable = status.rollout, carrier(status)
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
     problem = _problem(s, status)
-    flying = in_flight(rollout) and s.spec is not None  # a spec that cannot be read stops everything
+    # a spec that cannot be read stops everything
+    flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = []
     if stable is None:
         rows.append(("Available", "False", "NoStable", "no revision has become stable yet"))
@@ -173,35 +233,71 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     if flying and rollout:
         text = rollout.message or (_HELD if rollout.held else _WAITING.get(rollout.stage, ""))
         rows.append(("Ready", "False", rollout.stage, text))
-        rows.append(("Reconciling", "True", rollout.reason or ("PausedByUser" if rollout.held else rollout.stage), text))
+        rows.append(
+            (
+                "Reconciling",
+                "True",
+                rollout.reason or ("PausedByUser" if rollout.held else rollout.stage),
+                text,
+            )
+        )
     elif problem:
         rows.append(("Ready", "False", problem.reason, problem.message))
         rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
     elif _is_current(s, status) and serving and stable:
-        rows.append(("Ready", "True", "Stable", f"revision {stable.revision} is the present spec and serves all traffic"))
+        rows.append(
+            (
+                "Ready",
+                "True",
+                "Stable",
+                f"revision {stable.revision} is the present spec and serves all traffic",
+            )
+        )
         rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
     elif freeze and not _is_current(s, status):
         rows.append(("Ready", "False", "Frozen", freeze.message))
         rows.append(("Reconciling", "True", "Frozen", freeze.message))
     else:
-        rows.append(("Ready", "False", "Pending", "waiting for pods of the stable revision" if stable else "the rollout has not begun"))
+        rows.append(
+            (
+                "Ready",
+                "False",
+                "Pending",
+                "waiting for pods of the stable revision" if stable else "the rollout has not begun",
+            )
+        )
         rows.append(("Reconciling", "True", "Pending", "waiting"))
     at = (rollout.shadow if rollout.stage == "Shadow" else rollout.step) if rollout is not None else None
-    paused = flying and rollout is not None and at is not None and at.phase == "Paused" and rollout.reason != "PauseStep"
+    paused = (
+        flying
+        and rollout is not None
+        and at is not None
+        and at.phase == "Paused"
+        and rollout.reason != "PauseStep"
+    )
     if problem and not flying:
         rows.append(("Stalled", "True", problem.reason, problem.message))
     elif paused and rollout:
-        rows.append(("Stalled", "True", rollout.reason or "Paused", rollout.message or "waiting for promote or abort"))
+        rows.append(
+            ("Stalled", "True", rollout.reason or "Paused", rollout.message or "waiting for promote or abort")
+        )
     else:
         rows.append(("Stalled", "False", "Progressing" if flying else "Idle", ""))
     return rows
 
 
 def _looked_after(status: ModelDeploymentStatus) -> list[str]:
-    """Revisions whose servers should go on: what serves, and what is on trial once its servers were ready."""
+    """Revisions whose servers should go on: what serves, and what is on trial once its servers were
+    ready.
+    """
     rollout, stable = status.rollout, status.stable
     found = [stable.revision] if stable else []
-    if rollout and rollout.revision and rollout.revision not in found and rollout.stage in ("Evaluate", "Shadow", "Canary", "Promote", "Bake"):
+    if (
+        rollout
+        and rollout.revision
+        and rollout.revision not in found
+        and rollout.stage in ("Evaluate", "Shadow", "Canary", "Promote", "Bake")
+    ):
         found.append(rollout.revision)
     return found
 
@@ -209,8 +305,13 @@ def _looked_after(status: ModelDeploymentStatus) -> list[str]:
 def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
     """The last one known: pods forget theirs when they go."""
     rollout = status.rollout
-    tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")  # how it came up belongs to the stage before
-    seen = [(name, crash) for name in _looked_after(status) if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])]
+    # how it came up belongs to the stage before
+    tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")
+    seen = [
+        (name, crash)
+        for name in _looked_after(status)
+        if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])
+    ]
     name, last = max(seen, key=lambda found: found[1].at, default=("", None))
     if last is None or (status.crash is not None and last.at <= status.crash.at):
         return status.crash
@@ -218,7 +319,9 @@ def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
 
 
 def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
-    """Whether the servers do well, and how they are protected; not a part of Ready: others serve meanwhile."""
+    """Whether the servers do well, and how they are protected; not a part of Ready: others serve
+    meanwhile.
+    """
     rows: list[_Row] = []
     alive = [name for name in _looked_after(status) if name in s.servers]
     fallen = next(((name, down) for name in alive if (down := s.server(name).down)), None)
@@ -232,25 +335,61 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         if old:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
-            rows.append((HARDENED, "False", "Unhardened", f"{text}; an earlier operator rendered them: say modelrollout restart (docs/endpoints.md)"))
+            rows.append(
+                (
+                    HARDENED,
+                    "False",
+                    "Unhardened",
+                    (
+                        f"{text}; an earlier operator rendered them: say modelrollout restart"
+                        " (docs/endpoints.md)"
+                    ),
+                )
+            )
     if s.exposed:
         rows.append((ISOLATED, "False", s.exposed.reason, s.exposed.message))
-    if flawed := next(((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None):
+    if flawed := next(
+        ((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None
+    ):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting(s, status):
         name, problem = late
-        looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")  # else at what those pods need
-        if problem is not None and problem.reason == "Unschedulable" and looked and s.gpus is not None and s.gpus.free < s.gpus.needed:
-            numbers = f"{s.gpus.needed} {s.gpus.kind} is needed, {s.gpus.free} of {s.gpus.total} are free on the {s.gpus.nodes} nodes that fit"
-            problem = Problem("InsufficientGPU", f"{numbers}; it goes on when there is one, or say modelrollout restart --allow-downtime")
-        reason, text = (problem.reason, problem.message) if problem else ("InProgress", "its pods are replaced one after the other")
+        # else at what those pods need
+        looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
+        if (
+            problem is not None
+            and problem.reason == "Unschedulable"
+            and looked
+            and s.gpus is not None
+            and s.gpus.free < s.gpus.needed
+        ):
+            numbers = (
+                f"{s.gpus.needed} {s.gpus.kind} is needed, {s.gpus.free} of {s.gpus.total} are free on the"
+                f" {s.gpus.nodes} nodes that fit"
+            )
+            problem = Problem(
+                "InsufficientGPU",
+                f"{numbers}; it goes on when there is one, or say modelrollout restart --allow-downtime",
+            )
+        reason, text = (
+            (problem.reason, problem.message)
+            if problem
+            else ("InProgress", "its pods are replaced one after the other")
+        )
         rows.append((RESTARTED, "False", reason, f"{name}: {text}"))
     return rows
 
 
 def told_exposed(status: ModelDeploymentStatus) -> Problem | None:
     """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
-    return next((Problem(c.reason, c.message) for c in status.conditions if c.type == ISOLATED and c.status == "False"), None)
+    return next(
+        (
+            Problem(c.reason, c.message)
+            for c in status.conditions
+            if c.type == ISOLATED and c.status == "False"
+        ),
+        None,
+    )
 
 
 def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
@@ -259,17 +398,31 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
     found: list[Event] = []
     old, new = ({c.type: c for c in status.conditions} for status in (before, after))
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
-        found.append(Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning"))
+        found.append(
+            Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning")
+        )
     ready, was_ready = new.get("Ready"), old.get("Ready")
-    if ready and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN} and (was_ready is None or was_ready.reason != ready.reason):
+    if (
+        ready
+        and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN}
+        and (was_ready is None or was_ready.reason != ready.reason)
+    ):
         found.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
         told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
-        if told and now_is is not None and (was is None or (was.status, was.reason) != ("False", now_is.reason)):
+        if (
+            told
+            and now_is is not None
+            and (was is None or (was.status, was.reason) != ("False", now_is.reason))
+        ):
             if not (kind == HEALTHY and found):  # the crash says it already
                 found.append(Event(now_is.reason, now_is.message, "Warning"))
-        elif was is not None and was.status == "False" and (now_is.status == "True" if now_is else serves and kind != HEALTHY):
+        elif (
+            was is not None
+            and was.status == "False"
+            and (now_is.status == "True" if now_is else serves and kind != HEALTHY)
+        ):
             found.append(Event(kind, _WELL[kind]))
     return tuple(found)
 
@@ -278,20 +431,30 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     rollout = status.rollout
     if s.spec_error:
         return Problem("InvalidSpec", s.spec_error)
-    if s.refusal and not in_flight(rollout) and (s.refusal.reason in TRAFFIC_REFUSALS or not _is_current(s, status)):
+    if (
+        s.refusal
+        and not in_flight(rollout)
+        and (s.refusal.reason in TRAFFIC_REFUSALS or not _is_current(s, status))
+    ):
         return s.refusal
     if s.refused and not in_flight(rollout):
         return s.refused
     if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
         held = status.stable.revision if status.stable else "none"
-        return Problem("RolledBackByUser", f"held at revision {held}; change the version in spec, or say retry on the revision that spec asks for")
+        return Problem(
+            "RolledBackByUser",
+            f"held at revision {held}; change the version in spec, or say retry on the revision that spec"
+            " asks for",
+        )
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
     return s.taken if _is_current(s, status) else None
 
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
-    """One condition for each stage of the latest rollout; those of shadow and tuning only where there is one."""
+    """One condition for each stage of the latest rollout; those of shadow and tuning only where
+    there is one.
+    """
     rollout = status.rollout
     if rollout is None:
         return []
@@ -300,7 +463,11 @@ def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     at = _ORDER.index(reached)
     ended_badly = rollout.stage in ("Failed", "Revert")
     shadowed = rollout.shadow is not None or (s.spec is not None and s.spec.rollout.shadow is not None)
-    tuned = rollout.stage == "Tune" or rollout.tuning is not None or (s.spec is not None and s.spec.serving.tune is not None)
+    tuned = (
+        rollout.stage == "Tune"
+        or rollout.tuning is not None
+        or (s.spec is not None and s.spec.serving.tune is not None)
+    )
     for i, stage in enumerate(_ORDER[:-1]):
         if (stage == "Shadow" and not shadowed) or (stage == "Tune" and not tuned):
             continue
@@ -308,9 +475,23 @@ def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         if i < at:
             skipped = stage not in rollout.stages
             told = rollout.tuning.message if stage == "Tune" and rollout.tuning else ""
-            rows.append((kind, "True", "Skipped" if skipped else "Passed", "not needed or proven before" if skipped else told))
+            rows.append(
+                (
+                    kind,
+                    "True",
+                    "Skipped" if skipped else "Passed",
+                    "not needed or proven before" if skipped else told,
+                )
+            )
         elif i == at:
-            rows.append((kind, "False", rollout.reason or ("Failed" if ended_badly else "InProgress"), rollout.message or _doing(rollout)))
+            rows.append(
+                (
+                    kind,
+                    "False",
+                    rollout.reason or ("Failed" if ended_badly else "InProgress"),
+                    rollout.message or _doing(rollout),
+                )
+            )
         else:
             rows.append((kind, "Unknown", "NotReached", ""))
     return rows

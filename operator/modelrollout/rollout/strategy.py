@@ -1,18 +1,32 @@
-"""The steps of each strategy, and where a rollout is in them, also after somebody has edited them under way."""
+"""The steps of each strategy, and where a rollout is in them, also after somebody has edited them
+under way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelrollout.api.v1alpha1 import AbTest, BlueGreen, Canary, Pause, Rollout, RolloutStatus, Step, StepStatus, Strategy
+from modelrollout.api.v1alpha1 import (
+    AbTest,
+    BlueGreen,
+    Canary,
+    Pause,
+    Rollout,
+    RolloutStatus,
+    Step,
+    StepStatus,
+    Strategy,
+)
 
 BAKE = "bake"
 
 
 @dataclass(frozen=True)
 class Position:
-    """``index`` of the step in the present list; ``exact`` is False when the list was edited and no step is the one being watched."""
+    """``index`` of the step in the present list; ``exact`` is False when the list was edited and no
+    step is the one being watched.
+    """
 
     index: int
     exact: bool
@@ -24,11 +38,18 @@ def strategy_of(rollout: Rollout) -> Strategy:
 
 
 def steps_of(rollout: Rollout, most: int | None = None) -> list[Step]:
-    """The steps of the strategy. A preview and a test by headers are one step that takes none of the other requests, and a pause if nothing is to
-    follow by itself: so all that holds for the steps of a canary (verdicts, deadlines, verbs) holds for them. ``most``: where policies demand
-    metrics, the first weight; a step of that weight comes before any of more, whatever the strategy."""
+    """The steps of the strategy. A preview and a test by headers are one step that takes none of
+    the other requests, and a pause if nothing is to follow by itself: so all that holds for the
+    steps of a canary (verdicts, deadlines, verbs) holds for them. ``most``: where policies demand
+    metrics, the first weight; a step of that weight comes before any of more, whatever the
+    strategy.
+    """
     trial = rollout.blue_green or rollout.ab_test
-    steps = [_beside(trial), *([] if trial.auto_promote else [Step(pause=Pause())])] if trial else list((rollout.canary or Canary()).steps)
+    steps = (
+        [_beside(trial), *([] if trial.auto_promote else [Step(pause=Pause())])]
+        if trial
+        else list((rollout.canary or Canary()).steps)
+    )
     first = next((i for i, step in enumerate(steps) if step.weight), len(steps))
     if most is None or (first < len(steps) and (steps[first].weight or 0) <= most):
         return steps
@@ -36,11 +57,14 @@ def steps_of(rollout: Rollout, most: int | None = None) -> list[Step]:
 
 
 def _beside(trial: BlueGreen | AbTest) -> Step:
-    return Step.model_construct(weight=0, for_=trial.for_)  # a user may not write 0, so it is not validated
+    # a user may not write 0, so it is not validated
+    return Step.model_construct(weight=0, for_=trial.for_)
 
 
 def with_traffic(step: StepStatus) -> StepStatus:
-    """The step whose weight the requests have: while a weight waits for its pods it is the one before, which goes on being judged on its counts."""
+    """The step whose weight the requests have: while a weight waits for its pods it is the one
+    before, which goes on being judged on its counts.
+    """
     waits = step.phase == "Shifting" and bool(step.metrics)
     return former(step) if waits else step
 
@@ -53,15 +77,22 @@ def former(step: StepStatus) -> StepStatus:
 def locate(steps: Sequence[Step], status: StepStatus) -> Position:
     """Find the present step again.
 
-    If the list was edited, the weight that has been reached is kept and judged, and the next step is the first beyond it: an edit never
-    raises the weight past a step that was not judged (invariant 1).
+    If the list was edited, the weight that has been reached is kept and judged, and the next step
+    is the first beyond it: an edit never raises the weight past a step that was not judged
+    (invariant 1).
     """
-    reached = max((i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight), default=-1)
+    reached = max(
+        (i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight),
+        default=-1,
+    )
     if 0 <= status.index < len(steps):
         step = steps[status.index]
-        # A pause is the one that is being waited in only if nothing but pauses lies between it and the weight that was reached.
+        # A pause is the one that is being waited in only if nothing but pauses lies between it and
+        # the weight that was reached.
         between = steps[reached + 1 : status.index] if reached < status.index else steps
-        pausing = step.pause is not None and status.phase == "Paused" and all(s.weight is None for s in between)
+        pausing = (
+            step.pause is not None and status.phase == "Paused" and all(s.weight is None for s in between)
+        )
         if pausing or step.weight == status.weight:
             return Position(status.index, True)
     return Position(reached, reached >= 0 and steps[reached].weight == status.weight)
@@ -74,7 +105,9 @@ def next_index(steps: Sequence[Step], position: Position) -> int | None:
 
 
 def next_weight(steps: Sequence[Step], position: Position) -> int:
-    """The weight that a Successful verdict would lead to, past any pauses; 100 after the last step."""
+    """The weight that a Successful verdict would lead to, past any pauses; 100 after the last
+    step.
+    """
     return next((s.weight for s in steps[position.index + 1 :] if s.weight is not None), 100)
 
 
@@ -84,7 +117,9 @@ def label(steps: Sequence[Step], position: Position) -> str:
 
 
 def step_label(rollout: RolloutStatus, steps: Sequence[Step]) -> str:
-    """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or ``bake``."""
+    """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or
+    ``bake``.
+    """
     assert rollout.step is not None
     if rollout.stage == "Bake":
         return BAKE

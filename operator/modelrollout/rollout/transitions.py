@@ -1,4 +1,6 @@
-"""The moves of the state machine, each a function from state to state. Only these write ``status.rollout``."""
+"""The moves of the state machine, each a function from state to state. Only these write
+``status.rollout``.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,18 @@ def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
 def pin(s: Snapshot, revision: str) -> Pinned:
     """Hold at ``revision``, against the version that spec asks for now."""
     against = known_version(s)
-    return Pinned(revision=revision, generation=s.generation, against=against.name if against else None, input_hash=input_hash(s))
+    return Pinned(
+        revision=revision,
+        generation=s.generation,
+        against=against.name if against else None,
+        input_hash=input_hash(s),
+    )
 
 
 def is_held(s: Snapshot) -> bool:
-    """Whether a pin is in force: spec still asks for the version that somebody rolled back from. An autoscaler's replicas do not let go of it."""
+    """Whether a pin is in force: spec still asks for the version that somebody rolled back from. An
+    autoscaler's replicas do not let go of it.
+    """
     pinned = s.status.pinned
     if pinned is None or s.spec is None:
         return False
@@ -62,14 +71,24 @@ def is_held(s: Snapshot) -> bool:
     return against.is_version(s.spec) if against else pinned.input_hash == input_hash(s)
 
 
-def enter(status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any) -> ModelDeploymentStatus:
+def enter(
+    status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any
+) -> ModelDeploymentStatus:
     """Go to a stage and book the time that the one before took."""
     rollout = status.rollout
     assert rollout is not None
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
     moved = rollout.model_copy(
-        update={"stage": stage, "since": stamp(now), "stages": spent, "queue": None, "reason": None, "message": None, **_bounded(changes)}
+        update={
+            "stage": stage,
+            "since": stamp(now),
+            "stages": spent,
+            "queue": None,
+            "reason": None,
+            "message": None,
+            **_bounded(changes),
+        }
     )
     return status.model_copy(update={"rollout": moved})
 
@@ -82,7 +101,14 @@ def change(status: ModelDeploymentStatus, **changes: Any) -> ModelDeploymentStat
 
 def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
     """A new rollout."""
-    rollout = RolloutStatus(stage=stage, since=stamp(now), started=stamp(now), generation=s.generation, input_hash=input_hash(s), **changes)
+    rollout = RolloutStatus(
+        stage=stage,
+        since=stamp(now),
+        started=stamp(now),
+        generation=s.generation,
+        input_hash=input_hash(s),
+        **changes,
+    )
     return s.status.model_copy(update={"rollout": rollout, "pinned": None})
 
 
@@ -90,28 +116,51 @@ def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datet
     """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
     assert s.spec is not None
     name = names.revision_name(s.namespace, s.name, s.spec.user_input(), sha256)
-    known = s.revision(name) or next((r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None)
+    known = s.revision(name) or next(
+        (r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None
+    )
     if known is not None:
         return enter(status, "Prepare", now, sha256=sha256, revision=known.name, number=known.number)
     number = max([status.last_number, *(r.number for r in s.revisions)]) + 1
-    return enter(status.model_copy(update={"last_number": number}), "Prepare", now, sha256=sha256, revision=name, number=number)
+    return enter(
+        status.model_copy(update={"last_number": number}),
+        "Prepare",
+        now,
+        sha256=sha256,
+        revision=name,
+        number=number,
+    )
 
 
-def fail(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
-    """End the rollout; stable was never touched. Only for stages without traffic (else ``revert``)."""
+def fail(
+    status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
+) -> ModelDeploymentStatus:
+    """End the rollout; stable was never touched. Only for stages without traffic (else
+    ``revert``).
+    """
     return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, held=None)
 
 
-def revert(status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str) -> ModelDeploymentStatus:
-    """Give all traffic back to stable first; the rollout ends as Failed once the data plane has taken that up."""
+def revert(
+    status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
+) -> ModelDeploymentStatus:
+    """Give all traffic back to stable first; the rollout ends as Failed once the data plane has
+    taken that up.
+    """
     return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, held=None)
 
 
-def retire(status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float) -> ModelDeploymentStatus:
-    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections and configuration drain."""
+def retire(
+    status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float
+) -> ModelDeploymentStatus:
+    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections
+    and configuration drain.
+    """
     if revision is None or number is None:
         return status
-    others = [d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision]
+    others = [
+        d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision
+    ]
     gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
     return status.model_copy(update={"draining": [*others, gone], "retiring": None})
 
@@ -122,7 +171,9 @@ def scale_down_delay(s: Snapshot) -> float:
     return max(s.settle_seconds, seconds(asked) if asked else 0.0)
 
 
-def succeed(s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome) -> ModelDeploymentStatus:
+def succeed(
+    s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome
+) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
     rollout = status.rollout
     assert rollout is not None and rollout.revision is not None and rollout.number is not None
@@ -142,7 +193,9 @@ def succeed(s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: 
 
 
 def reached(step: StepStatus) -> int:
-    """The weight that there were pods for: of this step, or while it is on its way still of the one before."""
+    """The weight that there were pods for: of this step, or while it is on its way still of the one
+    before.
+    """
     return step.former if step.phase == "Shifting" else step.weight
 
 
@@ -159,7 +212,14 @@ def weight(status: ModelDeploymentStatus) -> int:
 
 
 def at_step(
-    status: ModelDeploymentStatus, index: int, weight: int, now: datetime, *, strategy: Strategy, pause: bool, override: str | None = None
+    status: ModelDeploymentStatus,
+    index: int,
+    weight: int,
+    now: datetime,
+    *,
+    strategy: Strategy,
+    pause: bool,
+    override: str | None = None,
 ) -> ModelDeploymentStatus:
     """Go to a step of the strategy."""
     assert status.rollout is not None
@@ -176,8 +236,16 @@ def at_step(
     return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
 
 
-def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now: datetime, next_weight: int | None = None) -> ModelDeploymentStatus:
-    """Add the verdict on the present step to the rollout's history, without the raw counters. ``next_weight``: what a person gave it by that."""
+def record(
+    status: ModelDeploymentStatus,
+    verdict: VerdictName,
+    reason: str,
+    now: datetime,
+    next_weight: int | None = None,
+) -> ModelDeploymentStatus:
+    """Add the verdict on the present step to the rollout's history, without the raw counters.
+    ``next_weight``: what a person gave it by that.
+    """
     rollout = status.rollout
     assert rollout is not None and rollout.step is not None
     bare: dict[str, Any] = {"last": {}, "scraped": None}
@@ -203,7 +271,9 @@ def record(status: ModelDeploymentStatus, verdict: VerdictName, reason: str, now
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of all the evidence that later steps build on."""
+    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of
+    all the evidence that later steps build on.
+    """
     kept: list[StepEvidence] = []
     room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
     for evidence in reversed(history):
@@ -220,7 +290,11 @@ def _size(evidence: StepEvidence) -> int:
 
 
 def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
-    return [MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence) for m in metrics if m.log_evidence is not None]
+    return [
+        MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence)
+        for m in metrics
+        if m.log_evidence is not None
+    ]
 
 
 def known_version(s: Snapshot) -> Revision | None:

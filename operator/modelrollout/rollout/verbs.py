@@ -15,11 +15,25 @@ from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.next_stage import in_shadow
 from modelrollout.rollout.stages.waiting import Move
 from modelrollout.rollout.strategy import step_label
-from modelrollout.rollout.transitions import SHADOW_STEP, allocate, begin, change, enter, fail, pin, record, revert, succeed
+from modelrollout.rollout.transitions import (
+    SHADOW_STEP,
+    allocate,
+    begin,
+    change,
+    enter,
+    fail,
+    pin,
+    record,
+    revert,
+    succeed,
+)
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
-CLIENTS_NOTICE = "from then on the servers refuse what manages them (403 without the pod's key), and a model that writes into its own folder cannot"
+CLIENTS_NOTICE = (
+    "from then on the servers refuse what manages them (403 without the pod's key), and a model that writes"
+    " into its own folder cannot"
+)
 
 
 def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
@@ -33,7 +47,10 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Move | None:
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
-        return Move(_handled(s, s.status, f"{verb.key}:refused {refusal}"), (Event("VerbRefused", f"{verb.verb}: {refusal}", "Warning"),))
+        return Move(
+            _handled(s, s.status, f"{verb.key}:refused {refusal}"),
+            (Event("VerbRefused", f"{verb.verb}: {refusal}", "Warning"),),
+        )
     if move is None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
@@ -46,7 +63,8 @@ def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDep
     alive = {r.name for r in s.revisions} | {""}
     slot = entry.split(":", 2)[:2]
     kept = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
-    # None is dropped: the verb would be carried out again. There is one for each verb and revision that exists.
+    # None is dropped: the verb would be carried out again. There is one for each verb and revision
+    # that exists.
     older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_TELL - 1)]]
     return status.model_copy(update={"handled_verbs": [*older, *kept[-(_TELL - 1) :], entry]})
 
@@ -67,11 +85,19 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
     steps = steps_of(s)
     present, position = step_label(s.status.rollout, steps), stepping.locate(steps, s.status.rollout.step)
-    status = record(s.status, "Inconclusive", "PromotedByUser", now, 100 if full else stepping.next_weight(steps, position))
+    status = record(
+        s.status,
+        "Inconclusive",
+        "PromotedByUser",
+        now,
+        100 if full else stepping.next_weight(steps, position),
+    )
     assert status.rollout is not None and status.rollout.step is not None
     if full:
         step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
-        event = Event("PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others")
+        event = Event(
+            "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
+        )
         return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
@@ -93,9 +119,13 @@ def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if rollout.shadow.phase == "Leaving":
         return "the shadow has ended already", None
     full = verb.verb == "promote-full"
-    left = in_shadow(s.status, "Leaving", now, override=_override(verb, SHADOW_STEP), promoted="Full" if full else "Step")
+    left = in_shadow(
+        s.status, "Leaving", now, override=_override(verb, SHADOW_STEP), promoted="Full" if full else "Step"
+    )
     past = ", and past all steps" if full else ""
-    return None, Move(left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand{past}"),))
+    return None, Move(
+        left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand{past}"),)
+    )
 
 
 def _override(verb: Verb, present: str) -> str:
@@ -106,8 +136,16 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
     """Why the verb does not mean what is under way now."""
     rollout = s.status.rollout
     if _is_in_shadow(s, verb):
-        return f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to hold: say promote or abort"
-    if rollout is None or rollout.stage not in ("Canary", "Bake") or rollout.step is None or rollout.revision != verb.revision:
+        return (
+            f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to"
+            " hold: say promote or abort"
+        )
+    if (
+        rollout is None
+        or rollout.stage not in ("Canary", "Bake")
+        or rollout.step is None
+        or rollout.revision != verb.revision
+    ):
         return f"{verb.revision} is not in a step of a trial"
     assert s.spec is not None
     present = step_label(rollout, steps_of(s))
@@ -124,7 +162,10 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if s.status.rollout.held is not None:
         return "it is paused already", None
     held = change(s.status, held=Held(since=stamp(now), by=verb.nonce[:64]))
-    return None, Move(held, (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),))
+    return None, Move(
+        held,
+        (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),),
+    )
 
 
 def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -134,23 +175,35 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     rollout = s.status.rollout
     assert rollout is not None and rollout.step is not None
     if rollout.held is None:
-        return "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""), None
+        return (
+            "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""),
+            None,
+        )
     # The time of the pause counts for no deadline and no pause step.
     begun = datetime.fromisoformat(rollout.step.since) + timedelta(seconds=since(rollout.held.since, now))
     step = rollout.step.model_copy(update={"since": stamp(begun)})
-    return None, Move(change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),))
+    return None, Move(
+        change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),)
+    )
 
 
 def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """New pods for those of stable, of what is on trial, and of a former stable that keeps its pods for a while."""
+    """New pods for those of stable, of what is on trial, and of a former stable that keeps its pods
+    for a while.
+    """
     revision = s.revision(verb.revision)
     if revision is None or verb.revision not in s.servers:
         return f"{verb.revision} has no pods", None
     downtime = verb.verb == "restart-allow-downtime"
-    before = s.status.restarts.get(verb.revision)  # while its restart is not over, the pods that serve are older than the template
-    former = before.former if before and not (before.done or before.too_old) else s.server(verb.revision).restarted
+    # while its restart is not over, the pods that serve are older than the template
+    before = s.status.restarts.get(verb.revision)
+    former = (
+        before.former if before and not (before.done or before.too_old) else s.server(verb.revision).restarted
+    )
     asked = RestartStatus(at=stamp(now), former=former, allow_downtime=downtime)
-    restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {verb.revision: asked}
+    restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {
+        verb.revision: asked
+    }
     how = "each ends before its successor is there" if downtime else "each ends when its successor is ready"
     text = f"the pods of {verb.revision} are replaced one after the other, {how}"
     if not revision.hardened and not s.server(verb.revision).hardened:
@@ -183,7 +236,10 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if freeze := frozen(s.rules, now):
         return freeze.message, None
     if not verb.revision:
-        stable, sha256 = s.revision(s.status.stable.revision if s.status.stable else None), s.spec.model.sha256
+        stable, sha256 = (
+            s.revision(s.status.stable.revision if s.status.stable else None),
+            s.spec.model.sha256,
+        )
         if sha256 and stable is not None and stable.is_version(s.spec):
             return f"{stable.name} is stable", None
         begun = begin(s, now, "Resolve")
@@ -230,9 +286,17 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         artifact=target.status.artifact,
         evaluation=target.status.evaluation,
     )
-    restarts = {name: record for name, record in status.restarts.items() if name != target.name}  # its pods come up anew
+    # its pods come up anew
+    restarts = {name: record for name, record in status.restarts.items() if name != target.name}
     status = status.model_copy(update={"pinned": pin(s, target.name), "restarts": restarts})
-    judged = "" if proven else f"; it was stable longer than rollbackWindow {s.spec.rollout.rollback_window} ago, so it is judged again"
+    judged = (
+        ""
+        if proven
+        else (
+            f"; it was stable longer than rollbackWindow {s.spec.rollout.rollback_window} ago, so it is"
+            " judged again"
+        )
+    )
     return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),))
 
 

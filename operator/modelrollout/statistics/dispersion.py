@@ -1,13 +1,18 @@
-"""Requests that fail together (one bad client, one lost node) are less evidence than their number: by how much, the looks tell.
+"""Requests that fail together (one bad client, one lost node) are less evidence than their number:
+by how much, the looks tell.
 
-Independent requests vary from look to look as a binomial does. With n requests in a look and x of them bad, the difference of the shares of one
-look and the one before has the variance p (1 - p) (1/n + 1/n'). What the differences show more than that is the dispersion (the design effect of
-sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive differences), and counts are divided by it before they
-are judged. It is told from stable, which shows how requests fail together here: a canary that fails from some moment on would look like one large
-cluster. Successive differences, and not those from the mean: the course of a day is no dispersion. A look is here a minute: clusters that last
-longer are not seen. A step begins with what stable has shown in the hour before it (usual.py), for its own first minutes show next to nothing.
-Requests that fail together but are dealt to the two sides one by one, as a gateway deals them, need none of this: the evidence holds for them
-(compare.py). It is for whole clusters on one side: sticky sessions, gRPC connections, one node.
+Independent requests vary from look to look as a binomial does. With n requests in a look and x of
+them bad, the difference of the shares of one look and the one before has the variance p (1 - p)
+(1/n + 1/n'). What the differences show more than that is the dispersion (the design effect of
+sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive
+differences), and counts are divided by it before they are judged. It is told from stable, which
+shows how requests fail together here: a canary that fails from some moment on would look like one
+large cluster. Successive differences, and not those from the mean: the course of a day is no
+dispersion. A look is here a minute: clusters that last longer are not seen. A step begins with what
+stable has shown in the hour before it (usual.py), for its own first minutes show next to nothing.
+Requests that fail together but are dealt to the two sides one by one, as a gateway deals them, need
+none of this: the evidence holds for them (compare.py). It is for whole clusters on one side: sticky
+sessions, gRPC connections, one node.
 """
 
 from __future__ import annotations
@@ -16,14 +21,16 @@ from typing import Generic, NamedTuple
 
 from modelrollout.statistics.elementwise import N, functions_of
 
-_CLEARLY = 1.0  # standard errors above 1; less is taken for chance, which would cost evidence for nothing
+# standard errors above 1; less is taken for chance, which would cost evidence for nothing
+_CLEARLY = 1.0
 
 
 class Spread(NamedTuple, Generic[N]):
-    """How the bad share of one side varies from look to look: the last look with requests, the number of differences, the sum of their squares,
-    and the requests of all looks.
+    """How the bad share of one side varies from look to look: the last look with requests, the
+    number of differences, the sum of their squares, and the requests of all looks.
 
-    Each square is divided by 1/n + 1/n', so that one of independent requests is p (1 - p) on average.
+    Each square is divided by 1/n + 1/n', so that one of independent requests is p (1 - p) on
+    average.
     """
 
     total: N
@@ -35,7 +42,9 @@ class Spread(NamedTuple, Generic[N]):
 
 
 def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
-    """After one more look that brought ``total`` requests, ``bad`` of them bad; a look without requests changes nothing."""
+    """After one more look that brought ``total`` requests, ``bad`` of them bad; a look without
+    requests changes nothing.
+    """
     xp = functions_of(total)
     n, before = xp.maximum(total, 1.0), xp.maximum(spread.total, 1.0)
     change = bad / n - spread.bad / before
@@ -52,8 +61,9 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
 
 
 def dispersion(spread: Spread[N]) -> N:
-    """By what to divide counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J differences of looks, so that counts weigh half in the
-    first minute, when nothing is known of their spread; more where the looks clearly show it.
+    """By what to divide counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J
+    differences of looks, so that counts weigh half in the first minute, when nothing is known of
+    their spread; more where the looks clearly show it.
 
     Only good or only bad requests say nothing. Squared standard error: 3 / J + 1 / bad.
     """
@@ -65,4 +75,7 @@ def dispersion(spread: Spread[N]) -> N:
     j = xp.maximum(looks, 1.0)
     found = spread.squares / xp.maximum(expected, 1e-12) / j
     clearly = 1 + _CLEARLY * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
-    return xp.maximum(xp.where((expected > 0) & (looks > 0) & (found > clearly), found, total * 0.0), 1 + 1 / ((1 + looks) * (1 + looks)))
+    return xp.maximum(
+        xp.where((expected > 0) & (looks > 0) & (found > clearly), found, total * 0.0),
+        1 + 1 / ((1 + looks) * (1 + looks)),
+    )

@@ -1,7 +1,9 @@
-"""Elementary functions for a number or, element by element, for an array: one text serves one rollout and thousands of simulated ones.
+"""Elementary functions for a number or, element by element, for an array: one text serves one
+rollout and thousands of simulated ones.
 
-The operator judges single numbers, so it needs no array library (numpy would add its weight to every operator for nothing). An array brings
-its own functions along, by the array API standard (``__array_namespace__``), so ``make calibrate`` runs the operator's own code on numpy.
+The operator judges single numbers, so it needs no array library (numpy would add its weight to
+every operator for nothing). An array brings its own functions along, by the array API standard
+(``__array_namespace__``), so ``make calibrate`` runs the operator's own code on numpy.
 """
 
 from __future__ import annotations

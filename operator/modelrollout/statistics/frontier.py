@@ -8,11 +8,15 @@ from typing import Literal, NamedTuple
 Objective = Literal["Size", "Latency"]
 OBJECTIVES: tuple[Objective, ...] = ("Size", "Latency")
 
-WORTH = 0.95  # of the source's size or latency: what gains less is not worth another model, and latencies differ by that much by chance
+# of the source's size or latency: what gains less is not worth another model, and latencies differ
+# by that much by chance
+WORTH = 0.95
 
 
 class Point(NamedTuple):
-    """One model: bytes, CPU milliseconds of a request, loss of the gate's first metric against the original; ``within``: all budgets are kept."""
+    """One model: bytes, CPU milliseconds of a request, loss of the gate's first metric against the
+    original; ``within``: all budgets are kept.
+    """
 
     name: str
     size: int
@@ -27,16 +31,21 @@ def cost_of(objective: Objective) -> Callable[[Point], float]:
 
 
 def enough(source: Point, objective: Objective) -> float:
-    """The largest cost that is worth another model than ``source``. One that does not keep the budget itself (the steps before it lost too much)
-    gives way to anything that does."""
+    """The largest cost that is worth another model than ``source``. One that does not keep the
+    budget itself (the steps before it lost too much) gives way to anything that does.
+    """
     return WORTH * cost_of(objective)(source) if source.within else float("inf")
 
 
 def choose(source: Point, made: Sequence[Point], objective: Objective) -> Point:
-    """The cheapest within the budget, by the other cost and the order where equal; ``source`` where none is worth it."""
+    """The cheapest within the budget, by the other cost and the order where equal; ``source`` where
+    none is worth it.
+    """
     cost, other = cost_of(objective), cost_of("Latency" if objective == "Size" else "Size")
     limit = enough(source, objective)
-    return min((p for p in made if p.within and cost(p) <= limit), key=lambda p: (cost(p), other(p)), default=source)
+    return min(
+        (p for p in made if p.within and cost(p) <= limit), key=lambda p: (cost(p), other(p)), default=source
+    )
 
 
 def frontier(points: Sequence[Point], objective: Objective) -> tuple[Point, ...]:

@@ -1,6 +1,7 @@
 """/metrics, /healthz and /readyz.
 
-Liveness is about this process only: the event loop turns and the workers move. An API server that is away is no reason to restart.
+Liveness is about this process only: the event loop turns and the workers move. An API server that
+is away is no reason to restart.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class HealthServer:
     """Serves the three paths from the event loop whose life it reports, which it beats for itself.
 
     Use e.g. ``alive={"workers": within(queue.stalled_for, 120, "no worker moved")}`` and
-    ``ready={"watch": once(synced, "not synced yet"), "api": within(kube.silent_for, 60, "the API server is silent")}``.
+    ``ready={"watch": once(synced, "not synced yet"), "api": within(kube.silent_for, 60, "the API
+    server is silent")}``.
     """
 
     def __init__(

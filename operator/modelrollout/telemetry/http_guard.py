@@ -1,13 +1,16 @@
 """HTTP for strangers: aiohttp behind limits on connections, on time and on memory.
 
-aiohttp bounds neither how many connections are open nor how long a request's head may take (its ``keepalive_timeout`` is an hour), it reads up to
-256 KiB at a time, takes heads of a megabyte and queues 32 requests of one connection. 2,000 connections with half a head took 3 GB that way.
-Here two things stand before it. What is too much is closed as it is accepted, which costs a few microseconds. And a thin protocol hands on to
-aiohttp's own what it lets through: it is asyncio's ``BufferedProtocol``, so that what is read at a time lies in one small buffer for all, and it
-closes what is too large or too slow.
+aiohttp bounds neither how many connections are open nor how long a request's head may take (its
+``keepalive_timeout`` is an hour), it reads up to 256 KiB at a time, takes heads of a megabyte and
+queues 32 requests of one connection. 2,000 connections with half a head took 3 GB that way. Here
+two things stand before it. What is too much is closed as it is accepted, which costs a few
+microseconds. And a thin protocol hands on to aiohttp's own what it lets through: it is asyncio's
+``BufferedProtocol``, so that what is read at a time lies in one small buffer for all, and it closes
+what is too large or too slow.
 
-When all connections are taken, the one that has waited longest **of the source that holds most** goes. So a source with few connections gets in
-whatever another one holds, and those that never asked anything go before those that have been served.
+When all connections are taken, the one that has waited longest **of the source that holds most**
+goes. So a source with few connections gets in whatever another one holds, and those that never
+asked anything go before those that have been served.
 """
 
 from __future__ import annotations
@@ -35,9 +38,12 @@ from prometheus_client.registry import Collector
 from modelrollout.telemetry.rate import Rate
 
 CHUNK_BYTES = 4 << 10  # read at a time from one connection
-LINGER_SECONDS = 2.0  # a body that nobody reads is thrown away for so long, that its sender may read the answer
+# a body that nobody reads is thrown away for so long, that its sender may read the answer
+LINGER_SECONDS = 2.0
 RESERVED_FILES = 128  # descriptors beside the connections: the API server, logs, libraries
-BACKLOG = 1024  # connections that the kernel keeps until they are accepted; beyond them a client waits a second and tries again
+# connections that the kernel keeps until they are accepted; beyond them a client waits a second and
+# tries again
+BACKLOG = 1024
 ACCEPTS = 64  # at a time, before others have their turn
 ACCEPT_AGAIN_SECONDS = 1.0
 TURN_SECONDS = 1.0  # so long a connection keeps its place from those whose source has as many
@@ -62,8 +68,9 @@ log = logging.getLogger(__name__)
 class HttpLimits:
     """Limits of one port. A source is an address: clients behind one gateway or NAT are one source.
 
-    ``idle_seconds`` is longer than what clients and proxies keep a connection for (Go and Traefik 90 s), or they would meet closed ones.
-    ``request_seconds`` is for everything from the whole head to the answer, the body among it.
+    ``idle_seconds`` is longer than what clients and proxies keep a connection for (Go and Traefik
+    90 s), or they would meet closed ones. ``request_seconds`` is for everything from the whole head
+    to the answer, the body among it.
     """
 
     connections: int = 1024
@@ -75,12 +82,21 @@ class HttpLimits:
     request_seconds: float = 30.0
 
 
-# Probes and scrapes: few clients with small requests, but whoever reaches the port may not keep the kubelet from it.
-STATUS = HttpLimits(connections=128, connections_per_source=16, connections_per_second=20.0, head_seconds=5.0, request_seconds=10.0)
+# Probes and scrapes: few clients with small requests, but whoever reaches the port may not keep the
+# kubelet from it.
+STATUS = HttpLimits(
+    connections=128,
+    connections_per_source=16,
+    connections_per_second=20.0,
+    head_seconds=5.0,
+    request_seconds=10.0,
+)
 
 
 def room_for(*limits: HttpLimits) -> tuple[HttpLimits, ...]:
-    """Raises this process's limit on open files to what all ``limits`` need together; where it may not, they are cut, and the log says so."""
+    """Raises this process's limit on open files to what all ``limits`` need together; where it may
+    not, they are cut, and the log says so.
+    """
     needed = sum(each.connections for each in limits) + RESERVED_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -90,12 +106,16 @@ def room_for(*limits: HttpLimits) -> tuple[HttpLimits, ...]:
     if allowed >= needed:
         return limits
     share = max(0, allowed - RESERVED_FILES) / (needed - RESERVED_FILES)
-    log.warning("fewer connections than configured: the limit on open files is too low", extra={"files": allowed, "needed": needed})
+    log.warning(
+        "fewer connections than configured: the limit on open files is too low",
+        extra={"files": allowed, "needed": needed},
+    )
     return tuple(replace(each, connections=max(1, int(each.connections * share))) for each in limits)
 
 
 class GuardedServer(Collector):
-    """One aiohttp application on one port, within ``limits``. As a collector it tells how many connections are open and why others were closed.
+    """One aiohttp application on one port, within ``limits``. As a collector it tells how many
+    connections are open and why others were closed.
 
     ``name`` is the metrics' label ``server``; ``runner`` are arguments of aiohttp's AppRunner.
     """
@@ -111,7 +131,11 @@ class GuardedServer(Collector):
         burst = max(2 * limits.connections_per_second, float(limits.connections_per_source))
         self._rate = Rate(limits.connections_per_second, burst)
         app.middlewares.insert(0, self._bounded())
-        bounds: dict[str, Any] = {"lingering_time": LINGER_SECONDS, "read_bufsize": CHUNK_BYTES, "max_headers": 64}
+        bounds: dict[str, Any] = {
+            "lingering_time": LINGER_SECONDS,
+            "read_bufsize": CHUNK_BYTES,
+            "max_headers": 64,
+        }
         self._runner = web.AppRunner(app, access_log=None, **bounds, **runner)
         self._socket: socket.socket | None = None
         self._accepting: set[asyncio.Task[None]] = set()
@@ -122,16 +146,25 @@ class GuardedServer(Collector):
         return self._open
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (that was chosen when ``port`` is 0). OSError when it is taken."""
+        """Listen; returns the port (that was chosen when ``port`` is 0). OSError when it is
+        taken.
+        """
         await self._runner.setup()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6())
+        self._socket = socket.create_server(
+            (host, port),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
         self._socket.setblocking(False)
         self._listen()
         return int(self._socket.getsockname()[1])
 
     async def stop(self) -> None:
-        """Listen no more; requests that have begun are answered within the runner's ``shutdown_timeout``."""
+        """Listen no more; requests that have begun are answered within the runner's
+        ``shutdown_timeout``.
+        """
         if self._socket:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -141,10 +174,16 @@ class GuardedServer(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
-        now = GaugeMetricFamily("modelrollout_http_connections", "Connections that are open.", labels=["server"])
+        now = GaugeMetricFamily(
+            "modelrollout_http_connections", "Connections that are open.", labels=["server"]
+        )
         now.add_metric([self.name], self._open)
         yield now
-        ended = CounterMetricFamily("modelrollout_http_connections_closed", "Connections that a limit closed.", labels=["server", "reason"])
+        ended = CounterMetricFamily(
+            "modelrollout_http_connections_closed",
+            "Connections that a limit closed.",
+            labels=["server", "reason"],
+        )
         for why, count in self.closed.items():
             ended.add_metric([self.name, why], count)
         yield ended
@@ -170,8 +209,12 @@ class GuardedServer(Collector):
                 accepted, address = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as e:  # no descriptors or memory: the kernel says so again at once, so nobody looks for a while
-                log.warning("no connection can be accepted: %s", e, extra={"server": self.name, "open": self._open})
+            except OSError as e:
+                # no descriptors or memory: the kernel says so again at once, so nobody looks for a
+                # while
+                log.warning(
+                    "no connection can be accepted: %s", e, extra={"server": self.name, "open": self._open}
+                )
                 loop.remove_reader(self._socket)
                 loop.call_later(ACCEPT_AGAIN_SECONDS, self._listen)
                 return
@@ -208,7 +251,8 @@ class GuardedServer(Collector):
             crowded = largest if largest.open > own.open else own
         if why:
             victim = crowded.longest_waiting()
-            # Without a turn sources of one size would take each other's places in turns, which costs more than all else here.
+            # Without a turn sources of one size would take each other's places in turns, which
+            # costs more than all else here.
             fairer = crowded.open - own.open >= 2
             if victim is None or (not fairer and new.since - victim.since < TURN_SECONDS):
                 return why
@@ -294,7 +338,10 @@ class _Source:
 
 def _refusal() -> bytes:
     body = json.dumps({"error": "too many connections: try again"}).encode()
-    head = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type:"
+        " application/json\r\n"
+    )
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -302,9 +349,23 @@ _REFUSAL = _refusal()
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """Between the socket and aiohttp's protocol. Holds its place until it is closed and its request is done."""
+    """Between the socket and aiohttp's protocol. Holds its place until it is closed and its request
+    is done.
+    """
 
-    __slots__ = ("_busy", "_content", "_head", "_inner", "_server", "_timer", "_transport", "_unclaimed", "open", "since", "source")
+    __slots__ = (
+        "_busy",
+        "_content",
+        "_head",
+        "_inner",
+        "_server",
+        "_timer",
+        "_transport",
+        "_unclaimed",
+        "open",
+        "since",
+        "source",
+    )
 
     def __init__(self, server: GuardedServer, source: str, now: float) -> None:
         self._server, self.source = server, source
@@ -315,7 +376,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._content: StreamReader | None = None  # body of the last request
         self._busy = False  # that request is worked on
         self._timer: asyncio.TimerHandle | None = None
-        self._unclaimed = 0  # bytes since a request was last taken up: those of a head, and at most two reads of what follows it
+        # bytes since a request was last taken up: those of a head, and at most two reads of what
+        # follows it
+        self._unclaimed = 0
         self._head = True  # a head is awaited, or has begun
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -343,9 +406,11 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._inner is None:
             return
-        if self._content is None or self._content.is_eof():  # else it is that body's, which aiohttp reads no faster than its handler
+        # else it is that body's, which aiohttp reads no faster than its handler
+        if self._content is None or self._content.is_eof():
             if self._busy:
-                # The next request before this one is answered: what came in one read with it is served, but nothing is queued for who goes on so.
+                # The next request before this one is answered: what came in one read with it is
+                # served, but nothing is queued for who goes on so.
                 cast(web.RequestHandler, self._inner).close()
             elif not self._of_head(nbytes):
                 return
@@ -373,7 +438,9 @@ class _Connection(asyncio.BufferedProtocol):
         return False
 
     def begin(self, request: web.Request) -> bool:
-        """A request of this connection is taken up; False when the connection was closed meanwhile."""
+        """A request of this connection is taken up; False when the connection was closed
+        meanwhile.
+        """
         if self._inner is None or not self.open:
             return False
         self._content, self._busy, self._unclaimed, self._head = request.content, True, 0, False
@@ -426,9 +493,11 @@ class _Taken(Collector):
 
 
 class Exposition:
-    """``/metrics`` of a registry: read in the event loop, put into words by a thread (40,000 lines take a second), once for all who wait for it.
+    """``/metrics`` of a registry: read in the event loop, put into words by a thread (40,000 lines
+    take a second), once for all who wait for it.
 
-    A few answers at most are in memory: where one more is asked for, the one longest on its way is cut off.
+    A few answers at most are in memory: where one more is asked for, the one longest on its way is
+    cut off.
     """
 
     def __init__(self, registry: CollectorRegistry, content_type: str = CONTENT_TYPE_PLAIN_0_0_4) -> None:

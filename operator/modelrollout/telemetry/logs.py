@@ -1,4 +1,6 @@
-"""Logs: JSON lines for machines, a short form on a terminal. What looks like a secret is blotted out of either."""
+"""Logs: JSON lines for machines, a short form on a terminal. What looks like a secret is blotted
+out of either.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=Mapp
 # Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
 _VALUE = r"[^\s\"'\\,;&<>]"
 _SECRETS = [
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)"), "***"),
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)"),
+        "***",
+    ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"), "***"),  # JSON web token
     (re.compile(rf"(?i)\b(bearer)\s+{_VALUE}{{8,}}"), r"\1 ***"),
-    (re.compile(r"(?i)\b(basic)\s+(?=\w*[\d=])[\w+/]{8,}=*"), r"\1 ***"),  # with a digit or padding, or it may be a word
+    # with a digit or padding, or it may be a word
+    (re.compile(r"(?i)\b(basic)\s+(?=\w*[\d=])[\w+/]{8,}=*"), r"\1 ***"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"), "***"),
     (
         re.compile(
@@ -37,7 +43,9 @@ _SECRETS = [
 
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a token, key or password, and its URIs without users and queries."""
+    """``text`` without what looks like a token, key or password, and its URIs without users and
+    queries.
+    """
     text = masked_text(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
@@ -46,7 +54,9 @@ def redact(text: str) -> str:
 
 @contextlib.contextmanager
 def about(*, namespace: str, name: str, revision: str | None = None) -> Iterator[None]:
-    """Everything logged inside, also by tasks started there, carries these fields. (``extra={"name": ...}`` is refused by logging.)"""
+    """Everything logged inside, also by tasks started there, carries these fields.
+    (``extra={"name": ...}`` is refused by logging.)
+    """
     fields = {"namespace": namespace, "name": name} | ({"revision": revision} if revision else {})
     token = _context.set({**_context.get(), **fields})
     try:
@@ -65,7 +75,9 @@ class _Json(JsonFormatter):
     def __init__(self) -> None:
         super().__init__(["message"])
 
-    def add_fields(self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]) -> None:
+    def add_fields(
+        self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]
+    ) -> None:
         log_data["ts"] = _time(record).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         log_data["level"] = record.levelname.lower()
         log_data["logger"] = record.name
@@ -88,8 +100,12 @@ class _Text(logging.Formatter):
         return redact(text)
 
 
-def setup(level: str = "INFO", form: Literal["auto", "json", "text"] = "auto", stream: TextIO = sys.stderr) -> None:
-    """Send all logs to ``stream``; ``auto`` is text on a terminal and JSON elsewhere. Replaces the root logger's handlers."""
+def setup(
+    level: str = "INFO", form: Literal["auto", "json", "text"] = "auto", stream: TextIO = sys.stderr
+) -> None:
+    """Send all logs to ``stream``; ``auto`` is text on a terminal and JSON elsewhere. Replaces the
+    root logger's handlers.
+    """
     text = form == "text" or (form == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Text() if text else _Json())

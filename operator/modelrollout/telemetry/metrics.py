@@ -1,4 +1,6 @@
-"""The operator's own metrics. Labels name namespaces at most, never objects: their number would grow with the fleet."""
+"""The operator's own metrics. Labels name namespaces at most, never objects: their number would
+grow with the fleet.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 
 class _Counts(Collector):
-    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays behind."""
+    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays
+    behind.
+    """
 
-    def __init__(self, name: str, meaning: str, labels: Sequence[str], count: Callable[[], Mapping[Any, int]]) -> None:
+    def __init__(
+        self, name: str, meaning: str, labels: Sequence[str], count: Callable[[], Mapping[Any, int]]
+    ) -> None:
         self._name, self._meaning, self._labels, self._count = name, meaning, labels, count
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -31,11 +37,27 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._queue_depth = Gauge("modelrollout_queue_depth", "Keys that wait for a worker.", registry=self.registry)
-        self._queue_adds = Counter("modelrollout_queue_adds", "Keys added to the queue.", registry=self.registry)
-        self._queue_retries = Counter("modelrollout_queue_retries", "Keys added again after a failure.", registry=self.registry)
-        self._passes = Histogram("modelrollout_reconcile_seconds", "Duration of a pass.", buckets=PASS_BUCKETS, registry=self.registry)
-        self._errors = Counter("modelrollout_reconcile_errors", "Passes that failed, by kind of error.", ["kind"], registry=self.registry)
+        self._queue_depth = Gauge(
+            "modelrollout_queue_depth", "Keys that wait for a worker.", registry=self.registry
+        )
+        self._queue_adds = Counter(
+            "modelrollout_queue_adds", "Keys added to the queue.", registry=self.registry
+        )
+        self._queue_retries = Counter(
+            "modelrollout_queue_retries", "Keys added again after a failure.", registry=self.registry
+        )
+        self._passes = Histogram(
+            "modelrollout_reconcile_seconds",
+            "Duration of a pass.",
+            buckets=PASS_BUCKETS,
+            registry=self.registry,
+        )
+        self._errors = Counter(
+            "modelrollout_reconcile_errors",
+            "Passes that failed, by kind of error.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "modelrollout_api_requests",
             "Requests to the API server; code is the HTTP status, timeout or error.",
@@ -43,7 +65,10 @@ class Metrics:
             registry=self.registry,
         )
         self._events = Counter(
-            "modelrollout_events", "Events on ModelDeployments, such as ServerCrashed.", ["namespace", "type", "reason"], registry=self.registry
+            "modelrollout_events",
+            "Events on ModelDeployments, such as ServerCrashed.",
+            ["namespace", "type", "reason"],
+            registry=self.registry,
         )
         self._leader = Gauge("modelrollout_leader", "1 while this process leads.", registry=self.registry)
 
@@ -77,12 +102,21 @@ class Metrics:
 
     def rollouts(self, count: Callable[[], Mapping[Any, int]]) -> None:
         """Ask ``count`` at each scrape: (namespace, phase) -> ModelDeployments."""
-        self.registry.register(_Counts("modelrollout_rollouts", "ModelDeployments by namespace and phase.", ["namespace", "phase"], count))
+        self.registry.register(
+            _Counts(
+                "modelrollout_rollouts",
+                "ModelDeployments by namespace and phase.",
+                ["namespace", "phase"],
+                count,
+            )
+        )
 
     def conditions(self, count: Callable[[], Mapping[tuple[str, str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (namespace, type, status) -> ModelDeployments."""
         meaning = "ModelDeployments by namespace, type and status of their conditions."
-        self.registry.register(_Counts("modelrollout_conditions", meaning, ["namespace", "type", "status"], count))
+        self.registry.register(
+            _Counts("modelrollout_conditions", meaning, ["namespace", "type", "status"], count)
+        )
 
     def event_posted(self, namespace: str, kind: str, reason: str) -> None:
         """The operator has posted an event; ``kind`` is Normal or Warning."""
@@ -91,7 +125,9 @@ class Metrics:
     def unreadable(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (kind, namespace) -> objects that cannot be read."""
         words = "Objects that cannot be read and are left out; the log names them."
-        self.registry.register(_Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count))
+        self.registry.register(
+            _Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count)
+        )
 
     def doubted(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (source, reason) -> 1."""

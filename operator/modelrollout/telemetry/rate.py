@@ -10,18 +10,23 @@ KEYS = 20_000
 
 
 class Rate:
-    """Each key has ``burst`` at first and gets ``rate`` a second, up to ``burst``. The longest unused keys beyond ``KEYS`` are forgotten."""
+    """Each key has ``burst`` at first and gets ``rate`` a second, up to ``burst``. The longest
+    unused keys beyond ``KEYS`` are forgotten.
+    """
 
     def __init__(self, rate: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, and when
+        # what was left, and when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, key: str) -> float:
         """Seconds until the key may take one; 0 when it may now."""
         return max(0.0, (1.0 - self._level(key)) / self._rate)
 
     def take(self, key: str, amount: float = 1.0) -> None:
-        """Take, also more than is left: what is owed is waited for the next time. A negative amount gives back."""
+        """Take, also more than is left: what is owed is waited for the next time. A negative amount
+        gives back.
+        """
         self._buckets[key] = (min(self._burst, self._level(key) - amount), self._clock())
         self._buckets.move_to_end(key)
         if len(self._buckets) > KEYS:

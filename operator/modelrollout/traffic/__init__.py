@@ -1,1 +1,3 @@
-"""Routers: what a split of the traffic looks like in the cluster, and whether the data plane has taken it up. PURE."""
+"""Routers: what a split of the traffic looks like in the cluster, and whether the data plane has
+taken it up. PURE.
+"""

@@ -1,10 +1,14 @@
-"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's claim. The Leases are ``controller.lookups.host_names``'s.
+"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's
+claim. The Leases are ``controller.lookups.host_names``'s.
 
-The first claim wins, and not the older object, because a spec can take up any name at any time. A name that a route of ours has served since
-before there were claims is claimed whatever overlaps it; a name that is another's is never carried.
+The first claim wins, and not the older object, because a spec can take up any name at any time. A
+name that a route of ours has served since before there were claims is claimed whatever overlaps it;
+a name that is another's is never carried.
 
-Where policies demand metrics a name outlives its holder: for some weeks it stays with the version that served last under it. Otherwise a wrong model
-would come to clients as the first version of another ModelDeployment, which has nothing to be compared with. The ModelDeployment's own name is one.
+Where policies demand metrics a name outlives its holder: for some weeks it stays with the version
+that served last under it. Otherwise a wrong model would come to clients as the first version of
+another ModelDeployment, which has nothing to be compared with. The ModelDeployment's own name is
+one.
 """
 
 from __future__ import annotations
@@ -40,8 +44,8 @@ class Asked:
 class Claim:
     """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment.
 
-    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is given up. ``released``: when it was. ``since``: when
-    the holder took it over from another.
+    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is
+    given up. ``released``: when it was. ``since``: when the holder took it over from another.
     """
 
     host: str
@@ -54,7 +58,11 @@ class Claim:
     @property
     def until(self) -> datetime | None:
         """The end of the reservation; None while it is held."""
-        return datetime.fromisoformat(self.released) + timedelta(seconds=seconds(self.reserved)) if self.released else None
+        return (
+            datetime.fromisoformat(self.released) + timedelta(seconds=seconds(self.reserved))
+            if self.released
+            else None
+        )
 
     @property
     def key(self) -> tuple[str, str]:
@@ -99,15 +107,25 @@ class Claims:
         return [self._by_host[host] for host in sorted(self._by_key.get(key, ()))]
 
     def against(self, host: str, holder: str) -> Claim | None:
-        """A claim of somebody else for another name that overlaps this one. Costs as many steps as there are claims only for a wildcard."""
+        """A claim of somebody else for another name that overlaps this one. Costs as many steps as
+        there are claims only for a wildcard.
+        """
         over = (self._by_host[w] for w in wildcards_over(host) if w in self._by_host)
-        below = (c for c in self._by_host.values() if overlap(host, c.host)) if host.startswith(WILDCARD) else iter(())
-        return next((c for found in (over, below) for c in found if c.host != host and c.holder != holder), None)
+        below = (
+            (c for c in self._by_host.values() if overlap(host, c.host))
+            if host.startswith(WILDCARD)
+            else iter(())
+        )
+        return next(
+            (c for found in (over, below) for c in found if c.host != host and c.holder != holder), None
+        )
 
 
 @dataclass(frozen=True)
 class ForeignRoute:
-    """A route that no ModelDeployment has. ``opens``: types and values of its matches, as paths of HTTP."""
+    """A route that no ModelDeployment has. ``opens``: types and values of its matches, as paths of
+    HTTP.
+    """
 
     told: str
     namespace: str
@@ -116,11 +134,17 @@ class ForeignRoute:
     opens: tuple[tuple[str, str], ...]
 
     def takes(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> bool:
-        """Whether requests for ``host`` may go there. A wildcard takes them from an exact name only where a gateway ranks a route by the longest of
-        its names (Traefik): by the Gateway API the exact name wins."""
-        if gateway not in self.gateways or not any(_opened(match, path) for path in paths for match in self.opens):
+        """Whether requests for ``host`` may go there. A wildcard takes them from an exact name only
+        where a gateway ranks a route by the longest of its names (Traefik): by the Gateway API the
+        exact name wins.
+        """
+        if gateway not in self.gateways or not any(
+            _opened(match, path) for path in paths for match in self.opens
+        ):
             return False
-        return host in self.hosts or (any(h in self.hosts for h in wildcards_over(host)) and max(map(len, self.hosts)) >= len(host))
+        return host in self.hosts or (
+            any(h in self.hosts for h in wildcards_over(host)) and max(map(len, self.hosts)) >= len(host)
+        )
 
 
 class ForeignRoutes:
@@ -132,8 +156,12 @@ class ForeignRoutes:
             for host in route.hosts:
                 self._by_host[host].append(route)
 
-    def taker(self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()) -> ForeignRoute | None:
-        """A route that takes requests for ``host`` with one of these paths. ``own``: those that are not foreign any more, as they are told."""
+    def taker(
+        self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()
+    ) -> ForeignRoute | None:
+        """A route that takes requests for ``host`` with one of these paths. ``own``: those that are
+        not foreign any more, as they are told.
+        """
         listed = list(paths)
         found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
         return next((r for r in found if r.told not in own and r.takes(host, gateway, listed)), None)
@@ -144,7 +172,9 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments control, looked at only where a name is not held."""
+    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments
+    control, looked at only where a name is not held.
+    """
 
     claims: Claims
     foreign: ForeignRoutes
@@ -160,13 +190,18 @@ class Standing:
     lost: frozenset[str] = frozenset()  # those of them that are another's
     free: tuple[str, ...] = ()  # to be claimed
     stale: tuple[str, ...] = ()  # held, and not needed any more
-    former: tuple[Claim, ...] = ()  # reserved for the very version, so that those of them that are free may be taken over
-    rewrite: tuple[Claim, ...] = ()  # held, and their Leases do not say yet what is to outlive the holder
+    # reserved for the very version, so that those of them that are free may be taken over
+    former: tuple[Claim, ...] = ()
+    # held, and their Leases do not say yet what is to outlive the holder
+    rewrite: tuple[Claim, ...] = ()
     in_the_way: tuple[Claim, ...] = ()
     taker: str | None = None  # the foreign route of ``problem`` or ``taken``
     problem: Problem | None = None
-    since: datetime | None = None  # when it took over the latest of the reserved names that its clients use
-    taken: Problem | None = None  # a foreign route takes a name that it has: told, for whoever may write a route must not be able to stop rollouts
+    # when it took over the latest of the reserved names that its clients use
+    since: datetime | None = None
+    # a foreign route takes a name that it has: told, for whoever may write a route must not be able
+    # to stop rollouts
+    taken: Problem | None = None
 
     @property
     def settled(self) -> bool:
@@ -184,15 +219,20 @@ def holder_of(deployment: Object) -> str:
 
 
 def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
-    """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name where the input does not say what comes of it."""
+    """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name
+    where the input does not say what comes of it.
+    """
     found = dict(user_input)
-    with contextlib.suppress(ValidationError, KeyError):  # of a newer operator: then it is what it says
+    # of a newer operator: then it is what it says
+    with contextlib.suppress(ValidationError, KeyError):
         found = as_today(found)  # an older one did not write every field that there is now
     return names.short_hash([found, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
 
 
 def _reads_data(user_input: Mapping[str, Any]) -> bool:
-    """Whether steps read data, which no digest pins: exchanged in its place it makes another model of the very same input."""
+    """Whether steps read data, which no digest pins: exchanged in its place it makes another model
+    of the very same input.
+    """
     return any("uri" in found for found in _maps((user_input.get("optimization") or {}).get("steps")))
 
 
@@ -248,8 +288,10 @@ def stand(
     flies: str | None = None,
     routes: frozenset[str] = frozenset(),
 ) -> Standing:
-    """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``routes``: those routes, as they are told. ``serves``: the version
-    (``version_of``) that is stable, if one is. ``flies``: that of the rollout in flight, which may be about to serve whatever spec asks for by now.
+    """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``routes``: those
+    routes, as they are told. ``serves``: the version (``version_of``) that is stable, if one is.
+    ``flies``: that of the rollout in flight, which may be about to serve whatever spec asks for by
+    now.
 
     A spec that cannot be read asks for nothing, and gives nothing back.
     """
@@ -276,8 +318,11 @@ def stand(
     for name in wanted:
         claim = known.claims.get(name.host)
         mine = claim is not None and claim.holder == holder
-        served = name.host in live and name.host not in lost  # since before there were claims, or its Lease was deleted
-        if claim is not None and (problem := _reserved(name, claim, rules, mine=mine, serves=serves, comes=comes)):
+        # since before there were claims, or its Lease was deleted
+        served = name.host in live and name.host not in lost
+        if claim is not None and (
+            problem := _reserved(name, claim, rules, mine=mine, serves=serves, comes=comes)
+        ):
             problems.append(problem)
             in_the_way += [] if mine else [claim]
             continue
@@ -295,8 +340,16 @@ def stand(
                 continue
         if name.kind and (taker := known.foreign.taker(name.host, at, _paths(name.kind, model), routes)):
             taken_by = taker.told
-            where = taker.told if taker.namespace == namespace else "a route of another namespace, which the operator's log names,"
-            problem = Problem("HostnameTaken", f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it changed")
+            where = (
+                taker.told
+                if taker.namespace == namespace
+                else "a route of another namespace, which the operator's log names,"
+            )
+            problem = Problem(
+                "HostnameTaken",
+                f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it"
+                " changed",
+            )
             if not mine and not served:
                 problems.append(problem)
                 continue
@@ -310,19 +363,42 @@ def stand(
         if name.kind and claim.since and kept.reserved and not _is_preview(name):
             since = max(since or claim.since, claim.since)
     needed = {n.host for n in wanted} | live | {own}
-    stale = tuple(c.host for c in known.claims.of((namespace, model)) if c.holder == holder and c.host not in needed and not c.released)
+    stale = tuple(
+        c.host
+        for c in known.claims.of((namespace, model))
+        if c.holder == holder and c.host not in needed and not c.released
+    )
     firsts = tuple(dict.fromkeys(free))
-    return Standing(live, lost, firsts, stale, tuple(former), tuple(rewrite), tuple(in_the_way), taken_by, next(iter(problems), None), since, taken)
+    return Standing(
+        live,
+        lost,
+        firsts,
+        stale,
+        tuple(former),
+        tuple(rewrite),
+        tuple(in_the_way),
+        taken_by,
+        next(iter(problems), None),
+        since,
+        taken,
+    )
 
 
 def _is_preview(name: Asked) -> bool:
     return name.field.startswith("spec.rollout.")
 
 
-def _reserved(name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: Collection[str | None]) -> Problem | None:
-    """Why this version may not come to the clients of a name: another served them last, and nothing compares the two."""
+def _reserved(
+    name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: Collection[str | None]
+) -> Problem | None:
+    """Why this version may not come to the clients of a name: another served them last, and nothing
+    compares the two.
+    """
     if mine and _is_preview(name) and claim.reserved and rules.reserve_names:
-        text = f"{name.field}: {name.host} has served all clients, who would be given what is on trial; choose another name for the preview"
+        text = (
+            f"{name.field}: {name.host} has served all clients, who would be given what is on trial; choose"
+            " another name for the preview"
+        )
         return Problem("HostnameNotAllowed", text)
     of_another = not mine and bool(claim.released)
     unproven = mine and serves is None and bool(claim.version)
@@ -331,7 +407,11 @@ def _reserved(name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: st
     until = f" until {claim.until.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}" if claim.until else ""
     remedy = "serve that version, with its spec.model.sha256, and then roll this one out"
     lease = f"or choose another name, or have the platform team delete Lease {names.host_lease(name.host)}"
-    return Problem("NameReserved", f"{name.field}: {name.host} stays with the version that served last under it{until}: {remedy}; {lease}")
+    return Problem(
+        "NameReserved",
+        f"{name.field}: {name.host} stays with the version that served last under it{until}: {remedy};"
+        f" {lease}",
+    )
 
 
 def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Problem | None:
@@ -339,14 +419,25 @@ def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Pro
     for policy, patterns in rules.hostnames:
         if not allowed(patterns, namespace, name.host):
             told = ", ".join(patterns)
-            return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {told}; choose a name among them")
+            return Problem(
+                "HostnameNotAllowed",
+                f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {told}; choose a name among"
+                " them",
+            )
     if rules.hostnames:
         return None
     remedy = "have the platform team allow it by allowedHostnames of a RolloutPolicy"
     if known.only_by_policy:
-        return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: no RolloutPolicy allows this namespace host names; {remedy}")
+        return Problem(
+            "HostnameNotAllowed",
+            f"{name.field}: {name.host}: no RolloutPolicy allows this namespace host names; {remedy}",
+        )
     if name.host.startswith(WILDCARD):
-        return Problem("HostnameNotAllowed", f"{name.field}: {name.host}: a wildcard needs a RolloutPolicy; {remedy}, or list the names one by one")
+        return Problem(
+            "HostnameNotAllowed",
+            f"{name.field}: {name.host}: a wildcard needs a RolloutPolicy; {remedy}, or list the names one"
+            " by one",
+        )
     return None
 
 
@@ -354,7 +445,15 @@ def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known:
     """Somebody else's claim, or a route of somebody else who has yet to claim what he serves."""
     if claim is None:
         routes = (route for route in known.routes() if _of(route) != holder.rpartition("/")[0])
-        claim = next((Claim(host, f"{_of(route)}/") for route in routes for host in sorted(carried([route])) if overlap(host, name.host)), None)
+        claim = next(
+            (
+                Claim(host, f"{_of(route)}/")
+                for route in routes
+                for host in sorted(carried([route]))
+                if overlap(host, name.host)
+            ),
+            None,
+        )
     if claim is None:
         return None
     theirs, model = claim.key
@@ -365,7 +464,10 @@ def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known:
     )
     other = claim.host if theirs == namespace else "a name"
     why = f"belongs to {who}" if claim.host == name.host else f"overlaps {other}, which belongs to {who}"
-    return Problem("HostnameTaken", f"{name.field}: {name.host} {why}; choose another name, or have that one given up first")
+    return Problem(
+        "HostnameTaken",
+        f"{name.field}: {name.host} {why}; choose another name, or have that one given up first",
+    )
 
 
 def _of(route: Object) -> str:
@@ -375,7 +477,9 @@ def _of(route: Object) -> str:
 
 
 def foreign_route(route: Object) -> ForeignRoute | None:
-    """What a route that is not ours takes; None where it takes nothing: without host names, refused by its gateways, or only a redirect."""
+    """What a route that is not ours takes; None where it takes nothing: without host names, refused
+    by its gateways, or only a redirect.
+    """
     metadata, spec = route["metadata"], route.get("spec") or {}
     namespace = metadata.get("namespace") or ""
     refused = {
@@ -385,9 +489,15 @@ def foreign_route(route: Object) -> ForeignRoute | None:
     }
     parents = [p for p in spec.get("parentRefs") or [] if p.get("kind", "Gateway") == "Gateway"]
     gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
-    opens = tuple(m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule))
+    opens = tuple(
+        m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule)
+    )
     hosts = tuple(spec.get("hostnames") or ())
-    return ForeignRoute(told_as(route), namespace, gateways, hosts, opens) if hosts and gateways and opens else None
+    return (
+        ForeignRoute(told_as(route), namespace, gateways, hosts, opens)
+        if hosts and gateways and opens
+        else None
+    )
 
 
 def told_as(route: Object) -> str:
@@ -427,4 +537,8 @@ def _opened(match: tuple[str, str], path: str) -> bool:
 
 def _paths(kind: str, model: str) -> list[str]:
     """Of what clients may ask, as paths of HTTP, which those of gRPC are too."""
-    return [path for _, path in http_endpoints(model)] if kind == "http" else [f"/{service}/{method}" for service, method in GRPC_METHODS]
+    return (
+        [path for _, path in http_endpoints(model)]
+        if kind == "http"
+        else [f"/{service}/{method}" for service, method in GRPC_METHODS]
+    )

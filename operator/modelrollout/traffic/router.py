@@ -1,7 +1,8 @@
 """Gateway API and plain Service behind one interface.
 
-Accepted by the gateway for the route's generation does not prove that the data plane carries it; the decision adds a delay before it
-counts requests, and the canary's own counters are the proof (DESIGN.md, Traffic).
+Accepted by the gateway for the route's generation does not prove that the data plane carries it;
+the decision adds a delay before it counts requests, and the canary's own counters are the proof
+(DESIGN.md, Traffic).
 """
 
 from __future__ import annotations
@@ -33,14 +34,25 @@ class Router(Protocol):
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """Objects of the ModelDeployment that carry the split."""
 
-    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
+    def taken_up(
+        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
+    ) -> Traffic:
         """Whether what was last ``seen`` (by kind and name) carries the split and is accepted."""
 
 
 class GatewayRouter:
-    """HTTPRoutes and GRPCRoutes with weights over Services of revisions; requests with the headers of a test and a preview's host names go to one."""
+    """HTTPRoutes and GRPCRoutes with weights over Services of revisions; requests with the headers
+    of a test and a preview's host names go to one.
+    """
 
-    def __init__(self, name: str, spec: TrafficSpec, rollout: Rollout | None = None, matched: str | None = None, preview: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: TrafficSpec,
+        rollout: Rollout | None = None,
+        matched: str | None = None,
+        preview: str | None = None,
+    ) -> None:
         self._name, self._spec = name, spec
         self._aim = _Aim(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
@@ -50,19 +62,33 @@ class GatewayRouter:
         if not split:
             return []
         shown, gateway = self._aim.preview, self._spec.gateway
-        aside = preview_routes(owner, gateway, self._preview, shown) if gateway and self._preview and shown else []
+        aside = (
+            preview_routes(owner, gateway, self._preview, shown)
+            if gateway and self._preview and shown
+            else []
+        )
         return routes(owner, self._spec, self._aim.rules(split)) + aside
 
-    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
-        """Every route has these rules, and its gateway has accepted this generation with all references resolved.
+    def taken_up(
+        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
+    ) -> Traffic:
+        """Every route has these rules, and its gateway has accepted this generation with all
+        references resolved.
 
-        Those of a preview count while it shows what has no other traffic: then the trial waits for them.
+        Those of a preview count while it shows what has no other traffic: then the trial waits for
+        them.
         """
-        return _all_carried(self._name, self.children(Owner("", self._name, "", ""), split), seen, on_trial=self._aim.on_trial(split))
+        return _all_carried(
+            self._name,
+            self.children(Owner("", self._name, "", ""), split),
+            seen,
+            on_trial=self._aim.on_trial(split),
+        )
 
 
 class KeptRoutes:
-    """The routes as they are, where spec or its host names cannot be had: weights follow, and they open no more than others do.
+    """The routes as they are, where spec or its host names cannot be had: weights follow, and they
+    open no more than others do.
 
     ``withheld``: host names that are not ours.
     """
@@ -78,10 +104,14 @@ class KeptRoutes:
     ) -> None:
         self._name, self._withheld = name, withheld
         self._aim = _Aim(rollout, matched, preview)
-        self._routes = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and self._is_kept(n)]
+        self._routes = [
+            o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and self._is_kept(n)
+        ]
 
     def _is_kept(self, route: str) -> bool:
-        return is_of_clients(route, self._name) or (self._aim.preview is not None and is_of_preview(route, self._name))
+        return is_of_clients(route, self._name) or (
+            self._aim.preview is not None and is_of_preview(route, self._name)
+        )
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The same routes, to the revisions that they should lead to now."""
@@ -94,16 +124,24 @@ class KeptRoutes:
             return None
         shown = self._aim.preview if is_of_preview(route["metadata"]["name"], self._name) else None
         rules = preview_rules(shown) if shown else self._aim.rules(split)
-        return route | {"spec": route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}}
+        return route | {
+            "spec": (
+                route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
+            )
+        }
 
-    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
+    def taken_up(
+        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
+    ) -> Traffic:
         """As of ``GatewayRouter``."""
         wanted = [found for route in self._routes if (found := self._wanted(route, split))]
         return _all_carried(self._name, wanted, seen, on_trial=self._aim.on_trial(split))
 
 
 class _Aim:
-    """Where what does not follow the split goes: requests with the headers of a test, and a preview."""
+    """Where what does not follow the split goes: requests with the headers of a test, and a
+    preview.
+    """
 
     def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
         self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
@@ -116,7 +154,9 @@ class _Aim:
         return self.preview is not None and self.preview not in dict(split)
 
 
-def _all_carried(model: str, wanted: Iterable[Object], seen: Mapping[tuple[str, str], Object], *, on_trial: bool) -> Traffic:
+def _all_carried(
+    model: str, wanted: Iterable[Object], seen: Mapping[tuple[str, str], Object], *, on_trial: bool
+) -> Traffic:
     found = Traffic(False, "no route is there to carry requests yet")
     for route in wanted:
         kind, name = route["kind"], route["metadata"]["name"]
@@ -129,18 +169,29 @@ def _all_carried(model: str, wanted: Iterable[Object], seen: Mapping[tuple[str, 
 
 
 def too_wide(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
-    """The routes of clients, and of a preview, that open more than clients may ask, made narrow, with the backends that they have.
+    """The routes of clients, and of a preview, that open more than clients may ask, made narrow,
+    with the backends that they have.
 
     An earlier operator wrote such routes, or somebody edited them.
     """
-    found = [o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and (is_of_clients(n, model) or is_of_preview(n, model))]
+    found = [
+        o
+        for (kind, n), o in seen.items()
+        if kind in ("HTTPRoute", "GRPCRoute") and (is_of_clients(n, model) or is_of_preview(n, model))
+    ]
     pairs = [(o, narrowed(o, model)) for o in found]
     return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
 
 
 def _written(live: Object, wanted: Object) -> Object:
-    """What of ``wanted`` the operator writes of a route that is there: without status, and without what the API server keeps in its metadata."""
-    metadata = {key: live["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences") if key in live["metadata"]}
+    """What of ``wanted`` the operator writes of a route that is there: without status, and without
+    what the API server keeps in its metadata.
+    """
+    metadata = {
+        key: live["metadata"][key]
+        for key in ("name", "namespace", "labels", "ownerReferences")
+        if key in live["metadata"]
+    }
     spec = {key: wanted["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in wanted["spec"]}
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
@@ -156,20 +207,31 @@ def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
     if problem is not None:
         return Traffic(False, problem.message, problem)
     if not accepted(route):
-        return Traffic(False, f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet")
+        return Traffic(
+            False,
+            f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet",
+        )
     return Traffic(True)
 
 
 def _rules(route: Object) -> list[_Rule]:
-    return [(_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []]
+    return [
+        (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
+    ]
 
 
-# What the API server fills in where an HTTPRoute says nothing, and what a GRPCRoute that says nothing means: everything.
-_EVERYTHING: dict[str, list[Object]] = {"HTTPRoute": [{"path": {"type": "PathPrefix", "value": "/"}}], "GRPCRoute": [{}]}
+# What the API server fills in where an HTTPRoute says nothing, and what a GRPCRoute that says
+# nothing means: everything.
+_EVERYTHING: dict[str, list[Object]] = {
+    "HTTPRoute": [{"path": {"type": "PathPrefix", "value": "/"}}],
+    "GRPCRoute": [{}],
+}
 
 
 def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
-    """What the rule lets through: its matches, whatever their order and the defaults that are written out."""
+    """What the rule lets through: its matches, whatever their order and the defaults that are
+    written out.
+    """
     return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
 
 
@@ -187,23 +249,35 @@ def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _weights(rule: Object) -> dict[str, int]:
-    return {ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0}
+    return {
+        ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0
+    }
 
 
 def weights(route: Object) -> dict[str, int]:
-    """Weights above 0 by Service, as the route says for requests that carry no special header: that rule is the last."""
+    """Weights above 0 by Service, as the route says for requests that carry no special header: that
+    rule is the last.
+    """
     rules = route["spec"].get("rules") or []
     return _weights(rules[-1]) if rules else {}
 
 
 def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
-    return [c for parent in (route.get("status") or {}).get("parents") or [] for c in parent.get("conditions") or []]
+    return [
+        c
+        for parent in (route.get("status") or {}).get("parents") or []
+        for c in parent.get("conditions") or []
+    ]
 
 
 def accepted(route: Object) -> bool:
     """Accepted and ResolvedRefs are True for the present generation."""
     generation = route["metadata"].get("generation", 0)
-    true = {c["type"] for c in _conditions(route) if c["status"] == "True" and c.get("observedGeneration", 0) >= generation}
+    true = {
+        c["type"]
+        for c in _conditions(route)
+        if c["status"] == "True" and c.get("observedGeneration", 0) >= generation
+    }
     return {"Accepted", "ResolvedRefs"} <= true
 
 
@@ -211,13 +285,21 @@ def refusal_of(kind: str, route: Object) -> Problem | None:
     """What the gateway has against the route's present generation."""
     generation = route["metadata"].get("generation", 0)
     for c in _conditions(route):
-        if c["type"] in ("Accepted", "ResolvedRefs") and c["status"] == "False" and c.get("observedGeneration", 0) >= generation:
-            return Problem("RouteNotAccepted", f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}")
+        if (
+            c["type"] in ("Accepted", "ResolvedRefs")
+            and c["status"] == "False"
+            and c.get("observedGeneration", 0) >= generation
+        ):
+            return Problem(
+                "RouteNotAccepted", f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}"
+            )
     return None
 
 
 class ServiceRouter:
-    """No gateway: one Service over the pods of both revisions; the share follows the replica counts."""
+    """No gateway: one Service over the pods of both revisions; the share follows the replica
+    counts.
+    """
 
     def __init__(self, name: str, wanted: Mapping[str, int], selector: str | None) -> None:
         self._name, self._wanted, self._selector = name, wanted, selector
@@ -226,11 +308,15 @@ class ServiceRouter:
         """None beyond the stable Service, which every ModelDeployment has."""
         return []
 
-    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
+    def taken_up(
+        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
+    ) -> Traffic:
         """The Service selects what it should, and the pods of the split are ready."""
         service = seen.get(("Service", self._name))
         selector = (service or {}).get("spec", {}).get("selector", {})
-        if service is None or selector.get(names.LABEL_REVISION) != (None if self._selector == "*" else self._selector):
+        if service is None or selector.get(names.LABEL_REVISION) != (
+            None if self._selector == "*" else self._selector
+        ):
             return Traffic(False, "the Service is not written yet")
         for revision, weight in split:
             server, wanted = servers.get(revision, Server()), self._wanted.get(revision, 0)

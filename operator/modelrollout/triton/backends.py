@@ -1,4 +1,6 @@
-"""Backends of Triton that a model is served by as it is, with the names that Triton's core knows them by (its constants.h)."""
+"""Backends of Triton that a model is served by as it is, with the names that Triton's core knows
+them by (its constants.h).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from modelrollout.contract.tasks import Backend
 
 @dataclass(frozen=True)
 class Kind:
-    """Triton's words for a backend. ``file`` is a folder for SavedModel; ``instance_kind`` None: that of the pod."""
+    """Triton's words for a backend. ``file`` is a folder for SavedModel; ``instance_kind`` None:
+    that of the pod.
+    """
 
     backend: str
     file: str
@@ -21,7 +25,8 @@ KINDS: dict[Backend, Kind] = {
     "TensorRT": Kind("tensorrt", "model.plan", "tensorrt_plan"),
     "TorchScript": Kind("pytorch", "model.pt", "pytorch_libtorch"),
     "SavedModel": Kind("tensorflow", "model.savedmodel", "tensorflow_savedmodel"),
-    "OpenVINO": Kind("openvino", "model.xml", instance_kind="KIND_CPU"),  # it refuses every other kind
+    # it refuses every other kind
+    "OpenVINO": Kind("openvino", "model.xml", instance_kind="KIND_CPU"),
     "Python": Kind("python", "model.py"),
     "VLLM": Kind("vllm", "model.json", instance_kind="KIND_MODEL"),  # vLLM itself divides the GPUs
 }

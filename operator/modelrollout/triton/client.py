@@ -1,7 +1,9 @@
 # mypy: disallow_untyped_calls=False
-"""A served model, over HTTP and over gRPC: what it takes, what it answers, and which version answered.
+"""A served model, over HTTP and over gRPC: what it takes, what it answers, and which version
+answered.
 
-The version is never asked for but read from the answer: that is what a client of the address would get.
+The version is never asked for but read from the answer: that is what a client of the address would
+get.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _NOT_SERVED = ("unknown model", "is not found", "is not ready", "is not availabl
 
 
 class TritonError(Exception):
-    """A request without an answer. ``kind``: no server there, too slow, the model is not loaded, or the server refused or failed it."""
+    """A request without an answer. ``kind``: no server there, too slow, the model is not loaded, or
+    the server refused or failed it.
+    """
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -64,7 +68,9 @@ def told_apart() -> Iterator[None]:
             raise TritonError("Timeout", text) from None
         if status in _AWAY:
             raise TritonError("Unreachable", text) from None
-        raise TritonError("NotServed" if any(words in text for words in _NOT_SERVED) else "Failed", text) from None
+        raise TritonError(
+            "NotServed" if any(words in text for words in _NOT_SERVED) else "Failed", text
+        ) from None
     except socket.gaierror:
         raise TritonError("Unreachable", "the host name does not resolve") from None
     except TimeoutError:
@@ -76,7 +82,13 @@ def told_apart() -> Iterator[None]:
 class Server(Protocol):
     """What both protocols offer."""
 
-    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+    ) -> Answer:
         """One request; raises TritonError."""
         ...
 
@@ -85,12 +97,16 @@ class HttpServer:
     """Triton at ``host:port`` over HTTP. Used by one thread only (gevent)."""
 
     def __init__(self, address: str, timeout_seconds: float) -> None:
-        self._client = triton_http.InferenceServerClient(address, connection_timeout=min(5.0, timeout_seconds), network_timeout=timeout_seconds)
+        self._client = triton_http.InferenceServerClient(
+            address, connection_timeout=min(5.0, timeout_seconds), network_timeout=timeout_seconds
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.close()
 
     def served(self, model: str) -> Served:
@@ -100,17 +116,31 @@ class HttpServer:
             config = self._client.get_model_config(model)
         return Served(
             versions=tuple(metadata.get("versions", ())),
-            inputs=tuple(TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"])) for i in metadata["inputs"]),
+            inputs=tuple(
+                TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"]))
+                for i in metadata["inputs"]
+            ),
             outputs=tuple(o["name"] for o in metadata["outputs"]),
             max_batch=int(config.get("max_batch_size", 0)),
         )
 
-    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+    ) -> Answer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_http.InferInput, spec, inputs[spec.name]) for spec in specs]
         with told_apart():
-            result = self._client.infer(model, tensors, outputs=[triton_http.InferRequestedOutput(name) for name in outputs])
-            return Answer(str(result.get_response().get("model_version", "")), tuple(result.as_numpy(name) for name in outputs))
+            result = self._client.infer(
+                model, tensors, outputs=[triton_http.InferRequestedOutput(name) for name in outputs]
+            )
+            return Answer(
+                str(result.get_response().get("model_version", "")),
+                tuple(result.as_numpy(name) for name in outputs),
+            )
 
 
 class GrpcServer:
@@ -123,16 +153,26 @@ class GrpcServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.close()
 
-    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], outputs: Sequence[str]) -> Answer:
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+    ) -> Answer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
         wanted = [triton_grpc.InferRequestedOutput(name) for name in outputs]
         with told_apart():
             result = self._client.infer(model, tensors, outputs=wanted, client_timeout=self._timeout)
-            return Answer(result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs))
+            return Answer(
+                result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs)
+            )
 
 
 def _fill(kind: Any, spec: TensorSpec, array: NDArray[Any]) -> Any:

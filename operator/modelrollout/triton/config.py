@@ -1,8 +1,9 @@
 """config.pbtxt of a prepared model.
 
-It carries no ``name``: Triton takes that of the model's folder, so that the stored artifact depends on its content alone and is shared.
-The message is built with the server's own schema (model_config.proto, in tritonclient) and printed, so that a field that Triton does
-not know cannot be written.
+It carries no ``name``: Triton takes that of the model's folder, so that the stored artifact depends
+on its content alone and is shared. The message is built with the server's own schema
+(model_config.proto, in tritonclient) and printed, so that a field that Triton does not know cannot
+be written.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class BatchingImpossible(ValueError):
 
 
 def _dims(tensor: TensorSpec, batched: bool) -> tuple[list[int], bool]:
-    """Triton's ``dims`` and whether an empty ``reshape`` is needed: dims must not be empty, so [n] is served as [n, 1]."""
+    """Triton's ``dims`` and whether an empty ``reshape`` is needed: dims must not be empty, so [n]
+    is served as [n, 1].
+    """
     if not batched:
         return list(tensor.shape) or [1], not tensor.shape
     if not tensor.shape or tensor.shape[0] >= 0:
@@ -38,8 +41,9 @@ def _dims(tensor: TensorSpec, batched: bool) -> tuple[list[int], bool]:
 
 
 def message(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching) -> Any:
-    """A configuration of tensors and batching alone. With ``max_batch_size`` > 0 Triton adds the batch dimension itself; raises BatchingImpossible
-    where there is none."""
+    """A configuration of tensors and batching alone. With ``max_batch_size`` > 0 Triton adds the
+    batch dimension itself; raises BatchingImpossible where there is none.
+    """
     config = pb.ModelConfig(max_batch_size=batching.max_batch_size)
     batched = batching.max_batch_size > 0
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
@@ -54,7 +58,9 @@ def message(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batchin
     return config
 
 
-def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching, instance_kind: str) -> str:
+def render(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching, instance_kind: str
+) -> str:
     """The file's text for an ONNX model; raises BatchingImpossible."""
     config = message(inputs, outputs, batching)
     config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
@@ -63,23 +69,31 @@ def render(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching
 
 
 def parse(text: str) -> Any:
-    """The message of a config.pbtxt; raises google.protobuf.text_format.ParseError with line and column."""
+    """The message of a config.pbtxt; raises google.protobuf.text_format.ParseError with line and
+    column.
+    """
     return text_format.Parse(text, pb.ModelConfig())
 
 
 def serving_of(config: Any) -> ServingConfig:
     """What a config.pbtxt says of the settings that tuning chooses."""
     batching = config.dynamic_batching
-    joined = max(batching.preferred_batch_size, default=config.max_batch_size) if config.HasField("dynamic_batching") else 0
+    joined = (
+        max(batching.preferred_batch_size, default=config.max_batch_size)
+        if config.HasField("dynamic_batching")
+        else 0
+    )
     count = max((group.count for group in config.instance_group), default=1)
     delay = batching.max_queue_delay_microseconds if joined else 0
     return ServingConfig(instances=max(1, count), batch=joined, queue_delay_us=delay)
 
 
 def with_serving(config: Any, serving: ServingConfig) -> Any:
-    """The configuration with these settings. ``max_batch_size`` stays: it is what a client may send in one request.
+    """The configuration with these settings. ``max_batch_size`` stays: it is what a client may send
+    in one request.
 
-    Batches of a preferred size are formed at once, larger ones never, smaller ones when the delay is over (docs of Triton, "Dynamic Batcher").
+    Batches of a preferred size are formed at once, larger ones never, smaller ones when the delay
+    is over (docs of Triton, "Dynamic Batcher").
     """
     found = pb.ModelConfig()
     found.CopyFrom(config)

@@ -1,8 +1,9 @@
 # mypy: disallow_untyped_calls=False
 """Requests at a served model, a number of them always in flight, over HTTP: a closed loop.
 
-Requests are encoded once and sent as they are, answers are not decoded, and one thread waits for all connections: what a client can send decides from
-where on its own processor is measured and not the server. The usual clients spend more on a request than a small model does.
+Requests are encoded once and sent as they are, answers are not decoded, and one thread waits for
+all connections: what a client can send decides from where on its own processor is measured and not
+the server. The usual clients spend more on a request than a small model does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from modelrollout.triton.client import TritonError
 from modelrollout.triton.tensors import TensorSpec
 
 _WARM_UP = 0.25  # share of a window before it, in which nothing is counted
-_LONGEST = 4.0  # a window is prolonged to at most so many times its length, until enough requests were answered
+# a window is prolonged to at most so many times its length, until enough requests were answered
+_LONGEST = 4.0
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 _READ_BYTES = 1 << 18
@@ -57,12 +59,16 @@ class Window:
         return len(self.latencies) / self.seconds
 
     def latency(self, share: float) -> float:
-        """What this share of the requests kept to (nearest rank), in seconds; infinite where nothing was answered."""
+        """What this share of the requests kept to (nearest rank), in seconds; infinite where
+        nothing was answered.
+        """
         return self.latencies[math.ceil(share * len(self.latencies)) - 1] if self.latencies else math.inf
 
 
 def window(address: str, requests: Sequence[bytes], in_flight: int, seconds: float, enough: int) -> Window:
-    """``requests`` again and again to ``host:port`` for ``seconds``, longer until ``enough`` were answered; raises TritonError when one fails."""
+    """``requests`` again and again to ``host:port`` for ``seconds``, longer until ``enough`` were
+    answered; raises TritonError when one fails.
+    """
     connections: list[_Connection] = []
     try:
         with selectors.DefaultSelector() as selector:
@@ -79,7 +85,13 @@ def window(address: str, requests: Sequence[bytes], in_flight: int, seconds: flo
             connection.socket.close()
 
 
-def _loop(selector: selectors.BaseSelector, connections: Sequence[_Connection], requests: Sequence[bytes], seconds: float, enough: int) -> Window:
+def _loop(
+    selector: selectors.BaseSelector,
+    connections: Sequence[_Connection],
+    requests: Sequence[bytes],
+    seconds: float,
+    enough: int,
+) -> Window:
     latencies: list[float] = []
     begin = time.perf_counter() + seconds * _WARM_UP
     for sent, connection in enumerate(connections):
@@ -119,7 +131,9 @@ class _Connection:
         self.socket.sendall(request)
 
     def received(self) -> bool:
-        """Take what is there; True when the answer is whole. Raises TritonError for one that is no success, OSError when the server is gone."""
+        """Take what is there; True when the answer is whole. Raises TritonError for one that is no
+        success, OSError when the server is gone.
+        """
         part = self.socket.recv(_READ_BYTES)
         if not part:
             raise ConnectionResetError
@@ -134,5 +148,8 @@ class _Connection:
             return False
         status = self._buffer[9:12]
         if status != b"200":
-            raise TritonError("Failed", f"{status.decode()}: {self._buffer.partition(_END)[2][:300].decode(errors='replace')}")
+            raise TritonError(
+                "Failed",
+                f"{status.decode()}: {self._buffer.partition(_END)[2][:300].decode(errors='replace')}",
+            )
         return True

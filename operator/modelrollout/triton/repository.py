@@ -1,5 +1,7 @@
 # mypy: disallow_untyped_calls=False
-"""Triton's model repository over HTTP: load a model under a configuration of one's own (docs of Triton, "Model Repository Extension")."""
+"""Triton's model repository over HTTP: load a model under a configuration of one's own (docs of
+Triton, "Model Repository Extension").
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,21 @@ _PAUSE_SECONDS = 0.1
 
 
 class Repository:
-    """Triton at ``host:port``, started with ``--model-control-mode=explicit``. Used by one thread only (gevent)."""
+    """Triton at ``host:port``, started with ``--model-control-mode=explicit``. Used by one thread
+    only (gevent).
+    """
 
     def __init__(self, address: str) -> None:
-        self._client = triton_http.InferenceServerClient(address, connection_timeout=_CONNECT_SECONDS, network_timeout=_LOAD_SECONDS)
+        self._client = triton_http.InferenceServerClient(
+            address, connection_timeout=_CONNECT_SECONDS, network_timeout=_LOAD_SECONDS
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.close()
 
     def is_live(self) -> bool:
@@ -50,10 +58,15 @@ class Repository:
                 end = time.monotonic() + _UNLOAD_SECONDS
                 while self._client.is_model_ready(model) and time.monotonic() < end:
                     time.sleep(_PAUSE_SECONDS)
-            self._client.load_model(model, config=json_format.MessageToJson(config, preserving_proto_field_name=True))
+            self._client.load_model(
+                model, config=json_format.MessageToJson(config, preserving_proto_field_name=True)
+            )
 
     def inputs(self, model: str) -> tuple[TensorSpec, ...]:
         """What the loaded model takes, the batch dimension first; raises TritonError."""
         with told_apart():
             metadata = self._client.get_model_metadata(model)
-        return tuple(TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"])) for i in metadata["inputs"])
+        return tuple(
+            TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"]))
+            for i in metadata["inputs"]
+        )

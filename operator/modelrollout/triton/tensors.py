@@ -1,4 +1,6 @@
-"""Tensors as Triton names them: the one description that ONNX files, data sets and served models are compared by."""
+"""Tensors as Triton names them: the one description that ONNX files, data sets and served models
+are compared by.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# Triton's data types (KServe v2) to numpy's. BF16 is absent: numpy has no such type, so that no data set could feed it.
+# Triton's data types (KServe v2) to numpy's. BF16 is absent: numpy has no such type, so that no
+# data set could feed it.
 NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind)
     for name, kind in {

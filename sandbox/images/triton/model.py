@@ -1,8 +1,10 @@
 # mypy: ignore-errors
-"""The `onnxruntime` backend of this image: Triton's Python backend, wrapped around ONNX Runtime on the CPU.
+"""The `onnxruntime` backend of this image: Triton's Python backend, wrapped around ONNX Runtime on
+the CPU.
 
-It reads the same config.pbtxt as the C++ backend of NVIDIA's image. Parameters it knows: intra_op_thread_count and
-inter_op_thread_count (both 1 here: several pods share few cores), execution_mode.
+It reads the same config.pbtxt as the C++ backend of NVIDIA's image. Parameters it knows:
+intra_op_thread_count and inter_op_thread_count (both 1 here: several pods share few cores),
+execution_mode.
 """
 
 import json
@@ -69,7 +71,9 @@ def _type(value):
     try:
         return _TYPES[value.type]
     except KeyError:
-        raise pb_utils.TritonModelException(f"tensor {value.name} has type {value.type}, which this backend does not know") from None
+        raise pb_utils.TritonModelException(
+            f"tensor {value.name} has type {value.type}, which this backend does not know"
+        ) from None
 
 
 def _batchable(values):
@@ -77,7 +81,9 @@ def _batchable(values):
 
 
 def _complete(config, session):
-    """What a missing or partial config.pbtxt leaves open, taken from the model as the C++ backend does."""
+    """What a missing or partial config.pbtxt leaves open, taken from the model as the C++ backend
+    does.
+    """
     known = config.as_dict()
     inputs, outputs = session.get_inputs(), session.get_outputs()
     batch = known["max_batch_size"]
@@ -85,7 +91,10 @@ def _complete(config, session):
         batch = _DEFAULT_MAX_BATCH
         config.set_max_batch_size(batch)
         config.set_dynamic_batching()
-    for values, have, add in ((inputs, known["input"], config.add_input), (outputs, known["output"], config.add_output)):
+    for values, have, add in (
+        (inputs, known["input"], config.add_input),
+        (outputs, known["output"], config.add_output),
+    ):
         names = {h["name"] for h in have}
         for v in values:
             if v.name not in names:
@@ -101,25 +110,38 @@ def _check(config, session):
         for told in config[kind]:
             value = by_name.get(told["name"])
             if value is None:
-                raise pb_utils.TritonModelException(f"unexpected {kind} '{told['name']}': the model has {sorted(by_name)}")
+                raise pb_utils.TritonModelException(
+                    f"unexpected {kind} '{told['name']}': the model has {sorted(by_name)}"
+                )
             if told["data_type"] != _type(value):
-                raise pb_utils.TritonModelException(f"{kind} '{value.name}' is {_type(value)} in the model, {told['data_type']} in the configuration")
-            dims = [int(d) for d in (told.get("reshape", {}).get("shape") or told["dims"])]
+                raise pb_utils.TritonModelException(
+                    f"{kind} '{value.name}' is {_type(value)} in the model, {told['data_type']} in the"
+                    " configuration"
+                )
+            dims = [int(d) for d in told.get("reshape", {}).get("shape") or told["dims"]]
             want = ([-1] if config["max_batch_size"] > 0 else []) + dims
             have = _dims(value.shape)
-            if len(want) != len(have) or any(w != h and -1 not in (w, h) for w, h in zip(want, have, strict=True)):
-                raise pb_utils.TritonModelException(f"{kind} '{value.name}' has shape {have} in the model, {want} in the configuration")
+            if len(want) != len(have) or any(
+                w != h and -1 not in (w, h) for w, h in zip(want, have, strict=True)
+            ):
+                raise pb_utils.TritonModelException(
+                    f"{kind} '{value.name}' has shape {have} in the model, {want} in the configuration"
+                )
         if kind == "input":
             left = set(by_name) - {t["name"] for t in config[kind]}
             if left:
-                raise pb_utils.TritonModelException(f"the configuration does not name the model's inputs {sorted(left)}")
+                raise pb_utils.TritonModelException(
+                    f"the configuration does not name the model's inputs {sorted(left)}"
+                )
 
 
 def _decode(array):
     """Triton's strings are bytes, ONNX Runtime's are text."""
     if array.dtype != np.object_:
         return array
-    return np.array([x.decode() if isinstance(x, bytes) else str(x) for x in array.reshape(-1)], dtype=np.object_).reshape(array.shape)
+    return np.array(
+        [x.decode() if isinstance(x, bytes) else str(x) for x in array.reshape(-1)], dtype=np.object_
+    ).reshape(array.shape)
 
 
 def _encode(array):
@@ -155,11 +177,15 @@ class TritonPythonModel:
                 self._run(group, requests, feeds, responses)
             except Exception as error:
                 for i in group:
-                    responses[i] = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnxruntime: {error}"))
+                    responses[i] = pb_utils.InferenceResponse(
+                        error=pb_utils.TritonError(f"onnxruntime: {error}")
+                    )
         return responses
 
     def _feed(self, request):
-        return {name: _decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs}
+        return {
+            name: _decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs
+        }
 
     def _groups(self, feeds):
         if not self.batching:
@@ -171,14 +197,21 @@ class TritonPythonModel:
 
     def _run(self, group, requests, feeds, responses):
         alone = len(group) == 1
-        merged = feeds[group[0]] if alone else {n: np.concatenate([feeds[i][n] for i in group]) for n in self.inputs}
+        merged = (
+            feeds[group[0]]
+            if alone
+            else {n: np.concatenate([feeds[i][n] for i in group]) for n in self.inputs}
+        )
         asked = [[n for n in self.outputs if n in set(requests[i].requested_output_names())] for i in group]
         wanted = [n for n in self.outputs if any(n in a for a in asked)] or self.outputs
         found = dict(zip(wanted, map(np.asarray, self.session.run(wanted, merged)), strict=True))
         start = 0
         for i, names in zip(group, asked, strict=True):
             rows = 0 if alone else feeds[i][self.inputs[0]].shape[0]
-            tensors = [pb_utils.Tensor(n, _encode(found[n] if alone else found[n][start : start + rows])) for n in names]
+            tensors = [
+                pb_utils.Tensor(n, _encode(found[n] if alone else found[n][start : start + rows]))
+                for n in names
+            ]
             start += rows
             responses[i] = pb_utils.InferenceResponse(output_tensors=tensors)
 

@@ -1,4 +1,6 @@
-"""Whatever processes do (restart, vanish, come back, appear) and however scrapes arrive, no request is invented, and none lost that could be seen."""
+"""Whatever processes do (restart, vanish, come back, appear) and however scrapes arrive, no request
+is invented, and none lost that could be seen.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ PROCESSES = ("a", "b", "c", "d")
 
 @dataclass
 class World:
-    """Processes with their true counters, and what a Prometheus that scrapes when told has of them."""
+    """Processes with their true counters, and what a Prometheus that scrapes when told has of
+    them.
+    """
 
     now: float = 1000.0
     true: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -81,8 +85,16 @@ def test_never_more_than_was_served_since_the_baseline(steps: list[tuple[object,
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(st.tuples(st.just("serve"), process, few, few), st.tuples(st.just("restart"), process)), max_size=40), st.data())
-def test_everything_is_counted_when_each_scrape_is_seen(steps: list[tuple[object, ...]], data: st.DataObject) -> None:
+@given(
+    st.lists(
+        st.one_of(st.tuples(st.just("serve"), process, few, few), st.tuples(st.just("restart"), process)),
+        max_size=40,
+    ),
+    st.data(),
+)
+def test_everything_is_counted_when_each_scrape_is_seen(
+    steps: list[tuple[object, ...]], data: st.DataObject
+) -> None:
     world = World()
     for p in data.draw(st.sets(process)):  # these were there before the baseline, with a past
         world.serve(p, 1000, 10)
@@ -93,7 +105,8 @@ def test_everything_is_counted_when_each_scrape_is_seen(steps: list[tuple[object
     for name, *arguments in steps:
         if name == "restart":
             world.restart(str(arguments[0]))
-            world.scrape(str(arguments[0]))  # at 0: a restart is seen even where the new counters would pass the old
+            # at 0: a restart is seen even where the new counters would pass the old
+            world.scrape(str(arguments[0]))
         else:
             p, good, bad = str(arguments[0]), int(str(arguments[1])), int(str(arguments[2]))
             world.serve(p, good, bad)
@@ -108,7 +121,9 @@ def test_everything_is_counted_when_each_scrape_is_seen(steps: list[tuple[object
     st.dictionaries(process, st.tuples(few, few, st.integers(1, 9)), max_size=4),
     st.dictionaries(process, st.tuples(few, few, st.integers(1, 9)), max_size=4),
 )
-def test_the_same_look_twice_is_one_look(first: dict[str, tuple[int, int, int]], second: dict[str, tuple[int, int, int]]) -> None:
+def test_the_same_look_twice_is_one_look(
+    first: dict[str, tuple[int, int, int]], second: dict[str, tuple[int, int, int]]
+) -> None:
     def raw(values: dict[str, tuple[int, int, int]]) -> Raw:
         return Raw({p: Sample(good + bad, bad, time) for p, (good, bad, time) in values.items()})
 

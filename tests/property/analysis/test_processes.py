@@ -58,21 +58,34 @@ def test_a_restart_within_a_group_counts_nothing_of_it_again() -> None:
 
 
 def test_a_group_waits_until_every_member_was_scraped_anew() -> None:
-    """Behind two Prometheus servers older scrapes of some members arrive with newer ones of others."""
+    """Behind two Prometheus servers older scrapes of some members arrive with newer ones of
+    others.
+    """
     first = fold_all(None, fleet(1000, 500, 5, 10))
-    mixed = {p: s if i % 2 else Sample(510, 5, 20) for i, (p, s) in enumerate(fleet(1000, 500, 5, 10).processes.items())}
+    mixed = {
+        p: s if i % 2 else Sample(510, 5, 20)
+        for i, (p, s) in enumerate(fleet(1000, 500, 5, 10).processes.items())
+    }
     halfway = fold_all(first, Raw(mixed))
     assert 0 < halfway.total <= 10 * FOLLOWED, "only of those that are followed one by one"
     assert fold_all(halfway, fleet(1000, 510, 5, 21)).total == 10_000
 
 
-event = st.tuples(st.sampled_from(["serve", "restart", "vanish", "appear", "scrape", "stale"]), st.integers(0, 11), st.integers(1, 9))
+event = st.tuples(
+    st.sampled_from(["serve", "restart", "vanish", "appear", "scrape", "stale"]),
+    st.integers(0, 11),
+    st.integers(1, 9),
+)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(event, max_size=8), max_size=12), st.randoms(use_true_random=False))
-def test_no_request_is_ever_counted_twice(turns: list[list[tuple[str, int, int]]], rng: random.Random) -> None:
-    """The true number of requests since the first look is never exceeded, whatever processes do and however old a scrape is."""
+def test_no_request_is_ever_counted_twice(
+    turns: list[list[tuple[str, int, int]]], rng: random.Random
+) -> None:
+    """The true number of requests since the first look is never exceeded, whatever processes do and
+    however old a scrape is.
+    """
     served = bad = 0
     true: dict[str, tuple[int, int]] = {f"p{i}": (10 * i, i) for i in range(9)}
     seen: dict[str, list[Sample]] = {}

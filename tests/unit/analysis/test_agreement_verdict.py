@@ -14,7 +14,13 @@ from modelrollout.api.v1alpha1 import Counter, RevisionRef, Shadow
 
 ALPHA = 0.01
 SHADOW = Shadow(min_samples=100, min_agreement=0.95)
-TARGET = Target("ml", "digits", RevisionRef(revision="digits-2", number=7), RevisionRef(revision="digits-1", number=6), "none")
+TARGET = Target(
+    "ml",
+    "digits",
+    RevisionRef(revision="digits-2", number=7),
+    RevisionRef(revision="digits-1", number=6),
+    "none",
+)
 
 
 def judged(total: float, bad: float, shadow: Shadow = SHADOW) -> tuple[str, str]:
@@ -35,17 +41,24 @@ def test_the_status_says_what_was_seen_and_how_much_is_missing() -> None:
     assert found.value == 0.98 and found.interval and found.interval[0] < 0.02 < found.interval[1]
     assert found.needed and judged(300 + found.needed, 6 + 0.02 * found.needed)[0] == "Successful"
     assert "6 of 300" in found.message and "allows 5.00 %" in found.message
-    assert judge_agreement(SHADOW, Counter(total=300, bad=15), None, ALPHA).needed is None, "at the limit itself nothing is ever proven"
+    assert judge_agreement(SHADOW, Counter(total=300, bad=15), None, ALPHA).needed is None, (
+        "at the limit itself nothing is ever proven"
+    )
 
 
-@pytest.mark.parametrize(("kind", "verdict"), [("NoData", "Inconclusive"), ("ProviderUnreachable", "Error"), ("NotANumber", "Error")])
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [("NoData", "Inconclusive"), ("ProviderUnreachable", "Error"), ("NotANumber", "Error")],
+)
 def test_what_keeps_a_number_away_is_no_disagreement(kind: ProblemKind, verdict: str) -> None:
     found = judge_agreement(SHADOW, Counter(total=300, bad=200), Problem(kind, "as it is"), ALPHA)
     assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
 
 
 def test_looking_often_rejects_no_model_that_agrees_often_enough() -> None:
-    """At the limit itself, where a test of fixed size that looks so often would be wrong most of the time."""
+    """At the limit itself, where a test of fixed size that looks so often would be wrong most of
+    the time.
+    """
     wrong = 0
     for seed in range(100):
         draw, bad = random.Random(seed), 0
@@ -83,15 +96,28 @@ def counted(result: str, value: float, scraped: float, instance: str = "a:8002")
 
 
 async def test_counts_since_the_first_look_over_a_comparer_that_was_replaced() -> None:
-    first = await measure_agreement(Prometheus(*counted("agree", 100, 10), *counted("disagree", 5, 10)), TARGET, None)
+    first = await measure_agreement(
+        Prometheus(*counted("agree", 100, 10), *counted("disagree", 5, 10)), TARGET, None
+    )
     assert first.canary and (first.canary.total, first.canary.bad) == (0, 0), "the baseline"
-    both = [*counted("agree", 150, 20), *counted("canary_error", 2, 20), *counted("disagree", 6, 20), *counted("agree", 30, 20, "b:8002")]
+    both = [
+        *counted("agree", 150, 20),
+        *counted("canary_error", 2, 20),
+        *counted("disagree", 6, 20),
+        *counted("agree", 30, 20, "b:8002"),
+    ]
     second = await measure_agreement(Prometheus(*both), TARGET, first.canary)
     assert second.canary and (second.canary.total, second.canary.bad) == (50 + 1 + 2 + 30, 1 + 2)
 
 
 def test_the_query_names_both_numbers_and_only_what_is_judged() -> None:
     promql = agreement_query(TARGET, baseline=False).promql
-    for part in ('name="digits"', 'canary="7"', 'stable="6"', 'namespace="ml"', 'result=~"agree|disagree|canary_error"'):
+    for part in (
+        'name="digits"',
+        'canary="7"',
+        'stable="6"',
+        'namespace="ml"',
+        'result=~"agree|disagree|canary_error"',
+    ):
         assert part in promql
     assert "stable_error" not in promql

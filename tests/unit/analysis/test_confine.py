@@ -1,4 +1,6 @@
-"""A namespace's own PromQL: what is sent reads its series only, however the query tries to get out of it, and costs no more than is said."""
+"""A namespace's own PromQL: what is sent reads its series only, however the query tries to get out
+of it, and costs no more than is said.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,13 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
         ('up{namespace="ours"}', f"up{{{OURS}}}"),
         ('{__name__="up"}', f'{{{OURS}, __name__="up"}}'),
         ('sum by (pod) (rate(x[5m])) / on (pod) group_left (node) max without () (y)',
-         f"(sum by (pod) (rate(x{{{OURS}}}[5m]))) / on (pod) group_left (node) (max without () (y{{{OURS}}}))"),
-        ("max_over_time(rate(x[1m])[10m:30s] offset 1h)", f"max_over_time((rate(x{{{OURS}}}[1m]))[10m:30s] offset 1h)"),
+         f"(sum by (pod) (rate(x{{{OURS}}}[5m]))) / on (pod) group_left (node) (max without () (y{{{OURS}}}))"),  # noqa: E501
+        ("max_over_time(rate(x[1m])[10m:30s] offset 1h)",
+            f"max_over_time((rate(x{{{OURS}}}[1m]))[10m:30s] offset 1h)"),
         ("x offset -90s > bool 1e-9", f"(x{{{OURS}}} offset -90s) > bool (1e-09)"),
         ("-x ^ 2 or absent(y)", f"(-((x{{{OURS}}}) ^ (2.0))) or (absent(y{{{OURS}}}))"),
-        ("x and ignoring (a) y unless z", f"((x{{{OURS}}}) and ignoring (a) (y{{{OURS}}})) unless (z{{{OURS}}})"),
+        ("x and ignoring (a) y unless z",
+            f"((x{{{OURS}}}) and ignoring (a) (y{{{OURS}}})) unless (z{{{OURS}}})"),
         ("x * Inf + NaN", f"((x{{{OURS}}}) * (Inf)) + (NaN)"),
         ("quantile(0.9, x) # y", f"quantile(0.9, x{{{OURS}}})"),
         ("x[1ms]", f"x{{{OURS}}}[1ms]"),
@@ -57,7 +61,8 @@ def test_every_selector_gets_the_matcher(query: str, sent: str) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        'x{a=`"} or up{b="`}',  # a string that would end ours, where a tree is written out without care
+        # a string that would end ours, where a tree is written out without care
+        'x{a=`"} or up{b="`}',
         r'x{a="\"} or up{b=\""}',
         'x{a="\'} or up"}',
         'x{a="\\\\"} + on () y{b="\\\\"}',
@@ -74,7 +79,9 @@ def test_strings_do_not_get_out(query: str) -> None:
     assert all(str(s.matchers).count(OURS) == 1 for s in found)
 
 
-@pytest.mark.parametrize("query", ["vector(1)", "time()", "1", "NaN", '"x"', "vector(1) < bool vector(2)", "scalar(vector(3))"])
+@pytest.mark.parametrize(
+    "query", ["vector(1)", "time()", "1", "NaN", '"x"', "vector(1) < bool vector(2)", "scalar(vector(3))"]
+)
 def test_what_selects_nothing_is_for_templates(query: str) -> None:
     assert "use a template" in refused(query)
 
@@ -122,9 +129,12 @@ def test_what_cannot_be_confined_or_costs_too_much_is_refused(query: str, word: 
 
 # fmt: off
 _WORDS = st.sampled_from(
-    ["x", "y", "up", "sum", "by", "(", ")", "[", "]", "{", "}", '"a"', "`", "'", '"', "\\", "a", "=", "=~", "!=", ",", "5m", "1s", ":", "@",
-     "offset", "-", "+", "^", "/", "or", "and", "on", "ignoring", "group_left", "bool", "1", "Inf", "rate", "topk", "namespace", "__name__", "#",
-     "\n", "count_values", 'namespace="theirs"', "9999999999y", "é", "\x00", "info", "end", "start", "label_replace", "absent"]
+    ["x", "y", "up", "sum", "by", "(", ")", "[", "]", "{", "}", '"a"', "`", "'", '"', "\\", "a", "=", "=~",
+        "!=", ",", "5m", "1s", ":", "@",
+     "offset", "-", "+", "^", "/", "or", "and", "on", "ignoring", "group_left", "bool", "1", "Inf", "rate",
+     "topk", "namespace", "__name__", "#",
+     "\n", "count_values", 'namespace="theirs"', "9999999999y", "é", "\x00", "info", "end", "start",
+     "label_replace", "absent"]
 )
 # fmt: on
 
@@ -134,11 +144,15 @@ _WORDS = st.sampled_from(
 def test_whatever_is_written_nothing_gets_out_and_nothing_is_raised(query: str) -> None:
     found = confined(query, "ours")
     if isinstance(found, str):
-        assert all(str(s.matchers).count("namespace") == 1 and OURS in str(s.matchers) for s in selectors(found))
+        assert all(
+            str(s.matchers).count("namespace") == 1 and OURS in str(s.matchers) for s in selectors(found)
+        )
         assert selectors(found)
 
 
 def test_what_is_sent_is_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A matcher that was forgotten anywhere is no query."""
-    monkeypatch.setattr(confinement._Writer, "_selector", lambda self, e, length: setattr(self, "selectors", 1) or e.name)
+    monkeypatch.setattr(
+        confinement._Writer, "_selector", lambda self, e, length: setattr(self, "selectors", 1) or e.name
+    )
     assert "cannot be bound" in refused("forgotten")

@@ -67,21 +67,29 @@ def test_a_mandatory_metric_is_added_to_whatever_there_is() -> None:
         (MEMORY.model_copy(update={"query": "0", "max": 1}), MEMORY, "query", "x"),
     ],
 )
-def test_a_mandatory_metric_cannot_be_weakened(own: Metric, mandatory: Metric, field: str, expected: Any) -> None:
+def test_a_mandatory_metric_cannot_be_weakened(
+    own: Metric, mandatory: Metric, field: str, expected: Any
+) -> None:
     [found] = metrics(Analysis(metrics=[own]), mandatory)
     assert getattr(found, field) == expected
 
 
 def test_another_objective_measures_something_else_so_the_mandatory_one_stands() -> None:
     mandatory = Metric(name="latency", objective="50ms", max_increase=0.005)
-    [found] = metrics(Analysis(metrics=[Metric(name="latency", objective="10s", max_increase=0.001)]), mandatory)
+    [found] = metrics(
+        Analysis(metrics=[Metric(name="latency", objective="10s", max_increase=0.001)]), mandatory
+    )
     assert found == mandatory
-    [same] = metrics(Analysis(metrics=[Metric(name="latency", objective="0.05s", max_increase=0.001)]), mandatory)
+    [same] = metrics(
+        Analysis(metrics=[Metric(name="latency", objective="0.05s", max_increase=0.001)]), mandatory
+    )
     assert same.max_increase == 0.001
 
 
 def test_slices_of_both_are_watched_each_within_the_smaller_margin() -> None:
-    own = Metric(name="accuracy", max_drop=0.02, slices=[Slice(name="night", max_drop=0.1), Slice(name="own")])
+    own = Metric(
+        name="accuracy", max_drop=0.02, slices=[Slice(name="night", max_drop=0.1), Slice(name="own")]
+    )
     mandatory = Metric(name="accuracy", max_drop=0.03, slices=[Slice(name="night"), Slice(name="theirs")])
     [found] = metrics(Analysis(metrics=[own]), mandatory)
     assert {s.name: s.max_drop for s in found.slices or ()} == {"night": 0.03, "theirs": 0.03, "own": 0.02}

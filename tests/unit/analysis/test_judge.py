@@ -1,4 +1,6 @@
-"""The rule of DESIGN.md, Evidence and verdict, in counts; and everything that is no verdict by its own name."""
+"""The rule of DESIGN.md, Evidence and verdict, in counts; and everything that is no verdict by its
+own name.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,20 @@ QUERY = Metric(name="memory", query="x", min=1, max=10)
 def counter(bad: float, total: float) -> Counter:
     """With looks that vary as those of independent requests do, a thousand of them."""
     share = bad / total if total else 0.0
-    return Counter(bad=bad, total=total, spread=[total / 1000, bad / 1000, 1000.0, 1000 * share * (1 - share)])
+    return Counter(
+        bad=bad, total=total, spread=[total / 1000, bad / 1000, 1000.0, 1000 * share * (1 - share)]
+    )
 
 
-def judged(metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25) -> MetricStatus:
+def judged(
+    metric: Metric, canary: Counter | None, stable: Counter | None, weight: int = 5, next_weight: int = 25
+) -> MetricStatus:
     return judge(metric, canary, stable, None, None, weight, next_weight, 0.01)
 
 
-@pytest.mark.parametrize(("metric", "reason"), [(ERRORS, "ErrorsHigh"), (ACCURACY, "AccuracyLow"), (LATENCY, "LatencyHigh")])
+@pytest.mark.parametrize(
+    ("metric", "reason"), [(ERRORS, "ErrorsHigh"), (ACCURACY, "AccuracyLow"), (LATENCY, "LatencyHigh")]
+)
 def test_a_regression_is_named_by_what_got_worse(metric: Metric, reason: str) -> None:
     status = judged(metric, counter(60, 300), counter(20, 2000))
     assert (status.verdict, status.reason) == ("Failed", reason)
@@ -47,7 +55,9 @@ def test_two_failures_prove_nothing() -> None:
 
 
 def test_worse_within_the_tolerance_is_no_regression() -> None:
-    """A difference of 0.0004 is proven with this many samples, and lies below a tenth of the margin."""
+    """A difference of 0.0004 is proven with this many samples, and lies below a tenth of the
+    margin.
+    """
     canary, stable = counter(14_000, 10_000_000), counter(10_000, 10_000_000)
     lower = difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.01).lower
     assert 0 < lower < 0.0005
@@ -63,12 +73,19 @@ def test_the_same_evidence_passes_a_low_weight_and_not_a_high_one() -> None:
 
 
 def test_the_plan_is_about_right() -> None:
-    """With so many more samples in the same proportions it passes, and with half as many it does not."""
+    """With so many more samples in the same proportions it passes, and with half as many it does
+    not.
+    """
     held = judged(ERRORS, counter(10, 1000), counter(190, 19_000), 5, 100)
     assert held.needed
     for share, verdict in ((1.05, "Successful"), (0.5, "Inconclusive")):
         factor = 1 + share * held.needed / 1000
-        assert judged(ERRORS, counter(10 * factor, 1000 * factor), counter(190 * factor, 19_000 * factor), 5, 100).verdict == verdict
+        assert (
+            judged(
+                ERRORS, counter(10 * factor, 1000 * factor), counter(190 * factor, 19_000 * factor), 5, 100
+            ).verdict
+            == verdict
+        )
 
 
 def test_a_plan_that_leads_nowhere_says_so() -> None:
@@ -79,7 +96,9 @@ def test_a_plan_that_leads_nowhere_says_so() -> None:
 
 def test_fail_wins_over_pass_where_the_next_weight_allows_more() -> None:
     canary, stable = counter(4000, 100_000), counter(19_000, 1_900_000)
-    assert difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.01).upper < 0.005 * 100 / 5
+    assert (
+        difference_interval(canary.bad, canary.total, stable.bad, stable.total, 0.01).upper < 0.005 * 100 / 5
+    )
     assert judged(ERRORS, canary, stable, 5, 5).verdict == "Failed"
 
 
@@ -87,7 +106,12 @@ def test_fail_wins_over_pass_where_the_next_weight_allows_more() -> None:
 @pytest.mark.parametrize("canary", [None, counter(0, 0)])
 def test_no_request_is_no_data(metric: Metric, canary: Counter | None) -> None:
     status = judged(metric, canary, counter(0, 1000))
-    assert (status.verdict, status.reason, status.value, status.interval) == ("Inconclusive", "NoData", None, None)
+    assert (status.verdict, status.reason, status.value, status.interval) == (
+        "Inconclusive",
+        "NoData",
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("stable", [None, counter(0, 0)])
@@ -104,17 +128,30 @@ def test_an_absolute_limit_judges_alone_where_stable_has_nothing() -> None:
 def test_a_limit_that_stable_does_not_keep_at_the_same_time_is_no_proof() -> None:
     metric = Metric(name="errors", max=0.05)
     found = judged(metric, counter(300, 1000), counter(60, 1000))
-    assert (found.verdict, found.reason) == ("Failed", "LimitExceeded") and "which stable does not keep either" in found.message
+    assert (found.verdict, found.reason) == (
+        "Failed",
+        "LimitExceeded",
+    ) and "which stable does not keep either" in found.message
     assert judged(metric, counter(300, 1000), counter(50, 1000)).reason == "ErrorsHigh"
     assert judged(metric, counter(300, 1000), counter(0, 0)).reason == "LimitExceeded"
     before = judge(metric, counter(300, 1000), counter(0, 1000), None, None, 100, 100, 0.01, at_once=False)
-    assert before.reason == "LimitExceeded" and "nothing of stable was counted at the same time" in before.message
+    assert (
+        before.reason == "LimitExceeded"
+        and "nothing of stable was counted at the same time" in before.message
+    )
     both = Metric(name="errors", max_increase=0.01, max=0.05)
-    assert judged(both, counter(600, 1000), counter(100, 1000)).reason == "ErrorsHigh", "the comparison is a proof of its own"
+    assert judged(both, counter(600, 1000), counter(100, 1000)).reason == "ErrorsHigh", (
+        "the comparison is a proof of its own"
+    )
 
 
 @pytest.mark.parametrize(
-    "metric", [Metric(name="accuracy", min=0.9), Metric(name="errors", max=0.1), Metric(name="latency", objective="50ms", share=0.9)]
+    "metric",
+    [
+        Metric(name="accuracy", min=0.9),
+        Metric(name="errors", max=0.1),
+        Metric(name="latency", objective="50ms", share=0.9),
+    ],
 )
 def test_absolute_limits_are_of_the_canary_whatever_stable_does(metric: Metric) -> None:
     stable = counter(900, 1000)
@@ -132,7 +169,9 @@ def test_a_limit_fails_although_the_comparison_passes() -> None:
 def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: ProblemKind) -> None:
     """PEERS.md: an outage or an empty answer rolls a healthy canary back elsewhere."""
     status = judge(ERRORS, counter(0, 10_000), counter(0, 10_000), Problem(kind, "why"), None, 5, 25, 0.01)
-    assert status.verdict == ("Inconclusive" if kind in ("NoData", "NoStableData", "QueryPending") else "Error")
+    assert status.verdict == (
+        "Inconclusive" if kind in ("NoData", "NoStableData", "QueryPending") else "Error"
+    )
     assert (status.reason, status.message) == (kind, "why")
     assert status.canary == counter(0, 10_000) and status.stable == counter(0, 10_000)
 
@@ -179,13 +218,20 @@ def test_evidence_of_earlier_steps_completes_a_proof() -> None:
 
 
 def test_good_steps_before_do_not_shield_a_bad_one() -> None:
-    assert judge(ERRORS, counter(60, 300), counter(20, 2000), None, None, 50, 100, 0.01, [-80.0, -80.0]).verdict == "Failed"
+    assert (
+        judge(ERRORS, counter(60, 300), counter(20, 2000), None, None, 50, 100, 0.01, [-80.0, -80.0]).verdict
+        == "Failed"
+    )
 
 
 def test_the_evidence_is_that_of_the_step_and_of_the_tolerance() -> None:
     canary, stable = counter(20, 1000), counter(40, 4000)
-    assert judged(ERRORS, canary, stable).log_evidence == pytest.approx(log_evidence(20, 1000, 40, 4000, 0.0005), abs=0.05)
-    assert judged(Metric(name="errors", max=0.05), canary, stable).log_evidence == pytest.approx(share_log_evidence(20, 1000, 0.05), abs=0.05)
+    assert judged(ERRORS, canary, stable).log_evidence == pytest.approx(
+        log_evidence(20, 1000, 40, 4000, 0.0005), abs=0.05
+    )
+    assert judged(Metric(name="errors", max=0.05), canary, stable).log_evidence == pytest.approx(
+        share_log_evidence(20, 1000, 0.05), abs=0.05
+    )
     assert judged(ERRORS, None, stable).log_evidence is None
     assert judged(ERRORS, canary, None).log_evidence is None
 

@@ -46,17 +46,28 @@ class FakeReader:
         return {t: self.before(t) for t in times} if self.before else Problem("ProviderTimeout", "slow")
 
 
-async def measure(reader: FakeReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]) -> dict[str, Measurement]:
+async def measure(
+    reader: FakeReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+) -> dict[str, Measurement]:
     """One look, added to the counts."""
-    return fold_in(await look(reader, target, metrics, counters, 1_800_000_000.0), counters, stable=target.stable is not None)
+    return fold_in(
+        await look(reader, target, metrics, counters, 1_800_000_000.0),
+        counters,
+        stable=target.stable is not None,
+    )
 
 
-def requests(scraped: float, new: tuple[int, int] | None = None, old: tuple[int, int] | None = None) -> Answer:
+def requests(
+    scraped: float, new: tuple[int, int] | None = None, old: tuple[int, int] | None = None
+) -> Answer:
     series = []
     for revision, counts in (("digits-new", new), ("digits-old", old)):
         service = {"service": f"a-{revision}-http-8000@kubernetesgateway", "instance": "g"}
         if counts:
-            series += [Series({**service, "code": code, "reading": "count"}, n, 0) for code, n in zip(("200", "500"), counts, strict=True)]
+            series += [
+                Series({**service, "code": code, "reading": "count"}, n, 0)
+                for code, n in zip(("200", "500"), counts, strict=True)
+            ]
             series.append(Series({**service, "reading": "scraped"}, scraped, 0))
     return Answer(tuple(series))
 
@@ -82,21 +93,30 @@ def pods(scraped: float, **served: int) -> Answer:
     series = []
     for revision, good in served.items():
         labels = {"revision": revision.replace("_", "-"), "instance": f"{revision}:8002"}
-        series += [Series({**labels, "reading": "good"}, good, 0), Series({**labels, "reading": "scraped"}, scraped, 0)]
+        series += [
+            Series({**labels, "reading": "good"}, good, 0),
+            Series({**labels, "reading": "scraped"}, scraped, 0),
+        ]
     return Answer(tuple(series))
 
 
 @pytest.mark.parametrize("stable", [True, False])
 async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_traffic(stable: bool) -> None:
-    """Without a gateway the pods count themselves. A thousand good answers would pass the step without one request of a client."""
+    """Without a gateway the pods count themselves. A thousand good answers would pass the step
+    without one request of a client.
+    """
     target = replace(TARGET, profile="none", stable=TARGET.stable if stable else None)
     reader = FakeReader(nv_inference=pods(10, digits_old=5000))
     first = (await measure(reader, target, [ERRORS], {}))["errors"]
     assert first.problem and first.problem.kind == "NoData" and first.canary is None
     reader.answers["nv_inference"] = pods(20, digits_old=5100, digits_new=1000)
-    second = (await measure(reader, target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))["errors"]
+    second = (await measure(reader, target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
+        "errors"
+    ]
     reader.answers["nv_inference"] = pods(30, digits_old=5200, digits_new=1007)
-    third = (await measure(reader, target, [ERRORS], {"errors": Counts(second.canary, second.stable)}))["errors"]
+    third = (await measure(reader, target, [ERRORS], {"errors": Counts(second.canary, second.stable)}))[
+        "errors"
+    ]
     assert third.canary and third.canary.total == 7
     assert not stable or (third.stable and third.stable.total == 100)
 
@@ -104,12 +124,16 @@ async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_t
 async def test_the_same_scrape_again_changes_nothing() -> None:
     reader = FakeReader(traefik_service_requests_total=requests(10, new=(40, 2), old=(100, 1)))
     first = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
-    again = (await measure(reader, TARGET, [ERRORS], {"errors": Counts(first.canary, first.stable)}))["errors"]
+    again = (await measure(reader, TARGET, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
+        "errors"
+    ]
     assert again.canary is first.canary and again.stable is first.stable
 
 
 async def test_a_problem_keeps_the_counts_for_when_it_is_over() -> None:
-    reader = FakeReader(traefik_service_requests_total=requests(10, old=(100, 1)), max=Problem("ProviderError", "x"))
+    reader = FakeReader(
+        traefik_service_requests_total=requests(10, old=(100, 1)), max=Problem("ProviderError", "x")
+    )
     before = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
     reader.answers["traefik_service_requests_total"] = Problem("ProviderUnreachable", "gone")
     found = await measure(reader, TARGET, [ERRORS], {"errors": Counts(before.canary, before.stable)})
@@ -122,7 +146,9 @@ async def test_a_problem_at_the_first_look_leaves_the_baseline_to_the_next() -> 
     found = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
     assert found.canary is None and found.problem
     reader.answers["traefik_service_requests_total"] = requests(10, new=(900, 100))
-    baseline = (await measure(reader, TARGET, [ERRORS], {"errors": Counts(found.canary, found.stable)}))["errors"]
+    baseline = (await measure(reader, TARGET, [ERRORS], {"errors": Counts(found.canary, found.stable)}))[
+        "errors"
+    ]
     assert baseline.canary and baseline.canary.total == 0
 
 
@@ -136,13 +162,18 @@ async def test_the_bounds_are_asked_only_when_the_objective_is_none_of_them() ->
     found = (await measure(reader, TARGET, [LATENCY], {}))["latency"]
     assert found.problem and found.problem.kind == "NotABucketBound" and "100ms" in found.problem.message
     assert len(reader.asked) == 2
-    reader.answers["sum by"] = Answer((Series({**service, "le": "+Inf"}, 7, 0), Series({**service, "le": "0.05"}, 7, 0)))
+    reader.answers["sum by"] = Answer(
+        (Series({**service, "le": "+Inf"}, 7, 0), Series({**service, "le": "0.05"}, 7, 0))
+    )
     assert (await measure(reader, TARGET, [LATENCY], {}))["latency"].problem is None
     assert len(reader.asked) == 3
 
 
 async def test_metrics_are_asked_together_and_fail_apart() -> None:
-    reader = FakeReader(traefik_service_requests_total=requests(10, old=(1, 0)), max=Answer((Series({}, 1, 0), Series({"a": "b"}, 2, 0))))
+    reader = FakeReader(
+        traefik_service_requests_total=requests(10, old=(1, 0)),
+        max=Answer((Series({}, 1, 0), Series({"a": "b"}, 2, 0))),
+    )
     found = await measure(reader, TARGET, [ERRORS, QUERY], {})
     assert found["errors"].problem is None
     assert found["memory"].problem and found["memory"].problem.kind == "SeveralSeries"
@@ -151,7 +182,11 @@ async def test_metrics_are_asked_together_and_fail_apart() -> None:
 
 
 async def test_own_queries_are_asked_apart_by_a_name_that_is_this_weights_alone() -> None:
-    reader = FakeReader(traefik_service_requests_total=requests(10), y=Answer((Series({}, 3.0, 0),)), max=Answer((Series({}, 7.0, 0),)))
+    reader = FakeReader(
+        traefik_service_requests_total=requests(10),
+        y=Answer((Series({}, 3.0, 0),)),
+        max=Answer((Series({}, 7.0, 0),)),
+    )
     own = Metric(name="own", query="min(y)", max=10)
     found = await measure(reader, replace(TARGET, weight=25), [ERRORS, QUERY, own], {})
     assert (found["memory"].value, found["own"].value) == (7.0, 3.0)
@@ -169,12 +204,18 @@ async def test_what_cannot_be_asked_is_not_asked() -> None:
 
 async def test_without_stable_there_are_no_counts_of_it() -> None:
     alone = Target("a", "digits", TARGET.canary, None, "traefik")
-    found = (await measure(FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}))["errors"]
+    found = (
+        await measure(
+            FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}
+        )
+    )["errors"]
     assert found.canary is not None and found.stable is None
 
 
 async def test_a_step_begins_with_what_stable_has_shown_in_the_hour_before() -> None:
-    reader = FakeReader(traefik_service_requests_total=requests(10, old=(6000, 60)), max=Answer((Series({}, 3.0, 0),)))
+    reader = FakeReader(
+        traefik_service_requests_total=requests(10, old=(6000, 60)), max=Answer((Series({}, 3.0, 0),))
+    )
     start = 1_800_000_000 - 3600
     reader.before = lambda t: requests(t, old=(100 * (t - start) // 60, 6 * ((t - start) // 360)))
     first = (await measure(reader, TARGET, [ERRORS, QUERY], {}))["errors"]
@@ -197,18 +238,36 @@ async def test_where_nobody_can_tell_what_was_usual_the_step_begins_all_the_same
 
 
 def rows(count: float, scraped: float, servers: int = 2) -> Answer:
-    return Answer(tuple(Series({"reading": r}, v, 0) for r, v in (("count", count), ("scraped", scraped), ("servers", servers))))
+    return Answer(
+        tuple(
+            Series({"reading": r}, v, 0)
+            for r, v in (("count", count), ("scraped", scraped), ("servers", servers))
+        )
+    )
 
 
 async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_lose_nothing() -> None:
     metric = Metric(name="accuracy", max_drop=0.1, slices=[Slice(name="night")])
-    before = {name: Counts(Counter(total=500, bad=400, scraped=9.0), Counter(total=10)) for name in ("accuracy", "accuracy/night")}
+    before = {
+        name: Counts(Counter(total=500, bad=400, scraped=9.0), Counter(total=10))
+        for name in ("accuracy", "accuracy/night")
+    }
     target = replace(TARGET, rows_seconds=600.0, pods=2, sources=Sources(labels_per_row=1.0))
     reader = FakeReader(modelrollout_feedback_total=Answer(), nv_inference_count=rows(80, 10.0))
     found = await measure(reader, target, [metric], before)
     for name, m in found.items():
-        assert m.problem is not None and m.problem.kind == "EvidenceImplausible" and m.canary == before[name].canary
-    for answer in (rows(400, 10.0), rows(80, 8.0), rows(80, 10.0, servers=1), Answer(), Problem("ProviderTimeout", "slow")):
+        assert (
+            m.problem is not None
+            and m.problem.kind == "EvidenceImplausible"
+            and m.canary == before[name].canary
+        )
+    for answer in (
+        rows(400, 10.0),
+        rows(80, 8.0),
+        rows(80, 10.0, servers=1),
+        Answer(),
+        Problem("ProviderTimeout", "slow"),
+    ):
         reader.answers["nv_inference_count"] = answer
         assert (await measure(reader, target, [metric], before))["accuracy"].problem is None, answer
     asked = len(reader.asked)

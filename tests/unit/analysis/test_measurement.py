@@ -28,8 +28,12 @@ def raw(total: float, bad: float, scraped: float) -> Raw:
     return Raw({"f1": Sample(total, bad, scraped)})
 
 
-def judged(metric: Metric, before: list[MetricStatus], now: datetime, **readings: Reading) -> list[MetricStatus]:
-    found = fold_in({name.replace("__", "/"): r for name, r in readings.items()}, counts_of(before), stable=True)
+def judged(
+    metric: Metric, before: list[MetricStatus], now: datetime, **readings: Reading
+) -> list[MetricStatus]:
+    found = fold_in(
+        {name.replace("__", "/"): r for name, r in readings.items()}, counts_of(before), stable=True
+    )
     return judge_all(parts_of([metric]), found, before, {}, 5, 25, now)
 
 
@@ -44,7 +48,11 @@ def test_an_overall_gain_does_not_hide_a_loss_on_a_slice() -> None:
         accuracy__night=Look(raw(300, 120, 2), raw(3000, 300, 2)),
         accuracy__rare=Look(raw(3, 1, 2), raw(30, 1, 2)),
     )
-    assert [(m.name, m.slice) for m in found] == [("accuracy", None), ("accuracy/night", "night"), ("accuracy/rare", "rare")]
+    assert [(m.name, m.slice) for m in found] == [
+        ("accuracy", None),
+        ("accuracy/night", "night"),
+        ("accuracy/rare", "rare"),
+    ]
     assert [m.verdict for m in found] == ["Successful", "Failed", "Inconclusive"]
     whole = combine(found)
     assert (whole.name, whole.reason) == ("Failed", "SliceAccuracyLow") and "slice night" in whole.message
@@ -53,7 +61,8 @@ def test_an_overall_gain_does_not_hide_a_loss_on_a_slice() -> None:
 
 def test_a_slice_with_too_little_data_does_not_hold_the_step() -> None:
     before = [
-        MetricStatus(name=n, verdict="Inconclusive", reason="NoData", canary=Counter(), stable=Counter()) for n in ("accuracy", "accuracy/night")
+        MetricStatus(name=n, verdict="Inconclusive", reason="NoData", canary=Counter(), stable=Counter())
+        for n in ("accuracy", "accuracy/night")
     ]
     metric = SLICED.model_copy(update={"slices": [Slice(name="night")]})
     good = Look(raw(4000, 20, 2), raw(40_000, 200, 2))
@@ -116,8 +125,12 @@ def test_without_stable_nothing_is_counted_of_it() -> None:
 
 
 def evidence(index: int, weight: int, **logs: float) -> StepEvidence:
-    metrics = [MetricStatus(name=n, verdict="Successful", reason="x", log_evidence=v) for n, v in logs.items()]
-    return StepEvidence(index=index, weight=weight, verdict="Successful", reason="x", seconds=1, metrics=metrics)
+    metrics = [
+        MetricStatus(name=n, verdict="Successful", reason="x", log_evidence=v) for n, v in logs.items()
+    ]
+    return StepEvidence(
+        index=index, weight=weight, verdict="Successful", reason="x", seconds=1, metrics=metrics
+    )
 
 
 def step(index: int, weight: int) -> StepStatus:
@@ -130,7 +143,9 @@ def test_the_evidence_of_earlier_steps_is_carried_in_order() -> None:
 
 
 def test_no_evidence_is_carried_twice() -> None:
-    """A step that paused for want of a verdict is recorded, judged on, and recorded again when somebody promotes."""
+    """A step that paused for want of a verdict is recorded, judged on, and recorded again when
+    somebody promotes.
+    """
     history = [evidence(0, 5, errors=0.5), evidence(1, 25, errors=1.0), evidence(1, 25, errors=2.0)]
     assert carried_of(history, step(1, 25)) == {"errors": [0.5]}
     assert carried_of(history, step(2, 50)) == {"errors": [0.5, 2.0]}

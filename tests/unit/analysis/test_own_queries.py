@@ -1,4 +1,6 @@
-"""Queries of namespaces' own: one at a time for each, in the background, and not at all for a while after one that took too long."""
+"""Queries of namespaces' own: one at a time for each, in the background, and not at all for a while
+after one that took too long.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,19 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.prometheus.backoff import FIRST_SECONDS, LONGEST_SECONDS, Pause, after_trouble
-from modelrollout.analysis.providers.prometheus.namespace_queries import FRESH_SECONDS, KEPT_SECONDS, KEPT_SERIES, MOST_WAITING, OwnQueries
+from modelrollout.analysis.providers.prometheus.backoff import (
+    FIRST_SECONDS,
+    LONGEST_SECONDS,
+    Pause,
+    after_trouble,
+)
+from modelrollout.analysis.providers.prometheus.namespace_queries import (
+    FRESH_SECONDS,
+    KEPT_SECONDS,
+    KEPT_SERIES,
+    MOST_WAITING,
+    OwnQueries,
+)
 
 SLOW = Problem("ProviderTimeout", "slow")
 
@@ -93,14 +106,18 @@ async def test_a_quick_answer_is_there_at_once(own: OwnQueries, prometheus: Prom
     assert await own.ask("ours", {}) == {}
 
 
-async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(own: OwnQueries, prometheus: Prometheus) -> None:
+async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
+    own: OwnQueries, prometheus: Prometheus
+) -> None:
     prometheus.hang("slow")
     began = time.monotonic()
     found = await own.ask("ours", {"1": "slow"})
     assert isinstance(found["1"], Problem) and found["1"].kind == "QueryPending"
     assert time.monotonic() - began < 1
     again = time.monotonic()
-    assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], Problem), "behind the slow one"
+    assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], Problem), (
+        "behind the slow one"
+    )
     assert time.monotonic() - again < 0.1, "a namespace that is busy holds up no second look"
     prometheus.gates["slow"].set()
     await until(lambda: not own._tasks["ours"])
@@ -112,14 +129,20 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(own: O
 async def test_one_at_a_time_for_a_namespace_and_two_in_all(own: OwnQueries, prometheus: Prometheus) -> None:
     for query in "abcdef":
         prometheus.hang(query)
-    await asyncio.gather(own.ask("one", {"1": "a", "2": "b", "3": "c"}), own.ask("two", {"1": "d"}), own.ask("three", {"1": "e"}))
+    await asyncio.gather(
+        own.ask("one", {"1": "a", "2": "b", "3": "c"}),
+        own.ask("two", {"1": "d"}),
+        own.ask("three", {"1": "e"}),
+    )
     assert sorted(prometheus.asked) == ["a", "d"] and prometheus.most_asked == 2
     prometheus.gates["d"].set()
     await until(lambda: "e" in prometheus.asked)
     assert "b" not in prometheus.asked, "the first of its namespace is not done"
 
 
-async def test_what_takes_too_long_pauses_its_namespace_and_no_other(own: OwnQueries, prometheus: Prometheus) -> None:
+async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
+    own: OwnQueries, prometheus: Prometheus
+) -> None:
     clock = own._now
     assert isinstance(clock, Clock)
     prometheus.answers["slow"] = SLOW
@@ -127,14 +150,21 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(own: OwnQue
     assert found["1"] == SLOW
     paused = found["2"]
     assert isinstance(paused, Problem) and paused.kind == "QueriesPaused"
-    assert "namespace ours" in paused.message and "until 08:00:30 UTC" in paused.message and "cheaper" in paused.message
+    assert (
+        "namespace ours" in paused.message
+        and "until 08:00:30 UTC" in paused.message
+        and "cheaper" in paused.message
+    )
     assert prometheus.asked == ["slow"]
     assert isinstance((await own.ask("others", {"1": "x"}))["1"], Answer)
     clock.now += 30
     prometheus.answers["slow"] = Problem("ProviderError", "it died")
     assert (await own.ask("ours", {"1": "slow"}))["1"] == Problem("ProviderError", "it died")
     clock.now += 59
-    assert isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), Problem) and again.kind == "QueriesPaused", "for twice as long"
+    assert (
+        isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), Problem)
+        and again.kind == "QueriesPaused"
+    ), "for twice as long"
     clock.now += 1
     assert isinstance((await own.ask("ours", {"2": "x"}))["2"], Answer)
 

@@ -1,4 +1,6 @@
-"""Forged counts are noticed, and honest traffic never is: a thousand rollouts of every kind of it."""
+"""Forged counts are noticed, and honest traffic never is: a thousand rollouts of every kind of
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,7 @@ def implausible(canary: float, stable: float, weight: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("canary", "stable", "weight"),
-    [(97, 13, 20), (90, 13, 20), (30, 0, 5), (4000, 4000, 5), (1000, 100, 50)],
+    ("canary", "stable", "weight"), [(97, 13, 20), (90, 13, 20), (30, 0, 5), (4000, 4000, 5), (1000, 100, 50)]
 )
 def test_what_is_far_from_the_weight_is_told(canary: int, stable: int, weight: int) -> None:
     assert implausible(canary, stable, weight)
@@ -29,12 +30,16 @@ def test_what_is_far_from_the_weight_is_told(canary: int, stable: int, weight: i
 
 def test_no_weight_no_requests_and_no_stable_are_no_ground() -> None:
     assert not implausible(1000, 10, 0) and not implausible(10, 1000, 100)
-    assert not implausible(0, 100_000, 20) and not implausible(1, 5000, 75), "a canary that crashes has few requests, and must be rolled back"
+    assert not implausible(0, 100_000, 20) and not implausible(1, 5000, 75), (
+        "a canary that crashes has few requests, and must be rolled back"
+    )
     assert off_weight(Counter(total=100), None, 5) is None and off_weight(None, None, 5) is None
 
 
 def by_chance(rng: random.Random, weight: int) -> Iterator[Counts]:
-    """Many proxies, each with few requests; a busy minute and a quiet hour. A batch of 32, or a stream, is one request."""
+    """Many proxies, each with few requests; a busy minute and a quiet hour. A batch of 32, or a
+    stream, is one request.
+    """
     while True:
         n = rng.choice((rng.randrange(4), rng.randrange(200), 2000))
         canary = sum(rng.random() * 100 < weight for _ in range(n))
@@ -42,7 +47,9 @@ def by_chance(rng: random.Random, weight: int) -> Iterator[Counts]:
 
 
 def in_turns(rng: random.Random, weight: int) -> Iterator[Counts]:
-    """Proxies that each deal in turns, the heavier side first, and now and then begin anew, as a change of endpoints makes them."""
+    """Proxies that each deal in turns, the heavier side first, and now and then begin anew, as a
+    change of endpoints makes them.
+    """
     light = min(weight, 100 - weight)
     credits = [0] * rng.choice((1, 2, 5, 30))
     while True:
@@ -84,16 +91,26 @@ def test_honest_rollouts_are_never_accused(traffic: object) -> None:
 def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them() -> None:
     labels = Counter(total=2000, scraped=100.0)
     found = more_labels_than_rows(labels, 40, 100.0, 1)
-    assert found is not None and found.kind == "EvidenceImplausible" and "feedback.labelsPerRow" in found.message
+    assert (
+        found is not None and found.kind == "EvidenceImplausible" and "feedback.labelsPerRow" in found.message
+    )
     assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
     assert more_labels_than_rows(labels, 40, 100.0, 25) is None
-    assert more_labels_than_rows(labels, math.nan, 100.0, 1) is None and more_labels_than_rows(labels, 40, math.nan, 1) is None
+    assert (
+        more_labels_than_rows(labels, math.nan, 100.0, 1) is None
+        and more_labels_than_rows(labels, 40, math.nan, 1) is None
+    )
     assert more_labels_than_rows(Counter(total=10, scraped=1.0), 0, 2.0, 1) is None
-    assert more_labels_than_rows(None, 0, 2.0, 1) is None and more_labels_than_rows(Counter(total=50), 0, 2.0, 1) is None
+    assert (
+        more_labels_than_rows(None, 0, 2.0, 1) is None
+        and more_labels_than_rows(Counter(total=50), 0, 2.0, 1) is None
+    )
 
 
 class Server:
-    """Triton's counters of a pod, as of its last scrape, and the largest that Prometheus has seen of each run."""
+    """Triton's counters of a pod, as of its last scrape, and the largest that Prometheus has seen
+    of each run.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self.every, self.offset = rng.choice((2, 15, 30)), rng.random() * 30
@@ -108,8 +125,10 @@ class Server:
 
 
 def test_honest_labels_are_never_too_many() -> None:
-    """Every answer is labelled at once, or some, or late: single rows, batches of 32, streams of a hundred rows in one gRPC call, answers from the
-    cache, clients that come past the gateway; a server that is restarted, and one that comes later."""
+    """Every answer is labelled at once, or some, or late: single rows, batches of 32, streams of a
+    hundred rows in one gRPC call, answers from the cache, clients that come past the gateway; a
+    server that is restarted, and one that comes later.
+    """
     for seed in range(350):
         rng = random.Random(seed)
         servers = [Server(rng) for _ in range(rng.choice((1, 2, 4)))]
@@ -125,7 +144,8 @@ def test_honest_labels_are_never_too_many() -> None:
             arrived = waiting if rng.random() < 0.5 else waiting // 2
             sent, waiting = sent + arrived, waiting - arrived
             if now == 120:
-                servers[0].count = servers[0].success = 0  # after its last words were scraped, as a drain gives time for
+                # after its last words were scraped, as a drain gives time for
+                servers[0].count = servers[0].success = 0
             if now == 119:
                 servers[0].every = 1
             if now == 150:

@@ -1,4 +1,6 @@
-"""PEERS.md, How they fail: Prometheus. Every way to fail has its own name, and no name is a regression."""
+"""PEERS.md, How they fail: Prometheus. Every way to fail has its own name, and no name is a
+regression.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ async def reading(handler: Handler, *, threads: int = 4, **provider: Any) -> Asy
     app = web.Application()
     app.router.add_get("/prefix/api/v1/query", handler)
     async with TestServer(app) as server:
-        settings = {"name": "main", "url": f"http://127.0.0.1:{server.port}/prefix/", "timeout_seconds": 5.0} | provider
+        settings = {
+            "name": "main",
+            "url": f"http://127.0.0.1:{server.port}/prefix/",
+            "timeout_seconds": 5.0,
+        } | provider
         reader = PrometheusReader(PrometheusProvider.model_validate(settings), threads=threads)
         try:
             yield reader
@@ -58,18 +64,27 @@ async def problem(reader: PrometheusReader) -> Problem:
 
 
 @asynccontextmanager
-async def listing(targets: Any, configuration: Any = "scrape_configs:\n- job_name: pods\n") -> AsyncIterator[PrometheusReader]:
+async def listing(
+    targets: Any, configuration: Any = "scrape_configs:\n- job_name: pods\n"
+) -> AsyncIterator[PrometheusReader]:
     """A Prometheus that tells who is scraped; what is a response already, is given as it is."""
 
     def answered(data: Any) -> Handler:
         async def handler(_: web.Request) -> web.StreamResponse:
-            return data if isinstance(data, web.Response) else web.json_response({"status": "success", "data": data})
+            return (
+                data
+                if isinstance(data, web.Response)
+                else web.json_response({"status": "success", "data": data})
+            )
 
         return handler
 
     app = web.Application()
     app.router.add_get("/api/v1/targets", answered(targets))
-    app.router.add_get("/api/v1/status/config", answered(configuration if isinstance(configuration, web.Response) else {"yaml": configuration}))
+    app.router.add_get(
+        "/api/v1/status/config",
+        answered(configuration if isinstance(configuration, web.Response) else {"yaml": configuration}),
+    )
     async with TestServer(app) as server:
         reader = PrometheusReader(PrometheusProvider(name="main", url=f"http://127.0.0.1:{server.port}"))
         try:
@@ -78,7 +93,12 @@ async def listing(targets: Any, configuration: Any = "scrape_configs:\n- job_nam
             await reader.close()
 
 
-TARGETS = {"activeTargets": [{"scrapePool": p, "labels": {"job": p}, "discoveredLabels": {"__address__": "x"}} for p in ("pods", "theirs")]}
+TARGETS = {
+    "activeTargets": [
+        {"scrapePool": p, "labels": {"job": p}, "discoveredLabels": {"__address__": "x"}}
+        for p in ("pods", "theirs")
+    ]
+}
 
 
 async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
@@ -124,7 +144,9 @@ async def test_answers_come_in_the_order_of_the_queries() -> None:
 
 async def test_a_scalar_is_one_series() -> None:
     async def handler(_: web.Request) -> web.Response:
-        return web.json_response({"status": "success", "data": {"resultType": "scalar", "result": [1.0, "+Inf"]}})
+        return web.json_response(
+            {"status": "success", "data": {"resultType": "scalar", "result": [1.0, "+Inf"]}}
+        )
 
     async with reading(handler) as reader:
         assert await one(reader) == Answer((Series({}, float("inf"), 1.0),))
@@ -158,7 +180,9 @@ async def test_statuses_are_told_apart(status: int, kind: str) -> None:
 
 async def test_what_prometheus_says_of_a_bad_query_is_passed_on() -> None:
     async def handler(_: web.Request) -> web.Response:
-        return web.json_response({"status": "error", "errorType": "bad_data", "error": '1:5: parse error: it\'s "up{"'}, status=400)
+        return web.json_response(
+            {"status": "error", "errorType": "bad_data", "error": '1:5: parse error: it\'s "up{"'}, status=400
+        )
 
     async with reading(handler) as reader:
         assert 'parse error: it\'s "up{"' in (await problem(reader)).message
@@ -189,7 +213,9 @@ async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 100_000)
 
     async def handler(_: web.Request) -> web.Response:
-        return web.Response(text=json.dumps({"data": {"result": [{"metric": {"x": "y" * 1000}, "value": [1, "1"]}] * 1000}}))
+        return web.Response(
+            text=json.dumps({"data": {"result": [{"metric": {"x": "y" * 1000}, "value": [1, "1"]}] * 1000}})
+        )
 
     async with reading(handler) as reader:
         assert (await problem(reader)).kind == "QueryRejected"
@@ -247,7 +273,9 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
         start = loop.time()
         answers = await reader.ask(["up"] * 12)
         assert loop.time() - start < 2
-        assert {a.kind for a in answers if isinstance(a, Problem)} == {"ProviderTimeout"} and len(answers) == 12
+        assert {a.kind for a in answers if isinstance(a, Problem)} == {"ProviderTimeout"} and len(
+            answers
+        ) == 12
         release.set()
 
 
@@ -296,7 +324,9 @@ async def test_user_and_password_come_from_files(tmp_path: Path) -> None:
 
     for name, text in (("user", "user"), ("password", "pass\n")):
         (tmp_path / name).write_text(text)
-    async with reading(handler, username_file=str(tmp_path / "user"), password_file=str(tmp_path / "password")) as reader:
+    async with reading(
+        handler, username_file=str(tmp_path / "user"), password_file=str(tmp_path / "password")
+    ) as reader:
         answer = await one(reader)
     assert isinstance(answer, Answer) and answer.series[0].value == 1
 
@@ -314,11 +344,17 @@ async def test_threads_end_with_the_reader() -> None:
         assert not worker.is_alive()
 
 
-async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A hundred rollouts and four workers: each look would wait for the same nothing."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        reader = PrometheusReader(PrometheusProvider(name="main", url=f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout_seconds=5.0))
+        reader = PrometheusReader(
+            PrometheusProvider(
+                name="main", url=f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout_seconds=5.0
+            )
+        )
         tried: list[str] = []
         real = reader._ask_now
 
@@ -349,7 +385,9 @@ async def test_a_slow_query_is_its_authors_alone() -> None:
 
 
 async def test_own_queries_that_hang_hold_up_no_other() -> None:
-    """As many as there may be, of a dozen namespaces, against a Prometheus that answers none of them."""
+    """As many as there may be, of a dozen namespaces, against a Prometheus that answers none of
+    them.
+    """
     told: list[str | None] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -359,7 +397,10 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
         return vector(({}, "1"))
 
     async with reading(handler) as reader:
-        looks = [asyncio.create_task(reader.ask_own(f"n{n}", {f"{i}": f"slow{i}" for i in range(16)})) for n in range(12)]
+        looks = [
+            asyncio.create_task(reader.ask_own(f"n{n}", {f"{i}": f"slow{i}" for i in range(16)}))
+            for n in range(12)
+        ]
         await asyncio.sleep(0.1)
         began = time.monotonic()
         assert all(isinstance(a, Answer) for a in await reader.ask(["up"] * 16))
@@ -371,7 +412,9 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
 
 
 @pytest.mark.parametrize("how", ["hangs", "ends it", "dies"])
-async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(namespace_queries, "LIMIT_SECONDS", 0.2)
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -390,7 +433,9 @@ async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(how: st
     async with reading(handler) as reader:
         reader._own._patience = 5.0
         found = await reader.ask_own("ours", {"1": "bad"})
-        assert isinstance(found["1"], Problem) and found["1"].kind == ("ProviderError" if how == "dies" else "ProviderTimeout")
+        assert isinstance(found["1"], Problem) and found["1"].kind == (
+            "ProviderError" if how == "dies" else "ProviderTimeout"
+        )
         again = await reader.ask_own("ours", {"2": "quick"})
         assert isinstance(again["2"], Problem) and again["2"].kind == "QueriesPaused"
         assert isinstance((await reader.ask_own("theirs", {"1": "quick"}))["1"], Answer)

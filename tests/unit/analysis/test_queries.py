@@ -26,7 +26,14 @@ from modelrollout.analysis.providers.prometheus.promql import (
 )
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
-TARGET = Target("team-a", "digits", RevisionRef(revision="digits-new", number=3), RevisionRef(revision="digits-old", number=2), "traefik", 42.4)
+TARGET = Target(
+    "team-a",
+    "digits",
+    RevisionRef(revision="digits-new", number=3),
+    RevisionRef(revision="digits-old", number=2),
+    "traefik",
+    42.4,
+)
 WITHOUT_GATEWAY = Target(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
 FIRST = Target(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
 ERRORS = Metric(name="errors", max_increase=0.005)
@@ -41,17 +48,29 @@ def query(metric: Metric, target: Target = TARGET, *, baseline: bool = False) ->
 
 
 def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> Look:
-    found = read_counters(query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target)
+    found = read_counters(
+        query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target
+    )
     assert isinstance(found, Look), found
     return found
 
 
 def http(revision: str, **labels: str) -> dict[str, str]:
-    return {"service": f"team-a-{revision}-http-8000@kubernetesgateway", "instance": "g1", "reading": "count", **labels}
+    return {
+        "service": f"team-a-{revision}-http-8000@kubernetesgateway",
+        "instance": "g1",
+        "reading": "count",
+        **labels,
+    }
 
 
 def grpc(revision: str, **labels: str) -> dict[str, str]:
-    return {"service": f"team-a-{revision}-8001-grpc@kubernetesgateway", "instance": "g1", "reading": "count", **labels}
+    return {
+        "service": f"team-a-{revision}-8001-grpc@kubernetesgateway",
+        "instance": "g1",
+        "reading": "count",
+        **labels,
+    }
 
 
 def test_traefik_names_a_service_by_kind_of_route() -> None:
@@ -67,7 +86,13 @@ def test_traefik_turns_other_characters_into_one_dash() -> None:
 
 def test_one_query_speaks_of_both_revisions_and_protocols_and_of_the_scrape() -> None:
     promql = query(ERRORS).promql
-    for part in ("digits-new-http-8000", "digits-old-http-8000", "digits-new-8001-grpc", "digits-old-8001-grpc", "timestamp("):
+    for part in (
+        "digits-new-http-8000",
+        "digits-old-http-8000",
+        "digits-new-8001-grpc",
+        "digits-old-8001-grpc",
+        "timestamp(",
+    ):
         assert part in promql
     assert "last_over_time" not in promql
     assert "digits-old" not in query(ERRORS, FIRST).promql
@@ -120,7 +145,9 @@ def test_http_errors_are_those_of_the_server() -> None:
 
 
 def test_grpc_counts_apart_from_http_and_unknown_is_no_error() -> None:
-    """Traefik counts every success of a gRPC server as UNKNOWN (2): measured with 3.6.12 in front of Triton."""
+    """Traefik counts every success of a gRPC server as UNKNOWN (2): measured with 3.6.12 in front
+    of Triton.
+    """
     found = look(
         ERRORS,
         (http("digits-new", code="200"), 10),
@@ -146,7 +173,9 @@ def test_latency_counts_what_is_not_within_the_objective() -> None:
 def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
     assert isinstance(problem, Problem) and problem.kind == "NotABucketBound"
-    named = name_bounds(problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd"))))
+    named = name_bounds(
+        problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd")))
+    )
     assert named.kind == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
     assert look(LATENCY) == Look(_raw(), _raw())
 
@@ -165,16 +194,22 @@ def test_every_selector_of_the_gateway_and_of_feedback_says_who_may_count() -> N
         (LATENCY, "traefik_service_request_duration_seconds_bucket{", SOURCES.gateway),
         (ACCURACY, "modelrollout_feedback_total{", SOURCES.feedback),
     ):
-        selectors = [part.split("}")[0] for part in query(metric, CONFIGURED, baseline=True).promql.split(counter)[1:]]
+        selectors = [
+            part.split("}")[0] for part in query(metric, CONFIGURED, baseline=True).promql.split(counter)[1:]
+        ]
         assert len(selectors) >= 3 and all(f",{who}" in s for s in selectors), selectors
     assert SOURCES.gateway in bounds_query(CONFIGURED)
 
 
 def test_comparer_and_servers_count_in_the_models_namespace_by_the_names_of_their_pods() -> None:
     pairs = agreement_query(CONFIGURED, baseline=True).promql
-    assert pairs.count("modelrollout_shadow_total{") == pairs.count(',ns="team-a",pod_name=~"(?:digits-new-shadow-)[a-z0-9]*-?[a-z0-9]{5}|"')
+    assert pairs.count("modelrollout_shadow_total{") == pairs.count(
+        ',ns="team-a",pod_name=~"(?:digits-new-shadow-)[a-z0-9]*-?[a-z0-9]{5}|"'
+    )
     of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, sources=SOURCES), baseline=True).promql
-    assert of_servers.count("{revision=") == of_servers.count(',ns="team-a",pod_name=~"(?:digits-new-|digits-old-)[a-z0-9]*-?[a-z0-9]{5}|"')
+    assert of_servers.count("{revision=") == of_servers.count(
+        ',ns="team-a",pod_name=~"(?:digits-new-|digits-old-)[a-z0-9]*-?[a-z0-9]{5}|"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +228,9 @@ def test_comparer_and_servers_count_in_the_models_namespace_by_the_names_of_thei
         ("n" * 60, "n" * 58 + "x2x4z", True),
     ],
 )
-def test_the_pattern_is_that_of_a_deployments_pods_however_long_its_name(revision: str, pod: str, ours: bool) -> None:
+def test_the_pattern_is_that_of_a_deployments_pods_however_long_its_name(
+    revision: str, pod: str, ours: bool
+) -> None:
     target = replace(WITHOUT_GATEWAY, canary=RevisionRef(revision=revision, number=3), stable=None)
     found = re.search(r'pod=~"([^"]*)"', query(ERRORS, target).promql)
     assert found is not None and (re.fullmatch(found[1].replace("\\\\", "\\"), pod) is not None) is ours
@@ -203,23 +240,43 @@ def test_accuracy_counts_labels_by_version() -> None:
     def label(version: str, result: str) -> dict[str, str]:
         return {"version": version, "result": result, "instance": "f1", "reading": "count"}
 
-    found = look(ACCURACY, (label("3", "right"), 90), (label("3", "wrong"), 10), (label("2", "right"), 5), (label("9", "wrong"), 5))
+    found = look(
+        ACCURACY,
+        (label("3", "right"), 90),
+        (label("3", "wrong"), 10),
+        (label("2", "right"), 5),
+        (label("9", "wrong"), 5),
+    )
     assert found == Look(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
 def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) -> None:
-    problem = read_counters(query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET)
+    problem = read_counters(
+        query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET
+    )
     assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible"
 
 
 def test_more_bad_ones_than_requests_cannot_be() -> None:
     labels = (http("digits-new", le="+Inf"), http("digits-new", le="0.05"))
-    problem = read_counters(query(LATENCY), Answer(tuple(Series(found, value, 0) for found, value in zip(labels, (3, 5), strict=True))), TARGET)
-    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible" and "gatewayMetrics.selector" in problem.message
+    problem = read_counters(
+        query(LATENCY),
+        Answer(tuple(Series(found, value, 0) for found, value in zip(labels, (3, 5), strict=True))),
+        TARGET,
+    )
+    assert (
+        isinstance(problem, Problem)
+        and problem.kind == "EvidenceImplausible"
+        and "gatewayMetrics.selector" in problem.message
+    )
 
 
-CUSTOM = Metric(name="memory", query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])', max=1)
+CUSTOM = Metric(
+    name="memory",
+    query='max(x{r="{{revision}}",s="{{ stable }}",n="{{namespace}}/{{name}}"}[{{window}}])',
+    max=1,
+)
 
 
 PLATFORM = replace(TARGET, promql=frozenset({CUSTOM.query or ""}))
@@ -234,11 +291,17 @@ def test_placeholders_are_filled_in() -> None:
 def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -> None:
     metric = CUSTOM.model_copy(update={"query": 'max(rate(x{r="{{revision}}"}[{{window}}]))'})
     problem = build(metric, PLATFORM, baseline=False)
-    assert isinstance(problem, Problem) and problem.kind == "QueryNotAllowed" and "use a template" in problem.message
+    assert (
+        isinstance(problem, Problem)
+        and problem.kind == "QueryNotAllowed"
+        and "use a template" in problem.message
+    )
     own = query(metric, OWN)
     assert own.own and own.promql == 'max(rate(x{namespace="team-a", r="digits-new"}[42s]))'
     elsewhere = query(metric, replace(OWN, sources=Sources(namespace="kubernetes_namespace")))
-    assert elsewhere.promql == 'max(rate(x{kubernetes_namespace="team-a", r="digits-new"}[42s]))', "a series may set any other label itself"
+    assert elsewhere.promql == 'max(rate(x{kubernetes_namespace="team-a", r="digits-new"}[42s]))', (
+        "a series may set any other label itself"
+    )
     problem = build(CUSTOM.model_copy(update={"query": "vector(1)"}), OWN, baseline=False)
     assert isinstance(problem, Problem) and problem.kind == "QueryNotAllowed" and "memory" in problem.message
 
@@ -248,7 +311,10 @@ def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
     assert own_query_problem(text, "team-a", "digits", "namespace") is None
     week = query(CUSTOM.model_copy(update={"query": text}), replace(OWN, window_seconds=7 * 86400.0))
     assert "[1h]" in week.promql
-    assert own_query_problem(" + ".join(["max(rate(x[{{window}}]))"] * 25), "team-a", "digits", "namespace") is not None
+    assert (
+        own_query_problem(" + ".join(["max(rate(x[{{window}}]))"] * 25), "team-a", "digits", "namespace")
+        is not None
+    )
 
 
 @pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
@@ -261,9 +327,19 @@ def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> N
 
 def test_what_placeholders_stand_for_ends_no_string() -> None:
     """Names of Kubernetes objects, as long and odd as they may be."""
-    odd = Target("a-0", "x.y-z", RevisionRef(revision="x.y-z-0a", number=3), RevisionRef(revision="x.y-z-0b", number=2), "none", 1e9, 100)
+    odd = Target(
+        "a-0",
+        "x.y-z",
+        RevisionRef(revision="x.y-z-0a", number=3),
+        RevisionRef(revision="x.y-z-0b", number=2),
+        "none",
+        1e9,
+        100,
+    )
     template = 'a{x="' + " ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS) + '"}'
-    filled = query(CUSTOM.model_copy(update={"query": template}), replace(odd, promql=frozenset({template}))).promql
+    filled = query(
+        CUSTOM.model_copy(update={"query": template}), replace(odd, promql=frozenset({template}))
+    ).promql
     assert re.fullmatch(r'a\{x="[-a-z0-9. ]+"\}', filled)
 
 
@@ -281,10 +357,13 @@ def test_a_query_that_needs_stable_waits_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"), [((), "NoData"), ((1.0, 2.0), "SeveralSeries"), ((math.nan,), "NotANumber"), ((math.inf,), "NotANumber")]
+    ("values", "kind"),
+    [((), "NoData"), ((1.0, 2.0), "SeveralSeries"), ((math.nan,), "NotANumber"), ((math.inf,), "NotANumber")],
 )
 def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kind: str) -> None:
-    problem = read_value(query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values))))
+    problem = read_value(
+        query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values)))
+    )
     assert isinstance(problem, Problem) and problem.kind == kind
     assert read_value(query(CUSTOM, PLATFORM), Answer((Series({}, 3.5, 0),))) == 3.5
 

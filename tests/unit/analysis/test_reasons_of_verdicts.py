@@ -1,4 +1,6 @@
-"""docs/reasons-analysis.md names every reason that a verdict may have, and none that no code gives."""
+"""docs/reasons-analysis.md names every reason that a verdict may have, and none that no code
+gives.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,23 @@ from modelrollout.analysis.problem import ProblemKind
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
-SOURCES = [*(PACKAGE / "analysis" / f"{m}.py" for m in ("agreement", "golden", "judge", "look", "verdict")), PACKAGE / "rollout" / "judgement.py"]
+SOURCES = [
+    *(PACKAGE / "analysis" / f"{m}.py" for m in ("agreement", "golden", "judge", "look", "verdict")),
+    PACKAGE / "rollout" / "judgement.py",
+]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 VERDICTS = ("Successful", "Failed", "Inconclusive", "Error")
 
 
 def given() -> set[str]:
     nodes = (n for source in SOURCES for n in ast.walk(ast.parse(source.read_text())))
-    words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and REASON.fullmatch(n.value)}
-    return (words | set(get_args(ProblemKind))) - {"AccuracyDrop", "WithinBudget"}  # the gate's words, which golden data says otherwise
+    words = {
+        n.value
+        for n in nodes
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and REASON.fullmatch(n.value)
+    }
+    # the gate's words, which golden data says otherwise
+    return (words | set(get_args(ProblemKind))) - {"AccuracyDrop", "WithinBudget"}
 
 
 def told() -> set[str]:

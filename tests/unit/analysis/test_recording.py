@@ -11,7 +11,14 @@ from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
 from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.providers.prometheus.parse import Look
-from modelrollout.analysis.recording import Header, RecordingError, encode, encode_header, read_header, read_looks
+from modelrollout.analysis.recording import (
+    Header,
+    RecordingError,
+    encode,
+    encode_header,
+    read_header,
+    read_looks,
+)
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 GOOD = '{"at": "2026-11-22T12:00:00Z", "readings": {}}'
@@ -21,13 +28,23 @@ def test_what_is_written_is_read() -> None:
     look = Look(Raw({"g/http": Sample(12, 3, 1700000000.5)}), Raw())
     first = replace(look, usual=NO_SPREAD)
     problem = Problem("ProviderTimeout", "slow")
-    readings: dict[str, Reading] = {"errors": look, "accuracy/night": first, "memory": 6.5, "accuracy": problem}
+    readings: dict[str, Reading] = {
+        "errors": look,
+        "accuracy/night": first,
+        "memory": 6.5,
+        "accuracy": problem,
+    }
     header = Header("a", "digits", "digits-new", None)
     assert read_header(encode_header(header)) == header
-    assert list(read_looks([encode(NOW, readings), "", encode(NOW.replace(minute=1), {})])) == [(NOW, readings), (NOW.replace(minute=1), {})]
+    assert list(read_looks([encode(NOW, readings), "", encode(NOW.replace(minute=1), {})])) == [
+        (NOW, readings),
+        (NOW.replace(minute=1), {}),
+    ]
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", '{"recording": 2}', '{"recording": 1, "name": "x"}', '{"at": "now"}'])
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", '{"recording": 2}', '{"recording": 1, "name": "x"}', '{"at": "now"}']
+)
 def test_another_file_is_refused(line: str) -> None:
     with pytest.raises(RecordingError, match="line 1"):
         read_header(line)

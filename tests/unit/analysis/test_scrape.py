@@ -8,7 +8,14 @@ import pytest
 
 from modelrollout.analysis.problem import Problem
 from modelrollout.analysis.providers.prometheus.client import obeying
-from modelrollout.analysis.providers.prometheus.scrape_rights import SOURCES, Doubt, Scrape, ScrapeTarget, Source, doubt
+from modelrollout.analysis.providers.prometheus.scrape_rights import (
+    SOURCES,
+    Doubt,
+    Scrape,
+    ScrapeTarget,
+    Source,
+    doubt,
+)
 from modelrollout.config import OperatorConfig
 
 REQUIRED = {
@@ -21,7 +28,9 @@ FEEDBACK = {"selector": 'namespace="modelrollout"', "namespaces": ["modelrollout
 
 
 def config(**changed: Any) -> OperatorConfig:
-    return OperatorConfig.model_validate(REQUIRED | {"gatewayMetrics": GATEWAY, "feedbackMetrics": FEEDBACK} | changed)
+    return OperatorConfig.model_validate(
+        REQUIRED | {"gatewayMetrics": GATEWAY, "feedbackMetrics": FEEDBACK} | changed
+    )
 
 
 def pod(where: str, job: str = "pods", **labels: str) -> ScrapeTarget:
@@ -30,7 +39,9 @@ def pod(where: str, job: str = "pods", **labels: str) -> ScrapeTarget:
 
 
 def static(job: str, **labels: str) -> ScrapeTarget:
-    return ScrapeTarget(job, {"instance": "192.0.2.1:80", "job": job, **labels}, {"__address__": "192.0.2.1:80"})
+    return ScrapeTarget(
+        job, {"instance": "192.0.2.1:80", "job": job, **labels}, {"__address__": "192.0.2.1:80"}
+    )
 
 
 OURS = (pod("gateways"), pod("modelrollout"), pod("team-a"), static("node"))
@@ -43,20 +54,33 @@ def found(*more: ScrapeTarget, honoring: tuple[str, ...] = (), **changed: Any) -
 
 def test_all_is_well() -> None:
     assert set(found().values()) == {None}
-    assert set(found(pod("monitoring", "kubelet"), honoring=("kubelet",), scrape={"trustedNamespaces": ["monitoring"]}).values()) == {None}
+    assert set(
+        found(
+            pod("monitoring", "kubelet"), honoring=("kubelet",), scrape={"trustedNamespaces": ["monitoring"]}
+        ).values()
+    ) == {None}
     outside = {"gatewayMetrics": {"selector": 'counts="gateway"'}}
-    assert set(found(static("edge", counts="gateway"), **outside).values()) == {None}, "whoever configures Prometheus has named it"
+    assert set(found(static("edge", counts="gateway"), **outside).values()) == {None}, (
+        "whoever configures Prometheus has named it"
+    )
 
 
 def test_what_is_not_set_names_the_field() -> None:
     doubts = found(gatewayMetrics={}, feedbackMetrics={})
     for source, field in (("gateway", "gatewayMetrics.selector"), ("feedback", "feedback.selector")):
         told = doubts[source]  # type: ignore[index]
-        assert told is not None and told.reason == "Unverified" and told.message.startswith(f"{field} is not set")
+        assert (
+            told is not None
+            and told.reason == "Unverified"
+            and told.message.startswith(f"{field} is not set")
+        )
     assert doubts["pods"] is None
 
 
-@pytest.mark.parametrize("scrape", [None, Problem("ProviderDenied", "Prometheus main refuses the operator's credentials (HTTP 403)")])
+@pytest.mark.parametrize(
+    "scrape",
+    [None, Problem("ProviderDenied", "Prometheus main refuses the operator's credentials (HTTP 403)")],
+)
 def test_where_nobody_can_be_asked_nobody_knows(scrape: Problem | None) -> None:
     for source in SOURCES:
         told = doubt(source, scrape, config())
@@ -65,26 +89,38 @@ def test_where_nobody_can_be_asked_nobody_knows(scrape: Problem | None) -> None:
 
 def test_a_selector_that_nobody_fits_is_told() -> None:
     told = found(gatewayMetrics={"selector": 'job="traefik"'})["gateway"]
-    assert told is not None and told.reason == "Unverified" and 'gatewayMetrics.selector job="traefik"' in told.message
+    assert (
+        told is not None
+        and told.reason == "Unverified"
+        and 'gatewayMetrics.selector job="traefik"' in told.message
+    )
 
 
 def test_who_fits_and_runs_elsewhere_is_named_to_the_platform_in_an_order_that_stays() -> None:
     forgers = [pod(f"tenant-{i:02}", job="traefik") for i in range(12, 0, -1)]
-    told = found(*forgers, gatewayMetrics={"selector": 'job="traefik"', "namespaces": ["gateways"]})["gateway"]
+    told = found(*forgers, gatewayMetrics={"selector": 'job="traefik"', "namespaces": ["gateways"]})[
+        "gateway"
+    ]
     assert told is not None and told.reason == "ForeignTargets" and "(12, which" in told.message
     assert "tenant" not in told.message, "who runs what is not for every team to read"
-    assert told.targets.startswith("tenant-01/tenant-01-0 (job traefik), tenant-02/") and told.targets.endswith(" and 2 more")
+    assert told.targets.startswith(
+        "tenant-01/tenant-01-0 (job traefik), tenant-02/"
+    ) and told.targets.endswith(" and 2 more")
 
 
 def test_labels_that_overwrite_those_of_the_scrape_put_everything_in_doubt() -> None:
     doubts = found(pod("tenant", "theirs"), honoring=("theirs",))
     assert [d and d.reason for d in doubts.values()] == ["ForeignTargets"] * 3
-    assert set(found(pod("gateways", "edge"), static("federate"), honoring=("edge", "federate")).values()) == {None}
+    assert set(
+        found(pod("gateways", "edge"), static("federate"), honoring=("edge", "federate")).values()
+    ) == {None}
 
 
 @pytest.mark.parametrize("label", ["team-a", ""])
 def test_a_pod_with_another_namespace_or_none_in_its_labels_may_count_there(label: str) -> None:
-    told = found(pod("tenant", namespace=label) if label else ScrapeTarget("x", {}, pod("tenant").discovered))["pods"]
+    told = found(
+        pod("tenant", namespace=label) if label else ScrapeTarget("x", {}, pod("tenant").discovered)
+    )["pods"]
     assert told is not None and "tenant/tenant-0" in told.targets and "label namespace" in told.message
     assert found(ScrapeTarget("apiserver", {}, {"__meta_kubernetes_namespace": "default"}))["pods"] is None
     other = found(scrape={"namespaceLabel": "kubernetes_namespace"})["pods"]

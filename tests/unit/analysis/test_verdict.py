@@ -15,19 +15,32 @@ QUERY = Metric(name="memory", query="x", max=10)
 
 
 def status(verdict: str, reason: str, **fields: Any) -> MetricStatus:
-    return MetricStatus.model_validate({"name": "m", "verdict": verdict, "reason": reason, "message": f"{reason} happened"} | fields)
+    return MetricStatus.model_validate(
+        {"name": "m", "verdict": verdict, "reason": reason, "message": f"{reason} happened"} | fields
+    )
 
 
 def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
-    every = [status("Successful", "A"), status("Inconclusive", "B"), status("Error", "C"), status("Failed", "D")]
+    every = [
+        status("Successful", "A"),
+        status("Inconclusive", "B"),
+        status("Error", "C"),
+        status("Failed", "D"),
+    ]
     for kept, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
         assert combine(every[:kept]).name == expected
 
 
 def test_where_evidence_is_implausible_nothing_is_proven() -> None:
     forged = status("Error", "EvidenceImplausible")
-    assert combine([status("Failed", "A"), status("Error", "B"), forged])[:2] == ("Error", "EvidenceImplausible")
-    assert combine([status("Failed", "A"), status("Error", "EvidenceImplausible", dry_run=True)]).name == "Failed"
+    assert combine([status("Failed", "A"), status("Error", "B"), forged])[:2] == (
+        "Error",
+        "EvidenceImplausible",
+    )
+    assert (
+        combine([status("Failed", "A"), status("Error", "EvidenceImplausible", dry_run=True)]).name
+        == "Failed"
+    )
 
 
 def test_all_that_decide_are_told() -> None:
@@ -46,13 +59,18 @@ def test_a_dry_run_decides_nothing(verdict: str) -> None:
     assert combine([dry])[:2] == ("Inconclusive", "NoMetrics"), "a good dry run is no ground to promote"
 
 
-@pytest.mark.parametrize(("verdict", "whole"), [("Failed", "Failed"), ("Error", "Successful"), ("Inconclusive", "Successful")])
+@pytest.mark.parametrize(
+    ("verdict", "whole"), [("Failed", "Failed"), ("Error", "Successful"), ("Inconclusive", "Successful")]
+)
 def test_a_slice_decides_only_by_failing(verdict: str, whole: str) -> None:
     assert combine([status("Successful", "A"), status(verdict, "X", slice="night")]).name == whole
 
 
 def test_slices_that_pass_are_no_ground_to_promote_without_the_whole() -> None:
-    assert combine([status("Inconclusive", "A"), status("Successful", "X", slice="night")]).name == "Inconclusive"
+    assert (
+        combine([status("Inconclusive", "A"), status("Successful", "X", slice="night")]).name
+        == "Inconclusive"
+    )
 
 
 def test_metrics_judged_by_counts_share_one_budget() -> None:
@@ -66,9 +84,18 @@ def test_a_dry_run_spends_no_part_of_it() -> None:
 
 
 def test_the_parts_of_a_rollout_never_spend_more_than_the_budget() -> None:
-    sliced = ACCURACY.model_copy(update={"slices": [Slice(name="night", max_drop=0.05), Slice(name="day"), Slice(name="dusk")]})
+    sliced = ACCURACY.model_copy(
+        update={"slices": [Slice(name="night", max_drop=0.05), Slice(name="day"), Slice(name="dusk")]}
+    )
     parts = parts_of([ERRORS, sliced, QUERY])
-    assert [p.name for p in parts] == ["errors", "accuracy", "accuracy/night", "accuracy/day", "accuracy/dusk", "memory"]
+    assert [p.name for p in parts] == [
+        "errors",
+        "accuracy",
+        "accuracy/night",
+        "accuracy/day",
+        "accuracy/dusk",
+        "memory",
+    ]
     assert sum(p.alpha for p in parts if p.metric.query is None) == pytest.approx(FALSE_ALARM_BUDGET)
     assert parts[1].alpha == pytest.approx(FALSE_ALARM_BUDGET / 4), "the whole is not drowned by its slices"
 

@@ -1,4 +1,6 @@
-"""The operator's configuration: what is allowed, and what is said about a file that cannot be used."""
+"""The operator's configuration: what is allowed, and what is said about a file that cannot be
+used.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.config import ArtifactStore, ConfigError, Images, NetworkPolicies, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.config import (
+    ArtifactStore,
+    ConfigError,
+    Images,
+    NetworkPolicies,
+    OperatorConfig,
+    PrometheusProvider,
+    Store,
+    load_config,
+)
 
 MINIMAL = """
 stores: [{name: models, uri: s3://models}]
@@ -24,13 +35,24 @@ def config(*stores: Store, prometheus: tuple[str, ...] = ()) -> OperatorConfig:
     )
 
 
-@pytest.mark.parametrize("uri", ["s3://models/a", "s3://models/a/b.onnx", "s3://models//a", "s3://models/a..b"])
+@pytest.mark.parametrize(
+    "uri", ["s3://models/a", "s3://models/a/b.onnx", "s3://models//a", "s3://models/a..b"]
+)
 def test_a_store_holds_what_lies_under_its_prefix(uri: str) -> None:
     assert config().store_for(uri) is not None
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://models", "s3://models-2/a", "s3://other/a", "https://models/a", "s3://models/../other/a", "s3://models/a/..", "S3://models/a"]
+    "uri",
+    [
+        "s3://models",
+        "s3://models-2/a",
+        "s3://other/a",
+        "https://models/a",
+        "s3://models/../other/a",
+        "s3://models/a/..",
+        "S3://models/a",
+    ],
 )
 def test_and_nothing_else(uri: str) -> None:
     assert config().store_for(uri) is None
@@ -45,12 +67,18 @@ def test_a_prefix_ends_at_a_separator_however_it_is_written() -> None:
 def test_a_host_is_not_its_prefix() -> None:
     store = Store(name="x", uri="https://models.example.com")
     assert store.holds("https://models.example.com/a")
-    assert not store.holds("https://models.example.com.evil.com/a") and not store.holds("https://models.example.com@evil.com/a")
+    assert not store.holds("https://models.example.com.evil.com/a") and not store.holds(
+        "https://models.example.com@evil.com/a"
+    )
 
 
 def test_of_two_stores_the_closer_one_is_meant() -> None:
     wide, narrow = Store(name="wide", uri="s3://models"), Store(name="narrow", uri="s3://models/team")
-    assert config(wide, narrow).store_for("s3://models/team/a") == narrow == config(narrow, wide).store_for("s3://models/team/a")
+    assert (
+        config(wide, narrow).store_for("s3://models/team/a")
+        == narrow
+        == config(narrow, wide).store_for("s3://models/team/a")
+    )
     assert config(wide, narrow).store_for("s3://models/a") == wide
 
 
@@ -94,7 +122,10 @@ def test_no_file_at_all(tmp_path: Path) -> None:
 
 # --- NetworkPolicies
 
-PEERS = "proxies: {namespaces: [gateways]}, prometheus: {addresses: [10.0.0.9]}, stores: [{addresses: [10.20.0.0/24]}]"
+PEERS = (
+    "proxies: {namespaces: [gateways]}, prometheus: {addresses: [10.0.0.9]}, stores: [{addresses:"
+    " [10.20.0.0/24]}]"
+)
 
 
 def policies(tmp_path: Path, words: str) -> NetworkPolicies:
@@ -129,7 +160,9 @@ def test_where_policies_are_written(tmp_path: Path) -> None:
         (f"mode: Write, {PEERS}, gateway: {{}}", "gateway"),
     ],
 )
-def test_policies_that_would_cut_off_what_was_forgotten_are_refused(tmp_path: Path, words: str, said: str) -> None:
+def test_policies_that_would_cut_off_what_was_forgotten_are_refused(
+    tmp_path: Path, words: str, said: str
+) -> None:
     """Before anything is written: the operator does not start."""
     with pytest.raises(ConfigError) as e:
         policies(tmp_path, words)

@@ -1,4 +1,6 @@
-"""The names of revisions never change: those here were made before affinity and tolerations had a schema, by the code of that time."""
+"""The names of revisions never change: those here were made before affinity and tolerations had a
+schema, by the code of that time.
+"""
 
 from __future__ import annotations
 

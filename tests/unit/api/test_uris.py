@@ -1,4 +1,6 @@
-"""URIs are places and nothing else, wherever a user or a platform team writes one; and what older ones carried is shown nowhere."""
+"""URIs are places and nothing else, wherever a user or a platform team writes one; and what older
+ones carried is shown nowhere.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +47,38 @@ PLAIN = (
     "http://[2001:db8::1]/m.onnx",
     "https://models.example.com/",
 )
-# Texts that may hold anything, by the last word of their path: nothing is fetched from there. A new one is either a place, and then it is a Uri (a
-# SourcePrefix, a StoreUri), or it is named here.
+# Texts that may hold anything, by the last word of their path: nothing is fetched from there. A new
+# one is either a place, and then it is a Uri (a SourcePrefix, a StoreUri), or it is named here.
 FREE = {
-    ModelDeploymentSpec: {"lineage", "labels", "slices", "args", "command", "image", "value", "query", "name", "nodeSelector"},
+    ModelDeploymentSpec: {
+        "lineage",
+        "labels",
+        "slices",
+        "args",
+        "command",
+        "image",
+        "value",
+        "query",
+        "name",
+        "nodeSelector",
+    },
     RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels", "namespaceLabels"},
     OperatorConfig: {
-        *("name", "region", "secretName", "readSecretName", "provider", "namespaces", "tokenFile", "usernameFile", "passwordFile"),
+        *(
+            "name",
+            "region",
+            "secretName",
+            "readSecretName",
+            "provider",
+            "namespaces",
+            "tokenFile",
+            "usernameFile",
+            "passwordFile",
+        ),
         *("optimizer", "trainer", "trees", "tensorflow", "pytorch", "triton"),
     },
 }
-PLACES = {
-    ModelDeploymentSpec: 13,
-    RolloutPolicySpec: 3,
-    OperatorConfig: 7,
-}
+PLACES = {ModelDeploymentSpec: 13, RolloutPolicySpec: 3, OperatorConfig: 7}
 
 
 @pytest.mark.parametrize("uri", CARRYING)
@@ -78,17 +97,26 @@ def test_what_is_a_place_stays_as_it_is(uri: str) -> None:
     assert uris.masked_text(f"({uri}), '{uri}'.") == f"({uri}), '{uri}'."
 
 
-SECRET = st.text(st.characters(codec="utf-8", blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12).map(lambda s: f"~{s}~")
+SECRET = st.text(
+    st.characters(codec="utf-8", blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12
+).map(lambda s: f"~{s}~")
 
 
 @given(
     SECRET,
     st.sampled_from(
-        ["https://{}@h.example/m", "s3://key:{}@b/k", "https://h.example/m?{}", "https://h.example/m#{}", "https://u:{}@h.example:8/m?{}"]
+        [
+            "https://{}@h.example/m",
+            "s3://key:{}@b/k",
+            "https://h.example/m?{}",
+            "https://h.example/m#{}",
+            "https://u:{}@h.example:8/m?{}",
+        ]
     ),
 )
 def test_nothing_of_it_is_shown(secret: str, form: str) -> None:
-    assume(not (form.startswith("https://{}@") and "/" in secret))  # that is a host and a path (RFC 3986, 3.2), as in https://host/@team/m.onnx
+    # that is a host and a path (RFC 3986, 3.2), as in https://host/@team/m.onnx
+    assume(not (form.startswith("https://{}@") and "/" in secret))
     uri = form.replace("{}", secret)
     assert secret not in uris.masked(uri)
     masked = json.loads(uris.masked_text(json.dumps({"message": f"said {uri}", "next": 1})))
@@ -145,7 +173,11 @@ def test_every_text_that_can_be_a_uri_refuses_what_carries_more(kind: type[BaseM
     for carrying in CARRYING:
         free = {path for path, leaf in texts if taken(leaf, carrying)}
         assert {last(path) for path in free} <= FREE[kind]
-    named = [path for path, _ in texts if re.search(r"(?i)ur[il]|endpoint|redirects|sources\.(models|data|code)", path)]
+    named = [
+        path
+        for path, _ in texts
+        if re.search(r"(?i)ur[il]|endpoint|redirects|sources\.(models|data|code)", path)
+    ]
     assert len(named) == PLACES[kind]
     assert not {last(path) for path in named} & FREE[kind]
 
@@ -199,7 +231,9 @@ def test_the_words_name_the_field_and_the_remedy_and_nothing_else() -> None:
     ModelDeploymentSpec.model_validate(spec)
     tried = 0
     for path, leaf in leaves(ModelDeploymentSpec, ""):
-        for carrying in CARRYING if not taken(leaf, CARRYING[0]) and taken(leaf, PLAIN[0]) and last(path) == "uri" else ():
+        for carrying in (
+            CARRYING if not taken(leaf, CARRYING[0]) and taken(leaf, PLAIN[0]) and last(path) == "uri" else ()
+        ):
             for _ in put(spec, path.strip(".").split("."), carrying):
                 tried += 1
                 with pytest.raises(ValidationError) as error:
@@ -213,15 +247,26 @@ def test_the_words_name_the_field_and_the_remedy_and_nothing_else() -> None:
 @pytest.mark.parametrize("carrying", CARRYING)
 def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_path: Path) -> None:
     good: dict[str, Any] = {
-        "stores": [{"name": "m", "uri": "https://models.example.com/", "redirectsTo": ["https://cdn.example.com/x/"]}],
+        "stores": [
+            {"name": "m", "uri": "https://models.example.com/", "redirectsTo": ["https://cdn.example.com/x/"]}
+        ],
         "artifacts": {"name": "a", "uri": "s3://a", "endpoint": "https://s3.example.com"},
         "prometheus": [{"name": "p", "url": "http://prometheus:9090"}],
         "images": {"optimizer": "o", "triton": "t"},
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(good))
-    assert load_config(path).stores[0].leads_to == ("https://models.example.com/", "https://cdn.example.com/x/")
-    fields = (("stores", 0, "uri"), ("artifacts", "uri"), ("artifacts", "endpoint"), ("prometheus", 0, "url"), ("stores", 0, "redirectsTo", 0))
+    assert load_config(path).stores[0].leads_to == (
+        "https://models.example.com/",
+        "https://cdn.example.com/x/",
+    )
+    fields = (
+        ("stores", 0, "uri"),
+        ("artifacts", "uri"),
+        ("artifacts", "endpoint"),
+        ("prometheus", 0, "url"),
+        ("stores", 0, "redirectsTo", 0),
+    )
     for *where, field in fields:
         bad: Any = json.loads(json.dumps(good))
         target = bad
@@ -242,8 +287,14 @@ def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_pa
 @pytest.mark.parametrize(
     ("store", "words"),
     [
-        ({"uri": "s3://m", "redirectsTo": ["https://cdn.example.com/"]}, "no redirect of an S3 store is followed"),
-        ({"uri": "https://m.example.com/", "redirectsTo": ["http://cdn.example.com/"], "allowHttp": True}, "from https to http"),
+        (
+            {"uri": "s3://m", "redirectsTo": ["https://cdn.example.com/"]},
+            "no redirect of an S3 store is followed",
+        ),
+        (
+            {"uri": "https://m.example.com/", "redirectsTo": ["http://cdn.example.com/"], "allowHttp": True},
+            "from https to http",
+        ),
         ({"uri": "http://m.example.com/", "redirectsTo": ["http://cdn.example.com/"]}, "without allowHttp"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https://cdn.example.com"]}, "pattern"),

@@ -27,8 +27,16 @@ def test_what_lies_in_a_pattern(pattern: str, name: str, within: bool) -> None:
 
 
 def test_two_overlap_where_one_lies_in_the_other() -> None:
-    assert overlap("*.example.com", "a.example.com") and overlap("a.example.com", "*.example.com") and overlap("*.b.a.com", "*.a.com")
-    assert not overlap("a.example.com", "b.example.com") and not overlap("*.a.com", "*.b.com") and not overlap("*.a.com", "a.com")
+    assert (
+        overlap("*.example.com", "a.example.com")
+        and overlap("a.example.com", "*.example.com")
+        and overlap("*.b.a.com", "*.a.com")
+    )
+    assert (
+        not overlap("a.example.com", "b.example.com")
+        and not overlap("*.a.com", "*.b.com")
+        and not overlap("*.a.com", "a.com")
+    )
 
 
 def test_every_wildcard_that_covers_a_name_is_found() -> None:
@@ -38,5 +46,9 @@ def test_every_wildcard_that_covers_a_name_is_found() -> None:
 
 def test_a_pattern_may_name_the_namespace() -> None:
     patterns = ["*.{{namespace}}.models.example.com", "{{namespace}}.example.com"]
-    assert allowed(patterns, "ml", "digits.ml.models.example.com") and allowed(patterns, "ml", "ml.example.com")
-    assert not allowed(patterns, "ml", "digits.other.models.example.com") and not allowed(patterns, "ml", "other.example.com")
+    assert allowed(patterns, "ml", "digits.ml.models.example.com") and allowed(
+        patterns, "ml", "ml.example.com"
+    )
+    assert not allowed(patterns, "ml", "digits.other.models.example.com") and not allowed(
+        patterns, "ml", "other.example.com"
+    )

@@ -1,4 +1,6 @@
-"""The simulation judges as the operator does, its rivals follow their rules, and its lines have the names that are promised."""
+"""The simulation judges as the operator does, its rivals follow their rules, and its lines have the
+names that are promised.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,37 @@ BY_NAME = {s.name: s for s in SCENARIOS}
 
 
 def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
-    """Two steps, look by look, with the counts in a status that is written once a minute. The margin is so small that its tolerance is none."""
+    """Two steps, look by look, with the counts in a status that is written once a minute. The
+    margin is so small that its tolerance is none.
+    """
     metric, scenario, rollouts = Metric(name="errors", max_increase=1e-9), BY_NAME["errors_1_to_2"], 3
     rng, rule = np.random.default_rng(5), Ours(scenario.streams, rollouts)
     raw = np.zeros((rollouts, 2, 2))
     carried: list[list[float]] = [[] for _ in range(rollouts)]
     seen = set()
-    usual: list[list[float]] = [[] for _ in range(rollouts)]  # what is known of stable when a step begins
+    # what is known of stable when a step begins
+    usual: list[list[float]] = [[] for _ in range(rollouts)]
     for step in range(2):
-        written = [[fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + step)})) for side in (0, 1)] for i in range(rollouts)]
-        written = [[canary, stable.model_copy(update={"spread": known})] for (canary, stable), known in zip(written, usual, strict=True)]
+        written = [
+            [fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + step)})) for side in (0, 1)]
+            for i in range(rollouts)
+        ]
+        written = [
+            [canary, stable.model_copy(update={"spread": known})]
+            for (canary, stable), known in zip(written, usual, strict=True)
+        ]
         last: list[float | None] = [None] * rollouts
         for second in range(LOOK, 151, LOOK):
             new = draw(rng, scenario.streams[0], scenario, second, 0.2, 300.0, rollouts)
             proven = rule.look(second, [new])
-            raw += np.stack([np.stack([new.total, new.bad], 1), np.stack([new.stable_total, new.stable_bad], 1)], 1)
+            raw += np.stack(
+                [np.stack([new.total, new.bad], 1), np.stack([new.stable_total, new.stable_bad], 1)], 1
+            )
             for i in range(rollouts):
-                now: list[Counter] = [fold(written[i][side], Raw({"g": Sample(*raw[i, side], 10.0 + second + 1000 * step)})) for side in (0, 1)]
+                now: list[Counter] = [
+                    fold(written[i][side], Raw({"g": Sample(*raw[i, side], 10.0 + second + 1000 * step)}))
+                    for side in (0, 1)
+                ]
                 status = judge(metric, now[0], now[1], None, None, 20, 50, ALPHA, carried[i])
                 assert (status.verdict == "Failed") == proven[i], (step, second, i)
                 seen.add(status.verdict)
@@ -74,10 +90,18 @@ def test_lines_have_the_promised_names() -> None:
         found = run(Task(scenario, 100, 20, (7,)))
         assert isinstance(found, dict)
         lines = figures(BY_NAME[scenario], 100, found, rng)
-        assert all(re.fullmatch(r"(ours|argo|flagger|fixed)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name) for name, _ in lines)
+        assert all(
+            re.fullmatch(r"(ours|argo|flagger|fixed)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name)
+            for name, _ in lines
+        )
         names += [name for name, _ in lines]
-    assert {f"ours.errors_x10.100.{f}" for f in ("missed_rate", "seconds_to_rollback", "bad_requests", "samples")} <= set(names)
-    assert {"fixed.errors_x10.100.samples", "flagger.stable_half_of_threshold.100.false_rollback_rate"} <= set(names)
+    assert {
+        f"ours.errors_x10.100.{f}" for f in ("missed_rate", "seconds_to_rollback", "bad_requests", "samples")
+    } <= set(names)
+    assert {
+        "fixed.errors_x10.100.samples",
+        "flagger.stable_half_of_threshold.100.false_rollback_rate",
+    } <= set(names)
 
 
 def test_restarts_and_gaps_invent_no_errors() -> None:
@@ -86,7 +110,12 @@ def test_restarts_and_gaps_invent_no_errors() -> None:
 
 def test_the_picture_is_drawn_from_the_figures() -> None:
     rates = (1, 10, 100)
-    values = {f"{r}.{s}.{rate}.false_rollback_rate": 0.5 for r in picture.RULES for s in picture.HEALTHY for rate in rates}
+    values = {
+        f"{r}.{s}.{rate}.false_rollback_rate": 0.5
+        for r in picture.RULES
+        for s in picture.HEALTHY
+        for rate in rates
+    }
     for figure, value in (("bad_requests", 123.0), ("seconds_to_rollback", 45.0)):
         values |= {f"{r}.{s}.100.{figure}": value for r in picture.RULES for s in picture.REGRESSIONS}
     text = picture.draw(values, 100)

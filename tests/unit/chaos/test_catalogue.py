@@ -17,14 +17,23 @@ def test_every_fault_has_its_own_name_and_says_what_it_does() -> None:
 
 def test_moments() -> None:
     canary = {"rollout": {"stage": "Canary", "step": {"index": 1, "phase": "Observing"}}}
-    assert [m(canary) for m in (stage("Canary"), observing(1), observing(0), shifting(1), over)] == [True, True, False, False, False]
+    assert [m(canary) for m in (stage("Canary"), observing(1), observing(0), shifting(1), over)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert over({"rollout": {"stage": "Failed"}})
     assert not any(m({}) for m in (stage("Canary"), observing(0), shifting(0), over))
 
 
 def test_the_last_line_counts_faults_not_problems() -> None:
     failure = Failure(1.0, 0.1, "http", "HTTP 404")
-    trials = [Trial("a", "x", sent=100), Trial("b", "y", wrong=["p", "q"], sent=50, failures=[failure, failure], apart=[failure])]
+    trials = [
+        Trial("a", "x", sent=100),
+        Trial("b", "y", wrong=["p", "q"], sent=50, failures=[failure, failure], apart=[failure]),
+    ]
     assert report.summary(trials) == "chaos: 2 faults, 1 wrong outcomes, 2 failed requests of 150"
     assert report.is_right(trials[:1])
     assert not report.is_right(trials)

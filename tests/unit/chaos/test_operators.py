@@ -34,7 +34,9 @@ def lives(folder: Path) -> int:
     return len((folder / "lives").read_text()) if (folder / "lives").exists() else 0
 
 
-def test_a_killed_one_lives_again_and_a_stopped_one_does_not(process: OperatorProcess, tmp_path: Path) -> None:
+def test_a_killed_one_lives_again_and_a_stopped_one_does_not(
+    process: OperatorProcess, tmp_path: Path
+) -> None:
     process.start()
     until(lambda: lives(tmp_path) == 1)
     process.kill()
@@ -44,7 +46,9 @@ def test_a_killed_one_lives_again_and_a_stopped_one_does_not(process: OperatorPr
 
 
 def test_an_end_of_its_own_is_counted(process: OperatorProcess, tmp_path: Path) -> None:
-    process._command[-1] = process._command[-1].replace("time.sleep(60)", "time.sleep(60 if open(f.name).read() == 'xx' else 0); raise SystemExit(3)")
+    process._command[-1] = process._command[-1].replace(
+        "time.sleep(60)", "time.sleep(60 if open(f.name).read() == 'xx' else 0); raise SystemExit(3)"
+    )
     process.start()
     until(lambda: lives(tmp_path) == 2)
     process.stop()

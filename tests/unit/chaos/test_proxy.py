@@ -16,7 +16,9 @@ EVENT = b'{"type":"ADDED"}\n'
 
 
 class Server:
-    """Counts what reaches it; a watch sends an event and then stays silent until told to send another."""
+    """Counts what reaches it; a watch sends an event and then stays silent until told to send
+    another.
+    """
 
     def __init__(self) -> None:
         self.reached: list[str] = []
@@ -25,7 +27,9 @@ class Server:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.reached.append(f"{request.method} {request.rel_url} {request.headers.get('Authorization')}")
         if request.query.get("watch") != "true":
-            return web.json_response({"got": (await request.read()).decode()}, status=201 if request.method == "POST" else 200)
+            return web.json_response(
+                {"got": (await request.read()).decode()}, status=201 if request.method == "POST" else 200
+            )
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(EVENT)
@@ -52,7 +56,10 @@ async def server() -> AsyncIterator[tuple[Server, FaultProxy]]:
 
 async def post(proxy: FaultProxy, path: str = "/x?a=b%2Fc") -> tuple[int, str]:
     headers = {"Authorization": "Bearer abc"}
-    async with aiohttp.ClientSession() as session, session.post(proxy.url + path, data=b"body", headers=headers) as answer:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(proxy.url + path, data=b"body", headers=headers) as answer,
+    ):
         return answer.status, await answer.text()
 
 
@@ -73,7 +80,9 @@ async def test_a_refused_call_never_reaches_the_server(server: tuple[Server, Fau
 
 
 @pytest.mark.parametrize("how", ["cut", "killed"])
-async def test_a_cut_answer_comes_after_the_write_was_done(server: tuple[Server, FaultProxy], how: str) -> None:
+async def test_a_cut_answer_comes_after_the_write_was_done(
+    server: tuple[Server, FaultProxy], how: str
+) -> None:
     made, proxy = server
     done_before_kill: list[int] = []
 
@@ -124,7 +133,9 @@ async def test_an_open_watch_ends_and_says_gone(server: tuple[Server, FaultProxy
     assert proxy.rule.tried == 1
 
 
-async def test_a_stalled_watch_loses_events_and_ends_with_the_stall(server: tuple[Server, FaultProxy]) -> None:
+async def test_a_stalled_watch_loses_events_and_ends_with_the_stall(
+    server: tuple[Server, FaultProxy],
+) -> None:
     made, proxy = server
 
     async def fault() -> None:

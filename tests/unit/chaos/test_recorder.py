@@ -68,11 +68,23 @@ def test_a_crash_is_told_from_a_pod_that_somebody_deleted() -> None:
 
     def pod(name: str, version: int, code: int, **metadata: str) -> Object:
         made = thing(
-            name, version, status={"containerStatuses": [{"name": "triton", "state": {"terminated": {"exitCode": code, "finishedAt": "t"}}}]}
+            name,
+            version,
+            status={
+                "containerStatuses": [
+                    {"name": "triton", "state": {"terminated": {"exitCode": code, "finishedAt": "t"}}}
+                ]
+            },
         )
         made["metadata"] |= metadata
         return made
 
-    for o in (pod("old", 1, 139), pod("x", 2, 139), pod("x", 3, 139), pod("fine", 4, 0), pod("deleted", 5, 137, deletionTimestamp="t")):
+    for o in (
+        pod("old", 1, 139),
+        pod("x", 2, 139),
+        pod("x", 3, 139),
+        pod("fine", 4, 0),
+        pod("deleted", 5, 137, deletionTimestamp="t"),
+    ):
         recorder._take(POD, o)
     assert recorder.crashes(since=1) == ["triton of x ended at t with exit code 139"]

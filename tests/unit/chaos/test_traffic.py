@@ -12,7 +12,8 @@ WINDOW = Window(100.0, 102.0, KILLED)
 @pytest.mark.parametrize(
     ("at", "seconds", "error", "excused"),
     [
-        (99.9, 0.2, "BadAnswerError: HTTP 502: b'Bad Gateway'", True),  # on its way when the pod died
+        # on its way when the pod died
+        (99.9, 0.2, "BadAnswerError: HTTP 502: b'Bad Gateway'", True),
         (101.0, 0.0, "gRPC UNAVAILABLE: connection refused", True),
         (99.0, 0.5, "BadAnswerError: HTTP 502: b'Bad Gateway'", False),  # over before
         (102.1, 0.1, "BadAnswerError: HTTP 502: b'Bad Gateway'", False),  # sent after
@@ -21,7 +22,9 @@ WINDOW = Window(100.0, 102.0, KILLED)
         (101.0, 10.0, "TimeoutError: ", False),
     ],
 )
-def test_only_a_broken_connection_in_the_window_is_excused(at: float, seconds: float, error: str, excused: bool) -> None:
+def test_only_a_broken_connection_in_the_window_is_excused(
+    at: float, seconds: float, error: str, excused: bool
+) -> None:
     assert is_apart(Failure(at, seconds, "http", error), [WINDOW]) is excused
     assert not is_apart(Failure(at, seconds, "http", error), [])
 

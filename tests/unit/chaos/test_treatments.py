@@ -10,7 +10,10 @@ PUT = t.Call("PUT", "/apis/modelrollout.dev/v1alpha1/namespaces/n/modeldeploymen
 GET = t.Call("GET", "/api/v1/pods")
 WATCH = t.Call("GET", "/api/v1/pods", "watch=true&resourceVersion=7")
 LEASE = t.Call("PUT", "/apis/coordination.k8s.io/v1/namespaces/n/leases/modelrollout-operator")
-VECTOR = {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {"instance": "a"}, "value": [1.5, "7"]}]}}
+VECTOR = {
+    "status": "success",
+    "data": {"resultType": "vector", "result": [{"metric": {"instance": "a"}, "value": [1.5, "7"]}]},
+}
 
 
 def test_kill_follows_every_write_but_only_the_first_of_the_lease() -> None:
@@ -30,7 +33,14 @@ def test_kill_follows_every_write_but_only_the_first_of_the_lease() -> None:
 def test_every_other_call_gets_through_and_each_path_is_counted_for_itself() -> None:
     rule = t.EveryOther(t.refused(500), t.any_call)
     other = t.Call("PUT", "/other")
-    assert [rule(c).refusal is not None for c in (PUT, PUT, other, PUT, other, WATCH)] == [True, False, True, True, False, False]
+    assert [rule(c).refusal is not None for c in (PUT, PUT, other, PUT, other, WATCH)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert rule.tried == 3
 
 
@@ -45,7 +55,12 @@ def test_a_refusal_is_what_the_api_server_would_say() -> None:
     assert refusal is not None
     assert ("Retry-After", "3") in refusal.headers
     body = json.loads(refusal.body)
-    assert (body["kind"], body["code"], body["reason"], body["details"]) == ("Status", 429, "TooManyRequests", {"retryAfterSeconds": 3})
+    assert (body["kind"], body["code"], body["reason"], body["details"]) == (
+        "Status",
+        429,
+        "TooManyRequests",
+        {"retryAfterSeconds": 3},
+    )
 
 
 def test_gone_is_one_line_of_a_watch() -> None:
@@ -63,7 +78,10 @@ def test_what_prometheus_may_answer() -> None:
 
     assert results(t.with_nan(body)) == [{"metric": {"instance": "a"}, "value": [1.5, "NaN"]}]
     assert results(t.empty(body)) == []
-    assert [s["metric"] for s in results(t.several(body))] == [{"instance": "a"}, {"instance": "a", "chaos": "second"}]
+    assert [s["metric"] for s in results(t.several(body))] == [
+        {"instance": "a"},
+        {"instance": "a", "chaos": "second"},
+    ]
     try:
         json.loads(t.garbage(body))
     except ValueError:
@@ -73,5 +91,9 @@ def test_what_prometheus_may_answer() -> None:
 
 
 def test_an_answer_that_is_no_vector_stays_as_it_is() -> None:
-    for body in (b"no JSON", b'{"status": "error"}', b'{"data": {"resultType": "scalar", "result": [1, "2"]}}'):
+    for body in (
+        b"no JSON",
+        b'{"status": "error"}',
+        b'{"data": {"resultType": "scalar", "result": [1, "2"]}}',
+    ):
         assert t.with_nan(body) == body or json.loads(t.with_nan(body)) == json.loads(body)

@@ -18,16 +18,29 @@ ROLLED_BACK = Expected("m", "RolledBack", "d-old", "d-new", 2)
 
 
 def about(name: str, version: int = 1, **labels: str) -> Object:
-    return {"name": name, "resourceVersion": str(version), "generation": 2, "labels": {f"modelrollout.dev/{k}": v for k, v in labels.items()}}
+    return {
+        "name": name,
+        "resourceVersion": str(version),
+        "generation": 2,
+        "labels": {f"modelrollout.dev/{k}": v for k, v in labels.items()},
+    }
 
 
 def state(version: int = 1, **status: Any) -> Object:
     """A ModelDeployment with two steps."""
-    return {"metadata": about("m", version), "spec": {"rollout": {"canary": {"steps": [{"weight": 30}, {"weight": 60}]}}}, "status": status}
+    return {
+        "metadata": about("m", version),
+        "spec": {"rollout": {"canary": {"steps": [{"weight": 30}, {"weight": 60}]}}},
+        "status": status,
+    }
 
 
 def rollout(stage: str, *passed: int, index: int | None = None) -> Object:
-    found: Object = {"revision": NEW, "stage": stage, "history": [{"index": i, "verdict": "Successful"} for i in passed]}
+    found: Object = {
+        "revision": NEW,
+        "stage": stage,
+        "history": [{"index": i, "verdict": "Successful"} for i in passed],
+    }
     return found | ({"step": {"index": index, "weight": (30, 60)[index]}} if index is not None else {})
 
 
@@ -44,8 +57,18 @@ def route(version: int, kind: str = "HTTPRoute", **split: int) -> Object:
 
 
 def test_a_rollout_by_the_book_has_no_wrong_rise() -> None:
-    states = [in_flight(1, "Canary", index=0), in_flight(3, "Canary", 0, index=1), in_flight(5, "Promote", 0, 1), state(7, stable={"revision": NEW})]
-    routes = [route(0, m_old=100), route(2, m_old=70, m_new=30), route(4, m_old=40, m_new=60), route(6, m_new=100)]
+    states = [
+        in_flight(1, "Canary", index=0),
+        in_flight(3, "Canary", 0, index=1),
+        in_flight(5, "Promote", 0, 1),
+        state(7, stable={"revision": NEW}),
+    ]
+    routes = [
+        route(0, m_old=100),
+        route(2, m_old=70, m_new=30),
+        route(4, m_old=40, m_new=60),
+        route(6, m_new=100),
+    ]
     assert truth.rises([STABLE, *states], routes, ()) == []
 
 
@@ -61,7 +84,9 @@ def test_a_rollout_by_the_book_has_no_wrong_rise() -> None:
     ],
 )
 def test_a_weight_that_nothing_allows_is_found(before: Object, weight: int, most: int) -> None:
-    [rise] = truth.rises([STABLE, before], [route(0, m_old=100), route(2, m_old=100 - weight, m_new=weight)], ())
+    [rise] = truth.rises(
+        [STABLE, before], [route(0, m_old=100), route(2, m_old=100 - weight, m_new=weight)], ()
+    )
     assert (rise.revision, rise.weight) == (NEW, weight)
     assert f"{most} % were allowed" in rise.text
 
@@ -87,11 +112,19 @@ def conditions(*, good: bool) -> list[Object]:
 
 def revision(name: str, outcome: str) -> Object:
     metadata = about(name) | {"annotations": {names.ANNOTATION_OUTCOME: outcome}}
-    return {"kind": "ModelRevision", "metadata": metadata, "spec": {"sha256": f"d-{name[2:]}"}, "status": {"outcome": outcome}}
+    return {
+        "kind": "ModelRevision",
+        "metadata": metadata,
+        "spec": {"sha256": f"d-{name[2:]}"},
+        "status": {"outcome": outcome},
+    }
 
 
 def pod(name: str, of: str) -> Object:
-    return {"metadata": about(name, revision=of, component="server"), "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    return {
+        "metadata": about(name, revision=of, component="server"),
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }
 
 
 def final(expected: Expected) -> Final:
@@ -114,7 +147,9 @@ def final(expected: Expected) -> Final:
         deployments=[{"metadata": about(stable)}],
         pods=[pod("a", stable), pod("b", stable)],
         jobs=[{"metadata": about("j"), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}],
-        budgets=[{"metadata": about("m"), "spec": {"selector": {"matchLabels": {names.LABEL_REVISION: stable}}}}],
+        budgets=[
+            {"metadata": about("m"), "spec": {"selector": {"matchLabels": {names.LABEL_REVISION: stable}}}}
+        ],
     )
 
 
@@ -156,7 +191,9 @@ def test_each_deviation_is_named(path: str, value: Any, word: str) -> None:
         seen.pods[0]["metadata"]["labels"]["modelrollout.dev/revision"] = value
     else:
         _set(seen, path, value)
-    assert any(word in problem for problem in truth.problems(ROLLED_BACK, seen)), truth.problems(ROLLED_BACK, seen)
+    assert any(word in problem for problem in truth.problems(ROLLED_BACK, seen)), truth.problems(
+        ROLLED_BACK, seen
+    )
 
 
 def test_a_missing_revision_or_route_is_named() -> None:

@@ -22,7 +22,9 @@ def ago(**delta: float) -> str:
 
 
 class FakeKube:
-    """What the commands need of Kube. ``errors`` maps (verb, plural) to what is raised; ``on_patch`` plays the operator."""
+    """What the commands need of Kube. ``errors`` maps (verb, plural) to what is raised;
+    ``on_patch`` plays the operator.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
@@ -32,7 +34,9 @@ class FakeKube:
         self.closed = False
 
     def add(self, resource: Resource, obj: Object) -> Object:
-        self.objects[resource.plural, obj["metadata"].setdefault("namespace", "default"), obj["metadata"]["name"]] = obj
+        self.objects[
+            resource.plural, obj["metadata"].setdefault("namespace", "default"), obj["metadata"]["name"]
+        ] = obj
         return obj
 
     def cluster_wide(self, resource: Resource, obj: Object) -> None:
@@ -49,17 +53,23 @@ class FakeKube:
         except KeyError:
             raise NotFound(404, "NotFound", f"{resource.plural} {name!r} not found") from None
 
-    async def list(self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500) -> Listing:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500
+    ) -> Listing:
         self._raise("list", resource)
         wanted = dict(term.split("=") for term in label_selector.split(",") if term)
         found = [
             o
             for (plural, there, _), o in self.objects.items()
-            if plural == resource.plural and there == (namespace or "") and wanted.items() <= o["metadata"].get("labels", {}).items()
+            if plural == resource.plural
+            and there == (namespace or "")
+            and wanted.items() <= o["metadata"].get("labels", {}).items()
         ]
         return Listing(found, "1")
 
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object:
         self._raise("patch", resource)
         obj = await self.get(resource, namespace, name)
         self.patches.append((resource.plural, namespace or "", name, patch))
@@ -75,7 +85,12 @@ def deployment(**status: Any) -> Object:
     """``digits`` at generation 2, with this status."""
     found: Object = yaml.safe_load(EXAMPLE.read_text())
     found["metadata"] |= {"generation": 2, "uid": "u1", "managedFields": [{"manager": "kubectl"}]}
-    found["spec"]["rollout"]["canary"]["steps"] = [{"weight": 5}, {"weight": 25}, {"pause": {}}, {"weight": 50, "for": "10m"}]
+    found["spec"]["rollout"]["canary"]["steps"] = [
+        {"weight": 5},
+        {"weight": 25},
+        {"pause": {}},
+        {"weight": 50, "for": "10m"},
+    ]
     if status:
         found["status"] = {"observedGeneration": 2, "conditions": [], **status}
     return found
@@ -91,7 +106,8 @@ def revision(name: str, number: int, outcome: str, *, sha256: str = "a" * 64, **
             "labels": {"modelrollout.dev/name": "digits", "modelrollout.dev/number": str(number)},
         },
         "spec": {
-            "number": number, "deployment": "digits", "sha256": sha256, "builder": "0.1.0", "input": spec.user_input(), "template": {},
+            "number": number, "deployment": "digits", "sha256": sha256, "builder": "0.1.0",
+            "input": spec.user_input(), "template": {},
         },
         "status": {"outcome": outcome, **status},
     }  # fmt: skip
@@ -100,8 +116,10 @@ def revision(name: str, number: int, outcome: str, *, sha256: str = "a" * 64, **
 def rollout(stage: str, name: str | None = "digits-8d1b", **fields: Any) -> dict[str, Any]:
     """status.rollout."""
     return {
-        "stage": stage, "since": ago(seconds=131), "started": ago(minutes=5), "generation": 2, "inputHash": "h", "revision": name,
-        "number": 3 if name else None, "stages": {"Resolve": 1.2, "Prepare": 34.0, "Provision": 8.1, "Evaluate": 3.0}, **fields,
+        "stage": stage, "since": ago(seconds=131), "started": ago(minutes=5), "generation": 2,
+        "inputHash": "h", "revision": name,
+        "number": 3 if name else None, "stages": {"Resolve": 1.2, "Prepare": 34.0, "Provision": 8.1,
+            "Evaluate": 3.0}, **fields,
     }  # fmt: skip
 
 
@@ -114,12 +132,15 @@ def canary_status(phase: str = "Observing", **rollout_fields: Any) -> dict[str, 
         "index": 1, "weight": 25, "phase": phase, "since": ago(seconds=70), "observedSince": ago(seconds=65),
         "metrics": [
             {
-                "name": "accuracy", "verdict": "Inconclusive", "reason": "TooFewSamples", "message": "31 of 50 labels",
-                "canary": {"total": 31, "bad": 1}, "stable": {"total": 96, "bad": 2}, "interval": [-0.062, 0.081],
+                "name": "accuracy", "verdict": "Inconclusive", "reason": "TooFewSamples",
+                "message": "31 of 50 labels",
+                "canary": {"total": 31, "bad": 1}, "stable": {"total": 96, "bad": 2},
+                "interval": [-0.062, 0.081],
             },
             {
                 "name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut",
-                "canary": {"total": 1204, "bad": 3}, "stable": {"total": 3590, "bad": 9}, "interval": [-0.0031, 0.0044],
+                "canary": {"total": 1204, "bad": 3}, "stable": {"total": 3590, "bad": 9},
+                "interval": [-0.0031, 0.0044],
             },
             {"name": "gpu-memory", "verdict": "Successful", "reason": "WithinLimits", "value": 6.1e10},
         ],
@@ -132,10 +153,12 @@ def canary_status(phase: str = "Observing", **rollout_fields: Any) -> dict[str, 
             "accuracyBefore": 0.988, "accuracyAfter": 0.986, "samples": 10_000,
         },
         "evaluation": {
-            "verdict": "Successful", "reason": "NotWorse", "samples": 10_000, "accuracy": 0.986, "stableAccuracy": 0.983, "stable": "digits-6c9f",
+            "verdict": "Successful", "reason": "NotWorse", "samples": 10_000, "accuracy": 0.986,
+            "stableAccuracy": 0.983, "stable": "digits-6c9f",
             "latencyP99Ms": 2.9,
         },
-        "history": [{"index": 0, "weight": 5, "verdict": "Successful", "reason": "RegressionRuledOut", "seconds": 61.0}],
+        "history": [{"index": 0, "weight": 5, "verdict": "Successful", "reason": "RegressionRuledOut",
+            "seconds": 61.0}],
         **rollout_fields,
     }  # fmt: skip
     return {
@@ -150,23 +173,47 @@ def canary_status(phase: str = "Observing", **rollout_fields: Any) -> dict[str, 
         "readyReplicas": 2,
         "address": {"url": "http://digits.default.svc:8000", "grpc": "digits.default.svc:8001"},
         "conditions": [
-            {"type": "Available", "status": "True", "reason": "Serving", "message": "revision digits-6c9f serves", "lastTransitionTime": ago(days=9)},
-            {"type": "Ready", "status": "False", "reason": "Canary", "message": "judged on live traffic", "lastTransitionTime": ago(minutes=5)},
-            {"type": "Stalled", "status": "False", "reason": "Progressing", "message": "", "lastTransitionTime": ago(minutes=5)},
+            {
+                "type": "Available",
+                "status": "True",
+                "reason": "Serving",
+                "message": "revision digits-6c9f serves",
+                "lastTransitionTime": ago(days=9),
+            },
+            {
+                "type": "Ready",
+                "status": "False",
+                "reason": "Canary",
+                "message": "judged on live traffic",
+                "lastTransitionTime": ago(minutes=5),
+            },
+            {
+                "type": "Stalled",
+                "status": "False",
+                "reason": "Progressing",
+                "message": "",
+                "lastTransitionTime": ago(minutes=5),
+            },
         ],
     }
 
 
 def pod(name: str, of: str, ready: bool, **metadata: Any) -> Object:
     """A server's pod."""
-    labels = {"modelrollout.dev/name": "digits", "modelrollout.dev/component": "server", "modelrollout.dev/revision": of}
+    labels = {
+        "modelrollout.dev/name": "digits",
+        "modelrollout.dev/component": "server",
+        "modelrollout.dev/revision": of,
+    }
     return {
         "metadata": {"name": name, "labels": labels, **metadata},
         "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
     }
 
 
-def event(reason: str, message: str, *, about: str = "digits", kind: str = "ModelDeployment", **fields: Any) -> Object:
+def event(
+    reason: str, message: str, *, about: str = "digits", kind: str = "ModelDeployment", **fields: Any
+) -> Object:
     """A Kubernetes event."""
     return {
         "metadata": {"name": f"{about}.{reason}"},

@@ -1,4 +1,6 @@
-"""``modelrollout analyze``: over a recording, over what a Prometheus answers, and over the present moment."""
+"""``modelrollout analyze``: over a recording, over what a Prometheus answers, and over the present
+moment.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Forbidden
 
 Cli = Callable[..., Result]
 START = NOW.timestamp() - 3600
-SERVICE = {"canary": "default-digits-8d1b-http-8000@kubernetesgateway", "stable": "default-digits-6c9f-http-8000@kubernetesgateway"}
+SERVICE = {
+    "canary": "default-digits-8d1b-http-8000@kubernetesgateway",
+    "stable": "default-digits-6c9f-http-8000@kubernetesgateway",
+}
 
 
 @pytest.fixture
@@ -62,21 +67,34 @@ class Prometheus:
 
     async def instant(self, request: web.Request) -> web.Response:
         self.asked.append(("query", dict(request.query)))
-        rows = [{"metric": m, "value": [NOW.timestamp(), str(v)]} for m, v in self._series(request.query["query"], NOW.timestamp())]
+        rows = [
+            {"metric": m, "value": [NOW.timestamp(), str(v)]}
+            for m, v in self._series(request.query["query"], NOW.timestamp())
+        ]
         return web.json_response({"status": "success", "data": {"resultType": "vector", "result": rows}})
 
     async def range(self, request: web.Request) -> web.Response:
         self.asked.append(("query_range", dict(request.query)))
         if self.status != 200:
-            return web.json_response({"status": "error", "errorType": "bad_data", "error": "parse error"}, status=self.status)
-        start, end, step = float(request.query["start"]), float(request.query["end"]), float(request.query["step"].rstrip("s"))
+            return web.json_response(
+                {"status": "error", "errorType": "bad_data", "error": "parse error"}, status=self.status
+            )
+        start, end, step = (
+            float(request.query["start"]),
+            float(request.query["end"]),
+            float(request.query["step"].rstrip("s")),
+        )
         rows: dict[str, dict[str, Any]] = {}
         t = start
         while t <= end:
             for metric, value in self._series(request.query["query"], t):
-                rows.setdefault(json.dumps(metric), {"metric": metric, "values": []})["values"].append([t, str(value)])
+                rows.setdefault(json.dumps(metric), {"metric": metric, "values": []})["values"].append(
+                    [t, str(value)]
+                )
             t += step
-        return web.json_response({"status": "success", "data": {"resultType": "matrix", "result": list(rows.values())}})
+        return web.json_response(
+            {"status": "success", "data": {"resultType": "matrix", "result": list(rows.values())}}
+        )
 
 
 @pytest.fixture
@@ -105,7 +123,9 @@ def over(cli: Cli, model: Path, prometheus: Prometheus) -> Cli:
 
     def run(*args: str) -> Result:
         sides = ("--canary", "digits-8d1b:3", "--stable", "digits-6c9f:2")
-        return cli("analyze", "-f", str(model), "--prometheus", prometheus.url, "--start", "1h", *sides, *args)
+        return cli(
+            "analyze", "-f", str(model), "--prometheus", prometheus.url, "--start", "1h", *sides, *args
+        )
 
     return run
 
@@ -123,9 +143,15 @@ def test_history_is_judged_step_by_step(over: Cli, prometheus: Prometheus) -> No
     assert [e["weight"] for e in passed] == [25, 50]
     assert len(passed[0]["metrics"][0]["interval"]) == 2
     assert passed[0]["metrics"][0]["canary"].keys() == {"total", "bad"}
-    points = [(float(q["end"]) - float(q["start"])) / 5 + 1 for kind, q in prometheus.asked if kind == "query_range" and q["step"] == "5s"]
+    points = [
+        (float(q["end"]) - float(q["start"])) / 5 + 1
+        for kind, q in prometheus.asked
+        if kind == "query_range" and q["step"] == "5s"
+    ]
     assert sum(points) == 721 and max(points) <= 300, "an hour of looks, in parts"
-    assert [q["step"] for kind, q in prometheus.asked if kind == "query_range"].count("60s") == 1, "and what was usual before it"
+    assert [q["step"] for kind, q in prometheus.asked if kind == "query_range"].count("60s") == 1, (
+        "and what was usual before it"
+    )
 
 
 def test_a_regression_in_history_is_found(over: Cli, prometheus: Prometheus) -> None:
@@ -147,7 +173,9 @@ def test_other_thresholds_and_steps_can_be_tried(over: Cli, prometheus: Promethe
     assert late["timeline"][1]["seconds"] > 300
 
 
-def test_what_was_recorded_gives_the_same_again_without_prometheus(over: Cli, cli: Cli, model: Path, tmp_path: Path, prometheus: Prometheus) -> None:
+def test_what_was_recorded_gives_the_same_again_without_prometheus(
+    over: Cli, cli: Cli, model: Path, tmp_path: Path, prometheus: Prometheus
+) -> None:
     file = tmp_path / "looks.jsonl"
     first = outcome(over("-o", "json", "--record", str(file)))
     asked = len(prometheus.asked)
@@ -161,7 +189,12 @@ def test_now_is_one_look_on_top_of_status(cli: Cli, kube: FakeKube, prometheus: 
     status = canary_status()
     last = {"10.0.0.1:9100/http": [1000.0, 10.0, START]}
     status["rollout"]["step"]["metrics"] = [
-        {"name": "errors", "verdict": "Inconclusive", "reason": "NoData", **{s: {"total": 0, "bad": 0, "last": last} for s in ("canary", "stable")}}
+        {
+            "name": "errors",
+            "verdict": "Inconclusive",
+            "reason": "NoData",
+            **{s: {"total": 0, "bad": 0, "last": last} for s in ("canary", "stable")},
+        }
     ]
     found = deployment(**status)
     found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
@@ -173,11 +206,18 @@ def test_now_is_one_look_on_top_of_status(cli: Cli, kube: FakeKube, prometheus: 
     assert kube.patches == []
 
 
-def test_a_rollout_in_the_cluster_knows_its_revisions(cli: Cli, kube: FakeKube, prometheus: Prometheus) -> None:
+def test_a_rollout_in_the_cluster_knows_its_revisions(
+    cli: Cli, kube: FakeKube, prometheus: Prometheus
+) -> None:
     found = deployment(**canary_status())
     found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
     kube.add(MODEL_DEPLOYMENT, found)
-    assert outcome(cli("analyze", "digits", "--prometheus", prometheus.url, "--start", "1h", "-o", "json"))["outcome"] == "Promoted"
+    assert (
+        outcome(cli("analyze", "digits", "--prometheus", prometheus.url, "--start", "1h", "-o", "json"))[
+            "outcome"
+        ]
+        == "Promoted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +232,10 @@ def test_a_rollout_in_the_cluster_knows_its_revisions(cli: Cli, kube: FakeKube, 
         (("--prometheus", "http://x", "--start", "1h"), "--canary"),
         (("--prometheus", "http://x", "--start", "1h", "--canary", "digits"), "digits-8d1b:3"),
         (("--prometheus", "http://x", "--start", "1h", "--canary", "a:1"), "--stable"),
-        (("--prometheus", "http://x", "--start", "soon", "--canary", "a:1", "--stable", "none"), "--start soon"),
+        (
+            ("--prometheus", "http://x", "--start", "soon", "--canary", "a:1", "--stable", "none"),
+            "--start soon",
+        ),
         (("--prometheus", "http://x", "--start", "400d", "--canary", "a:1", "--stable", "none"), "--start"),
         (("--prometheus", "http://x", "--start", "4000h", "--canary", "a:1", "--stable", "none"), "looks"),
         (("--replay", "FILE", "--set", "errors.oops=1"), "oops"),
@@ -200,7 +243,9 @@ def test_a_rollout_in_the_cluster_knows_its_revisions(cli: Cli, kube: FakeKube, 
         (("--replay", "FILE", "--steps", "a,b"), "5,25,50"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(cli: Cli, model: Path, tmp_path: Path, args: tuple[str, ...], said: str) -> None:
+def test_what_is_missing_or_wrong_is_named(
+    cli: Cli, model: Path, tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
     file = tmp_path / "empty.jsonl"
     file.write_text('{"recording": 1, "namespace": "a", "name": "b", "canary": "c", "stable": "d"}\n')
     words = [str(file) if a == "FILE" else str(model) if a == "MODEL" else a for a in args]
@@ -222,7 +267,9 @@ ELSEWHERE = {"selector": {"namespaces": ["x"]}, "gates": {"metrics": [{"name": "
 OTHER: dict[str, Any] = {**POLICY, "metadata": {"name": "elsewhere"}, "spec": ELSEWHERE}
 
 
-def test_policies_in_the_file_hold_where_they_match(cli: Cli, over: Cli, model: Path, prometheus: Prometheus) -> None:
+def test_policies_in_the_file_hold_where_they_match(
+    cli: Cli, over: Cli, model: Path, prometheus: Prometheus
+) -> None:
     _, found = yaml.safe_load_all(model.read_text())
     found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
     model.write_text(yaml.safe_dump(found))
@@ -243,7 +290,9 @@ def test_policies_in_the_file_hold_where_they_match(cli: Cli, over: Cli, model: 
     assert result.exit_code == 1 and "RolloutPolicy house" in result.stderr and "schedule" in result.stderr
 
 
-def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_not(over: Cli, model: Path, prometheus: Prometheus) -> None:
+def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_not(
+    over: Cli, model: Path, prometheus: Prometheus
+) -> None:
     _, found = yaml.safe_load_all(model.read_text())
     found["spec"]["rollout"]["analysis"]["metrics"].append({"name": "memory", "query": "max(x)", "max": 1})
     model.write_text(yaml.safe_dump(found))
@@ -257,7 +306,9 @@ def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_
     assert not any("max(x" in query["query"] for _, query in prometheus.asked)
 
 
-def test_policies_of_the_cluster_are_asked_for_where_one_may(cli: Cli, kube: FakeKube, prometheus: Prometheus) -> None:
+def test_policies_of_the_cluster_are_asked_for_where_one_may(
+    cli: Cli, kube: FakeKube, prometheus: Prometheus
+) -> None:
     found = deployment(**canary_status())
     found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
     kube.add(MODEL_DEPLOYMENT, found)
@@ -289,6 +340,9 @@ def test_a_prometheus_that_cannot_be_asked_is_no_verdict(over: Cli, prometheus: 
 
 
 def test_no_canary_is_nothing_to_judge(cli: Cli, kube: FakeKube, prometheus: Prometheus) -> None:
-    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable={"revision": "digits-6c9f", "number": 2, "since": ago(days=1)}))
+    kube.add(
+        MODEL_DEPLOYMENT,
+        deployment(phase="Stable", stable={"revision": "digits-6c9f", "number": 2, "since": ago(days=1)}),
+    )
     result = cli("analyze", "digits", "--prometheus", prometheus.url)
     assert result.exit_code == 1 and "no canary step" in result.stderr

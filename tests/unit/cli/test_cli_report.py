@@ -20,36 +20,62 @@ Cli = Callable[..., Result]
 
 HOSTILE = "<script>alert(1)</script> | `x` [a](http://evil) & \"q\" 'p'"
 ARTIFACT: dict[str, Any] = {
-    "uri": "s3://a/k", "digest": "sha256:" + "e" * 64, "sizeBefore": 1_600_000, "sizeAfter": 408_000, "accuracyBefore": 0.988, "accuracyAfter": 0.986,
+    "uri": "s3://a/k", "digest": "sha256:" + "e" * 64, "sizeBefore": 1_600_000, "sizeAfter": 408_000,
+    "accuracyBefore": 0.988, "accuracyAfter": 0.986,
     "samples": 10_000,
     "metrics": [
-        {"name": "accuracy", "verdict": "Successful", "reason": "WithinBudget", "samples": 10_000, "before": 0.988, "after": 0.986,
+        {"name": "accuracy", "verdict": "Successful", "reason": "WithinBudget", "samples": 10_000,
+            "before": 0.988, "after": 0.986,
          "interval": [0.0005, 0.0036], "allowed": 0.005},
-        {"name": "f1", "verdict": "Failed", "reason": "MetricDrop", "samples": 400, "before": 0.91, "after": 0.85, "interval": [0.02, 0.1],
+        {"name": "f1", "verdict": "Failed", "reason": "MetricDrop", "samples": 400, "before": 0.91,
+            "after": 0.85, "interval": [0.02, 0.1],
          "allowed": 0.01, "slice": "writer=7"},
-        {"name": "recall", "verdict": "Inconclusive", "reason": "TooFewSamples", "samples": 40, "before": 0.9, "after": 0.9, "interval": [-0.1, 0.1]},
+        {"name": "recall", "verdict": "Inconclusive", "reason": "TooFewSamples", "samples": 40, "before": 0.9,
+            "after": 0.9, "interval": [-0.1, 0.1]},
     ],
 }  # fmt: skip
 SEARCH: dict[str, Any] = {
-    "objective": "Size", "metric": "accuracy", "before": 0.991, "allowed": 0.01, "chosen": "prune-0.7+int8", "tried": 21, "ended": "TimeLimit",
+    "objective": "Size", "metric": "accuracy", "before": 0.991, "allowed": 0.01, "chosen": "prune-0.7+int8",
+    "tried": 21, "ended": "TimeLimit",
     "points": [
-        {"name": "prune-0.7+int8", "size": 294_000, "milliseconds": 0.061, "value": 0.9905, "highestLoss": 0.0035, "within": True},
-        {"name": "source", "size": 4_544_972, "milliseconds": 0.282, "value": 0.991, "highestLoss": 0.001, "within": True},
-        {"name": "prune-0.95+int8", "size": 71_000, "milliseconds": 0.031, "value": 0.961, "highestLoss": 0.038, "within": False},
-        {"name": "distill-0.1+int8", "size": 152_000, "milliseconds": 0.04, "value": 0.982, "highestLoss": 0.013, "within": False},
-        {"name": "int8", "size": 1_149_665, "milliseconds": 0.117, "value": 0.9912, "highestLoss": 0.0012, "within": True},
-        {"name": HOSTILE, "size": 600_000, "milliseconds": 0.1, "value": 0.9908, "highestLoss": 0.003, "within": True},
+        {"name": "prune-0.7+int8", "size": 294_000, "milliseconds": 0.061, "value": 0.9905,
+            "highestLoss": 0.0035, "within": True},
+        {"name": "source", "size": 4_544_972, "milliseconds": 0.282, "value": 0.991, "highestLoss": 0.001,
+            "within": True},
+        {"name": "prune-0.95+int8", "size": 71_000, "milliseconds": 0.031, "value": 0.961,
+            "highestLoss": 0.038, "within": False},
+        {"name": "distill-0.1+int8", "size": 152_000, "milliseconds": 0.04, "value": 0.982,
+            "highestLoss": 0.013, "within": False},
+        {"name": "int8", "size": 1_149_665, "milliseconds": 0.117, "value": 0.9912, "highestLoss": 0.0012,
+            "within": True},
+        {"name": HOSTILE, "size": 600_000, "milliseconds": 0.1, "value": 0.9908, "highestLoss": 0.003,
+            "within": True},
     ],
 }  # fmt: skip
 METRICS: list[dict[str, Any]] = [
-    {"name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut", "message": HOSTILE, "canary": {"total": 1204, "bad": 3},
+    {"name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut", "message": HOSTILE,
+        "canary": {"total": 1204, "bad": 3},
      "stable": {"total": 3590, "bad": 9}, "interval": [-0.0031, 0.0044]},
     {"name": "gpu-memory", "verdict": "Successful", "reason": "WithinLimits", "value": 6.1e10},
 ]  # fmt: skip
 SPENT = {"Prepare": 34.0, "Canary": 191.0}
 STEPS: list[dict[str, Any]] = [
-    {"index": 0, "weight": 5, "verdict": "Successful", "reason": "RegressionRuledOut", "seconds": 61.0, "metrics": METRICS},
-    {"index": 1, "weight": 25, "verdict": "Failed", "reason": "ErrorsHigh", "seconds": 130.0, "metrics": METRICS[:1]},
+    {
+        "index": 0,
+        "weight": 5,
+        "verdict": "Successful",
+        "reason": "RegressionRuledOut",
+        "seconds": 61.0,
+        "metrics": METRICS,
+    },
+    {
+        "index": 1,
+        "weight": 25,
+        "verdict": "Failed",
+        "reason": "ErrorsHigh",
+        "seconds": 130.0,
+        "metrics": METRICS[:1],
+    },
 ]
 
 
@@ -59,9 +85,12 @@ def ended(kube: FakeKube) -> FakeKube:
     kube.add(
         MODEL_REVISION,
         revision(
-            "digits-8d1b", 3, "RolledBack", reason="ErrorsHigh", message=HOSTILE, artifact=ARTIFACT, steps=STEPS, stages=SPENT,
-            evaluation={"verdict": "Successful", "reason": "ProvenNotWorse", "samples": 10_000, "accuracy": 0.986, "stableAccuracy": 0.983,
-                        "stable": "digits-6c9f", "onlyCandidateRight": 60, "onlyStableRight": 30, "latencyP99Ms": 2.9},
+            "digits-8d1b", 3, "RolledBack", reason="ErrorsHigh", message=HOSTILE, artifact=ARTIFACT,
+            steps=STEPS, stages=SPENT,
+            evaluation={"verdict": "Successful", "reason": "ProvenNotWorse", "samples": 10_000,
+                "accuracy": 0.986, "stableAccuracy": 0.983,
+                        "stable": "digits-6c9f", "onlyCandidateRight": 60, "onlyStableRight": 30,
+                        "latencyP99Ms": 2.9},
         ),
     )  # fmt: skip
     failed = rollout("Failed", outcome="RolledBack", reason="ErrorsHigh", message=HOSTILE)
@@ -82,11 +111,16 @@ def ran(cli: Cli, *args: str) -> str:
 def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
     text = ran(cli, "digits")
     for words in (
-        ("digits-8d1b", "#3", "RolledBack"), ("ErrorsHigh: <script>",), ("source sha256", "a" * 64), ("artifact digest", "sha256:eeee"),
-        ("size as served", "398.4 KiB (408000 B), -74.5%"), ("f1, writer=7", "0.8500 of 400", "+0.0200 to +0.1000, allowed 0.01", "Failed"),
-        ("recall", "0.9000 of 40", "Inconclusive"), ("accuracy", "0.9860 of 10000", "0.9830 (digits-6c9f)", "-0.0049 to -0.0011", "Successful"),
-        ("Canary step 1, 5 %", "1m1s", "Successful", "RegressionRuledOut"), ("errors", "3 bad of 1204 (0.25%)", "9 bad of 3590"),
-        ("gpu-memory", "6.1e+10"), ("Canary step 2, 25 %", "Failed", "ErrorsHigh"), ("Prepare", "34s", "█"), ("Canary", "3m11s"),
+        ("digits-8d1b", "#3", "RolledBack"), ("ErrorsHigh: <script>",), ("source sha256", "a" * 64),
+        ("artifact digest", "sha256:eeee"),
+        ("size as served", "398.4 KiB (408000 B), -74.5%"),
+        ("f1, writer=7", "0.8500 of 400", "+0.0200 to +0.1000, allowed 0.01", "Failed"),
+        ("recall", "0.9000 of 40", "Inconclusive"), ("accuracy", "0.9860 of 10000", "0.9830 (digits-6c9f)",
+            "-0.0049 to -0.0011", "Successful"),
+        ("Canary step 1, 5 %", "1m1s", "Successful", "RegressionRuledOut"),
+        ("errors", "3 bad of 1204 (0.25%)", "9 bad of 3590"),
+        ("gpu-memory", "6.1e+10"), ("Canary step 2, 25 %", "Failed", "ErrorsHigh"), ("Prepare", "34s", "█"),
+        ("Canary", "3m11s"),
     ):  # fmt: skip
         assert any(all(w in line for w in words) for line in text.splitlines()), f"{words}\n{text}"
 
@@ -94,26 +128,41 @@ def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
 def test_what_tuning_found_is_told(cli: Cli, kube: FakeKube) -> None:
     trial = {"instances": 2, "batch": 16, "queueDelayMicroseconds": 500, "throughput": 900, "latencyMs": 40}
     tuning = {
-        "objective": "50ms", "share": 0.99, "message": "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms", "chosen": trial, "candidates": 9,
-        "failed": 1, "trials": [{**trial, "instances": 4, "problem": "Unreachable: socket closed"}, {"throughput": 400, "latencyMs": 44.5}],
+        "objective": "50ms", "share": 0.99,
+        "message": "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms", "chosen": trial,
+        "candidates": 9,
+        "failed": 1, "trials": [{**trial, "instances": 4, "problem": "Unreachable: socket closed"},
+            {"throughput": 400, "latencyMs": 44.5}],
     }  # fmt: skip
     kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Stable", artifact=ARTIFACT, tuning=tuning))
     kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
     facts = json.loads(ran(cli, "digits/3", "-o", "json"))["facts"]
     assert facts["tuned"] == tuning["message"]
-    assert facts["tuned for"] == "99 % of the requests within 50ms; 9 configurations were measured, the server failed under 1"
-    assert facts["tried too"] == (
-        "4 instances, batches of 16 within 500 us: Unreachable: socket closed; 1 instance, requests one by one: 400/s at 44.5 ms"
+    assert (
+        facts["tuned for"]
+        == "99 % of the requests within 50ms; 9 configurations were measured, the server failed under 1"
+    )
+    assert (
+        facts["tried too"]
+        == "4 instances, batches of 16 within 500 us: Unreachable: socket closed; 1 instance, requests one by"
+        " one: 400/s at 44.5 ms"
     )
 
 
 def test_markdown_is_tables_and_nothing_else(cli: Cli, ended: FakeKube) -> None:
     text = ran(cli, "digits", "-o", "markdown")
-    assert "| f1, writer=7 | 0.8500 | 0.9100 | 400 | +0.0600 | +0.0200 to +0.1000 | 0.01 | Failed | MetricDrop |" in text
+    assert (
+        "| f1, writer=7 | 0.8500 | 0.9100 | 400 | +0.0600 | +0.0200 to +0.1000 | 0.01 | Failed | MetricDrop |"
+        in text
+    )
     assert "### Step 2: 25 % of the requests, 2m10s" in text
     assert "<script>" not in text
     assert "[a](" not in text
-    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith(("| errors", "| accuracy"))}
+    widths = {
+        line.replace("\\|", "").count("|")
+        for line in text.splitlines()
+        if line.startswith(("| errors", "| accuracy"))
+    }
     assert widths == {10}
 
 
@@ -128,14 +177,20 @@ def test_a_search_shows_what_no_other_model_beats(cli: Cli, searched: FakeKube) 
     text = ran(cli, "digits/2")
     for words in (
         ("MODEL", "SMALLER", "FASTER", "ACCURACY"), ("prune-0.95+int8", "0.9610", "+0.0300", "not kept"),
-        ("prune-0.7+int8", "287.1 KiB", "15.46 x", "0.061 ms", "4.62 x", "0.9905", "+0.0005, +0.0035", "kept", "taken"),
+        ("prune-0.7+int8", "287.1 KiB", "15.46 x", "0.061 ms", "4.62 x", "0.9905", "+0.0005, +0.0035", "kept",
+            "taken"),
         ("objective Size", "prune-0.7+int8 of 21 candidates"), ("the time limit ended the search",),
     ):  # fmt: skip
-        assert any(all(w in line for w in words) for line in text.splitlines()) or all(w in " ".join(text.split()) for w in words), f"{words}\n{text}"
+        assert any(all(w in line for w in words) for line in text.splitlines()) or all(
+            w in " ".join(text.split()) for w in words
+        ), f"{words}\n{text}"
     names = [line.split()[0] for line in text.splitlines() if " kept" in line and " x " in line]
     assert names[0] == "prune-0.95+int8" and names[-1] == "source"  # the smallest first
     marked = ran(cli, "digits/2", "-o", "markdown")
-    assert "| prune-0.7+int8 | 287.1 KiB | 15.46 x | 0.061 ms | 4.62 x | 0.9905 | +0.0005, +0.0035 | kept | taken |" in marked
+    assert (
+        "| prune-0.7+int8 | 287.1 KiB | 15.46 x | 0.061 ms | 4.62 x | 0.9905 | +0.0005, +0.0035 | kept |"
+        " taken |" in marked
+    )
     assert "<script>" not in marked
 
 
@@ -146,19 +201,37 @@ def test_a_search_is_drawn_against_size_and_against_latency(cli: Cli, searched: 
     pictures = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
     for picture in pictures:
         ElementTree.fromstring("<svg" + picture + "</svg>")
-    size, latency = (next(p for p in pictures if f"accuracy against {what}" in p) for what in ("size", "latency"))
+    size, latency = (
+        next(p for p in pictures if f"accuracy against {what}" in p) for what in ("size", "latency")
+    )
     for picture in (size, latency):
-        assert picture.count('class="ring"') == 1 and picture.count('class="front"') == 1 and picture.count('class="limit"') == 1
-        assert picture.count("dot good") == 4 and picture.count("dot bad") == 1 and picture.count('class="cross"') == 1  # one far below: an arrow
+        assert (
+            picture.count('class="ring"') == 1
+            and picture.count('class="front"') == 1
+            and picture.count('class="limit"') == 1
+        )
+        # one far below: an arrow
+        assert (
+            picture.count("dot good") == 4
+            and picture.count("dot bad") == 1
+            and picture.count('class="cross"') == 1
+        )
     # int8 is smaller than the source, and its accuracy is higher: the source is not on the line
     assert len(size.split('class="front" d="')[1].split('"')[0].split("L")) == 5
     assert json.loads(ran(cli, "digits/2", "-o", "json"))["search"]["points"][0]["name"] == "prune-0.95+int8"
 
 
-@pytest.mark.parametrize("changes", [{"points": []}, {"points": SEARCH["points"][:1]}, {"metric": "mae", "allowed": None}])
+@pytest.mark.parametrize(
+    "changes", [{"points": []}, {"points": SEARCH["points"][:1]}, {"metric": "mae", "allowed": None}]
+)
 @pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])
-def test_a_search_of_which_little_is_known(cli: Cli, kube: FakeKube, form: str, changes: dict[str, Any]) -> None:
-    kube.add(MODEL_REVISION, revision("digits-6c9f", 2, "Stable", artifact={**ARTIFACT, "search": SEARCH | changes}))
+def test_a_search_of_which_little_is_known(
+    cli: Cli, kube: FakeKube, form: str, changes: dict[str, Any]
+) -> None:
+    kube.add(
+        MODEL_REVISION,
+        revision("digits-6c9f", 2, "Stable", artifact={**ARTIFACT, "search": SEARCH | changes}),
+    )
     assert "prune-0.7" in ran(cli, "digits/2", "-o", form)
 
 
@@ -207,7 +280,8 @@ def test_html_is_one_sound_file_with_pictures(cli: Cli, ended: FakeKube) -> None
     assert "@import" not in text
 
 
-ODD = "shape [n, 64], [/red] :bomb: [bold]x"  # to rich a style, an end without a beginning, an emoji
+# to rich a style, an end without a beginning, an emoji
+ODD = "shape [n, 64], [/red] :bomb: [bold]x"
 UNSEEN = "\x1b]0;owned\x07\x1b[2J\u202eevil\x9b"
 
 
@@ -215,7 +289,12 @@ UNSEEN = "\x1b]0;owned\x07\x1b[2J\u202eevil\x9b"
 def test_what_a_message_carries_is_text_and_nothing_else(cli: Cli, kube: FakeKube, form: str) -> None:
     """Names of slices are values of the user's data, messages quote what a file says."""
     metric = {**ARTIFACT["metrics"][0], "slice": f"writer={ODD}{UNSEEN}"}
-    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Rejected", message=ODD + UNSEEN, artifact={**ARTIFACT, "metrics": [metric]}))
+    kube.add(
+        MODEL_REVISION,
+        revision(
+            "digits-8d1b", 3, "Rejected", message=ODD + UNSEEN, artifact={**ARTIFACT, "metrics": [metric]}
+        ),
+    )
     kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
     text = ran(cli, "digits/3", "-o", form)
     if form != "markdown":  # which has backslashes before brackets
@@ -229,7 +308,10 @@ def test_a_model_that_is_served_as_it_is_says_by_what(cli: Cli, kube: FakeKube) 
     python["spec"]["input"]["serving"]["triton"] = {"backend": "Python", "code": "Allowed"}
     kube.add(MODEL_REVISION, python)
     kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable={**STABLE, "revision": "digits-8d1b"}))
-    assert json.loads(ran(cli, "digits/digits-8d1b", "-o", "json"))["facts"]["backend"] == "Python, with code of its own"
+    assert (
+        json.loads(ran(cli, "digits/digits-8d1b", "-o", "json"))["facts"]["backend"]
+        == "Python, with code of its own"
+    )
 
 
 def test_json_has_numbers(cli: Cli, ended: FakeKube) -> None:
@@ -274,7 +356,9 @@ def test_what_is_not_there(cli: Cli, kube: FakeKube) -> None:
 
 
 def row(**fields: Any) -> Judged:
-    return Judged(**({"name": "m", "verdict": "Successful", "reason": "r", "candidate": "1", "reference": "1"} | fields))
+    return Judged(
+        **({"name": "m", "verdict": "Successful", "reason": "r", "candidate": "1", "reference": "1"} | fields)
+    )
 
 
 def test_the_picture_in_the_terminal() -> None:

@@ -82,19 +82,30 @@ def test_what_comes_next_in_a_canary(cli: Cli) -> None:
     [
         ({"observedGeneration": 1, "phase": "Stable", "stable": STABLE}, ["has yet to see generation 2"]),
         ({"phase": "Pending"}, ["begins the first rollout"]),
-        ({"phase": "Stable", "stable": STABLE, "rollout": rollout("Done", "digits-6c9f")}, ["nothing: digits-6c9f is stable"]),
+        (
+            {"phase": "Stable", "stable": STABLE, "rollout": rollout("Done", "digits-6c9f")},
+            ["nothing: digits-6c9f is stable"],
+        ),
         (
             {"phase": "Resolving", "rollout": rollout("Resolve", None, stages={})},
             ["digest of the source is being pinned", "57m49s", "the rollout fails"],
         ),
-        ({"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")}, ["the revision is getting all traffic"]),
+        (
+            {"phase": "Promoting", "stable": STABLE, "rollout": rollout("Promote")},
+            ["the revision is getting all traffic"],
+        ),
         (canary_status("Shifting"), ["the gateway is taking weight 25 % up"]),
         (
             canary_status("Paused", reason="ProgressDeadline", message="no data"),
             ["waits for a person: no data", "go on: modelrollout promote digits"],
         ),
         (
-            {"phase": "Stable", "stable": STABLE, "rollout": rollout("Done"), "pinned": {"revision": "digits-6c9f", "generation": 2}},
+            {
+                "phase": "Stable",
+                "stable": STABLE,
+                "rollout": rollout("Done"),
+                "pinned": {"revision": "digits-6c9f", "generation": 2},
+            },
             ["somebody rolled back to digits-6c9f", "modelrollout retry digits"],
         ),
     ],
@@ -118,9 +129,19 @@ def test_a_pause_with_a_duration_says_when_it_ends(cli: Cli, kube: FakeKube) -> 
 
 def test_a_failed_rollout_names_the_stage_the_reason_and_the_way_out(cli: Cli, kube: FakeKube) -> None:
     failed = rollout(
-        "Failed", stages={"Resolve": 1.0, "Prepare": 20.0}, reason="AccuracyLow", message="drop 0.031, allowed 0.005", outcome="Rejected"
+        "Failed",
+        stages={"Resolve": 1.0, "Prepare": 20.0},
+        reason="AccuracyLow",
+        message="drop 0.031, allowed 0.005",
+        outcome="Rejected",
     )
-    stalled = {"type": "Stalled", "status": "True", "reason": "AccuracyLow", "message": "drop 0.031", "lastTransitionTime": ago(minutes=1)}
+    stalled = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": "AccuracyLow",
+        "message": "drop 0.031",
+        "lastTransitionTime": ago(minutes=1),
+    }
     text = show(cli, kube, phase="Failed", stable=STABLE, rollout=failed, conditions=[stalled])
     line(text, "✘", "Prepare", "20s", "AccuracyLow: drop 0.031, allowed 0.005")
     line(text, "digits-8d1b has failed and is not tried again until spec changes", "digits-6c9f serves on")
@@ -129,7 +150,10 @@ def test_a_failed_rollout_names_the_stage_the_reason_and_the_way_out(cli: Cli, k
 
 
 def test_without_the_right_to_see_pods_and_events_the_rest_is_shown(cli: Cli, kube: FakeKube) -> None:
-    kube.errors = {("list", "pods"): Forbidden(403, "Forbidden", "no"), ("list", "events"): Forbidden(403, "Forbidden", "no")}
+    kube.errors = {
+        ("list", "pods"): Forbidden(403, "Forbidden", "no"),
+        ("list", "events"): Forbidden(403, "Forbidden", "no"),
+    }
     text = cli("status", "digits").stdout
     line(text, "Stable", "digits-6c9f", "2 of 2 pods ready")
     line(text, "not allowed to list events")
@@ -160,11 +184,27 @@ def test_history_is_newest_first(cli: Cli) -> None:
     rows = result.stdout.splitlines()
     assert rows[0].split() == ["NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
     assert [row.split()[0] for row in rows[1:]] == ["3", "2", "1"]
-    assert rows[2].split() == ["2", "digits-6c9f", "Stable", "-", "0.983", "(-0.001)", "412Ki", "(-74", "%)", "3.1ms", "8d"]
+    assert rows[2].split() == [
+        "2",
+        "digits-6c9f",
+        "Stable",
+        "-",
+        "0.983",
+        "(-0.001)",
+        "412Ki",
+        "(-74",
+        "%)",
+        "3.1ms",
+        "8d",
+    ]
 
 
 def test_history_as_json_and_without_revisions(cli: Cli, kube: FakeKube) -> None:
-    assert [r["spec"]["number"] for r in json.loads(cli("history", "digits", "-o", "json").stdout)] == [3, 2, 1]
+    assert [r["spec"]["number"] for r in json.loads(cli("history", "digits", "-o", "json").stdout)] == [
+        3,
+        2,
+        1,
+    ]
     kube.objects = {k: v for k, v in kube.objects.items() if k[0] != MODEL_REVISION.plural}
     kube.add(MODEL_DEPLOYMENT, deployment())
     assert "has no revision yet" in cli("history", "digits").stdout
@@ -257,7 +297,9 @@ class TestErrors:
     def test_no_crds(self, cli: Cli, kube: FakeKube) -> None:
         from modelrollout.kube.client import NotFound
 
-        kube.errors["get", "modeldeployments"] = kube.errors["list", "modeldeployments"] = NotFound(404, "NotFound", "404 page not found")
+        kube.errors["get", "modeldeployments"] = kube.errors["list", "modeldeployments"] = NotFound(
+            404, "NotFound", "404 page not found"
+        )
         result = cli("status", "digits")
         assert result.exit_code == 2
         assert "install the chart" in result.stderr
@@ -298,7 +340,13 @@ def test_what_comes_without_proof_when_the_policy_says_so(cli: Cli, kube: FakeKu
 def test_slices_and_dry_runs_are_shown_as_such(cli: Cli, kube: FakeKube) -> None:
     found = canary_status()
     found["rollout"]["step"]["metrics"] += [
-        {"name": "accuracy/night", "slice": "night", "verdict": "Inconclusive", "reason": "TooFewSamples", "canary": {"total": 3, "bad": 1}},
+        {
+            "name": "accuracy/night",
+            "slice": "night",
+            "verdict": "Inconclusive",
+            "reason": "TooFewSamples",
+            "canary": {"total": 3, "bad": 1},
+        },
         {"name": "try", "dryRun": True, "verdict": "Failed", "reason": "ValueTooHigh", "value": 3},
     ]
     text = show(cli, kube, **found)
@@ -319,7 +367,13 @@ def test_messages_are_shown_as_they_are(cli: Cli, kube: FakeKube) -> None:
     """To rich [n, 64] is a style that it does not know, and left out, and [/x] an error."""
     told = "wants [n, 64], [/x] :bomb:"
     conditions = [
-        {"type": "Ready", "status": "False", "reason": "DataShapeMismatch", "message": f"{told}\x1b[2J", "lastTransitionTime": ago(minutes=1)}
+        {
+            "type": "Ready",
+            "status": "False",
+            "reason": "DataShapeMismatch",
+            "message": f"{told}\x1b[2J",
+            "lastTransitionTime": ago(minutes=1),
+        }
     ]
     text = show(cli, kube, phase="Failed", stable=STABLE, conditions=conditions)
     assert told in " ".join(text.split()) and "\x1b" not in text

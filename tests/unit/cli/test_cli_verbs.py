@@ -20,7 +20,9 @@ NONCE = r"[0-9a-f]{4,}"
 
 
 def asked(kube: FakeKube) -> tuple[str, str, str, str]:
-    """(plural, object, annotation, value) of the one write; it holds nothing but that annotation."""
+    """(plural, object, annotation, value) of the one write; it holds nothing but that
+    annotation.
+    """
     ((plural, _, name, patch),) = kube.patches
     assert list(patch) == ["metadata"]
     assert list(patch["metadata"]) == ["annotations"]
@@ -58,17 +60,25 @@ class TestPromote:
         assert values[0] != values[1]
 
     @pytest.mark.parametrize("wanted", ["digits-8d1b", "3"])
-    def test_the_named_revision_if_it_is_the_one_in_flight(self, cli: Cli, kube: FakeKube, wanted: str) -> None:
+    def test_the_named_revision_if_it_is_the_one_in_flight(
+        self, cli: Cli, kube: FakeKube, wanted: str
+    ) -> None:
         assert cli("promote", "digits", "--revision", wanted).exit_code == 0
         assert asked(kube)[1] == "digits-8d1b"
 
     def test_another_revision_is_not_promoted(self, cli: Cli, kube: FakeKube) -> None:
-        refused(cli("promote", "digits", "--revision", "digits-6c9f"), "the revision in flight is digits-8d1b")
+        refused(
+            cli("promote", "digits", "--revision", "digits-6c9f"), "the revision in flight is digits-8d1b"
+        )
         assert kube.patches == []
 
     def test_nothing_in_flight(self, cli: Cli, kube: FakeKube) -> None:
         idle(kube)
-        refused(cli("promote", "digits"), "nothing to promote", "digits-6c9f is stable and no rollout is in flight")
+        refused(
+            cli("promote", "digits"),
+            "nothing to promote",
+            "digits-6c9f is stable and no rollout is in flight",
+        )
         assert kube.patches == []
 
     def test_not_in_a_canary_yet(self, cli: Cli, kube: FakeKube) -> None:
@@ -76,7 +86,12 @@ class TestPromote:
         refused(cli("promote", "digits"), "nothing to promote", "stage Prepare")
 
     def test_after_a_failure(self, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, phase="Failed", stable=STABLE, rollout=rollout("Failed", reason="ErrorsHigh", outcome="RolledBack"))
+        with_status(
+            kube,
+            phase="Failed",
+            stable=STABLE,
+            rollout=rollout("Failed", reason="ErrorsHigh", outcome="RolledBack"),
+        )
         refused(cli("promote", "digits"), "the rollout of digits-8d1b has ended (ErrorsHigh)")
 
     def test_never_begun(self, cli: Cli, kube: FakeKube) -> None:
@@ -112,7 +127,13 @@ class TestRetry:
         assert asked(kube)[:3] == ("modelrevisions", "digits-8d1b", "modelrollout.dev/retry")
 
     def test_of_a_failure_before_there_was_a_revision(self, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, phase="Failed", rollout=rollout("Failed", None, stages={"Resolve": 1.0}, outcome="Failed", reason="SourceNotFound"))
+        with_status(
+            kube,
+            phase="Failed",
+            rollout=rollout(
+                "Failed", None, stages={"Resolve": 1.0}, outcome="Failed", reason="SourceNotFound"
+            ),
+        )
         assert cli("retry", "digits").exit_code == 0
         plural, name, key, value = asked(kube)
         assert (plural, name, key) == ("modeldeployments", "digits", "modelrollout.dev/retry")
@@ -120,7 +141,9 @@ class TestRetry:
 
     def test_after_a_rollback_by_hand_means_the_version_of_spec(self, cli: Cli, kube: FakeKube) -> None:
         back = rollout("Done", "digits-6c9f", mode="Rollback", number=2)
-        found = deployment(phase="Stable", stable=STABLE, rollout=back, pinned={"revision": "digits-6c9f", "generation": 2})
+        found = deployment(
+            phase="Stable", stable=STABLE, rollout=back, pinned={"revision": "digits-6c9f", "generation": 2}
+        )
         found["spec"]["model"]["sha256"] = "b" * 64
         kube.add(MODEL_DEPLOYMENT, found)
         assert cli("retry", "digits").exit_code == 0
@@ -135,7 +158,11 @@ class TestRetry:
 
     def test_of_what_is_not_kept(self, cli: Cli, kube: FakeKube) -> None:
         idle(kube)
-        refused(cli("retry", "digits", "--revision", "digits-0000"), "no revision 'digits-0000'", "digits-8d1b, digits-6c9f, digits-5aaa")
+        refused(
+            cli("retry", "digits", "--revision", "digits-0000"),
+            "no revision 'digits-0000'",
+            "digits-8d1b, digits-6c9f, digits-5aaa",
+        )
 
 
 class TestRollback:
@@ -144,7 +171,9 @@ class TestRollback:
         assert asked(kube)[1:3] == ("digits-8d1b", "modelrollout.dev/abort")
 
     def test_otherwise_the_newest_that_served_before_stable(self, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, phase="Stable", stable={"revision": "digits-8d1b", "number": 3}, rollout=rollout("Done"))
+        with_status(
+            kube, phase="Stable", stable={"revision": "digits-8d1b", "number": 3}, rollout=rollout("Done")
+        )
         kube.add(MODEL_REVISION, revision("digits-6c9f", 2, "RolledBack"))
         assert cli("rollback", "digits").exit_code == 0
         plural, name, key, value = asked(kube)
@@ -152,7 +181,12 @@ class TestRollback:
         assert re.fullmatch(NONCE, value)
 
     def test_nothing_older_is_kept(self, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, phase="Stable", stable={"revision": "digits-5aaa", "number": 1}, rollout=rollout("Done", "digits-5aaa"))
+        with_status(
+            kube,
+            phase="Stable",
+            stable={"revision": "digits-5aaa", "number": 1},
+            rollout=rollout("Done", "digits-5aaa"),
+        )
         refused(cli("rollback", "digits"), "no revision before digits-5aaa is kept", "possible: digits-6c9f")
 
     def test_nothing_is_stable(self, cli: Cli, kube: FakeKube) -> None:
@@ -173,10 +207,17 @@ class TestRollback:
     def test_to_a_revision_that_never_served(self, cli: Cli, kube: FakeKube) -> None:
         idle(kube)
         kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Rejected"))
-        refused(cli("rollback", "digits", "--to", "digits-8d1b"), "never served as stable (outcome Rejected)", "possible: digits-5aaa")
+        refused(
+            cli("rollback", "digits", "--to", "digits-8d1b"),
+            "never served as stable (outcome Rejected)",
+            "possible: digits-5aaa",
+        )
 
     def test_to_nothing(self, cli: Cli, kube: FakeKube) -> None:
-        refused(cli("rollback", "digits", "--to", "digits-0000"), "there are: digits-8d1b, digits-6c9f, digits-5aaa")
+        refused(
+            cli("rollback", "digits", "--to", "digits-0000"),
+            "there are: digits-8d1b, digits-6c9f, digits-5aaa",
+        )
 
 
 class TestWait:
@@ -187,7 +228,10 @@ class TestWait:
             ((key, value),) = patch["metadata"]["annotations"].items()
             entry = f"{key.rsplit('/')[-1]}:{name}:{value.split()[-1]}{suffix}"
             status = canary_status()
-            kube.add(MODEL_DEPLOYMENT, deployment(**status, handledVerbs=["promote:digits-8d1b:0000:refused something else", entry]))
+            kube.add(
+                MODEL_DEPLOYMENT,
+                deployment(**status, handledVerbs=["promote:digits-8d1b:0000:refused something else", entry]),
+            )
 
         kube.on_patch = operator
 
@@ -199,7 +243,11 @@ class TestWait:
 
     def test_until_it_is_refused_with_the_operators_words(self, cli: Cli, kube: FakeKube) -> None:
         self.handle(kube, ":refused it means step 2/4, the rollout is at step 3/4: late")
-        refused(cli("promote", "digits", "--wait"), "the operator refused", "it means step 2/4, the rollout is at step 3/4: late")
+        refused(
+            cli("promote", "digits", "--wait"),
+            "the operator refused",
+            "it means step 2/4, the rollout is at step 3/4: late",
+        )
 
     def test_no_longer_than_the_timeout(self, cli: Cli) -> None:
         result = cli("abort", "digits", "--wait", "--timeout", "0.1")
@@ -213,7 +261,10 @@ class TestAccess:
         kube.errors["patch", "modelrevisions"] = Forbidden(403, "Forbidden", "no")
         result = cli("promote", "digits")
         assert result.exit_code == 2
-        assert "patch modelrevisions.modelrollout.dev in namespace default: bind the ClusterRole modelrollout-operate" in result.stderr
+        assert (
+            "patch modelrevisions.modelrollout.dev in namespace default: bind the ClusterRole"
+            " modelrollout-operate" in result.stderr
+        )
 
     def test_on_the_deployment_they_need_the_edit_role(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Failed", rollout=rollout("Failed", None))
@@ -341,7 +392,9 @@ class TestPauseResumeFullRestart:
             (["pause", "digits"], "pause", NONCE),
         ],
     )
-    def test_is_an_annotation_on_the_revision_in_flight(self, words: list[str], annotation: str, value: str, cli: Cli, kube: FakeKube) -> None:
+    def test_is_an_annotation_on_the_revision_in_flight(
+        self, words: list[str], annotation: str, value: str, cli: Cli, kube: FakeKube
+    ) -> None:
         result = cli(*words)
         assert result.exit_code == 0, result.output
         plural, name, key, said = asked(kube)
@@ -359,15 +412,28 @@ class TestPauseResumeFullRestart:
         shown = cli("status", "digits").stdout
         assert "somebody has paused it" in shown and "modelrollout resume digits" in shown
 
-    @pytest.mark.parametrize(("words", "annotation"), [(["promote", "digits"], "promote"), (["promote", "digits", "--full"], "promote-full")])
-    def test_a_shadow_is_promoted_by_its_name(self, words: list[str], annotation: str, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, step="shadow", rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}))
+    @pytest.mark.parametrize(
+        ("words", "annotation"),
+        [(["promote", "digits"], "promote"), (["promote", "digits", "--full"], "promote-full")],
+    )
+    def test_a_shadow_is_promoted_by_its_name(
+        self, words: list[str], annotation: str, cli: Cli, kube: FakeKube
+    ) -> None:
+        with_status(
+            kube,
+            step="shadow",
+            rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}),
+        )
         assert cli(*words).exit_code == 0
         assert asked(kube)[2] == f"modelrollout.dev/{annotation}" and asked(kube)[3].startswith("shadow ")
 
     @pytest.mark.parametrize("verb", ["pause", "resume"])
     def test_nobody_can_hold_a_shadow(self, verb: str, cli: Cli, kube: FakeKube) -> None:
-        with_status(kube, step="shadow", rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}))
+        with_status(
+            kube,
+            step="shadow",
+            rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}),
+        )
         refused(cli(verb, "digits"), "is in its shadow, where no client gets its answers; promote or abort")
 
     @pytest.mark.parametrize("verb", ["pause", "resume", "promote"])
@@ -394,7 +460,10 @@ class TestPauseResumeFullRestart:
 
     def test_a_bake_is_shown(self, cli: Cli, kube: FakeKube) -> None:
         status = canary_status()
-        status["rollout"] |= {"stage": "Bake", "step": {"index": 4, "weight": 100, "phase": "Observing", "since": "2026-11-22T08:58:00.000Z"}}
+        status["rollout"] |= {
+            "stage": "Bake",
+            "step": {"index": 4, "weight": 100, "phase": "Observing", "since": "2026-11-22T08:58:00.000Z"},
+        }
         status |= {"phase": "Baking", "step": "bake", "weight": 100}
         found = deployment(**status)
         found["spec"]["rollout"]["bake"] = "10m"

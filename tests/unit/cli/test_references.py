@@ -14,7 +14,14 @@ from modelrollout.api import names
 from modelrollout.cli import main
 from modelrollout.cli.references import in_use
 from modelrollout.contract.tasks import TASK_ENV
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, Resource, Unreadable
+from modelrollout.kube.client import (
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    Forbidden,
+    Resource,
+    Unreadable,
+)
 from modelrollout.kube.decoding import Unread
 from tests.unit.controller.fakecluster import Cluster
 
@@ -26,18 +33,39 @@ def cluster() -> Cluster:
     made = Cluster()
 
     def put(resource: Resource, name: str, namespace: str = "ml", **body: Any) -> None:
-        metadata = {"name": name, "namespace": namespace, "labels": {names.LABEL_NAME: "digits"}, "resourceVersion": "1"}
+        metadata = {
+            "name": name,
+            "namespace": namespace,
+            "labels": {names.LABEL_NAME: "digits"},
+            "resourceVersion": "1",
+        }
         made.objects[(resource, namespace, name)] = {"kind": resource.kind, "metadata": metadata, **body}
 
-    put(MODEL_REVISION, "digits-1", status={"artifact": {"uri": "s3://artifacts/ml/history", "digest": "sha256:aa"}})
-    put(MODEL_REVISION, "digits-2", status={"artifact": {"uri": "", "digest": ""}})  # its gate was not kept
+    put(
+        MODEL_REVISION,
+        "digits-1",
+        status={"artifact": {"uri": "s3://artifacts/ml/history", "digest": "sha256:aa"}},
+    )
+    # its gate was not kept
+    put(MODEL_REVISION, "digits-2", status={"artifact": {"uri": "", "digest": ""}})
     put(MODEL_REVISION, "digits-3", spec={})
     put(MODEL_REVISION, "digits-4", status={"artifact": "of another version of the operator"})
-    put(MODEL_DEPLOYMENT, "digits", status={"rollout": {"stage": "Provision", "artifact": {"uri": "s3://artifacts/ml/flight"}}})
+    put(
+        MODEL_DEPLOYMENT,
+        "digits",
+        status={"rollout": {"stage": "Provision", "artifact": {"uri": "s3://artifacts/ml/flight"}}},
+    )
     put(MODEL_DEPLOYMENT, "new")
     container = {"name": "fetch", "env": [{"name": TASK_ENV, "value": FETCH}]}
-    put(DEPLOYMENT, "digits-1", spec={"template": {"spec": {"initContainers": [container], "containers": []}}})
-    put(MODEL_REVISION, "other-1", "other", status={"artifact": {"uri": "s3://artifacts/other/history", "digest": "sha256:aa"}})
+    put(
+        DEPLOYMENT, "digits-1", spec={"template": {"spec": {"initContainers": [container], "containers": []}}}
+    )
+    put(
+        MODEL_REVISION,
+        "other-1",
+        "other",
+        status={"artifact": {"uri": "s3://artifacts/other/history", "digest": "sha256:aa"}},
+    )
     return made
 
 
@@ -60,7 +88,9 @@ def test_where_something_cannot_be_read_nothing_is_deleted(cluster: Cluster) -> 
         asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_read_is_no_empty_list(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_no_empty_list(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Connected:
         async def __aenter__(self) -> Cluster:
             return cluster
@@ -74,7 +104,10 @@ def test_what_cannot_be_read_is_no_empty_list(cluster: Cluster, tmp_path: Path, 
     monkeypatch.setattr(main.Kube, "connect", connect)
     output = tmp_path / "artifacts.json"
     good = CliRunner().invoke(main.app, ["references", "--output", str(output), "-n", "other"])
-    assert good.exit_code == 0 and json.loads(output.read_text()) == {"artifacts": ["s3://artifacts/other/history"], "untouched": []}
+    assert good.exit_code == 0 and json.loads(output.read_text()) == {
+        "artifacts": ["s3://artifacts/other/history"],
+        "untouched": [],
+    }
     output.unlink()
 
     def forbidden(verb: str, resource: Resource, name: str) -> None:

@@ -20,13 +20,21 @@ def tolerances(**changes: Any) -> dict[str, OutputTolerance]:
 
 
 def close(a: Any, b: Any, dtype: Any = F, **changes: Any) -> bool:
-    return agree({"y": np.array(a, dtype)}, {"y": np.array(b, dtype)}, tolerances(**changes) if changes else {})
+    return agree(
+        {"y": np.array(a, dtype)}, {"y": np.array(b, dtype)}, tolerances(**changes) if changes else {}
+    )
 
 
 def test_json_and_binary_say_the_same() -> None:
     values = [0.5, -1.25, 3.0]
     plain = {"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 3], "data": values}]}
-    head = json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}]}).encode()
+    head = json.dumps(
+        {
+            "outputs": [
+                {"name": "y", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
+            ]
+        }
+    ).encode()
     a, b = decode(json.dumps(plain).encode(), None), decode(head + np.array(values, F).tobytes(), len(head))
     assert a["y"].shape == (1, 3) and agree(a, b, {})
 
@@ -34,13 +42,21 @@ def test_json_and_binary_say_the_same() -> None:
 def test_strings_are_compared_in_both_forms() -> None:
     text = [b"cat", b"dog"]
     raw = b"".join(struct.pack("<I", len(t)) + t for t in text)
-    head = json.dumps({"outputs": [{"name": "y", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(raw)}}]}).encode()
+    head = json.dumps(
+        {
+            "outputs": [
+                {"name": "y", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(raw)}}
+            ]
+        }
+    ).encode()
     binary = decode(head + raw, len(head))
     assert agree(binary, decode(head + raw, len(head)), {})
     assert not agree(binary, decode(head + raw.replace(b"dog", b"cow"), len(head)), {})
 
 
-@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"error": "no"}', b'{"outputs": []}', b'{"outputs": [{"name": "y"}]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"[]", b'{"error": "no"}', b'{"outputs": []}', b'{"outputs": [{"name": "y"}]}']
+)
 def test_what_is_no_answer_is_told_and_never_quoted(body: bytes) -> None:
     with pytest.raises(UnreadableError) as e:
         decode(body, None)
@@ -55,7 +71,9 @@ def test_a_header_length_beyond_the_body_is_no_answer() -> None:
 def test_floats_within_absolute_and_relative_tolerance_of_stable() -> None:
     assert close([1.0, 100.0], [1.0005, 100.9])
     assert not close([1.0, 100.0], [1.0, 102.0])
-    assert close([0.0], [0.4], abs_tolerance=0.5) and not close([0.0], [0.6], abs_tolerance=0.5, rel_tolerance=0.0)
+    assert close([0.0], [0.4], abs_tolerance=0.5) and not close(
+        [0.0], [0.6], abs_tolerance=0.5, rel_tolerance=0.0
+    )
     assert close([np.nan, np.inf], [np.nan, np.inf]) and not close([np.nan], [0.0])
 
 
@@ -78,7 +96,9 @@ def test_other_shapes_names_or_kinds_never_agree() -> None:
     assert not close([[1.0]], [1.0])
     assert not agree({"y": np.ones(2, F)}, {"y": np.ones(2, F), "z": np.ones(1, F)}, {})
     assert not agree({"y": np.ones(2, np.int64)}, {"y": np.ones(2, F)}, {})
-    assert agree({"y": np.ones(2, np.float16)}, {"y": np.ones(2, F)}, {}), "another width of float is the same number"
+    assert agree({"y": np.ones(2, np.float16)}, {"y": np.ones(2, F)}, {}), (
+        "another width of float is the same number"
+    )
 
 
 def test_a_tolerance_for_an_output_that_was_not_asked_for_has_no_say() -> None:

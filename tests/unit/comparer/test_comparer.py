@@ -1,4 +1,6 @@
-"""The comparer: mirrored requests in, both revisions asked, counters out; whatever the revisions do, the gateway gets its 202."""
+"""The comparer: mirrored requests in, both revisions asked, counters out; whatever the revisions
+do, the gateway gets its 202.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,38 @@ from aiohttp.test_utils import TestClient, TestServer, unused_port
 from prometheus_client import CollectorRegistry, generate_latest
 
 from modelrollout.comparer import server as module
-from modelrollout.comparer.server import MOST_EQUAL, RESULTS, Answer, Bodies, Comparer, Counts, Failure, HttpAsker, Request, serve
+from modelrollout.comparer.server import (
+    MOST_EQUAL,
+    RESULTS,
+    Answer,
+    Bodies,
+    Comparer,
+    Counts,
+    Failure,
+    HttpAsker,
+    Request,
+    serve,
+)
 from modelrollout.contract.tasks import CompareTask
 
 INFER = "/v2/models/digits/infer"
 
 
 def body(value: float = 1.0) -> bytes:
-    return json.dumps({"model_version": "1", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [value]}]}).encode()
+    return json.dumps(
+        {"model_version": "1", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [value]}]}
+    ).encode()
 
 
 def task(stable: str = "stable:1", canary: str = "canary:1", **changes: object) -> CompareTask:
-    fields = {"namespace": "ml", "model": "digits", "candidate_http": canary, "candidate_number": 2, "stable_http": stable, "stable_number": 1}
+    fields = {
+        "namespace": "ml",
+        "model": "digits",
+        "candidate_http": canary,
+        "candidate_number": 2,
+        "stable_http": stable,
+        "stable_number": 1,
+    }
     return CompareTask.model_validate(fields | changes)
 
 
@@ -51,7 +73,9 @@ class Said:
 
 
 @asynccontextmanager
-async def running(asker: Said, **changes: object) -> AsyncIterator[tuple[Comparer, TestClient[web.Request, web.Application]]]:
+async def running(
+    asker: Said, **changes: object
+) -> AsyncIterator[tuple[Comparer, TestClient[web.Request, web.Application]]]:
     made = Comparer(task(**changes), asker)  # type: ignore[arg-type]
     workers = [asyncio.create_task(made.work()) for _ in range(2)]
     async with TestClient(TestServer(made.app())) as client:
@@ -71,7 +95,12 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_both_are_asked_with_the_same_body_and_none_of_the_clients_secrets() -> None:
     said = Said()
     async with running(said) as (comparer, client):
-        headers = {"Authorization": "Bearer secret", "Cookie": "a=b", "Inference-Header-Content-Length": "7", "X-Model": "other"}
+        headers = {
+            "Authorization": "Bearer secret",
+            "Cookie": "a=b",
+            "Inference-Header-Content-Length": "7",
+            "X-Model": "other",
+        }
         response = await client.post(INFER, data=b'{"x":1}bytes', headers=headers)
         assert response.status == 202
         await until(lambda: comparer.counts["agree"] == 1)
@@ -101,10 +130,16 @@ async def test_how_a_pair_counts(stable: Answer | Failure, canary: Answer | Fail
 async def test_what_is_no_inference_request_of_this_model_is_not_asked() -> None:
     said = Said()
     async with running(said) as (comparer, client):
-        for method, path in (("GET", INFER), ("POST", "/v2/models/other/infer"), ("GET", "/metrics"), ("POST", "/v2/models/digits/generate")):
+        for method, path in (
+            ("GET", INFER),
+            ("POST", "/v2/models/other/infer"),
+            ("GET", "/metrics"),
+            ("POST", "/v2/models/digits/generate"),
+        ):
             assert (await client.request(method, path)).status == 202
         assert (comparer.counts["ignored"], said.asked) == (4, [])
-        await client.post("/v2/models/digits/versions/1/infer", data=b"{}")  # a client that names stable's version
+        # a client that names stable's version
+        await client.post("/v2/models/digits/versions/1/infer", data=b"{}")
         await until(lambda: comparer.counts["agree"] == 1)
 
 
@@ -165,12 +200,21 @@ async def test_a_body_that_is_too_large_is_shed() -> None:
 async def test_every_result_is_there_from_the_start_and_names_both_numbers() -> None:
     registry = CollectorRegistry()
     registry.register(Counts(task()))
-    lines = [line for line in generate_latest(registry).decode().splitlines() if line.startswith("modelrollout_shadow_total")]
+    lines = [
+        line
+        for line in generate_latest(registry).decode().splitlines()
+        if line.startswith("modelrollout_shadow_total")
+    ]
     assert len(lines) == len(RESULTS)
-    assert 'modelrollout_shadow_total{canary="2",name="digits",namespace="ml",result="agree",stable="1"} 0.0' in lines
+    assert (
+        'modelrollout_shadow_total{canary="2",name="digits",namespace="ml",result="agree",stable="1"} 0.0'
+        in lines
+    )
 
 
-async def test_a_comparison_that_breaks_ends_no_worker(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_comparison_that_breaks_ends_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object) -> bool:
         raise RuntimeError("unforeseen")
 
@@ -186,7 +230,9 @@ async def test_a_comparison_that_breaks_ends_no_worker(monkeypatch: pytest.Monke
 
 
 @asynccontextmanager
-async def revision(handler: Callable[[web.Request], web.StreamResponse] | None = None, delay: float = 0) -> AsyncIterator[str]:
+async def revision(
+    handler: Callable[[web.Request], web.StreamResponse] | None = None, delay: float = 0
+) -> AsyncIterator[str]:
     async def infer(request: web.Request) -> web.StreamResponse:
         content = await request.read()
         await asyncio.sleep(delay)
@@ -234,11 +280,20 @@ async def test_an_answer_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_the_process_as_it_runs() -> None:
-    """Compressed bodies go on as they came; probes and counters are on the other port; it ends when it is told to."""
+    """Compressed bodies go on as they came; probes and counters are on the other port; it ends when
+    it is told to.
+    """
     logging.getLogger("modelrollout.job").setLevel(logging.INFO)
-    packed, port, status_port, stop = gzip.compress(b'{"inputs": []}'), unused_port(), unused_port(), asyncio.Event()
+    packed, port, status_port, stop = (
+        gzip.compress(b'{"inputs": []}'),
+        unused_port(),
+        unused_port(),
+        asyncio.Event(),
+    )
     async with revision() as stable, revision() as canary, aiohttp.ClientSession() as session:
-        running = asyncio.create_task(serve(task(stable, canary, port=port), "127.0.0.1", status_port=status_port, stop=stop))
+        running = asyncio.create_task(
+            serve(task(stable, canary, port=port), "127.0.0.1", status_port=status_port, stop=stop)
+        )
 
         async def get(path: str) -> str:
             async with session.get(f"http://127.0.0.1:{status_port}{path}") as response:
@@ -251,7 +306,9 @@ async def test_the_process_as_it_runs() -> None:
             except aiohttp.ClientConnectorError:
                 await asyncio.sleep(0.02)
         for _ in range(3):
-            async with session.post(f"http://127.0.0.1:{port}{INFER}", data=packed, headers={"Content-Encoding": "gzip"}) as response:
+            async with session.post(
+                f"http://127.0.0.1:{port}{INFER}", data=packed, headers={"Content-Encoding": "gzip"}
+            ) as response:
                 assert response.status == 202
         for _ in range(300):
             text = await get("/metrics")
@@ -264,18 +321,28 @@ async def test_the_process_as_it_runs() -> None:
 
 
 async def test_strangers_keep_neither_the_gateway_nor_a_probe_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half heads, and bodies that do not end: what the gateway mirrors is taken and compared meanwhile."""
-    monkeypatch.setattr(module, "LIMITS", replace(module.LIMITS, connections=40, connections_per_source=40, request_seconds=0.3))
+    """Half heads, and bodies that do not end: what the gateway mirrors is taken and compared
+    meanwhile.
+    """
+    monkeypatch.setattr(
+        module,
+        "LIMITS",
+        replace(module.LIMITS, connections=40, connections_per_source=40, request_seconds=0.3),
+    )
     port, status_port, stop = unused_port(), unused_port(), asyncio.Event()
     begun = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
     strangers = []
     async with revision() as stable, revision() as canary, aiohttp.ClientSession() as gateway:
-        running = asyncio.create_task(serve(task(stable, canary, port=port, queue=8), "127.0.0.1", status_port=status_port, stop=stop))
+        running = asyncio.create_task(
+            serve(task(stable, canary, port=port, queue=8), "127.0.0.1", status_port=status_port, stop=stop)
+        )
         for i in range(200):
             for at, sent in ((port, begun if i % 4 == 0 else b"POST /"), (status_port, b"GET /hea")):
                 while True:
                     try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", at, local_addr=(f"127.0.0.{2 + i % 5}", 0))
+                        _, writer = await asyncio.open_connection(
+                            "127.0.0.1", at, local_addr=(f"127.0.0.{2 + i % 5}", 0)
+                        )
                         break
                     except ConnectionRefusedError:  # it does not listen yet
                         await asyncio.sleep(0.02)
@@ -287,7 +354,9 @@ async def test_strangers_keep_neither_the_gateway_nor_a_probe_out(monkeypatch: p
                 assert response.status == 202
             async with gateway.get(f"http://127.0.0.1:{status_port}/metrics") as response:
                 text = await response.text()
-            agreed = int(float(next(line for line in text.splitlines() if 'result="agree"' in line).rpartition(" ")[2]))
+            agreed = int(
+                float(next(line for line in text.splitlines() if 'result="agree"' in line).rpartition(" ")[2])
+            )
             if agreed >= 3:
                 break
             await asyncio.sleep(0.02)

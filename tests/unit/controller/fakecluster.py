@@ -1,5 +1,7 @@
-"""A cluster in memory: an API server with resourceVersion, server-side apply (approximated), defaults and garbage collection, and the controllers
-around it as methods of ``Cluster``. ``Operator`` is one operator process on it: store, reconciler, and what app.py does with its answers.
+"""A cluster in memory: an API server with resourceVersion, server-side apply (approximated),
+defaults and garbage collection, and the controllers around it as methods of ``Cluster``.
+``Operator`` is one operator process on it: store, reconciler, and what app.py does with its
+answers.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ _Id = tuple[Resource, str, str]
 
 
 class Cluster:
-    """Objects by resource, namespace and name. ``requests`` names every request in order, ``before`` may fail them."""
+    """Objects by resource, namespace and name. ``requests`` names every request in order,
+    ``before`` may fail them.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[_Id, Object] = {}
@@ -82,9 +86,12 @@ class Cluster:
         self._watchers: list[Callable[[Resource, str, Object], None]] = []
 
     def copy(self) -> Cluster:
-        """The same cluster, as it is before the request that is under way; nobody watches it yet."""
+        """The same cluster, as it is before the request that is under way; nobody watches it
+        yet.
+        """
         made = Cluster()
-        made.objects, made._applied = dict(self.objects), dict(self._applied)  # values are never changed, only replaced
+        # values are never changed, only replaced
+        made.objects, made._applied = dict(self.objects), dict(self._applied)
         made.kinds, made.now, made.round, made._version = set(self.kinds), self.now, self.round, self._version
         made.died_at = self.requests[-1]
         return made
@@ -113,10 +120,18 @@ class Cluster:
                 return key[1:] not in labels
             return not key or (labels.get(key) == value if equals else key in labels)
 
-        found = [o for i, o in self.objects.items() if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})]
+        found = [
+            o
+            for i, o in self.objects.items()
+            if i[0] == resource and namespace in (None, i[1]) and selected(o["metadata"].get("labels") or {})
+        ]
         for term in filter(None, field_selector.split(",")):
             path, wanted = term.split("=")
-            found = [o for o in found if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted]
+            found = [
+                o
+                for o in found
+                if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted
+            ]
         return Listing([keep(o) for o in found], str(self._version), tuple(self.unread))
 
     async def replace(self, resource: Resource, obj: Object) -> Object:
@@ -129,14 +144,20 @@ class Cluster:
         return resource.kind in self.kinds
 
     async def create(self, resource: Resource, obj: Object) -> Object:
-        i = self._begin("create", resource, obj["metadata"]["namespace"], obj["metadata"]["name"], exists=False)
+        i = self._begin(
+            "create", resource, obj["metadata"]["namespace"], obj["metadata"]["name"], exists=False
+        )
         if i in self.objects:
             raise AlreadyExists(409, "AlreadyExists", i[2])
         return self._answer(self._create(i, obj))
 
-    async def apply(self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None) -> Object:
+    async def apply(
+        self, resource: Resource, obj: Object, *, uid: str | None = None, resource_version: str | None = None
+    ) -> Object:
         assert uid or not resource_version, "resourceVersion alone would create an absent object"
-        i = self._begin("apply", resource, obj["metadata"]["namespace"], obj["metadata"]["name"], exists=False)
+        i = self._begin(
+            "apply", resource, obj["metadata"]["namespace"], obj["metadata"]["name"], exists=False
+        )
         live = self.objects.get(i)
         if uid and (live is None or live["metadata"]["uid"] != uid):
             raise Conflict(409, "Conflict", f"uid of {i[2]}")
@@ -147,7 +168,9 @@ class Cluster:
             raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
         merged = _without_status(_merge(copy.deepcopy(live), self._applied.get(i, {}), obj))
         self._applied[i] = copy.deepcopy(obj)
-        return self._answer(self._put(i, _defaulted(merged) | ({"status": live["status"]} if "status" in live else {})))
+        return self._answer(
+            self._put(i, _defaulted(merged) | ({"status": live["status"]} if "status" in live else {}))
+        )
 
     async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
         return False
@@ -159,7 +182,9 @@ class Cluster:
             raise Conflict(409, "Conflict", f"resourceVersion of {i[2]}")
         return self._answer(self._put(i, live | {"status": copy.deepcopy(obj["status"])}))
 
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object:
         i = self._begin("patch", resource, namespace, name)
         live = copy.deepcopy(self.objects[i])
         guards = patch["metadata"]
@@ -173,11 +198,19 @@ class Cluster:
         return self._answer(self._put(i, live))
 
     async def delete(
-        self, resource: Resource, namespace: str | None, name: str, *, uid: str | None = None, resource_version: str | None = None
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
     ) -> None:
         i = self._begin("delete", resource, namespace, name)
         metadata = self.objects[i]["metadata"]
-        if (uid or metadata["uid"]) != metadata["uid"] or (resource_version or metadata["resourceVersion"]) != metadata["resourceVersion"]:
+        if (uid or metadata["uid"]) != metadata["uid"] or (
+            resource_version or metadata["resourceVersion"]
+        ) != metadata["resourceVersion"]:
             raise Conflict(409, "Conflict", name)
         if resource == LEASE:  # of the operator's namespace, and watched by nobody
             del self.objects[i]
@@ -186,7 +219,9 @@ class Cluster:
 
     # --- the API server
 
-    def _begin(self, verb: str, resource: Resource, namespace: str | None, name: str, *, exists: bool = True) -> _Id:
+    def _begin(
+        self, verb: str, resource: Resource, namespace: str | None, name: str, *, exists: bool = True
+    ) -> _Id:
         i = (resource, namespace or "", name)
         self.requests.append(f"{verb} {resource.kind} {name}")
         self.before(verb, resource, name)
@@ -195,11 +230,16 @@ class Cluster:
         return i
 
     def _answer(self, found: _Id | Object) -> Object:
-        return self.objects[found] if isinstance(found, tuple) else found  # shared: nobody may change what was answered
+        # shared: nobody may change what was answered
+        return self.objects[found] if isinstance(found, tuple) else found
 
     def _create(self, i: _Id, obj: Object) -> Object:
         made = _defaulted(_without_status(copy.deepcopy(obj)))
-        created = (self.now + timedelta(microseconds=self._version)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        created = (
+            (self.now + timedelta(microseconds=self._version))
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z")
+        )
         made["metadata"] |= {"uid": f"uid-{self._version}", "generation": 1, "creationTimestamp": created}
         return self._put(i, made)
 
@@ -207,7 +247,10 @@ class Cluster:
         old = self.objects.get(i)
         metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
         if old is not None:
-            if {**old, "metadata": metadata | {"resourceVersion": old["metadata"]["resourceVersion"]}} == {**obj, "metadata": old["metadata"]}:
+            if {**old, "metadata": metadata | {"resourceVersion": old["metadata"]["resourceVersion"]}} == {
+                **obj,
+                "metadata": old["metadata"],
+            }:
                 return old
             metadata["generation"] = old["metadata"]["generation"] + (old.get("spec") != obj.get("spec"))
         self._version += 1
@@ -262,7 +305,15 @@ class Cluster:
         i = (ROLLOUT_POLICY, "", name)
         if i in self.objects:
             return self._put(i, copy.deepcopy(self.objects[i]) | {"spec": spec})
-        return self._create(i, {"apiVersion": names.API_VERSION, "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec})
+        return self._create(
+            i,
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": "RolloutPolicy",
+                "metadata": {"name": name},
+                "spec": spec,
+            },
+        )
 
     def remove_policy(self, name: str) -> None:
         """It is deleted."""
@@ -292,7 +343,12 @@ class Cluster:
                 self._put(
                     i,
                     o
-                    | {"metadata": {k: v for k, v in o["metadata"].items() if k != "ownerReferences"} | ({"ownerReferences": left} if left else {})},
+                    | {
+                        "metadata": (
+                            {k: v for k, v in o["metadata"].items() if k != "ownerReferences"}
+                            | ({"ownerReferences": left} if left else {})
+                        )
+                    },
                 )
         self.remove(resource, name)
 
@@ -304,10 +360,18 @@ class Cluster:
 
     def annotate(self, revision: str, verb: str, value: str) -> None:
         """Say a verb."""
-        self.change(MODEL_REVISION, revision, lambda o: o["metadata"].setdefault("annotations", {}).update({names.verb_annotation(verb): value}))
+        self.change(
+            MODEL_REVISION,
+            revision,
+            lambda o: (
+                o["metadata"].setdefault("annotations", {}).update({names.verb_annotation(verb): value})
+            ),
+        )
 
     def end_jobs(self, result: Callable[[Object], tuple[int, str]] | None = None) -> None:
-        """Every Job that runs ends: a pod with exit code and termination message, and the Job's condition."""
+        """Every Job that runs ends: a pod with exit code and termination message, and the Job's
+        condition.
+        """
         for name, job in self.all(JOB).items():
             if (job.get("status") or {}).get("conditions"):
                 continue
@@ -320,32 +384,64 @@ class Cluster:
                     {
                         "metadata": {"name": pod, **of_job(job)},
                         "spec": copy.deepcopy(job["spec"]["template"]["spec"]),
-                        "status": {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"name": "job", "state": ended}]},
+                        "status": {
+                            "phase": "Failed" if code else "Succeeded",
+                            "containerStatuses": [{"name": "job", "state": ended}],
+                        },
                     },
                 )
                 self.change(
                     POD,
                     pod,
                     lambda o, c=code, e=ended: o.update(
-                        status={"phase": "Failed" if c else "Succeeded", "containerStatuses": [{"name": "job", "state": e}]}
+                        status={
+                            "phase": "Failed" if c else "Succeeded",
+                            "containerStatuses": [{"name": "job", "state": e}],
+                        }
                     ),
                 )
             kind = "Failed" if code else "Complete"
-            self.change(JOB, name, lambda o, k=kind: o.update(status={"conditions": [{"type": k, "status": "True", "reason": k}]}))
+            self.change(
+                JOB,
+                name,
+                lambda o, k=kind: o.update(
+                    status={"conditions": [{"type": k, "status": "True", "reason": k}]}
+                ),
+            )
 
     def start_pods(self) -> None:
         """Every Deployment has all its replicas available."""
         for i, o in list(self.objects.items()):
             if i[0] == DEPLOYMENT:
                 count = o["spec"]["replicas"]
-                self._put(i, o | {"status": {"replicas": count, "availableReplicas": count, "observedGeneration": o["metadata"]["generation"]}})
+                self._put(
+                    i,
+                    o
+                    | {
+                        "status": {
+                            "replicas": count,
+                            "availableReplicas": count,
+                            "observedGeneration": o["metadata"]["generation"],
+                        }
+                    },
+                )
 
     def accept_routes(self) -> None:
         """The gateway accepts every route as it is."""
         for i, o in list(self.objects.items()):
             if i[0] in (HTTP_ROUTE, GRPC_ROUTE):
                 seen = {"status": "True", "reason": "Yes", "observedGeneration": o["metadata"]["generation"]}
-                self._put(i, o | {"status": {"parents": [{"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}]}})
+                self._put(
+                    i,
+                    o
+                    | {
+                        "status": {
+                            "parents": [
+                                {"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}
+                            ]
+                        }
+                    },
+                )
 
     @property
     def status(self) -> ModelDeploymentStatus:
@@ -355,13 +451,21 @@ class Cluster:
 
     def weights(self, resource: Resource = HTTP_ROUTE) -> dict[str, int]:
         route = self.find(resource)
-        return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+        return (
+            {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+        )
 
 
 def of_job(job: Object) -> Object:
     """Metadata of a pod that the Job controls."""
     metadata = job["metadata"]
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+    }
     labels = metadata["labels"] | {names.LABEL_JOB: metadata["name"]}
     return {"generateName": f"{metadata['name']}-", "labels": labels, "ownerReferences": [owner]}
 
@@ -393,7 +497,9 @@ class Operator:
             lambda: cluster.now.timestamp(),
         )
         self.admission = admission
-        self.reconciler = Reconciler(cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads)  # type: ignore[arg-type]
+        self.reconciler = Reconciler(
+            cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads
+        )  # type: ignore[arg-type]
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
         if resource not in WATCHED:
@@ -455,7 +561,9 @@ def _good(job: Object) -> tuple[int, str]:
     task = json.loads(next(e["value"] for e in container["env"] if e["name"] == TASK_ENV))
     result = TaskResult(size_bytes=1000)
     if task["task"] == "resolve":
-        result = result.model_copy(update={"sha256": next(b.sha(v) for v in range(10) if b.uri(v) == task["source"]["uri"])})
+        result = result.model_copy(
+            update={"sha256": next(b.sha(v) for v in range(10) if b.uri(v) == task["source"]["uri"])}
+        )
     elif task["task"] == "prepare":
         update = {
             "artifact_uri": f"{task['artifacts']['uri']}/{task['sha256']}-{task['salt']}-00000000",
@@ -464,11 +572,26 @@ def _good(job: Object) -> tuple[int, str]:
         }
         result = result.model_copy(update=update)
     elif task["task"] == "tune":
-        chosen = {"serving": {"instances": 2, "batch": 8, "queue_delay_us": 500}, "throughput": 900, "latency_ms": 40, "within": True}
-        result = TaskResult.model_validate({"tuned": {"configured": {"serving": {}, "throughput": 400, "within": True}, "chosen": chosen}})
+        chosen = {
+            "serving": {"instances": 2, "batch": 8, "queue_delay_us": 500},
+            "throughput": 900,
+            "latency_ms": 40,
+            "within": True,
+        }
+        result = TaskResult.model_validate(
+            {"tuned": {"configured": {"serving": {}, "throughput": 400, "within": True}, "chosen": chosen}}
+        )
     else:
-        paired = {"n": 1000, "both_right": 970, "only_candidate_right": 0, "only_baseline_right": 0, "both_wrong": 30}
-        result = TaskResult.model_validate({"samples": 1000, "accuracy": 0.97, "stable_accuracy": 0.97, "paired": paired})
+        paired = {
+            "n": 1000,
+            "both_right": 970,
+            "only_candidate_right": 0,
+            "only_baseline_right": 0,
+            "both_wrong": 30,
+        }
+        result = TaskResult.model_validate(
+            {"samples": 1000, "accuracy": 0.97, "stable_accuracy": 0.97, "paired": paired}
+        )
     return 0, result.model_dump_json(exclude_none=True)
 
 
@@ -480,12 +603,17 @@ _ATOMIC = ("selector", "podSelector", "rules", "hostnames", "parentRefs", "owner
 
 
 def _merge(live: Any, before: Any, wanted: Any) -> Any:
-    """Server-side apply, roughly: ours replaces, what we no longer name goes, what is others' stays; lists are replaced."""
+    """Server-side apply, roughly: ours replaces, what we no longer name goes, what is others'
+    stays; lists are replaced.
+    """
     if not (isinstance(live, dict) and isinstance(wanted, dict)):
         return copy.deepcopy(wanted)
     before = before if isinstance(before, dict) else {}
     kept = {k: v for k, v in live.items() if k in wanted or k not in before}
-    return kept | {k: copy.deepcopy(v) if k in _ATOMIC else _merge(kept.get(k), before.get(k), v) for k, v in wanted.items()}
+    return kept | {
+        k: copy.deepcopy(v) if k in _ATOMIC else _merge(kept.get(k), before.get(k), v)
+        for k, v in wanted.items()
+    }
 
 
 def _defaulted(obj: Object) -> Object:
@@ -496,7 +624,9 @@ def _defaulted(obj: Object) -> Object:
         if obj["kind"] == "Deployment":
             obj["spec"] = {"progressDeadlineSeconds": 600} | obj["spec"]
         pod = obj["spec"]["template"]["spec"]
-        obj["spec"]["template"]["metadata"] = {"creationTimestamp": None} | obj["spec"]["template"]["metadata"]
+        obj["spec"]["template"]["metadata"] = {"creationTimestamp": None} | obj["spec"]["template"][
+            "metadata"
+        ]
         pod.setdefault("dnsPolicy", "ClusterFirst")
         pod.setdefault("schedulerName", "default-scheduler")
         for container in [*pod["containers"], *pod.get("initContainers", [])]:

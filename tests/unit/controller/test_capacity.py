@@ -1,4 +1,6 @@
-"""Free GPUs: counted where the scheduler would put a pod, asked for once for all, and not at all where that is not allowed."""
+"""Free GPUs: counted where the scheduler would put a pod, asked for once for all, and not at all
+where that is not allowed.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,23 @@ GPU = "nvidia.com/gpu"
 LOOKING = CONFIG.model_copy(update={"capacity": Settings(look_at_nodes=True)})
 
 
-def node(name: str = "n1", gpus: int = 4, ready: bool = True, labels: dict[str, str] | None = None, **spec: Any) -> Object:
-    status = {"allocatable": {GPU: str(gpus), "cpu": "8"}, "conditions": [{"type": "Ready", "status": str(ready)}]}
+def node(
+    name: str = "n1", gpus: int = 4, ready: bool = True, labels: dict[str, str] | None = None, **spec: Any
+) -> Object:
+    status = {
+        "allocatable": {GPU: str(gpus), "cpu": "8"},
+        "conditions": [{"type": "Ready", "status": str(ready)}],
+    }
     return {"metadata": {"name": name, "labels": labels or {}}, "spec": spec, "status": status}
 
 
 def pod(gpus: int = 1, on: str | None = None, phase: str = "Running", **spec: Any) -> Object:
     containers = [{"name": "triton", "resources": {"limits": {GPU: str(gpus), "cpu": "1"}}}]
-    return {"metadata": {"name": "p"}, "spec": {"containers": containers, "nodeName": on, **spec}, "status": {"phase": phase}}
+    return {
+        "metadata": {"name": "p"},
+        "spec": {"containers": containers, "nodeName": on, **spec},
+        "status": {"phase": phase},
+    }
 
 
 class Api:
@@ -84,14 +95,30 @@ def affinity(*expressions: dict[str, Any], key: str = "matchExpressions") -> dic
         (node(taints=TAINT), {"tolerations": [{"key": GPU, "value": "other"}]}, False),
         (node(taints=TAINT), {"tolerations": [{"operator": "Exists"}]}, True),
         (node(taints=[{"key": "x", "effect": "PreferNoSchedule"}]), {}, True),
-        (node(labels={"gpu": "H100"}), affinity({"key": "gpu", "operator": "In", "values": ["H100", "H200"]}), True),
+        (
+            node(labels={"gpu": "H100"}),
+            affinity({"key": "gpu", "operator": "In", "values": ["H100", "H200"]}),
+            True,
+        ),
         (node(labels={"gpu": "A10"}), affinity({"key": "gpu", "operator": "In", "values": ["H100"]}), False),
         (node(), affinity({"key": "gpu", "operator": "NotIn", "values": ["A10"]}), True),
         (node(), affinity({"key": "gpu", "operator": "Exists"}), False),
         (node(), affinity({"key": "gpu", "operator": "DoesNotExist"}), True),
-        (node(labels={"memory": "80"}), affinity({"key": "memory", "operator": "Gt", "values": ["40"]}), True),
-        (node(labels={"memory": "much"}), affinity({"key": "memory", "operator": "Gt", "values": ["40"]}), False),
-        (node("n1"), affinity({"key": "metadata.name", "operator": "In", "values": ["n2"]}, key="matchFields"), False),
+        (
+            node(labels={"memory": "80"}),
+            affinity({"key": "memory", "operator": "Gt", "values": ["40"]}),
+            True,
+        ),
+        (
+            node(labels={"memory": "much"}),
+            affinity({"key": "memory", "operator": "Gt", "values": ["40"]}),
+            False,
+        ),
+        (
+            node("n1"),
+            affinity({"key": "metadata.name", "operator": "In", "values": ["n2"]}, key="matchFields"),
+            False,
+        ),
         (node(), affinity(), False),
     ],
 )
@@ -143,7 +170,10 @@ def test_in_the_loop_pods_wait_for_gpus_and_are_made_when_there_are_enough() -> 
         await operator.live(6)
         rollout = cluster.status.rollout
         assert rollout is not None and rollout.reason == "InsufficientGPU"
-        assert rollout.message == f"the pods of the new revision need 2 {GPU}, 1 of 1 are free on the 1 nodes that fit"
+        assert (
+            rollout.message
+            == f"the pods of the new revision need 2 {GPU}, 1 of 1 are free on the 1 nodes that fit"
+        )
         assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)}
         cluster.objects[NODE, "", "n1"] = node("n1", 2, taints=TAINT)
         await operator.live(4)

@@ -1,4 +1,6 @@
-"""``covers``: is the live object what is wanted, with what the API server added by itself left aside?"""
+"""``covers``: is the live object what is wanted, with what the API server added by itself left
+aside?
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,18 @@ def test_what_differs_is_written(live: Any, wanted: Any) -> None:
     assert not covers(live, wanted)
 
 
-@pytest.mark.parametrize(("live", "wanted"), [("1", 1), ("500m", "0.5"), ("1Gi", "1024Mi"), ("1k", 1000), ("100m", "0.1"), (2, "2")])
+@pytest.mark.parametrize(
+    ("live", "wanted"),
+    [("1", 1), ("500m", "0.5"), ("1Gi", "1024Mi"), ("1k", 1000), ("100m", "0.1"), (2, "2")],
+)
 def test_quantities_are_compared_by_value(live: Any, wanted: Any) -> None:
     assert covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
 
 
-@pytest.mark.parametrize(("live", "wanted"), [("2", 1), ("1Gi", "1G"), ("1", True), ("abc", 1), ("", 0), ("x", ""), ("nan", "nan2"), (True, "true")])
+@pytest.mark.parametrize(
+    ("live", "wanted"),
+    [("2", 1), ("1Gi", "1G"), ("1", True), ("abc", 1), ("", 0), ("x", ""), ("nan", "nan2"), (True, "true")],
+)
 def test_other_quantities_and_what_is_none_are_not(live: Any, wanted: Any) -> None:
     assert not covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
 

@@ -1,4 +1,6 @@
-"""A result is its Job's: it counts only from a pod that the Job controls, that runs what its template says, and with the Job's own condition."""
+"""A result is its Job's: it counts only from a pod that the Job controls, that runs what its
+template says, and with the Job's own condition.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def every_job() -> dict[str, Object]:
         "resolve": resolve_job(o.DEPLOYMENT, "job", o.MODEL, o.SERVING, o.CONFIG),
         "prepare": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, PLAIN, o.SERVING, SALT, (), o.CONFIG),
         "container": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, OWN, o.SERVING, SALT, (), o.CONFIG),
-        "tune": tune_job(o.OWNER, *about, TUNE, None, o.template(), (f"{FOLDER}/x", DIGEST), o.MODEL, o.SERVING, o.CONFIG),
+        "tune": tune_job(
+            o.OWNER, *about, TUNE, None, o.template(), (f"{FOLDER}/x", DIGEST), o.MODEL, o.SERVING, o.CONFIG
+        ),
         "evaluate": evaluate_job(o.OWNER, *about, o.GOLDEN, None, o.MODEL, o.SERVING, o.CONFIG),
     }
 
@@ -52,14 +56,24 @@ def made(kind: str = "prepare", **status: Any) -> Object:
 
 
 def ended(*conditions: str, kind: str = "prepare", reason: str = "PodFailurePolicy") -> Object:
-    return made(kind, conditions=[{"type": c, "status": "True", "reason": reason, "message": "m"} for c in conditions])
+    return made(
+        kind, conditions=[{"type": c, "status": "True", "reason": reason, "message": "m"} for c in conditions]
+    )
 
 
 def pod(job: Object, result: TaskResult | None = None, code: int = 0, name: str = "p", **more: Any) -> Object:
     """As the Job controller makes it, admission changes it, and a kubelet ends it."""
     spec = copy.deepcopy(job["spec"]["template"]["spec"])
-    spec |= {"nodeName": "n1", "schedulerName": "default-scheduler", "preemptionPolicy": "PreemptLowerPriority", "priority": 0}
-    spec["tolerations"] = [*spec.get("tolerations", []), {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]
+    spec |= {
+        "nodeName": "n1",
+        "schedulerName": "default-scheduler",
+        "preemptionPolicy": "PreemptLowerPriority",
+        "priority": 0,
+    }
+    spec["tolerations"] = [
+        *spec.get("tolerations", []),
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists"},
+    ]
     said = result.model_dump_json(exclude_none=True) if result else ""
     state = {"name": "job", "state": {"terminated": {"exitCode": code, "message": said}}}
     status = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [state]}
@@ -111,26 +125,43 @@ def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) ->
     found = pod(job, result, int(code))
     said = found["status"].pop("containerStatuses")[0]["state"]
     waits = {"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}
-    return found | {"status": found["status"] | {"initContainerStatuses": [{"name": container, "state": said}], "containerStatuses": [waits]}}
+    return found | {
+        "status": (
+            found["status"]
+            | {"initContainerStatuses": [{"name": container, "state": said}], "containerStatuses": [waits]}
+        )
+    }
 
 
-@pytest.mark.parametrize(("kind", "container"), [("prepare", "convert"), ("container", "before"), ("container", "convert")])
+@pytest.mark.parametrize(
+    ("kind", "container"), [("prepare", "convert"), ("container", "before"), ("container", "convert")]
+)
 def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: str, container: str) -> None:
     """It knows the Job's salt and what is recorded: both stand in its task."""
     job = ended("Failed", kind=kind)
     found = work_of(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
-    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "OutputRefused"
+    assert (
+        (found.state, found.result) == ("Failed", None)
+        and found.problem
+        and found.problem.reason == "OutputRefused"
+    )
     refused = work_of(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
     assert refused.state == "Failed" and refused.result and refused.exit_code == ExitCode.GATE_FAILED
-    assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), "what a gate refused would be served at the next try"
+    assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), (
+        "what a gate refused would be served at the next try"
+    )
 
 
-@pytest.mark.parametrize("numbers", ['"accuracy_before": NaN', '"drop_interval": [0, 1e999]', f'"size_bytes": {10**40}'])
+@pytest.mark.parametrize(
+    "numbers", ['"accuracy_before": NaN', '"drop_interval": [0, 1e999]', f'"size_bytes": {10**40}']
+)
 def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
     """The API server would refuse the status each time, and nothing would get on."""
     job = ended("Failed")
     odd = ended_in("convert", job, TaskResult(), ExitCode.GATE_FAILED)
-    odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = f'{{"reason": "AccuracyLow", {numbers}}}'
+    odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = (
+        f'{{"reason": "AccuracyLow", {numbers}}}'
+    )
     found = work_of(job, [odd], FOLDER)
     assert (found.state, found.result) == ("Failed", None) and found.problem
     large = ended_in("convert", job, TaskResult(accuracy_before=1e300), ExitCode.GATE_FAILED)
@@ -150,7 +181,9 @@ def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
     ],
 )
 def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, given: str, same: bool) -> None:
-    """Some write the digest behind the tag, some leave the tag out: with a digest it says nothing."""
+    """Some write the digest behind the tag, some leave the tag out: with a digest it says
+    nothing.
+    """
     wanted, found = ({"containers": [{"name": "job", "image": image}]} for image in (asked, given))
     assert (strays(found, wanted) is None) is same
 
@@ -182,31 +215,70 @@ def beside(spec: Object, **more: Any) -> None:
 
 STRANGE: dict[str, tuple[Callable[[Object], Any], str]] = {
     "image": (lambda s: first(s).update(image="busybox"), "the image busybox"),
-    "an image whose name goes on": (lambda s: first(s).update(image=first(s)["image"] + "-evil"), "the image "),
+    "an image whose name goes on": (
+        lambda s: first(s).update(image=first(s)["image"] + "-evil"),
+        "the image ",
+    ),
     "command": (lambda s: first(s).update(command=["sh", "-c", "echo"]), "another command"),
     "arguments": (lambda s: first(s).update(args=["--help"]), "another args"),
     "folder": (lambda s: first(s).update(workingDir="/tmp"), "another workingDir"),
     "task": (lambda s: told(s, sha256="00" * 32), f"another value of {TASK_ENV}"),
     "a variable twice": (lambda s: env(s, TASK_ENV, "{}"), f"another value of {TASK_ENV}"),
-    "a variable from elsewhere": (lambda s: first(s)["env"][1].update(valueFrom={"fieldRef": {}}), "another value of "),
+    "a variable from elsewhere": (
+        lambda s: first(s)["env"][1].update(valueFrom={"fieldRef": {}}),
+        "another value of ",
+    ),
     "code by a variable": (lambda s: env(s, "PYTHONPATH", "/theirs"), "the variable PYTHONPATH"),
     "a library by a variable": (lambda s: env(s, "LD_PRELOAD", "/theirs.so"), "the variable LD_PRELOAD"),
-    "variables from elsewhere": (lambda s: first(s).update(envFrom=[{"configMapRef": {"name": "x"}}]), "another envFrom"),
+    "variables from elsewhere": (
+        lambda s: first(s).update(envFrom=[{"configMapRef": {"name": "x"}}]),
+        "another envFrom",
+    ),
     "code in a volume": (lambda s: mount(s, "/usr/lib/python3"), "a volume at /usr/lib/python3"),
     "steps back from tokens": (lambda s: mount(s, "/var/run/secrets/../../../usr"), "a volume at "),
-    "another volume in its place": (lambda s: first(s)["volumeMounts"][0].update(name="theirs"), "another volume at /tmp"),
-    "a part of the volume": (lambda s: first(s)["volumeMounts"][0].update(subPath="x"), "another volume at /tmp"),
-    "a volume of another kind": (lambda s: s["volumes"].__setitem__(0, {"name": "work", "hostPath": {"path": "/"}}), "its volume work is another"),
-    "a hook": (lambda s: first(s).update(lifecycle={"preStop": {"exec": {"command": ["sh"]}}}), "another lifecycle"),
-    "a probe": (lambda s: first(s).update(livenessProbe={"exec": {"command": ["sh"]}}), "another livenessProbe"),
-    "a message from elsewhere": (lambda s: first(s).update(terminationMessagePath="/etc/hostname"), "another terminationMessagePath"),
-    "rights": (lambda s: first(s)["securityContext"].update(allowPrivilegeEscalation=True), "another securityContext"),
+    "another volume in its place": (
+        lambda s: first(s)["volumeMounts"][0].update(name="theirs"),
+        "another volume at /tmp",
+    ),
+    "a part of the volume": (
+        lambda s: first(s)["volumeMounts"][0].update(subPath="x"),
+        "another volume at /tmp",
+    ),
+    "a volume of another kind": (
+        lambda s: s["volumes"].__setitem__(0, {"name": "work", "hostPath": {"path": "/"}}),
+        "its volume work is another",
+    ),
+    "a hook": (
+        lambda s: first(s).update(lifecycle={"preStop": {"exec": {"command": ["sh"]}}}),
+        "another lifecycle",
+    ),
+    "a probe": (
+        lambda s: first(s).update(livenessProbe={"exec": {"command": ["sh"]}}),
+        "another livenessProbe",
+    ),
+    "a message from elsewhere": (
+        lambda s: first(s).update(terminationMessagePath="/etc/hostname"),
+        "another terminationMessagePath",
+    ),
+    "rights": (
+        lambda s: first(s)["securityContext"].update(allowPrivilegeEscalation=True),
+        "another securityContext",
+    ),
     "user": (lambda s: s["securityContext"].update(runAsUser=0), "its securityContext is another"),
-    "no container": (lambda s: s.update(containers=[{"name": "x", "image": "x"}]), "its containers are not job"),
-    "a container beside that shares": (lambda s: beside(s, volumeMounts=[{"name": "made", "mountPath": "/x"}]), "mounts the volume made"),
+    "no container": (
+        lambda s: s.update(containers=[{"name": "x", "image": "x"}]),
+        "its containers are not job",
+    ),
+    "a container beside that shares": (
+        lambda s: beside(s, volumeMounts=[{"name": "made", "mountPath": "/x"}]),
+        "mounts the volume made",
+    ),
     "processes together": (lambda s: s.update(shareProcessNamespace=True), "it has shareProcessNamespace"),
     "the node's processes": (lambda s: s.update(hostPID=True), "it has hostPID"),
-    "a person inside": (lambda s: s.update(ephemeralContainers=[{"name": "debugger", "image": "x"}]), "the ephemeral container debugger"),
+    "a person inside": (
+        lambda s: s.update(ephemeralContainers=[{"name": "debugger", "image": "x"}]),
+        "the ephemeral container debugger",
+    ),
 }
 
 
@@ -217,11 +289,17 @@ def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> No
     change, says = STRANGE[what]
     change(strange["spec"])
     found = work_of(job, [strange], FOLDER)
-    assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "PodChanged"
+    assert (
+        (found.state, found.result) == ("Failed", None)
+        and found.problem
+        and found.problem.reason == "PodChanged"
+    )
     assert says in found.problem.message and "what it says does not count" in found.problem.message
     as_kept = kept(JOB, job), [kept(POD, strange)]
     assert work_of(*as_kept, FOLDER) == found, "the operator's memory holds all that this is seen by"
-    assert work_of(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, "and it silences nobody"
+    assert work_of(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, (
+        "and it silences nobody"
+    )
 
 
 def test_a_pod_that_the_job_controller_adopted_by_its_labels_makes_the_job_anew() -> None:
@@ -231,7 +309,11 @@ def test_a_pod_that_the_job_controller_adopted_by_its_labels_makes_the_job_anew(
     first(adopted["spec"])["command"] = ["sh"]
     for given_job, pods in ((job, [adopted]), (kept(JOB, job), [kept(POD, adopted)])):
         found = work_of(given_job, pods, FOLDER)
-        assert (found.state, found.result) == ("Failed", None) and found.problem and found.problem.reason == "PodForeign"
+        assert (
+            (found.state, found.result) == ("Failed", None)
+            and found.problem
+            and found.problem.reason == "PodForeign"
+        )
 
 
 ADDED: dict[str, Callable[[Object], Any]] = {
@@ -239,10 +321,14 @@ ADDED: dict[str, Callable[[Object], Any]] = {
     "variables of a cloud": lambda s: env(s, "AWS_ROLE_ARN", "arn:aws:iam::1:role/x"),
     "tokens of a cloud": lambda s: mount(s, "/var/run/secrets/eks.amazonaws.com/serviceaccount"),
     "a mesh": lambda s: beside(s, volumeMounts=[{"name": "theirs", "mountPath": "/x"}]),
-    "a mesh before it": lambda s: s.update(initContainers=[{"name": "mesh-init", "image": "mesh/init"}, *s.get("initContainers", [])]),
+    "a mesh before it": lambda s: s.update(
+        initContainers=[{"name": "mesh-init", "image": "mesh/init"}, *s.get("initContainers", [])]
+    ),
     "resources": lambda s: first(s).update(resources={"requests": {"cpu": "3"}}),
     "a volume that nobody mounts": lambda s: s["volumes"].append({"name": "more", "emptyDir": {}}),
-    "placement": lambda s: s.update(nodeSelector={"a": "b"}, affinity={}, priorityClassName="x", runtimeClassName="gvisor"),
+    "placement": lambda s: s.update(
+        nodeSelector={"a": "b"}, affinity={}, priorityClassName="x", runtimeClassName="gvisor"
+    ),
 }
 
 
@@ -329,19 +415,32 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
 def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
     job = ended("Complete")
     found = work_of(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
-    assert found.state == "Failed" and found.result is None and found.problem and found.problem.reason == "ArtifactForeign"
+    assert (
+        found.state == "Failed"
+        and found.result is None
+        and found.problem
+        and found.problem.reason == "ArtifactForeign"
+    )
     assert "hunter2" not in found.problem.message and "nothing of it is served" in found.problem.message
 
 
 def publisher(job: Object) -> Object:
     """The container whose task the Job's is."""
-    return next(c for c in job["spec"]["template"]["spec"]["containers"] if any(e["name"] == TASK_ENV for e in c["env"]))
+    return next(
+        c
+        for c in job["spec"]["template"]["spec"]["containers"]
+        if any(e["name"] == TASK_ENV for e in c["env"])
+    )
 
 
 def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
     job = ended("Complete")
     task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
-    for folder, digest, state in ((FOLDER, DIGEST, "Succeeded"), (FOLDER, "sha256:1", "Failed"), ("s3://artifacts/all/another", DIGEST, "Failed")):
+    for folder, digest, state in (
+        (FOLDER, DIGEST, "Succeeded"),
+        (FOLDER, "sha256:1", "Failed"),
+        ("s3://artifacts/all/another", DIGEST, "Failed"),
+    ):
         told_of = [{"uri": f"{folder}/{KEY}", "digest": DIGEST}]
         task["value"] = json.dumps(json.loads(task["value"]) | {"recorded": told_of})
         answer = GOOD.model_copy(update={"artifact_uri": f"{folder}/{KEY}", "artifact_digest": digest})
@@ -349,7 +448,9 @@ def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
 
 
 def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_anew() -> None:
-    """The configuration names another store since it was made: nobody is to blame, and nobody has to say retry."""
+    """The configuration names another store since it was made: nobody is to blame, and nobody has
+    to say retry.
+    """
     job = ended("Complete")
     assert work_of(job, [pod(job, GOOD)], "s3://moved/ml") == Work()
 
@@ -358,5 +459,7 @@ def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
     """It took whatever lay under the key."""
     job = ended("Complete")
     task = next(e for e in publisher(job)["env"] if e["name"] == TASK_ENV)
-    task["value"] = json.dumps({k: v for k, v in json.loads(task["value"]).items() if k not in ("salt", "recorded")})
+    task["value"] = json.dumps(
+        {k: v for k, v in json.loads(task["value"]).items() if k not in ("salt", "recorded")}
+    )
     assert work_of(job, [pod(job, GOOD)], FOLDER) == Work()

@@ -1,4 +1,6 @@
-"""Many ModelDeployments of one model at once: one prepare Job, whatever becomes of it and of the operator."""
+"""Many ModelDeployments of one model at once: one prepare Job, whatever becomes of it and of the
+operator.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.tasks import TaskResult
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, MODEL_REVISION, Conflict, Forbidden, KubeError, Object
+from modelrollout.kube.client import (
+    JOB,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    Conflict,
+    Forbidden,
+    KubeError,
+    Object,
+)
 from tests.unit.controller.fakecluster import KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -36,7 +46,9 @@ class Fleet:
         wire = b.spec(1, pinned=True, gateway=False, **spec).wire()
         self.cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": name}, "spec": wire})
 
-    async def passes(self, rounds: int = 6, among: Iterable[str] | None = None, at_once: bool = False) -> None:
+    async def passes(
+        self, rounds: int = 6, among: Iterable[str] | None = None, at_once: bool = False
+    ) -> None:
         """Some passes over each, in turns or at the same time; what fails is tried again."""
         for _ in range(rounds):
             present = [name for name in among or self.names if self.cluster.find(MODEL_DEPLOYMENT, name)]
@@ -81,13 +93,19 @@ def test_fifty_at_once_make_one_job(seed: int, at_once: bool) -> None:
         (job,) = fleet.cluster.all(JOB)
         worker = next(name for name in fleet.names if str(fleet.rollout(name).revision) in job)
         said = fleet.rollout(fleet.waiting()[0]).message
-        assert said == f"ModelDeployment {worker} asks for the very same; its prepare Job works for both, and what comes of it is taken here"
+        assert (
+            said
+            == f"ModelDeployment {worker} asks for the very same; its prepare Job works for both, and what"
+            " comes of it is taken here"
+        )
         fleet.end()
         await fleet.passes(at_once=at_once)
         artifacts = [fleet.rollout(name).artifact for name in fleet.names]
         assert len(fleet.made) == 1 and {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
         assert len({(a.uri, a.digest) for a in artifacts}) == 1 and sum(a.reused for a in artifacts) == 49
-        assert all(fleet.cluster.find(MODEL_REVISION, str(fleet.rollout(name).revision)) for name in fleet.names)
+        assert all(
+            fleet.cluster.find(MODEL_REVISION, str(fleet.rollout(name).revision)) for name in fleet.names
+        )
 
     run(main())
 
@@ -107,16 +125,23 @@ def test_those_who_wait_are_woken_and_need_not_look_by_themselves() -> None:
 
 def test_the_gates_verdict_ends_all_of_them_after_one_run() -> None:
     def low(job: Object) -> tuple[int, str]:
-        return 12, TaskResult(reason="AccuracyLow", message="0.61 is below min", size_bytes=10).model_dump_json(exclude_none=True)
+        return 12, TaskResult(
+            reason="AccuracyLow", message="0.61 is below min", size_bytes=10
+        ).model_dump_json(exclude_none=True)
 
     async def main() -> None:
         fleet = Fleet(8)
         await fleet.passes()
         fleet.end(low)
         await fleet.passes()
-        ends = {(fleet.rollout(name).stage, fleet.rollout(name).outcome, fleet.rollout(name).reason) for name in fleet.names}
+        ends = {
+            (fleet.rollout(name).stage, fleet.rollout(name).outcome, fleet.rollout(name).reason)
+            for name in fleet.names
+        }
         assert ends == {("Failed", "Rejected", "AccuracyLow")} and len(fleet.made) == 1
-        assert sum("(the same work was done for m" in fleet.rollout(name).message for name in fleet.names) == 7
+        assert (
+            sum("(the same work was done for m" in fleet.rollout(name).message for name in fleet.names) == 7
+        )
 
     run(main())
 
@@ -131,7 +156,11 @@ def test_who_fails_otherwise_or_is_deleted_is_followed_by_the_next() -> None:
         (first,) = set(fleet.names) - set(fleet.waiting())
         fleet.end(missing)
         await fleet.passes()
-        assert fleet.rollout(first).reason == "ObjectMissing" and len(fleet.made) == 2 and len(fleet.waiting()) == 3
+        assert (
+            fleet.rollout(first).reason == "ObjectMissing"
+            and len(fleet.made) == 2
+            and len(fleet.waiting()) == 3
+        )
         (second,) = set(fleet.names) - set(fleet.waiting()) - {first}
         fleet.cluster.remove(MODEL_DEPLOYMENT, second)
         await fleet.once(second)
@@ -140,7 +169,9 @@ def test_who_fails_otherwise_or_is_deleted_is_followed_by_the_next() -> None:
         assert len(fleet.made) == 3 and len(fleet.waiting()) == 2
         fleet.end()
         await fleet.passes()
-        assert [fleet.rollout(name).stage for name in fleet.names if name != first] == ["Provision"] * 3 and len(fleet.made) == 3
+        assert [fleet.rollout(name).stage for name in fleet.names if name != first] == [
+            "Provision"
+        ] * 3 and len(fleet.made) == 3
 
     run(main())
 
@@ -215,7 +246,9 @@ def test_who_cannot_take_the_result_of_its_job_keeps_nobody_waiting() -> None:
 
     def going(fleet: Fleet, first: str) -> None:
         (job,) = fleet.cluster.all(JOB)
-        fleet.cluster.change(JOB, job, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"))
+        fleet.cluster.change(
+            JOB, job, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z")
+        )
 
     run(main(unreadable))
     run(main(going))
@@ -259,7 +292,9 @@ def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
 def test_other_work_waits_for_nobody() -> None:
     async def main() -> None:
         fleet = Fleet(2)
-        fleet.apply("other", serving={"resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 8}})
+        fleet.apply(
+            "other", serving={"resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 8}}
+        )
         fleet.names.append("other")
         await fleet.passes()
         assert len(fleet.made) == 2 and "other" not in fleet.waiting()
@@ -289,9 +324,24 @@ def test_a_status_that_somebody_else_wrote_keeps_nobody_waiting() -> None:
         fleet = Fleet(3)
         await fleet.passes(2, among=["m0"])
         good = fleet.rollout("m0").wire()
-        artifact = {"uri": "s3://a/ml/x", "digest": "sha256:1", "sizeBefore": 1, "sizeAfter": 1, "prepared": "yesterday"}
-        odd = [{"stage": "Prepare"}, "x", {"stage": 5, "since": [], "started": {}, "sha256": {}}, None, good | {"started": "x", "stage": "Prepare"}]
-        odd += [good | {"stage": "Provision", "artifact": a} for a in (artifact, {**artifact, "prepared": {}}, "x", {})]
+        artifact = {
+            "uri": "s3://a/ml/x",
+            "digest": "sha256:1",
+            "sizeBefore": 1,
+            "sizeAfter": 1,
+            "prepared": "yesterday",
+        }
+        odd = [
+            {"stage": "Prepare"},
+            "x",
+            {"stage": 5, "since": [], "started": {}, "sha256": {}},
+            None,
+            good | {"started": "x", "stage": "Prepare"},
+        ]
+        odd += [
+            good | {"stage": "Provision", "artifact": a}
+            for a in (artifact, {**artifact, "prepared": {}}, "x", {})
+        ]
         for damage in odd:
             fleet.cluster.change(MODEL_DEPLOYMENT, "m0", lambda o, d=damage: o.update(status={"rollout": d}))
             await fleet.passes(4, among=["m1", "m2"])

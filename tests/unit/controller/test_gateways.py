@@ -30,15 +30,25 @@ class Kube:
         if self.error:
             raise self.error
         if resource.kind == "Gateway":
-            return {"spec": {"gatewayClassName": "shiny", "listeners": [{"allowedRoutes": {"namespaces": {"from": self.takes}}}]}}
-        return {"spec": {"controllerName": "example.com/gateway"}, "status": {"supportedFeatures": self.features}}
+            return {
+                "spec": {
+                    "gatewayClassName": "shiny",
+                    "listeners": [{"allowedRoutes": {"namespaces": {"from": self.takes}}}],
+                }
+            }
+        return {
+            "spec": {"controllerName": "example.com/gateway"},
+            "status": {"supportedFeatures": self.features},
+        }
 
 
 async def test_facts_are_read_once_for_all_and_again_after_a_while() -> None:
     kube, now = Kube(), [1000.0]
     gateways = Gateways(kube, lambda: now[0])
     found = await gateways.of(THERE)
-    assert found == GatewayFacts("gateways/public", "shiny", "example.com/gateway", frozenset({"HTTPRouteRequestMirror", "GRPCRoute"}))
+    assert found == GatewayFacts(
+        "gateways/public", "shiny", "example.com/gateway", frozenset({"HTTPRouteRequestMirror", "GRPCRoute"})
+    )
     assert await gateways.of(THERE) == found
     assert kube.reads == ["Gateway gateways public", "GatewayClass None shiny"]
     here = await gateways.of(HERE)

@@ -78,12 +78,18 @@ def test_an_error_that_nobody_foresaw_is_told_on_the_object(error: Exception) ->
         told.append(words)
 
     operator._events.post = post  # type: ignore[method-assign]
-    body = {"apiVersion": "x/v1", "kind": "ModelDeployment", "metadata": {"namespace": KEY[0], "name": KEY[1], "uid": "u", "resourceVersion": "1"}}
+    body = {
+        "apiVersion": "x/v1",
+        "kind": "ModelDeployment",
+        "metadata": {"namespace": KEY[0], "name": KEY[1], "uid": "u", "resourceVersion": "1"},
+    }
     operator._store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": body})
     with pytest.raises(type(error)):
         asyncio.run(operator._work(KEY))
     ((about, kind, reason, text),) = told
-    assert (about["metadata"]["uid"], kind, reason) == ("u", "Warning", "PassFailed") and type(error).__name__ in text
+    assert (about["metadata"]["uid"], kind, reason) == ("u", "Warning", "PassFailed") and type(
+        error
+    ).__name__ in text
 
 
 def test_until_it_leads_the_queue_hands_nothing_out() -> None:
@@ -96,7 +102,16 @@ def test_conditions_that_somebody_else_wrote_cost_the_metrics_nothing() -> None:
         return counted_conditions({"metadata": {"namespace": "ml"}, "status": {"conditions": conditions}})
 
     good = {"type": "Hardened", "status": "False"}
-    assert of([good, {"type": "Mine", "status": "True"}, {"status": "True"}, {"type": ["x"], "status": {}}, "text", None]) == [
-        ("ml", "Hardened", "False")
-    ]
-    assert of(None) == [] and of([{"type": "Mine"}] * 10_000 + [good]) == [], "no more than a few are looked at"
+    assert of(
+        [
+            good,
+            {"type": "Mine", "status": "True"},
+            {"status": "True"},
+            {"type": ["x"], "status": {}},
+            "text",
+            None,
+        ]
+    ) == [("ml", "Hardened", "False")]
+    assert of(None) == [] and of([{"type": "Mine"}] * 10_000 + [good]) == [], (
+        "no more than a few are looked at"
+    )

@@ -1,4 +1,6 @@
-"""Claims of host names, from the first pass to the last: who is given a name, who loses one, and what a crash leaves."""
+"""Claims of host names, from the first pass to the last: who is given a name, who loses one, and
+what a crash leaves.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.controller.lookups.host_names import claim_of
-from modelrollout.kube.client import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Forbidden, Object, Resource, Unavailable
+from modelrollout.kube.client import (
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    LEASE,
+    MODEL_DEPLOYMENT,
+    Forbidden,
+    Object,
+    Resource,
+    Unavailable,
+)
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
 from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, stand, version_of
 from tests.unit.controller.fakecluster import Cluster, Operator
@@ -24,7 +35,11 @@ V1 = b.revision_name(1)
 
 
 def traffic(*http: str) -> dict[str, Any]:
-    return {"http": {"hostnames": list(http or (HOST,))}, "grpc": {"hostnames": [GRPC_HOST]}, "gateway": {"name": "public"}}
+    return {
+        "http": {"hostnames": list(http or (HOST,))},
+        "grpc": {"hostnames": [GRPC_HOST]},
+        "gateway": {"name": "public"},
+    }
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -34,7 +49,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 def holders(cluster: Cluster) -> dict[str, str]:
     """Namespace/name by host name."""
     leases = [o for i, o in cluster.objects.items() if i[0] == LEASE]
-    return {o["metadata"]["annotations"][names.ANNOTATION_HOSTNAME]: o["spec"]["holderIdentity"].rpartition("/")[0] for o in leases}
+    return {
+        o["metadata"]["annotations"][names.ANNOTATION_HOSTNAME]: (
+            o["spec"]["holderIdentity"].rpartition("/")[0]
+        )
+        for o in leases
+    }
 
 
 def ready(cluster: Cluster) -> tuple[str, str, str]:
@@ -44,7 +64,9 @@ def ready(cluster: Cluster) -> tuple[str, str, str]:
 
 def stranger(cluster: Cluster, *hosts: str) -> Object:
     spec = {"traffic": {"gateway": {"name": "public"}, "http": {"hostnames": list(hosts)}}}
-    return cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": "vhost", "namespace": "attacker"}, "spec": spec})
+    return cluster.put(
+        MODEL_DEPLOYMENT, {"metadata": {"name": "vhost", "namespace": "attacker"}, "spec": spec}
+    )
 
 
 def lease(cluster: Cluster, host: str, holder: str) -> None:
@@ -56,7 +78,12 @@ def lease(cluster: Cluster, host: str, holder: str) -> None:
 
 
 def served(cluster: Cluster) -> set[str]:
-    return {h for i, o in cluster.objects.items() if i[0] in (HTTP_ROUTE, GRPC_ROUTE) for h in o["spec"]["hostnames"]}
+    return {
+        h
+        for i, o in cluster.objects.items()
+        if i[0] in (HTTP_ROUTE, GRPC_ROUTE)
+        for h in o["spec"]["hostnames"]
+    }
 
 
 async def serving(*http: str) -> tuple[Cluster, Operator]:
@@ -73,8 +100,13 @@ def test_names_are_claimed_before_a_route_carries_them_and_given_back_after_none
     async def main() -> None:
         cluster, operator = await serving(HOST, OTHER)
         made = [r for r in cluster.requests if r.startswith("create") and ("Lease" in r or "Route" in r)]
-        assert made[:3] == [f"create Lease {names.host_lease(h)}" for h in (HOST, OTHER, GRPC_HOST)] and len(made) == 6
-        assert holders(cluster) == dict.fromkeys((HOST, OTHER, GRPC_HOST), "ml/digits") and served(cluster) == {HOST, OTHER, GRPC_HOST}
+        assert (
+            made[:3] == [f"create Lease {names.host_lease(h)}" for h in (HOST, OTHER, GRPC_HOST)]
+            and len(made) == 6
+        )
+        assert holders(cluster) == dict.fromkeys((HOST, OTHER, GRPC_HOST), "ml/digits") and served(
+            cluster
+        ) == {HOST, OTHER, GRPC_HOST}
         cluster.user(b.spec(1, traffic=traffic(OTHER)))
         cluster.requests.clear()
         await operator.settle()
@@ -106,7 +138,11 @@ def test_a_name_of_another_begins_no_rollout_and_opens_no_route(theirs: str) -> 
         await operator.admission.hostnames.refresh()
         await operator.live()
         status, reason, message = ready(cluster)
-        assert (status, reason) == ("False", "HostnameTaken") and "attacker" not in message and not served(cluster)
+        assert (
+            (status, reason) == ("False", "HostnameTaken")
+            and "attacker" not in message
+            and not served(cluster)
+        )
         assert holders(cluster)[theirs] == "attacker/vhost"
         assert [e.reason for e in operator.events] == ["HostnameTaken"]
 
@@ -123,7 +159,9 @@ def test_who_asks_for_a_served_name_gets_nothing_and_takes_nothing() -> None:
         await operator.live(rounds=2)
         assert ready(cluster)[1] == "HostnameTaken" and served(cluster) == {HOST, GRPC_HOST}
         assert holders(cluster)[HOST] == "ml/digits", "what it serves it keeps"
-        cluster.change(HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=1))
+        cluster.change(
+            HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=1)
+        )
         await operator.settle()
         assert cluster.weights() == {V1: 100} and served(cluster) == {HOST, GRPC_HOST}
 
@@ -188,9 +226,15 @@ def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
         await operator.admission.hostnames.refresh()
         known = operator.admission.hostnames.known()
         asks = stand(holder_of(thief), b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES)
-        assert asks.problem and asks.problem.reason == "HostnameTaken", "its route is there, whoever passes first"
+        assert asks.problem and asks.problem.reason == "HostnameTaken", (
+            "its route is there, whoever passes first"
+        )
         await operator.settle()
-        assert holders(cluster)[HOST] == "ml/digits" and served(cluster) == {HOST, GRPC_HOST} and ready(cluster)[0] == "True"
+        assert (
+            holders(cluster)[HOST] == "ml/digits"
+            and served(cluster) == {HOST, GRPC_HOST}
+            and ready(cluster)[0] == "True"
+        )
 
     run(main())
 
@@ -239,11 +283,16 @@ def test_two_leaders_who_claim_overlapping_names_at_once_are_not_both_given_thei
 
         def before(verb: str, resource: Resource, name: str) -> None:
             if (verb, name) == ("create", names.host_lease(HOST)) and "*.example.com" not in holders(cluster):
-                lease(cluster, "*.example.com", theirs)  # unseen by this process until it has written its own
+                # unseen by this process until it has written its own
+                lease(cluster, "*.example.com", theirs)
 
         cluster.before = before  # type: ignore[method-assign]
         await operator.live()
-        assert holders(cluster) == {"*.example.com": "attacker/vhost"} and not served(cluster) and ready(cluster)[1] == "HostnameTaken"
+        assert (
+            holders(cluster) == {"*.example.com": "attacker/vhost"}
+            and not served(cluster)
+            and ready(cluster)[1] == "HostnameTaken"
+        )
 
     run(main())
 
@@ -292,11 +341,17 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         parent = {"name": "public", "namespace": "ml"}
-        spec = {"parentRefs": [parent], "hostnames": [HOST], "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}]}
+        spec = {
+            "parentRefs": [parent],
+            "hostnames": [HOST],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}],
+        }
         cluster.put(HTTP_ROUTE, {"metadata": {"name": "theirs", "namespace": "attacker"}, "spec": spec})
         await operator.admission.hostnames.refresh()
         await operator.settle()
-        assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == ["HostnameTaken"]
+        assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == [
+            "HostnameTaken"
+        ]
         assert cluster.find(HTTP_ROUTE) is not None, "it is not for us to give way"
         cluster.user(b.spec(2, traffic=traffic()))
         await operator.live()
@@ -314,9 +369,14 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
 
 
 class TestNamesOutliveTheirHolder:
-    """Under a policy that demands metrics a wrong model comes to nobody as the first version of something new."""
+    """Under a policy that demands metrics a wrong model comes to nobody as the first version of
+    something new.
+    """
 
-    GATES: ClassVar[dict[str, Any]] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}], "reserveNames": "240h"}
+    GATES: ClassVar[dict[str, Any]] = {
+        "metrics": [{"name": "errors", "maxIncrease": 0.01}],
+        "reserveNames": "240h",
+    }
 
     async def _serving(self, **more: Any) -> tuple[Cluster, Operator]:
         cluster = Cluster()
@@ -324,7 +384,11 @@ class TestNamesOutliveTheirHolder:
         cluster.user(b.spec(1, pinned=True, traffic=traffic(), **more))
         operator = Operator(cluster)
         await operator.live()
-        assert ready(cluster)[0] == "True" and set(holders(cluster)) == {HOST, GRPC_HOST, "modeldeployment/ml/digits"}
+        assert ready(cluster)[0] == "True" and set(holders(cluster)) == {
+            HOST,
+            GRPC_HOST,
+            "modeldeployment/ml/digits",
+        }
         return cluster, operator
 
     def test_what_is_settled_costs_nothing(self) -> None:
@@ -349,21 +413,38 @@ class TestNamesOutliveTheirHolder:
             cluster.user(b.spec(2, pinned=True, traffic=traffic()))
             await operator.live()
             status, reason, message = ready(cluster)
-            assert (status, reason) == ("False", "NameReserved") and cluster.status.stable is None and not served(cluster)
-            assert message.startswith("metadata.name: modeldeployment/ml/digits stays with the version that served last under it until 2026-12-02")
+            assert (
+                (status, reason) == ("False", "NameReserved")
+                and cluster.status.stable is None
+                and not served(cluster)
+            )
+            assert message.startswith(
+                "metadata.name: modeldeployment/ml/digits stays with the version that served last under it"
+                " until 2026-12-02"
+            )
             assert "serve that version, with its spec.model.sha256" in message
             cluster.user(b.spec(1, pinned=True, traffic=traffic()))
             await operator.live()
-            assert ready(cluster)[0] == "True" and served(cluster) == {HOST, GRPC_HOST}, "the very version is no news to anybody"
+            assert ready(cluster)[0] == "True" and served(cluster) == {HOST, GRPC_HOST}, (
+                "the very version is no news to anybody"
+            )
             cluster.user(b.spec(2, pinned=True, traffic=traffic()))
             await operator.live()
-            assert cluster.status.phase == "Canary", "and from there on there is something to be compared with"
+            assert cluster.status.phase == "Canary", (
+                "and from there on there is something to be compared with"
+            )
 
         run(main())
 
     def test_what_is_made_from_data_is_the_very_version_by_what_came_of_it(self) -> None:
-        """No digest pins the data of a step: exchanged in its place, the very same spec made another model, and all clients had it."""
-        by_data = {"optimization": {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/inputs.npz"}}}]}}
+        """No digest pins the data of a step: exchanged in its place, the very same spec made
+        another model, and all clients had it.
+        """
+        by_data = {
+            "optimization": {
+                "steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/inputs.npz"}}}]
+            }
+        }
 
         async def main() -> None:
             cluster, operator = await self._serving(**by_data)
@@ -372,18 +453,26 @@ class TestNamesOutliveTheirHolder:
             await operator.settle()
             cluster.user(b.spec(1, pinned=True, traffic=traffic(), **by_data))
             await operator.live()
-            assert ready(cluster)[1] == "NameReserved" and cluster.status.stable is None and not served(cluster)
+            assert (
+                ready(cluster)[1] == "NameReserved" and cluster.status.stable is None and not served(cluster)
+            )
             asks, known = (
                 b.spec(1, pinned=True, traffic={**traffic(), "gateway": {"name": "public"}}, **by_data),
                 operator.admission.hostnames.known(),
             )
-            made = {digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")}
+            made = {
+                digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")
+            }
             assert held.version not in made.values() and len(set(made.values())) == 2
-            moves = replace(held, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now))
+            moves = replace(
+                held, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now)
+            )
             known = replace(known, claims=Claims([moves]))
             for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
                 found = stand("ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]).problem
-                assert (found and found.reason) == problem, "another that serves just this may take the name over"
+                assert (found and found.reason) == problem, (
+                    "another that serves just this may take the name over"
+                )
 
         run(main())
 
@@ -402,7 +491,9 @@ class TestNamesOutliveTheirHolder:
 
         run(main())
 
-    def test_a_wrong_version_on_its_way_does_not_get_the_name_because_spec_asks_for_another_by_now(self) -> None:
+    def test_a_wrong_version_on_its_way_does_not_get_the_name_because_spec_asks_for_another_by_now(
+        self,
+    ) -> None:
         """Random walks found it: a first version about to serve is not superseded any more."""
 
         async def main() -> None:
@@ -411,7 +502,9 @@ class TestNamesOutliveTheirHolder:
             lease = known.claims.get(HOST)
             assert lease is not None
             gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), routes=lambda: ())
-            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            asks = b.spec(
+                1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
+            )
             assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
             assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (HOST,)
             found = stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
@@ -445,12 +538,18 @@ class TestNamesOutliveTheirHolder:
             await operator.live(rounds=3)
             assert served(cluster) == {OTHER, GRPC_HOST}
             known, rules = operator.admission.hostnames.known(), NO_RULES
-            asks = b.spec(1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            asks = b.spec(
+                1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
+            )
             theirs = stand("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
             assert theirs.problem is not None and theirs.problem.reason == "NameReserved" and not theirs.free
             first = stand("ml/right/u-9", asks, frozenset(), known, rules)
-            assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), "the version that served there may"
-            wildcard = b.spec(1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}})
+            assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), (
+                "the version that served there may"
+            )
+            wildcard = b.spec(
+                1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}}
+            )
             allowed = combine([read({"metadata": {"name": "p"}, "spec": {"allowedHostnames": ["*"]}})])
             over = stand("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
             assert over is not None and over.reason == "HostnameTaken", "nor as part of a wildcard"
@@ -461,12 +560,18 @@ class TestNamesOutliveTheirHolder:
         run(main())
 
     @pytest.mark.parametrize(
-        ("made", "taken_over"), [("2026-11-22T11:00:00Z", True), ("2026-11-22T12:00:00Z", False), ("soon", False), (None, False)]
+        ("made", "taken_over"),
+        [("2026-11-22T11:00:00Z", True), ("2026-11-22T12:00:00Z", False), ("soon", False), (None, False)],
     )
     def test_it_is_known_when_a_name_was_taken_over(self, made: str | None, taken_over: bool) -> None:
         about = {names.ANNOTATION_HOSTNAME: HOST, names.ANNOTATION_RESERVED: "720h"}
         metadata = {"name": names.host_lease(HOST), "annotations": about, "creationTimestamp": made}
-        claim = claim_of({"metadata": metadata, "spec": {"holderIdentity": "ml/digits/u-1", "acquireTime": "2026-11-22T12:00:01.500000Z"}})
+        claim = claim_of(
+            {
+                "metadata": metadata,
+                "spec": {"holderIdentity": "ml/digits/u-1", "acquireTime": "2026-11-22T12:00:01.500000Z"},
+            }
+        )
         assert claim is not None
         known = Known(Claims([claim]), ForeignRoutes(), lambda: (), only_by_policy=False)
         since = stand("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
@@ -478,7 +583,10 @@ class TestNamesOutliveTheirHolder:
             preview = {"blueGreen": {"preview": {"http": {"hostnames": [HOST]}}}}
             cluster.user(b.spec(2, pinned=True, traffic=traffic(OTHER), rollout=preview))
             await operator.live(rounds=3)
-            assert ready(cluster)[1] == "HostnameNotAllowed" and "choose another name for the preview" in ready(cluster)[2]
+            assert (
+                ready(cluster)[1] == "HostnameNotAllowed"
+                and "choose another name for the preview" in ready(cluster)[2]
+            )
             assert cluster.weights() == {V1: 100} and served(cluster) == {HOST, GRPC_HOST}
             fresh = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}
             cluster.user(b.spec(2, pinned=True, traffic=traffic(HOST), rollout=fresh))
@@ -497,13 +605,22 @@ class TestNamesOutliveTheirHolder:
 
         run(main())
 
-    @pytest.mark.parametrize("odd", [{"released": "soon"}, {"reserved": "ever"}, {"released": "9999-01-01T00:00:00Z", "reserved": "999999h"}])
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"released": "soon"},
+            {"reserved": "ever"},
+            {"released": "9999-01-01T00:00:00Z", "reserved": "999999h"},
+        ],
+    )
     def test_a_lease_that_somebody_has_damaged_stops_nobody(self, odd: dict[str, str]) -> None:
         async def main() -> None:
             cluster, operator = await self._serving()
             for i, o in list(cluster.objects.items()):
                 if i[0] == LEASE:
-                    o["metadata"]["annotations"] |= {f"{names.GROUP}/{key}": value for key, value in odd.items()}
+                    o["metadata"]["annotations"] |= {
+                        f"{names.GROUP}/{key}": value for key, value in odd.items()
+                    }
             await operator.admission.hostnames.refresh()
             await operator.settle()
             assert ready(cluster)[0] == "True"

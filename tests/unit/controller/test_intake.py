@@ -1,4 +1,6 @@
-"""Whatever the API server sends, the watch and the lists of all other objects go on, and what is left out is named."""
+"""Whatever the API server sends, the watch and the lists of all other objects go on, and what is
+left out is named.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,14 @@ class Lists:
         self.meanwhile: Callable[[], object] = lambda: None
         self.on_unread: Callable[[Resource, Unread], None] = lambda resource, unread: None
 
-    async def list(self, resource: Resource, namespace: str | None, *, label_selector: str, keep: Callable[[Object], Object]) -> Listing:
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str,
+        keep: Callable[[Object], Object],
+    ) -> Listing:
         self.asked.append((resource, namespace, label_selector))
         if self.error:
             raise self.error
@@ -86,7 +95,16 @@ async def bench() -> Bench:
 
 
 def obj(version: int, *, name: str = "x", labels: dict[str, str] | None = None, **body: Any) -> Object:
-    return {"metadata": {"name": name, "namespace": KEY[0], "uid": name, "resourceVersion": str(version), "labels": labels or {}}, **body}
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": KEY[0],
+            "uid": name,
+            "resourceVersion": str(version),
+            "labels": labels or {},
+        },
+        **body,
+    }
 
 
 def line(kind: str, value: Any) -> bytes:
@@ -95,15 +113,29 @@ def line(kind: str, value: Any) -> bytes:
 
 def raw(kind: str, spec: str, name: str = KEY[1], version: int = 5) -> bytes:
     about = json.dumps(obj(version, name=name)["metadata"])
-    return f'{{"type":"{kind}","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":{spec}}}}}'.encode()
+    return f'{{"type":"{kind}","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":{spec}}}}}'.encode()  # noqa: E501
 
 
 DEEP = '{"a":' * 1200 + "{}" + "}" * 1200
 ODD: list[tuple[Resource, str]] = [
-    *((MODEL_DEPLOYMENT, spec) for spec in (DEEP, '{"a":' * 100 + "{}" + "}" * 100, "[" * 500 + "]" * 500, '"' + "x" * LINE_BYTES + '"')),
+    *(
+        (MODEL_DEPLOYMENT, spec)
+        for spec in (
+            DEEP,
+            '{"a":' * 100 + "{}" + "}" * 100,
+            "[" * 500 + "]" * 500,
+            '"' + "x" * LINE_BYTES + '"',
+        )
+    ),
     *((MODEL_DEPLOYMENT, spec) for spec in ("[]", "3", '"spec"', '{},"status":[]')),
-    *((MODEL_DEPLOYMENT, '{},"status":' + status) for status in ('{"conditions":{"a":1}}', '{"conditions":[3]}', '{"phase":{}}')),
-    *((MODEL_REVISION, spec) for spec in ("{}", "null", '{"number":"1","sha256":1,"input":[],"template":[]}')),
+    *(
+        (MODEL_DEPLOYMENT, '{},"status":' + status)
+        for status in ('{"conditions":{"a":1}}', '{"conditions":[3]}', '{"phase":{}}')
+    ),
+    *(
+        (MODEL_REVISION, spec)
+        for spec in ("{}", "null", '{"number":"1","sha256":1,"input":[],"template":[]}')
+    ),
     (POD, DEEP),
     (ROLLOUT_POLICY, "[]"),
 ]
@@ -117,7 +149,12 @@ def test_a_model_deployment_wakes_itself_and_a_child_its_owner(bench: Bench) -> 
 
 
 def test_strangers_old_events_and_noise_wake_nobody(bench: Bench) -> None:
-    for value in (obj(1, labels={"app": "other"}), obj(5, labels=OURS), obj(4, labels=OURS, spec={"replicas": 3}), obj(6, labels=OURS)):
+    for value in (
+        obj(1, labels={"app": "other"}),
+        obj(5, labels=OURS),
+        obj(4, labels=OURS, spec={"replicas": 3}),
+        obj(6, labels=OURS),
+    ):
         bench.intake.line(DEPLOYMENT, line("MODIFIED", value), False)
     assert bench.woken == [KEY]
 
@@ -131,16 +168,30 @@ def test_objects_say_what_they_are(bench: Bench) -> None:
 
 def test_kopf_gets_how_far_the_watch_came_and_errors_as_they_are(bench: Bench) -> None:
     left = json.loads(bench.intake.line(POD, line("ADDED", obj(7, labels=OURS)), False) or b"")
-    assert left == {"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": "Pod", "metadata": {"resourceVersion": "7"}}}
-    for other in (line("ERROR", {"code": 410}), line("BOOKMARK", {"metadata": {"resourceVersion": "9"}}), b"3", b"[]"):
+    assert left == {
+        "type": "BOOKMARK",
+        "object": {"apiVersion": "v1", "kind": "Pod", "metadata": {"resourceVersion": "7"}},
+    }
+    for other in (
+        line("ERROR", {"code": 410}),
+        line("BOOKMARK", {"metadata": {"resourceVersion": "9"}}),
+        b"3",
+        b"[]",
+    ):
         assert bench.intake.line(POD, other, False) == other
 
 
-@pytest.mark.parametrize(("resource", "spec"), ODD, ids=lambda v: v.kind if isinstance(v, Resource) else v[:40])
-async def test_what_cannot_be_read_is_left_out_and_named(bench: Bench, resource: Resource, spec: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("resource", "spec"), ODD, ids=lambda v: v.kind if isinstance(v, Resource) else v[:40]
+)
+async def test_what_cannot_be_read_is_left_out_and_named(
+    bench: Bench, resource: Resource, spec: str, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.store.observe(resource, {"type": "ADDED", "object": obj(3, name=KEY[1])})
     left = bench.intake.line(resource, raw("MODIFIED", spec)[:LINE_BYTES], len(spec) > LINE_BYTES)
-    assert json.loads(left or b"")["object"]["metadata"]["resourceVersion"] == "5", "the watch goes on from there"
+    assert json.loads(left or b"")["object"]["metadata"]["resourceVersion"] == "5", (
+        "the watch goes on from there"
+    )
     assert bench.store.get(resource, KEY[0], KEY[1]) is None, "what it was before is nothing to act on"
     assert bench.unread.count() == {(resource.kind, KEY[0]): 1}
     assert len(caplog.records) == 1 and f"{resource.kind} {KEY[0]}/{KEY[1]} is left out" in caplog.text
@@ -163,7 +214,9 @@ async def test_when_it_is_deleted_nothing_is_left_of_it(bench: Bench) -> None:
     assert bench.unread.count() == {}
 
 
-async def test_many_changes_of_it_are_one_line_in_ten_minutes(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_many_changes_of_it_are_one_line_in_ten_minutes(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     for version in range(100):
         bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=version), False)
     assert len(caplog.records) == 1
@@ -181,19 +234,30 @@ async def test_only_the_leader_posts_events(bench: Bench) -> None:
     assert bench.events.posted == [] and len(bench.unread.count()) == 1
 
 
-async def test_a_namespace_has_a_share_of_the_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_namespace_has_a_share_of_the_memory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(decoding, "NAMESPACE_BYTES", 50_000)
     for n in range(20):
         bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", json.dumps({"x": "y" * 9000}), name=f"m{n}"), False)
     assert len(bench.store) == 4 and bench.unread.count() == {("ModelDeployment", KEY[0]): 16}
-    assert "m19 is left out" in caplog.text and "MiB of memory for the objects of its namespace" in caplog.text
-    other = obj(1, name="other") | {"metadata": {"name": "other", "namespace": "elsewhere", "resourceVersion": "1"}}
+    assert (
+        "m19 is left out" in caplog.text and "MiB of memory for the objects of its namespace" in caplog.text
+    )
+    other = obj(1, name="other") | {
+        "metadata": {"name": "other", "namespace": "elsewhere", "resourceVersion": "1"}
+    }
     bench.intake.line(MODEL_DEPLOYMENT, line("ADDED", other), False)
     assert bench.store.get(MODEL_DEPLOYMENT, "elsewhere", "other"), "another namespace has its own"
     bench.intake.line(MODEL_DEPLOYMENT, raw("DELETED", "{}", name="m0", version=9), False)
     bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", "{}", name="m19", version=9), False)
-    assert bench.store.get(MODEL_DEPLOYMENT, KEY[0], "m19") and bench.unread.count()[("ModelDeployment", KEY[0])] == 15
-    bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", json.dumps({"x": "y" * 30_000}), name="m1", version=9), False)
+    assert (
+        bench.store.get(MODEL_DEPLOYMENT, KEY[0], "m19")
+        and bench.unread.count()[("ModelDeployment", KEY[0])] == 15
+    )
+    bench.intake.line(
+        MODEL_DEPLOYMENT, raw("MODIFIED", json.dumps({"x": "y" * 30_000}), name="m1", version=9), False
+    )
     assert bench.store.get(MODEL_DEPLOYMENT, KEY[0], "m1") is None, "one that outgrows the share goes"
 
 
@@ -208,7 +272,8 @@ async def test_a_list_takes_everything_in_and_forgets_what_is_gone(bench: Bench)
     assert bench.unread.count() == {("ModelDeployment", KEY[0]): 2}
     bench.now += 1
     bench.kube.items, bench.kube.unread = [obj(2, name="a")], ()
-    bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, name="younger", version=100), False)  # met after the list was asked for
+    # met after the list was asked for
+    bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, name="younger", version=100), False)
     await bench.intake.list(MODEL_DEPLOYMENT, KEY[0])
     assert bench.unread.count() == {("ModelDeployment", KEY[0]): 1}
     bench.now += 1
@@ -220,10 +285,14 @@ async def test_a_list_takes_everything_in_and_forgets_what_is_gone(bench: Bench)
 
 @pytest.mark.parametrize("kind", ["DELETED", "MODIFIED"])
 async def test_a_list_on_its_way_does_not_bring_back_what_went_meanwhile(bench: Bench, kind: str) -> None:
-    """Of hundreds of such objects a list takes many seconds, and tells at its end of all that it met."""
+    """Of hundreds of such objects a list takes many seconds, and tells at its end of all that it
+    met.
+    """
     bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, version=5), False)
     bench.kube.unread = (Unread(*KEY, "u", "5", "is nested too deep"),)
-    bench.kube.meanwhile = lambda: bench.intake.line(MODEL_DEPLOYMENT, raw(kind, "{}" if kind == "MODIFIED" else DEEP, version=6), False)
+    bench.kube.meanwhile = lambda: bench.intake.line(
+        MODEL_DEPLOYMENT, raw(kind, "{}" if kind == "MODIFIED" else DEEP, version=6), False
+    )
     await bench.intake.list(MODEL_DEPLOYMENT, None)
     assert bench.unread.count() == {}
     bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=7), False)
@@ -232,7 +301,13 @@ async def test_a_list_on_its_way_does_not_bring_back_what_went_meanwhile(bench: 
 
 async def test_random_lines_end_nothing(bench: Bench) -> None:
     rng = random.Random(3)
-    value = obj(5, name=KEY[1], labels=OURS, spec={"traffic": {"http": {"hostnames": ["a.example"]}}, "a": [1, {"b": None}]}, status={"rollout": {}})
+    value = obj(
+        5,
+        name=KEY[1],
+        labels=OURS,
+        spec={"traffic": {"http": {"hostnames": ["a.example"]}}, "a": [1, {"b": None}]},
+        status={"rollout": {}},
+    )
     good = line("MODIFIED", value)
     for n in range(5000):
         raw = bytearray(good)
@@ -243,16 +318,23 @@ async def test_random_lines_end_nothing(bench: Bench) -> None:
 
 @pytest.mark.parametrize("hosts", [None, 3, "text", {}, [3], [[]], [{}], [None], {"a": 1}])
 def test_odd_host_names_mark_nothing(bench: Bench, hosts: Any) -> None:
-    bench.intake.event(MODEL_DEPLOYMENT, "ADDED", obj(1, spec={"traffic": {"http": {"hostnames": hosts}, "grpc": hosts}, "rollout": hosts}))
+    bench.intake.event(
+        MODEL_DEPLOYMENT,
+        "ADDED",
+        obj(1, spec={"traffic": {"http": {"hostnames": hosts}, "grpc": hosts}, "rollout": hosts}),
+    )
     assert len(bench.store) == 1
 
 
 @pytest.mark.parametrize(
     ("path", "found"),
     [
-        ("/api/v1/pods", (POD, None)), ("/api/v1/namespaces/ml/pods", (POD, "ml")), ("/apis/apps/v1/namespaces/ml/deployments", (DEPLOYMENT, "ml")),
-        ("/api/v1/namespaces/ml/pods/x", None), ("/api/v1/namespaces/ml/pods/x/log", None), ("/api/v1", None), ("/api/v1/namespaces", None),
-        ("/api/v1/secrets", None), ("/api/v1/namespaces/pods", None), ("/apis/modelrollout.dev/v1alpha1/rolloutpolicies", (ROLLOUT_POLICY, None)),
+        ("/api/v1/pods", (POD, None)), ("/api/v1/namespaces/ml/pods", (POD, "ml")),
+        ("/apis/apps/v1/namespaces/ml/deployments", (DEPLOYMENT, "ml")),
+        ("/api/v1/namespaces/ml/pods/x", None), ("/api/v1/namespaces/ml/pods/x/log", None), ("/api/v1", None),
+        ("/api/v1/namespaces", None),
+        ("/api/v1/secrets", None), ("/api/v1/namespaces/pods", None),
+        ("/apis/modelrollout.dev/v1alpha1/rolloutpolicies", (ROLLOUT_POLICY, None)),
         ("/apis/modelrollout.dev/v1alpha1/namespaces/ml/rolloutpolicies", None),
     ],
 )  # fmt: skip
@@ -264,7 +346,9 @@ def test_which_paths_are_watched(bench: Bench, path: str, found: tuple[Resource,
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]]:
+async def serve() -> AsyncIterator[
+    Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
+]:
     runners: list[web.AppRunner] = []
 
     async def start(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
@@ -291,7 +375,8 @@ async def through(bench: Bench, url: str, path: str) -> Any:
 
 @pytest.mark.parametrize("size", [7, 1000, 1 << 20])
 async def test_a_watch_goes_on_whatever_comes(bench: Bench, serve: Any, size: int) -> None:
-    lines = [raw("ADDED", "{}", "a", 1), raw("ADDED", DEEP, "deep", 2), b"", b"\xff\xfe", raw("ADDED", '"' + "x" * 3_000_000 + '"', "huge", 3),
+    lines = [raw("ADDED", "{}", "a", 1), raw("ADDED", DEEP, "deep", 2), b"", b"\xff\xfe",
+        raw("ADDED", '"' + "x" * 3_000_000 + '"', "huge", 3),
              raw("ADDED", "{}", "b", 4), line("ERROR", {"code": 410})]  # fmt: skip
     body = b"\n".join(lines if size > 7 else [*lines[:4], *lines[5:]]) + b"\n"
 
@@ -302,7 +387,9 @@ async def test_a_watch_goes_on_whatever_comes(bench: Bench, serve: Any, size: in
             await response.write(body[at : at + size])
         return response
 
-    left = await through(bench, await serve(answer), "/apis/modelrollout.dev/v1alpha1/modeldeployments?watch=true")
+    left = await through(
+        bench, await serve(answer), "/apis/modelrollout.dev/v1alpha1/modeldeployments?watch=true"
+    )
     versions = [e["object"]["metadata"]["resourceVersion"] for e in left[:-1]]
     assert versions == (["1", "2", "3", "4"] if size > 7 else ["1", "2", "4"]) and left[-1]["type"] == "ERROR"
     assert {o["metadata"]["name"] for o in bench.store.all(MODEL_DEPLOYMENT)} == {"a", "b"}
@@ -315,14 +402,22 @@ async def test_kopfs_list_is_the_intakes(bench: Bench, serve: Any) -> None:
 
     url = await serve(answer)
     bench.kube.items = [obj(2, name=KEY[1])]
-    found = await through(bench, url, "/apis/modelrollout.dev/v1alpha1/namespaces/ml/modeldeployments?limit=1")
-    assert found["items"] == [] and found["metadata"] == {"resourceVersion": "99"} and bench.woken == [(KEY[0], KEY[1])]
+    found = await through(
+        bench, url, "/apis/modelrollout.dev/v1alpha1/namespaces/ml/modeldeployments?limit=1"
+    )
+    assert (
+        found["items"] == []
+        and found["metadata"] == {"resourceVersion": "99"}
+        and bench.woken == [(KEY[0], KEY[1])]
+    )
     assert bench.kube.asked == [(MODEL_DEPLOYMENT, "ml", "")]
     assert await through(bench, url, "/api/v1") == {"items": ["never read"]}
 
 
 @pytest.mark.parametrize("error", [Unavailable(503, "Away", "away"), RecursionError("x"), KeyError("x")])
-async def test_a_list_that_fails_is_for_kopf_a_broken_connection(bench: Bench, serve: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_that_fails_is_for_kopf_a_broken_connection(
+    bench: Bench, serve: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch, "RELIST_SECONDS", 0.0)
     bench.kube.error = error
 

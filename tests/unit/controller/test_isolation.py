@@ -1,4 +1,6 @@
-"""NetworkPolicies as the operator keeps them: before the pods, without a restart, word by word, and never in the way of anything else."""
+"""NetworkPolicies as the operator keeps them: before the pods, without a restart, word by word, and
+never in the way of anything else.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(main)
 
 
-async def serving(of: OperatorConfig | None = None, cluster: Cluster | None = None) -> tuple[Cluster, Operator]:
+async def serving(
+    of: OperatorConfig | None = None, cluster: Cluster | None = None
+) -> tuple[Cluster, Operator]:
     """Version 1 is stable, and nothing is left to do."""
     cluster = cluster or Cluster()
     cluster.user(b.spec(1))
@@ -61,7 +65,9 @@ def policies(cluster: Cluster) -> dict[str, Object]:
 
 
 def isolated(cluster: Cluster) -> tuple[str, str, str] | None:
-    return next(((c.status, c.reason, c.message) for c in cluster.status.conditions if c.type == "Isolated"), None)
+    return next(
+        ((c.status, c.reason, c.message) for c in cluster.status.conditions if c.type == "Isolated"), None
+    )
 
 
 def ready(cluster: Cluster) -> str:
@@ -84,11 +90,17 @@ def test_they_are_there_before_the_first_pod_and_cost_nothing_at_rest() -> None:
         cluster.user(b.spec(1))
         operator = Operator(cluster, config())
         await operator.live()
-        made = [r for r in cluster.requests if r.startswith("create ") and r.split()[1] in ("NetworkPolicy", "Job", "Deployment")]
+        made = [
+            r
+            for r in cluster.requests
+            if r.startswith("create ") and r.split()[1] in ("NetworkPolicy", "Job", "Deployment")
+        ]
         assert {r.split()[1] for r in made[:3]} == {"NetworkPolicy"} and set(policies(cluster)) == NAMES
         assert isolated(cluster) is None and ready(cluster) == "True"
         owner = cluster.find(MODEL_DEPLOYMENT)
-        assert owner and {p["metadata"]["ownerReferences"][0]["uid"] for p in policies(cluster).values()} == {owner["metadata"]["uid"]}
+        assert owner and {p["metadata"]["ownerReferences"][0]["uid"] for p in policies(cluster).values()} == {
+            owner["metadata"]["uid"]
+        }
         cluster.requests.clear()
         assert await operator.once() is None and cluster.requests == []
         cluster.user(b.spec(2))
@@ -105,7 +117,10 @@ def test_an_upgrade_adds_them_to_what_runs_and_restarts_nothing() -> None:
         before = cluster.all(DEPLOYMENT)
         await Operator(cluster, config()).settle()
         assert set(policies(cluster)) == NAMES and cluster.all(DEPLOYMENT) == before
-        assert {r.split()[1] for r in cluster.requests} - {"Gateway", "Lease"} == {"NetworkPolicy", "ModelRevision"}, "whose uids it records"
+        assert {r.split()[1] for r in cluster.requests} - {"Gateway", "Lease"} == {
+            "NetworkPolicy",
+            "ModelRevision",
+        }, "whose uids it records"
 
     run(main())
 
@@ -115,12 +130,16 @@ def test_what_spec_and_configuration_say_reaches_them() -> None:
         cluster, operator = await serving()
         cluster.user(b.spec(1, traffic={"clients": {"namespaces": ["shop"]}}))
         await operator.settle()
-        assert "'shop'" in str(policies(cluster)[f"{b.NAME}-servers"]["spec"]["ingress"]) and "shop" not in str(
-            policies(cluster)[f"{b.NAME}-comparer"]
+        assert "'shop'" in str(
+            policies(cluster)[f"{b.NAME}-servers"]["spec"]["ingress"]
+        ) and "shop" not in str(policies(cluster)[f"{b.NAME}-comparer"])
+        assert cluster.status.rollout is None or cluster.status.rollout.stage == "Done", (
+            "it is no new version"
         )
-        assert cluster.status.rollout is None or cluster.status.rollout.stage == "Done", "it is no new version"
         await Operator(cluster, config(stores=[{"addresses": ["10.30.0.0/16"], "ports": [9000]}])).settle()
-        assert "10.30.0.0/16" in str(policies(cluster)[f"{b.NAME}-jobs"]["spec"]) and "10.20.0.0/24" not in str(policies(cluster))
+        assert "10.30.0.0/16" in str(
+            policies(cluster)[f"{b.NAME}-jobs"]["spec"]
+        ) and "10.20.0.0/24" not in str(policies(cluster))
 
     run(main())
 
@@ -153,12 +172,20 @@ def test_what_somebody_changes_in_them_is_put_back(edit: Any) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("gone", [{"mode": "Remove"}, {"namespaces": ["elsewhere"]}], ids=["Remove", "other namespaces"])
+@pytest.mark.parametrize(
+    "gone", [{"mode": "Remove"}, {"namespaces": ["elsewhere"]}], ids=["Remove", "other namespaces"]
+)
 def test_switched_off_they_go_and_strangers_policies_stay(gone: dict[str, Any]) -> None:
     async def main() -> None:
         cluster, _ = await serving()
         labels = policies(cluster)[f"{b.NAME}-jobs"]["metadata"]["labels"]
-        cluster.put(NETWORK_POLICY, {"metadata": {"name": "theirs", "labels": labels}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}})
+        cluster.put(
+            NETWORK_POLICY,
+            {
+                "metadata": {"name": "theirs", "labels": labels},
+                "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+            },
+        )
         operator = Operator(cluster, config(**gone))
         await operator.settle()
         assert set(policies(cluster)) == {"theirs"}, "whatever its labels say"
@@ -174,7 +201,9 @@ def test_ignored_they_are_neither_written_nor_removed() -> None:
         cluster.remove(NETWORK_POLICY, f"{b.NAME}-jobs")
         operator = Operator(cluster, CONFIG)
         await operator.settle()
-        assert set(policies(cluster)) == NAMES - {f"{b.NAME}-jobs"} and not [r for r in cluster.requests if "NetworkPolicy" in r]
+        assert set(policies(cluster)) == NAMES - {f"{b.NAME}-jobs"} and not [
+            r for r in cluster.requests if "NetworkPolicy" in r
+        ]
 
     run(main())
 
@@ -203,8 +232,15 @@ def test_without_the_right_rollouts_and_rollbacks_go_on_and_it_is_told_until_it_
         await operator.live()
         assert cluster.status.phase == "Stable" and ready(cluster) == "True" and not policies(cluster)
         told = isolated(cluster)
-        assert told and told[:2] == ("False", "ChildRefused") and "networkpolicies is forbidden" in told[2] and "can be reached" in told[2]
-        assert [(e.type, e.reason) for e in operator.events if "NetworkPolicy" in e.message] == [("Warning", "ChildRefused")], "once"
+        assert (
+            told
+            and told[:2] == ("False", "ChildRefused")
+            and "networkpolicies is forbidden" in told[2]
+            and "can be reached" in told[2]
+        )
+        assert [(e.type, e.reason) for e in operator.events if "NetworkPolicy" in e.message] == [
+            ("Warning", "ChildRefused")
+        ], "once"
         assert await operator.once() == 60.0, "it is tried again"
 
         operator.assessment = b.judged("Failed")
@@ -249,11 +285,17 @@ def test_one_that_somebodys_finalizer_keeps_comes_back_once_it_is_gone() -> None
     async def main() -> None:
         cluster, operator = await serving()
         name = f"{b.NAME}-servers"
-        cluster.change(NETWORK_POLICY, name, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"))
+        cluster.change(
+            NETWORK_POLICY, name, lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z")
+        )
         cluster.user(b.spec(2))
         operator.assessment = b.judged("Successful")
         await operator.live(20)
-        assert cluster.status.stable and cluster.status.stable.revision == b.revision_name(2) and isolated(cluster)
+        assert (
+            cluster.status.stable
+            and cluster.status.stable.revision == b.revision_name(2)
+            and isolated(cluster)
+        )
         cluster.remove(NETWORK_POLICY, name)
         await operator.settle()
         assert "deletionTimestamp" not in policies(cluster)[name]["metadata"] and isolated(cluster) is None
@@ -297,7 +339,11 @@ def test_a_webhook_that_changes_them_is_told_and_not_fought_without_end() -> Non
         create, apply = cluster.create, cluster.apply
 
         def changed(obj: Object) -> Object:
-            return obj | {"spec": obj["spec"] | {"policyTypes": ["Ingress"]}} if obj["kind"] == "NetworkPolicy" else obj
+            return (
+                obj | {"spec": obj["spec"] | {"policyTypes": ["Ingress"]}}
+                if obj["kind"] == "NetworkPolicy"
+                else obj
+            )
 
         cluster.create = lambda resource, obj: create(resource, changed(obj))  # type: ignore[method-assign]
         cluster.apply = lambda resource, obj, **guards: apply(resource, changed(obj), **guards)  # type: ignore[method-assign]
@@ -310,7 +356,9 @@ def test_a_webhook_that_changes_them_is_told_and_not_fought_without_end() -> Non
 
 
 @pytest.mark.parametrize("resource", [NETWORK_POLICY, DEPLOYMENT])
-def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_policies(resource: Resource) -> None:
+def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_policies(
+    resource: Resource,
+) -> None:
     class Listless:
         async def list(self, of: Resource, namespace: str | None) -> str:
             if of == resource:

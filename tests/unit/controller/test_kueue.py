@@ -1,4 +1,6 @@
-"""A Job that Kueue holds back, before a cluster in memory: what of the Workload is told, and what of spec reaches a Job that waits."""
+"""A Job that Kueue holds back, before a cluster in memory: what of the Workload is told, and what
+of spec reaches a Job that waits.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 
-FULL = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor small, 1 more needed"
+FULL = (
+    "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor small, 1 more"
+    " needed"
+)
 MISSING = "LocalQueue optimizers doesn't exist"
 
 
@@ -32,7 +37,11 @@ def pending(message: str, reason: str = "Pending") -> list[Object]:
 
 def workload(conditions: list[Object], queue: str | None = "optimizers", **more: Any) -> Object:
     spec = {"queueName": queue} if queue else {}
-    return {"metadata": {"name": "job-x"}, "spec": spec | more.pop("spec", {}), "status": {"conditions": conditions, **more}}
+    return {
+        "metadata": {"name": "job-x"},
+        "spec": spec | more.pop("spec", {}),
+        "status": {"conditions": conditions, **more},
+    }
 
 
 def job(component: str = names.COMPONENT_PREPARE) -> Object:
@@ -44,21 +53,37 @@ def job(component: str = names.COMPONENT_PREPARE) -> Object:
 
 def test_a_job_that_waits_for_quota() -> None:
     problem = told(job(), workload(pending(FULL)))
-    assert problem.reason == "Queued" and problem.message.startswith("Job x in Kueue's LocalQueue optimizers (Workload job-x) waits")
+    assert problem.reason == "Queued" and problem.message.startswith(
+        "Job x in Kueue's LocalQueue optimizers (Workload job-x) waits"
+    )
     assert problem.message.endswith(FULL)
-    assert told(job(), workload([])).message.endswith("without time limit"), "those behind others in a strict queue have no condition"
+    assert told(job(), workload([])).message.endswith("without time limit"), (
+        "those behind others in a strict queue have no condition"
+    )
 
 
-@pytest.mark.parametrize("reason", ["Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"])
+@pytest.mark.parametrize(
+    "reason", ["Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"]
+)
 def test_what_time_does_not_heal_names_the_field(reason: str) -> None:
     problem = told(job(), workload(pending(MISSING, reason)))
-    assert problem.reason == "NotAdmissible" and MISSING in problem.message and "spec.optimization.queueName" in problem.message
+    assert (
+        problem.reason == "NotAdmissible"
+        and MISSING in problem.message
+        and "spec.optimization.queueName" in problem.message
+    )
 
 
 def test_a_job_without_a_field_for_its_queue_names_what_took_it() -> None:
-    default = told(job(names.COMPONENT_EVALUATE), workload(pending("LocalQueue default is stopped", "Inadmissible"), queue="default"))
+    default = told(
+        job(names.COMPONENT_EVALUATE),
+        workload(pending("LocalQueue default is stopped", "Inadmissible"), queue="default"),
+    )
     assert default.message.endswith("have the queue put right") and "spec.optimization" not in default.message
-    every = told(job(names.COMPONENT_RESOLVE), workload(pending("LocalQueue  doesn't exist", "Inadmissible"), queue=None))
+    every = told(
+        job(names.COMPONENT_RESOLVE),
+        workload(pending("LocalQueue  doesn't exist", "Inadmissible"), queue=None),
+    )
     assert "without a LocalQueue" in every.message and "called default" in every.message
 
 
@@ -69,20 +94,39 @@ def test_a_preempted_job_waits_as_before() -> None:
 
 
 def test_a_workload_that_is_never_admitted_again_says_so() -> None:
-    limit = condition("Evicted", "True", "Deactivated", "The workload is deactivated due to exceeding the maximum number of re-queuing retries")
+    limit = condition(
+        "Evicted",
+        "True",
+        "Deactivated",
+        "The workload is deactivated due to exceeding the maximum number of re-queuing retries",
+    )
     off = told(job(), workload([limit, *pending("...")], spec={"active": False}))
     assert off.reason == "NotAdmissible" and "re-queuing" in off.message and "spec.active" in off.message
     by_hand = told(job(), workload([], spec={"active": False}))
     assert "is deactivated; set" in by_hand.message
-    failed = told(job(), workload([condition("Finished", "True", "FailedToStart", "conflict for nodeSelector"), *pending("")]))
-    assert failed.reason == "NotAdmissible" and "conflict for nodeSelector" in failed.message and "delete the Job" in failed.message
+    failed = told(
+        job(),
+        workload([condition("Finished", "True", "FailedToStart", "conflict for nodeSelector"), *pending("")]),
+    )
+    assert (
+        failed.reason == "NotAdmissible"
+        and "conflict for nodeSelector" in failed.message
+        and "delete the Job" in failed.message
+    )
 
 
 def test_quota_alone_does_not_admit() -> None:
     reserved = condition("QuotaReserved", "True", "QuotaReserved", "Quota reserved in ClusterQueue all")
-    checks = [{"name": "nodes", "state": "Pending", "message": "provisioning"}, {"name": "budget", "state": "Ready"}]
+    checks = [
+        {"name": "nodes", "state": "Pending", "message": "provisioning"},
+        {"name": "budget", "state": "Ready"},
+    ]
     problem = told(job(), workload([reserved], admissionChecks=checks))
-    assert problem.reason == "Queued" and "nodes is Pending provisioning" in problem.message and "budget" not in problem.message
+    assert (
+        problem.reason == "Queued"
+        and "nodes is Pending provisioning" in problem.message
+        and "budget" not in problem.message
+    )
 
 
 # --- passes
@@ -109,7 +153,11 @@ class Held(Cluster):
 
     def waiting(self) -> Object:
         """The prepare Job."""
-        (found,) = (o for o in self.all(JOB).values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_PREPARE)
+        (found,) = (
+            o
+            for o in self.all(JOB).values()
+            if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_PREPARE
+        )
         return found
 
     def says(self, conditions: list[Object]) -> None:
@@ -117,7 +165,11 @@ class Held(Cluster):
         uid = self.waiting()["metadata"]["uid"]
         name = f"job-{uid}"
         if self.find(self.served, name) is None:
-            metadata = {"name": name, "labels": {LABEL_JOB_UID: uid}, "ownerReferences": [{"uid": uid, "controller": True}]}
+            metadata = {
+                "name": name,
+                "labels": {LABEL_JOB_UID: uid},
+                "ownerReferences": [{"uid": uid, "controller": True}],
+            }
             self.put(self.served, {"metadata": metadata, "spec": {"queueName": "optimizers"}})
         self.change(self.served, name, lambda o: o.update(status={"conditions": conditions}))
 
@@ -155,7 +207,9 @@ def test_the_latest_words_of_kueue_stand_in_status_and_one_event_is_posted(serve
         assert [e.reason for e in operator.events].count("Queued") == 1
         before = len(cluster.requests)
         await operator.settle()
-        assert not [r for r in cluster.requests[before:] if not r.startswith("list")], "nothing new is nothing to write"
+        assert not [r for r in cluster.requests[before:] if not r.startswith("list")], (
+            "nothing new is nothing to write"
+        )
 
     run(main())
 
@@ -171,7 +225,11 @@ def test_a_queue_that_is_missing_is_told_and_taken_back_when_it_is_made() -> Non
         cluster.says(pending(FULL))
         await operator.settle()
         assert cluster.told()[0] == "Queued" and FULL in cluster.told()[1]
-        assert [e.reason for e in operator.events if e.reason in ("Queued", "NotAdmissible")] == ["Queued", "NotAdmissible", "Queued"]
+        assert [e.reason for e in operator.events if e.reason in ("Queued", "NotAdmissible")] == [
+            "Queued",
+            "NotAdmissible",
+            "Queued",
+        ]
 
     run(main())
 
@@ -181,11 +239,17 @@ def test_kueue_is_asked_again_soon_until_it_has_spoken_or_should_have() -> None:
         cluster = Held()
         operator = await queued(cluster, queuePriorityClass="urgent")
         assert await operator.settle() == SOON_SECONDS
-        assert cluster.told()[0] == "Queued" and "no Workload" not in cluster.told()[1], "it has hardly had the time"
+        assert cluster.told()[0] == "Queued" and "no Workload" not in cluster.told()[1], (
+            "it has hardly had the time"
+        )
         cluster.now += timedelta(seconds=PATIENCE_SECONDS + 1)
         assert await operator.settle() == CHECK_SECONDS
         reason, message = cluster.told()
-        assert reason == "Queued" and "has made no Workload" in message and "WorkloadPriorityClass urgent" in message
+        assert (
+            reason == "Queued"
+            and "has made no Workload" in message
+            and "WorkloadPriorityClass urgent" in message
+        )
 
     run(main())
 
@@ -217,7 +281,9 @@ def test_without_the_right_to_read_workloads_the_queue_is_told_all_the_same() ->
     ],
 )
 def test_what_is_corrected_in_spec_reaches_a_job_that_waits(correction: dict[str, Any]) -> None:
-    """Its queue may not exist, or its resources be more than any quota: as it is it would wait for ever."""
+    """Its queue may not exist, or its resources be more than any quota: as it is it would wait for
+    ever.
+    """
 
     async def main() -> None:
         cluster = Held()
@@ -259,7 +325,9 @@ def other_labels(o: Object) -> None:
     o["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "9"}}
 
 
-@pytest.mark.parametrize("changes", [[admitted], [admitted, preempted], [admitted, preempted, admitted], [other_labels]])
+@pytest.mark.parametrize(
+    "changes", [[admitted], [admitted, preempted], [admitted, preempted, admitted], [other_labels]]
+)
 def test_what_others_change_in_the_job_is_not_fought_over(changes: list[Callable[[Object], None]]) -> None:
     async def main() -> None:
         cluster = Held()
@@ -291,7 +359,9 @@ def test_a_job_that_runs_is_left_alone_and_one_that_somebody_else_suspended() ->
         await other.settle()
         plain.end_jobs()
         await other.settle()
-        held = plain.change(JOB, plain.waiting()["metadata"]["name"], lambda o: o["spec"].update(suspend=True))
+        held = plain.change(
+            JOB, plain.waiting()["metadata"]["name"], lambda o: o["spec"].update(suspend=True)
+        )
         plain.user(b.spec(1, optimization={"timeout": "2h"}))
         await other.settle()
         assert plain.waiting() == held, "who suspended it has a reason"
@@ -301,14 +371,25 @@ def test_a_job_that_runs_is_left_alone_and_one_that_somebody_else_suspended() ->
 
 def failed(o: Object) -> None:
     """The Job controller on a pod that it told to end, and that was killed."""
-    told_why = {"reason": "PodFailurePolicy", "message": "Container job for pod x failed with exit code 137 matching FailJob rule at index 2"}
-    o["status"] = {"conditions": [{"type": "Suspended", "status": "True"}, {"type": "Failed", "status": "True"} | told_why]}
+    told_why = {
+        "reason": "PodFailurePolicy",
+        "message": "Container job for pod x failed with exit code 137 matching FailJob rule at index 2",
+    }
+    o["status"] = {
+        "conditions": [
+            {"type": "Suspended", "status": "True"},
+            {"type": "Failed", "status": "True"} | told_why,
+        ]
+    }
 
 
 def ended_pod(cluster: Held, state: Object) -> None:
     job = cluster.waiting()
     status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": state}}]}
-    cluster.put(POD, {"metadata": {"name": "p", **of_job(job)}, "spec": job["spec"]["template"]["spec"], "status": status})
+    cluster.put(
+        POD,
+        {"metadata": {"name": "p", **of_job(job)}, "spec": job["spec"]["template"]["spec"], "status": status},
+    )
 
 
 @pytest.mark.parametrize("pod", [None, {"exitCode": 137, "reason": "Error"}])
@@ -328,8 +409,15 @@ def test_a_preempted_pod_that_had_to_be_killed_is_no_failed_try_however_often(po
                 cluster.change(JOB, name, change)
             await operator.settle()
             assert cluster.find(POD, "p") is None, "it goes with its Job"
-            assert cluster.waiting()["metadata"]["name"] == name and cluster.waiting()["metadata"]["uid"] not in uids
-            assert cluster.told()[0] == "Queued" and cluster.status.rollout and cluster.status.rollout.attempt == 0
+            assert (
+                cluster.waiting()["metadata"]["name"] == name
+                and cluster.waiting()["metadata"]["uid"] not in uids
+            )
+            assert (
+                cluster.told()[0] == "Queued"
+                and cluster.status.rollout
+                and cluster.status.rollout.attempt == 0
+            )
 
     run(main())
 

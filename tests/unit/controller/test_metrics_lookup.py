@@ -1,4 +1,6 @@
-"""The operator's look at a canary step: who is asked what, for how long, and what becomes of trouble."""
+"""The operator's look at a canary step: who is asked what, for how long, and what becomes of
+trouble.
+"""
 
 from __future__ import annotations
 
@@ -68,15 +70,22 @@ class Prometheus(PrometheusReader):
         found = []
         for revision, (total, bad) in self.requests.items():
             service = {"service": f"ml-{revision}-http-8000@kubernetesgateway", "instance": "g"}
-            found += [Series({**service, "code": c, "reading": "count"}, n, 0) for c, n in (("200", total - bad), ("500", bad))]
+            found += [
+                Series({**service, "code": c, "reading": "count"}, n, 0)
+                for c, n in (("200", total - bad), ("500", bad))
+            ]
             found.append(Series({**service, "reading": "scraped"}, self.scraped, 0))
         return Answer(tuple(found))
 
     def _feedback(self) -> list[Series]:
-        found = [Series({"version": v, "instance": "f", "reading": "scraped"}, self.scraped, 0) for v in ("1", "2")]
+        found = [
+            Series({"version": v, "instance": "f", "reading": "scraped"}, self.scraped, 0) for v in ("1", "2")
+        ]
         for (version, part), (total, bad) in self.labels.items():
             labels = {"version": str(version), "slice": part, "instance": "f", "reading": "count"}
-            found += [Series({**labels, "result": r}, n, 0) for r, n in (("right", total - bad), ("wrong", bad))]
+            found += [
+                Series({**labels, "result": r}, n, 0) for r, n in (("right", total - bad), ("wrong", bad))
+            ]
         return found
 
 
@@ -92,7 +101,9 @@ class Bench:
         } | config
         self.now = b.START
         self.providers: dict[str, Prometheus] = {}
-        self.assessor = PrometheusAssessor(OperatorConfig.model_validate(fields), lambda: self.now, self._connect)
+        self.assessor = PrometheusAssessor(
+            OperatorConfig.model_validate(fields), lambda: self.now, self._connect
+        )
         for name in ("main", "edge"):
             self.providers[name] = Prometheus(PrometheusProvider(name=name, url=f"http://{name}"))
 
@@ -109,9 +120,13 @@ class Bench:
         return found
 
 
-def canary(analysis: dict[str, Any] | None = None, *, metrics: tuple[MetricStatus, ...] = (), **facts: Any) -> Snapshot:
+def canary(
+    analysis: dict[str, Any] | None = None, *, metrics: tuple[MetricStatus, ...] = (), **facts: Any
+) -> Snapshot:
     step = facts.pop("at_step", b.step(0, 5, metrics=list(metrics)))
-    return b.in_canary(wanted=b.spec(2, steps=b.STEPS, rollout={"analysis": analysis or {}}), at_step=step, **facts)
+    return b.in_canary(
+        wanted=b.spec(2, steps=b.STEPS, rollout={"analysis": analysis or {}}), at_step=step, **facts
+    )
 
 
 def ruled(**spec: Any) -> dict[str, Any]:
@@ -128,11 +143,18 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     bench = Bench()
     bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (500, 400)}, 1.0
     first = await bench.look(canary())
-    assert (first.verdict, first.reason) == ("Inconclusive", "NoData"), "what came before this weight is no verdict on it"
+    assert (first.verdict, first.reason) == ("Inconclusive", "NoData"), (
+        "what came before this weight is no verdict on it"
+    )
     bench.main.requests, bench.main.scraped = {V1: (20_000, 20), V2: (1000, 400)}, 2.0
     second = await bench.look(canary(metrics=first.metrics))
     counted = second.metrics[0].canary
-    assert counted and (counted.total, counted.bad, counted.last, counted.scraped) == (500, 0, {"g/http": [1000, 400, 2]}, 2)
+    assert counted and (counted.total, counted.bad, counted.last, counted.scraped) == (
+        500,
+        0,
+        {"g/http": [1000, 400, 2]},
+        2,
+    )
     bench.main.requests, bench.main.scraped = {V1: (30_000, 30), V2: (1500, 700)}, 3.0
     assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
 
@@ -142,7 +164,10 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
     first = await bench.look(canary())
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 1.0
     found = await bench.look(canary(metrics=first.metrics))
-    assert (found.verdict, found.reason) == ("Error", "EvidenceImplausible") and "97 of 110 requests" in found.message
+    assert (found.verdict, found.reason) == (
+        "Error",
+        "EvidenceImplausible",
+    ) and "97 of 110 requests" in found.message
     bench.main.requests, bench.main.scraped = {V1: (950, 1), V2: (50, 0)}, 2.0
     after = (await bench.look(canary(metrics=found.metrics))).metrics[0].canary
     assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
@@ -155,25 +180,37 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
 async def test_status_says_how_many_samples_are_missing_and_how_long_they_take() -> None:
     bench = Bench()
     first = await bench.look(canary())
-    bench.main.requests, bench.main.scraped, bench.now = {V1: (400, 0), V2: (20, 0)}, 1.0, b.at(15)  # twenty in twenty seconds
+    # twenty in twenty seconds
+    bench.main.requests, bench.main.scraped, bench.now = {V1: (400, 0), V2: (20, 0)}, 1.0, b.at(15)
     [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
-    assert (errors.reason, errors.needed, errors.needed_seconds, errors.next_weight) == ("TooFewSamples", 30, 30, None)
+    assert (errors.reason, errors.needed, errors.needed_seconds, errors.next_weight) == (
+        "TooFewSamples",
+        30,
+        30,
+        None,
+    )
     bench.main.requests, bench.main.scraped = {V1: (95000, 0), V2: (5000, 0)}, 2.0
     [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
-    assert (errors.verdict, errors.next_weight) == ("Successful", 25), "for no more than the weight that follows"
+    assert (errors.verdict, errors.next_weight) == ("Successful", 25), (
+        "for no more than the weight that follows"
+    )
 
 
 async def test_what_is_asked_names_the_revisions_and_the_weight_of_this_step() -> None:
     bench = Bench()
     query = "x{r='{{revision}}',v='{{version}}',s='{{stable}}',w='{{weight}}'}[{{window}}]"
     memory = {"name": "memory", "query": query, "max": 5}
-    await bench.look(canary({"templates": ["web"]}, **ruled(analysisTemplates=[{"name": "web", "metrics": [memory]}])))
+    await bench.look(
+        canary({"templates": ["web"]}, **ruled(analysisTemplates=[{"name": "web", "metrics": [memory]}]))
+    )
     assert bench.main.asked == [f"x{{r='{V2}',v='2',s='{V1}',w='5'}}[10s]"]
 
 
 async def test_own_queries_are_asked_apart_where_they_are_allowed_and_are_an_error_where_not() -> None:
     """Also of a rollout that began before a policy forbade them: it holds, and says why."""
-    analysis = {"metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "memory", "query": "max(x)", "max": 5}]}
+    analysis = {
+        "metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "memory", "query": "max(x)", "max": 5}]
+    }
     bench = Bench()
     found = await bench.look(canary(analysis))
     assert (found.verdict, found.reason) == ("Error", "QueryNotAllowed") and "use a template" in found.message
@@ -189,13 +226,23 @@ async def test_own_queries_are_asked_apart_where_they_are_allowed_and_are_an_err
 
 async def test_the_spec_does_not_choose_who_answers_what_a_policy_demands() -> None:
     gates = {"metrics": [{"name": "accuracy", "maxDrop": 0.01}, {"name": "gpu", "query": "gpu", "max": 1}]}
-    analysis = {"prometheus": "edge", "metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "accuracy", "maxDrop": 0.005}]}
+    analysis = {
+        "prometheus": "edge",
+        "metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "accuracy", "maxDrop": 0.005}],
+    }
     bench = Bench()
     await bench.look(canary(analysis, **ruled(gates=gates)))
-    assert sorted(q == "gpu" for q in bench.main.asked) == [False, True] and not any("traefik" in q for q in bench.main.asked)
+    assert sorted(q == "gpu" for q in bench.main.asked) == [False, True] and not any(
+        "traefik" in q for q in bench.main.asked
+    )
     assert [("traefik" in q) for q in bench.providers["edge"].asked] == [True]
     named = Bench()
-    await named.look(canary(analysis | {"prometheus": "main"}, **ruled(gates=gates, defaults={"analysis": {"prometheus": "edge"}})))
+    await named.look(
+        canary(
+            analysis | {"prometheus": "main"},
+            **ruled(gates=gates, defaults={"analysis": {"prometheus": "edge"}}),
+        )
+    )
     assert len(named.providers["edge"].asked) == 2 and len(named.main.asked) == 1
 
 
@@ -216,7 +263,9 @@ GATEWAY = {"provider": "edge", "selector": 'job="traefik"', "namespaces": ["gate
 async def test_who_else_may_count_is_told_of_the_sources_that_judge(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(gatewayMetrics=GATEWAY)
     assert (await bench.look(canary())).doubt is None, "nobody has looked yet"
-    tenant = ScrapeTarget("traefik", {"job": "traefik", "namespace": "tenant"}, {"__meta_kubernetes_namespace": "tenant"})
+    tenant = ScrapeTarget(
+        "traefik", {"job": "traefik", "namespace": "tenant"}, {"__meta_kubernetes_namespace": "tenant"}
+    )
     bench.providers["edge"].scraped_now = Scrape((tenant,), frozenset())
     await bench.assessor.verify()
     told = (await bench.look(canary())).doubt
@@ -227,7 +276,9 @@ async def test_who_else_may_count_is_told_of_the_sources_that_judge(caplog: pyte
     of_a_query = await bench.look(canary({"metrics": [{"name": "memory", "query": "x", "max": 5}]}))
     assert of_a_query.doubt is None
 
-    own = ScrapeTarget("traefik", {"job": "traefik", "namespace": "gateways"}, {"__meta_kubernetes_namespace": "gateways"})
+    own = ScrapeTarget(
+        "traefik", {"job": "traefik", "namespace": "gateways"}, {"__meta_kubernetes_namespace": "gateways"}
+    )
     bench.providers["edge"].scraped_now = Scrape((own,), frozenset())
     await bench.assessor.verify()
     assert (await bench.look(canary())).doubt is None and set(bench.assessor.doubts) == {"feedback"}
@@ -247,9 +298,14 @@ async def test_an_outage_keeps_the_counts_and_is_timed() -> None:
     assert (down.metrics[0].canary, down.metrics[0].since) == (first.metrics[0].canary, stamp(b.at(60)))
 
 
-async def test_a_prometheus_that_hangs_is_given_up_and_the_other_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prometheus_that_hangs_is_given_up_and_the_other_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(assess, "MORE_SECONDS", 0.0)
-    hanging = [{"name": "main", "url": "http://main", "timeoutSeconds": 0.05}, {"name": "edge", "url": "http://edge"}]
+    hanging = [
+        {"name": "main", "url": "http://main", "timeoutSeconds": 0.05},
+        {"name": "edge", "url": "http://edge"},
+    ]
     bench = Bench(prometheus=hanging, gatewayMetrics={"provider": "edge"})
     bench.main.hangs = True
     sliced = {"name": "accuracy", "maxDrop": 0.1, "slices": [{"name": "night"}]}
@@ -268,7 +324,11 @@ async def test_counting_begins_after_the_initial_delay() -> None:
     assert (await bench.look(shifting)).reason == "InitialDelay"
     bench.now = b.at(24.9)  # the step is observed since five seconds before START
     early = await bench.look(canary(analysis))
-    assert (early.verdict, early.reason, early.metrics) == ("Inconclusive", "InitialDelay", ()) and "30s" in early.message
+    assert (early.verdict, early.reason, early.metrics) == (
+        "Inconclusive",
+        "InitialDelay",
+        (),
+    ) and "30s" in early.message
     assert not bench.main.asked, "what is not counted is not asked either"
     bench.now = b.at(25.1)
     begun = await bench.look(canary(analysis))
@@ -277,11 +337,17 @@ async def test_counting_begins_after_the_initial_delay() -> None:
 
 @pytest.mark.parametrize("stage", ["Canary", "Bake"])
 async def test_what_a_prometheus_that_lost_its_data_sees_first_is_no_traffic_of_the_step(stage: str) -> None:
-    """It has scraped nobody at the first look; the counters that it knows at the second hold weeks of stable, and an outage."""
+    """It has scraped nobody at the first look; the counters that it knows at the second hold weeks
+    of stable, and an outage.
+    """
     bench = Bench()
 
     def state(metrics: Sequence[MetricStatus]) -> Snapshot:
-        step = b.step(0, 5, metrics=list(metrics)) if stage == "Canary" else b.step(3, 100, metrics=list(metrics))
+        step = (
+            b.step(0, 5, metrics=list(metrics))
+            if stage == "Canary"
+            else b.step(3, 100, metrics=list(metrics))
+        )
         return b.second(stage, wanted=canary().spec, changes={"step": step})
 
     known, bench.main.requests = {V1: (1_000_000, 900_000), V2: (5000, 60)}, {}
@@ -297,7 +363,9 @@ async def test_what_a_prometheus_that_lost_its_data_sees_first_is_no_traffic_of_
 
 
 async def test_a_pause_shifts_no_weight_and_has_no_delay() -> None:
-    paused = canary({"initialDelay": "30s"}, at_step=b.step(1, 5, "Paused", observed_since=None), reason="PauseStep")
+    paused = canary(
+        {"initialDelay": "30s"}, at_step=b.step(1, 5, "Paused", observed_since=None), reason="PauseStep"
+    )
     assert (await Bench().look(paused)).reason == "NoData"
 
 
@@ -306,7 +374,12 @@ async def test_slices_are_asked_for_in_one_query_and_each_is_compared() -> None:
     analysis = {"metrics": [{"name": "accuracy", "maxDrop": 0.02, "slices": [{"name": "night"}]}]}
     first = await bench.look(canary(analysis))
     bench.main.scraped = 1.0
-    bench.main.labels = {(1, "day"): (9000, 900), (2, "day"): (900, 20), (1, "night"): (900, 45), (2, "night"): (100, 60)}
+    bench.main.labels = {
+        (1, "day"): (9000, 900),
+        (2, "day"): (900, 20),
+        (1, "night"): (900, 45),
+        (2, "night"): (100, 60),
+    }
     second = await bench.look(canary(analysis, metrics=first.metrics))
     assert len(bench.main.asked) == 2 and "slice" in bench.main.asked[-1]
     assert names(second) == ["accuracy", "accuracy/night"]
@@ -317,12 +390,18 @@ async def test_slices_are_asked_for_in_one_query_and_each_is_compared() -> None:
 
 async def test_metrics_of_templates_and_policies_are_measured_too() -> None:
     memory = Metric(name="memory", query="memory", max=5)
-    s = canary({"templates": ["web"]}, templates={"web": (memory,)}, mandatory=(Metric(name="errors", max_increase=0.001),))
+    s = canary(
+        {"templates": ["web"]},
+        templates={"web": (memory,)},
+        mandatory=(Metric(name="errors", max_increase=0.001),),
+    )
     assert names(await Bench().look(s)) == ["memory", "errors"]
 
 
 async def test_an_unknown_template_holds_the_step_and_loses_no_counts() -> None:
-    kept = MetricStatus(name="errors", verdict="Inconclusive", reason="TooFewSamples", canary=Counter(total=7))
+    kept = MetricStatus(
+        name="errors", verdict="Inconclusive", reason="TooFewSamples", canary=Counter(total=7)
+    )
     found = await Bench().look(canary({"templates": ["oops"]}, metrics=(kept,)))
     assert (found.verdict, found.reason, found.metrics) == ("Error", "UnknownTemplate", (kept,))
 
@@ -340,7 +419,9 @@ async def test_the_evidence_of_earlier_steps_goes_into_this_one(monkeypatch: pyt
         index=0, weight=5, verdict="Successful", reason="x", seconds=1,
         metrics=[MetricStatus(name="errors", verdict="Successful", reason="x", log_evidence=-0.7)],
     )  # fmt: skip
-    s = b.second("Canary", wanted=b.spec(2, steps=b.STEPS), changes={"step": b.step(1, 25), "history": [past]})
+    s = b.second(
+        "Canary", wanted=b.spec(2, steps=b.STEPS), changes={"step": b.step(1, 25), "history": [past]}
+    )
     await Bench().look(s)
     assert given == [[-0.7]]
 
@@ -359,12 +440,27 @@ async def test_the_readers_are_made_once_and_closed() -> None:
     assert bench.main.closed and not bench.providers["edge"].closed
 
 
-@pytest.mark.parametrize(("written_in", "told"), [(None, "Unprotected"), ([], None), (["elsewhere"], "Unprotected"), ([b.NAMESPACE], None)])
-async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(written_in: list[str] | None, told: str | None) -> None:
+@pytest.mark.parametrize(
+    ("written_in", "told"),
+    [(None, "Unprotected"), ([], None), (["elsewhere"], "Unprotected"), ([b.NAMESPACE], None)],
+)
+async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(
+    written_in: list[str] | None, told: str | None
+) -> None:
     somebody = {"namespaces": ["x"]}
-    policies = {"mode": "Write", "proxies": somebody, "prometheus": somebody, "stores": [somebody], "namespaces": written_in}
+    policies = {
+        "mode": "Write",
+        "proxies": somebody,
+        "prometheus": somebody,
+        "stores": [somebody],
+        "namespaces": written_in,
+    }
     bench = Bench(**({} if written_in is None else {"networkPolicies": policies}))
     shadow = {"phase": "Observing", "mirror": "RequestMirror", "since": b.ago(10)}
-    s = b.second("Shadow", wanted=b.spec(2, rollout={"shadow": {"minAgreement": 0.99}}), changes={"shadow": ShadowStatus.model_validate(shadow)})
+    s = b.second(
+        "Shadow",
+        wanted=b.spec(2, rollout={"shadow": {"minAgreement": 0.99}}),
+        changes={"shadow": ShadowStatus.model_validate(shadow)},
+    )
     found = await bench.look(s)
     assert (found.doubt.reason if found.doubt else None) == told

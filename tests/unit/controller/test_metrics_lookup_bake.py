@@ -1,4 +1,6 @@
-"""In Bake the counts of stable stand still: what they were in the last judged step is what the revision is compared with."""
+"""In Bake the counts of stable stand still: what they were in the last judged step is what the
+revision is compared with.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ V2 = b.revision_name(2)
 
 
 def baking(*metrics: MetricStatus) -> Snapshot:
-    wanted = b.spec(2, gateway=False, rollout={"bake": "30m", "analysis": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}})
+    wanted = b.spec(
+        2,
+        gateway=False,
+        rollout={"bake": "30m", "analysis": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}},
+    )
     return b.second("Bake", wanted=wanted, changes={"step": b.step(3, 100, metrics=list(metrics))})
 
 
@@ -38,27 +44,48 @@ def counted(bad: float, total: float) -> dict[str, Any]:
         asked["queries"] += queries
         pod = {"revision": V2, "instance": "10.0.0.1:8002"}
         readings = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
-        return [Answer(tuple(Series({**pod, "reading": reading}, value, 1_800_000_000.0) for reading, value in readings)) for _ in queries]
+        return [
+            Answer(
+                tuple(
+                    Series({**pod, "reading": reading}, value, 1_800_000_000.0) for reading, value in readings
+                )
+            )
+            for _ in queries
+        ]
 
     asked["ask"] = ask
     return asked
 
 
 @pytest.mark.parametrize(("bad", "verdict"), [(400, "Failed"), (10, "Successful")])
-def test_it_is_compared_with_what_stable_did_before(bad: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_compared_with_what_stable_did_before(
+    bad: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen = Counter(total=20_000, bad=100)
-    seen = Counter(total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0)
-    s = baking(MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen, stable=frozen))
+    seen = Counter(
+        total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0
+    )
+    s = baking(
+        MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen, stable=frozen)
+    )
     fake = counted(bad, 4000)
     monkeypatch.setattr(PrometheusReader, "ask", fake["ask"])
     found = asyncio.run(PrometheusAssessor(CONFIG, lambda: b.START).assess(s))
     assert found is not None and found.verdict == verdict
-    assert found.metrics[0].stable == frozen and found.metrics[0].canary and found.metrics[0].canary.total == 4000
-    assert all(b.revision_name(1) not in query for query in fake["queries"]), "the former stable has no traffic to count"
+    assert (
+        found.metrics[0].stable == frozen
+        and found.metrics[0].canary
+        and found.metrics[0].canary.total == 4000
+    )
+    assert all(b.revision_name(1) not in query for query in fake["queries"]), (
+        "the former stable has no traffic to count"
+    )
 
 
 def test_without_a_reference_there_is_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Counter(total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0)
+    seen = Counter(
+        total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0
+    )
     s = baking(MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen))
     monkeypatch.setattr(PrometheusReader, "ask", counted(400, 4000)["ask"])
     found = asyncio.run(PrometheusAssessor(CONFIG, lambda: b.START).assess(s))

@@ -38,39 +38,97 @@ CONFIG = OperatorConfig(
 ROUTES = frozenset({"HTTPRoute", "GRPCRoute"})
 
 
-def obj(resource: Resource, name: str, *, owner: str | None = "md", labels: dict[str, str] | None = None, **body: Any) -> tuple[Resource, Object]:
-    metadata: Object = {"name": name, "namespace": KEY[0], "uid": f"uid-{resource.kind}-{name}", "resourceVersion": "1", "generation": 1}
+def obj(
+    resource: Resource,
+    name: str,
+    *,
+    owner: str | None = "md",
+    labels: dict[str, str] | None = None,
+    **body: Any,
+) -> tuple[Resource, Object]:
+    metadata: Object = {
+        "name": name,
+        "namespace": KEY[0],
+        "uid": f"uid-{resource.kind}-{name}",
+        "resourceVersion": "1",
+        "generation": 1,
+    }
     metadata["labels"] = {names.LABEL_NAME: KEY[1]} | (labels or {})
     if owner:
         metadata["ownerReferences"] = [{"uid": owner, "controller": True, "kind": "x", "name": "x"}]
-    return resource, {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata | body.pop("metadata", {}), **body}
+    return resource, {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": metadata | body.pop("metadata", {}),
+        **body,
+    }
 
 
 def deployment(spec: Any = None, **body: Any) -> tuple[Resource, Object]:
     wire = (spec or b.spec(2)).wire() if not isinstance(spec, dict) else spec
-    return obj(MODEL_DEPLOYMENT, KEY[1], owner=None, spec=wire, metadata={"uid": "md"} | body.pop("metadata", {}), **body)
+    return obj(
+        MODEL_DEPLOYMENT,
+        KEY[1],
+        owner=None,
+        spec=wire,
+        metadata={"uid": "md"} | body.pop("metadata", {}),
+        **body,
+    )
 
 
-def revision(version: int, *, owner: str | None = "md", annotations: dict[str, str] | None = None, **body: Any) -> tuple[Resource, Object]:
-    spec = {"number": version, "sha256": b.sha(version), "input": b.spec(version).user_input(), "template": {}, "builder": "1", "deployment": KEY[1]}
-    return obj(MODEL_REVISION, b.revision_name(version), owner=owner, spec=spec, metadata={"annotations": annotations or {}}, **body)
+def revision(
+    version: int, *, owner: str | None = "md", annotations: dict[str, str] | None = None, **body: Any
+) -> tuple[Resource, Object]:
+    spec = {
+        "number": version,
+        "sha256": b.sha(version),
+        "input": b.spec(version).user_input(),
+        "template": {},
+        "builder": "1",
+        "deployment": KEY[1],
+    }
+    return obj(
+        MODEL_REVISION,
+        b.revision_name(version),
+        owner=owner,
+        spec=spec,
+        metadata={"annotations": annotations or {}},
+        **body,
+    )
 
 
 def server(version: int, fetch: str = "", **status: Any) -> tuple[Resource, Object]:
     name = b.revision_name(version)
     init = [{"name": "fetch", "env": [{"name": TASK_ENV, "value": fetch}]}]
     template = {"spec": {"initContainers": init, "containers": []}}
-    return obj(DEPLOYMENT, name, owner=f"uid-ModelRevision-{name}", spec={"replicas": 2, "template": template}, status=status)
+    return obj(
+        DEPLOYMENT,
+        name,
+        owner=f"uid-ModelRevision-{name}",
+        spec={"replicas": 2, "template": template},
+        status=status,
+    )
 
 
-def seen(*objects: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES, known: Known | None = None) -> Seen:
+def seen(
+    *objects: tuple[Resource, Object],
+    config: OperatorConfig = CONFIG,
+    kinds: frozenset[str] = ROUTES,
+    known: Known | None = None,
+) -> Seen:
     """Without ``known`` it holds every host name that it asks for."""
     store = cache.Store()
     for resource, o in objects:
         store.observe(resource, {"type": "ADDED", "object": copy.deepcopy(o)})
     mine = store.get(MODEL_DEPLOYMENT, *KEY)
     held = [Claim(host, holder_of(mine)) for host in asked_as_stored(mine.get("spec"))] if mine else []
-    found = observe(store, KEY, config, kinds, known or Known(Claims(held), ForeignRoutes(), lambda: (), only_by_policy=False))
+    found = observe(
+        store,
+        KEY,
+        config,
+        kinds,
+        known or Known(Claims(held), ForeignRoutes(), lambda: (), only_by_policy=False),
+    )
     assert found is not None
     return found
 
@@ -81,7 +139,11 @@ def seen(*objects: tuple[Resource, Object], config: OperatorConfig = CONFIG, kin
 def test_a_spec_that_cannot_be_read_is_told_by_field() -> None:
     wire = b.spec(1).wire() | {"surprise": 1, "rollout": {"canary": {"steps": [{"weight": "many"}]}}}
     s = seen(deployment(wire)).snapshot
-    assert s.spec is None and "spec.surprise" in (s.spec_error or "") and "spec.rollout.canary.steps.0.weight" in (s.spec_error or "")
+    assert (
+        s.spec is None
+        and "spec.surprise" in (s.spec_error or "")
+        and "spec.rollout.canary.steps.0.weight" in (s.spec_error or "")
+    )
 
 
 @pytest.mark.parametrize("body", [{}, {"spec": None}])
@@ -94,7 +156,15 @@ def test_no_spec_at_all(body: Object) -> None:
 def test_status_as_far_as_it_can_be_read() -> None:
     stable = {"revision": V1, "number": 1, "since": "2026-11-22T12:00:00Z"}
     s = seen(
-        deployment(status={"stable": stable, "lastNumber": 7, "rollout": {"stage": "Dreaming"}, "phase": "Confused", "handledVerbs": [1]})
+        deployment(
+            status={
+                "stable": stable,
+                "lastNumber": 7,
+                "rollout": {"stage": "Dreaming"},
+                "phase": "Confused",
+                "handledVerbs": [1],
+            }
+        )
     ).snapshot
     assert s.status.stable and s.status.stable.revision == V1 and s.status.last_number == 7
     assert s.status.rollout is None and s.status.phase == "Pending"
@@ -130,9 +200,22 @@ def test_what_is_being_deleted_is_gone() -> None:
 
 def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
     store = cache.Store()
-    assert observe(store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)) is None
-    store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": deployment(metadata={"deletionTimestamp": "2026-11-22T12:00:00Z"})[1]})
-    assert observe(store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)) is None
+    assert (
+        observe(
+            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)
+        )
+        is None
+    )
+    store.observe(
+        MODEL_DEPLOYMENT,
+        {"type": "ADDED", "object": deployment(metadata={"deletionTimestamp": "2026-11-22T12:00:00Z"})[1]},
+    )
+    assert (
+        observe(
+            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)
+        )
+        is None
+    )
 
 
 # --- revisions
@@ -140,8 +223,15 @@ def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
 
 def test_the_mirror_is_believed_only_where_status_is_empty() -> None:
     mirrored = {names.ANNOTATION_OUTCOME: "RolledBack", names.ANNOTATION_REASON: "AccuracyLow"}
-    s = seen(deployment(), revision(1, annotations=mirrored), revision(2, annotations=mirrored, status={"outcome": "Stable"})).snapshot
-    assert [(r.status.outcome, r.status.reason) for r in s.revisions] == [("RolledBack", "AccuracyLow"), ("Stable", "-")]
+    s = seen(
+        deployment(),
+        revision(1, annotations=mirrored),
+        revision(2, annotations=mirrored, status={"outcome": "Stable"}),
+    ).snapshot
+    assert [(r.status.outcome, r.status.reason) for r in s.revisions] == [
+        ("RolledBack", "AccuracyLow"),
+        ("Stable", "-"),
+    ]
 
 
 def test_a_mirror_that_says_nonsense_is_no_outcome() -> None:
@@ -154,7 +244,9 @@ def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
     s = seen(deployment(), revision(1), server(1, fetch)).snapshot
     artifact = s.revisions[0].status.artifact
     assert artifact and (artifact.uri, artifact.digest) == ("s3://artifacts/ml/k", "sha256:aa")
-    assert seen(deployment(), revision(1), server(1, "not a task")).snapshot.revisions[0].status.artifact is None
+    assert (
+        seen(deployment(), revision(1), server(1, "not a task")).snapshot.revisions[0].status.artifact is None
+    )
 
 
 # --- servers
@@ -162,23 +254,40 @@ def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
 
 def test_ready_replicas_are_those_of_the_generation_that_was_asked_for() -> None:
     fresh = server(1, replicas=3, availableReplicas=3, observedGeneration=1)
-    assert seen(deployment(), revision(1), fresh).snapshot.servers == {V1: Server(3, 3, None, 2, hardened=None, updated=0)}
+    assert seen(deployment(), revision(1), fresh).snapshot.servers == {
+        V1: Server(3, 3, None, 2, hardened=None, updated=0)
+    }
     stale = server(1, replicas=3, availableReplicas=3, observedGeneration=0)
-    assert seen(deployment(), revision(1), stale).snapshot.servers == {V1: Server(3, 2, None, 2, hardened=None)}
-    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {V1: Server(0, 0, None, 2, hardened=None)}
+    assert seen(deployment(), revision(1), stale).snapshot.servers == {
+        V1: Server(3, 2, None, 2, hardened=None)
+    }
+    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {
+        V1: Server(0, 0, None, 2, hardened=None)
+    }
 
 
 def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
     waiting = {
-        "containerStatuses": [{"name": "triton", "image": "x", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
+        "containerStatuses": [
+            {
+                "name": "triton",
+                "image": "x",
+                "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+            }
+        ]
     }
     labels = {names.LABEL_REVISION: V2, names.LABEL_COMPONENT: "server", "pod-template-hash": "5d8"}
-    of_v2 = {"ownerReferences": [{"kind": "ReplicaSet", "name": f"{V2}-5d8", "uid": "rs", "controller": True}]}
+    of_v2 = {
+        "ownerReferences": [{"kind": "ReplicaSet", "name": f"{V2}-5d8", "uid": "rs", "controller": True}]
+    }
     both = (deployment(), revision(1), revision(2), server(1), server(2))
     s = seen(*both, obj(POD, "p", labels=labels, metadata=of_v2, status=waiting)).snapshot
     problem = s.server(V2).problem
     assert problem and problem.reason == "ImagePullFailed" and s.server(V1).problem is None
-    copied = [obj(POD, "p", owner=None, labels=labels, status=waiting), obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting)]
+    copied = [
+        obj(POD, "p", owner=None, labels=labels, status=waiting),
+        obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting),
+    ]
     assert seen(*both, *copied).snapshot.server(V2).problem is None, "labels make nobody a server"
 
 
@@ -194,7 +303,12 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     children = b.children(b.second("Resolve"))
     assert children.work
     name = children.work[1]
-    status = {"conditions": [{"type": c, "status": "True", "reason": f"{c}Reason", "message": "as the controller says"} for c in conditions]}
+    status = {
+        "conditions": [
+            {"type": c, "status": "True", "reason": f"{c}Reason", "message": "as the controller says"}
+            for c in conditions
+        ]
+    }
     found = [obj(JOB, name, spec={}, status=status)]
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
@@ -227,35 +341,70 @@ def test_a_job_that_runs() -> None:
     assert work((resource, made)) == Work("Running", podless=True, idle_since="2026-11-22T12:00:00Z")
     assert work((resource, made), job_pod(name, {"running": {}})) == Work("Running")
     starts = job_pod(name, {"waiting": {"reason": "ContainerCreating"}}, created="2026-11-22T12:03:00Z")
-    assert work((resource, made), starts) == Work("Running", idle_since="2026-11-22T12:03:00Z"), "it counts from this pod on"
+    assert work((resource, made), starts) == Work("Running", idle_since="2026-11-22T12:03:00Z"), (
+        "it counts from this pod on"
+    )
 
 
-def job_pod(name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any) -> tuple[Resource, Object]:
+def job_pod(
+    name: str, state: Object, created: str = "2026-11-22T12:01:00Z", phase: str = "Running", **status: Any
+) -> tuple[Resource, Object]:
     resource, made = obj(POD, f"{name}-{created}", owner=f"uid-Job-{name}", labels={names.LABEL_JOB: name})
     made["metadata"]["creationTimestamp"] = created
-    return resource, made | {"status": {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status}
+    return resource, made | {
+        "status": (
+            {"phase": phase, "containerStatuses": [{"name": "job", "image": "x", "state": state}]} | status
+        )
+    }
 
 
 def test_a_job_that_is_tried_again_says_why() -> None:
     (resource, made), *_ = job()
     name = made["metadata"]["name"]
-    lost = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for a more important pod"}]
-    first = job_pod(name, {"terminated": {"exitCode": 137, "finishedAt": "2026-11-22T12:05:00Z"}}, phase="Failed", conditions=lost)
+    lost = [
+        {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": "for a more important pod",
+        }
+    ]
+    first = job_pod(
+        name,
+        {"terminated": {"exitCode": 137, "finishedAt": "2026-11-22T12:05:00Z"}},
+        phase="Failed",
+        conditions=lost,
+    )
     between = work((resource, made), first)
-    assert between.state == "Running" and between.retried and between.retried.reason == "Preempted" and "more important" in between.retried.message
+    assert (
+        between.state == "Running"
+        and between.retried
+        and between.retried.reason == "Preempted"
+        and "more important" in between.retried.message
+    )
     assert between.idle_since == "2026-11-22T12:05:00Z"
     second = work((resource, made), first, job_pod(name, {"running": {}}, created="2026-11-22T12:06:00Z"))
     assert second.retried == between.retried and second.idle_since is None
-    away = {"terminated": {"exitCode": 1, "message": '{"reason": "StoreUnreachable", "message": "no answer"}'}}
+    away = {
+        "terminated": {"exitCode": 1, "message": '{"reason": "StoreUnreachable", "message": "no answer"}'}
+    }
     told = work((resource, made), job_pod(name, away, phase="Failed")).retried
     assert told and told.reason == "StoreUnreachable"
-    speechless = work((resource, made), job_pod(name, {"terminated": {"exitCode": 1}}, phase="Failed")).retried
+    speechless = work(
+        (resource, made), job_pod(name, {"terminated": {"exitCode": 1}}, phase="Failed")
+    ).retried
     assert speechless and speechless.reason == "JobFailed" and "code 1" in speechless.message
 
 
 def test_what_the_job_controller_would_try_in_vain_has_failed() -> None:
     (resource, made), *_ = job()
-    full = job_pod(made["metadata"]["name"], {}, phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')
+    full = job_pod(
+        made["metadata"]["name"],
+        {},
+        phase="Failed",
+        reason="Evicted",
+        message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+    )
     found = work((resource, made), full)
     assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
 
@@ -265,22 +414,34 @@ def test_a_pod_on_a_node_that_does_not_answer() -> None:
     kind, hangs = job_pod(made["metadata"]["name"], {"running": {}})
     hangs["metadata"]["deletionTimestamp"] = "2026-11-22T12:09:00Z"
     found = work((resource, made), (kind, hangs))
-    assert found.stuck and found.stuck[0] == "2026-11-22T12:09:00Z" and found.stuck[1].reason == "NodeLost" and not found.podless
+    assert (
+        found.stuck
+        and found.stuck[0] == "2026-11-22T12:09:00Z"
+        and found.stuck[1].reason == "NodeLost"
+        and not found.podless
+    )
 
 
 @pytest.mark.parametrize(("queue", "told"), [("optimizers", "LocalQueue optimizers"), (None, "suspended")])
 def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
     (resource, made), *_ = job()
     made["spec"]["suspend"] = True
-    made["metadata"]["labels"] = made["metadata"]["labels"] | ({"kueue.x-k8s.io/queue-name": queue} if queue else {})
+    made["metadata"]["labels"] = made["metadata"]["labels"] | (
+        {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    )
     found = work((resource, made))
     assert found.queued and found.queued.reason == "Queued" and told in found.queued.message
     assert found.idle_since is None and not found.podless, "no deadline runs"
     made["spec"]["suspend"] = False
     made["metadata"]["creationTimestamp"] = "2026-11-20T12:00:00Z"
     made["status"] = {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]}
-    assert work((resource, made)).queued, "admitted, but the Job controller has not seen it: days of waiting would pass for idleness"
-    made["status"] = {"startTime": "2026-11-22T12:00:00Z", "conditions": [{"type": "Suspended", "status": "False", "reason": "JobResumed"}]}
+    assert work((resource, made)).queued, (
+        "admitted, but the Job controller has not seen it: days of waiting would pass for idleness"
+    )
+    made["status"] = {
+        "startTime": "2026-11-22T12:00:00Z",
+        "conditions": [{"type": "Suspended", "status": "False", "reason": "JobResumed"}],
+    }
     assert work((resource, made)) == Work("Running", idle_since="2026-11-22T12:00:00Z", podless=True)
 
 
@@ -315,29 +476,56 @@ def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> No
     found = work(*job("Failed", code=20, message='{"artifact_digest": "sha256:00", "reused": true}'))
     assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
     not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
-    assert (not_told_yet.state, not_told_yet.result) == ("Running", None), "until the pod failure policy has ended the Job"
+    assert (not_told_yet.state, not_told_yet.result) == ("Running", None), (
+        "until the pod failure policy has ended the Job"
+    )
 
 
 def test_a_users_container_at_work_is_no_idleness_and_its_failure_no_other_try() -> None:
     (resource, made), *_ = job()
-    before = {"name": "before", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T13:00:00Z"}}}
+    before = {
+        "name": "before",
+        "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T13:00:00Z"}},
+    }
 
     def at(state: Object, **status: Any) -> Work:
         own = {"name": "container-step", "state": state}
-        return work((resource, made), job_pod(made["metadata"]["name"], {"waiting": {}}, initContainerStatuses=[before, own], **status))
+        return work(
+            (resource, made),
+            job_pod(made["metadata"]["name"], {"waiting": {}}, initContainerStatuses=[before, own], **status),
+        )
 
     assert at({"running": {}}, phase="Pending") == Work("Running")
-    assert at({"waiting": {"reason": "PodInitializing"}}, phase="Pending").idle_since == "2026-11-22T13:00:00Z"
+    assert (
+        at({"waiting": {"reason": "PodInitializing"}}, phase="Pending").idle_since == "2026-11-22T13:00:00Z"
+    )
     failed = at({"terminated": {"exitCode": 1, "message": "no GPU"}}, phase="Failed")
-    assert (failed.state, failed.exit_code, failed.result) == ("Failed", None, None) and failed.problem and failed.problem.reason == "ContainerFailed"
+    assert (
+        (failed.state, failed.exit_code, failed.result) == ("Failed", None, None)
+        and failed.problem
+        and failed.problem.reason == "ContainerFailed"
+    )
     oom = at({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, phase="Failed")
-    assert oom.state == "Failed" and oom.problem and "the step's container.resources.limits.memory" in oom.problem.message
-    lost = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}]
+    assert (
+        oom.state == "Failed"
+        and oom.problem
+        and "the step's container.resources.limits.memory" in oom.problem.message
+    )
+    lost = [
+        {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "drained",
+        }
+    ]
     drained = at({"terminated": {"exitCode": 137}}, phase="Failed", conditions=lost)
     assert drained.state == "Running" and drained.retried and drained.retried.reason == "Evicted"
 
 
-@pytest.mark.parametrize("message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"'])
+@pytest.mark.parametrize(
+    "message", ["", "Traceback (most recent call last)", '{"reason": 1}', "x" * 5000, '{"reason": "A"']
+)
 def test_a_message_that_is_no_result(message: str) -> None:
     assert work(*job("Complete", code=0, message=message)).result is None
 
@@ -347,7 +535,12 @@ def test_a_message_that_is_no_result(message: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "step", "nonce"),
-    [("2/4 7f3a", "2/4", "7f3a"), ("7f3a", None, "7f3a"), (" 2/4   7f3a ", "2/4", "7f3a"), ("2/4 by me 7f3a", "2/4", "7f3a")],
+    [
+        ("2/4 7f3a", "2/4", "7f3a"),
+        ("7f3a", None, "7f3a"),
+        (" 2/4   7f3a ", "2/4", "7f3a"),
+        ("2/4 by me 7f3a", "2/4", "7f3a"),
+    ],
 )
 def test_a_verb_is_an_annotation_with_step_and_nonce(value: str, step: str | None, nonce: str) -> None:
     s = seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": value})).snapshot
@@ -360,20 +553,35 @@ def test_an_empty_verb_is_none() -> None:
 
 def test_the_model_deployment_takes_what_needs_no_revision() -> None:
     said = {f"modelrollout.dev/{verb}": "n1" for verb in names.VERBS}
-    assert {v.verb for v in seen(deployment(metadata={"annotations": said})).snapshot.verbs} == {"retry", "abort"}
+    assert {v.verb for v in seen(deployment(metadata={"annotations": said})).snapshot.verbs} == {
+        "retry",
+        "abort",
+    }
 
 
 # --- what is not allowed
 
 
-def refusal(spec: Any, *others: tuple[Resource, Object], config: OperatorConfig = CONFIG, kinds: frozenset[str] = ROUTES) -> tuple[str, str] | None:
+def refusal(
+    spec: Any,
+    *others: tuple[Resource, Object],
+    config: OperatorConfig = CONFIG,
+    kinds: frozenset[str] = ROUTES,
+) -> tuple[str, str] | None:
     problem = seen(deployment(spec), *others, config=config, kinds=kinds).snapshot.refusal
     return (problem.reason, problem.message) if problem else None
 
 
 GOLDEN = {"analysis": {"golden": {"uri": "s3://elsewhere/golden.npz"}}}
-GATE = {"gate": {"data": {"uri": "s3://elsewhere/gate.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.1}]}}
-TRAINED = {"steps": [{"graph": {}}, {"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://elsewhere/t.npz"}}}}]}
+GATE = {
+    "gate": {"data": {"uri": "s3://elsewhere/gate.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.1}]}
+}
+TRAINED = {
+    "steps": [
+        {"graph": {}},
+        {"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://elsewhere/t.npz"}}}},
+    ]
+}
 STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://elsewhere/c.npz"}}}]}
 
 
@@ -391,22 +599,43 @@ STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://e
 )
 def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec: Any, field: str) -> None:
     found = refusal(spec)
-    assert found and found[0] == "StoreNotAllowed" and found[1].startswith(f"{field}: ") and "ask the platform team" in found[1]
+    assert (
+        found
+        and found[0] == "StoreNotAllowed"
+        and found[1].startswith(f"{field}: ")
+        and "ask the platform team" in found[1]
+    )
     assert "prometheus" not in found[1] and found[1].count("://") == 1, "no other store is named"
 
 
 def test_what_is_not_the_specs_own_needs_a_policy_where_the_configuration_says_so() -> None:
     spec = b.spec(1, serving={"resources": {}, "serviceAccountName": "builder"})
-    shut = CONFIG.model_copy(update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})})
+    shut = CONFIG.model_copy(
+        update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})}
+    )
     found = refusal(spec, config=shut)
-    assert found and found[0] == "ServiceAccountNotAllowed" and found[1].startswith("spec.serving.serviceAccountName: builder: ")
+    assert (
+        found
+        and found[0] == "ServiceAccountNotAllowed"
+        and found[1].startswith("spec.serving.serviceAccountName: builder: ")
+    )
     assert refusal(spec) is None and refusal(b.spec(1), config=shut) is None
 
 
 def test_a_step_that_trains_needs_an_image_that_can() -> None:
-    spec = b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]})
+    spec = b.spec(
+        1,
+        optimization={
+            "steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]
+        },
+    )
     found = refusal(spec)
-    assert found and found[0] == "TrainerMissing" and found[1].startswith("spec.optimization.steps[0].prune: ") and "trainer.image" in found[1]
+    assert (
+        found
+        and found[0] == "TrainerMissing"
+        and found[1].startswith("spec.optimization.steps[0].prune: ")
+        and "trainer.image" in found[1]
+    )
     images = CONFIG.images.model_copy(update={"trainer": "trainer:1"})
     assert refusal(spec, config=CONFIG.model_copy(update={"images": images})) is None
     assert refusal(b.spec(1, optimization={"steps": [{"prune": {"sparsity": 0.5}}]})) is None
@@ -417,10 +646,16 @@ def test_a_search_does_without_the_image_that_trains() -> None:
     gate = {"data": {"uri": "s3://models/h.npz"}, "metrics": [{"name": "accuracy", "maxDrop": 0.01}]}
     spec = b.spec(1, optimization={"steps": [{"auto": auto}], "gate": gate})
     assert refusal(spec) is None
-    assert refusal(spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})})) is None
+    assert (
+        refusal(spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})}))
+        is None
+    )
 
 
-@pytest.mark.parametrize(("step", "kind"), [("prune", {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}), ("int4", {})])
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [("prune", {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}), ("int4", {})],
+)
 def test_a_job_has_one_image(step: str, kind: Any) -> None:
     images = CONFIG.images.model_copy(update={"trainer": "trainer:1", "trees": "trees:1"})
     config = CONFIG.model_copy(update={"images": images})
@@ -428,9 +663,14 @@ def test_a_job_has_one_image(step: str, kind: Any) -> None:
     trees = spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})})
     found = refusal(trees, config=config)
     assert found and found[0] == "ImageFlavoursClash"
-    assert found[1].startswith(f"spec.optimization.steps[1].{step}: ") and "spec.model.format: XGBoost" in found[1]
+    assert (
+        found[1].startswith(f"spec.optimization.steps[1].{step}: ")
+        and "spec.model.format: XGBoost" in found[1]
+    )
     assert refusal(spec, config=config) is None
-    light = trees.model_copy(update={"optimization": b.spec(1, optimization={"steps": [{"graph": {}}]}).optimization})
+    light = trees.model_copy(
+        update={"optimization": b.spec(1, optimization={"steps": [{"graph": {}}]}).optimization}
+    )
     assert refusal(light, config=config) is None
 
 

@@ -1,4 +1,6 @@
-"""ModelDeployments that were stored before URIs with secrets were refused: status is written, stable serves, and nothing else repeats them."""
+"""ModelDeployments that were stored before URIs with secrets were refused: status is written,
+stable serves, and nothing else repeats them.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,14 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "model": ("spec.model.uri", lambda spec, uri: spec["model"].update(uri=uri)),
     "signature": (
         "spec.model.signature.uri",
-        lambda spec, uri: spec["model"].update(signature={"keySecretRef": {"name": "k", "key": "k"}, "uri": uri}),
+        lambda spec, uri: spec["model"].update(
+            signature={"keySecretRef": {"name": "k", "key": "k"}, "uri": uri}
+        ),
     ),
-    "golden": ("spec.rollout.analysis.golden.uri", lambda spec, uri: spec["rollout"].setdefault("analysis", {}).update(golden={"uri": uri})),
+    "golden": (
+        "spec.rollout.analysis.golden.uri",
+        lambda spec, uri: spec["rollout"].setdefault("analysis", {}).update(golden={"uri": uri}),
+    ),
     "step": (
         "spec.optimization.steps.0.int8.calibration.uri",
         lambda spec, uri: spec.update(optimization={"steps": [{"int8": {"calibration": {"uri": uri}}}]}),
@@ -41,7 +48,10 @@ FIELDS: dict[str, tuple[str, Any]] = {
 
 def shown(cluster: Cluster, operator: Operator) -> str:
     """All that anybody can read, but for what the user wrote himself."""
-    objects = [{k: v for k, v in o.items() if not (resource is MODEL_DEPLOYMENT and k == "spec")} for (resource, *_), o in cluster.objects.items()]
+    objects = [
+        {k: v for k, v in o.items() if not (resource is MODEL_DEPLOYMENT and k == "spec")}
+        for (resource, *_), o in cluster.objects.items()
+    ]
     return json.dumps(objects, default=str) + " ".join(f"{e.reason} {e.message}" for e in operator.events)
 
 
@@ -131,30 +141,49 @@ def test_a_policy_with_one_says_what_to_write() -> None:
 
 
 def test_the_last_word_of_an_older_job_is_masked() -> None:
-    result = TaskResult(reason="ObjectMissing", message=f"spec.model.uri: {CARRYING[0]} does not exist").model_dump_json()
+    result = TaskResult(
+        reason="ObjectMissing", message=f"spec.model.uri: {CARRYING[0]} does not exist"
+    ).model_dump_json()
     terminated = {"exitCode": 10, "message": result, "finishedAt": "2026-01-01T00:00:00Z"}
     status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": terminated}}]}
     owner = {"kind": "Job", "name": "j", "uid": "j", "controller": True}
-    pod = {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [owner]}, "status": status}
+    pod = {
+        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [owner]},
+        "status": status,
+    }
     job = {
         "metadata": {"name": "j", "uid": "j"},
         "spec": {},
         "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "X", "message": "m"}]},
     }
     work = work_of(job, [pod], "s3://artifacts/ml")
-    assert work.result and work.result.message == "spec.model.uri: https://***@models.example.com/m.onnx does not exist"
+    assert (
+        work.result
+        and work.result.message == "spec.model.uri: https://***@models.example.com/m.onnx does not exist"
+    )
 
 
 def test_a_job_that_stumbles_over_one_does_not_repeat_it() -> None:
     def stumble(*_: Any) -> TaskResult:
         raise ValueError(f"cannot read {CARRYING[0]}")
 
-    _, result = execute(stumble, ResolveTask(source=Location(uri="s3://models/m.onnx")).model_dump_json(), Progress())
-    assert result.reason == "InternalError" and "https://***@models.example.com" in result.message and "hunter2" not in result.message
+    _, result = execute(
+        stumble, ResolveTask(source=Location(uri="s3://models/m.onnx")).model_dump_json(), Progress()
+    )
+    assert (
+        result.reason == "InternalError"
+        and "https://***@models.example.com" in result.message
+        and "hunter2" not in result.message
+    )
 
 
 def test_the_command_line_shows_objects_of_earlier_versions_masked() -> None:
     for uri in CARRYING:
         assert "hunter2" not in json.dumps(
-            _printable({"spec": {"input": {"model": {"uri": uri}}}, "status": {"conditions": [{"message": f"{uri}: no"}]}})
+            _printable(
+                {
+                    "spec": {"input": {"model": {"uri": uri}}},
+                    "status": {"conditions": [{"message": f"{uri}: no"}]},
+                }
+            )
         )

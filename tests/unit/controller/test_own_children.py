@@ -1,4 +1,6 @@
-"""Only what a ModelDeployment's own uid controls is its own: labels, which everybody can write, make nothing its own."""
+"""Only what a ModelDeployment's own uid controls is its own: labels, which everybody can write,
+make nothing its own.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,23 @@ from modelrollout.resources.common import controller_of
 from tests.unit.controller.fakecluster import KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 
-BOTH = {"http": {"hostnames": ["digits.example.com"]}, "grpc": {"hostnames": ["digits-grpc.example.com"]}, "gateway": {"name": "public"}}
+BOTH = {
+    "http": {"hostnames": ["digits.example.com"]},
+    "grpc": {"hostnames": ["digits-grpc.example.com"]},
+    "gateway": {"name": "public"},
+}
 V1, V2 = b.revision_name(1), b.revision_name(2)
-OURS = {names.LABEL_NAME: b.NAME, names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
-OF_THE_DEPLOYMENT = [(SERVICE, b.NAME), (POD_DISRUPTION_BUDGET, b.NAME), (HTTP_ROUTE, b.NAME), (GRPC_ROUTE, b.NAME)]
+OURS = {
+    names.LABEL_NAME: b.NAME,
+    names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+    names.LABEL_COMPONENT: names.COMPONENT_SERVER,
+}
+OF_THE_DEPLOYMENT = [
+    (SERVICE, b.NAME),
+    (POD_DISRUPTION_BUDGET, b.NAME),
+    (HTTP_ROUTE, b.NAME),
+    (GRPC_ROUTE, b.NAME),
+]
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -59,27 +74,48 @@ def ready(cluster: Cluster) -> tuple[str, str, str]:
 
 def body(resource: Resource) -> Object:
     if resource in (DEPLOYMENT, JOB):
-        return {"replicas": 1, "template": {"metadata": {}, "spec": {"containers": [{"name": "x", "image": "x"}]}}}
-    return {"selector": {"app": "other"}} if resource == SERVICE else {"rules": []} if resource in (HTTP_ROUTE, GRPC_ROUTE) else {}
+        return {
+            "replicas": 1,
+            "template": {"metadata": {}, "spec": {"containers": [{"name": "x", "image": "x"}]}},
+        }
+    return (
+        {"selector": {"app": "other"}}
+        if resource == SERVICE
+        else {"rules": []}
+        if resource in (HTTP_ROUTE, GRPC_ROUTE)
+        else {}
+    )
 
 
 def stranger(resource: Resource, name: str, labels: dict[str, str] | None = None) -> Object:
     return {"metadata": {"name": name, "labels": OURS if labels is None else labels}, "spec": body(resource)}
 
 
-@pytest.mark.parametrize("resource", [SERVICE, DEPLOYMENT, JOB, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE])
+@pytest.mark.parametrize(
+    "resource", [SERVICE, DEPLOYMENT, JOB, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE]
+)
 @pytest.mark.parametrize("revision", [{}, {names.LABEL_REVISION: V1}], ids=["model", "revision"])
-def test_a_strangers_object_with_our_labels_is_left_alone(resource: Resource, revision: dict[str, str]) -> None:
+def test_a_strangers_object_with_our_labels_is_left_alone(
+    resource: Resource, revision: dict[str, str]
+) -> None:
     async def main() -> None:
         cluster, operator = await serving()
         before = cluster.put(resource, stranger(resource, "theirs", OURS | revision))
         if resource == JOB:
-            cluster.change(JOB, "theirs", lambda o: o.update(status={"conditions": [{"type": "Suspended", "status": "True"}]}))
+            cluster.change(
+                JOB,
+                "theirs",
+                lambda o: o.update(status={"conditions": [{"type": "Suspended", "status": "True"}]}),
+            )
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
         found = cluster.find(resource, "theirs")
-        assert found is not None and found["metadata"]["uid"] == before["metadata"]["uid"] and found["spec"] == before["spec"]
+        assert (
+            found is not None
+            and found["metadata"]["uid"] == before["metadata"]["uid"]
+            and found["spec"] == before["spec"]
+        )
         assert cluster.status.stable and cluster.status.stable.revision == V2, "and disturbs nothing"
 
     run(main())
@@ -87,8 +123,12 @@ def test_a_strangers_object_with_our_labels_is_left_alone(resource: Resource, re
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize(("resource", "name"), [*OF_THE_DEPLOYMENT, (DEPLOYMENT, V2), (SERVICE, V2)])
-def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(resource: Resource, name: str, labelled: bool) -> None:
-    """A stranger's object has the very name of a child: it stays as it is, and the model goes on as far as it can without."""
+def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
+    resource: Resource, name: str, labelled: bool
+) -> None:
+    """A stranger's object has the very name of a child: it stays as it is, and the model goes on as
+    far as it can without.
+    """
 
     async def main() -> None:
         cluster, operator = await serving()
@@ -104,23 +144,43 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(resource: Resour
             for i, o in list(cluster.objects.items()):  # as ``start_pods``, without the stranger's
                 if i[0] == DEPLOYMENT and controller_of(o):
                     count = o["spec"]["replicas"]
-                    ends = {"replicas": count, "availableReplicas": count, "observedGeneration": o["metadata"]["generation"]}
+                    ends = {
+                        "replicas": count,
+                        "availableReplicas": count,
+                        "observedGeneration": o["metadata"]["generation"],
+                    }
                     cluster.change(DEPLOYMENT, i[2], lambda d, s=ends: d.update(status=s))
             for route in (HTTP_ROUTE, GRPC_ROUTE):
                 if (resource, name) != (route, b.NAME):
                     accept(cluster, route)
         found = cluster.find(resource, name)
-        assert found is not None and (found["metadata"]["uid"], found["spec"]) == (theirs["metadata"]["uid"], theirs["spec"])
+        assert found is not None and (found["metadata"]["uid"], found["spec"]) == (
+            theirs["metadata"]["uid"],
+            theirs["spec"],
+        )
         assert controller_of(found) is None and found["metadata"]["labels"] == theirs["metadata"]["labels"]
         told = [e for e in operator.events if e.reason == "NameTaken"]
-        assert told and f"{resource.kind} {name} exists and is not this model's: nothing controls it" in told[0].message
-        assert "delete it, and the operator makes its own, or choose another name" in told[0].message and told[0].type == "Warning"
+        assert (
+            told
+            and f"{resource.kind} {name} exists and is not this model's: nothing controls it"
+            in told[0].message
+        )
+        assert (
+            "delete it, and the operator makes its own, or choose another name" in told[0].message
+            and told[0].type == "Warning"
+        )
         if resource == POD_DISRUPTION_BUDGET:
-            assert cluster.status.stable and cluster.status.stable.revision == V2 and ready(cluster)[:2] == ("False", "NameTaken")
+            assert (
+                cluster.status.stable
+                and cluster.status.stable.revision == V2
+                and ready(cluster)[:2] == ("False", "NameTaken")
+            )
             assert set(cluster.all(DEPLOYMENT)) == {V2}, "what is not needed any more is removed all the same"
         for route in (HTTP_ROUTE, GRPC_ROUTE):
             backends = cluster.weights(route) if (resource, name) != (route, b.NAME) else {}
-            assert (SERVICE, name) not in {(resource, x) for x in backends}, "nobody's requests are newly sent to a stranger"
+            assert (SERVICE, name) not in {(resource, x) for x in backends}, (
+                "nobody's requests are newly sent to a stranger"
+            )
 
     run(main())
 
@@ -138,19 +198,27 @@ def test_a_name_that_is_taken_at_rest_is_told_once_and_is_free_again() -> None:
         cluster.remove(POD_DISRUPTION_BUDGET, b.NAME)
         cluster.put(POD_DISRUPTION_BUDGET, stranger(POD_DISRUPTION_BUDGET, b.NAME))
         assert await operator.settle() == 60.0
-        assert ready(cluster)[:2] == ("False", "NameTaken") and [e.reason for e in operator.events] == ["NameTaken"]
+        assert ready(cluster)[:2] == ("False", "NameTaken") and [e.reason for e in operator.events] == [
+            "NameTaken"
+        ]
         cluster.requests.clear()
-        assert await operator.once() == 60.0 and not [r for r in cluster.requests if r.startswith(("apply", "delete", "patch", "status"))]
+        assert await operator.once() == 60.0 and not [
+            r for r in cluster.requests if r.startswith(("apply", "delete", "patch", "status"))
+        ]
         cluster.remove(POD_DISRUPTION_BUDGET, b.NAME)
         await operator.settle()
-        assert ready(cluster)[:2] == ("True", "Stable") and controller_of(cluster.all(POD_DISRUPTION_BUDGET)[b.NAME])
+        assert ready(cluster)[:2] == ("True", "Stable") and controller_of(
+            cluster.all(POD_DISRUPTION_BUDGET)[b.NAME]
+        )
 
     run(main())
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["seen", "not seen yet"])
 @pytest.mark.parametrize(("resource", "name"), [*OF_THE_DEPLOYMENT, (DEPLOYMENT, V1), (SERVICE, V1)])
-def test_what_a_stranger_puts_in_the_place_of_a_child_between_two_passes_is_not_written(resource: Resource, name: str, deaf: bool) -> None:
+def test_what_a_stranger_puts_in_the_place_of_a_child_between_two_passes_is_not_written(
+    resource: Resource, name: str, deaf: bool
+) -> None:
     async def main() -> None:
         cluster, operator = await serving()
         operator.deaf = deaf
@@ -161,7 +229,10 @@ def test_what_a_stranger_puts_in_the_place_of_a_child_between_two_passes_is_not_
             await operator.settle()
             operator.hear()
         found = cluster.find(resource, name)
-        assert found is not None and (found["metadata"], found["spec"]) == (theirs["metadata"], theirs["spec"])
+        assert found is not None and (found["metadata"], found["spec"]) == (
+            theirs["metadata"],
+            theirs["spec"],
+        )
 
     run(main())
 
@@ -172,7 +243,11 @@ def test_what_a_stranger_puts_in_the_place_of_a_child_between_two_passes_is_not_
 def test_the_orphans_of_a_deletion_are_adopted_and_nothing_is_made_anew() -> None:
     async def main() -> None:
         cluster, operator = await serving()
-        before = {i: o for i, o in cluster.objects.items() if i[0] in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET)}
+        before = {
+            i: o
+            for i, o in cluster.objects.items()
+            if i[0] in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET)
+        }
         cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
         await operator.settle()  # its end is seen: the claims on its names are given up
         assert all(i in cluster.objects for i in before)
@@ -180,16 +255,24 @@ def test_the_orphans_of_a_deletion_are_adopted_and_nothing_is_made_anew() -> Non
         cluster.user(b.spec(1, traffic=BOTH))
         fresh = Operator(cluster)
         await fresh.live()
-        assert cluster.status.stable and cluster.status.stable.revision == V1 and ready(cluster)[:2] == ("True", "Stable")
+        assert (
+            cluster.status.stable
+            and cluster.status.stable.revision == V1
+            and ready(cluster)[:2] == ("True", "Stable")
+        )
         uid = cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
         for (resource, _, name), old in before.items():
             now = cluster.find(resource, name)
             assert now and (now["metadata"]["uid"], now["spec"]) == (old["metadata"]["uid"], old["spec"])
         for resource, name in [*OF_THE_DEPLOYMENT, (MODEL_REVISION, V1)]:
             assert controller_of(cluster.all(resource)[name]) == uid
-        assert not [r for r in cluster.requests if r.startswith(("create Job", "delete", "create Deployment"))]
+        assert not [
+            r for r in cluster.requests if r.startswith(("create Job", "delete", "create Deployment"))
+        ]
         cluster.remove(MODEL_DEPLOYMENT, b.NAME)
-        assert not cluster.all(SERVICE) and not cluster.all(MODEL_REVISION), "and they go with their new owner"
+        assert not cluster.all(SERVICE) and not cluster.all(MODEL_REVISION), (
+            "and they go with their new owner"
+        )
 
     run(main())
 
@@ -223,7 +306,10 @@ def test_an_orphan_that_the_watch_still_shows_as_owned_is_looked_at_and_no_stran
         cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
         cluster.user(b.spec(1, traffic=BOTH))
         await operator.live()
-        assert controller_of(cluster.all(late)[b.NAME]) == cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
+        assert (
+            controller_of(cluster.all(late)[b.NAME])
+            == cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
+        )
         assert ready(cluster)[0] == "True" and "NameTaken" not in {e.reason for e in operator.events}
 
     run(main())
@@ -243,7 +329,11 @@ def test_an_adoption_that_is_refused_is_told_and_holds_up_nothing() -> None:
         cluster.user(b.spec(1, traffic=BOTH))
         fresh = Operator(cluster)
         await fresh.live()
-        assert cluster.status.stable and cluster.status.stable.revision == V1 and set(cluster.all(DEPLOYMENT)) == {V1}
+        assert (
+            cluster.status.stable
+            and cluster.status.stable.revision == V1
+            and set(cluster.all(DEPLOYMENT)) == {V1}
+        )
         assert ready(cluster)[1] == "ChildRefused" and "a webhook keeps" in ready(cluster)[2]
 
     run(main())
@@ -272,7 +362,9 @@ def test_what_cannot_be_adopted_keeps_the_others_from_nothing(resource: Resource
 
 
 def test_an_orphan_that_nobody_recorded_is_a_strangers() -> None:
-    """An operator of before wrote no record; or a stranger took the reference off an object of his own."""
+    """An operator of before wrote no record; or a stranger took the reference off an object of his
+    own.
+    """
 
     async def main() -> None:
         cluster, operator = await serving()
@@ -301,7 +393,9 @@ def test_a_child_that_loses_its_reference_gets_it_back() -> None:
             cluster.change(resource, name, lambda o: o["metadata"].pop("ownerReferences"))
         await operator.settle()
         uid = cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
-        assert {controller_of(cluster.all(r)[n]) for r, n in OF_THE_DEPLOYMENT} == {uid} and ready(cluster)[0] == "True"
+        assert {controller_of(cluster.all(r)[n]) for r, n in OF_THE_DEPLOYMENT} == {uid} and ready(cluster)[
+            0
+        ] == "True"
 
     run(main())
 
@@ -349,13 +443,17 @@ def objects(draw: st.DrawFn) -> dict[tuple[str, str], Object]:
         o["metadata"] |= {"ownerReferences": owners, "labels": draw(st.sampled_from([OURS, {}]))}
         if kind == MODEL_REVISION.kind:
             o["spec"] = {"deployment": draw(st.sampled_from([KEY[1], "other"]))}
-            o["status"] = {"children": draw(st.lists(st.sampled_from([f"u{n}" for n in range(8)]), max_size=3))}
+            o["status"] = {
+                "children": draw(st.lists(st.sampled_from([f"u{n}" for n in range(8)]), max_size=3))
+            }
         found[kind, f"o{i}"] = o
     return found
 
 
 @given(objects())
-def test_nothing_is_our_own_but_by_a_uid_that_we_control_or_recorded(by_name: dict[tuple[str, str], Object]) -> None:
+def test_nothing_is_our_own_but_by_a_uid_that_we_control_or_recorded(
+    by_name: dict[tuple[str, str], Object],
+) -> None:
     deployment = {"metadata": {"uid": "md", "name": KEY[1], "namespace": KEY[0]}}
     found = own(deployment, by_name)
     revisions = [o for (kind, _), o in found.items() if kind == MODEL_REVISION.kind]

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.observe.pods import Ending, down, ending, last_crash, pod_problem, running, starting, starting_since, stuck
+from modelrollout.controller.observe.pods import (
+    Ending,
+    down,
+    ending,
+    last_crash,
+    pod_problem,
+    running,
+    starting,
+    starting_since,
+    stuck,
+)
 from modelrollout.resources.hardening import DIED
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}
@@ -28,25 +38,60 @@ def reason(*pods: dict[str, Any]) -> str | None:
 
 def test_nothing_is_wrong_with_no_pods_and_with_running_ones() -> None:
     assert reason() is None
-    assert reason(pod(phase="Running", containerStatuses=[container(ready=True, state={"running": {}})])) is None
+    assert (
+        reason(pod(phase="Running", containerStatuses=[container(ready=True, state={"running": {}})])) is None
+    )
     assert reason(pod(phase="Pending")) is None and reason({"metadata": {"name": "new"}}) is None
 
 
 def test_unschedulable_says_what_the_scheduler_says() -> None:
-    said = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes: insufficient nvidia.com/gpu"}]
+    said = [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/2 nodes: insufficient nvidia.com/gpu",
+        }
+    ]
     problem = pod_problem([pod(phase="Pending", conditions=said)])
-    assert problem and problem.reason == "Unschedulable" and "insufficient nvidia.com/gpu" in problem.message and "pod p" in problem.message
+    assert (
+        problem
+        and problem.reason == "Unschedulable"
+        and "insufficient nvidia.com/gpu" in problem.message
+        and "pod p" in problem.message
+    )
 
 
 def test_a_sidecar_that_starts_anew_is_no_problem_while_the_program_beside_it_runs() -> None:
-    crashed = [container(restartCount=1, ready=False, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": OOM})]
-    assert reason(pod(phase="Running", initContainerStatuses=crashed, containerStatuses=[container(state={"running": {}})])) is None
+    crashed = [
+        container(
+            restartCount=1,
+            ready=False,
+            state={"waiting": {"reason": "CrashLoopBackOff"}},
+            lastState={"terminated": OOM},
+        )
+    ]
+    assert (
+        reason(
+            pod(
+                phase="Running",
+                initContainerStatuses=crashed,
+                containerStatuses=[container(state={"running": {}})],
+            )
+        )
+        is None
+    )
     waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
-    assert reason(pod(phase="Pending", initContainerStatuses=crashed, containerStatuses=waits)) == "OutOfMemory"
+    assert (
+        reason(pod(phase="Pending", initContainerStatuses=crashed, containerStatuses=waits)) == "OutOfMemory"
+    )
 
 
 def test_gated_pods_are_not_unschedulable() -> None:
-    assert reason(pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])) is None
+    assert (
+        reason(pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]))
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,13 +107,18 @@ def test_gated_pods_are_not_unschedulable() -> None:
 )
 @pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])
 def test_containers_that_wait(waiting: str, expected: str | None, where: str) -> None:
-    assert reason(pod(**{where: [container(state={"waiting": {"reason": waiting, "message": "m"}})]})) == expected
+    assert (
+        reason(pod(**{where: [container(state={"waiting": {"reason": waiting, "message": "m"}})]}))
+        == expected
+    )
 
 
 def test_a_crash_is_told_by_the_programs_own_words_if_it_left_any() -> None:
     said = '{"reason": "DigestMismatch", "message": "the artifact is not the one that was prepared"}'
     crashed = container(
-        restartCount=2, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": {"exitCode": 10, "message": said}}
+        restartCount=2,
+        state={"waiting": {"reason": "CrashLoopBackOff"}},
+        lastState={"terminated": {"exitCode": 10, "message": said}},
     )
     problem = pod_problem([pod(initContainerStatuses=[crashed])])
     assert problem and problem.reason == "DigestMismatch" and "not the one" in problem.message
@@ -76,10 +126,32 @@ def test_a_crash_is_told_by_the_programs_own_words_if_it_left_any() -> None:
 
 def test_a_crash_without_words() -> None:
     last = {"terminated": {"exitCode": 1}}
-    assert reason(pod(containerStatuses=[container(restartCount=1, state={"running": {}}, lastState=last)])) == "ServerCrashed"
-    assert reason(pod(containerStatuses=[container(restartCount=1, ready=True, state={"running": {}}, lastState=last)])) is None, "it is over"
     assert (
-        reason(pod(containerStatuses=[container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": OOM})]))
+        reason(pod(containerStatuses=[container(restartCount=1, state={"running": {}}, lastState=last)]))
+        == "ServerCrashed"
+    )
+    assert (
+        reason(
+            pod(
+                containerStatuses=[
+                    container(restartCount=1, ready=True, state={"running": {}}, lastState=last)
+                ]
+            )
+        )
+        is None
+    ), "it is over"
+    assert (
+        reason(
+            pod(
+                containerStatuses=[
+                    container(
+                        restartCount=1,
+                        state={"waiting": {"reason": "CrashLoopBackOff"}},
+                        lastState={"terminated": OOM},
+                    )
+                ]
+            )
+        )
         == "OutOfMemory"
     )
 
@@ -88,8 +160,11 @@ def test_a_crash_without_words() -> None:
 NOT_LOADED = """I1122 15:17:46.053269 28754 server.cc:345] "Timeout 5: Found 0 live models and 0 in-flight non-inference requests"
 error: creating server: Invalid argument - load failed for model 'digits': version 7 is at UNAVAILABLE state: {};
 
-"""
-NO_BACKEND = "Invalid argument: unable to find backend library for backend 'tensorrt', try specifying runtime on the model configuration."
+"""  # noqa: E501
+NO_BACKEND = (
+    "Invalid argument: unable to find backend library for backend 'tensorrt', try specifying runtime on the"
+    " model configuration."
+)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +181,17 @@ NO_BACKEND = "Invalid argument: unable to find backend library for backend 'tens
 )
 def test_a_model_that_triton_does_not_load_is_told_from_its_log(why: str, expected: str, says: str) -> None:
     last = {"terminated": {"exitCode": 1, "message": NOT_LOADED.format(why)}}
-    problem = pod_problem([pod(containerStatuses=[container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=last)])])
+    problem = pod_problem(
+        [
+            pod(
+                containerStatuses=[
+                    container(
+                        restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=last
+                    )
+                ]
+            )
+        ]
+    )
     assert problem and problem.reason == expected and says in problem.message and len(problem.message) < 600
 
 
@@ -114,7 +199,14 @@ def test_pods_that_end_or_go_are_no_trouble() -> None:
     bad = container(state={"waiting": {"reason": "ErrImagePull"}})
     going = pod(containerStatuses=[bad])
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert reason(going, pod(phase="Failed", containerStatuses=[bad]), pod(phase="Succeeded", containerStatuses=[bad])) is None
+    assert (
+        reason(
+            going,
+            pod(phase="Failed", containerStatuses=[bad]),
+            pod(phase="Succeeded", containerStatuses=[bad]),
+        )
+        is None
+    )
 
 
 # --- what is left behind
@@ -140,12 +232,30 @@ def why(**status: Any) -> str | None:
 
 
 def test_the_newest_pod_that_ended_speaks() -> None:
-    old = pod("a", "2026-01-01T00:00:00Z", phase="Failed", containerStatuses=ended(1, '{"reason": "StoreUnreachable"}'))
-    new = pod("b", "2026-01-01T00:01:00Z", phase="Succeeded", containerStatuses=ended(0, '{"sha256": "ab"}', finishedAt="2026-01-01T00:03:00Z"))
-    runs = pod("c", "2026-01-01T00:02:00Z", phase="Running", containerStatuses=[container(state={"running": {}})])
+    old = pod(
+        "a",
+        "2026-01-01T00:00:00Z",
+        phase="Failed",
+        containerStatuses=ended(1, '{"reason": "StoreUnreachable"}'),
+    )
+    new = pod(
+        "b",
+        "2026-01-01T00:01:00Z",
+        phase="Succeeded",
+        containerStatuses=ended(0, '{"sha256": "ab"}', finishedAt="2026-01-01T00:03:00Z"),
+    )
+    runs = pod(
+        "c", "2026-01-01T00:02:00Z", phase="Running", containerStatuses=[container(state={"running": {}})]
+    )
     for order in ((old, new, runs), (runs, new, old)):
         found = ending(order)
-        assert found and found.exit_code == 0 and found.result and found.result.sha256 == "ab" and found.problem is None
+        assert (
+            found
+            and found.exit_code == 0
+            and found.result
+            and found.result.sha256 == "ab"
+            and found.problem is None
+        )
         assert found.at == "2026-01-01T00:03:00Z"
 
 
@@ -153,14 +263,18 @@ def test_nothing_has_ended() -> None:
     assert ending([]) is None and ending([pod(phase="Running")]) is None
 
 
-@pytest.mark.parametrize(("limits", "told"), [({"memory": "2Gi"}, "its limit of 2Gi"), ({}, "the node's memory")])
+@pytest.mark.parametrize(
+    ("limits", "told"), [({"memory": "2Gi"}, "its limit of 2Gi"), ({}, "the node's memory")]
+)
 def test_an_out_of_memory_kill_names_the_limit_and_its_field(limits: dict[str, str], told: str) -> None:
     killed = pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))
     killed["spec"] = {"nodeName": "n1", "containers": [{"name": "job", "resources": {"limits": limits}}]}
     found = ending([killed])
     assert found and found.exit_code == 137 and found.problem and found.problem.reason == "OutOfMemory"
     assert (
-        told in found.problem.message and "spec.optimization.resources.limits.memory" in found.problem.message and "node n1" in found.problem.message
+        told in found.problem.message
+        and "spec.optimization.resources.limits.memory" in found.problem.message
+        and "node n1" in found.problem.message
     )
 
 
@@ -182,7 +296,9 @@ def test_the_fields_of_prepare_are_not_told_of_another_job() -> None:
     ],
 )
 @pytest.mark.parametrize("code", [1, 137, 143])
-def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(condition: str, expected: str, code: int) -> None:
+def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(
+    condition: str, expected: str, code: int
+) -> None:
     """The program's own word, Terminated, says less; and a SIGKILL is not for memory here."""
     found = end(conditions=disrupted(condition), containerStatuses=ended(code, '{"reason": "Terminated"}'))
     assert found.problem and (found.problem.reason, found.result, found.hopeless) == (expected, None, False)
@@ -190,7 +306,9 @@ def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(condition: str, 
 
 
 def test_what_the_program_found_out_before_it_was_taken_away_holds() -> None:
-    found = end(conditions=disrupted("EvictionByEvictionAPI"), containerStatuses=ended(10, '{"reason": "NotOnnx"}'))
+    found = end(
+        conditions=disrupted("EvictionByEvictionAPI"), containerStatuses=ended(10, '{"reason": "NotOnnx"}')
+    )
     assert found.problem is None and found.result and found.result.reason == "NotOnnx"
 
 
@@ -203,21 +321,34 @@ def test_what_the_program_found_out_before_it_was_taken_away_holds() -> None:
     ],
 )
 def test_an_eviction_for_its_own_disk_is_bad_sizing(message: str) -> None:
-    """The kubelet's words; it sets no DisruptionTarget then, so the Job controller would try it again."""
+    """The kubelet's words; it sets no DisruptionTarget then, so the Job controller would try it
+    again.
+    """
     found = end(reason="Evicted", message=message, containerStatuses=ended(1, '{"reason": "Terminated"}'))
     assert found.problem and found.problem.reason == "OutOfDisk" and found.hopeless
     assert "limits.ephemeral-storage" in found.problem.message and "1Gi" in found.problem.message
 
 
 def test_an_eviction_for_the_nodes_sake_is_none() -> None:
-    found = end(reason="Evicted", message="The node was low on resource: ephemeral-storage.", conditions=disrupted("TerminationByKubelet"))
+    found = end(
+        reason="Evicted",
+        message="The node was low on resource: ephemeral-storage.",
+        conditions=disrupted("TerminationByKubelet"),
+    )
     assert found.problem and found.problem.reason == "Evicted" and not found.hopeless
     assert why(reason="Evicted", message="The node was low on resource: memory.") == "Evicted"
 
 
 def test_a_pod_that_hung_is_not_tried_again() -> None:
-    found = end(reason="DeadlineExceeded", message="Pod was active on the node longer than the specified deadline")
-    assert found.problem and found.problem.reason == "DeadlineExceeded" and found.hopeless and "spec.optimization.timeout" in found.problem.message
+    found = end(
+        reason="DeadlineExceeded", message="Pod was active on the node longer than the specified deadline"
+    )
+    assert (
+        found.problem
+        and found.problem.reason == "DeadlineExceeded"
+        and found.hopeless
+        and "spec.optimization.timeout" in found.problem.message
+    )
 
 
 def test_other_ends() -> None:
@@ -229,27 +360,52 @@ def test_other_ends() -> None:
 
 def test_pods_that_start_run_and_hang() -> None:
     works = pod(phase="Running", containerStatuses=[container(state={"running": {}})])
-    pulls = pod("q", phase="Pending", containerStatuses=[container(state={"waiting": {"reason": "ContainerCreating"}})])
+    pulls = pod(
+        "q",
+        phase="Pending",
+        containerStatuses=[container(state={"waiting": {"reason": "ContainerCreating"}})],
+    )
     done = pod("r", phase="Failed")
     gone = pod("s", phase="Running", containerStatuses=[container(state={"running": {}})])
     gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
     assert running([works, pulls]) and not running([pulls, done, gone]) and not running([])
     assert starting([works, pulls, done, gone]) == [pulls]
     found = stuck([works, gone])
-    assert found and found[0] == "2026-01-01T00:05:00Z" and found[1].reason == "NodeLost" and stuck([works, pulls, done]) is None
+    assert (
+        found
+        and found[0] == "2026-01-01T00:05:00Z"
+        and found[1].reason == "NodeLost"
+        and stuck([works, pulls, done]) is None
+    )
 
 
 # --- a user's container between two of ours
 
-DONE = {"terminated": {"exitCode": 0, "message": '{"message": "handed over"}', "finishedAt": "2026-01-01T00:10:00Z"}}
+DONE = {
+    "terminated": {
+        "exitCode": 0,
+        "message": '{"message": "handed over"}',
+        "finishedAt": "2026-01-01T00:10:00Z",
+    }
+}
 NEVER: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
 
 
-def of_three(before: dict[str, Any], own: dict[str, Any], job: dict[str, Any], phase: str = "Failed", **status: Any) -> dict[str, Any]:
+def of_three(
+    before: dict[str, Any], own: dict[str, Any], job: dict[str, Any], phase: str = "Failed", **status: Any
+) -> dict[str, Any]:
     initial = [container(name="before", state=before), container(name="container-step", state=own)]
-    made = pod(phase=phase, initContainerStatuses=initial, containerStatuses=[container(name="job", state=job)], **status)
-    limits = {name: {"resources": {"limits": {"memory": memory}}} for name, memory in (("before", "2Gi"), ("container-step", "8Gi"), ("job", "3Gi"))}
-    (*init, last) = ({"name": name} | more for name, more in limits.items())
+    made = pod(
+        phase=phase,
+        initContainerStatuses=initial,
+        containerStatuses=[container(name="job", state=job)],
+        **status,
+    )
+    limits = {
+        name: {"resources": {"limits": {"memory": memory}}}
+        for name, memory in (("before", "2Gi"), ("container-step", "8Gi"), ("job", "3Gi"))
+    }
+    *init, last = ({"name": name} | more for name, more in limits.items())
     return made | {"spec": {"nodeName": "n1", "initContainers": init, "containers": [last]}}
 
 
@@ -262,7 +418,9 @@ def end_of(made: dict[str, Any]) -> Ending:
 def test_the_users_container_failed_and_is_no_result_whatever_it_says() -> None:
     said = 'Epoch 1\n{"reason": "Completed", "artifact_digest": "sha256:00"}\nno GPU:\x1b[31m found\n\n'
     found = end_of(of_three(DONE, {"terminated": {"exitCode": 12, "message": said}}, NEVER))
-    assert (found.exit_code, found.result, found.hopeless) == (None, None, True), "its code is not one of ours"
+    assert (found.exit_code, found.result, found.hopeless) == (None, None, True), (
+        "its code is not one of ours"
+    )
     assert found.problem and found.problem.reason == "ContainerFailed"
     assert "ended with code 12: no GPU:[31m found; " in found.problem.message
 
@@ -277,7 +435,12 @@ def test_the_users_container_cannot_speak_for_ours(code: int) -> None:
 def test_the_users_container_that_says_nothing(code: int) -> None:
     """Also one that killed itself: no crash of ours that would be tried again."""
     found = end_of(of_three(DONE, {"terminated": {"exitCode": code, "reason": "Error"}}, NEVER))
-    assert found.problem and found.problem.reason == "ContainerFailed" and "it said nothing" in found.problem.message and found.hopeless
+    assert (
+        found.problem
+        and found.problem.reason == "ContainerFailed"
+        and "it said nothing" in found.problem.message
+        and found.hopeless
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,16 +453,31 @@ def test_the_users_container_that_says_nothing(code: int) -> None:
 )
 def test_whose_memory_was_too_little(states: tuple[dict[str, Any], ...], limit: str, field: str) -> None:
     found = end_of(of_three(*states))
-    assert found.problem and found.problem.reason == "OutOfMemory" and found.hopeless, "with the same limit it would end the same way"
+    assert found.problem and found.problem.reason == "OutOfMemory" and found.hopeless, (
+        "with the same limit it would end the same way"
+    )
     assert f"its limit of {limit}" in found.problem.message and f"raise {field}" in found.problem.message
     assert found.exit_code == (None if limit == "8Gi" else 137)
 
 
-@pytest.mark.parametrize("states", [(DONE, {"terminated": {"exitCode": 137, "message": "Epoch 3"}}, NEVER), ({"terminated": OOM}, NEVER, NEVER)])
+@pytest.mark.parametrize(
+    "states",
+    [
+        (DONE, {"terminated": {"exitCode": 137, "message": "Epoch 3"}}, NEVER),
+        ({"terminated": OOM}, NEVER, NEVER),
+    ],
+)
 def test_who_takes_a_pod_of_three_away_is_the_reason(states: tuple[dict[str, Any], ...]) -> None:
     found = end_of(of_three(*states, conditions=disrupted("DeletionByTaintManager")))
     assert found.problem and (found.problem.reason, found.result, found.hopeless) == ("NodeLost", None, False)
-    shut = end_of(of_three(*states, conditions=disrupted("TerminationByKubelet"), reason="Evicted", message="The node was low on resource: memory."))
+    shut = end_of(
+        of_three(
+            *states,
+            conditions=disrupted("TerminationByKubelet"),
+            reason="Evicted",
+            message="The node was low on resource: memory.",
+        )
+    )
     assert shut.problem and shut.problem.reason == "Evicted" and not shut.hopeless
 
 
@@ -313,17 +491,38 @@ def test_a_queue_that_takes_its_job_back_tells_the_pod_to_end_and_nothing_else()
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        ('Container container-step exceeded its local ephemeral storage limit "1Gi". ', "the step's container.resources.limits.ephemeral-storage"),
-        ('Container job exceeded its local ephemeral storage limit "1Gi". ', "spec.optimization.resources.limits.ephemeral-storage"),
+        (
+            'Container container-step exceeded its local ephemeral storage limit "1Gi". ',
+            "the step's container.resources.limits.ephemeral-storage",
+        ),
+        (
+            'Container job exceeded its local ephemeral storage limit "1Gi". ',
+            "spec.optimization.resources.limits.ephemeral-storage",
+        ),
     ],
 )
 def test_whose_disk_was_too_small(message: str, field: str) -> None:
-    found = end_of(of_three(DONE, {"terminated": {"exitCode": 137}}, NEVER, reason="Evicted", message=message))
-    assert found.problem and found.problem.reason == "OutOfDisk" and found.hopeless and f"raise {field}" in found.problem.message
+    found = end_of(
+        of_three(DONE, {"terminated": {"exitCode": 137}}, NEVER, reason="Evicted", message=message)
+    )
+    assert (
+        found.problem
+        and found.problem.reason == "OutOfDisk"
+        and found.hopeless
+        and f"raise {field}" in found.problem.message
+    )
 
 
 def test_a_pod_that_took_too_long_in_the_users_container() -> None:
-    found = end_of(of_three(DONE, {"terminated": {"exitCode": 143}}, NEVER, reason="DeadlineExceeded", message="Pod was active too long"))
+    found = end_of(
+        of_three(
+            DONE,
+            {"terminated": {"exitCode": 143}},
+            NEVER,
+            reason="DeadlineExceeded",
+            message="Pod was active too long",
+        )
+    )
     assert found.problem and found.problem.reason == "DeadlineExceeded" and found.hopeless
 
 
@@ -331,8 +530,14 @@ def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
     told = {"terminated": {"exitCode": 10, "message": '{"reason": "NotOnnx"}'}}
     for made in (of_three(told, NEVER, NEVER), of_three(DONE, DONE, told)):
         found = end_of(made)
-        assert (found.exit_code, found.problem) == (10, None) and found.result and found.result.reason == "NotOnnx"
-    well = end_of(of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded"))
+        assert (
+            (found.exit_code, found.problem) == (10, None)
+            and found.result
+            and found.result.reason == "NotOnnx"
+        )
+    well = end_of(
+        of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded")
+    )
     assert well.exit_code == 0 and well.result and well.result.sha256 == "ab"
 
 
@@ -344,9 +549,13 @@ def test_what_was_found_done_holds_whoever_takes_the_pod_away_then() -> None:
 
 def test_a_pod_works_while_one_of_its_containers_does() -> None:
     works: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:11:00Z"}}
-    assert running([of_three(works, NEVER, NEVER, "Pending")]) and running([of_three(DONE, works, NEVER, "Pending")])
+    assert running([of_three(works, NEVER, NEVER, "Pending")]) and running(
+        [of_three(DONE, works, NEVER, "Pending")]
+    )
     pulls = of_three(DONE, {"waiting": {"reason": "PodInitializing"}}, NEVER, "Pending")
-    assert starting([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", "not since its creation: it has worked"
+    assert starting([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", (
+        "not since its creation: it has worked"
+    )
     assert starting_since(pod(phase="Pending")) == "2026-01-01T00:00:00Z"
 
 
@@ -355,10 +564,20 @@ def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_do
     waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
     found = end(initContainerStatuses=said, containerStatuses=waits)
     assert found.exit_code == 10 and found.result and found.result.reason == "ArtifactCorrupt"
-    sidecar = pod(phase="Succeeded", initContainerStatuses=ended(143), containerStatuses=ended(0, '{"reason": "Completed"}'))
+    sidecar = pod(
+        phase="Succeeded",
+        initContainerStatuses=ended(143),
+        containerStatuses=ended(0, '{"reason": "Completed"}'),
+    )
     found = end_of(sidecar)
     assert found.exit_code == 0 and found.result and found.result.reason == "Completed"
-    killed = end_of(pod(phase="Failed", initContainerStatuses=ended(137, reason="OOMKilled"), containerStatuses=ended(1, '{"reason": "NoAnswer"}')))
+    killed = end_of(
+        pod(
+            phase="Failed",
+            initContainerStatuses=ended(137, reason="OOMKilled"),
+            containerStatuses=ended(1, '{"reason": "NoAnswer"}'),
+        )
+    )
     assert killed.exit_code == 1 and killed.problem is None, "the server beside it may die under a candidate"
 
 
@@ -370,7 +589,8 @@ Error: Failed to initialize NVML
 W1128 18:27:58.457021 18846 metrics.cc:798] "DCGM unable to start: DCGM initialization error"
 error: creating server: Internal - failed to load all models
 """
-# The end of the help of tritonserver 2.39 (23.10), which is what a termination message has room for.
+# The end of the help of tritonserver 2.39 (23.10), which is what a termination message has room
+# for.
 USAGE = """DEPRECATED:
   --strict-model-config <boolean>
 	DEPRECATED: If true model configuration files must be
@@ -383,16 +603,25 @@ USAGE = """DEPRECATED:
 
 def crashed(message: str = "", code: int = 1, **more: Any) -> dict[str, Any]:
     last = {"exitCode": code, "message": message, "finishedAt": "2026-11-28T12:00:00Z"} | more
-    return container(restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": last})
+    return container(
+        restartCount=1, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": last}
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "expected", "says"),
     [
         (NONE_LOADED.format(NO_BACKEND), "BackendMissing", "no backend tensorrt"),
-        (NONE_LOADED.format("Internal: ModuleNotFoundError: No module named 'numpy'\\n\\nAt:\\n  m.py(1)"), "ModelNotLoaded", "'numpy' At: m.py(1)"),
         (
-            "E1128 model_repository_manager.cc:1460] \"Poll failed for model directory 'm': failed to read text proto from /r/config.pbtxt\"\n",
+            NONE_LOADED.format("Internal: ModuleNotFoundError: No module named 'numpy'\\n\\nAt:\\n  m.py(1)"),
+            "ModelNotLoaded",
+            "'numpy' At: m.py(1)",
+        ),
+        (
+            (
+                "E1128 model_repository_manager.cc:1460] \"Poll failed for model directory 'm': failed to"
+                ' read text proto from /r/config.pbtxt"\n'
+            ),
             "ModelNotLoaded",
             "failed to read text proto",
         ),
@@ -427,9 +656,17 @@ def test_a_server_that_was_ready_and_is_not_is_down() -> None:
 
 
 def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_is_well_again() -> None:
-    first = container(restartCount=1, ready=True, lastState={"terminated": {"exitCode": 0, "finishedAt": "2026-11-28T12:00:00Z"}})
+    first = container(
+        restartCount=1,
+        ready=True,
+        lastState={"terminated": {"exitCode": 0, "finishedAt": "2026-11-28T12:00:00Z"}},
+    )
     last = container(
-        restartCount=1, ready=True, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-28T12:09:00Z"}}
+        restartCount=1,
+        ready=True,
+        lastState={
+            "terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-28T12:09:00Z"}
+        },
     )
     found = last_crash([pod(containerStatuses=[first]), pod(containerStatuses=[last])])
     assert found and (found.at, found.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")

@@ -1,4 +1,6 @@
-"""RolloutPolicies in the loop: they reach the decision, tell their own status, wake whom they concern, and cost nothing where there is none."""
+"""RolloutPolicies in the loop: they reach the decision, tell their own status, wake whom they
+concern, and cost nothing where there is none.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,17 @@ class TestWaking:
             metadata = {"name": f"m{i}", "namespace": "ns", "uid": str(i), "resourceVersion": str(i + 1)}
             store.read(MODEL_DEPLOYMENT, {"metadata": metadata, "spec": {}})
         store.read(
-            ROLLOUT_POLICY, {"metadata": {"name": "p", "uid": "p", "resourceVersion": "5000", "generation": 1, "deletionTimestamp": "x"}, "spec": {}}
+            ROLLOUT_POLICY,
+            {
+                "metadata": {
+                    "name": "p",
+                    "uid": "p",
+                    "resourceVersion": "5000",
+                    "generation": 1,
+                    "deletionTimestamp": "x",
+                },
+                "spec": {},
+            },
         )
         policies = Policies(None, store, lambda key, wait: waits.append(wait), lambda: b.START)  # type: ignore[arg-type]
         asyncio.run(policies.reconcile("p"))
@@ -141,7 +153,9 @@ class TestInTheLoop:
             await operator.live(4)
             ready = next(c for c in cluster.status.conditions if c.type == "Ready")
             assert ready.reason == "CodeNotAllowed" and "allowedSources.code" in ready.message
-            assert cluster.status.rollout and cluster.status.rollout.stage == "Done", "not even a Job was made"
+            assert cluster.status.rollout and cluster.status.rollout.stage == "Done", (
+                "not even a Job was made"
+            )
             cluster.policy("q", allowedSources={"code": ["s3://models/"]})
             await operator.settle()
             assert cluster.status.rollout and cluster.status.rollout.stage != "Done", "it begins by itself"
@@ -152,7 +166,9 @@ class TestInTheLoop:
         async def main() -> None:
             spec = b.spec(2).wire()
             spec["rollout"] = {"canary": {}}
-            cluster, operator = await serving(spec, defaults={"canary": {"steps": [{"weight": 7}]}, "progressDeadline": "3h"})
+            cluster, operator = await serving(
+                spec, defaults={"canary": {"steps": [{"weight": 7}]}, "progressDeadline": "3h"}
+            )
             operator.assessment = b.judged("Inconclusive")
             await operator.live(10)
             assert cluster.weights() == {b.revision_name(1): 93, b.revision_name(2): 7}
@@ -186,7 +202,10 @@ class TestInTheLoop:
             }
             flying = b.status(1, rollout=b.rollout("Canary", 2, step=b.step())).wire()
             cluster._create((MODEL_DEPLOYMENT, "ns", "other"), other)
-            held = cluster._put((MODEL_DEPLOYMENT, "ns", "other"), {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": flying})
+            held = cluster._put(
+                (MODEL_DEPLOYMENT, "ns", "other"),
+                {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": flying},
+            )
             cluster._create(
                 (LEASE, "operators", "modelrollout-slot-p-0"),
                 {
@@ -195,7 +214,10 @@ class TestInTheLoop:
                         "name": "modelrollout-slot-p-0",
                         "namespace": "operators",
                         "labels": {"modelrollout.dev/policy": "p"},
-                        "annotations": {"modelrollout.dev/rollout": flying["rollout"]["started"], "modelrollout.dev/gpus": "2"},
+                        "annotations": {
+                            "modelrollout.dev/rollout": flying["rollout"]["started"],
+                            "modelrollout.dev/gpus": "2",
+                        },
                     },
                     "spec": {"holderIdentity": f"ns/other/{held['metadata']['uid']}"},
                 },
@@ -204,12 +226,17 @@ class TestInTheLoop:
             await operator.live(6)
             assert cluster.status.rollout and cluster.status.rollout.reason == "WaitingForSlot"
             assert "1st of 1; held by 1 of other namespaces" in (cluster.status.rollout.message or "")
-            assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)} and cluster.weights(HTTP_ROUTE) == {b.revision_name(1): 100}
+            assert set(cluster.all(DEPLOYMENT)) == {b.revision_name(1)} and cluster.weights(HTTP_ROUTE) == {
+                b.revision_name(1): 100
+            }
             cluster.requests.clear()
             await operator.settle()
             assert [r for r in cluster.requests if not r.startswith("list")] == [], "waiting writes nothing"
             done = {**flying, "rollout": {**flying["rollout"], "stage": "Done", "step": None}}
-            cluster._put((MODEL_DEPLOYMENT, "ns", "other"), {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": done})
+            cluster._put(
+                (MODEL_DEPLOYMENT, "ns", "other"),
+                {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": done},
+            )
             await operator.live(3)
             assert b.revision_name(2) in cluster.all(DEPLOYMENT)
 
@@ -231,7 +258,9 @@ class TestInTheLoop:
 
         asyncio.run(main())
 
-    @pytest.mark.parametrize("policy", [None, {"selector": {"namespaces": ["other"]}, "limits": {"concurrentRollouts": 1}}])
+    @pytest.mark.parametrize(
+        "policy", [None, {"selector": {"namespaces": ["other"]}, "limits": {"concurrentRollouts": 1}}]
+    )
     def test_without_a_policy_that_matches_a_rollout_makes_the_same_requests(self, policy: Any) -> None:
         async def main(**spec: Any) -> list[str]:
             cluster, operator = await serving(**spec)
@@ -252,7 +281,10 @@ def test_equal_objects_are_combined_once() -> None:
     store = cache.Store()
     store.read(
         ROLLOUT_POLICY,
-        {"metadata": {"name": "p", "uid": "p", "resourceVersion": "1", "generation": 1}, "spec": {"selector": {"matchLabels": {"t": "x"}}}},
+        {
+            "metadata": {"name": "p", "uid": "p", "resourceVersion": "1", "generation": 1},
+            "spec": {"selector": {"matchLabels": {"t": "x"}}},
+        },
     )
     policies = Policies(None, store, lambda key, wait: None, lambda: b.START)  # type: ignore[arg-type]
 
@@ -264,7 +296,10 @@ def test_equal_objects_are_combined_once() -> None:
 
 
 class TestLabelsOfNamespaces:
-    LABELLED: ClassVar[dict[str, Any]] = {"selector": {"namespaceLabels": {"tier": "production"}}, "gates": {"golden": True}}
+    LABELLED: ClassVar[dict[str, Any]] = {
+        "selector": {"namespaceLabels": {"tier": "production"}},
+        "gates": {"golden": True},
+    }
 
     @staticmethod
     def labelled(cluster: Cluster, **labels: str) -> None:

@@ -1,4 +1,6 @@
-"""The queue with workers that wait, in virtual time; its invariants are in tests/property/test_workqueue.py."""
+"""The queue with workers that wait, in virtual time; its invariants are in
+tests/property/test_workqueue.py.
+"""
 
 from __future__ import annotations
 

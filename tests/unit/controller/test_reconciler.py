@@ -1,4 +1,6 @@
-"""Passes against a cluster in memory: real observe, decide, act and store; what fails in between must change nothing of the outcome."""
+"""Passes against a cluster in memory: real observe, decide, act and store; what fails in between
+must change nothing of the outcome.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ from tests.unit.rollout import builders as b
 
 T = TypeVar("T")
 V1, V2 = b.revision_name(1), b.revision_name(2)
-BOTH = {"http": {"hostnames": ["digits.example.com"]}, "grpc": {"hostnames": ["digits-grpc.example.com"]}, "gateway": {"name": "public"}}
+BOTH = {
+    "http": {"hostnames": ["digits.example.com"]},
+    "grpc": {"hostnames": ["digits-grpc.example.com"]},
+    "gateway": {"name": "public"},
+}
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -83,10 +89,19 @@ def test_the_first_version_serves() -> None:
         cluster, _ = await serving()
         assert set(cluster.all(DEPLOYMENT)) == {V1} and set(cluster.all(SERVICE)) == {V1, "digits"}
         assert cluster.weights() == cluster.weights(GRPC_ROUTE) == {V1: 100}
-        service, budget, revision = cluster.find(SERVICE), cluster.find(POD_DISRUPTION_BUDGET), cluster.find(MODEL_REVISION, V1)
+        service, budget, revision = (
+            cluster.find(SERVICE),
+            cluster.find(POD_DISRUPTION_BUDGET),
+            cluster.find(MODEL_REVISION, V1),
+        )
         assert service and service["spec"]["selector"][names.LABEL_REVISION] == V1
         assert budget and budget["spec"]["selector"]["matchLabels"][names.LABEL_REVISION] == V1
-        assert revision and revision["metadata"]["annotations"][names.ANNOTATION_OUTCOME] == "Stable" == revision["status"]["outcome"]
+        assert (
+            revision
+            and revision["metadata"]["annotations"][names.ANNOTATION_OUTCOME]
+            == "Stable"
+            == revision["status"]["outcome"]
+        )
         assert revision["spec"]["number"] == 1 and revision["spec"]["sha256"] == b.sha(1)
 
     run(main())
@@ -96,11 +111,17 @@ def test_a_version_is_served_with_what_was_measured_and_keeps_it() -> None:
     async def main() -> None:
         cluster, operator = await serving(b.spec(1, traffic=BOTH, golden=True, tune={"objective": "50ms"}))
         name = b.revision_name(1)
-        [job] = [o for o in cluster.all(JOB).values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE]
+        [job] = [
+            o
+            for o in cluster.all(JOB).values()
+            if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE
+        ]
         task = json.loads(job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])
         assert (task["objective_ms"], task["field"]) == (50.0, "spec.rollout.analysis.golden")
         pods = cluster.find(DEPLOYMENT, name)
-        assert pods is not None and fetched(pods).serving == ServingConfig(instances=2, batch=8, queue_delay_us=500)
+        assert pods is not None and fetched(pods).serving == ServingConfig(
+            instances=2, batch=8, queue_delay_us=500
+        )
         before = json.dumps(pods["spec"])
         # all that is known is gone, but for the pods: they go on as they are
         cluster.change(MODEL_REVISION, name, lambda o: o.pop("status"))
@@ -108,7 +129,16 @@ def test_a_version_is_served_with_what_was_measured_and_keeps_it() -> None:
         await operator.live()
         pods = cluster.find(DEPLOYMENT, name)
         assert pods is not None and json.dumps(pods["spec"]) == before
-        assert len([o for o in cluster.all(JOB).values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE]) == 1
+        assert (
+            len(
+                [
+                    o
+                    for o in cluster.all(JOB).values()
+                    if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_TUNE
+                ]
+            )
+            == 1
+        )
 
     run(main())
 
@@ -130,7 +160,11 @@ def test_an_observing_canary_makes_no_request_without_news() -> None:
         cluster.user(b.spec(2, traffic=BOTH))
         await until(operator, "Canary")
         await operator.live(rounds=3)
-        assert cluster.status.rollout and cluster.status.rollout.step and cluster.status.rollout.step.phase == "Observing"
+        assert (
+            cluster.status.rollout
+            and cluster.status.rollout.step
+            and cluster.status.rollout.step.phase == "Observing"
+        )
         cluster.requests.clear()
         for _ in range(5):
             assert await operator.once()
@@ -157,7 +191,14 @@ def test_a_canary_from_job_to_promotion_costs_few_requests() -> None:
 
 @pytest.mark.parametrize(
     ("resource", "name"),
-    [(DEPLOYMENT, V1), (SERVICE, V1), (SERVICE, "digits"), (POD_DISRUPTION_BUDGET, "digits"), (HTTP_ROUTE, "digits"), (GRPC_ROUTE, "digits")],
+    [
+        (DEPLOYMENT, V1),
+        (SERVICE, V1),
+        (SERVICE, "digits"),
+        (POD_DISRUPTION_BUDGET, "digits"),
+        (HTTP_ROUTE, "digits"),
+        (GRPC_ROUTE, "digits"),
+    ],
 )
 def test_a_child_that_is_deleted_by_hand_comes_back(resource: Resource, name: str) -> None:
     async def main() -> None:
@@ -165,7 +206,11 @@ def test_a_child_that_is_deleted_by_hand_comes_back(resource: Resource, name: st
         cluster.remove(resource, name)
         await operator.settle()
         assert cluster.find(resource, name) is not None
-        assert cluster.status.stable and cluster.status.stable.revision == V1 and len(cluster.all(MODEL_REVISION)) == 1
+        assert (
+            cluster.status.stable
+            and cluster.status.stable.revision == V1
+            and len(cluster.all(MODEL_REVISION)) == 1
+        )
 
     run(main())
 
@@ -179,14 +224,24 @@ def test_a_child_that_is_deleted_by_hand_comes_back(resource: Resource, name: st
             lambda o: o["spec"]["rules"][0]["backendRefs"][0].update(weight=3),
             lambda o: o["spec"]["rules"][0]["backendRefs"][0]["weight"] == 100,
         ),
-        (HTTP_ROUTE, "digits", lambda o: o["spec"]["rules"].append({}), lambda o: len(o["spec"]["rules"]) == 1),
+        (
+            HTTP_ROUTE,
+            "digits",
+            lambda o: o["spec"]["rules"].append({}),
+            lambda o: len(o["spec"]["rules"]) == 1,
+        ),
         (
             SERVICE,
             "digits",
             lambda o: o["spec"]["selector"].update({names.LABEL_REVISION: "x"}),
             lambda o: o["spec"]["selector"][names.LABEL_REVISION] == V1,
         ),
-        (SERVICE, "digits", lambda o: o["spec"]["selector"].update({"one": "more"}), lambda o: "one" not in o["spec"]["selector"]),
+        (
+            SERVICE,
+            "digits",
+            lambda o: o["spec"]["selector"].update({"one": "more"}),
+            lambda o: "one" not in o["spec"]["selector"],
+        ),
         (DEPLOYMENT, V1, lambda o: o["spec"].update(replicas=0), lambda o: o["spec"]["replicas"] == 2),
         (
             DEPLOYMENT,
@@ -194,7 +249,12 @@ def test_a_child_that_is_deleted_by_hand_comes_back(resource: Resource, name: st
             lambda o: o["spec"]["template"]["spec"]["containers"][0].update(image="evil"),
             lambda o: o["spec"]["template"]["spec"]["containers"][0]["image"] == "example/triton:1",
         ),
-        (DEPLOYMENT, V1, lambda o: o["metadata"]["labels"].pop(names.LABEL_NAME), lambda o: names.LABEL_NAME in o["metadata"]["labels"]),
+        (
+            DEPLOYMENT,
+            V1,
+            lambda o: o["metadata"]["labels"].pop(names.LABEL_NAME),
+            lambda o: names.LABEL_NAME in o["metadata"]["labels"],
+        ),
     ],
     ids=["weight", "rule", "selector", "narrower selector", "replicas", "image", "our label"],
 )
@@ -245,13 +305,22 @@ def test_a_pass_that_loses_the_lease_under_way_writes_nothing_more() -> None:
 def test_a_strangers_service_of_that_name_is_not_taken_over() -> None:
     async def main() -> None:
         cluster = Cluster()
-        stranger = cluster.put(SERVICE, {"metadata": {"name": "digits", "labels": {"app": "other"}}, "spec": {"selector": {"app": "other"}}})
+        stranger = cluster.put(
+            SERVICE,
+            {
+                "metadata": {"name": "digits", "labels": {"app": "other"}},
+                "spec": {"selector": {"app": "other"}},
+            },
+        )
         cluster.user(b.spec(1))
         operator = Operator(cluster)
         await operator.live()
         live = cluster.find(SERVICE)
         assert live == stranger
-        assert conditions(cluster)["Reconciling"][1] == "NameTaken" or conditions(cluster)["Stalled"][1] == "NameTaken"
+        assert (
+            conditions(cluster)["Reconciling"][1] == "NameTaken"
+            or conditions(cluster)["Stalled"][1] == "NameTaken"
+        )
         cluster.remove(SERVICE, "digits")
         await operator.live()
         assert cluster.status.phase == "Stable" and conditions(cluster)["Ready"] == ("True", "Stable")
@@ -270,9 +339,16 @@ def test_children_of_an_earlier_object_of_the_name_are_not_taken_for_our_own() -
         cluster.user(b.spec(1, traffic=BOTH))
         operator = Operator(cluster)
         await operator.settle()
-        assert cluster.status.stable is None and cluster.status.rollout and cluster.status.rollout.stage == "Resolve"
+        assert (
+            cluster.status.stable is None
+            and cluster.status.rollout
+            and cluster.status.rollout.stage == "Resolve"
+        )
         for (resource, _, name), o in list(cluster.objects.items()):
-            if o["metadata"]["uid"] in {x["metadata"]["uid"] for x in old.values()} and cluster.find(resource, name) is not None:
+            if (
+                o["metadata"]["uid"] in {x["metadata"]["uid"] for x in old.values()}
+                and cluster.find(resource, name) is not None
+            ):
                 cluster.remove(resource, name)
         await operator.live()
         assert cluster.status.phase == "Stable" and set(cluster.all(DEPLOYMENT)) == {V1}
@@ -290,9 +366,17 @@ def test_a_backend_goes_only_after_the_route_that_named_it_was_written_and_taken
         operator.assessment = b.judged("Successful")
         cluster.requests.clear()
         await operator.live(rounds=20)
-        order = [r for r in cluster.requests if r.split()[1] in ("HTTPRoute", "GRPCRoute") or r.startswith("delete")]
-        assert order.index(f"delete Deployment {V1}") > max(i for i, r in enumerate(order) if r.startswith("apply"))
-        assert order.index(f"delete Service {V1}") > max(i for i, r in enumerate(order) if r.startswith("apply"))
+        order = [
+            r
+            for r in cluster.requests
+            if r.split()[1] in ("HTTPRoute", "GRPCRoute") or r.startswith("delete")
+        ]
+        assert order.index(f"delete Deployment {V1}") > max(
+            i for i, r in enumerate(order) if r.startswith("apply")
+        )
+        assert order.index(f"delete Service {V1}") > max(
+            i for i, r in enumerate(order) if r.startswith("apply")
+        )
 
     run(main())
 
@@ -318,7 +402,9 @@ def test_a_transition_is_written_before_any_of_its_effects() -> None:
             before = len(cluster.requests)
             await operator.once()
             new = cluster.requests[before:]
-            assert not (any(r.startswith("status ModelDeployment") for r in new) and len(new) > 1), "one or the other"
+            assert not (any(r.startswith("status ModelDeployment") for r in new) and len(new) > 1), (
+                "one or the other"
+            )
 
     run(main())
 
@@ -334,7 +420,9 @@ def test_a_conflict_leads_to_a_live_read_and_the_next_pass_gets_on() -> None:
         cluster.annotate(V1, "retry", "n1")
         operator.hear()
         operator.deaf = True
-        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].setdefault("labels", {}).update(team="vision"))
+        cluster.change(
+            MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].setdefault("labels", {}).update(team="vision")
+        )
         with pytest.raises(Conflict):
             await operator.once()
         assert cluster.requests[-1] == "get ModelDeployment digits"
@@ -350,7 +438,9 @@ def test_a_route_that_somebody_else_wrote_meanwhile_is_read_before_it_is_written
         cluster, operator = await serving()
         operator.deaf = True
         cluster.change(HTTP_ROUTE, "digits", lambda o: o["metadata"]["labels"].update(team="vision"))
-        operator.store.observe(HTTP_ROUTE, {"type": "DELETED", "object": copy.deepcopy(cluster.find(HTTP_ROUTE))})
+        operator.store.observe(
+            HTTP_ROUTE, {"type": "DELETED", "object": copy.deepcopy(cluster.find(HTTP_ROUTE))}
+        )
         with pytest.raises(Conflict):
             await operator.once()  # it seemed to be gone: created, and it was there
         await operator.settle()
@@ -374,7 +464,11 @@ def test_a_child_that_changed_meanwhile_is_read_too() -> None:
         assert "get HTTPRoute digits" in cluster.requests
         await operator.settle()  # the watch still is silent
         live = cluster.find(HTTP_ROUTE)
-        assert live and live["spec"]["hostnames"] == ["new.example.com"] and live["metadata"]["labels"]["team"] == "vision"
+        assert (
+            live
+            and live["spec"]["hostnames"] == ["new.example.com"]
+            and live["metadata"]["labels"]["team"] == "vision"
+        )
 
     run(main())
 
@@ -398,8 +492,14 @@ def test_a_former_leader_cannot_write_the_route_back() -> None:
         with pytest.raises(Conflict):
             await former.once()
         assert cluster.find(HTTP_ROUTE) == before
-        await former.settle(limit=5)  # and the next pass does not do with a fresh resourceVersion what it could not do with an old one
-        assert cluster.weights() == {V2: 100} and cluster.status.stable == status.stable and set(cluster.all(DEPLOYMENT)) == {V2}
+        # and the next pass does not do with a fresh resourceVersion what it could not do with an
+        # old one
+        await former.settle(limit=5)
+        assert (
+            cluster.weights() == {V2: 100}
+            and cluster.status.stable == status.stable
+            and set(cluster.all(DEPLOYMENT)) == {V2}
+        )
 
     run(main())
 
@@ -413,7 +513,9 @@ def test_two_leaders_at_once_do_no_harm() -> None:
             operator.assessment = b.judged("Successful")
         for _ in range(20):
             await asyncio.gather(one.live(rounds=1), other.live(rounds=1))
-        assert cluster.status.stable and cluster.status.stable.revision == V2 and cluster.status.last_number == 2
+        assert (
+            cluster.status.stable and cluster.status.stable.revision == V2 and cluster.status.last_number == 2
+        )
         assert cluster.weights() == {V2: 100} and set(cluster.all(DEPLOYMENT)) == {V2}
 
     run(main())
@@ -436,9 +538,13 @@ STORY = ((1, None, 6), (2, "Successful", 11), (3, "Failed", 9))
 
 
 async def _play(cluster: Cluster, begin: int = 0) -> None:
-    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. After one that dies a new operator lists everything."""
+    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. After one that dies
+    a new operator lists everything.
+    """
     operator = Operator(cluster)
-    for i, (version, verdict) in enumerate((version, verdict) for version, verdict, rounds in STORY for _ in range(rounds)):
+    for i, (version, verdict) in enumerate(
+        (version, verdict) for version, verdict, rounds in STORY for _ in range(rounds)
+    ):
         if i < begin:
             continue
         cluster.round = i
@@ -449,10 +555,17 @@ async def _play(cluster: Cluster, begin: int = 0) -> None:
 
 def _told(cluster: Cluster) -> dict[str, Any]:
     revisions = {
-        name: (o["spec"]["number"], ModelRevisionStatus.model_validate(o["status"]).outcome, o["metadata"]["annotations"][names.ANNOTATION_OUTCOME])
+        name: (
+            o["spec"]["number"],
+            ModelRevisionStatus.model_validate(o["status"]).outcome,
+            o["metadata"]["annotations"][names.ANNOTATION_OUTCOME],
+        )
         for name, o in cluster.all(MODEL_REVISION).items()
     }
-    left = {kind.kind: sorted(cluster.all(kind)) for kind in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET)}
+    left = {
+        kind.kind: sorted(cluster.all(kind))
+        for kind in (DEPLOYMENT, SERVICE, HTTP_ROUTE, GRPC_ROUTE, POD_DISRUPTION_BUDGET)
+    }
     stable = cluster.status.stable
     return {
         "revisions": revisions,
@@ -464,7 +577,9 @@ def _told(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_killing_the_operator_between_any_two_requests_changes_nothing_of_the_outcome() -> None:
-    """For each request of the story: everything is as it was before it, and another operator goes on from there."""
+    """For each request of the story: everything is as it was before it, and another operator goes
+    on from there.
+    """
 
     async def main() -> None:
         undisturbed = Cluster()
@@ -472,7 +587,10 @@ def test_killing_the_operator_between_any_two_requests_changes_nothing_of_the_ou
         undisturbed.before = lambda verb, resource, name: moments.append(undisturbed.copy())
         await _play(undisturbed)
         expected = _told(undisturbed)
-        assert expected["stable"] == V2 and expected["revisions"][b.revision_name(3)][1:] == ("RolledBack", "RolledBack")
+        assert expected["stable"] == V2 and expected["revisions"][b.revision_name(3)][1:] == (
+            "RolledBack",
+            "RolledBack",
+        )
         for cluster in moments:
             await _play(cluster, cluster.round)
             assert _told(cluster) == expected, f"died before {cluster.died_at}"
@@ -515,11 +633,20 @@ def test_a_job_that_gets_no_pod_says_why_in_the_words_of_the_quota() -> None:
         (job,) = (o for o in cluster.all(JOB).values() if not (o.get("status") or {}).get("conditions"))
         assert "list Event" not in cluster.requests, "a Job that was made just now may have no pod yet"
         for uid, reason, message in (
-            (job["metadata"]["uid"], "FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: small, limited: limits.memory=1Gi'),
+            (
+                job["metadata"]["uid"],
+                "FailedCreate",
+                'Error creating: pods "x" is forbidden: exceeded quota: small, limited: limits.memory=1Gi',
+            ),
             (job["metadata"]["uid"], "SuccessfulCreate", "another story"),
             ("of-another", "FailedCreate", "another Job"),
         ):
-            told = {"reason": reason, "message": message, "lastTimestamp": "2026-11-22T12:00:00Z", "involvedObject": {"uid": uid}}
+            told = {
+                "reason": reason,
+                "message": message,
+                "lastTimestamp": "2026-11-22T12:00:00Z",
+                "involvedObject": {"uid": uid},
+            }
             cluster.put(EVENT, {"metadata": {"name": f"e-{uid}-{reason}"}} | told)
         cluster.now += timedelta(seconds=30)
         await operator.settle(limit=6)
@@ -545,7 +672,11 @@ def test_without_the_right_to_read_events_nothing_else_suffers() -> None:
         cluster.before = forbidden
         cluster.now += timedelta(seconds=30)
         await operator.settle(limit=6)
-        assert cluster.status.rollout and cluster.status.rollout.reason is None and "list Event" in cluster.requests
+        assert (
+            cluster.status.rollout
+            and cluster.status.rollout.reason is None
+            and "list Event" in cluster.requests
+        )
 
     run(main())
 
@@ -563,7 +694,10 @@ def test_what_was_told_is_taken_back_once_it_is_over_whoever_helped() -> None:
         cluster.before = denied
         cluster.remove(POD_DISRUPTION_BUDGET, "digits")
         await operator.settle(limit=5)
-        assert conditions(cluster)["Stalled"] == ("True", "ChildRefused") and conditions(cluster)["Available"][0] == "True"
+        assert (
+            conditions(cluster)["Stalled"] == ("True", "ChildRefused")
+            and conditions(cluster)["Available"][0] == "True"
+        )
         cluster.put(POD_DISRUPTION_BUDGET, budget)
         await operator.settle()
         assert conditions(cluster)["Ready"] == ("True", "Stable")
@@ -580,7 +714,9 @@ def test_a_child_that_is_refused_holds_up_no_rollback() -> None:
         await operator.live(rounds=2)
 
         def denied(verb: str, resource: Resource, name: str) -> None:
-            if resource == POD_DISRUPTION_BUDGET or (resource == DEPLOYMENT and name == V2 and verb != "delete"):
+            if resource == POD_DISRUPTION_BUDGET or (
+                resource == DEPLOYMENT and name == V2 and verb != "delete"
+            ):
                 raise Forbidden(403, "Forbidden", "denied by admission")
 
         cluster.before = denied
@@ -601,7 +737,11 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
         cluster.user(b.spec(2, traffic=BOTH, rollout=elsewhere))
         await operator.live(rounds=4)
         rollout = cluster.status.rollout
-        assert rollout and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed") and "elsewhere.example.com" in (rollout.message or "")
+        assert (
+            rollout
+            and (rollout.stage, rollout.reason) == ("Evaluate", "StoreNotAllowed")
+            and "elsewhere.example.com" in (rollout.message or "")
+        )
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
@@ -617,8 +757,12 @@ def test_golden_data_from_a_store_that_is_not_allowed_is_told_while_it_is_wanted
         ({"allowedSources": {"data": ["s3://models/golden/"]}}, {}, "SourceNotAllowed"),
     ],
 )
-def test_what_is_edited_while_a_rollout_goes_on_takes_no_more_than_before_it(rules: Any, golden: Any, reason: str) -> None:
-    """Golden data is no part of a version, so an edit of it is no other rollout: the Job looks again, and rollbacks go on."""
+def test_what_is_edited_while_a_rollout_goes_on_takes_no_more_than_before_it(
+    rules: Any, golden: Any, reason: str
+) -> None:
+    """Golden data is no part of a version, so an edit of it is no other rollout: the Job looks
+    again, and rollbacks go on.
+    """
 
     async def main() -> None:
         cluster, operator = await serving()
@@ -630,7 +774,9 @@ def test_what_is_edited_while_a_rollout_goes_on_takes_no_more_than_before_it(rul
         await operator.live(rounds=4)
         rollout = cluster.status.rollout
         assert (
-            rollout and (rollout.stage, rollout.reason) == ("Evaluate", reason) and "RolloutPolicy production allows only" in (rollout.message or "")
+            rollout
+            and (rollout.stage, rollout.reason) == ("Evaluate", reason)
+            and "RolloutPolicy production allows only" in (rollout.message or "")
         )
         assert not [name for name in cluster.all(JOB) if "evaluate" in name]
         cluster.user(b.spec(1, traffic=BOTH))
@@ -647,7 +793,9 @@ def test_a_revision_of_a_newer_operator_is_told_and_breaks_nothing() -> None:
         while V2 not in cluster.all(MODEL_REVISION):
             await operator.settle(limit=1)
             cluster.end_jobs()
-        cluster.change(MODEL_REVISION, V2, lambda o: o["spec"]["input"]["serving"].update(quantum={"spin": 1}))
+        cluster.change(
+            MODEL_REVISION, V2, lambda o: o["spec"]["input"]["serving"].update(quantum={"spin": 1})
+        )
         for job in list(cluster.all(JOB)):
             cluster.remove(JOB, job)
         await operator.settle(limit=8)
@@ -667,7 +815,10 @@ def test_without_the_gateway_api_an_edit_of_traffic_is_answered_and_breaks_nothi
         cluster.kinds.clear()
         cluster.user(b.spec(1, traffic=BOTH))
         assert await operator.settle() == 30
-        assert conditions(cluster)["Stalled"] == ("True", "GatewayAPIMissing") and conditions(cluster)["Available"][0] == "True"
+        assert (
+            conditions(cluster)["Stalled"] == ("True", "GatewayAPIMissing")
+            and conditions(cluster)["Available"][0] == "True"
+        )
         assert not any("Route" in r for r in cluster.requests)
         service = cluster.find(SERVICE)
         assert service and service["spec"]["selector"][names.LABEL_REVISION] == V1
@@ -697,13 +848,19 @@ def test_a_damaged_status_restarts_no_pod_and_begins_no_rollout(damage: Any) -> 
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
-        deployment, route = copy.deepcopy(cluster.find(DEPLOYMENT, V2)), copy.deepcopy(cluster.find(HTTP_ROUTE))
+        deployment, route = (
+            copy.deepcopy(cluster.find(DEPLOYMENT, V2)),
+            copy.deepcopy(cluster.find(HTTP_ROUTE)),
+        )
         cluster.change(MODEL_DEPLOYMENT, "digits", damage)
         cluster.requests.clear()
         await operator.settle()
         cluster.now += timedelta(seconds=4)  # what is promoted anew waits for the data plane
         await operator.settle()
-        assert cluster.status.stable and (cluster.status.stable.revision, cluster.status.stable.number) == (V2, 2)
+        assert cluster.status.stable and (cluster.status.stable.revision, cluster.status.stable.number) == (
+            V2,
+            2,
+        )
         assert conditions(cluster)["Ready"] == ("True", "Stable") and cluster.status.last_number == 2
         assert cluster.find(DEPLOYMENT, V2) == deployment and cluster.find(HTTP_ROUTE) == route
         assert {r.split()[0] for r in cluster.requests} <= {"status", "patch"}, cluster.requests
@@ -720,16 +877,23 @@ def test_a_backup_without_any_status_brings_the_same_state_back() -> None:
         first = Operator(cluster)
         first.assessment = b.judged("Failed")
         await first.live(rounds=16)
-        assert cluster.find(MODEL_REVISION, V2)["metadata"]["annotations"][names.ANNOTATION_OUTCOME] == "RolledBack"  # type: ignore[index]
+        assert (
+            cluster.find(MODEL_REVISION, V2)["metadata"]["annotations"][names.ANNOTATION_OUTCOME]
+            == "RolledBack"
+        )  # type: ignore[index]
         for resource, name in ((MODEL_DEPLOYMENT, "digits"), (MODEL_REVISION, V1), (MODEL_REVISION, V2)):
             cluster.change(resource, name, lambda o: o.pop("status"))
         deployment = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
         operator = Operator(cluster)
         await operator.live(rounds=4)
         assert cluster.status.stable and cluster.status.stable.revision == V1
-        assert conditions(cluster)["Stalled"] == ("True", "Quarantined"), "the bad version in spec is still known to be bad"
+        assert conditions(cluster)["Stalled"] == ("True", "Quarantined"), (
+            "the bad version in spec is still known to be bad"
+        )
         assert cluster.find(DEPLOYMENT, V1)["spec"] == deployment["spec"]  # type: ignore[index]
-        assert not [r for r in cluster.requests if r.startswith("create Job")][4:], "nothing is prepared again"
+        assert not [r for r in cluster.requests if r.startswith("create Job")][4:], (
+            "nothing is prepared again"
+        )
 
     run(main())
 
@@ -745,7 +909,10 @@ def test_an_outcome_is_mirrored_before_status_says_it() -> None:
         cluster.requests.clear()
         await operator.live(rounds=20)
         about = [r for r in cluster.requests if r.endswith(f"ModelRevision {V2}")]
-        assert about.index(f"patch ModelRevision {V2}") < len(about) - 1 and about[-1] == f"status ModelRevision {V2}"
+        assert (
+            about.index(f"patch ModelRevision {V2}") < len(about) - 1
+            and about[-1] == f"status ModelRevision {V2}"
+        )
 
     run(main())
 
@@ -768,7 +935,11 @@ def test_evidence_that_was_lost_removes_no_pods_of_stable() -> None:
 def test_an_object_that_is_gone_or_going_is_left_to_the_garbage_collector() -> None:
     async def main() -> None:
         cluster, operator = await serving()
-        cluster.change(MODEL_DEPLOYMENT, "digits", lambda o: o["metadata"].update(deletionTimestamp="2026-11-22T13:00:00Z"))
+        cluster.change(
+            MODEL_DEPLOYMENT,
+            "digits",
+            lambda o: o["metadata"].update(deletionTimestamp="2026-11-22T13:00:00Z"),
+        )
         assert await operator.once() is None
         cluster.remove(MODEL_DEPLOYMENT, "digits")
         cluster.requests.clear()
@@ -788,7 +959,11 @@ def test_pods_of_a_job_are_kept_in_view_for_their_message() -> None:
         await operator.settle()
         assert cluster.all(POD)
         rollout = cluster.status.rollout
-        assert rollout and (rollout.stage, rollout.reason, rollout.message) == ("Failed", "ObjectMissing", "no such key")
+        assert rollout and (rollout.stage, rollout.reason, rollout.message) == (
+            "Failed",
+            "ObjectMissing",
+            "no such key",
+        )
 
     run(main())
 
@@ -800,7 +975,11 @@ def test_a_watch_of_pods_that_brings_nothing_loses_no_result() -> None:
         cluster.deaf_to(POD)
         cluster.user(b.spec(1, traffic=BOTH))
         await operator.live()
-        assert cluster.status.phase == "Stable" and cluster.status.rollout is not None and cluster.status.rollout.attempt == 0
+        assert (
+            cluster.status.phase == "Stable"
+            and cluster.status.rollout is not None
+            and cluster.status.rollout.attempt == 0
+        )
 
     run(main())
 
@@ -824,15 +1003,22 @@ def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> N
         await operator.settle()
         assert cluster.status.rollout is not None and cluster.status.rollout.stage == "Failed"
         assert list(cluster.all(JOB)) == [name], "its log is what somebody will want to read"
-        cluster.put(POD, {"metadata": {"name": "another", **of_job(job)}, "spec": spec, "status": {"phase": "Running"}})
+        cluster.put(
+            POD,
+            {"metadata": {"name": "another", **of_job(job)}, "spec": spec, "status": {"phase": "Running"}},
+        )
         await operator.settle()
         assert not cluster.all(JOB), "it would be tried again for nothing"
 
     run(main())
 
 
-def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_ever(caplog: pytest.LogCaptureFixture) -> None:
-    """A definition that is older than the operator prunes what it does not know, and answers as if nothing was asked."""
+def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A definition that is older than the operator prunes what it does not know, and answers as if
+    nothing was asked.
+    """
 
     async def main() -> None:
         cluster = Cluster()
@@ -840,7 +1026,9 @@ def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_eve
         operator = Operator(cluster)
 
         async def pruned(resource: Resource, obj: Any) -> Any:
-            return copy.deepcopy(cluster.objects[resource, obj["metadata"]["namespace"], obj["metadata"]["name"]])
+            return copy.deepcopy(
+                cluster.objects[resource, obj["metadata"]["namespace"], obj["metadata"]["name"]]
+            )
 
         cluster.replace_status = pruned  # type: ignore[method-assign]
         assert await operator.once() == 0.0, "it has claimed its host name"
@@ -856,13 +1044,23 @@ def test_a_job_is_told_what_the_namespace_records_of_its_source_and_gets_a_salt_
         first = cluster.find(MODEL_REVISION, V1)
         assert first is not None
         artifact = first["status"]["artifact"]
-        batching = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 4}}
+        batching = {
+            "replicas": 2,
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            "batching": {"maxBatchSize": 4},
+        }
         cluster.user(b.spec(1, pinned=True, traffic=BOTH, serving=batching))
         await until(operator, "Prepare")
         assert cluster.status.rollout
-        (job,) = [job for name, job in cluster.all(JOB).items() if name.startswith(str(cluster.status.rollout.revision))]
+        (job,) = [
+            job
+            for name, job in cluster.all(JOB).items()
+            if name.startswith(str(cluster.status.rollout.revision))
+        ]
         task = jobs.prepare_task(job)
-        assert task is not None and [(r.uri, r.digest) for r in task.recorded] == [(artifact["uri"], artifact["digest"])]
+        assert task is not None and [(r.uri, r.digest) for r in task.recorded] == [
+            (artifact["uri"], artifact["digest"])
+        ]
         assert task.salt not in artifact["uri"]
 
     run(main())

@@ -22,17 +22,30 @@ TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "gateway": {"name": "p
 
 def judged(verdict: VerdictName) -> Assessment:
     found = b.judged(verdict)
-    return replace(found, metrics=(MetricStatus(name="agreement", verdict=verdict, reason=found.reason, canary=Counter(total=100)),))
+    return replace(
+        found,
+        metrics=(
+            MetricStatus(name="agreement", verdict=verdict, reason=found.reason, canary=Counter(total=100)),
+        ),
+    )
 
 
 async def mirroring(rollout: dict[str, Any] | None = None) -> tuple[Cluster, Operator]:
-    """Version 1 is stable; requests are mirrored to the comparer of version 2, which has no verdict yet."""
+    """Version 1 is stable; requests are mirrored to the comparer of version 2, which has no verdict
+    yet.
+    """
     cluster = Cluster()
     cluster.put(GATEWAY, {"metadata": {"name": "public"}, "spec": {"gatewayClassName": "shiny"}})
     cluster.objects[GATEWAY_CLASS, "", "shiny"] = {
         "metadata": {"name": "shiny"},
         "spec": {"controllerName": "example.com/gateway"},
-        "status": {"supportedFeatures": [{"name": "HTTPRoute"}, {"name": "HTTPRouteMethodMatching"}, {"name": "HTTPRouteRequestMirror"}]},
+        "status": {
+            "supportedFeatures": [
+                {"name": "HTTPRoute"},
+                {"name": "HTTPRouteMethodMatching"},
+                {"name": "HTTPRouteRequestMirror"},
+            ]
+        },
     }
     wanted = {"shadow": {"minSamples": 10}, **(rollout or {})}
     cluster.user(b.spec(1, rollout=wanted, traffic=TRAFFIC))
@@ -51,15 +64,23 @@ def mirrors(cluster: Cluster) -> bool:
     return is_mirrored(route)
 
 
-@pytest.mark.parametrize("rollout", [{}, {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}])
+@pytest.mark.parametrize(
+    "rollout", [{}, {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}]
+)
 async def test_from_mirror_to_trial(rollout: dict[str, Any]) -> None:
     cluster, operator = await mirroring(rollout)
-    assert cluster.weights() == {V1: 100} and COMPARER in cluster.all(DEPLOYMENT) and COMPARER in cluster.all(SERVICE)
+    assert (
+        cluster.weights() == {V1: 100}
+        and COMPARER in cluster.all(DEPLOYMENT)
+        and COMPARER in cluster.all(SERVICE)
+    )
     preview = cluster.find(HTTP_ROUTE, "digits-preview")
     assert preview is None or not is_mirrored(preview)
     operator.assessment = judged("Successful")
     await operator.settle()
-    assert not mirrors(cluster) and COMPARER in cluster.all(DEPLOYMENT), "the data plane may still know the mirror"
+    assert not mirrors(cluster) and COMPARER in cluster.all(DEPLOYMENT), (
+        "the data plane may still know the mirror"
+    )
     operator.assessment = judged("Inconclusive")
     await operator.live(rounds=3)
     assert cluster.status.rollout and cluster.status.rollout.stage == "Canary"
@@ -75,7 +96,11 @@ async def test_what_mirrored_drains_with_the_canary_whatever_comes_next() -> Non
     cluster.user(b.spec(3, rollout={"shadow": {"minSamples": 10}}, traffic=TRAFFIC))
     await operator.settle()
     assert cluster.status.rollout and cluster.status.rollout.revision != V2, "another rollout is under way"
-    assert not mirrors(cluster) and {V1, V2, COMPARER} <= set(cluster.all(DEPLOYMENT)) and COMPARER in cluster.all(SERVICE)
+    assert (
+        not mirrors(cluster)
+        and {V1, V2, COMPARER} <= set(cluster.all(DEPLOYMENT))
+        and COMPARER in cluster.all(SERVICE)
+    )
     cluster.now += timedelta(seconds=4)
     await operator.settle()
     assert not {V2, COMPARER} & set(cluster.all(DEPLOYMENT)) and COMPARER not in cluster.all(SERVICE)
@@ -89,4 +114,7 @@ async def test_abort_takes_the_mirror_out_of_the_route_also_where_spec_cannot_be
     cluster.annotate(V2, "abort", "7f3a")
     await operator.live(rounds=3)
     assert not mirrors(cluster) and cluster.weights() == {V1: 100}
-    assert cluster.status.rollout and (cluster.status.rollout.stage, cluster.status.rollout.outcome) == ("Failed", "Aborted")
+    assert cluster.status.rollout and (cluster.status.rollout.stage, cluster.status.rollout.outcome) == (
+        "Failed",
+        "Aborted",
+    )

@@ -1,4 +1,6 @@
-"""Slots of RolloutPolicies: never more than the limit, whoever dies, is late, or sees old things; fair, visible, and free without a limit."""
+"""Slots of RolloutPolicies: never more than the limit, whoever dies, is late, or sees old things;
+fair, visible, and free without a limit.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Wire:
 
 
 class Process:
-    """One operator process, as far as slots are concerned. It sees what it has last read (``hear``), which may be old."""
+    """One operator process, as far as slots are concerned. It sees what it has last read
+    (``hear``), which may be old.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.store = cluster, cache.Store()
@@ -74,7 +78,9 @@ class Process:
         return Seen(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None)
 
     async def one_pass(self, name: str) -> None:
-        """As the reconciler does it: look, then either the guarded transition, or take, give back, set free."""
+        """As the reconciler does it: look, then either the guarded transition, or take, give back,
+        set free.
+        """
         seen = self.seen(name)
         if seen is None:
             return
@@ -83,10 +89,14 @@ class Process:
             found = await self.slots.view(seen)
             seen = replace(seen, snapshot=replace(seen.snapshot, slots=found))
             if len(found) == len(seen.snapshot.rules.limits) and all(s.held for s in found):
-                admitted = seen.snapshot.status.model_copy(update={"rollout": rollout.model_copy(update={"queue": None})})
+                admitted = seen.snapshot.status.model_copy(
+                    update={"rollout": rollout.model_copy(update={"queue": None})}
+                )
                 self.store.written(
                     MODEL_DEPLOYMENT,
-                    await self.cluster.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": admitted.wire()}),
+                    await self.cluster.replace_status(
+                        MODEL_DEPLOYMENT, {**seen.deployment, "status": admitted.wire()}
+                    ),
                     guarded=True,
                 )
                 return
@@ -99,7 +109,12 @@ def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
     state = b.status(1, rollout=b.rollout("Provision", 2, queue=queue, started=b.ago(-at)))
     i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
     if i not in cluster.objects:
-        made: Object = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": {"name": name, "namespace": b.NAMESPACE}, "spec": {}}
+        made: Object = {
+            "apiVersion": names.API_VERSION,
+            "kind": "ModelDeployment",
+            "metadata": {"name": name, "namespace": b.NAMESPACE},
+            "spec": {},
+        }
         cluster._create(i, made)
     cluster._put(i, copy.deepcopy(cluster.objects[i]) | {"status": state.wire()})
 
@@ -155,7 +170,10 @@ def test_who_waits_longest_goes_first_and_a_freed_slot_wakes_the_next() -> None:
     assert (b.NAMESPACE, "b") in process.woken
     run(passes(process, "a", "b"))
     assert set(running(cluster)) == {"b", "d"}
-    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {"modelrollout-slot-p-0", "modelrollout-slot-p-1"}
+    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {
+        "modelrollout-slot-p-0",
+        "modelrollout-slot-p-1",
+    }
 
 
 def test_a_slot_says_whose_it_is_and_goes_with_its_policy() -> None:
@@ -229,7 +247,9 @@ def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
 
 @pytest.mark.parametrize("how", ["going", "unreadable"])
 def test_who_cannot_take_a_slot_holds_up_nobody(how: str) -> None:
-    """The one at the head of the line waits for a finalizer, or has a spec that this operator cannot read: its passes take no slot."""
+    """The one at the head of the line waits for a finalizer, or has a spec that this operator
+    cannot read: its passes take no slot.
+    """
     cluster = world(concurrentRollouts=1)
     begin(cluster, "a", 1)
     begin(cluster, "b", 5)
@@ -252,7 +272,10 @@ def test_two_policies_are_taken_in_the_order_of_their_names() -> None:
     process = Process(cluster)
     run(passes(process, "b", "a"))
     assert set(running(cluster)) == {"a"}
-    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {"modelrollout-slot-p-0", "modelrollout-slot-q-0"}
+    assert {n for _, _, n in cluster.objects if n.startswith("modelrollout-slot")} == {
+        "modelrollout-slot-p-0",
+        "modelrollout-slot-q-0",
+    }
 
 
 def test_without_a_limit_nothing_is_asked() -> None:
@@ -269,21 +292,32 @@ def test_without_a_limit_nothing_is_asked() -> None:
 
 
 def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
-    """Neither process knows of the other's rollout, and each finds a slot of its own: the list afterwards tells the later one that it is too many."""
+    """Neither process knows of the other's rollout, and each finds a slot of its own: the list
+    afterwards tells the later one that it is too many.
+    """
     cluster = world(gpus=4)
     begin(cluster, "e", 1, GPUS["e"])
     one = Process(cluster)
     begin(cluster, "c", 2, GPUS["c"])
     other = Process(cluster)
-    other.store.gone(MODEL_DEPLOYMENT, b.NAMESPACE, "e", cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, "e"]["metadata"]["uid"])
+    other.store.gone(
+        MODEL_DEPLOYMENT,
+        b.NAMESPACE,
+        "e",
+        cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, "e"]["metadata"]["uid"],
+    )
 
     async def main() -> None:
         await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
-        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 2, "both have a slot"
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 2, (
+            "both have a slot"
+        )
         for _ in range(3):
             await asyncio.gather(one.one_pass("e"), other.one_pass("c"))
         assert len(running(cluster)) == 1
-        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 1, "the other one gave its slot back"
+        assert len([o for (r, _, _), o in cluster.objects.items() if r == LEASE and o["spec"]]) == 1, (
+            "the other one gave its slot back"
+        )
 
     asyncio.run(main())
 
@@ -329,13 +363,24 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 @given(
-    limits=st.sampled_from([{"concurrentRollouts": 1}, {"concurrentRollouts": 2}, {"gpus": 3}, {"concurrentRollouts": 3, "gpus": 4}]),
+    limits=st.sampled_from(
+        [
+            {"concurrentRollouts": 1},
+            {"concurrentRollouts": 2},
+            {"gpus": 3},
+            {"concurrentRollouts": 3, "gpus": 4},
+        ]
+    ),
     actions=st.lists(ACTIONS, max_size=60),
 )
 def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[str, int, str]]) -> None:
-    """Three processes that see old things, die between two requests, and act between each other's requests."""
+    """Three processes that see old things, die between two requests, and act between each other's
+    requests.
+    """
 
     async def main() -> None:
         cluster = world(**limits)
@@ -348,7 +393,11 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
             process = processes[which]
             time += 1
             alive = (MODEL_DEPLOYMENT, b.NAMESPACE, name) in cluster.objects
-            over = alive and cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, name]["status"]["rollout"]["stage"] == "Done"
+            over = (
+                alive
+                and cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, name]["status"]["rollout"]["stage"]
+                == "Done"
+            )
             if what == "begin" and (not alive or over):
                 begin(cluster, name, time, GPUS[name])
             elif what == "end" and alive:
@@ -362,7 +411,14 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
             elif what in ("pass", "sweep", "die", "both"):
                 left = [2]
 
-                def before(verb: str, resource: Any, n: str, what: str = what, left: list[int] = left, which: int = which) -> None:
+                def before(
+                    verb: str,
+                    resource: Any,
+                    n: str,
+                    what: str = what,
+                    left: list[int] = left,
+                    which: int = which,
+                ) -> None:
                     left[0] -= 1
                     if what == "die" and left[0] < 0:
                         raise Unavailable(0, "ConnectionError", "killed")
@@ -373,7 +429,9 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
                         await process.slots.sweep()
                     elif what == "both":  # two processes at the same time, request by request
                         other = processes[(which + 1) % 3]
-                        await asyncio.gather(process.one_pass(name), other.one_pass("c"), return_exceptions=True)
+                        await asyncio.gather(
+                            process.one_pass(name), other.one_pass("c"), return_exceptions=True
+                        )
                     else:
                         await process.one_pass(name)
                 except KubeError:
@@ -414,8 +472,16 @@ class TestGrowing:
         o["status"]["rollout"]["slot"] = {"since": b.ago(0), "gpus": 1}
         cluster._put(i, o)
         holder = f"{b.NAMESPACE}/{name}/{o['metadata']['uid']}"
-        annotations = {names.ANNOTATION_ROLLOUT: o["status"]["rollout"]["started"], names.ANNOTATION_GPUS: "1"}
-        metadata = {"name": names.slot_name("p", int(at)), "namespace": "operators", "labels": {names.LABEL_POLICY: "p"}, "annotations": annotations}
+        annotations = {
+            names.ANNOTATION_ROLLOUT: o["status"]["rollout"]["started"],
+            names.ANNOTATION_GPUS: "1",
+        }
+        metadata = {
+            "name": names.slot_name("p", int(at)),
+            "namespace": "operators",
+            "labels": {names.LABEL_POLICY: "p"},
+            "annotations": annotations,
+        }
         cluster.put(LEASE, {"metadata": metadata, "spec": {"holderIdentity": holder}})
 
     async def _pass(self, process: Process, name: str, replicas: int) -> None:
@@ -427,7 +493,9 @@ class TestGrowing:
             s = replace(s, slots=await process.slots.larger(replace(seen, snapshot=s)))
         moved = enlarged(s, b.START)
         if moved is not None:
-            live = await process.cluster.replace_status(MODEL_DEPLOYMENT, {**seen.deployment, "status": moved.status.wire()})
+            live = await process.cluster.replace_status(
+                MODEL_DEPLOYMENT, {**seen.deployment, "status": moved.status.wire()}
+            )
             process.store.written(MODEL_DEPLOYMENT, live, guarded=True)
             return
         await process.slots.settle(replace(seen, snapshot=s))
@@ -470,10 +538,16 @@ class TestGrowing:
 
         asyncio.run(main())
 
-    @given(order=st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from(["a", "b"])), min_size=4, max_size=14))
+    @given(
+        order=st.lists(
+            st.tuples(st.sampled_from([0, 1]), st.sampled_from(["a", "b"])), min_size=4, max_size=14
+        )
+    )
     @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def test_two_that_grow_at_once_never_have_more_than_the_limit(self, order: list[tuple[int, str]]) -> None:
-        """Two processes of which neither sees the other's writes before it reads, and requests that take turns."""
+        """Two processes of which neither sees the other's writes before it reads, and requests that
+        take turns.
+        """
 
         async def main() -> None:
             cluster = Cluster()
@@ -482,7 +556,11 @@ class TestGrowing:
             self._holds(cluster, "b", 1)
             processes = [Process(cluster), Process(cluster)]
             for (which, name), (also, another) in zip(order[::2], order[1::2], strict=False):
-                await asyncio.gather(self._pass(processes[which], name, 3), self._pass(processes[also], another, 3), return_exceptions=True)
+                await asyncio.gather(
+                    self._pass(processes[which], name, 3),
+                    self._pass(processes[also], another, 3),
+                    return_exceptions=True,
+                )
                 assert sum(self._granted(cluster).values()) <= 4
                 cluster.now += timedelta(seconds=6)
                 for process in processes:

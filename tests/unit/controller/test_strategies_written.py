@@ -28,8 +28,16 @@ from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster, Operator
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
-TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "grpc": {"hostnames": ["digits-grpc.example.com"]}, "gateway": {"name": "public"}}
-BLUE = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "autoPromote": False}, "bake": "30s", "scaleDownDelay": "20s"}
+TRAFFIC = {
+    "http": {"hostnames": ["digits.example.com"]},
+    "grpc": {"hostnames": ["digits-grpc.example.com"]},
+    "gateway": {"name": "public"},
+}
+BLUE = {
+    "blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}, "autoPromote": False},
+    "bake": "30s",
+    "scaleDownDelay": "20s",
+}
 TEST = {"abTest": {"headers": [{"name": "x-group", "value": "b"}]}}
 
 
@@ -46,7 +54,11 @@ async def on_trial(rollout: dict[str, Any], **facts: Any) -> tuple[Cluster, Oper
     operator.assessment = b.judged("Inconclusive")
     cluster.user(b.spec(2, rollout=rollout, **facts))
     await operator.live(rounds=8)
-    assert cluster.status.rollout and cluster.status.rollout.step and cluster.status.rollout.step.phase == "Observing", cluster.status.rollout
+    assert (
+        cluster.status.rollout
+        and cluster.status.rollout.step
+        and cluster.status.rollout.step.phase == "Observing"
+    ), cluster.status.rollout
     return cluster, operator
 
 
@@ -70,12 +82,20 @@ def test_blue_green_from_preview_to_stable() -> None:
         assert (cluster.status.phase, cluster.status.step, cluster.weights()) == ("Paused", "2/2", {V1: 100})
         say(cluster, "promote", step="2/2")
         await operator.live(rounds=3)
-        assert cluster.status.phase == "Baking" and cluster.weights() == {V2: 100} and cluster.status.stable == cluster.status.stable
+        assert (
+            cluster.status.phase == "Baking"
+            and cluster.weights() == {V2: 100}
+            and cluster.status.stable == cluster.status.stable
+        )
         assert set(cluster.all(DEPLOYMENT)) == {V1, V2}
         budget = cluster.find(POD_DISRUPTION_BUDGET)
         assert budget and budget["spec"]["selector"]["matchLabels"][names.LABEL_REVISION] == V2
         await operator.live(rounds=8)
-        assert cluster.status.stable and cluster.status.stable.revision == V2 and set(cluster.all(DEPLOYMENT)) == {V1, V2}
+        assert (
+            cluster.status.stable
+            and cluster.status.stable.revision == V2
+            and set(cluster.all(DEPLOYMENT)) == {V1, V2}
+        )
         await operator.live(rounds=6)
         assert set(cluster.all(DEPLOYMENT)) == {V2}, "after its delay, without a write of status"
         shown = cluster.find(HTTP_ROUTE, "digits-preview")
@@ -86,13 +106,17 @@ def test_blue_green_from_preview_to_stable() -> None:
 
 def test_a_regression_in_bake_gives_everything_back() -> None:
     async def main() -> None:
-        cluster, operator = await on_trial({"bake": "10m", "canary": {"steps": [{"weight": 50}]}}, traffic=TRAFFIC)
+        cluster, operator = await on_trial(
+            {"bake": "10m", "canary": {"steps": [{"weight": 50}]}}, traffic=TRAFFIC
+        )
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=3)
         assert cluster.status.phase == "Baking" and cluster.weights() == {V2: 100}
         operator.assessment = b.judged("Failed")
         await operator.live(rounds=4)
-        assert cluster.weights() == {V1: 100} and cluster.status.stable and cluster.status.stable.revision == V1
+        assert (
+            cluster.weights() == {V1: 100} and cluster.status.stable and cluster.status.stable.revision == V1
+        )
         assert cluster.status.rollout and cluster.status.rollout.outcome == "RolledBack"
 
     run(main())
@@ -103,7 +127,12 @@ def test_a_test_by_headers_and_its_end() -> None:
         cluster, operator = await on_trial(TEST, traffic=TRAFFIC)
         for kind in (HTTP_ROUTE, GRPC_ROUTE):
             route = cluster.find(kind)
-            assert route and len(route["spec"]["rules"]) == 2 and backends(route, 0) == {V2: 100} and backends(route) == {V1: 100}
+            assert (
+                route
+                and len(route["spec"]["rules"]) == 2
+                and backends(route, 0) == {V2: 100}
+                and backends(route) == {V1: 100}
+            )
             assert route["spec"]["rules"][0]["matches"][0]["headers"][0]["name"] == "x-group"
         operator.assessment = b.judged("Failed")
         await operator.live(rounds=4)
@@ -134,7 +163,11 @@ def test_blue_green_without_a_gateway() -> None:
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=4)
         service = cluster.find(SERVICE)
-        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2 and cluster.status.phase == "Stable"
+        assert (
+            service
+            and service["spec"]["selector"][names.LABEL_REVISION] == V2
+            and cluster.status.phase == "Stable"
+        )
 
     run(main())
 
@@ -151,7 +184,9 @@ def test_a_restart_is_an_annotation_of_the_pods_that_stays() -> None:
         def stands() -> str | None:
             live = cluster.find(DEPLOYMENT, V1)
             assert live
-            found: str | None = live["spec"]["template"]["metadata"]["annotations"].get(names.ANNOTATION_RESTARTED)
+            found: str | None = live["spec"]["template"]["metadata"]["annotations"].get(
+                names.ANNOTATION_RESTARTED
+            )
             return found
 
         first = stands()
@@ -180,8 +215,14 @@ def test_abort_works_with_a_spec_that_cannot_be_read() -> None:
         await operator.live(rounds=3)
         live = cluster.find(HTTP_ROUTE)
         assert live and cluster.weights() == {V1: 100} == cluster.weights(GRPC_ROUTE)
-        assert live["spec"]["hostnames"] == before["spec"]["hostnames"] and live["spec"]["parentRefs"] == before["spec"]["parentRefs"]
-        assert cluster.status.rollout and (cluster.status.rollout.stage, cluster.status.rollout.outcome) == ("Failed", "Aborted")
+        assert (
+            live["spec"]["hostnames"] == before["spec"]["hostnames"]
+            and live["spec"]["parentRefs"] == before["spec"]["parentRefs"]
+        )
+        assert cluster.status.rollout and (cluster.status.rollout.stage, cluster.status.rollout.outcome) == (
+            "Failed",
+            "Aborted",
+        )
         assert set(cluster.all(DEPLOYMENT)) == {V1, V2}, "nothing else changes"
         cluster.now += timedelta(minutes=1)
         assert await operator.settle() is None
@@ -203,7 +244,11 @@ def test_what_the_gateway_is_known_to_lack_is_refused() -> None:
         operator = Operator(cluster)
         await operator.live(rounds=2)
         stalled = next(c for c in cluster.status.conditions if c.type == "Stalled")
-        assert stalled.reason == "GatewayFeatureMissing" and "spec.traffic.grpc: " in stalled.message and "not support GRPCRoute" in stalled.message
+        assert (
+            stalled.reason == "GatewayFeatureMissing"
+            and "spec.traffic.grpc: " in stalled.message
+            and "not support GRPCRoute" in stalled.message
+        )
 
     run(main())
 
@@ -222,8 +267,12 @@ def test_a_test_without_a_gateway_is_refused() -> None:
 
 
 def widen(cluster: Cluster, resource: Resource, name: str = b.NAME) -> None:
-    """As an earlier operator left it, or somebody's edit: every rule lets everything through, but for its headers."""
-    everything = {HTTP_ROUTE.kind: {"path": {"type": "PathPrefix", "value": "/"}}, GRPC_ROUTE.kind: {}}[resource.kind]
+    """As an earlier operator left it, or somebody's edit: every rule lets everything through, but
+    for its headers.
+    """
+    everything = {HTTP_ROUTE.kind: {"path": {"type": "PathPrefix", "value": "/"}}, GRPC_ROUTE.kind: {}}[
+        resource.kind
+    ]
 
     def edit(o: Any) -> None:
         for rule in o["spec"]["rules"]:
@@ -246,7 +295,9 @@ def test_routes_that_open_too_much_are_narrowed_whatever_the_spec_says() -> None
             if not readable:
                 cluster.change(MODEL_DEPLOYMENT, b.NAME, lambda o: o["spec"].update(surprise=True))
                 await operator.live(rounds=2)
-            before = {resource: copy.deepcopy(cluster.find(resource)) for resource in (HTTP_ROUTE, GRPC_ROUTE)}
+            before = {
+                resource: copy.deepcopy(cluster.find(resource)) for resource in (HTTP_ROUTE, GRPC_ROUTE)
+            }
             for resource in before:
                 widen(cluster, resource)
                 assert opened(cluster, resource) == [1, 1]
@@ -278,7 +329,13 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
 
         def looked() -> Snapshot:
-            found = observe(operator.store, KEY, CONFIG, frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}), operator.admission.hostnames.known())
+            found = observe(
+                operator.store,
+                KEY,
+                CONFIG,
+                frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}),
+                operator.admission.hostnames.known(),
+            )
             assert found
             return found.snapshot
 
@@ -335,7 +392,9 @@ def test_a_deployment_that_cannot_be_written_holds_up_no_way_back() -> None:
                 raise Forbidden(403, "Forbidden", "volumes of pods are emptyDir and secret")
 
         cluster.before = refused
-        cluster.change(DEPLOYMENT, V1, lambda o: o["spec"]["template"]["spec"].update(terminationGracePeriodSeconds=5))
+        cluster.change(
+            DEPLOYMENT, V1, lambda o: o["spec"]["template"]["spec"].update(terminationGracePeriodSeconds=5)
+        )
         cluster.annotate(V2, "abort", "n1")
         await operator.live(rounds=4)
         assert led(cluster) == {V1: 100}
@@ -353,14 +412,22 @@ def test_a_route_that_cannot_be_made_narrow_as_it_is_holds_up_no_way_back() -> N
         apply = cluster.apply
 
         async def but(resource: Resource, obj: Any, **guards: Any) -> Any:
-            filters = [f for rule in (obj["spec"].get("rules") or [] if resource == HTTP_ROUTE else []) for f in rule.get("filters") or []]
+            filters = [
+                f
+                for rule in (obj["spec"].get("rules") or [] if resource == HTTP_ROUTE else [])
+                for f in rule.get("filters") or []
+            ]
             if filters:
                 raise Forbidden(403, "Forbidden", "they redirect and rewrite nothing")
             return await apply(resource, obj, **guards)
 
         cluster.apply = but  # type: ignore[method-assign]
         widen(cluster, HTTP_ROUTE)
-        cluster.change(HTTP_ROUTE, b.NAME, lambda o: o["spec"]["rules"][0].update(filters=[{"type": "URLRewrite", "urlRewrite": {}}]))
+        cluster.change(
+            HTTP_ROUTE,
+            b.NAME,
+            lambda o: o["spec"]["rules"][0].update(filters=[{"type": "URLRewrite", "urlRewrite": {}}]),
+        )
         cluster.annotate(V2, "abort", "n1")
         await operator.live(rounds=4)
         assert led(cluster) == {V1: 100} and opened(cluster, HTTP_ROUTE) == [10]
@@ -374,14 +441,22 @@ def test_a_deployment_that_lost_our_label_gets_it_back_and_no_new_pods() -> None
     async def main() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
         for kind in (MODEL_REVISION, DEPLOYMENT):  # as an earlier operator rendered it
-            cluster.change(kind, V1, lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED))
+            cluster.change(
+                kind,
+                V1,
+                lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED),
+            )
         await operator.settle()
         before = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
         assert before
         cluster.change(DEPLOYMENT, V1, lambda o: o["metadata"].pop("labels"))
         await operator.settle()
         now = cluster.find(DEPLOYMENT, V1)
-        assert now and now["metadata"]["labels"] == before["metadata"]["labels"] and now["spec"] == before["spec"]
+        assert (
+            now
+            and now["metadata"]["labels"] == before["metadata"]["labels"]
+            and now["spec"] == before["spec"]
+        )
 
     run(main())
 
@@ -397,7 +472,11 @@ def test_pods_that_a_newer_operator_has_hardened_stay_as_they_are() -> None:
             template["metadata"]["annotations"][names.ANNOTATION_HARDENED] = "7"
             template["spec"]["containers"][0]["args"].append("--of-the-next-version")
 
-        cluster.change(MODEL_REVISION, V1, lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED))
+        cluster.change(
+            MODEL_REVISION,
+            V1,
+            lambda o: o["spec"]["template"]["metadata"]["annotations"].pop(names.ANNOTATION_HARDENED),
+        )
         cluster.change(DEPLOYMENT, V1, newer)
         before = copy.deepcopy(cluster.find(DEPLOYMENT, V1))
         await operator.live(rounds=2)
@@ -409,7 +488,9 @@ def test_pods_that_a_newer_operator_has_hardened_stay_as_they_are() -> None:
 
 
 def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> None:
-    """A gateway counts by Service: a wrong model was proven right by requests that its author chose and sent to the preview in the step of 5 %."""
+    """A gateway counts by Service: a wrong model was proven right by requests that its author chose
+    and sent to the preview in the step of 5 %.
+    """
 
     async def main() -> None:
         cluster = Cluster()
@@ -429,7 +510,9 @@ def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> 
                 seen.add((weight, backends(route)[V2] if route else None))
         assert seen == {(0, 100), (5, None)}
         service = cluster.find(SERVICE, "digits-preview")
-        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2, "within the cluster nobody counts"
+        assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2, (
+            "within the cluster nobody counts"
+        )
         cluster.user(b.spec(1, rollout=shown, traffic=TRAFFIC))
         await operator.live(rounds=4)
         route = cluster.find(HTTP_ROUTE, "digits-preview")
@@ -439,7 +522,9 @@ def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> 
 
 
 def test_a_revert_in_git_is_refused_by_no_demand_that_came_after_what_it_goes_back_to() -> None:
-    """Two replicas without a gateway cannot give as little as 5 %: a new version is refused, the way back from a bad one within its window is not."""
+    """Two replicas without a gateway cannot give as little as 5 %: a new version is refused, the
+    way back from a bad one within its window is not.
+    """
 
     async def main(later: timedelta, version: int) -> Cluster:
         cluster, operator = Cluster(), None
@@ -452,7 +537,13 @@ def test_a_revert_in_git_is_refused_by_no_demand_that_came_after_what_it_goes_ba
         cluster.policy("production", gates={"metrics": [{"name": "errors", "maxIncrease": 0.01}]})
         cluster.now += later
         operator.assessment = b.judged("Inconclusive")
-        cluster.user(b.spec(version, gateway=False, rollout={"rollbackWindow": "1h", "canary": {"steps": [{"weight": 100}]}}))
+        cluster.user(
+            b.spec(
+                version,
+                gateway=False,
+                rollout={"rollbackWindow": "1h", "canary": {"steps": [{"weight": 100}]}},
+            )
+        )
         await operator.live()
         return cluster
 
@@ -460,4 +551,6 @@ def test_a_revert_in_git_is_refused_by_no_demand_that_came_after_what_it_goes_ba
     assert back.status.stable and back.status.stable.revision == V1
     for refused in (asyncio.run(main(timedelta(0), 3)), asyncio.run(main(timedelta(hours=2), 1))):
         ready = next(c for c in refused.status.conditions if c.type == "Ready")
-        assert ready.reason == "GateRequired" and refused.status.stable and refused.status.stable.revision == V2
+        assert (
+            ready.reason == "GateRequired" and refused.status.stable and refused.status.stable.revision == V2
+        )

@@ -19,7 +19,15 @@ from modelrollout.rollout.snapshot import Server
 KEY = ("ml", "digits")
 
 
-def pod(name: str, revision: str = "r1", *, ready: bool = True, ip: str | None = "10.0.0.1", component: str = "server", **metadata: Any) -> Object:
+def pod(
+    name: str,
+    revision: str = "r1",
+    *,
+    ready: bool = True,
+    ip: str | None = "10.0.0.1",
+    component: str = "server",
+    **metadata: Any,
+) -> Object:
     labels = {names.LABEL_REVISION: revision, names.LABEL_COMPONENT: component}
     status: Object = {"conditions": [{"type": "Ready", "status": str(ready)}]} | ({"podIP": ip} if ip else {})
     return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, **metadata}, "status": status}
@@ -61,7 +69,13 @@ def test_one_pod_of_each_revision_is_asked_once_and_the_deployment_is_woken() ->
 def test_what_is_no_ready_server_is_not_asked() -> None:
     async def main() -> None:
         world = World({})
-        odd = [pod("a", ready=False), pod("b", ip=None), pod("c", component="shadow"), pod("d", "another"), pod("e", deletionTimestamp="now")]
+        odd = [
+            pod("a", ready=False),
+            pod("b", ip=None),
+            pod("c", component="shadow"),
+            pod("d", "another"),
+            pod("e", deletionTimestamp="now"),
+        ]
         await world.look(*odd)
         assert world.asked == []
 
@@ -95,7 +109,9 @@ def test_who_does_not_answer_is_asked_again_later() -> None:
         (json.dumps({"version": "2.51.0"}), 503, None),
     ],
 )
-def test_whatever_a_pod_answers_is_no_trouble(body: str, status: int, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_a_pod_answers_is_no_trouble(
+    body: str, status: int, version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async def answer(_: web.Request) -> web.Response:
             return web.Response(text=body, status=status)

@@ -11,7 +11,17 @@ import pytest
 import yaml
 from pydantic import Field
 
-from modelrollout.api.v1alpha1 import ApiModel, ListMapKey, ModelDeploymentSpec, ModelRevisionSpec, Quantity, Rule, Serving, ShapeOf, StatusModel
+from modelrollout.api.v1alpha1 import (
+    ApiModel,
+    ListMapKey,
+    ModelDeploymentSpec,
+    ModelRevisionSpec,
+    Quantity,
+    Rule,
+    Serving,
+    ShapeOf,
+    StatusModel,
+)
 from modelrollout.crdgen.__main__ import main
 from modelrollout.crdgen.kinds import KINDS, MODEL_DEPLOYMENT, MODEL_REVISION, crd
 from modelrollout.crdgen.schema import SchemaError, model_schema, unbounded
@@ -65,7 +75,9 @@ def fill(schema: dict[str, Any], value: Any) -> Any:
 class TestEveryKind:
     def test_schema_is_structural(self, kind: Any) -> None:
         for path, schema in nodes(root(kind)):
-            assert not {"$ref", "$defs", "anyOf", "oneOf", "allOf", "title", "const", "nullable"} & set(schema), path
+            assert not {"$ref", "$defs", "anyOf", "oneOf", "allOf", "title", "const", "nullable"} & set(
+                schema
+            ), path
             assert ("type" in schema) != ("x-kubernetes-int-or-string" in schema), path
             if schema.get("type") == "array":
                 assert "items" in schema, path
@@ -76,15 +88,20 @@ class TestEveryKind:
             assert unbounded(root(kind)["properties"][part]) == []
 
     def test_keys_of_a_users_map_have_a_bound(self, kind: Any) -> None:
-        """No schema bounds them, only a rule does. What is bare the operator alone writes, from what was bounded before."""
+        """No schema bounds them, only a rule does. What is bare the operator alone writes, from
+        what was bounded before.
+        """
         for path, schema in nodes(root(kind)["properties"]["spec"], "spec"):
             if "additionalProperties" in schema and not path.startswith(BARE):
-                assert {"rule": "self.all(k, k.size() <= 317)", "message": "a key is at most 317 characters"} in schema["x-kubernetes-validations"], (
-                    path
-                )
+                assert {
+                    "rule": "self.all(k, k.size() <= 317)",
+                    "message": "a key is at most 317 characters",
+                } in schema["x-kubernetes-validations"], path
 
     def test_kubectl_can_apply_it(self, kind: Any) -> None:
-        """kubectl apply without --server-side keeps the whole definition in an annotation, and all of them are at most 256 KiB."""
+        """kubectl apply without --server-side keeps the whole definition in an annotation, and all
+        of them are at most 256 KiB.
+        """
         assert len(json.dumps(crd(kind))) < 200_000
 
     def test_every_field_of_the_spec_is_explained(self, kind: Any) -> None:
@@ -93,7 +110,9 @@ class TestEveryKind:
                 assert schema.get("description"), path
 
     def test_status_has_no_defaults(self, kind: Any) -> None:
-        assert [path for path, schema in nodes(root(kind)["properties"]["status"]) if "default" in schema] == []
+        assert [
+            path for path, schema in nodes(root(kind)["properties"]["status"]) if "default" in schema
+        ] == []
 
     def test_map_keys_are_required(self, kind: Any) -> None:
         """Or the API server refuses the definition."""
@@ -118,14 +137,25 @@ def test_names_and_columns_are_those_of_the_api_document() -> None:
     def shown(kind: Any) -> list[str]:
         return [c["name"].upper() for c in version(kind)["additionalPrinterColumns"] if not c.get("priority")]
 
-    assert shown(MODEL_DEPLOYMENT) == ["READY", "PHASE", "STABLE", "CANARY", "WEIGHT", "STEP", "VERDICT", "AGE"]
+    assert shown(MODEL_DEPLOYMENT) == [
+        "READY",
+        "PHASE",
+        "STABLE",
+        "CANARY",
+        "WEIGHT",
+        "STEP",
+        "VERDICT",
+        "AGE",
+    ]
     assert shown(MODEL_REVISION) == ["OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
 def test_columns_and_scale_read_fields_that_exist(kind: Any) -> None:
     spec = version(kind)
-    paths = [c["jsonPath"] for c in spec["additionalPrinterColumns"]] + list(spec["subresources"].get("scale", {}).values())
+    paths = [c["jsonPath"] for c in spec["additionalPrinterColumns"]] + list(
+        spec["subresources"].get("scale", {}).values()
+    )
     known = {path for path, _ in nodes(root(kind))}
     for path in paths:
         if not path.startswith(".metadata"):
@@ -133,7 +163,9 @@ def test_columns_and_scale_read_fields_that_exist(kind: Any) -> None:
 
 
 def test_the_defaults_in_the_schema_are_those_of_the_types() -> None:
-    """What the API server fills in is what the operator would have read anyway, but for what a RolloutPolicy may fill in before the types do."""
+    """What the API server fills in is what the operator would have read anyway, but for what a
+    RolloutPolicy may fill in before the types do.
+    """
     smallest = yaml.safe_load((ROOT / "examples/smallest.yaml").read_text())["spec"]
     filled = fill(root(MODEL_DEPLOYMENT)["properties"]["spec"], smallest)
     wire = ModelDeploymentSpec.model_validate(smallest).wire()
@@ -152,7 +184,9 @@ def test_examples_are_what_the_types_read(example: Path) -> None:
 
 
 def test_full_example_names_every_field_of_the_spec() -> None:
-    """Together with those of what excludes each other (strategies, backends), of metrics of regressions, and of images of one's own."""
+    """Together with those of what excludes each other (strategies, backends), of metrics of
+    regressions, and of images of one's own.
+    """
     files = ("full", "blue-green", "ab-test", "regression", "tensorrt", "python-backend", "training-image")
     examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in files]
 
@@ -165,7 +199,8 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         return found
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
-    data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")  # the gate's data shows all fields of a data set
+    # the gate's data shows all fields of a data set
+    data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")
     kubernetes = re.compile(r"\.(affinity\.|tolerations\[)")  # explained by Kubernetes
     skipped = re.compile(rf"{data.pattern}|{kubernetes.pattern}|\.credentials|\[\]$")
     wanted = {path for path, _ in nodes(schema, "spec") if not skipped.search(path)}
@@ -174,7 +209,9 @@ def test_full_example_names_every_field_of_the_spec() -> None:
 
 def test_a_revision_is_immutable() -> None:
     assert ModelRevisionSpec.rules[0].rule == "self == oldSelf"
-    assert root(MODEL_REVISION)["properties"]["spec"]["x-kubernetes-validations"][0]["rule"] == "self == oldSelf"
+    assert (
+        root(MODEL_REVISION)["properties"]["spec"]["x-kubernetes-validations"][0]["rule"] == "self == oldSelf"
+    )
 
 
 class Inner(ApiModel):
@@ -196,7 +233,9 @@ class Outer(ApiModel):
     """Outer words
     on two lines, with ``code``."""
 
-    items: Annotated[list[Inner], Field(max_length=4), ListMapKey("key")] = Field(default_factory=list, description="Field words.")
+    items: Annotated[list[Inner], Field(max_length=4), ListMapKey("key")] = Field(
+        default_factory=list, description="Field words."
+    )
     inner: Inner | None = None
     whole: Inner = Field(default_factory=lambda: Inner(key="a"))
     amount: Quantity
@@ -217,24 +256,33 @@ def test_each_kind_of_field() -> None:
     assert schema["x-kubernetes-validations"] == [{"rule": "has(self.inner)", "message": "needs inner"}]
     assert properties["items"]["description"] == "Field words."
     assert properties["items"]["maxItems"] == 4
-    assert (properties["items"]["x-kubernetes-list-type"], properties["items"]["x-kubernetes-list-map-keys"]) == ("map", ["key"])
+    assert (
+        properties["items"]["x-kubernetes-list-type"],
+        properties["items"]["x-kubernetes-list-map-keys"],
+    ) == ("map", ["key"])
     assert properties["items"]["default"] == []
     assert properties["inner"]["description"] == "Inner words."
     assert "default" not in properties["inner"]
-    assert properties["whole"]["default"] == {"key": "a", "count": 3}, "written out: CEL reads a default before the defaults inside it exist"
+    assert properties["whole"]["default"] == {"key": "a", "count": 3}, (
+        "written out: CEL reads a default before the defaults inside it exist"
+    )
     assert properties["amount"]["x-kubernetes-int-or-string"] is True
     assert properties["amount"]["pattern"]
     assert properties["written"] == model_schema(Inner)
     assert properties["bare"] == {
-        "type": "object", "properties": {"word": {"type": "string", "maxLength": 64}, "text": {"type": "string", "maxLength": 9}},
+        "type": "object", "properties": {"word": {"type": "string", "maxLength": 64},
+            "text": {"type": "string", "maxLength": 9}},
     }  # fmt: skip
     assert properties["labels"]["additionalProperties"] == {"type": "string"}
     assert properties["share"] == {
-        "type": "number", "format": "double", "minimum": 0, "exclusiveMinimum": True, "maximum": 1, "exclusiveMaximum": True, "default": 0.5,
+        "type": "number", "format": "double", "minimum": 0, "exclusiveMinimum": True, "maximum": 1,
+        "exclusiveMaximum": True, "default": 0.5,
     }  # fmt: skip
     assert properties["w"] == {"type": "integer", "format": "int64", "minimum": 1, "maximum": 100}
     assert properties["checked"]["maxLength"] == 9
-    assert properties["checked"]["x-kubernetes-validations"] == [{"rule": "self != ''", "message": "say something"}]
+    assert properties["checked"]["x-kubernetes-validations"] == [
+        {"rule": "self != ''", "message": "say something"}
+    ]
 
 
 def test_status_types_get_no_defaults_and_one_bound_for_all() -> None:
@@ -248,7 +296,11 @@ def test_status_types_get_no_defaults_and_one_bound_for_all() -> None:
     assert "default" not in schema["properties"]["count"]
     assert schema["properties"]["words"] == {
         "type": "object",
-        "additionalProperties": {"type": "array", "items": {"type": "string", "maxLength": 32768}, "maxItems": 4096},
+        "additionalProperties": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 32768},
+            "maxItems": 4096,
+        },
         "maxProperties": 4096,
     }
 
@@ -262,7 +314,13 @@ def test_status_types_get_no_defaults_and_one_bound_for_all() -> None:
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ""),
         ({"type": "object"}, ""),
         ({"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}, ""),
-        ({"type": "object", "properties": {"a": {"type": "array", "maxItems": 1, "items": {"type": "string"}}}}, ".a[]"),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "array", "maxItems": 1, "items": {"type": "string"}}},
+            },
+            ".a[]",
+        ),
     ],
 )
 def test_what_has_no_bound_is_found(schema: dict[str, Any], where: str) -> None:
@@ -270,11 +328,18 @@ def test_what_has_no_bound_is_found(schema: dict[str, Any], where: str) -> None:
 
 
 def test_a_template_of_ours_has_no_field_that_the_schema_would_drop() -> None:
-    """What the API server does not know it drops from the revision, and its pods would start anew."""
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}}}
+    """What the API server does not know it drops from the revision, and its pods would start
+    anew.
+    """
+    affinity = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
+        }
+    }
     serving = Serving.model_validate(
         {
-            "resources": {"limits": {"nvidia.com/gpu": 1}}, "affinity": affinity, "tolerations": [{"key": "a"}], "nodeSelector": {"a": "b"},
+            "resources": {"limits": {"nvidia.com/gpu": 1}}, "affinity": affinity,
+            "tolerations": [{"key": "a"}], "nodeSelector": {"a": "b"},
             "serviceAccountName": "a", "imagePullSecrets": [{"name": "b"}],
         }
     )  # fmt: skip
@@ -292,7 +357,11 @@ def pruned(schema: dict[str, Any], value: Any) -> Any:
 
 
 # What Kubernetes does not know never reached a pod, and is dropped.
-KNOWN = [c for c in json.loads((ROOT / "tests/unit/api/recorded_revisions.json").read_text()) if c["about"] != "unknown fields"]
+KNOWN = [
+    c
+    for c in json.loads((ROOT / "tests/unit/api/recorded_revisions.json").read_text())
+    if c["about"] != "unknown fields"
+]
 
 
 @pytest.mark.parametrize("case", KNOWN, ids=lambda c: c["about"])

@@ -54,7 +54,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         except RefusedError as e:
             return web.Response(status=503, text=str(e))
         output = {"name": "logits", "datatype": "FP32", "shape": [1, CLASSES], "data": logits}
-        return web.json_response({"id": head["id"], "model_name": "digits", "model_version": version, "outputs": [output]})
+        return web.json_response(
+            {"id": head["id"], "model_name": "digits", "model_version": version, "outputs": [output]}
+        )
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
@@ -62,7 +64,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         except RefusedError as e:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
         raw = np.array(logits, "<f4").tobytes()
-        return service_pb2.ModelInferResponse(model_name="digits", model_version=version, id=request.id, raw_output_contents=[raw])
+        return service_pb2.ModelInferResponse(
+            model_name="digits", model_version=version, id=request.id, raw_output_contents=[raw]
+        )
 
     async def take_feedback(self, request: web.Request) -> web.Response:
         if self.feedback_refusals:

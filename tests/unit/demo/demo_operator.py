@@ -1,4 +1,6 @@
-"""A cluster whose operator plays a script: each ModelDeployment that is applied goes through the stages of its version."""
+"""A cluster whose operator plays a script: each ModelDeployment that is applied goes through the
+stages of its version.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 def target() -> Target:
     return Target(
         gateway=Gateway(name="public", namespace="gateways", http="192.0.2.1:80", grpc="192.0.2.1:80"),
-        store=Store(endpoint="http://192.0.2.2", endpoint_in_cluster="http://store", access_key="a", secret_key="s"),
+        store=Store(
+            endpoint="http://192.0.2.2", endpoint_in_cluster="http://store", access_key="a", secret_key="s"
+        ),
         prometheus="http://prometheus",
         images=Images.of("registry.test:5000/models"),
     )
 
 
 class ScriptedCluster:
-    """Stands in for ``demo.cluster.Cluster``; ``script`` may be changed to let the story go wrong."""
+    """Stands in for ``demo.cluster.Cluster``; ``script`` may be changed to let the story go
+    wrong.
+    """
 
     def __init__(self) -> None:
         self.target = target()
@@ -94,7 +100,11 @@ class ScriptedCluster:
 
     def pods(self, namespace: str, selector: str) -> list[Object]:
         wanted = dict(pair.split("=") for pair in selector.split(",")).get("modelrollout.dev/revision")
-        return [{"metadata": {"labels": {"modelrollout.dev/revision": r}}} for r in sorted(self.servers) if wanted in (None, r)]
+        return [
+            {"metadata": {"labels": {"modelrollout.dev/revision": r}}}
+            for r in sorted(self.servers)
+            if wanted in (None, r)
+        ]
 
     def jobs(self, namespace: str, selector: str) -> list[Object]:
         return [{"metadata": {"name": name, "uid": name}} for name in self.jobs_made]
@@ -115,7 +125,14 @@ class ScriptedCluster:
         self.revisions[name] = {
             "metadata": {"name": name},
             "spec": {"number": number},
-            "status": {"artifact": {"sizeBefore": 900_000, "sizeAfter": 240_000, "accuracyBefore": 0.98, "accuracyAfter": 0.979}},
+            "status": {
+                "artifact": {
+                    "sizeBefore": 900_000,
+                    "sizeAfter": 240_000,
+                    "accuracyBefore": 0.98,
+                    "accuracyAfter": 0.979,
+                }
+            },
         }
         self._rollout("Update", name, number)
         stages, outcome, reason = self.script[version]
@@ -154,7 +171,15 @@ class ScriptedCluster:
         if stage == "Provision":
             self.servers.add(name)
         if stage in ("Canary", "Promote"):
-            self.answered.setdefault(number, {"answers": 100, "right": 90, "p99_ms": 7.0, "first": (NOW + timedelta(seconds=10)).timestamp()})
+            self.answered.setdefault(
+                number,
+                {
+                    "answers": 100,
+                    "right": 90,
+                    "p99_ms": 7.0,
+                    "first": (NOW + timedelta(seconds=10)).timestamp(),
+                },
+            )
         if stage == "Paused":
             rollout["stage"] = "Canary"
             rollout["reason"] = "NotYetProven"
@@ -173,7 +198,12 @@ class ScriptedCluster:
     def _conditions(*, stalled: bool) -> list[Object]:
         return [
             {"type": "Available", "status": "True", "reason": "Serving"},
-            {"type": "Stalled", "status": str(stalled), "reason": "NotYetProven", "message": "waiting for promote or abort"},
+            {
+                "type": "Stalled",
+                "status": str(stalled),
+                "reason": "NotYetProven",
+                "message": "waiting for promote or abort",
+            },
         ]
 
 

@@ -11,9 +11,24 @@ START, END = datetime(2026, 11, 22, 9, 0, tzinfo=UTC), datetime(2026, 11, 22, 9,
 OPERATOR = "system:serviceaccount:system:operator"
 
 
-def line(user: str = OPERATOR, verb: str = "get", resource: str = "modelrevisions", at: str = "2026-11-22T09:00:30.000000Z", **more: Any) -> str:
-    event = {"stage": "ResponseComplete", "verb": verb, "user": {"username": user}, "userAgent": "modelrollout/1", "requestURI": "/x?y=1"}
-    return json.dumps({**event, "objectRef": {"resource": resource}, "requestReceivedTimestamp": at, **more}) + "\n"
+def line(
+    user: str = OPERATOR,
+    verb: str = "get",
+    resource: str = "modelrevisions",
+    at: str = "2026-11-22T09:00:30.000000Z",
+    **more: Any,
+) -> str:
+    event = {
+        "stage": "ResponseComplete",
+        "verb": verb,
+        "user": {"username": user},
+        "userAgent": "modelrollout/1",
+        "requestURI": "/x?y=1",
+    }
+    return (
+        json.dumps({**event, "objectRef": {"resource": resource}, "requestReceivedTimestamp": at, **more})
+        + "\n"
+    )
 
 
 def test_requests_of_one_user_in_the_window_are_counted_by_kind(tmp_path: Path) -> None:

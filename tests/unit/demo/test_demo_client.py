@@ -46,7 +46,9 @@ def settings(folder: Path, ports: tuple[int, int], **changes: Any) -> Settings:
     return Settings(**{**base, **changes})
 
 
-async def run(server: FakeServer, folder: Path, seconds: float, data: Split | None = None, **changes: Any) -> dict[str, Any]:
+async def run(
+    server: FakeServer, folder: Path, seconds: float, data: Split | None = None, **changes: Any
+) -> dict[str, Any]:
     async with server.serve() as ports:
         client = Client(settings(folder, ports, **changes), data or live(), Record(folder))
         asyncio.get_running_loop().call_later(seconds, client.stop)
@@ -64,7 +66,9 @@ async def test_every_answer_is_counted_by_version_and_protocol(tmp_path: Path) -
     assert two["answers"] == server.seen // 4
     http, grpc = (one[protocol] + two[protocol] for protocol in ("http", "grpc"))
     assert http > grpc > 0 and http + grpc == server.seen
-    assert one["right"] == one["answers"] and 0 < one["p50_ms"] <= one["p99_ms"] and one["first"] < one["last"]
+    assert (
+        one["right"] == one["answers"] and 0 < one["p50_ms"] <= one["p99_ms"] and one["first"] < one["last"]
+    )
 
 
 async def test_the_host_name_of_the_route_is_sent(tmp_path: Path) -> None:
@@ -88,7 +92,9 @@ async def test_refused_requests_fail_once_each_and_say_why(tmp_path: Path) -> No
     found = await run(server, tmp_path, 0.5)
     assert found["failed"] == server.seen // 10 and found["sent"] == server.seen, "no retries"
     errors = {failure["protocol"]: failure["error"] for failure in found["failures"]}
-    assert errors["http"] == "BadAnswerError: HTTP 503: 'no available server'" and errors["grpc"].startswith("gRPC UNAVAILABLE: no available")
+    assert errors["http"] == "BadAnswerError: HTTP 503: 'no available server'" and errors["grpc"].startswith(
+        "gRPC UNAVAILABLE: no available"
+    )
 
 
 async def test_a_late_answer_is_a_failed_request(tmp_path: Path) -> None:
@@ -117,10 +123,19 @@ async def test_every_answer_is_handed_in_as_feedback_with_its_version(tmp_path: 
     found = await run(server, tmp_path, 0.5, live(wrong=25), feedback_token=str(tmp_path / "token"), run="r1")
     assert server.tokens == {"Bearer secret"}
     assert found["feedback"] == {"sent": found["answered"], "errors": 0, "last_error": None}
-    assert len({item["id"] for item in server.feedback}) == found["answered"] and all(i["id"].startswith("r1-") for i in server.feedback)
+    assert len({item["id"] for item in server.feedback}) == found["answered"] and all(
+        i["id"].startswith("r1-") for i in server.feedback
+    )
     for version, counts in found["versions"].items():
-        mine = [i for i in server.feedback if i["version"] == version and (i["namespace"], i["name"]) == ("demo", "digits")]
-        assert len(mine) == counts["answers"] and sum(i["prediction"] == i["label"] for i in mine) == counts["right"]
+        mine = [
+            i
+            for i in server.feedback
+            if i["version"] == version and (i["namespace"], i["name"]) == ("demo", "digits")
+        ]
+        assert (
+            len(mine) == counts["answers"]
+            and sum(i["prediction"] == i["label"] for i in mine) == counts["right"]
+        )
 
 
 async def test_refused_feedback_is_sent_again(tmp_path: Path) -> None:
@@ -172,7 +187,9 @@ async def test_the_client_does_not_outlive_a_killed_driver(tmp_path: Path) -> No
     async with FakeServer().serve() as ports:
         settings(tmp_path, ports).save(tmp_path / "settings.json")
         program = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-m', 'demo.client', {str(tmp_path / 'settings.json')!r}]); print(p.pid, flush=True); time.sleep(60)"  # noqa: E501
-        driver = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        driver = await asyncio.to_thread(
+            subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+        )
         assert driver.stdout is not None
         pid = int(await asyncio.to_thread(driver.stdout.readline))
         await wait_for(lambda: (tmp_path / "client.json").exists())

@@ -26,15 +26,25 @@ def squares(n: int) -> Images:
 
 def still(n: int) -> dict[str, Images]:
     zero = np.zeros(n, np.float32)
-    return {"angle": zero, "stretch": np.ones((n, 2), np.float32), "slant": zero, "shift": np.zeros((n, 2), np.float32)}
+    return {
+        "angle": zero,
+        "stretch": np.ones((n, 2), np.float32),
+        "slant": zero,
+        "shift": np.zeros((n, 2), np.float32),
+    }
 
 
 def test_no_image_is_in_two_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "LIVE_DISTORTED", 0.0)
     splits = data.split(numbered(0, 60_000), numbered(100_000, 10_000))
-    sets = [set(part.images[:, 0].tolist()) for part in (splits.train, splits.calibration, splits.heldout, splits.golden, splits.live)]
+    sets = [
+        set(part.images[:, 0].tolist())
+        for part in (splits.train, splits.calibration, splits.heldout, splits.golden, splits.live)
+    ]
     assert sum(map(len, sets)) == len(set().union(*sets))
-    assert all(image >= 100_000 for part in sets[2:] for image in part), "what judges a model comes from the test images"
+    assert all(image >= 100_000 for part in sets[2:] for image in part), (
+        "what judges a model comes from the test images"
+    )
 
 
 def test_live_traffic_is_mostly_unlike_the_clean_digits_and_keeps_its_labels() -> None:
@@ -42,7 +52,11 @@ def test_live_traffic_is_mostly_unlike_the_clean_digits_and_keeps_its_labels() -
     changed = np.abs(splits.live.images - squares(len(splits.live))).max(axis=1) > 0.05
     assert 0.75 < changed.mean() < 0.85
     assert np.array_equal(splits.golden.images, squares(len(splits.golden)))
-    assert splits.live.images.dtype == np.float32 and splits.live.images.min() >= 0 and splits.live.images.max() <= 1
+    assert (
+        splits.live.images.dtype == np.float32
+        and splits.live.images.min() >= 0
+        and splits.live.images.max() <= 1
+    )
 
 
 def test_distortions_are_the_same_for_the_same_seed() -> None:
@@ -55,7 +69,9 @@ def test_warp_without_movement_changes_nothing() -> None:
 
 
 def test_warp_moves_right_and_down() -> None:
-    moved = data.warp(squares(1), **(still(1) | {"shift": np.array([[3.0, 1.0]], np.float32)})).reshape(SIDE, SIDE)
+    moved = data.warp(squares(1), **(still(1) | {"shift": np.array([[3.0, 1.0]], np.float32)})).reshape(
+        SIDE, SIDE
+    )
     assert np.allclose(moved[11:19, 13:21], 1) and np.isclose(moved.sum(), 64)
 
 

@@ -27,11 +27,15 @@ def blobs(n: int, seed: int = 0) -> Split:
 @pytest.fixture(scope="module")
 def net() -> Net:
     split = blobs(4000)
-    return train_net(Recipe(hidden=(32, 16), epochs=5, seed=1), lambda _: (split.images, split.labels), CLASSES)
+    return train_net(
+        Recipe(hidden=(32, 16), epochs=5, seed=1), lambda _: (split.images, split.labels), CLASSES
+    )
 
 
 def run(path: Path, images: Array) -> Any:
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"image": images}
+    )[0]
 
 
 def test_training_learns(net: Net) -> None:
@@ -41,13 +45,18 @@ def test_training_learns(net: Net) -> None:
 
 def test_training_with_dropout_learns() -> None:
     split = blobs(4000)
-    found = train_net(Recipe(hidden=(64,), epochs=5, seed=1, dropout=0.2), lambda _: (split.images, split.labels), CLASSES)
+    found = train_net(
+        Recipe(hidden=(64,), epochs=5, seed=1, dropout=0.2), lambda _: (split.images, split.labels), CLASSES
+    )
     assert (found.logits(split.images).argmax(axis=1) == split.labels).mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_net() -> None:
     split = blobs(300)
-    one, two = (train_net(Recipe(hidden=(8,), epochs=1, seed=4), lambda _: (split.images, split.labels), CLASSES) for _ in range(2))
+    one, two = (
+        train_net(Recipe(hidden=(8,), epochs=1, seed=4), lambda _: (split.images, split.labels), CLASSES)
+        for _ in range(2)
+    )
     assert np.array_equal(one.logits(split.images), two.logits(split.images))
 
 
@@ -94,7 +103,10 @@ def test_features_that_were_standardized_in_training_are_taken_raw_by_the_file(t
     assert np.allclose(run(tmp_path / "model.onnx", split.images[:50]), expected, atol=0.05)
     small = tmp_path / "small.onnx"
     check.quantize(tmp_path / "model.onnx", small, split.part(0, 64))
-    float32, int8 = ((run(path, split.images).argmax(axis=1) == split.labels).mean() for path in (tmp_path / "model.onnx", small))
+    float32, int8 = (
+        (run(path, split.images).argmax(axis=1) == split.labels).mean()
+        for path in (tmp_path / "model.onnx", small)
+    )
     assert float32 > 0.9 and int8 < float32 - 0.1, "the range of the moments leaves nothing of the pixels"
 
 

@@ -28,7 +28,10 @@ def test_versions_differ_in_nothing_but_the_model() -> None:
 def test_the_operator_may_read_what_the_object_names() -> None:
     values = setup.chart_values(target())
     config = OperatorConfig.model_validate(
-        {"images": {"optimizer": "o", "triton": "t"}, **{k: values[k] for k in ("stores", "artifacts", "prometheus", "gatewayMetrics")}}
+        {
+            "images": {"optimizer": "o", "triton": "t"},
+            **{k: values[k] for k in ("stores", "artifacts", "prometheus", "gatewayMetrics")},
+        }
     )
     spec = ModelDeploymentSpec.model_validate(setup.model_deployment(target(), "v1")["spec"])
     golden = spec.rollout.analysis.golden
@@ -40,7 +43,10 @@ def test_the_operator_may_read_what_the_object_names() -> None:
 
 
 def test_a_registry_with_a_port_keeps_its_tag() -> None:
-    assert setup.chart_values(target())["image"]["repository"] == "registry.test:5000/models/modelrollout-operator"
+    assert (
+        setup.chart_values(target())["image"]["repository"]
+        == "registry.test:5000/models/modelrollout-operator"
+    )
     assert setup.chart_values(target())["image"]["tag"] == "dev"
 
 
@@ -49,8 +55,19 @@ def test_a_cluster_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
     path.write_text(
         yaml.safe_dump(
             {
-                "gateway": {"name": "public", "namespace": "edge", "http": "192.0.2.7:80", "grpc": "192.0.2.7:81"},
-                "store": {"endpoint": "http://192.0.2.8", "endpointInCluster": "http://s3", "accessKey": "a", "secretKey": "b", "models": "m"},
+                "gateway": {
+                    "name": "public",
+                    "namespace": "edge",
+                    "http": "192.0.2.7:80",
+                    "grpc": "192.0.2.7:81",
+                },
+                "store": {
+                    "endpoint": "http://192.0.2.8",
+                    "endpointInCluster": "http://s3",
+                    "accessKey": "a",
+                    "secretKey": "b",
+                    "models": "m",
+                },
                 "prometheus": "http://prometheus",
                 "images": {"triton": "other/triton:1"},
             }
@@ -58,7 +75,10 @@ def test_a_cluster_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
     )
     found = from_file(path, None, "mine", "registry.test/x")
     assert found.context == "mine" and found.gateway.grpc == "192.0.2.7:81" and found.store.models == "m"
-    assert found.images.triton == "other/triton:1" and found.images.operator == "registry.test/x/modelrollout-operator:dev"
+    assert (
+        found.images.triton == "other/triton:1"
+        and found.images.operator == "registry.test/x/modelrollout-operator:dev"
+    )
 
 
 def test_what_is_missing_in_the_file_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,13 @@ class Telling:
     def tell(self) -> list[str]:
         """What was wrong."""
         cluster: Any = self.cluster
-        self.story = Story(cluster, Models(self.folder, 1.0, cached=False), self.options, View(CHAPTERS), make_load=self._load)
+        self.story = Story(
+            cluster,
+            Models(self.folder, 1.0, cached=False),
+            self.options,
+            View(CHAPTERS),
+            make_load=self._load,
+        )
         self.counts = self.story.tell()
         return self.story.wrong
 
@@ -50,7 +56,13 @@ def telling(tmp_path: Path) -> Telling:
 
 def test_the_story_as_it_should_go(telling: Telling) -> None:
     assert telling.tell() == []
-    assert telling.cluster.done == ["helm", "namespace", "upload models 6", "upload data 3", "rollback digits-v1"]
+    assert telling.cluster.done == [
+        "helm",
+        "namespace",
+        "upload models 6",
+        "upload data 3",
+        "rollback digits-v1",
+    ]
     assert [(v["name"], v["outcome"], v["reason"]) for v in telling.report["versions"]] == [
         ("v1", "Stable", "-"),
         ("v2", "Promoted", "-"),
@@ -68,7 +80,10 @@ def test_the_report_has_the_agreed_fields(telling: Telling) -> None:
     assert (telling.report["requests"], telling.report["failed"]) == (1000, 0)
     again = telling.report["versions"][-1]
     assert set(again) == {"name", "outcome", "reason", "stages", "size_bytes", "accuracy"}
-    assert again["size_bytes"] == {"before": 900_000, "after": 240_000} and again["accuracy"] == {"before": 0.98, "after": 0.979}
+    assert again["size_bytes"] == {"before": 900_000, "after": 240_000} and again["accuracy"] == {
+        "before": 0.98,
+        "after": 0.979,
+    }
     assert again["stages"] == {"Provision": 2.0, "Promote": 2.0}
 
 
@@ -128,7 +143,9 @@ def test_what_does_not_come_in_time_is_said(tmp_path: Path) -> None:
     assert telling.counts is None and not (tmp_path / "report.json").exists()
 
 
-def test_an_api_server_that_is_away_for_a_moment_is_waited_for(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_server_that_is_away_for_a_moment_is_waited_for(
+    telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, calls = telling.cluster.deployment, iter(range(10**6))
 
     def flaky(namespace: str, name: str) -> Any:

@@ -29,4 +29,8 @@ def test_on_a_terminal_there_is_a_table_without_marks_of_the_markup() -> None:
         view.begin(CHAPTERS[0])
         view.at(CHAPTERS[0], "Canary 5 % [brackets]", CLIENT)
         view.say("a line [with brackets]")
-    assert "50.0 % right" in out.getvalue() and "[dim]" not in out.getvalue() and "a line [with brackets]" in out.getvalue()
+    assert (
+        "50.0 % right" in out.getvalue()
+        and "[dim]" not in out.getvalue()
+        and "a line [with brackets]" in out.getvalue()
+    )

@@ -117,7 +117,9 @@ def test_paired_with_stable(setting: Setting) -> None:
     assert result.paired.only_candidate_right == int((candidate & ~stable).sum())
     assert result.paired.only_baseline_right > 5
     assert result.stable_accuracy == pytest.approx(stable.mean())
-    assert result.drop_interval == drop_interval(N, result.paired.only_baseline_right, result.paired.only_candidate_right)
+    assert result.drop_interval == drop_interval(
+        N, result.paired.only_baseline_right, result.paired.only_candidate_right
+    )
 
 
 def test_slices_are_compared_and_the_worst_told(setting: Setting, store: ObjectStore) -> None:
@@ -138,7 +140,9 @@ def test_slices_are_compared_and_the_worst_told(setting: Setting, store: ObjectS
 def test_very_many_slices_leave_room_for_the_result(setting: Setting, store: ObjectStore) -> None:
     """The termination message has 2 KiB; a result that does not fit loses everything."""
     setting.with_stable(right)
-    many = {f"名前の長い配列その{i}": np.array([f"とても長い値{j % 30}" for j in range(N)]) for i in range(16)}
+    many = {
+        f"名前の長い配列その{i}": np.array([f"とても長い値{j % 30}" for j in range(N)]) for i in range(16)
+    }
     store.objects["/data/golden-many.npz"] = labelled(N, **many)
     result = setting.evaluate(data=dataset(store.s3("data/golden-many.npz"), slices=tuple(many)))
     assert result.slices_compared == 16 * 30 and 0 < len(result.slices) <= golden.SLICES
@@ -228,7 +232,11 @@ def test_no_server(setting: Setting) -> None:
         ((500, "onnx runtime error 6: bad node"), ExitCode.BAD_INPUT, "InferenceFailed"),
         ((400, "unexpected shape for input 'x'"), ExitCode.BAD_INPUT, "InferenceFailed"),
         ((503, "server is shutting down"), ExitCode.RETRYABLE, "ServerUnreachable"),
-        ((400, "Request for unknown model: 'digits' version -1 is not at ready state: is not found"), ExitCode.RETRYABLE, "ModelNotServed"),
+        (
+            (400, "Request for unknown model: 'digits' version -1 is not at ready state: is not found"),
+            ExitCode.RETRYABLE,
+            "ModelNotServed",
+        ),
     ],
 )
 def test_failed_requests(setting: Setting, error: tuple[int, str], code: ExitCode, reason: str) -> None:
@@ -290,5 +298,9 @@ def test_repeated_samples_are_said(setting: Setting) -> None:
 
 def test_percentiles() -> None:
     hundred = [i / 1000 for i in range(1, 101)]
-    assert (percentile_ms(hundred, 0.5), percentile_ms(hundred, 0.99), percentile_ms([0.004], 0.99)) == (50.0, 99.0, 4.0)
+    assert (percentile_ms(hundred, 0.5), percentile_ms(hundred, 0.99), percentile_ms([0.004], 0.99)) == (
+        50.0,
+        99.0,
+        4.0,
+    )
     assert percentile_ms([], 0.5) is None

@@ -1,4 +1,6 @@
-"""The measuring program of tuning, against a server that speaks enough of Triton's HTTP protocol."""
+"""The measuring program of tuning, against a server that speaks enough of Triton's HTTP
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, Batching, DataSet, Location, ServingConfig, TaskResult, TuneTask
+from modelrollout.contract.tasks import (
+    RESULT_LIMIT_BYTES,
+    Batching,
+    DataSet,
+    Location,
+    ServingConfig,
+    TaskResult,
+    TuneTask,
+)
 from modelrollout.evaluator.tuning import run as program
 from modelrollout.evaluator.tuning import search
 from modelrollout.evaluator.tuning.search import Load, Space, Trial
@@ -33,7 +43,9 @@ NAME = "digits"
 
 @dataclass
 class Repo:
-    """A server without models until one is loaded. ``refuses``: configurations that it does not load; ``dies``: under which requests fail."""
+    """A server without models until one is loaded. ``refuses``: configurations that it does not
+    load; ``dies``: under which requests fail.
+    """
 
     shape: tuple[int, ...] = (-1, 4)
     datatype: str = "FP32"
@@ -98,7 +110,9 @@ def started(repo: Repo) -> Iterator[Repo]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(*repo.told(self.path, body, int(self.headers.get("Inference-Header-Content-Length", 0))))
+            self.answer(
+                *repo.told(self.path, body, int(self.headers.get("Inference-Header-Content-Length", 0)))
+            )
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -120,26 +134,45 @@ def started(repo: Repo) -> Iterator[Repo]:
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few that they are all tried, however long this machine takes for them."""
-    monkeypatch.setattr(program, "space", lambda instances, max_batch, objective_ms: Space((1, 2), (0, 4) if max_batch else (0,), (0,)))
+    monkeypatch.setattr(
+        program,
+        "space",
+        lambda instances, max_batch, objective_ms: Space((1, 2), (0, 4) if max_batch else (0,), (0,)),
+    )
     monkeypatch.setattr(search, "MAX_IN_FLIGHT", 4)
 
 
 def task(repo: Repo, folder: Path, max_batch: int = 4, **changes: Any) -> TuneTask:
     (folder / NAME).mkdir(exist_ok=True)
-    (folder / NAME / "config.pbtxt").write_text(render([X], [Y], Batching(max_batch_size=max_batch), "KIND_AUTO"))
-    usual = {"http": repo.address, "repository": str(folder), "model": NAME, "objective_ms": 5000.0, "share": 0.5, "window_seconds": 0.02}
+    (folder / NAME / "config.pbtxt").write_text(
+        render([X], [Y], Batching(max_batch_size=max_batch), "KIND_AUTO")
+    )
+    usual = {
+        "http": repo.address,
+        "repository": str(folder),
+        "model": NAME,
+        "objective_ms": 5000.0,
+        "share": 0.5,
+        "window_seconds": 0.02,
+    }
     return TuneTask.model_validate({**usual, "instances": (1, 2), "timeout_seconds": 600.0, **changes})
 
 
 def test_configurations_are_loaded_one_at_a_time_and_measured(tmp_path: Path) -> None:
     with started(Repo()) as repo:
         result = program.tune(task(repo, tmp_path), Progress())
-    assert result.tuned is not None and result.tuned.configured.throughput > 0 and result.tuned.configured.within
+    assert (
+        result.tuned is not None and result.tuned.configured.throughput > 0 and result.tuned.configured.within
+    )
     assert result.tuned.configured.serving == ServingConfig(instances=1, batch=4)
     assert result.tuned.candidates >= 2 and result.tuned.failed == 0
     assert repo.together == 0, "two models at a time may be too much for a GPU's memory"
     first = repo.loaded[0]
-    assert first["max_batch_size"] == 4 and first["backend"] == "onnxruntime" and first["instance_group"][0]["count"] == 1
+    assert (
+        first["max_batch_size"] == 4
+        and first["backend"] == "onnxruntime"
+        and first["instance_group"][0]["count"] == 1
+    )
     assert set(repo.rows) == {1}, "requests of one sample"
     assert "made up" in result.message
 
@@ -154,13 +187,20 @@ def test_the_data_given_is_what_is_sent(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(program, "Store", Local)
     with started(Repo()) as repo:
-        given = task(repo, tmp_path, data=DataSet(location=Location(uri="s3://data/x.npz")), field="spec.serving.tune.data")
+        given = task(
+            repo,
+            tmp_path,
+            data=DataSet(location=Location(uri="s3://data/x.npz")),
+            field="spec.serving.tune.data",
+        )
         result = program.tune(given, Progress())
         sent, rows = program.requests(given, [X], Progress())
     assert result.message == "" and result.tuned is not None
     assert (len(sent), rows) == (3, 1)
     head, _, body = sent[0].partition(b"\r\n\r\n")
-    assert head.startswith(f"POST /v2/models/{NAME}/infer ".encode()) and np.frombuffer(body[-16:], np.float32).tolist() == [1, 1, 1, 1]
+    assert head.startswith(f"POST /v2/models/{NAME}/infer ".encode()) and np.frombuffer(
+        body[-16:], np.float32
+    ).tolist() == [1, 1, 1, 1]
 
 
 def test_a_candidate_that_does_not_load_is_failed(tmp_path: Path) -> None:
@@ -171,7 +211,9 @@ def test_a_candidate_that_does_not_load_is_failed(tmp_path: Path) -> None:
     assert told and "out of memory" in (told[0].problem or "") and told[0].serving.instances == 2
 
 
-def test_a_server_that_dies_under_a_candidate_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_dies_under_a_candidate_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
     repo = Repo()
 
@@ -184,11 +226,17 @@ def test_a_server_that_dies_under_a_candidate_is_waited_for(tmp_path: Path, monk
     repo.dies = dies
     with started(repo):
         result = program.tune(task(repo, tmp_path), Progress())
-    assert result.tuned is not None and result.tuned.failed >= 1 and result.tuned.candidates > result.tuned.failed
+    assert (
+        result.tuned is not None
+        and result.tuned.failed >= 1
+        and result.tuned.candidates > result.tuned.failed
+    )
     assert repo.away < 0, "it was asked until it was back"
 
 
-def test_a_server_that_stays_away_is_a_reason_to_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stays_away_is_a_reason_to_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(program, "SERVER_SECONDS", 0.0)
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
     with started(Repo(away=10**6)) as repo, pytest.raises(JobError) as failed:
@@ -210,7 +258,9 @@ def test_an_objective_that_nothing_keeps_to_is_said_and_changes_nothing(tmp_path
 
 
 @pytest.mark.parametrize(("shape", "datatype"), [((-1, 3, -1, -1), "FP32"), ((-1, 1), "BYTES")])
-def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path, shape: tuple[int, ...], datatype: str) -> None:
+def test_inputs_that_cannot_be_made_up_are_asked_for(
+    tmp_path: Path, shape: tuple[int, ...], datatype: str
+) -> None:
     with started(Repo(shape=shape, datatype=datatype)) as repo, pytest.raises(JobError) as failed:
         program.tune(task(repo, tmp_path), Progress())
     assert failed.value.reason == "DataNeeded" and "spec.serving.tune.data" in failed.value.message
@@ -219,19 +269,35 @@ def test_inputs_that_cannot_be_made_up_are_asked_for(tmp_path: Path, shape: tupl
 def test_a_model_that_is_not_batched_says_so(tmp_path: Path) -> None:
     with started(Repo(shape=(8, 4))) as repo:
         result = program.tune(task(repo, tmp_path, max_batch=0), Progress())
-    assert "maxBatchSize is 0" in result.message and set(repo.rows) == {8}, "its fixed first dimension is filled"
+    assert "maxBatchSize is 0" in result.message and set(repo.rows) == {8}, (
+        "its fixed first dimension is filled"
+    )
     assert all("dynamic_batching" not in config for config in repo.loaded)
 
 
 def test_the_result_has_room_in_the_termination_message() -> None:
-    trials = [Trial(ServingConfig(instances=i, batch=64, queue_delay_us=100_000), Load(1000, 123456.78, 1234.567), True) for i in range(1, 40)]
-    trials += [Trial(ServingConfig(instances=i, batch=32), None, problem="x" * program.PROBLEM) for i in range(1, 40)]
+    trials = [
+        Trial(
+            ServingConfig(instances=i, batch=64, queue_delay_us=100_000),
+            Load(1000, 123456.78, 1234.567),
+            True,
+        )
+        for i in range(1, 40)
+    ]
+    trials += [
+        Trial(ServingConfig(instances=i, batch=32), None, problem="x" * program.PROBLEM) for i in range(1, 40)
+    ]
     found = program.TuneResult(
-        configured=program._told(trials[0]), chosen=program._told(trials[1]), candidates=78, trials=program._others(trials, trials[:2])
+        configured=program._told(trials[0]),
+        chosen=program._told(trials[1]),
+        candidates=78,
+        trials=program._others(trials, trials[:2]),
     )
     assert len(found.trials) >= 5
     back = TaskResult.model_validate_json(encode(TaskResult(tuned=found, message="m" * 5000)))
-    assert len(encode(TaskResult(tuned=found, message="m" * 5000))) <= RESULT_LIMIT_BYTES and back.tuned == found
+    assert (
+        len(encode(TaskResult(tuned=found, message="m" * 5000))) <= RESULT_LIMIT_BYTES and back.tuned == found
+    )
 
 
 REQUEST = encoded(NAME, {"x": np.zeros((1, 4), np.float32)}, [X])

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 import pytest
 
 from modelrollout.contract.tasks import ServingConfig
-from modelrollout.evaluator.tuning.search import MARGIN, CandidateFailed, Load, Space, Trial, beats, climb, compare, space, sweep
+from modelrollout.evaluator.tuning.search import (
+    MARGIN,
+    CandidateFailed,
+    Load,
+    Space,
+    Trial,
+    beats,
+    climb,
+    compare,
+    space,
+    sweep,
+)
 
 OBJECTIVE = 50.0
 BATCHED = space((1, 2, 4), 32, OBJECTIVE)
@@ -21,7 +32,9 @@ def always() -> bool:
 
 @dataclass
 class Formula:
-    """Computing n rows takes ``call + n * row`` milliseconds; instances share ``cores``. ``noise``: share by which a measurement may be wrong."""
+    """Computing n rows takes ``call + n * row`` milliseconds; instances share ``cores``. ``noise``:
+    share by which a measurement may be wrong.
+    """
 
     call: float = 4.0
     row: float = 0.1
@@ -38,13 +51,19 @@ class Formula:
         busy = min(serving.instances, self.cores)
         rows = max(1, min(serving.batch or 1, in_flight // serving.instances))
         each = (self.call + rows * self.row) * max(1.0, serving.instances / self.cores)
-        rate = busy * rows / each * 1e3 if serving.instances <= self.cores else self.cores * rows / (self.call + rows * self.row) * 1e3
+        rate = (
+            busy * rows / each * 1e3
+            if serving.instances <= self.cores
+            else self.cores * rows / (self.call + rows * self.row) * 1e3
+        )
         latency = max(each, in_flight / rate * 1e3) + serving.queue_delay_us / 1e3
         wrong = self.rng.uniform(1 - self.noise, 1 + self.noise)
         return Load(in_flight, min(rate, in_flight / latency * 1e3) * wrong, latency * 1.2)
 
 
-def searched(server: Formula, start: ServingConfig | None = None, settings: Space = BATCHED) -> tuple[Trial, Trial, list[Trial]]:
+def searched(
+    server: Formula, start: ServingConfig | None = None, settings: Space = BATCHED
+) -> tuple[Trial, Trial, list[Trial]]:
     told: list[Trial] = []
     configured, best = climb(start or ServingConfig(), settings, server, OBJECTIVE, always, told.append)
     return configured, best, told
@@ -60,9 +79,16 @@ def test_a_server_that_gains_by_joining_requests_gets_batches_and_instances() ->
 
 def test_the_best_is_that_of_the_whole_grid() -> None:
     _, best, _ = searched(Formula(call=1.0, row=0.5, cores=2))
-    grid = [ServingConfig(instances=i, batch=b, queue_delay_us=d) for i in BATCHED.instances for b in BATCHED.batches for d in BATCHED.delays_us]
+    grid = [
+        ServingConfig(instances=i, batch=b, queue_delay_us=d)
+        for i in BATCHED.instances
+        for b in BATCHED.batches
+        for d in BATCHED.delays_us
+    ]
     loads = [sweep(s, Formula(call=1.0, row=0.5, cores=2), OBJECTIVE, 1, always).load for s in grid]
-    assert best.load and best.load.throughput >= max(load.throughput for load in loads if load) * (1 - 2 * MARGIN)
+    assert best.load and best.load.throughput >= max(load.throughput for load in loads if load) * (
+        1 - 2 * MARGIN
+    )
 
 
 def test_noise_does_not_choose() -> None:
@@ -100,7 +126,9 @@ def test_an_objective_that_nothing_keeps_to_leaves_what_is_configured() -> None:
 def test_the_time_limit_ends_the_search_and_what_was_found_counts() -> None:
     server, left = Formula(), iter([True] * 30)
     told: list[Trial] = []
-    configured, best = climb(ServingConfig(), BATCHED, server, OBJECTIVE, lambda: next(left, False), told.append)
+    configured, best = climb(
+        ServingConfig(), BATCHED, server, OBJECTIVE, lambda: next(left, False), told.append
+    )
     whole = searched(Formula())[2]
     assert 1 <= len(told) < len(whole)
     assert configured.load is not None and best.load is not None
@@ -139,7 +167,9 @@ def test_one_burst_of_something_else_does_not_end_a_sweep() -> None:
         load = server(serving, in_flight)
         return Load(in_flight, load.throughput, 1e4) if next(calls) == 2 else load
 
-    assert sweep(ServingConfig(batch=32), measure, OBJECTIVE, 1, always) == sweep(ServingConfig(batch=32), Formula(), OBJECTIVE, 1, always)
+    assert sweep(ServingConfig(batch=32), measure, OBJECTIVE, 1, always) == sweep(
+        ServingConfig(batch=32), Formula(), OBJECTIVE, 1, always
+    )
 
 
 def test_a_comparison_takes_turns_and_medians() -> None:
@@ -159,8 +189,16 @@ def test_a_comparison_takes_turns_and_medians() -> None:
 @pytest.mark.parametrize(
     ("challenger", "best", "wins"),
     [
-        (Trial(ServingConfig(), Load(1, 104, 10), True), Trial(ServingConfig(), Load(1, 100, 10), True), False),
-        (Trial(ServingConfig(), Load(1, 106, 10), True), Trial(ServingConfig(), Load(1, 100, 10), True), True),
+        (
+            Trial(ServingConfig(), Load(1, 104, 10), True),
+            Trial(ServingConfig(), Load(1, 100, 10), True),
+            False,
+        ),
+        (
+            Trial(ServingConfig(), Load(1, 106, 10), True),
+            Trial(ServingConfig(), Load(1, 100, 10), True),
+            True,
+        ),
         (Trial(ServingConfig(), Load(1, 900, 60)), Trial(ServingConfig(), Load(1, 100, 10), True), False),
         (Trial(ServingConfig(), Load(1, 10, 10), True), Trial(ServingConfig(), Load(1, 900, 60)), True),
         (Trial(ServingConfig(), Load(1, 10, 10), True), Trial(ServingConfig(), None, problem="x"), True),

@@ -1,4 +1,6 @@
-"""A server in this process that speaks enough of Triton's two protocols (KServe v2, binary tensors) to be asked by the real clients."""
+"""A server in this process that speaks enough of Triton's two protocols (KServe v2, binary tensors)
+to be asked by the real clients.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +91,17 @@ def _handler(fake: FakeTriton) -> type[BaseHTTPRequestHandler]:
             x = np.frombuffer(body[length:], np.float32).reshape(request["inputs"][0]["shape"])
             fake.http_rows.append(len(x))
             scores = fake.model(x).astype(np.float32)
-            output = {"name": "scores", "datatype": "FP32", "shape": list(scores.shape), "parameters": {"binary_data_size": scores.nbytes}}
-            header = {"model_name": fake.name, "model_version": fake.answering_version or fake.version, "outputs": [output]}
+            output = {
+                "name": "scores",
+                "datatype": "FP32",
+                "shape": list(scores.shape),
+                "parameters": {"binary_data_size": scores.nbytes},
+            }
+            header = {
+                "model_name": fake.name,
+                "model_version": fake.answering_version or fake.version,
+                "outputs": [output],
+            }
             self.answer(200, header, scores.tobytes())
 
     return Handler
@@ -99,10 +110,14 @@ def _handler(fake: FakeTriton) -> type[BaseHTTPRequestHandler]:
 def _servicer(fake: FakeTriton) -> service_pb2_grpc.GRPCInferenceServiceServicer:
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ModelInfer(self, request: Any, context: Any) -> Any:
-            x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(list(request.inputs[0].shape))
+            x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(
+                list(request.inputs[0].shape)
+            )
             fake.grpc_rows.append(len(x))
             scores = (fake.grpc_model or fake.model)(x).astype(np.float32)
-            answer = service_pb2.ModelInferResponse(model_name=fake.name, model_version=fake.grpc_version or fake.version)
+            answer = service_pb2.ModelInferResponse(
+                model_name=fake.name, model_version=fake.grpc_version or fake.version
+            )
             answer.outputs.add(name="scores", datatype="FP32", shape=list(scores.shape))
             answer.raw_output_contents.append(scores.tobytes())
             return answer

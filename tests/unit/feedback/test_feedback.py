@@ -30,7 +30,9 @@ TOKEN = "t0ken-of-a-client"
 
 
 class Rules:
-    """An authorizer that knows one token, and what it may do; ``down`` makes the API server unreachable."""
+    """An authorizer that knows one token, and what it may do; ``down`` makes the API server
+    unreachable.
+    """
 
     def __init__(self) -> None:
         self.down = False
@@ -63,30 +65,53 @@ class Caller:
     async def counted(self, **labels: str) -> float:
         """Sum of the exported counters with these labels."""
         async with self.status.get("/metrics") as response:
-            lines = [line for line in (await response.text()).splitlines() if line.startswith("modelrollout_feedback_total{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if all(f'{k}="{v}"' in line for k, v in labels.items()))
+            lines = [
+                line
+                for line in (await response.text()).splitlines()
+                if line.startswith("modelrollout_feedback_total{")
+            ]
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if all(f'{k}="{v}"' in line for k, v in labels.items())
+        )
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
     rules = Rules()
     service = FeedbackService(rules)
-    async with TestClient(TestServer(service.app())) as client, TestClient(TestServer(service.status_app())) as status:
+    async with (
+        TestClient(TestServer(service.app())) as client,
+        TestClient(TestServer(service.status_app())) as status,
+    ):
         yield Caller(client, status, rules)
 
 
 async def test_right_and_wrong_are_counted_by_version_and_slice(caller: Caller) -> None:
     assert await caller.post(GOOD) == {"accepted": 1, "duplicates": 0}
     await caller.post({**GOOD, "id": "two", "correct": False, "slice": "writer-3"})
-    assert await caller.counted(model_namespace="team-a", name="digits", version="7", slice="", result="right") == 1
+    assert (
+        await caller.counted(model_namespace="team-a", name="digits", version="7", slice="", result="right")
+        == 1
+    )
     assert await caller.counted(slice="writer-3", result="wrong") == 1
     assert await caller.counted() == 2
 
 
 @pytest.mark.parametrize(
-    ("prediction", "label", "result"), [(3, 3, "right"), ("cat", "dog", "wrong"), (True, True, "right"), (1, 1.0, "right"), (0.5, 0.25, "wrong")]
+    ("prediction", "label", "result"),
+    [
+        (3, 3, "right"),
+        ("cat", "dog", "wrong"),
+        (True, True, "right"),
+        (1, 1.0, "right"),
+        (0.5, 0.25, "wrong"),
+    ],
 )
-async def test_prediction_and_label_are_compared(caller: Caller, prediction: object, label: object, result: str) -> None:
+async def test_prediction_and_label_are_compared(
+    caller: Caller, prediction: object, label: object, result: str
+) -> None:
     item = {k: v for k, v in GOOD.items() if k != "correct"}
     await caller.post({**item, "prediction": prediction, "label": label})
     assert await caller.counted(result=result) == 1 == await caller.counted()
@@ -95,7 +120,10 @@ async def test_prediction_and_label_are_compared(caller: Caller, prediction: obj
 async def test_the_same_id_counts_once_for_a_version(caller: Caller) -> None:
     await caller.post(GOOD)
     assert await caller.post({**GOOD, "correct": False}) == {"accepted": 0, "duplicates": 1}
-    assert await caller.post({"items": [GOOD, {**GOOD, "version": 8}, {**GOOD, "version": 8}]}) == {"accepted": 1, "duplicates": 2}
+    assert await caller.post({"items": [GOOD, {**GOOD, "version": 8}, {**GOOD, "version": 8}]}) == {
+        "accepted": 1,
+        "duplicates": 2,
+    }
     assert await caller.counted(result="right") == 2
     assert await caller.counted(result="wrong") == 0
 
@@ -143,7 +171,9 @@ def without(field: str) -> dict[str, Any]:
         ({**GOOD, "verison": 7}, "verison", "known are"),
     ],
 )
-async def test_what_is_wrong_is_named_and_nothing_is_counted(caller: Caller, body: object, field: str, says: str) -> None:
+async def test_what_is_wrong_is_named_and_nothing_is_counted(
+    caller: Caller, body: object, field: str, says: str
+) -> None:
     answer = await caller.post(body, status=400)
     assert answer.get("field", "") == field
     assert says in answer["error"]
@@ -202,7 +232,13 @@ async def test_what_nobody_expected_is_logged_without_the_token(caplog: pytest.L
 
 
 def item(i: int = 0, **changes: Any) -> Item:
-    values: dict[str, Any] = {"namespace": "a", "name": "digits", "version": 1, "id": f"id{i}", "right": True} | changes
+    values: dict[str, Any] = {
+        "namespace": "a",
+        "name": "digits",
+        "version": 1,
+        "id": f"id{i}",
+        "right": True,
+    } | changes
     return Item(**values)
 
 
@@ -252,7 +288,12 @@ class FakeApi:
     """Answers TokenReview and SubjectAccessReview."""
 
     def __init__(self) -> None:
-        self.user: dict[str, Any] | None = {"username": "system:serviceaccount:team-a:client", "uid": "u", "groups": ["g"], "extra": {"e": ["1"]}}
+        self.user: dict[str, Any] | None = {
+            "username": "system:serviceaccount:team-a:client",
+            "uid": "u",
+            "groups": ["g"],
+            "extra": {"e": ["1"]},
+        }
         self.audiences = ["modelrollout-feedback"]
         self.rights = {("team-a", "digits")}
         self.error: KubeError | None = None
@@ -268,7 +309,13 @@ class FakeApi:
         if self.error:
             raise self.error
         if resource.kind == "TokenReview":
-            return {"status": {"authenticated": self.user is not None, "audiences": self.audiences, "user": self.user or {}}}
+            return {
+                "status": {
+                    "authenticated": self.user is not None,
+                    "audiences": self.audiences,
+                    "user": self.user or {},
+                }
+            }
         attributes = obj["spec"]["resourceAttributes"]
         return {"status": {"allowed": (attributes["namespace"], attributes["name"]) in self.rights}}
 
@@ -290,7 +337,12 @@ async def test_the_api_server_is_asked_for_our_audience_and_our_verb() -> None:
     assert not await authorizer.allowed(identity, "team-a", "letters")
     assert api.asked[0] == ("TokenReview", {"token": TOKEN, "audiences": ["modelrollout-feedback"]})
     review = api.asked[1][1]
-    assert (review["user"], review["groups"], review["uid"], review["extra"]) == (identity.user, ["g"], "u", {"e": ["1"]})
+    assert (review["user"], review["groups"], review["uid"], review["extra"]) == (
+        identity.user,
+        ["g"],
+        "u",
+        {"e": ["1"]},
+    )
     assert review["resourceAttributes"] == {
         "verb": "create",
         "group": "modelrollout.dev",
@@ -319,7 +371,12 @@ async def test_answers_are_remembered_for_a_minute_and_refusals_shorter() -> Non
         await authorizer.allowed(identity, "team-a", name)
         return len(api.asked) - before
 
-    assert [await asks("digits"), await asks("digits"), await asks("letters"), await asks("letters")] == [2, 0, 1, 0]
+    assert [await asks("digits"), await asks("digits"), await asks("letters"), await asks("letters")] == [
+        2,
+        0,
+        1,
+        0,
+    ]
     clock.now = 30
     assert [await asks("digits"), await asks("letters")] == [0, 1]
     clock.now = 61
@@ -364,7 +421,9 @@ async def test_a_source_may_have_few_tokens_refused() -> None:
     authorizer = KubernetesAuthorizer(api, refused_per_minute=6, clock=clock)
     for i in range(6):
         assert await authorizer.authenticate(f"bad {i}", "10.0.0.1") is None
-    assert await authorizer.authenticate("bad 0", "10.0.0.1") is None, "an answer that is remembered costs nothing"
+    assert await authorizer.authenticate("bad 0", "10.0.0.1") is None, (
+        "an answer that is remembered costs nothing"
+    )
     for i in range(6, 100):
         with pytest.raises(TooManyError) as refused:
             await authorizer.authenticate(f"bad {i}", "10.0.0.1")
@@ -419,7 +478,9 @@ async def test_questions_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert all(await asyncio.gather(*waiting, again))
 
 
-async def test_a_namespace_may_have_few_names_asked_about_whatever_accounts_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_namespace_may_have_few_names_asked_about_whatever_accounts_it_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("modelrollout.feedback.auth.RIGHTS_BURST", 5.0)
     api, clock = FakeApi(), Clock()
     authorizer = KubernetesAuthorizer(api, clock=clock)
@@ -461,8 +522,13 @@ class Accounts(Rules):
 @pytest.fixture
 async def limited() -> AsyncIterator[tuple[Caller, Clock]]:
     clock, rules = Clock(), Accounts()
-    service = FeedbackService(rules, rates=FeedbackLimits(requests_per_second=5, requests_per_second_namespace=10), clock=clock)
-    async with TestClient(TestServer(service.app())) as client, TestClient(TestServer(service.status_app())) as status:
+    service = FeedbackService(
+        rules, rates=FeedbackLimits(requests_per_second=5, requests_per_second_namespace=10), clock=clock
+    )
+    async with (
+        TestClient(TestServer(service.app())) as client,
+        TestClient(TestServer(service.status_app())) as status,
+    ):
         yield Caller(client, status, rules), clock
 
 
@@ -471,7 +537,10 @@ async def test_a_sender_has_a_rate_and_is_told_when_to_come_back(limited: tuple[
     for i in range(10):
         await caller.post({**GOOD, "id": str(i)}, token="team-a:loud")
     answer = await caller.post({**GOOD, "id": "late"}, token="team-a:loud", status=429)
-    assert "system:serviceaccount:team-a:loud sends more than it may" in answer["error"] and caller.headers["Retry-After"] == "1"
+    assert (
+        "system:serviceaccount:team-a:loud sends more than it may" in answer["error"]
+        and caller.headers["Retry-After"] == "1"
+    )
     await caller.post({**GOOD, "id": "other"}, token="team-b:quiet")
     clock.now += 0.2
     await caller.post({**GOOD, "id": "late"}, token="team-a:loud")
@@ -512,7 +581,9 @@ async def test_bodies_on_their_way_have_room_for_each_tenant(monkeypatch: pytest
         caller = Caller(client, client, Rules())
 
         def sends(token: str) -> asyncio.Task[aiohttp.ClientResponse]:
-            return asyncio.create_task(client.post("/v1/feedback", data=slow(), headers={"Authorization": f"Bearer {token}"}))
+            return asyncio.create_task(
+                client.post("/v1/feedback", data=slow(), headers={"Authorization": f"Bearer {token}"})
+            )
 
         sending = [sends(f"team-a:account-{i}") for i in range(3)]
         while service._bodies._held["namespace team-a"] < 3 << 20:  # noqa: ASYNC110  no event tells of it
@@ -542,9 +613,13 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: 
     monkeypatch.setattr(feedback, "Bodies", Seen)
     async with TestClient(TestServer(FeedbackService(Rules()).app())) as client:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Encoding": "gzip"}
-        async with client.post("/v1/feedback", data=gzip.compress(b" " * (64 << 20)), headers=headers) as response:
+        async with client.post(
+            "/v1/feedback", data=gzip.compress(b" " * (64 << 20)), headers=headers
+        ) as response:
             assert response.status == 413
-        async with client.post("/v1/feedback", data=gzip.compress(json.dumps(GOOD).encode()), headers=headers) as response:
+        async with client.post(
+            "/v1/feedback", data=gzip.compress(json.dumps(GOOD).encode()), headers=headers
+        ) as response:
             assert response.status == 200
     assert held == [feedback.MAX_BODY_BYTES] * 2, "its length says nothing of the room that it takes"
 
@@ -568,7 +643,12 @@ def test_series_are_bounded_and_the_namespace_with_most_gives() -> None:
     quiet = [item(i, namespace="quiet", slice=f"s{i}") for i in range(10)]
     ledger.record(quiet)
     for m in range(30):
-        ledger.record([item(i, namespace="loud", name=f"m{m}", version=1 + i // 32, slice=f"s{i % 32}") for i in range(100)])
+        ledger.record(
+            [
+                item(i, namespace="loud", name=f"m{m}", version=1 + i // 32, slice=f"s{i % 32}")
+                for i in range(100)
+            ]
+        )
     labels = [labels for labels, _ in exported(ledger)]
     assert len(labels) / 2 <= 200
     assert sum(x["model_namespace"] == "quiet" for x in labels) == 20
@@ -588,11 +668,19 @@ def test_one_model_with_all_series_gives_its_oldest_version_only() -> None:
 def test_settings_come_from_the_environment_and_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SETTINGS_ENV, raising=False)
     assert FeedbackSettings.from_environment() == FeedbackSettings()
-    monkeypatch.setenv(SETTINGS_ENV, '{"metricsPort": 9000, "limits": {"connectionsPerSource": 8, "headSeconds": 2.5}}')
+    monkeypatch.setenv(
+        SETTINGS_ENV, '{"metricsPort": 9000, "limits": {"connectionsPerSource": 8, "headSeconds": 2.5}}'
+    )
     settings = FeedbackSettings.from_environment()
-    assert (settings.metrics_port, settings.limits.http().connections_per_source, settings.limits.http().head_seconds) == (9000, 8, 2.5)
+    assert (
+        settings.metrics_port,
+        settings.limits.http().connections_per_source,
+        settings.limits.http().head_seconds,
+    ) == (9000, 8, 2.5)
     monkeypatch.setenv(SETTINGS_ENV, '{"limits": {"connections": 0, "conections": 5}}')
-    with pytest.raises(SettingsError, match=r"MODELROLLOUT_FEEDBACK: limits.connections: .*limits.conections"):
+    with pytest.raises(
+        SettingsError, match=r"MODELROLLOUT_FEEDBACK: limits.connections: .*limits.conections"
+    ):
         FeedbackSettings.from_environment()
 
 
@@ -605,7 +693,15 @@ async def running(rules: Rules | None = None, **limits: float) -> AsyncIterator[
     ports: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
     stop, settings = asyncio.Event(), FeedbackSettings.model_validate({"metrics_port": 0, "limits": limits})
     server = asyncio.create_task(
-        serve("127.0.0.1", 0, rules or Rules(), settings=settings, drain_seconds=0, stop=stop, started=lambda *both: ports.set_result(both))
+        serve(
+            "127.0.0.1",
+            0,
+            rules or Rules(),
+            settings=settings,
+            drain_seconds=0,
+            stop=stop,
+            started=lambda *both: ports.set_result(both),
+        )
     )
     try:
         yield await ports
@@ -621,14 +717,21 @@ async def test_strangers_with_half_a_head_keep_neither_senders_nor_prometheus_ou
         async with aiohttp.ClientSession() as kept, aiohttp.ClientSession() as new:
             for i in range(400):
                 for port in (senders, status):
-                    opened = await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + i % 8}", 0))
+                    opened = await asyncio.open_connection(
+                        "127.0.0.1", port, local_addr=(f"127.0.0.{2 + i % 8}", 0)
+                    )
                     opened[1].write(half)
                     strangers.append(opened)
                 if i % 40 == 0:
                     for session in (kept, new):
-                        headers = {"Authorization": f"Bearer {TOKEN}", "Connection": "keep-alive" if session is kept else "close"}
+                        headers = {
+                            "Authorization": f"Bearer {TOKEN}",
+                            "Connection": "keep-alive" if session is kept else "close",
+                        }
                         async with session.post(
-                            f"http://127.0.0.1:{senders}/v1/feedback", json={**GOOD, "id": f"{i} {id(session)}"}, headers=headers
+                            f"http://127.0.0.1:{senders}/v1/feedback",
+                            json={**GOOD, "id": f"{i} {id(session)}"},
+                            headers=headers,
                         ) as r:
                             assert r.status == 200
             async with new.get(f"http://127.0.0.1:{status}/readyz") as r:
@@ -637,10 +740,22 @@ async def test_strangers_with_half_a_head_keep_neither_senders_nor_prometheus_ou
                 text = await r.text()
         for _, writer in strangers:
             writer.transport.abort()
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if not line.startswith("#")}
-    assert values['modelrollout_feedback_total{model_namespace="team-a",name="digits",result="right",slice="",version="7"}'] == 20
+    values = {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if not line.startswith("#")
+    }
+    assert (
+        values[
+            'modelrollout_feedback_total{model_namespace="team-a",name="digits",result="right",slice="",version="7"}'
+        ]
+        == 20
+    )
     assert 0 < values['modelrollout_http_connections{server="feedback"}'] <= 64
-    closed = sum(values[f'modelrollout_http_connections_closed_total{{reason="{why}",server="feedback"}}'] for why in ("rate", "source", "total"))
+    closed = sum(
+        values[f'modelrollout_http_connections_closed_total{{reason="{why}",server="feedback"}}']
+        for why in ("rate", "source", "total")
+    )
     assert closed >= 400 - 64
 
 
@@ -655,11 +770,20 @@ async def test_it_serves_until_told_to_stop_and_finishes_what_it_began() -> None
 
     ports: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
     server = asyncio.create_task(
-        serve("127.0.0.1", 0, Slow(), settings=FeedbackSettings(metrics_port=0), drain_seconds=0.3, started=lambda *both: ports.set_result(both))
+        serve(
+            "127.0.0.1",
+            0,
+            Slow(),
+            settings=FeedbackSettings(metrics_port=0),
+            drain_seconds=0.3,
+            started=lambda *both: ports.set_result(both),
+        )
     )
     url, status = (f"http://127.0.0.1:{port}" for port in await ports)
     async with aiohttp.ClientSession() as session:
-        request = asyncio.create_task(session.post(f"{url}/v1/feedback", json=GOOD, headers={"Authorization": f"Bearer {TOKEN}"}))
+        request = asyncio.create_task(
+            session.post(f"{url}/v1/feedback", json=GOOD, headers={"Authorization": f"Bearer {TOKEN}"})
+        )
         await began.wait()
         os.kill(os.getpid(), signal.SIGTERM)
         while True:
@@ -677,6 +801,8 @@ async def test_it_serves_until_told_to_stop_and_finishes_what_it_began() -> None
 async def test_a_header_that_cannot_be_read_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with running() as (port, _), aiohttp.ClientSession() as session:
         headers = {"Authorization": f"Bearer {TOKEN}{'x' * 10_000}"}
-        async with session.post(f"http://127.0.0.1:{port}/v1/feedback", json=GOOD, headers=headers) as response:
+        async with session.post(
+            f"http://127.0.0.1:{port}/v1/feedback", json=GOOD, headers=headers
+        ) as response:
             assert response.status == 400
     assert TOKEN not in caplog.text

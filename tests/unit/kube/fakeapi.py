@@ -1,4 +1,6 @@
-"""An API server in memory, for what guards objects by resourceVersion; slow or away on demand, in virtual time."""
+"""An API server in memory, for what guards objects by resourceVersion; slow or away on demand, in
+virtual time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from modelrollout.kube.client import AlreadyExists, Conflict, NotFound, Object, 
 
 class FakeApi:
     """``latency`` in seconds for each way of a request, ``answer_latency`` more for the way back;
-    ``down`` fails every request; ``lose_answers`` does it and fails nevertheless; ``repeats`` does it twice, as a client whose connection broke."""
+    ``down`` fails every request; ``lose_answers`` does it and fails nevertheless; ``repeats`` does
+    it twice, as a client whose connection broke.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
@@ -48,9 +52,15 @@ class FakeApi:
             raise Conflict(409, "Conflict", metadata["name"])
         return await self._answer(stored)
 
-    async def merge_patch(self, resource: Resource, namespace: str | None, name: str, patch: Object) -> Object:
+    async def merge_patch(
+        self, resource: Resource, namespace: str | None, name: str, patch: Object
+    ) -> Object:
         await self._arrive("patch")
-        return await self._answer(self._store((resource.plural, namespace or "", name), {**self._find(resource, namespace, name), **patch}))
+        return await self._answer(
+            self._store(
+                (resource.plural, namespace or "", name), {**self._find(resource, namespace, name), **patch}
+            )
+        )
 
     def _find(self, resource: Resource, namespace: str | None, name: str) -> Object:
         try:

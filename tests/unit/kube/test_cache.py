@@ -1,4 +1,6 @@
-"""The store: the newest version wins, nothing that is gone comes back, our own echoes wake nobody, others' changes always do."""
+"""The store: the newest version wins, nothing that is gone comes back, our own echoes wake nobody,
+others' changes always do.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def test_newer_wins_and_older_or_equal_changes_nothing(store: Store) -> None:
     assert store.observe(POD, event("ADDED", obj("p", 5, spec={"nodeName": "1"})))
     assert not store.observe(POD, event("MODIFIED", obj("p", 4, spec={"nodeName": "0"})))
     assert not store.observe(POD, event(None, obj("p", 5, spec={"nodeName": "1"})))
-    assert store.observe(POD, event("MODIFIED", obj("p", 10, spec={"nodeName": "2"})))  # as numbers: 10 > 5
+    # as numbers: 10 > 5
+    assert store.observe(POD, event("MODIFIED", obj("p", 10, spec={"nodeName": "2"})))
     assert store.get(POD, "ns", "p") == obj("p", 10, spec={"nodeName": "2"})
 
 
@@ -67,13 +70,16 @@ def test_the_echo_of_a_guarded_write_wakes_nobody(store: Store) -> None:
 
 def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_once(store: Store) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
-    store.written(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)  # version 6 was somebody's verb
+    # version 6 was somebody's verb
+    store.written(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)
     assert not store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 6, verb="promote")))
     assert store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 7, verb="promote", outcome=1)))
     assert not store.observe(MODEL_REVISION, event(None, obj("r", 7, verb="promote", outcome=1)))
 
 
-def test_an_unguarded_write_that_is_passed_over_by_a_newer_event_counts_even_if_that_is_noise(store: Store) -> None:
+def test_an_unguarded_write_that_is_passed_over_by_a_newer_event_counts_even_if_that_is_noise(
+    store: Store,
+) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
     store.written(MODEL_REVISION, obj("r", 7, verb="promote"), guarded=False)
     store.written(MODEL_REVISION, obj("r", 8, verb="promote"), guarded=True)
@@ -140,7 +146,12 @@ def test_children_are_found_by_label_and_follow_a_changed_one(store: Store) -> N
 
 
 def test_resync_drops_what_vanished_and_reports_whom_that_concerns(store: Store) -> None:
-    for name, version, owner in (("kept", 1, "a"), ("changed", 2, "b"), ("vanished", 3, "c"), ("younger", 30, "d")):
+    for name, version, owner in (
+        ("kept", 1, "a"),
+        ("changed", 2, "b"),
+        ("vanished", 3, "c"),
+        ("younger", 30, "d"),
+    ):
         store.observe(POD, event("ADDED", obj(name, version, uid=name, owner=owner)))
     store.observe(DEPLOYMENT, event("ADDED", obj("other-kind", 4, uid="k")))
     listed = [
@@ -179,7 +190,9 @@ def test_memory_of_the_deleted_is_bounded(store: Store) -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_in_any_order_of_events_and_answers_no_foreign_change_is_slept_through(seed: int) -> None:
-    """A pass looks at the store when it is woken. At the end of every history the last look must have shown all that others wrote."""
+    """A pass looks at the store when it is woken. At the end of every history the last look must
+    have shown all that others wrote.
+    """
     rng = random.Random(seed)
     store = Store()
     live = obj("r", 1, foreign=0, ours=0)
@@ -188,7 +201,14 @@ def test_in_any_order_of_events_and_answers_no_foreign_change_is_slept_through(s
 
     def write(**change: Any) -> Object:
         nonlocal live
-        live = {**live, **change, "metadata": {**live["metadata"], "resourceVersion": str(int(live["metadata"]["resourceVersion"]) + 1)}}
+        live = {
+            **live,
+            **change,
+            "metadata": {
+                **live["metadata"],
+                "resourceVersion": str(int(live["metadata"]["resourceVersion"]) + 1),
+            },
+        }
         watch.append(live)
         return live
 
@@ -214,7 +234,11 @@ def test_in_any_order_of_events_and_answers_no_foreign_change_is_slept_through(s
             deliver()
         elif action < 0.7 and seen:
             store.written(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=False)
-        elif action < 0.9 and seen and seen["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]:
+        elif (
+            action < 0.9
+            and seen
+            and seen["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
+        ):
             store.written(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=True)
         elif action > 0.97 and store.resync(MODEL_REVISION, [live], live["metadata"]["resourceVersion"]):
             look()

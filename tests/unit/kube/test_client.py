@@ -40,8 +40,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-token-value"
 
 
-def status(code: int, reason: str, message: str = "m", headers: dict[str, str] | None = None, **details: Any) -> web.Response:
-    body = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message, "details": details}
+def status(
+    code: int, reason: str, message: str = "m", headers: dict[str, str] | None = None, **details: Any
+) -> web.Response:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Status",
+        "status": "Failure",
+        "code": code,
+        "reason": reason,
+        "message": message,
+        "details": details,
+    }
     return web.json_response(body, status=code, headers=headers)
 
 
@@ -145,16 +155,30 @@ async def test_requests_are_what_the_api_server_expects(server: Server, kube: Ku
                 "status": {"phase": "Stable"},
             },
         ),
-        ("PATCH", "/apis/modelrollout.dev/v1alpha1/namespaces/ns/modeldeployments/a", manager, {"metadata": {"annotations": {"k": None}}}),
+        (
+            "PATCH",
+            "/apis/modelrollout.dev/v1alpha1/namespaces/ns/modeldeployments/a",
+            manager,
+            {"metadata": {"annotations": {"k": None}}},
+        ),
         (
             "DELETE",
             "/apis/batch/v1/namespaces/ns/jobs/a",
             {},
-            {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground", "preconditions": {"uid": "u"}},
+            {
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "propagationPolicy": "Foreground",
+                "preconditions": {"uid": "u"},
+            },
         ),
     ]
     types = [h.get("Content-Type") for h in server.headers if "Content-Type" in h]
-    assert types[1:3] + types[-2:-1] == ["application/json", "application/apply-patch+yaml", "application/merge-patch+json"]
+    assert types[1:3] + types[-2:-1] == [
+        "application/json",
+        "application/apply-patch+yaml",
+        "application/merge-patch+json",
+    ]
     assert {h["Authorization"] for h in server.headers} == {f"Bearer {SECRET}"}
     assert {h["User-Agent"].split("/")[0] for h in server.headers} == {"modelrollout"}
     assert all(h["User-Agent"].endswith(" (test)") for h in server.headers)
@@ -184,7 +208,9 @@ async def test_names_cannot_leave_their_place_in_the_path(server: Server, kube: 
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value.status),
 )
-async def test_every_failure_has_its_name(server: Server, kube: Kube, answer: web.Response, error: type[KubeError]) -> None:
+async def test_every_failure_has_its_name(
+    server: Server, kube: Kube, answer: web.Response, error: type[KubeError]
+) -> None:
     async def respond(_: web.Request) -> web.StreamResponse:
         return answer
 
@@ -198,7 +224,10 @@ async def test_every_failure_has_its_name(server: Server, kube: Kube, answer: we
 
 
 async def test_retry_after_of_header_and_of_details(server: Server, kube: Kube) -> None:
-    answers = [status(429, "TooManyRequests", headers={"Retry-After": "7"}), status(503, "ServiceUnavailable", retryAfterSeconds=3)]
+    answers = [
+        status(429, "TooManyRequests", headers={"Retry-After": "7"}),
+        status(503, "ServiceUnavailable", retryAfterSeconds=3),
+    ]
 
     async def respond(_: web.Request) -> web.StreamResponse:
         return answers.pop(0)
@@ -251,7 +280,10 @@ async def test_every_request_is_counted_and_answers_are_remembered(server: Serve
     counted: list[tuple[str, str, str]] = []
     time = 0.0
     async with await Kube.connect(
-        kubeconfig, request_timeout=0.3, clock=lambda: time, on_request=lambda verb, resource, result: counted.append((verb, resource, result))
+        kubeconfig,
+        request_timeout=0.3,
+        clock=lambda: time,
+        on_request=lambda verb, resource, result: counted.append((verb, resource, result)),
     ) as kube:
         time = 50.0
         assert kube.silent_for() == 50
@@ -273,11 +305,23 @@ async def test_every_request_is_counted_and_answers_are_remembered(server: Serve
     assert counted == [("list", "pods", "200"), ("get", "pods", "500"), ("patch", "pods", "timeout")]
 
 
-async def test_a_list_is_read_to_its_end_and_begun_anew_when_it_grew_too_old(server: Server, kube: Kube) -> None:
+async def test_a_list_is_read_to_its_end_and_begun_anew_when_it_grew_too_old(
+    server: Server, kube: Kube
+) -> None:
     pages: list[web.Response] = [
-        web.json_response({"metadata": {"continue": "a=b&c", "resourceVersion": "9"}, "items": [{"metadata": {"name": "1"}}]}),
+        web.json_response(
+            {
+                "metadata": {"continue": "a=b&c", "resourceVersion": "9"},
+                "items": [{"metadata": {"name": "1"}}],
+            }
+        ),
         status(410, "Expired"),
-        web.json_response({"metadata": {"resourceVersion": "12"}, "items": [{"metadata": {"name": "1"}}, {"metadata": {"name": "2"}}]}),
+        web.json_response(
+            {
+                "metadata": {"resourceVersion": "12"},
+                "items": [{"metadata": {"name": "1"}}, {"metadata": {"name": "2"}}],
+            }
+        ),
     ]
 
     async def respond(_: web.Request) -> web.StreamResponse:
@@ -303,20 +347,34 @@ async def answering(server: Server, raw: bytes) -> None:
     server.answer = respond
 
 
-DEEP = b'{"apiVersion":"v1","kind":"X","metadata":{"name":"culprit","namespace":"ns","uid":"u"},"spec":' + b'{"a":' * 5000 + b"{}" + b"}" * 5001
+DEEP = (
+    b'{"apiVersion":"v1","kind":"X","metadata":{"name":"culprit","namespace":"ns","uid":"u"},"spec":'
+    + b'{"a":' * 5000
+    + b"{}"
+    + b"}" * 5001
+)
 
 
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
         (DEEP, "Pod culprit is nested too deep"),
-        (b'{"metadata":{"name":"culprit"},"spec":"' + b"x" * 300_000 + b'"}', "Pod culprit has 29. KiB of JSON, more than 256"),
+        (
+            b'{"metadata":{"name":"culprit"},"spec":"' + b"x" * 300_000 + b'"}',
+            "Pod culprit has 29. KiB of JSON, more than 256",
+        ),
         (b'{"metadata":{"name":"culprit"},"spec":[]}', "Pod culprit has a spec that is no map"),
     ],
 )
-async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(server: Server, kube: Kube, raw: bytes, why: str) -> None:
+async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(
+    server: Server, kube: Kube, raw: bytes, why: str
+) -> None:
     await answering(server, raw)
-    for request in (kube.get(POD, "ns", "culprit"), kube.merge_patch(POD, "ns", "culprit", {}), kube.create(POD, {"metadata": {"name": "culprit"}})):
+    for request in (
+        kube.get(POD, "ns", "culprit"),
+        kube.merge_patch(POD, "ns", "culprit", {}),
+        kube.create(POD, {"metadata": {"name": "culprit"}}),
+    ):
         with pytest.raises(Unreadable, match=why):
             await request
     await kube.delete(POD, "ns", "culprit")  # what it was nobody needs to know
@@ -325,7 +383,10 @@ async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(server: S
 async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> None:
     told: list[tuple[Any, Unread]] = []
     kube.on_unread = lambda resource, unread: told.append((resource, unread))
-    await answering(server, b'{"apiVersion":"v1","items":[' + DEEP + b'],"kind":"List","metadata":{"resourceVersion":"7"}}')
+    await answering(
+        server,
+        b'{"apiVersion":"v1","items":[' + DEEP + b'],"kind":"List","metadata":{"resourceVersion":"7"}}',
+    )
     listing = await kube.list(POD)
     assert (listing.items, listing.resource_version) == ([], "7")
     assert [(r, u.namespace, u.name, u.uid) for r, u in told] == [(POD, "ns", "culprit", "u")]
@@ -335,15 +396,26 @@ async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> No
         await kube.list(POD)
 
 
-async def test_a_list_has_a_limit_for_each_namespace(server: Server, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_has_a_limit_for_each_namespace(
+    server: Server, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "NAMESPACE_BYTES", 15_000)
-    items = [{"metadata": {"name": f"{ns}{i}", "namespace": ns, "managedFields": "x" * 9000}} for i in range(20) for ns in ("a", "b")]
+    items = [
+        {"metadata": {"name": f"{ns}{i}", "namespace": ns, "managedFields": "x" * 9000}}
+        for i in range(20)
+        for ns in ("a", "b")
+    ]
     items += [{"metadata": {"name": "small", "namespace": "c"}}]
     await answering(server, json.dumps({"metadata": {}, "items": items}).encode())
     listing = await kube.list(POD)
     assert [o["metadata"]["name"] for o in listing.items] == ["a0", "b0", "small"]
-    assert len(listing.unread) == 38 and "MiB of memory for the objects of its namespace" in listing.unread[0].why
-    assert len((await kube.list(POD, keep=lambda o: {"metadata": {"name": o["metadata"]["name"]}})).items) == 41
+    assert (
+        len(listing.unread) == 38
+        and "MiB of memory for the objects of its namespace" in listing.unread[0].why
+    )
+    assert (
+        len((await kube.list(POD, keep=lambda o: {"metadata": {"name": o["metadata"]["name"]}})).items) == 41
+    )
 
 
 async def test_kinds_are_discovered_once_in_a_while(server: Server, kubeconfig: str) -> None:
@@ -368,7 +440,9 @@ async def test_kinds_are_discovered_once_in_a_while(server: Server, kubeconfig: 
         assert [path for _, path, _, _ in server.requests] == ["/apis/gateway.networking.k8s.io/v1"] * 2
 
 
-async def test_a_rotated_token_file_is_read_again_when_the_old_one_is_refused(server: Server, kubeconfig: str) -> None:
+async def test_a_rotated_token_file_is_read_again_when_the_old_one_is_refused(
+    server: Server, kubeconfig: str
+) -> None:
     valid = "new-token"
 
     async def check(request: web.Request) -> web.StreamResponse:
@@ -390,7 +464,9 @@ async def test_a_rotated_token_file_is_read_again_when_the_old_one_is_refused(se
         assert len(server.requests) == before + 1  # just read: not read again for every request
 
 
-async def test_in_a_pod_the_projected_token_is_followed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_in_a_pod_the_projected_token_is_followed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     incluster_config: Any = importlib.import_module("kubernetes.aio.config.incluster_config")
 
     token = tmp_path / "token"
@@ -401,7 +477,11 @@ async def test_in_a_pod_the_projected_token_is_followed(server: Server, tmp_path
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
-    monkeypatch.setattr(incluster_config.InClusterConfigLoader, "_set_config", _plain(incluster_config.InClusterConfigLoader._set_config, server.url))
+    monkeypatch.setattr(
+        incluster_config.InClusterConfigLoader,
+        "_set_config",
+        _plain(incluster_config.InClusterConfigLoader._set_config, server.url),
+    )
     async with await Kube.connect() as kube:
         await kube.get(POD, "ns", "a")
         token.write_text("second")
@@ -439,7 +519,9 @@ async def test_a_token_that_is_no_header_is_not_shown(kubeconfig: str) -> None:
     assert SECRET not in str(caught.value)
 
 
-async def test_without_credentials_the_message_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_credentials_the_message_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(KubeError, match="absent, and this is no pod"):
@@ -449,7 +531,9 @@ async def test_without_credentials_the_message_says_where_it_looked(tmp_path: Pa
         await Kube.connect(str(tmp_path / "broken"))
 
 
-async def test_a_proxy_of_the_environment_is_used_but_never_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_used_but_never_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", ".svc,10.0.0.1")
     assert client._proxy("https://api.example.com:6443") == "http://proxy:3128"
@@ -459,14 +543,18 @@ async def test_a_proxy_of_the_environment_is_used_but_never_for_this_machine(mon
 
 async def test_replacing_needs_a_guard(kube: Kube) -> None:
     with pytest.raises(ValueError, match="resourceVersion"):
-        await kube.replace_status(MODEL_DEPLOYMENT, {"metadata": {"namespace": "ns", "name": "a"}, "status": {}})
+        await kube.replace_status(
+            MODEL_DEPLOYMENT, {"metadata": {"namespace": "ns", "name": "a"}, "status": {}}
+        )
     with pytest.raises(ValueError, match="uid"):
         await kube.apply(SERVICE, {"metadata": {"namespace": "ns", "name": "a"}}, resource_version="1")
 
 
 async def test_another_uid_is_a_conflict(server: Server, kube: Kube) -> None:
     async def immutable(_: web.Request) -> web.StreamResponse:
-        return status(422, "Invalid", 'Service "a" is invalid: metadata.uid: Invalid value: "u": field is immutable')
+        return status(
+            422, "Invalid", 'Service "a" is invalid: metadata.uid: Invalid value: "u": field is immutable'
+        )
 
     server.answer = immutable
     with pytest.raises(Conflict):

@@ -29,8 +29,15 @@ def nested(depth: int) -> str:
 
 
 def metadata(name: str, **more: Any) -> dict[str, Any]:
-    return {"annotations": {"say": '"name":"liar","metadata":{"name":"liar"}'}, "managedFields": [{"fieldsV1": {"f:name": {}, "f:uid": {}}}],
-            "name": name, "namespace": "ml", "resourceVersion": "7", "uid": f"u-{name}", **more}  # fmt: skip
+    return {
+        "annotations": {"say": '"name":"liar","metadata":{"name":"liar"}'},
+        "managedFields": [{"fieldsV1": {"f:name": {}, "f:uid": {}}}],
+        "name": name,
+        "namespace": "ml",
+        "resourceVersion": "7",
+        "uid": f"u-{name}",
+        **more,
+    }
 
 
 def raw_object(name: str, spec: str = "{}") -> str:
@@ -50,7 +57,20 @@ DEEP, WIDE = nested(5000), '{"a":[' + ",".join(["[]"] * 100_000) + "]}"
 
 @pytest.mark.parametrize(
     "raw",
-    [nested(100_000).encode(), b"[" * 100_000, b"{", b"", b"\xff\xfe", b'"\xff"', b"<html>", b"1" * 5000, b'{"a":}', b"[1,]", b"NaN,", b"\x00"],
+    [
+        nested(100_000).encode(),
+        b"[" * 100_000,
+        b"{",
+        b"",
+        b"\xff\xfe",
+        b'"\xff"',
+        b"<html>",
+        b"1" * 5000,
+        b'{"a":}',
+        b"[1,]",
+        b"NaN,",
+        b"\x00",
+    ],
     ids=lambda raw: repr(raw[:8]),
 )
 def test_no_bytes_end_the_reader(raw: bytes) -> None:
@@ -79,11 +99,16 @@ def test_the_weight_is_that_of_memory_and_not_of_the_text() -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (None, "metadata.name"), ([], "metadata.name"), ({}, "metadata.name"), ({"metadata": None}, "metadata.name"),
-        ({"metadata": {"name": 3}}, "metadata.name"), ({"metadata": {"name": "a", "namespace": []}}, "namespace"),
-        ({"metadata": {"name": "a", "labels": []}}, "labels"), ({"metadata": {"name": "a", "labels": {"a": {}}}}, "labels"),
-        ({"metadata": {"name": "a", "annotations": "x"}}, "annotations"), ({"metadata": {"name": "a", "ownerReferences": {}}}, "ownerReferences"),
-        ({"metadata": {"name": "a", "ownerReferences": [3]}}, "ownerReferences"), ({"metadata": {"name": "a"}, "spec": [1]}, "spec"),
+        (None, "metadata.name"), ([], "metadata.name"), ({}, "metadata.name"),
+        ({"metadata": None}, "metadata.name"),
+        ({"metadata": {"name": 3}}, "metadata.name"), ({"metadata": {"name": "a", "namespace": []}},
+            "namespace"),
+        ({"metadata": {"name": "a", "labels": []}}, "labels"),
+        ({"metadata": {"name": "a", "labels": {"a": {}}}}, "labels"),
+        ({"metadata": {"name": "a", "annotations": "x"}}, "annotations"),
+        ({"metadata": {"name": "a", "ownerReferences": {}}}, "ownerReferences"),
+        ({"metadata": {"name": "a", "ownerReferences": [3]}}, "ownerReferences"),
+        ({"metadata": {"name": "a"}, "spec": [1]}, "spec"),
         ({"metadata": {"name": "a"}, "status": "x"}, "status"),
     ],
 )  # fmt: skip
@@ -93,7 +118,10 @@ def test_odd_shapes_are_told(value: Any, why: str) -> None:
 
 
 def test_nothing_is_asked_of_what_may_be_left_out() -> None:
-    for value in ({"metadata": {"name": "a"}}, {"metadata": {"name": "a", "labels": None, "ownerReferences": None}, "spec": None, "status": None}):
+    for value in (
+        {"metadata": {"name": "a"}},
+        {"metadata": {"name": "a", "labels": None, "ownerReferences": None}, "spec": None, "status": None},
+    ):
         assert object_of(value, 10) == value
     with pytest.raises(UnreadableError, match="257 KiB of JSON, more than 256"):
         object_of({"metadata": {"name": "a"}}, MAX_BYTES + 1024)
@@ -102,23 +130,41 @@ def test_nothing_is_asked_of_what_may_be_left_out() -> None:
 @pytest.mark.parametrize("spec", [DEEP, WIDE, "[" * 50_000], ids=["deep", "wide", "cut off"])
 def test_an_object_is_named_whatever_it_holds(spec: str) -> None:
     found = identify(raw_object("culprit", spec).encode(), ("metadata",), "why")
-    assert (found.namespace, found.name, found.uid, found.version, found.why) == ("ml", "culprit", "u-culprit", "7", "why")
+    assert (found.namespace, found.name, found.uid, found.version, found.why) == (
+        "ml",
+        "culprit",
+        "u-culprit",
+        "7",
+        "why",
+    )
     line = f'{{"type":"MODIFIED","object":{raw_object("culprit", spec)}}}'.encode()
     assert identify(line, ("object", "metadata"), "why") == found
     for custom in (True, False):
-        assert identify(raw_list(raw_object("culprit", spec), custom=custom), ("items", "", "metadata"), "why") == found
+        assert (
+            identify(raw_list(raw_object("culprit", spec), custom=custom), ("items", "", "metadata"), "why")
+            == found
+        )
 
 
 def test_managed_fields_as_large_as_the_object_hide_no_name() -> None:
     fields = [{"fieldsV1": {f"f:k{i}": {} for i in range(150_000)}}]
     about = json.dumps(metadata("culprit", managedFields=fields), separators=(",", ":"))
-    about = about.replace('"name":"culprit",', "").removesuffix("}") + ',"name":"culprit"}'  # in the order of the API server
-    for raw in (f'{{"type":"ADDED","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":[[', f'{{"object":{{"metadata":{about}'):
+    # in the order of the API server
+    about = about.replace('"name":"culprit",', "").removesuffix("}") + ',"name":"culprit"}'
+    for raw in (
+        f'{{"type":"ADDED","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":[[',
+        f'{{"object":{{"metadata":{about}',
+    ):
         found = identify(raw.encode(), ("object", "metadata"), "why")
-        assert found.name == ("culprit" if "type" in raw else ""), "what does not begin like an answer is searched only so far"
+        assert found.name == ("culprit" if "type" in raw else ""), (
+            "what does not begin like an answer is searched only so far"
+        )
 
 
-@pytest.mark.parametrize("raw", [b"", b"}}}}", b"[[[]]]", b'{"metadata":3}', b'{"metadata":{"name":{"name":"x"}}}', b'"', b"\xff" * 100])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"}}}}", b"[[[]]]", b'{"metadata":3}', b'{"metadata":{"name":{"name":"x"}}}', b'"', b"\xff" * 100],
+)
 def test_what_has_no_name_has_none(raw: bytes) -> None:
     assert identify(raw, ("metadata",), "why").name == ""
 
@@ -163,8 +209,10 @@ async def test_one_bad_object_does_not_lose_the_list(custom: bool) -> None:
     names, lost = await server.all()
     assert names == [f"o{i}" for i in range(1000) if i not in bad]
     assert {name: why.split(",")[0] for name, why in lost.items()} == {
-        "o100": "is nested too deep for a JSON reader", "o101": "is nested too deep for a JSON reader", "o300": "is nested more than 64 deep",
-        "o444": "has 256 KiB of JSON", "o500": "has a spec that is no map", "o999": "is nested too deep for a JSON reader",
+        "o100": "is nested too deep for a JSON reader", "o101": "is nested too deep for a JSON reader",
+        "o300": "is nested more than 64 deep",
+        "o444": "has 256 KiB of JSON", "o500": "has a spec that is no map",
+        "o999": "is nested too deep for a JSON reader",
     }  # fmt: skip
     assert len(server.asked) < 40
 
@@ -183,7 +231,20 @@ async def test_an_honest_list_costs_one_request_a_page() -> None:
     assert server.asked == [decoding.PAGE_ITEMS] * 5
 
 
-@pytest.mark.parametrize("raw", [b"<html>", b"[]", b"{}", b'{"items":3}', b'{"items":null}', b'{"metadata":[]}', b'{"items":[{}', b"", b"\xff"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"items":3}',
+        b'{"items":null}',
+        b'{"metadata":[]}',
+        b'{"items":[{}',
+        b"",
+        b"\xff",
+    ],
+)
 async def test_what_is_no_list_is_said_or_is_empty(raw: bytes) -> None:
     async def fetch(count: int) -> bytes:
         return raw

@@ -38,7 +38,12 @@ def time() -> Time:
 
 @pytest.fixture
 def poster(api: FakeApi, time: Time) -> Events:
-    return Events(api, instance="pod-1", clock=time, wall=lambda: datetime(2026, 1, 2, 3, 4, int(time.now) % 60, tzinfo=UTC))
+    return Events(
+        api,
+        instance="pod-1",
+        clock=time,
+        wall=lambda: datetime(2026, 1, 2, 3, 4, int(time.now) % 60, tzinfo=UTC),
+    )
 
 
 def stored(api: FakeApi) -> list[dict[str, Any]]:
@@ -63,11 +68,17 @@ async def test_an_event_says_what_about_whom(api: FakeApi, poster: Events) -> No
         "uid": "u",
         "resourceVersion": "1",
     }
-    assert (event["type"], event["reason"], event["message"]) == ("Warning", "RolledBack", "accuracy fell by 3 points")
+    assert (event["type"], event["reason"], event["message"]) == (
+        "Warning",
+        "RolledBack",
+        "accuracy fell by 3 points",
+    )
     assert event["firstTimestamp"] == event["lastTimestamp"] == "2026-01-02T03:04:00Z"
 
 
-async def test_the_same_again_costs_no_request_for_a_while_and_then_counts(api: FakeApi, poster: Events, time: Time) -> None:
+async def test_the_same_again_costs_no_request_for_a_while_and_then_counts(
+    api: FakeApi, poster: Events, time: Time
+) -> None:
     for _ in range(3):
         await poster.post(MDEP, "Normal", "Promoted", "x")
     assert api.requests == ["create"]
@@ -87,7 +98,9 @@ async def test_a_restarted_operator_makes_no_second_event(api: FakeApi, poster: 
 
 
 @pytest.mark.parametrize("trouble", ["down", "forbidden"])
-async def test_trouble_is_no_trouble(api: FakeApi, poster: Events, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trouble_is_no_trouble(
+    api: FakeApi, poster: Events, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def forbidden(*_: Any) -> Any:
         raise Forbidden(403, "Forbidden", "namespace is being terminated")
 
@@ -99,7 +112,9 @@ async def test_trouble_is_no_trouble(api: FakeApi, poster: Events, trouble: str,
     assert stored(api) == []
 
 
-async def test_long_messages_are_cut_and_memory_is_bounded(api: FakeApi, poster: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_messages_are_cut_and_memory_is_bounded(
+    api: FakeApi, poster: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events, "REMEMBERED", 10)
     for n in range(30):
         await poster.post(MDEP, "Normal", "Promoted", f"{n}" + "x" * 5000)
@@ -108,7 +123,9 @@ async def test_long_messages_are_cut_and_memory_is_bounded(api: FakeApi, poster:
 
 
 async def test_events_of_cluster_scoped_objects_live_in_default(api: FakeApi, poster: Events) -> None:
-    await poster.post({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n" * 253, "uid": "u"}}, "Normal", "R", "m")
+    await poster.post(
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n" * 253, "uid": "u"}}, "Normal", "R", "m"
+    )
     [event] = stored(api)
     assert event["metadata"]["namespace"] == "default"
     assert len(event["metadata"]["name"]) <= 253

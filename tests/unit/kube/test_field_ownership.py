@@ -10,7 +10,13 @@ US = "modelrollout-operator"
 
 
 def entry(manager: str, operation: str, fields: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"manager": manager, "operation": operation, "apiVersion": "apps/v1", "fieldsType": "FieldsV1", "fieldsV1": fields} | more
+    return {
+        "manager": manager,
+        "operation": operation,
+        "apiVersion": "apps/v1",
+        "fieldsType": "FieldsV1",
+        "fieldsV1": fields,
+    } | more
 
 
 def test_what_we_created_becomes_what_we_apply() -> None:
@@ -24,7 +30,9 @@ def test_what_we_created_becomes_what_we_apply() -> None:
 def test_the_spec_is_ours_and_the_rest_of_others_stays_theirs() -> None:
     status = entry("kube-controller-manager", "Update", {"f:status": {}}, subresource="status")
     scale = entry("kube-controller-manager", "Update", {"f:spec": {"f:replicas": {}}}, subresource="scale")
-    edited = entry("kubectl-edit", "Update", {"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:x": {}}})
+    edited = entry(
+        "kubectl-edit", "Update", {"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:x": {}}}
+    )
     found = taken_over([edited, status, scale], US)
     assert found == [
         entry(US, "Apply", {"f:spec": {"f:x": {}}}, time=None),

@@ -1,4 +1,6 @@
-"""Leader election: at most one leader at any time, whatever is slow, paused, away or wrong about the time of day."""
+"""Leader election: at most one leader at any time, whatever is slow, paused, away or wrong about
+the time of day.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ LEASE_KEY = (LEASE.plural, "ns", "lock")
 
 
 class Candidate:
-    def __init__(self, api: FakeApi, name: str, skew: float = 0.0, drain: float = 0.0, fail_starts: int = 0) -> None:
+    def __init__(
+        self, api: FakeApi, name: str, skew: float = 0.0, drain: float = 0.0, fail_starts: int = 0
+    ) -> None:
         self.name = name
         self.log: list[tuple[float, str]] = []
         self.drain = drain
@@ -155,7 +159,12 @@ def test_a_dead_leader_is_replaced_after_the_lease_and_not_before() -> None:
         api = FakeApi()
         api.objects[LEASE_KEY] = {
             "metadata": {"namespace": "ns", "name": "lock", "resourceVersion": "0"},
-            "spec": {"holderIdentity": "dead", "leaseDurationSeconds": 15, "renewTime": "2001-01-01T00:00:00.000000Z", "leaseTransitions": 3},
+            "spec": {
+                "holderIdentity": "dead",
+                "leaseDurationSeconds": 15,
+                "renewTime": "2001-01-01T00:00:00.000000Z",
+                "leaseTransitions": 3,
+            },
         }
         start = now()
         a = Candidate(api, "a")
@@ -182,7 +191,9 @@ def test_clocks_that_disagree_by_a_day_change_nothing(skew: float) -> None:
     run(main())
 
 
-def test_a_leader_stops_before_another_may_start_when_the_api_server_is_away_and_leads_again_when_it_is_back() -> None:
+def test_a_leader_stops_before_another_may_start_when_the_api_server_is_away_and_leads_again_when_it_is_back() -> (  # noqa: E501
+    None
+):
     async def main() -> None:
         api = FakeApi()
         a = Candidate(api, "a")
@@ -337,7 +348,9 @@ def test_who_cannot_start_leading_gives_the_lease_back() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_never_two_leaders_in_any_weather(seed: int) -> None:
-    """Three candidates, an API server that comes, goes, lags and loses answers; a leader's own belief is what counts."""
+    """Three candidates, an API server that comes, goes, lags and loses answers; a leader's own
+    belief is what counts.
+    """
 
     async def main() -> None:
         import random
@@ -381,4 +394,13 @@ def test_impossible_times_are_refused() -> None:
     async def nothing() -> None: ...
 
     with pytest.raises(ValueError, match="renew_deadline"):
-        LeaderElector(FakeApi(), "ns", "lock", "a", started=nothing, stopped=nothing, lease_duration=10, renew_deadline=10)
+        LeaderElector(
+            FakeApi(),
+            "ns",
+            "lock",
+            "a",
+            started=nothing,
+            stopped=nothing,
+            lease_duration=10,
+            renew_deadline=10,
+        )

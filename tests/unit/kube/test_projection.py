@@ -15,18 +15,32 @@ FILLER = "x" * 1000
 
 def metadata(**more: Any) -> dict[str, Any]:
     return {
-        "name": "a", "namespace": "ml", "uid": "u", "resourceVersion": "1", "labels": {names.LABEL_NAME: "a"}, "ownerReferences": [{"uid": "o"}],
-        "managedFields": [FILLER], "annotations": {"kubectl.kubernetes.io/last-applied-configuration": FILLER, f"{names.GROUP}/promote": "1"}, **more,
+        "name": "a", "namespace": "ml", "uid": "u", "resourceVersion": "1", "labels": {names.LABEL_NAME: "a"},
+        "ownerReferences": [{"uid": "o"}],
+        "managedFields": [FILLER], "annotations": {"kubectl.kubernetes.io/last-applied-configuration": FILLER,
+            f"{names.GROUP}/promote": "1"}, **more,
     }  # fmt: skip
 
 
-CONTAINER = {"name": "c", "image": "i", "command": ["x"], "env": [{"name": "E", "value": FILLER}, {"name": TASK_ENV, "value": "{}"}],
+CONTAINER = {"name": "c", "image": "i", "command": ["x"],
+    "env": [{"name": "E", "value": FILLER}, {"name": TASK_ENV, "value": "{}"}],
              "resources": {"limits": {"memory": "1Gi"}}, "volumeMounts": [FILLER]}  # fmt: skip
-STATUS = {"name": "c", "state": {"terminated": {"exitCode": 1, "message": "m" * 100_000}}, "ready": False, "imageID": FILLER}
+STATUS = {
+    "name": "c",
+    "state": {"terminated": {"exitCode": 1, "message": "m" * 100_000}},
+    "ready": False,
+    "imageID": FILLER,
+}
 
 
 def pod() -> dict[str, Any]:
-    spec = {"containers": [CONTAINER], "initContainers": [CONTAINER], "nodeName": "n", "volumes": [FILLER], "affinity": {"a": FILLER}}
+    spec = {
+        "containers": [CONTAINER],
+        "initContainers": [CONTAINER],
+        "nodeName": "n",
+        "volumes": [FILLER],
+        "affinity": {"a": FILLER},
+    }
     status = {
         "phase": "Failed",
         "containerStatuses": [STATUS],
@@ -40,11 +54,14 @@ def test_a_pod_without_what_fills_it() -> None:
     found = kept(POD, pod())
     assert FILLER not in json.dumps(found)
     assert found["spec"]["containers"][0] == {
-        "name": "c", "image": "i", "command": ["x"], "resources": {"limits": {"memory": "1Gi"}}, "env": [{"name": TASK_ENV, "value": "{}"}],
+        "name": "c", "image": "i", "command": ["x"], "resources": {"limits": {"memory": "1Gi"}},
+        "env": [{"name": TASK_ENV, "value": "{}"}],
     }  # fmt: skip
     assert found["spec"]["nodeName"] == "n" and found["metadata"]["ownerReferences"] == [{"uid": "o"}]
     ended = found["status"]["containerStatuses"][0]["state"]["terminated"]
-    assert ended == {"exitCode": 1, "message": "m" * MESSAGE}, "a kubelet writes no more, whoever writes a pod's status may"
+    assert ended == {"exitCode": 1, "message": "m" * MESSAGE}, (
+        "a kubelet writes no more, whoever writes a pod's status may"
+    )
 
 
 def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
@@ -66,11 +83,20 @@ def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
 
 
 def test_of_others_everything_that_is_compared_stays() -> None:
-    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata(), "spec": {"ports": [FILLER]}, "status": {"a": 1}}
+    body = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(),
+        "spec": {"ports": [FILLER]},
+        "status": {"a": 1},
+    }
     for resource in (SERVICE, MODEL_DEPLOYMENT):
         found = kept(resource, body)
         assert (found["spec"], found["status"]) == (body["spec"], body["status"])
-        assert found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"} and "managedFields" not in found["metadata"]
+        assert (
+            found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
+            and "managedFields" not in found["metadata"]
+        )
     assert "managedFields" in body["metadata"], "the object itself is not touched"
 
 
@@ -82,7 +108,17 @@ def test_objects_without_parts_have_none() -> None:
 
 def test_for_capacity_only_what_is_counted() -> None:
     found = pod_for_capacity(pod())
-    assert FILLER not in json.dumps(found) and found["spec"]["containers"] == [{"resources": {"limits": {"memory": "1Gi"}}}]
-    node = {"metadata": metadata(), "spec": {"taints": []}, "status": {"allocatable": {"cpu": "1"}, "images": [FILLER], "conditions": []}}
+    assert FILLER not in json.dumps(found) and found["spec"]["containers"] == [
+        {"resources": {"limits": {"memory": "1Gi"}}}
+    ]
+    node = {
+        "metadata": metadata(),
+        "spec": {"taints": []},
+        "status": {"allocatable": {"cpu": "1"}, "images": [FILLER], "conditions": []},
+    }
     found = node_for_capacity(node)
-    assert FILLER not in json.dumps(found) and found["status"] == {"allocatable": {"cpu": "1"}, "conditions": []} and found["spec"] == {"taints": []}
+    assert (
+        FILLER not in json.dumps(found)
+        and found["status"] == {"allocatable": {"cpu": "1"}, "conditions": []}
+        and found["spec"] == {"taints": []}
+    )

@@ -25,7 +25,9 @@ class _Jumping(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """``time()`` is virtual; ``jump`` moves it while nothing runs, as for a process that was stopped."""
+    """``time()`` is virtual; ``jump`` moves it while nothing runs, as for a process that was
+    stopped.
+    """
 
     def __init__(self) -> None:
         self._jumping = _Jumping()

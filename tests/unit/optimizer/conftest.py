@@ -1,4 +1,6 @@
-"""For all tests of Jobs: a store that is away is away at once; models of other formats are read in one process for many tests."""
+"""For all tests of Jobs: a store that is away is away at once; models of other formats are read in
+one process for many tests.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""``python -m tests.unit.optimizer.formats_worker``: what the Job starts a process for each time, in one process for many tests; the libraries take
-seconds to import. Reads a JSON list of arguments a line, answers with the exit code."""
+"""``python -m tests.unit.optimizer.formats_worker``: what the Job starts a process for each time,
+in one process for many tests; the libraries take seconds to import. Reads a JSON list of arguments
+a line, answers with the exit code.
+"""
 
 from __future__ import annotations
 

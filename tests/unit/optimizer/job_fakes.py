@@ -1,4 +1,6 @@
-"""Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and enough of S3 (GET, HEAD, PUT, DELETE, list)."""
+"""Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and
+enough of S3 (GET, HEAD, PUT, DELETE, list).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ LONG_AGO = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
 
 
 class ObjectStore:
-    """Objects by path; ``statuses`` answers a path with an error instead, ``authorization`` is what requests must carry."""
+    """Objects by path; ``statuses`` answers a path with an error instead, ``authorization`` is what
+    requests must carry.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -47,7 +51,9 @@ class ObjectStore:
         """An object in a bucket."""
         return Location(uri=f"s3://{path}", endpoint=self.url, allow_http=True, credentials=credentials)
 
-    def http(self, path: str, credentials: str | None = None, leads_to: tuple[str, ...] | None = None) -> Location:
+    def http(
+        self, path: str, credentials: str | None = None, leads_to: tuple[str, ...] | None = None
+    ) -> Location:
         """An object behind HTTP."""
         return Location(uri=f"{self.url}/{path}", allow_http=True, credentials=credentials, leads_to=leads_to)
 
@@ -67,7 +73,9 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Last-Modified", format_datetime(store.modified.get(self.path, LONG_AGO), usegmt=True))
+            self.send_header(
+                "Last-Modified", format_datetime(store.modified.get(self.path, LONG_AGO), usegmt=True)
+            )
             self.send_header("ETag", '"1"')
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -80,7 +88,9 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
             signed = urlsplit(self.path)
             if "X-Amz-Signature=" in signed.query:  # what would else stand in headers
                 self.path, query = signed.path, {k.lower(): v for k, (v,) in parse_qs(signed.query).items()}
-                headers |= query | {"authorization": f"{query['x-amz-algorithm']} Credential={query['x-amz-credential']}"}
+                headers |= query | {
+                    "authorization": f"{query['x-amz-algorithm']} Credential={query['x-amz-credential']}"
+                }
             store.requests.append((self.command, self.path))
             store.headers.append(headers)
             status, body = store.statuses.get(self.path, (0, b""))
@@ -125,17 +135,24 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
                 for path, body in sorted(store.objects.items())
                 if path.startswith(bucket + prefix)
             )
-            self.answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode())
+            self.answer(
+                200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
+            )
 
         def do_POST(self) -> None:
             """DeleteObjects, which obstore also asks for one."""
-            wanted = re.findall(r"<Key>([^<]+)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode())
+            wanted = re.findall(
+                r"<Key>([^<]+)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode()
+            )
             told = ""
             for key in wanted:
                 path = f"{urlsplit(self.path).path.rstrip('/')}/{key}"
                 store.requests.append(("DELETE", path))
                 if path in store.statuses:
-                    told += f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                    told += (
+                        f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access"
+                        " Denied</Message></Error>"
+                    )
                 else:
                     store.objects.pop(path, None)
                     told += f"<Deleted><Key>{key}</Key></Deleted>"
@@ -172,13 +189,20 @@ def centres(seed: int = 0) -> np.ndarray:
 
 
 def classifier(
-    batch: int | str = "n", *, weights: np.ndarray | None = None, extra_labels: bool = False, hidden: int = 64, opset: int = 17
+    batch: int | str = "n",
+    *,
+    weights: np.ndarray | None = None,
+    extra_labels: bool = False,
+    hidden: int = 64,
+    opset: int = 17,
 ) -> onnx.ModelProto:
-    """x [batch, FEATURES] -> scores [batch, CLASSES], a nearest-centre classifier as two products; ``extra_labels``: classes come first."""
+    """x [batch, FEATURES] -> scores [batch, CLASSES], a nearest-centre classifier as two products;
+    ``extra_labels``: classes come first.
+    """
     rng = np.random.default_rng(1)
     w = centres() if weights is None else weights
-    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2: the scores are 2 x.c - |c|^2. A random map into a wider space and back gives
-    # the quantizer something to do.
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2: the scores are 2 x.c - |c|^2. A random map into a wider
+    # space and back gives the quantizer something to do.
     first = rng.normal(size=(FEATURES, hidden)).astype(np.float32)
     second = (np.linalg.pinv(first) @ (2 * w.T)).astype(np.float32)
     constants = [
@@ -195,7 +219,13 @@ def classifier(
     if extra_labels:
         nodes.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0))
         outputs.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, [batch]))
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, FEATURES])], outputs, constants)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, FEATURES])],
+        outputs,
+        constants,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 

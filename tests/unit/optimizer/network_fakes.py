@@ -27,7 +27,11 @@ class Builder:
         self.rng = np.random.default_rng(seed)
 
     def constant(self, *shape: int, value: Any = None) -> str:
-        array = self.rng.normal(0, (2 / max(1, np.prod(shape[1:]))) ** 0.5, shape).astype(np.float32) if value is None else np.asarray(value)
+        array = (
+            self.rng.normal(0, (2 / max(1, np.prod(shape[1:]))) ** 0.5, shape).astype(np.float32)
+            if value is None
+            else np.asarray(value)
+        )
         self.constants.append(numpy_helper.from_array(array, f"c{len(self.constants)}"))
         return self.constants[-1].name
 
@@ -37,11 +41,27 @@ class Builder:
 
     def conv(self, x: str, into: int, out: int, kernel: int = 3, group: int = 1) -> str:
         pads = [kernel // 2] * 4
-        return self.node("Conv", x, self.constant(out, into // group, kernel, kernel), self.constant(out), pads=pads, group=group)
+        return self.node(
+            "Conv",
+            x,
+            self.constant(out, into // group, kernel, kernel),
+            self.constant(out),
+            pads=pads,
+            group=group,
+        )
 
     def norm(self, x: str, channels: int) -> str:
-        positive = [self.constant(value=self.rng.uniform(0.5, 2, channels).astype(np.float32)) for _ in range(2)]
-        return self.node("BatchNormalization", x, positive[0], self.constant(channels), self.constant(channels), positive[1])
+        positive = [
+            self.constant(value=self.rng.uniform(0.5, 2, channels).astype(np.float32)) for _ in range(2)
+        ]
+        return self.node(
+            "BatchNormalization",
+            x,
+            positive[0],
+            self.constant(channels),
+            self.constant(channels),
+            positive[1],
+        )
 
     def model(self, shape: list[int | str], opset: int = 17, classes: int = CLASSES) -> onnx.ModelProto:
         self.nodes[-1].output[0] = "scores"
@@ -79,7 +99,9 @@ def residual() -> onnx.ModelProto:
 
 
 def depthwise() -> onnx.ModelProto:
-    """As a MobileNet: depthwise convolutions, Clip, a constant per channel, ReduceMean, MatMul and Add."""
+    """As a MobileNet: depthwise convolutions, Clip, a constant per channel, ReduceMean, MatMul and
+    Add.
+    """
     b = Builder(2)
     x = b.node("Clip", b.conv("x", 1, 32), b.constant(value=np.float32(0)), b.constant(value=np.float32(6)))
     x = b.node("Mul", b.node("HardSwish", b.conv(x, 32, 32, group=32)), b.constant(32, 1, 1))
@@ -93,7 +115,13 @@ def dense() -> onnx.ModelProto:
     """As an Inception block: branches joined, and a Reshape with its size written out."""
     b = Builder(3)
     first = b.node("Tanh", b.conv("x", 1, 32))
-    joined = b.node("Concat", b.node("Relu", b.conv(first, 32, 32, kernel=1)), b.node("LeakyRelu", b.conv(first, 32, 40)), "x", axis=1)
+    joined = b.node(
+        "Concat",
+        b.node("Relu", b.conv(first, 32, 32, kernel=1)),
+        b.node("LeakyRelu", b.conv(first, 32, 40)),
+        "x",
+        axis=1,
+    )
     x = b.node("AveragePool", b.conv(joined, 73, 32), kernel_shape=[4, 4], strides=[4, 4])
     x = b.node("Reshape", x, b.constant(value=np.array([-1, 128], np.int64)))
     x = b.node("Elu", b.node("MatMul", x, b.constant(128, 64)))
@@ -113,10 +141,15 @@ def images(n: int, seed: int = 5) -> Data:
 
 
 def work(source: Path, **changes: Any) -> Work:
-    """Work on that file; ``warnings`` collects what is warned, ``max_drop`` makes a gate of accuracy."""
+    """Work on that file; ``warnings`` collects what is warned, ``max_drop`` makes a gate of
+    accuracy.
+    """
     warnings = changes.pop("warnings", [])
     if "max_drop" in changes:
-        changes["gate"] = Gate(data=DataSet(location=Location(uri="s3://data/x")), metrics=(GateMetric(max_drop=changes.pop("max_drop")),))
+        changes["gate"] = Gate(
+            data=DataSet(location=Location(uri="s3://data/x")),
+            metrics=(GateMetric(max_drop=changes.pop("max_drop")),),
+        )
     fields: dict[str, Any] = {
         "field": "steps[0]",
         "source": source,

@@ -1,6 +1,8 @@
-"""``python -m tests.unit.optimizer.network_models FOLDER``: small networks of TensorFlow, Keras and TFLite, good and hostile, a file each.
+"""``python -m tests.unit.optimizer.network_models FOLDER``: small networks of TensorFlow, Keras and
+TFLite, good and hostile, a file each.
 
-They are made in a process of their own: TensorFlow beside JAX and ONNX Runtime is too much for the tests' process.
+They are made in a process of their own: TensorFlow beside JAX and ONNX Runtime is too much for the
+tests' process.
 """
 
 from __future__ import annotations
@@ -113,7 +115,10 @@ def _two_inputs() -> Any:
     seen = layers.LSTM(5)(layers.Embedding(20, 3)(words))
     normal = layers.LayerNormalization()(numbers * 2.0 + 1.0)
     both = layers.Concatenate()([seen, layers.Dense(6, activation="gelu")(normal)])
-    share, value = layers.Dense(3, activation="softmax", name="share")(both), layers.Dense(1, name="value")(both)
+    share, value = (
+        layers.Dense(3, activation="softmax", name="share")(both),
+        layers.Dense(1, name="value")(both),
+    )
     return keras.Model({"words": words, "numbers": numbers}, {"share": share, "value": value})
 
 
@@ -144,7 +149,9 @@ def _hostile_saved_models(work: Path) -> dict[str, bytes]:
 
     def saved(name: str, body: Any, module: Any = None) -> Path:
         target = work / name
-        tf.saved_model.save(module or tf.Module(), str(target), signatures=tf.function(body, input_signature=[spec]))
+        tf.saved_model.save(
+            module or tf.Module(), str(target), signatures=tf.function(body, input_signature=[spec])
+        )
         return target
 
     def reads(numbers: Any) -> Any:
@@ -158,7 +165,12 @@ def _hostile_saved_models(work: Path) -> dict[str, bytes]:
         return tf.ensure_shape(tf.numpy_function(lambda x: x, [numbers], tf.float32), [None, 4])
 
     def restores(numbers: Any) -> Any:
-        return numbers * tf.raw_ops.RestoreV2(prefix="gs://elsewhere/x", tensor_names=["a"], shape_and_slices=[""], dtypes=[tf.float32])[0]
+        return (
+            numbers
+            * tf.raw_ops.RestoreV2(
+                prefix="gs://elsewhere/x", tensor_names=["a"], shape_and_slices=[""], dtypes=[tf.float32]
+            )[0]
+        )
 
     def scaled(numbers: Any) -> Any:
         return numbers * 2.0
@@ -172,13 +184,20 @@ def _hostile_saved_models(work: Path) -> dict[str, bytes]:
         return packed(target, "zip")
 
     def nodes(graph: Any) -> Any:
-        return [*graph.graph_def.node, *(node for function in graph.graph_def.library.function for node in function.node_def)]
+        return [
+            *graph.graph_def.node,
+            *(node for function in graph.graph_def.library.function for node in function.node_def),
+        ]
 
     def unknown(graph: Any) -> None:
         next(node for node in nodes(graph) if node.op == "Mul").op = "Evil"
 
     def huge(graph: Any) -> None:
-        constant = next(node for node in nodes(graph) if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum)
+        constant = next(
+            node
+            for node in nodes(graph)
+            if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum
+        )
         constant.attr["value"].tensor.tensor_shape.dim.add(size=1 << 40)
 
     def lacking(graph: Any) -> None:
@@ -201,7 +220,9 @@ def _hostile_saved_models(work: Path) -> dict[str, bytes]:
     bare = saved("bare", lambda numbers: numbers * variable.scale, variable)
     for path in (bare / "variables").iterdir():
         path.unlink()
-    text = tf.function(lambda words: tf.identity(words), input_signature=[tf.TensorSpec([None, 4], tf.string, "words")])
+    text = tf.function(
+        lambda words: tf.identity(words), input_signature=[tf.TensorSpec([None, 4], tf.string, "words")]
+    )
     tf.saved_model.save(tf.Module(), str(work / "text"), signatures=text)
     good = packed(saved("good", scaled), "zip")
     return {
@@ -264,14 +285,24 @@ def _hostile_keras(work: Path) -> dict[str, bytes]:
         "lambda.keras": saved("lambda.keras", start, layers.Lambda(lambda x: x * 2.0)),
         "lambda.h5": saved("lambda.h5", start, layers.Lambda(lambda x: x * 2.0)),
         "own layer.keras": saved("own.keras", start, Own()),
-        "a function of os.keras": _with(good, "config.json", config.replace(b'"keras.initializers"', b'"os"')),
+        "a function of os.keras": _with(
+            good, "config.json", config.replace(b'"keras.initializers"', b'"os"')
+        ),
         "another SavedModel.keras": _with(good, "config.json", config.replace(b'"Dense"', b'"TFSMLayer"')),
-        "weights linked.keras": _with(good, "model.weights.h5", weights(lambda file: file.update({"layers": h5py.ExternalLink("/etc/x.h5", "/")}))),
+        "weights linked.keras": _with(
+            good,
+            "model.weights.h5",
+            weights(lambda file: file.update({"layers": h5py.ExternalLink("/etc/x.h5", "/")})),
+        ),
         "weights elsewhere.keras": _with(
-            good, "model.weights.h5", weights(lambda file: file.create_dataset("a", (4,), "f4", external=[("/etc/passwd", 0, 16)]))
+            good,
+            "model.weights.h5",
+            weights(lambda file: file.create_dataset("a", (4,), "f4", external=[("/etc/passwd", 0, 16)])),
         ),
         "weights of a terabyte.keras": _with(
-            good, "model.weights.h5", weights(lambda file: file.create_dataset("a", (1 << 38,), "f4", chunks=(1024,)))
+            good,
+            "model.weights.h5",
+            weights(lambda file: file.create_dataset("a", (1 << 38,), "f4", chunks=(1024,))),
         ),
         "no JSON.keras": _with(good, "config.json", b"{"),
         "no weights.h5": weights(lambda file: None),
@@ -286,7 +317,10 @@ def _hostile_tflite() -> dict[str, bytes]:
     function = tf.function(tf.linalg.inv, input_signature=[tf.TensorSpec([4, 4], tf.float32, "numbers")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
-    return {"an operator of TensorFlow.tflite": converter.convert(), "noise.tflite": bytes(4) + b"TFL3" + np.random.default_rng(0).bytes(400)}
+    return {
+        "an operator of TensorFlow.tflite": converter.convert(),
+        "noise.tflite": bytes(4) + b"TFL3" + np.random.default_rng(0).bytes(400),
+    }
 
 
 def main(folder: Path) -> None:
@@ -306,14 +340,18 @@ def main(folder: Path) -> None:
         module = tf.Module()
         module.scale = tf.Variable(2.0)
         spec = tf.TensorSpec([None, 4], tf.float32, "numbers")
-        tf.saved_model.save(module, str(work / "function"), signatures=tf.function(_total, input_signature=[spec]))
+        tf.saved_model.save(
+            module, str(work / "function"), signatures=tf.function(_total, input_signature=[spec])
+        )
         _version_1(work / "version-1")
         made["image.saved_model.zip"] = packed(work / "image", "zip")
         made["two-inputs.saved_model.tar.gz"] = packed(work / "two", "tar.gz")
         made["function.saved_model.zip"] = packed(work / "function", "zip")
         made["version-1.saved_model.zip"] = packed(work / "version-1", "zip")
         made["image.tflite"] = tf.lite.TFLiteConverter.from_saved_model(str(work / "image")).convert()
-        fixed = tf.function(_total, input_signature=[tf.TensorSpec([1, 4], tf.float32, "numbers")]).get_concrete_function()
+        fixed = tf.function(
+            _total, input_signature=[tf.TensorSpec([1, 4], tf.float32, "numbers")]
+        ).get_concrete_function()
         made["fixed.tflite"] = tf.lite.TFLiteConverter.from_concrete_functions([fixed], module).convert()
         made |= _hostile_saved_models(work / "hostile") | _hostile_keras(work) | _hostile_tflite()
     for name, content in made.items():

@@ -1,4 +1,6 @@
-"""The step auto on small real models: what it finds, keeps, leaves out, and says; whole Jobs with it."""
+"""The step auto on small real models: what it finds, keeps, leaves out, and says; whole Jobs with
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ import numpy as np
 import onnx
 import pytest
 
-from modelrollout.contract.tasks import AutoStep, DataSet, Gate, GateBudget, GateMetric, GraphStep, Location, PrepareTask, TaskResult, Training
+from modelrollout.contract.tasks import (
+    AutoStep,
+    DataSet,
+    Gate,
+    GateBudget,
+    GateMetric,
+    GraphStep,
+    Location,
+    PrepareTask,
+    TaskResult,
+    Training,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
@@ -25,7 +38,17 @@ from modelrollout.optimizer.steps.auto import auto as module
 from modelrollout.optimizer.steps.auto.auto import auto
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, object_store, samples, save
+from tests.unit.optimizer.job_fakes import (
+    SALT,
+    ObjectStore,
+    classifier,
+    dataset,
+    known,
+    labelled,
+    object_store,
+    samples,
+    save,
+)
 from tests.unit.optimizer.network_fakes import images, plain, work
 
 pytestmark = pytest.mark.slow
@@ -70,7 +93,11 @@ def stump() -> onnx.ModelProto:
         onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2]),
     ]
     graph = onnx.helper.make_graph([tree], "g", [x], outputs)
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)],
+        ir_version=8,
+    )
 
 
 @pytest.fixture
@@ -84,17 +111,36 @@ def without_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestWithoutTraining:
     def test_the_smallest_within_the_budget_is_written(self, tmp_path: Path) -> None:
         warnings: list[str] = []
-        w = work(save(classifier(hidden=512), tmp_path), data={"data": points(1600)}, gate=gate(), warnings=warnings)
+        w = work(
+            save(classifier(hidden=512), tmp_path),
+            data={"data": points(1600)},
+            gate=gate(),
+            warnings=warnings,
+        )
         found = auto(AutoStep(data=PLACE), w)
         search = found["search"]
-        assert (search["objective"], search["metric"], search["allowed"], search["ended"]) == ("Size", "accuracy", 0.02, "Complete")
+        assert (search["objective"], search["metric"], search["allowed"], search["ended"]) == (
+            "Size",
+            "accuracy",
+            0.02,
+            "Complete",
+        )
         by_name = {point["name"]: point for point in found["candidates"]}
         within = [p for p in by_name.values() if p["within"] and p["name"] != "source"]
         chosen = by_name[search["chosen"]]
-        assert chosen["within"] and chosen["size"] == min(p["size"] for p in within) == w.target.stat().st_size < 0.6 * by_name["source"]["size"]
+        assert (
+            chosen["within"]
+            and chosen["size"]
+            == min(p["size"] for p in within)
+            == w.target.stat().st_size
+            < 0.6 * by_name["source"]["size"]
+        )
         assert by_name["source"]["loss"] == 0 and by_name["source"]["within"]
         assert {"graph", "int8", "int8-dynamic", "float16"} <= {*by_name, *found["refused"]}
-        assert [by_name[name]["steps"][0]["method"] for name in ("int8", "int8-dynamic")] == ["Static", "Dynamic"]
+        assert [by_name[name]["steps"][0]["method"] for name in ("int8", "int8-dynamic")] == [
+            "Static",
+            "Dynamic",
+        ]
         assert search["tried"] == len(by_name) - 1
         assert [s["kind"] for s in found["steps"]] == [s["kind"] for s in chosen["steps"]] and found["steps"]
         # calibration samples judge nothing
@@ -103,20 +149,32 @@ class TestWithoutTraining:
         assert all(p["milliseconds"] > 0 for p in by_name.values())
         assert not list(tmp_path.glob("candidate-*")) or w.target.exists()
         held_out = points(2000, seed=9)
-        answers = predict(open_session(w.target, "f"), check(w.target).inputs, held_out.inputs, "f", lambda *_: None)[0]
+        answers = predict(
+            open_session(w.target, "f"), check(w.target).inputs, held_out.inputs, "f", lambda *_: None
+        )[0]
         assert (answers == held_out.labels).mean() > 0.9
 
     def test_the_fastest_is_a_different_question(self, tmp_path: Path) -> None:
-        """Latency itself is chance here: what is held is that the choice follows what was measured."""
+        """Latency itself is chance here: what is held is that the choice follows what was
+        measured.
+        """
         warnings: list[str] = []
-        w = work(save(classifier(hidden=512), tmp_path), data={"data": points(1600)}, gate=gate(), warnings=warnings, hardware="gpu")
+        w = work(
+            save(classifier(hidden=512), tmp_path),
+            data={"data": points(1600)},
+            gate=gate(),
+            warnings=warnings,
+            hardware="gpu",
+        )
         found = auto(AutoStep(data=PLACE, objective="Latency"), w)
         within = {p["name"]: p["milliseconds"] for p in found["candidates"] if p["within"]}
         worth = {name: ms for name, ms in within.items() if ms <= 0.95 * within["source"]}
         assert found["search"]["chosen"] == (min(worth, key=lambda name: worth[name]) if worth else "source")
         assert any("measured on the Job's CPU" in text and "Size" in text for text in warnings)
 
-    def test_nothing_within_the_budget_leaves_the_model_as_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_within_the_budget_leaves_the_model_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         real = module._Judge.made
 
         def spoiled(judge: Any, name: str, *more: Any) -> Any:
@@ -129,17 +187,29 @@ class TestWithoutTraining:
         source = save(classifier(hidden=512), tmp_path)
         w = work(source, data={"data": points(1600)}, gate=gate(), warnings=warnings)
         found = auto(AutoStep(data=PLACE), w)
-        assert found["search"]["chosen"] == "source" and found["steps"] == [] and not w.target.exists() and source.exists()
-        assert any("nothing that keeps the budget is at least 5 % smaller" in text and "came closest" in text for text in warnings)
+        assert (
+            found["search"]["chosen"] == "source"
+            and found["steps"] == []
+            and not w.target.exists()
+            and source.exists()
+        )
+        assert any(
+            "nothing that keeps the budget is at least 5 % smaller" in text and "came closest" in text
+            for text in warnings
+        )
 
     def test_a_real_loss_is_not_chosen(self, tmp_path: Path) -> None:
-        """A weight beyond 16 bit, and one channel that drowns the others in 8 bit: whatever was tried, what is taken keeps the budget."""
+        """A weight beyond 16 bit, and one channel that drowns the others in 8 bit: whatever was
+        tried, what is taken keeps the budget.
+        """
         from tests.unit.optimizer.test_steps import fragile
 
         source = save(fragile(), tmp_path)
         x = samples(1200, 3)[0]
         answers = predict(open_session(source, "f"), check(source).inputs, {"x": x}, "f", lambda *_: None)[0]
-        found = auto(AutoStep(data=PLACE), work(source, data={"data": Data({"x": x}, answers, {})}, gate=gate()))
+        found = auto(
+            AutoStep(data=PLACE), work(source, data={"data": Data({"x": x}, answers, {})}, gate=gate())
+        )
         by_name = {p["name"]: p for p in found["candidates"]}
         assert not by_name["int8"]["within"] and by_name["int8"]["loss"] > 0.02
         assert found["refused"]["float16"].startswith("OutOfRange: ") and "bfloat16" in by_name
@@ -151,12 +221,22 @@ class TestWithoutTraining:
         x = np.random.default_rng(0).normal(size=(800, 2)).astype(np.float32)
         warnings: list[str] = []
         data = Data({"x": x}, (x[:, 0] > 0).astype(np.int64), {})
-        found = auto(AutoStep(data=PLACE), work(save(stump(), tmp_path), data={"data": data}, gate=gate(), warnings=warnings))
-        assert found["search"]["chosen"] == "source" and set(found["refused"]) >= {"int8", "int8-dynamic", "float16", "prune-0.1"}
+        found = auto(
+            AutoStep(data=PLACE),
+            work(save(stump(), tmp_path), data={"data": data}, gate=gate(), warnings=warnings),
+        )
+        assert found["search"]["chosen"] == "source" and set(found["refused"]) >= {
+            "int8",
+            "int8-dynamic",
+            "float16",
+            "prune-0.1",
+        }
         assert any("so the model stays as it was" in text and "int8 (" in text for text in warnings)
 
     @pytest.mark.parametrize("after", [0, 2])
-    def test_the_time_limit_keeps_what_was_found_by_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    def test_the_time_limit_keeps_what_was_found_by_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    ) -> None:
         """The clock stands still until ``after`` candidates are there."""
         now = [0.0]
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
@@ -172,7 +252,12 @@ class TestWithoutTraining:
 
         monkeypatch.setattr(steps, "run", counted)
         warnings: list[str] = []
-        w = work(save(classifier(hidden=512), tmp_path), data={"data": points(1600)}, gate=gate(), warnings=warnings)
+        w = work(
+            save(classifier(hidden=512), tmp_path),
+            data={"data": points(1600)},
+            gate=gate(),
+            warnings=warnings,
+        )
         found = auto(AutoStep(data=PLACE, time_limit="1m"), w)
         assert (found["search"]["ended"], found["search"]["tried"]) == ("TimeLimit", after)
         assert found["cut"] == ["graph", "int8", "int8-dynamic"][after]
@@ -184,14 +269,21 @@ class TestWithoutTraining:
         warnings: list[str] = []
         data = {"data": points(1600), "training.data": points(200, 7)}
         found = auto(
-            AutoStep(data=PLACE, training=Training(data=PLACE)), work(save(classifier(), tmp_path), data=data, gate=gate(), warnings=warnings)
+            AutoStep(data=PLACE, training=Training(data=PLACE)),
+            work(save(classifier(), tmp_path), data=data, gate=gate(), warnings=warnings),
         )
-        assert any(text.startswith(f"{FIELD[:-5].replace('spec.optimization.', '')}") or "no JAX" in text for text in warnings)
+        assert any(
+            text.startswith(f"{FIELD[:-5].replace('spec.optimization.', '')}") or "no JAX" in text
+            for text in warnings
+        )
         assert not any("losses" in s for p in found["candidates"] for s in p["steps"])
 
     def test_calibration_of_its_own_leaves_all_samples_to_judge(self, tmp_path: Path) -> None:
         data = {"data": points(1600), "calibration": points(100, 8)}
-        found = auto(AutoStep(data=PLACE, calibration=PLACE), work(save(classifier(), tmp_path), data=data, gate=gate()))
+        found = auto(
+            AutoStep(data=PLACE, calibration=PLACE),
+            work(save(classifier(), tmp_path), data=data, gate=gate()),
+        )
         assert (found["calibrationSamples"], found["samples"]) == (100, 1600)
 
     def test_slices_count_where_the_data_names_them(self, tmp_path: Path) -> None:
@@ -201,10 +293,14 @@ class TestWithoutTraining:
         auto(AutoStep(data=PLACE), work(source, data={"data": points(1600)}, gate=sliced, warnings=warnings))
         assert any("names no slices" in text for text in warnings)
         warnings.clear()
-        # three samples of one kind can prove nothing about it: then not even the model itself passes
+        # three samples of one kind can prove nothing about it: then not even the model itself
+        # passes
         rare = np.where(np.arange(1600) < 3, "rare", "common")
         with pytest.raises(JobError) as error:
-            auto(AutoStep(data=PLACE), work(source, data={"data": points(1600, writer=rare)}, gate=sliced, warnings=warnings))
+            auto(
+                AutoStep(data=PLACE),
+                work(source, data={"data": points(1600, writer=rare)}, gate=sliced, warnings=warnings),
+            )
         assert error.value.reason == "SelectionUnfit" and "writer=rare" in error.value.message
 
     @pytest.mark.parametrize(
@@ -219,27 +315,48 @@ class TestWithoutTraining:
         self, tmp_path: Path, data: Data, budget: dict[str, float], says: str
     ) -> None:
         with pytest.raises(JobError) as error:
-            auto(AutoStep(data=PLACE), work(save(classifier(), tmp_path), data={"data": data}, gate=gate(**budget)))
+            auto(
+                AutoStep(data=PLACE),
+                work(save(classifier(), tmp_path), data={"data": data}, gate=gate(**budget)),
+            )
         assert error.value.reason == "SelectionUnfit" and says in error.value.message
         assert error.value.message.startswith("steps[0].data: ")
 
     def test_labels_of_another_model_name_the_data_of_the_search(self, tmp_path: Path) -> None:
         x, y = samples(400)
         with pytest.raises(JobError) as error:
-            auto(AutoStep(data=PLACE), work(save(classifier(), tmp_path), data={"data": Data({"x": x}, y + 7, {})}, gate=gate()))
-        assert error.value.reason == "LabelsOutOfRange" and error.value.message.startswith("steps[0].data.labels: ")
+            auto(
+                AutoStep(data=PLACE),
+                work(save(classifier(), tmp_path), data={"data": Data({"x": x}, y + 7, {})}, gate=gate()),
+            )
+        assert error.value.reason == "LabelsOutOfRange" and error.value.message.startswith(
+            "steps[0].data.labels: "
+        )
 
     def test_numbers_are_searched_by_their_errors(self, tmp_path: Path) -> None:
         model = classifier(hidden=512)
         scores = onnx.helper.make_node("Gemm", ["scores", "column"], ["value"])
         model.graph.node.append(scores)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[1.0], [0.5], [-0.5]], np.float32), "column"))
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array([[1.0], [0.5], [-0.5]], np.float32), "column")
+        )
         del model.graph.output[:]
-        model.graph.output.append(onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, ["n", 1]))
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, ["n", 1])
+        )
         source = save(model, tmp_path)
         x = samples(2000, 3)[0]
-        truth = open_session(source, "f").run(None, {"x": x})[0][:, 0].astype(np.float64) + np.random.default_rng(0).normal(0, 1, 2000)
-        found = auto(AutoStep(data=PLACE), work(source, data={"data": Data({"x": x}, None, {}, truth)}, gate=gate(name="mae", max_increase=0.2)))
+        truth = open_session(source, "f").run(None, {"x": x})[0][:, 0].astype(
+            np.float64
+        ) + np.random.default_rng(0).normal(0, 1, 2000)
+        found = auto(
+            AutoStep(data=PLACE),
+            work(
+                source,
+                data={"data": Data({"x": x}, None, {}, truth)},
+                gate=gate(name="mae", max_increase=0.2),
+            ),
+        )
         assert found["search"]["metric"] == "mae" and found["search"]["chosen"] != "source"
         int8 = next(p for p in found["candidates"] if p["name"] == "int8")
         assert int8["loss"] == pytest.approx(int8["value"] - found["search"]["before"], abs=1e-6)
@@ -256,7 +373,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_training_makes_the_smallest_models(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_makes_the_smallest_models(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prune and quantize together beat either; one rung of each ladder keeps the test short."""
     from modelrollout.optimizer.steps.auto import plan
 
@@ -265,17 +384,24 @@ def test_training_makes_the_smallest_models(tmp_path: Path, trained: Path, monke
     source = tmp_path / "m.onnx"
     source.write_bytes(trained.read_bytes())
     training = Training(data=PLACE, epochs=3, learning_rate=0.003, batch_size=64)
-    w = work(source, data={"data": images(2000, 8), "training.data": images(1500, 9)}, gate=gate(max_drop=0.05))
+    w = work(
+        source, data={"data": images(2000, 8), "training.data": images(1500, 9)}, gate=gate(max_drop=0.05)
+    )
     found = auto(AutoStep(data=PLACE, training=training), w)
     by_name = {p["name"]: p for p in found["candidates"]}
     assert {"prune-0.5", "prune-0.5+int8", "distill-0.25"} <= set(by_name)
     assert by_name["prune-0.5+int8"]["size"] < min(by_name["prune-0.5"]["size"], by_name["int8"]["size"])
     assert "+" in found["search"]["chosen"] and len(found["steps"]) == 2
-    assert [s["kind"] for s in by_name["prune-0.5+int8"]["steps"]] == ["prune", "int8"] and by_name["prune-0.5"]["steps"][0]["losses"]
-    assert set(found["frontier"]) == {"Size", "Latency"} and found["search"]["chosen"] in found["frontier"]["Size"]
+    assert [s["kind"] for s in by_name["prune-0.5+int8"]["steps"]] == ["prune", "int8"] and by_name[
+        "prune-0.5"
+    ]["steps"][0]["losses"]
+    assert (
+        set(found["frontier"]) == {"Size", "Latency"}
+        and found["search"]["chosen"] in found["frontier"]["Size"]
+    )
 
 
-# --- whole Jobs -------------------------------------------------------------------------------------------------------
+# --- whole Jobs
 
 MODEL = classifier(hidden=1024).SerializeToString()
 
@@ -316,24 +442,39 @@ def refusal(wanted: PrepareTask) -> JobError:
 class TestJob:
     def test_the_choice_is_gated_and_published_with_the_frontier(self, store: ObjectStore) -> None:
         result = prepared(task(store))
-        assert result.search and result.search.chosen != "source" and result.metrics[0].verdict == "Successful"
+        assert (
+            result.search and result.search.chosen != "source" and result.metrics[0].verdict == "Successful"
+        )
         assert result.artifact_size_bytes == result.search.points[0].size < 0.6 * len(MODEL)
         assert len(encode(result)) <= 2048 and TaskResult.model_validate_json(encode(result)).search
         report = json.loads(next(body for path, body in store.objects.items() if "/report-" in path))
-        assert report["steps"][0]["kind"] == "auto" and len(report["steps"][0]["candidates"]) == result.search.tried + 1
+        assert (
+            report["steps"][0]["kind"] == "auto"
+            and len(report["steps"][0]["candidates"]) == result.search.tried + 1
+        )
         assert "127.0.0.1" not in json.dumps(report)
-        again = prepared(task(store, recorded=known(result)))  # the search is not done twice, whatever it would find now
-        assert again.reused and again.search == result.search and again.artifact_digest == result.artifact_digest
+        # the search is not done twice, whatever it would find now
+        again = prepared(task(store, recorded=known(result)))
+        assert (
+            again.reused and again.search == result.search and again.artifact_digest == result.artifact_digest
+        )
 
-    def test_a_model_that_stays_as_it_was_has_lost_nothing(self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Too few held-out samples for any budget are enough for it, by identity; that nothing was found is said."""
+    def test_a_model_that_stays_as_it_was_has_lost_nothing(
+        self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Too few held-out samples for any budget are enough for it, by identity; that nothing was
+        found is said.
+        """
         clock = iter([0.0])
         monkeypatch.setattr(module, "monotonic", lambda: next(clock, 1e9))
         store.objects["/data/heldout.npz"] = labelled(20, 3)
         result = prepared(task(store))
         assert result.search and (result.search.chosen, result.search.ended) == ("source", "TimeLimit")
         assert result.artifact_size_bytes == len(MODEL)
-        assert "nothing that keeps the budget is at least 5 % smaller" in result.message and "its weights are few" not in result.message
+        assert (
+            "nothing that keeps the budget is at least 5 % smaller" in result.message
+            and "its weights are few" not in result.message
+        )
 
     def test_what_came_before_is_where_the_search_begins(self, store: ObjectStore) -> None:
         step = AutoStep(data=dataset(store.s3("data/selection.npz")))
@@ -344,7 +485,8 @@ class TestJob:
         store.objects["/data/copy.npz"] = store.objects["/data/heldout.npz"]
         error = refusal(task(store, AutoStep(data=dataset(store.s3("data/copy.npz")))))
         assert error.reason == "SelectionIsHeldOut" and error.message.startswith(f"{FIELD}.data.uri: ")
-        assert not any(path.endswith("m.onnx") for _, path in store.requests)  # before the model is fetched
+        # before the model is fetched
+        assert not any(path.endswith("m.onnx") for _, path in store.requests)
 
     def test_samples_that_the_gate_has_too_are_counted(self, store: ObjectStore) -> None:
         x, y = samples(1600, 4)
@@ -353,25 +495,44 @@ class TestJob:
         from tests.unit.optimizer.job_fakes import npz
 
         store.objects["/data/selection.npz"] = npz(x=x, labels=y)
-        assert f"{FIELD}.data: 40 different samples of it are among the held-out ones" in prepared(task(store)).message
+        assert (
+            f"{FIELD}.data: 40 different samples of it are among the held-out ones"
+            in prepared(task(store)).message
+        )
 
     @pytest.mark.parametrize(
         ("damage", "reason", "field"),
         [
             (lambda s: s.objects.pop("/data/selection.npz"), "ObjectMissing", f"{FIELD}.data.uri"),
-            (lambda s: s.objects.update({"/data/selection.npz": b"PK\x03\x04 no"}), "DataNotNpz", f"{FIELD}.data.uri"),
-            (lambda s: s.objects.update({"/data/training.npz": b"no"}), "DataNotNpz", f"{FIELD}.training.data.uri"),
+            (
+                lambda s: s.objects.update({"/data/selection.npz": b"PK\x03\x04 no"}),
+                "DataNotNpz",
+                f"{FIELD}.data.uri",
+            ),
+            (
+                lambda s: s.objects.update({"/data/training.npz": b"no"}),
+                "DataNotNpz",
+                f"{FIELD}.training.data.uri",
+            ),
         ],
     )
-    def test_wrong_data_names_its_field(self, store: ObjectStore, damage: Callable[[ObjectStore], Any], reason: str, field: str) -> None:
+    def test_wrong_data_names_its_field(
+        self, store: ObjectStore, damage: Callable[[ObjectStore], Any], reason: str, field: str
+    ) -> None:
         damage(store)
-        step = AutoStep(data=dataset(store.s3("data/selection.npz")), training=Training(data=dataset(store.s3("data/training.npz"))))
+        step = AutoStep(
+            data=dataset(store.s3("data/selection.npz")),
+            training=Training(data=dataset(store.s3("data/training.npz"))),
+        )
         error = refusal(task(store, step))
         assert error.reason == reason and error.message.startswith(field)
 
 
 def test_the_key_tells_what_the_image_could_try(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = AutoStep(data=dataset(store.s3("data/selection.npz")), training=Training(data=dataset(store.s3("data/training.npz"))))
+    step = AutoStep(
+        data=dataset(store.s3("data/selection.npz")),
+        training=Training(data=dataset(store.s3("data/training.npz"))),
+    )
     whole = steps.tools(step, FIELD)
     assert set(whole) == {"jax", "jaxlib", "optax", "onnx_ir"}
     assert set(steps.tools(step.model_copy(update={"training": None}), FIELD)) == {"onnx_ir"}

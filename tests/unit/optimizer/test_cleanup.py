@@ -1,4 +1,6 @@
-"""Clean-up of the artifact store: by reference and by age, and never what somebody is about to use."""
+"""Clean-up of the artifact store: by reference and by age, and never what somebody is about to
+use.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,23 @@ ROOT = "s3://artifacts/all"
 
 
 def listed(folder: str, age_days: float, *files: str, size: int = 10) -> list[Listed]:
-    return [Listed(f"{folder}/{file}", size, NOW - timedelta(days=age_days)) for file in files or ("manifest.json", "model-0.onnx")]
+    return [
+        Listed(f"{folder}/{file}", size, NOW - timedelta(days=age_days))
+        for file in files or ("manifest.json", "model-0.onnx")
+    ]
 
 
-def goes(objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT) -> set[str]:
+def goes(
+    objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT
+) -> set[str]:
     return set(doomed(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
 
 
 def test_a_namespace_in_which_something_cannot_be_read_stays_as_it_is() -> None:
     objects = [*listed(f"ml/{A}", 40), *listed(f"deep/{A}", 40)]
-    assert set(doomed(objects, ROOT, frozenset(), frozenset(), NOW - MONTH, frozenset({"deep"}))) == {f"ml/{A}"}
+    assert set(doomed(objects, ROOT, frozenset(), frozenset(), NOW - MONTH, frozenset({"deep"}))) == {
+        f"ml/{A}"
+    }
 
 
 def test_what_is_old_and_not_referred_to_goes() -> None:
@@ -45,7 +54,9 @@ def test_what_is_old_and_not_referred_to_goes() -> None:
 
 
 def test_the_youngest_file_is_the_age() -> None:
-    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, "used.json")) == set(), "an earlier operator's Job has found it"
+    assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 1, "used.json")) == set(), (
+        "an earlier operator's Job has found it"
+    )
     assert goes(listed(f"ml/{A}", 400) + listed(f"ml/{A}", 31, "used.json")) == {f"ml/{A}"}
 
 
@@ -64,7 +75,17 @@ def test_only_in_the_namespaces_that_were_asked() -> None:
     assert goes(listed(f"ml/{A}", 40) + listed(f"other/{A}", 40), namespaces=("ml",)) == {f"ml/{A}"}
 
 
-@pytest.mark.parametrize("name", ["notes.txt", f"{A}/manifest.json", f"ml/{A[:-1]}/x", f"ml/{A}/deeper/x", f"ML/{A}/x", f"ml/{A.upper()}/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        f"{A}/manifest.json",
+        f"ml/{A[:-1]}/x",
+        f"ml/{A}/deeper/x",
+        f"ML/{A}/x",
+        f"ml/{A.upper()}/x",
+    ],
+)
 def test_what_is_not_named_like_an_artifact_is_not_ours(name: str) -> None:
     assert goes([Listed(name, 1, NOW - timedelta(days=1000))]) == set()
 
@@ -85,8 +106,14 @@ def server() -> Iterator[ObjectStore]:
 def task(server: ObjectStore, tmp_path: Path) -> Callable[..., CleanTask]:
     def make(in_use: object = None, **more: Any) -> CleanTask:
         path = tmp_path / "references.json"
-        path.write_text(json.dumps({"artifacts": [f"{ROOT}/ml/{B}"], "untouched": []} if in_use is None else in_use))
-        return CleanTask(artifacts=server.s3("artifacts/all/"), references=str(path), **({"older_than_seconds": 86400.0} | more))
+        path.write_text(
+            json.dumps({"artifacts": [f"{ROOT}/ml/{B}"], "untouched": []} if in_use is None else in_use)
+        )
+        return CleanTask(
+            artifacts=server.s3("artifacts/all/"),
+            references=str(path),
+            **({"older_than_seconds": 86400.0} | more),
+        )
 
     return make
 
@@ -103,8 +130,12 @@ def test_it_goes_manifest_first(server: ObjectStore, task: Callable[..., CleanTa
 
 
 def test_a_whole_bucket_may_be_the_store(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
-    server.objects = {path.replace("/artifacts/all/", "/artifacts/"): body for path, body in server.objects.items()}
-    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"], "untouched": []}).model_copy(update={"artifacts": server.s3("artifacts/")})
+    server.objects = {
+        path.replace("/artifacts/all/", "/artifacts/"): body for path, body in server.objects.items()
+    }
+    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"], "untouched": []}).model_copy(
+        update={"artifacts": server.s3("artifacts/")}
+    )
     assert "1 artifacts" in run(wanted, Progress()).message
     assert {path.split("/")[3] for path in server.objects} == {B}
     with pytest.raises(JobError, match="names no object"):
@@ -116,7 +147,9 @@ def test_a_dry_run_only_says_so(server: ObjectStore, task: Callable[..., CleanTa
     assert keys(server) == {A, B} and "would free 30 bytes" in result.message
 
 
-def test_what_is_found_while_it_lists_stays(server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_found_while_it_lists_stays(
+    server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = cleanup.doomed
 
     def late(*args: Any) -> Any:
@@ -144,11 +177,28 @@ def test_what_is_made_anew_while_it_deletes_others_stays(
 
     monkeypatch.setattr(cleanup, "doomed", late)
     assert run(task(), Progress()).size_bytes == 0
-    assert {path.rsplit("/", 1)[1] for path in server.objects if A in path} == {"manifest.json", "model-0.onnx", "claim-1.json"}
+    assert {path.rsplit("/", 1)[1] for path in server.objects if A in path} == {
+        "manifest.json",
+        "model-0.onnx",
+        "claim-1.json",
+    }
 
 
-@pytest.mark.parametrize("in_use", [[], {}, {"artifacts": None}, {"artifacts": 5}, {"artifacts": []}, {"artifacts": [], "untouched": None}, "x"])
-def test_a_list_that_cannot_be_read_is_no_empty_list(server: ObjectStore, task: Callable[..., CleanTask], in_use: object) -> None:
+@pytest.mark.parametrize(
+    "in_use",
+    [
+        [],
+        {},
+        {"artifacts": None},
+        {"artifacts": 5},
+        {"artifacts": []},
+        {"artifacts": [], "untouched": None},
+        "x",
+    ],
+)
+def test_a_list_that_cannot_be_read_is_no_empty_list(
+    server: ObjectStore, task: Callable[..., CleanTask], in_use: object
+) -> None:
     with pytest.raises(JobError) as error:
         run(task(in_use), Progress())
     assert error.value.reason == "ReferencesInvalid" and keys(server) == {A, B}
@@ -165,11 +215,18 @@ def test_an_age_that_would_race_is_refused(task: Callable[..., CleanTask]) -> No
         task(older_than_seconds=60)
 
 
-def test_a_store_that_refuses_to_list_or_delete_says_so(server: ObjectStore, task: Callable[..., CleanTask]) -> None:
-    server.statuses[f"/artifacts/all/ml/{A}/manifest.json"] = (403, b"<Error><Code>AccessDenied</Code></Error>")
+def test_a_store_that_refuses_to_list_or_delete_says_so(
+    server: ObjectStore, task: Callable[..., CleanTask]
+) -> None:
+    server.statuses[f"/artifacts/all/ml/{A}/manifest.json"] = (
+        403,
+        b"<Error><Code>AccessDenied</Code></Error>",
+    )
     with pytest.raises(JobError) as error:
         run(task(), Progress())
-    assert error.value.reason in ("AccessDenied", "CredentialsMissing") and keys(server) == {A, B}, "the manifest is the first to go, or nothing goes"
+    assert error.value.reason in ("AccessDenied", "CredentialsMissing") and keys(server) == {A, B}, (
+        "the manifest is the first to go, or nothing goes"
+    )
 
 
 def test_what_is_gone_already_is_well(server: ObjectStore) -> None:

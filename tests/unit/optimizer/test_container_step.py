@@ -1,4 +1,6 @@
-"""A step that is the user's own image: what it is given, what is taken from it, and that its answer is treated as a stranger's file."""
+"""A step that is the user's own image: what it is given, what is taken from it, and that its answer
+is treated as a stranger's file.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,33 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.contract.tasks import ContainerStep, ExitCode, Gate, GateMetric, GraphStep, Int8Step, PrepareTask, PruneStep, TaskResult
+from modelrollout.contract.tasks import (
+    ContainerStep,
+    ExitCode,
+    Gate,
+    GateMetric,
+    GraphStep,
+    Int8Step,
+    PrepareTask,
+    PruneStep,
+    TaskResult,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.steps import container
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, centres, classifier, dataset, known, labelled, object_store
+from tests.unit.optimizer.job_fakes import (
+    SALT,
+    ObjectStore,
+    centres,
+    classifier,
+    dataset,
+    known,
+    labelled,
+    object_store,
+)
 
 IMAGE = "registry.example.com/team/trainer@sha256:" + "a" * 64
 MODEL = classifier(hidden=96).SerializeToString()
@@ -59,7 +80,11 @@ class Pod:
         if part == "BeforeContainer":
             run(task.model_copy(update={"part": "Fetch"}), Progress())
         result = run(task, Progress())
-        return run(task.model_copy(update={"part": "Publish"}), Progress()) if part == "AfterContainer" else result
+        return (
+            run(task.model_copy(update={"part": "Publish"}), Progress())
+            if part == "AfterContainer"
+            else result
+        )
 
     def refusal(self) -> JobError:
         with pytest.raises(JobError) as error:
@@ -82,7 +107,9 @@ def pod(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return Pod(store, tmp_path / "first", monkeypatch)
 
 
-def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_take_what_it_wrote(pod: Pod) -> None:
+def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_take_what_it_wrote(
+    pod: Pod,
+) -> None:
     pod.run("BeforeContainer")
     given = pod.folder / "in" / "model.onnx"
     onnx.checker.check_model(onnx.load(given))
@@ -92,7 +119,9 @@ def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_ta
     before = len(pod.store.requests)
     result = pod.run("AfterContainer")
     asked = [path for _, path in pod.store.requests[before:]]
-    assert not {"/m", "/train.npz", "/held.npz"} & set(asked), "what the first container has fetched is not fetched again"
+    assert not {"/m", "/train.npz", "/held.npz"} & set(asked), (
+        "what the first container has fetched is not fetched again"
+    )
     assert result.metrics[0].verdict == "Successful"
     assert result.artifact_size_bytes is not None and result.artifact_size_bytes < given.stat().st_size
     report = next(body.decode() for path, body in pod.store.objects.items() if "/report-" in path)
@@ -121,7 +150,9 @@ def test_data_that_leads_elsewhere_is_no_data(pod: Pod) -> None:
     assert pod.refusal().reason == "ContainerOutputInvalid"
 
 
-def test_what_was_done_before_is_not_trained_again(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_done_before_is_not_trained_again(
+    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pod.run("BeforeContainer")
     pod.made.write_bytes(classifier(hidden=24).SerializeToString())
     first = pod.run("AfterContainer")
@@ -145,7 +176,12 @@ def test_image_and_arguments_are_part_of_what_is_kept(pod: Pod) -> None:
         )
         return prepare.key_of(prepare.inputs_of(task, {}))
 
-    keys = {key(), key(image=IMAGE.replace("a" * 64, "b" * 64)), key(args=["--epochs", "4"]), key(command=["python"])}
+    keys = {
+        key(),
+        key(image=IMAGE.replace("a" * 64, "b" * 64)),
+        key(args=["--epochs", "4"]),
+        key(command=["python"]),
+    }
     assert len(keys) == 4
 
 
@@ -160,7 +196,9 @@ def _external() -> bytes:
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../../var/run/modelrollout/credentials/source/AWS_SECRET_ACCESS_KEY")
+    tensor.external_data.add(
+        key="location", value="../../var/run/modelrollout/credentials/source/AWS_SECRET_ACCESS_KEY"
+    )
     return model.SerializeToString()
 
 
@@ -174,14 +212,20 @@ LEFT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to what is ours": (_link, "ContainerOutputInvalid"),
     "a folder": (lambda path: path.mkdir(), "ContainerOutputInvalid"),
     "a pipe without an end": (lambda path: os.mkfifo(path), "ContainerOutputInvalid"),
-    "more than ONNX can be": (lambda path: (path.touch(), os.truncate(path, 3 << 30)), "ContainerOutputInvalid"),
+    "more than ONNX can be": (
+        lambda path: (path.touch(), os.truncate(path, 3 << 30)),
+        "ContainerOutputInvalid",
+    ),
     "an empty file": (lambda path: path.touch(), "ModelTruncated"),
     "half a model": (lambda path: path.write_bytes(MODEL[: len(MODEL) // 2]), "ModelTruncated"),
     "a pickle": (lambda path: path.write_bytes(pickle.dumps([1])), "PickleRefused"),
     "text": (lambda path: path.write_text("accuracy: 0.99\n" * 9), "NotOnnx"),
     "tensors elsewhere": (lambda path: path.write_bytes(_external()), "ExternalData"),
     "another number of classes": (lambda path: path.write_bytes(_other_output()), "ContainerOutputMismatch"),
-    "a fixed batch": (lambda path: path.write_bytes(classifier(batch=1).SerializeToString()), "ContainerOutputMismatch"),
+    "a fixed batch": (
+        lambda path: path.write_bytes(classifier(batch=1).SerializeToString()),
+        "ContainerOutputMismatch",
+    ),
 }
 
 

@@ -22,13 +22,21 @@ SPEC = (TensorSpec("x", "FP32", (-1, 4)),)
 TWO = (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", "INT32", (-1,)))
 
 
-def read(content: bytes, tmp_path: Path, specs: tuple[TensorSpec, ...] = SPEC, labelled: bool = True, **fields: object) -> Data:
+def read(
+    content: bytes,
+    tmp_path: Path,
+    specs: tuple[TensorSpec, ...] = SPEC,
+    labelled: bool = True,
+    **fields: object,
+) -> Data:
     (tmp_path / "d.npz").write_bytes(content)
     dataset = DataSet.model_validate({"location": Location(uri="s3://b/k"), **fields})
     return match(read_archive(tmp_path / "d.npz", "spec.f"), dataset, specs, "spec.f", labelled=labelled)
 
 
-def refusal(content: bytes, tmp_path: Path, specs: tuple[TensorSpec, ...] = SPEC, **fields: object) -> JobError:
+def refusal(
+    content: bytes, tmp_path: Path, specs: tuple[TensorSpec, ...] = SPEC, **fields: object
+) -> JobError:
     with pytest.raises(JobError) as error:
         read(content, tmp_path, specs, **fields)
     assert error.value.code == ExitCode.BAD_INPUT
@@ -37,7 +45,9 @@ def refusal(content: bytes, tmp_path: Path, specs: tuple[TensorSpec, ...] = SPEC
 
 
 def test_by_name(tmp_path: Path) -> None:
-    data = read(npz(a=np.ones((6, 2), np.float32), b=np.arange(6, dtype=np.int32), labels=Y, other=X), tmp_path, TWO)
+    data = read(
+        npz(a=np.ones((6, 2), np.float32), b=np.arange(6, dtype=np.int32), labels=Y, other=X), tmp_path, TWO
+    )
     assert data.n == 6
     assert data.labels is not None
     assert data.labels.dtype == np.int64
@@ -55,7 +65,9 @@ def test_calibration_needs_no_labels(tmp_path: Path) -> None:
 
 
 def test_floats_change_width_and_integers_when_nothing_is_lost(tmp_path: Path) -> None:
-    assert read(npz(x=X.astype(np.float64), labels=Y.astype(np.uint8)), tmp_path).inputs["x"].dtype == np.float32
+    assert (
+        read(npz(x=X.astype(np.float64), labels=Y.astype(np.uint8)), tmp_path).inputs["x"].dtype == np.float32
+    )
     assert read(npz(a=np.ones((6, 2)), b=np.arange(6), labels=Y), tmp_path, TWO).inputs["b"].dtype == np.int32
 
 
@@ -67,7 +79,9 @@ def test_strings(tmp_path: Path) -> None:
 
 
 def test_one_dimension_fits_what_triton_serves_with_two(tmp_path: Path) -> None:
-    assert read(npz(x=X[:, 0], labels=Y), tmp_path, (TensorSpec("x", "FP32", (-1, 1)),)).inputs["x"].shape == (6, 1)
+    assert read(npz(x=X[:, 0], labels=Y), tmp_path, (TensorSpec("x", "FP32", (-1, 1)),)).inputs[
+        "x"
+    ].shape == (6, 1)
 
 
 def bad(value: float) -> np.ndarray:
@@ -109,7 +123,8 @@ def test_bad_data(tmp_path: Path, content: bytes, reason: str, says: str) -> Non
     ("content", "reason"),
     [
         (npz(a=np.ones((6, 2), np.float32), b=np.arange(5, dtype=np.int32), labels=Y), "DataLengthMismatch"),
-        (npz(a=np.ones((6, 2), np.float32), b=np.full(6, 2**40), labels=Y), "DataTypeMismatch"),  # would overflow
+        # would overflow
+        (npz(a=np.ones((6, 2), np.float32), b=np.full(6, 2**40), labels=Y), "DataTypeMismatch"),
         (npz(a=np.ones((6, 2), np.float32), b=np.ones(6), labels=Y), "DataTypeMismatch"),
         (npz(a=np.ones((6, 2), np.float32), labels=Y), "DataInputMissing"),
     ],
@@ -120,7 +135,10 @@ def test_bad_data_of_two_inputs(tmp_path: Path, content: bytes, reason: str) -> 
 
 def test_slice_that_is_missing_or_too_long(tmp_path: Path) -> None:
     assert refusal(npz(x=X, labels=Y), tmp_path, slices=("writer",)).reason == "SliceInvalid"
-    assert refusal(npz(x=X, labels=Y, writer=np.arange(7)), tmp_path, slices=("writer",)).reason == "SliceInvalid"
+    assert (
+        refusal(npz(x=X, labels=Y, writer=np.arange(7)), tmp_path, slices=("writer",)).reason
+        == "SliceInvalid"
+    )
 
 
 def test_unpacked_size_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""scikit-learn, XGBoost and LightGBM through the prepare Job: converted, compared with the original, gated, published."""
+"""scikit-learn, XGBoost and LightGBM through the prepare Job: converted, compared with the
+original, gated, published.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ APART = ("xgboost json, two classes", "lightgbm, three classes", "skops, a fores
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("models")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tests.unit.optimizer.tree_models", str(folder)], cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.unit.optimizer.tree_models", str(folder)],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -52,7 +59,12 @@ def prepared(store: ObjectStore, model: bytes, kind: str | None, what: str | Non
         metric = GateMetric(name="mae", max_increase=0.1) if what == "value" else GateMetric(max_drop=0.02)
         gate = Gate(data=dataset(store.http("d.npz")), metrics=(metric,))
     task = PrepareTask(
-        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, gate=gate, artifacts=store.s3("artifacts/a"), salt=SALT
+        source=store.http("m"),
+        sha256=hashlib.sha256(model).hexdigest(),
+        format=kind,
+        gate=gate,
+        artifacts=store.s3("artifacts/a"),
+        salt=SALT,
     )  # type: ignore[arg-type]
     return run(task, Progress())
 
@@ -66,7 +78,9 @@ def refusal(store: ObjectStore, model: bytes, kind: str | None) -> JobError:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_is_converted_and_answers_as_before(store: ObjectStore, models: dict[str, bytes], name: str, request: pytest.FixtureRequest) -> None:
+def test_is_converted_and_answers_as_before(
+    store: ObjectStore, models: dict[str, bytes], name: str, request: pytest.FixtureRequest
+) -> None:
     kind, what = MODELS[name]
     if name not in APART:
         request.getfixturevalue("together")
@@ -82,17 +96,29 @@ def test_is_converted_and_answers_as_before(store: ObjectStore, models: dict[str
         assert (answers[0] == LABELS[what]).mean() > 0.7
     report = json.loads(next(body for path, body in store.objects.items() if "/report-" in path))
     conversion = report["conversion"]
-    assert (conversion["from"], conversion["samples"], conversion["generated"], conversion["apart"]) == (kind, N, False, 0)
+    assert (conversion["from"], conversion["samples"], conversion["generated"], conversion["apart"]) == (
+        kind,
+        N,
+        False,
+        0,
+    )
     assert set(isolated.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("together")
-def test_without_data_the_comparison_is_on_generated_inputs_and_says_so(store: ObjectStore, models: dict[str, bytes]) -> None:
+def test_without_data_the_comparison_is_on_generated_inputs_and_says_so(
+    store: ObjectStore, models: dict[str, bytes]
+) -> None:
     assert "generated" in prepared(store, models["xgboost json, two classes"], "XGBoost").message
 
 
-@pytest.mark.parametrize("name", ["xgboost json, two classes", "xgboost ubj, regression", "lightgbm, two classes", "skops, a pipeline"])
-def test_a_format_that_was_not_said_names_itself(store: ObjectStore, models: dict[str, bytes], name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["xgboost json, two classes", "xgboost ubj, regression", "lightgbm, two classes", "skops, a pipeline"],
+)
+def test_a_format_that_was_not_said_names_itself(
+    store: ObjectStore, models: dict[str, bytes], name: str
+) -> None:
     kind, model = MODELS[name][0], models[name]
     error = refusal(store, model, None)
     assert error.reason == "FormatNotSet"
@@ -126,7 +152,9 @@ def test_a_tree_that_leads_out_of_itself(store: ObjectStore, models: dict[str, b
 
 
 @pytest.mark.usefixtures("together")
-def test_an_unfaithful_conversion_is_refused(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfaithful_conversion_is_refused(
+    store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = isolated.apart
 
     def otherwise(task: str, path: Path, kind: Any, folder: Path) -> None:
@@ -142,7 +170,9 @@ def test_an_unfaithful_conversion_is_refused(store: ObjectStore, models: dict[st
     assert "2000 of 2000 generated samples" in error.message
 
 
-def test_an_image_without_the_libraries(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_without_the_libraries(
+    store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolated, "packages_distributions", lambda: {"onnxmltools": ["onnxmltools"]})
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert (error.reason, "images.trees" in error.message) == ("FlavourMissing", True)

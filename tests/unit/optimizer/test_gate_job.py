@@ -12,12 +12,32 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, ExitCode, Gate, GateBudget, GateMetric, Int8Step, MetricResult, PrepareTask, TaskResult
+from modelrollout.contract.tasks import (
+    RESULT_LIMIT_BYTES,
+    ExitCode,
+    Gate,
+    GateBudget,
+    GateMetric,
+    Int8Step,
+    MetricResult,
+    PrepareTask,
+    TaskResult,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
-from tests.unit.optimizer.job_fakes import CLASSES, SALT, ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import (
+    CLASSES,
+    SALT,
+    ObjectStore,
+    classifier,
+    dataset,
+    labelled,
+    npz,
+    object_store,
+    samples,
+)
 
 N = 3000
 GATE = "spec.optimization.gate"
@@ -45,12 +65,17 @@ def regression(hidden: int = 256, scale: float = 1.0) -> bytes:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(first, "a"), numpy_helper.from_array(second, "b")],
     )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model: onnx.ModelProto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     return bytes(model.SerializeToString())
 
 
 def prepared(
-    store: ObjectStore, *metrics: GateMetric, slices: tuple[str, ...] = ("writer",), steps: tuple[Int8Step, ...] = (Int8Step(),)
+    store: ObjectStore,
+    *metrics: GateMetric,
+    slices: tuple[str, ...] = ("writer",),
+    steps: tuple[Int8Step, ...] = (Int8Step(),),
 ) -> TaskResult:
     model = store.objects["/m.onnx"]
     task = PrepareTask(
@@ -73,7 +98,11 @@ def refusal(store: ObjectStore, *metrics: GateMetric, **changes: Any) -> JobErro
 
 def test_all_metrics_of_a_classifier_in_one_gate(store: ObjectStore) -> None:
     names = ("accuracy", "precision", "recall", "f1", "auc", "agreement")
-    result = prepared(store, *(GateMetric(name=name, max_drop=0.05) for name in names), GateMetric(name="topK", k=2, max_drop_relative=0.05))
+    result = prepared(
+        store,
+        *(GateMetric(name=name, max_drop=0.05) for name in names),
+        GateMetric(name="topK", k=2, max_drop_relative=0.05),
+    )
     assert [m.name for m in result.metrics] == [*names, "topK"]
     assert {m.verdict for m in result.metrics} == {"Successful"}
     assert all(m.n == N and m.interval[0] <= m.before - m.after <= m.interval[1] for m in result.metrics)
@@ -88,7 +117,8 @@ def test_all_metrics_of_a_classifier_in_one_gate(store: ObjectStore) -> None:
 def test_each_slice_keeps_its_own_budget(store: ObjectStore) -> None:
     x, y = samples(N)
     writer = np.arange(N) % 3
-    x[writer == 2] *= 100  # one writer's inputs ruin what int8 Dynamic, which scales by batch, makes of the others in it
+    # one writer's inputs ruin what int8 Dynamic, which scales by batch, makes of the others in it
+    x[writer == 2] *= 100
     store.objects["/heldout.npz"] = npz(x=x, labels=y, writer=writer)
     whole = GateMetric(name="agreement", max_drop=0.9)
     assert prepared(store, whole).metrics[0].slice is None
@@ -125,8 +155,13 @@ def test_agreement_needs_no_labels(store: ObjectStore) -> None:
 
 def test_errors_of_a_regression(store: ObjectStore) -> None:
     x = samples(N)[0]
-    store.objects |= {"/m.onnx": regression(), "/heldout.npz": npz(x=x, labels=x.sum(1) + np.random.default_rng(1).normal(0, 1, N))}
-    result = prepared(store, GateMetric(name="mae", max_increase_relative=0.1), GateMetric(name="mse", max=2.0), slices=())
+    store.objects |= {
+        "/m.onnx": regression(),
+        "/heldout.npz": npz(x=x, labels=x.sum(1) + np.random.default_rng(1).normal(0, 1, N)),
+    }
+    result = prepared(
+        store, GateMetric(name="mae", max_increase_relative=0.1), GateMetric(name="mse", max=2.0), slices=()
+    )
     assert [m.name for m in result.metrics] == ["mae", "mse"]
     assert result.metrics[0].before == pytest.approx(np.sqrt(2 / np.pi), abs=0.05)
     assert result.accuracy_after is None
@@ -138,14 +173,23 @@ def test_errors_of_a_regression(store: ObjectStore) -> None:
 def test_a_regression_is_calibrated_on_data_without_labels(store: ObjectStore) -> None:
     """Numbers are labels of the gate's data alone; a step's data has its own needs."""
     x = samples(N)[0]
-    store.objects |= {"/m.onnx": regression(), "/heldout.npz": npz(x=x, labels=x.sum(1)), "/calibration.npz": npz(x=samples(200, 5)[0])}
+    store.objects |= {
+        "/m.onnx": regression(),
+        "/heldout.npz": npz(x=x, labels=x.sum(1)),
+        "/calibration.npz": npz(x=samples(200, 5)[0]),
+    }
     static = Int8Step(method="Static", calibration=dataset(store.http("calibration.npz")))
     result = prepared(store, GateMetric(name="mae", max=0.5), slices=(), steps=(static,))
     assert (result.metrics[0].before, result.metrics[0].verdict) == (pytest.approx(0, abs=1e-3), "Successful")
 
 
 def test_a_failed_metric_tells_of_all(store: ObjectStore) -> None:
-    error = refusal(store, GateMetric(min=0.9999), GateMetric(name="f1", min=0.9999), GateMetric(name="recall", max_drop=0.5))
+    error = refusal(
+        store,
+        GateMetric(min=0.9999),
+        GateMetric(name="f1", min=0.9999),
+        GateMetric(name="recall", max_drop=0.5),
+    )
     assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyLow")
     assert "accuracy: AccuracyLow, f1: MetricLow" in error.message
     assert [m.verdict for m in error.result().metrics] == ["Failed", "Failed", "Successful"]
@@ -163,7 +207,13 @@ def test_a_failed_metric_tells_of_all(store: ObjectStore) -> None:
             f"{GATE}.data.labels",
         ),
         (None, npz(x=X, labels=np.ones(50)), GateMetric(name="mse"), "OutputNotNumbers", f"{GATE}.data"),
-        (regression(), npz(x=X, labels=np.zeros(50, int)), GateMetric(name="f1"), "OutputNotClasses", f"{GATE}.data"),
+        (
+            regression(),
+            npz(x=X, labels=np.zeros(50, int)),
+            GateMetric(name="f1"),
+            "OutputNotClasses",
+            f"{GATE}.data",
+        ),
         (
             regression(scale=np.inf),
             npz(x=X, labels=np.ones(50)),
@@ -171,11 +221,25 @@ def test_a_failed_metric_tells_of_all(store: ObjectStore) -> None:
             "OutputNotFinite",
             f"{GATE}.data",
         ),
-        (None, npz(x=X, labels=np.zeros(50, int)), GateMetric(name="auc"), "AucUndefined", f"{GATE}.data.labels"),
-        (None, labelled(50), GateMetric(name="f1", average="Binary"), "AverageImpossible", f"{GATE}.metrics[0]"),
+        (
+            None,
+            npz(x=X, labels=np.zeros(50, int)),
+            GateMetric(name="auc"),
+            "AucUndefined",
+            f"{GATE}.data.labels",
+        ),
+        (
+            None,
+            labelled(50),
+            GateMetric(name="f1", average="Binary"),
+            "AverageImpossible",
+            f"{GATE}.metrics[0]",
+        ),
     ],
 )
-def test_what_a_metric_cannot_be_taken_on(store: ObjectStore, model: bytes | None, data: bytes, metric: GateMetric, reason: str, field: str) -> None:
+def test_what_a_metric_cannot_be_taken_on(
+    store: ObjectStore, model: bytes | None, data: bytes, metric: GateMetric, reason: str, field: str
+) -> None:
     store.objects["/heldout.npz"] = data
     if model:
         store.objects["/m.onnx"] = model
@@ -196,7 +260,10 @@ def test_top_k_of_all_classes_says_nothing(store: ObjectStore) -> None:
     error = refusal(store, GateMetric(name="topK", k=CLASSES, max_drop=0.1), steps=())
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "TopCountTooLarge")
     assert error.message.startswith(f"{GATE}.metrics[0].k: {CLASSES}")
-    assert prepared(store, GateMetric(name="topK", k=CLASSES - 1, max_drop=0.1), steps=()).metrics[0].verdict == "Successful"
+    assert (
+        prepared(store, GateMetric(name="topK", k=CLASSES - 1, max_drop=0.1), steps=()).metrics[0].verdict
+        == "Successful"
+    )
 
 
 def test_one_score_a_sample_has_no_top_k_and_two_classes(store: ObjectStore) -> None:
@@ -204,7 +271,10 @@ def test_one_score_a_sample_has_no_top_k_and_two_classes(store: ObjectStore) -> 
     store.objects |= {"/m.onnx": regression(), "/heldout.npz": npz(x=x, labels=y % 2)}
     assert prepared(store, GateMetric(name="auc", min=0), slices=(), steps=()).metrics[0].n == 50
     store.objects = {path: body for path, body in store.objects.items() if not path.startswith("/artifacts/")}
-    assert refusal(store, GateMetric(name="topK", k=2, max_drop=0.1), slices=(), steps=()).reason == "OutputNotScores"
+    assert (
+        refusal(store, GateMetric(name="topK", k=2, max_drop=0.1), slices=(), steps=()).reason
+        == "OutputNotScores"
+    )
     store.objects["/heldout.npz"] = npz(x=x, labels=y % 3)
     assert refusal(store, GateMetric(name="auc", min=0), slices=(), steps=()).reason == "LabelsOutOfRange"
 
@@ -213,7 +283,10 @@ def test_a_slice_of_no_number_is_refused(store: ObjectStore) -> None:
     """NaN is equal to nothing, so the samples of that slice would be judged by no budget."""
     store.objects["/heldout.npz"] = labelled(N, writer=np.where(np.arange(N) % 3 == 0, np.nan, 1.0))
     error = refusal(store, GateMetric(max_drop=0.02, slices=GateBudget(max_drop=0.05)))
-    assert (error.reason, error.message.startswith(f"{GATE}.data.slices: array 'writer'")) == ("SliceInvalid", True)
+    assert (error.reason, error.message.startswith(f"{GATE}.data.slices: array 'writer'")) == (
+        "SliceInvalid",
+        True,
+    )
 
 
 def test_a_result_of_many_metrics_still_fits() -> None:
@@ -228,7 +301,11 @@ def test_a_result_of_many_metrics_still_fits() -> None:
         reason="TooFewSamples",
         slice="s" * 48,
     )
-    encoded = encode(TaskResult(reason="MetricDrop", message="m" * 4000, metrics=tuple(metric for _ in range(8)), sha256="a" * 64))
+    encoded = encode(
+        TaskResult(
+            reason="MetricDrop", message="m" * 4000, metrics=tuple(metric for _ in range(8)), sha256="a" * 64
+        )
+    )
     assert len(encoded) <= RESULT_LIMIT_BYTES
     back = TaskResult.model_validate_json(encoded)
     assert len(back.metrics) >= 4

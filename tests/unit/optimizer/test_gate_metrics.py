@@ -1,4 +1,6 @@
-"""Metrics of the gate: values by hand and by brute force, influences by leaving samples out, intervals by simulation."""
+"""Metrics of the gate: values by hand and by brute force, influences by leaving samples out,
+intervals by simulation.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def classes_of(*values: int) -> Answers:
     return Answers(classes=np.array(values))
 
 
-def value(name: MetricName, labels: Any, answers: Answers, average: Average | None = None, k: int | None = None) -> float:
+def value(
+    name: MetricName, labels: Any, answers: Answers, average: Average | None = None, k: int | None = None
+) -> float:
     return estimate(GateMetric(name=name, k=k), average, np.asarray(labels), answers, answers, "data").after
 
 
@@ -33,20 +37,27 @@ def test_by_hand() -> None:
     assert value("f1", labels, said, "Macro") == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
     assert value("f1", labels, said, "Weighted") == pytest.approx((3 * 4 / 5 + 2 * 1 / 2 + 2 / 3) / 6)
     assert value("recall", np.array([1, 0, 1, 1]), classes_of(1, 1, 0, 1), "Binary") == pytest.approx(2 / 3)
-    assert value("precision", np.array([1, 0]), classes_of(0, 0), "Binary") == 0  # nothing was said to be positive
+    # nothing was said to be positive
+    assert value("precision", np.array([1, 0]), classes_of(0, 0), "Binary") == 0
     assert value("mae", [1.0, 2.0], Answers(values=np.array([1.5, 4.0]))) == 1.25
     assert value("mse", [1.0, 2.0], Answers(values=np.array([1.5, 4.0]))) == 2.125
     assert value("topK", [0, 1, 2, 0], Answers(ranks=np.array([0, 1, 2, 5])), k=2) == 0.5
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=40).filter(lambda xs: len({y for y, _ in xs}) == 2))
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=40).filter(
+        lambda xs: len({y for y, _ in xs}) == 2
+    )
+)
 def test_auc_is_the_share_of_pairs_in_the_right_order(samples: list[tuple[int, int]]) -> None:
     labels, scores = np.array([y for y, _ in samples]), np.array([float(s) for _, s in samples])
     yes, no = scores[labels == 1], scores[labels == 0]
     pairs = (yes[:, None] > no).sum() + 0.5 * (yes[:, None] == no).sum()
     expected = pairs / (len(yes) * len(no))
     assert value("auc", labels, Answers(scores=scores[:, None])) == pytest.approx(expected)
-    assert value("auc", labels, Answers(scores=np.stack([-scores, scores], axis=1))) == pytest.approx(expected)
+    assert value("auc", labels, Answers(scores=np.stack([-scores, scores], axis=1))) == pytest.approx(
+        expected
+    )
 
 
 def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest() -> None:
@@ -62,7 +73,9 @@ def test_auc_of_one_class_is_refused() -> None:
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_a_score_that_is_no_number_is_never_on_the_right_side(columns: int) -> None:
-    """float16 that overflows answers NaN: for a sample of class 0 that must not look like a low score of class 1."""
+    """float16 that overflows answers NaN: for a sample of class 0 that must not look like a low
+    score of class 1.
+    """
     labels = np.array([0, 1] * 20)
     good = RNG.normal(size=(40, columns))
     before = value("auc", labels, Answers(scores=good))
@@ -79,7 +92,9 @@ def test_errors_beyond_all_numbers_are_no_pass() -> None:
         value("mse", np.array([0.0, 1.0]), huge)
 
 
-def drawn(name: MetricName, n: int, rng: np.random.Generator, worse: float = 0.0) -> tuple[NDArray[Any], Answers, Answers]:
+def drawn(
+    name: MetricName, n: int, rng: np.random.Generator, worse: float = 0.0
+) -> tuple[NDArray[Any], Answers, Answers]:
     """Labels of three uneven classes, and two models that are mostly right and mostly agree."""
     labels = rng.choice(3, n, p=[0.6, 0.3, 0.1])
     if name in ("mae", "mse"):
@@ -92,7 +107,8 @@ def drawn(name: MetricName, n: int, rng: np.random.Generator, worse: float = 0.0
 
 
 CASES: list[tuple[MetricName, Average | None]] = [
-    ("accuracy", None), ("agreement", None), ("precision", "Macro"), ("recall", "Macro"), ("f1", "Macro"), ("f1", "Weighted"),
+    ("accuracy", None), ("agreement", None), ("precision", "Macro"), ("recall", "Macro"), ("f1", "Macro"),
+    ("f1", "Weighted"),
     ("auc", None), ("mae", None), ("mse", None),
 ]  # fmt: skip
 
@@ -105,8 +121,11 @@ def test_influences_are_those_of_leaving_a_sample_out(name: MetricName, average:
     left_out = []
     for i in range(400):
         kept = np.arange(400) != i
-        left_out.append(estimate(metric, average, labels[kept], before.rows(kept), after.rows(kept), "data").loss)
-    jackknife = 399 * (np.mean(left_out) - np.array(left_out))  # n - 1 times the change: influences, by sample
+        left_out.append(
+            estimate(metric, average, labels[kept], before.rows(kept), after.rows(kept), "data").loss
+        )
+    # n - 1 times the change: influences, by sample
+    jackknife = 399 * (np.mean(left_out) - np.array(left_out))
     assert whole.total / 400 == pytest.approx(whole.loss, abs=1e-9)
     ours = whole.squares / 400 - whole.loss**2
     assert ours == pytest.approx(float((jackknife**2).mean()), rel=0.05)
@@ -115,7 +134,14 @@ def test_influences_are_those_of_leaving_a_sample_out(name: MetricName, average:
 @pytest.mark.parametrize(("name", "average"), CASES)
 def test_the_interval_covers_in_simulation(name: MetricName, average: Average | None) -> None:
     rng = np.random.default_rng(11)
-    truth = float(np.mean([estimate(GateMetric(name=name), average, *drawn(name, 20_000, rng), "data").loss for _ in range(10)]))
+    truth = float(
+        np.mean(
+            [
+                estimate(GateMetric(name=name), average, *drawn(name, 20_000, rng), "data").loss
+                for _ in range(10)
+            ]
+        )
+    )
     hits, runs = 0, 300
     for _ in range(runs):
         low, high = estimate(GateMetric(name=name), average, *drawn(name, 200, rng), "data").interval()
@@ -144,7 +170,9 @@ def test_which_average_counts() -> None:
 
 
 def _worse(name: MetricName) -> Callable[[int], float]:
-    return lambda n: estimate(GateMetric(name=name), "Macro", *drawn(name, n, np.random.default_rng(0), worse=1.0), "data").interval()[0]
+    return lambda n: estimate(
+        GateMetric(name=name), "Macro", *drawn(name, n, np.random.default_rng(0), worse=1.0), "data"
+    ).interval()[0]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "auc", "mae", "mse"])

@@ -1,4 +1,6 @@
-"""What the container leaves that opened a stranger's file is looked at before it is published, and again where it is placed for a server."""
+"""What the container leaves that opened a stranger's file is looked at before it is published, and
+again where it is placed for a server.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from modelrollout.contract.tasks import SERVES_ENV, Backend, ExitCode, FetchTask, Gate, GateMetric, GraphStep, PrepareTask, Served
+from modelrollout.contract.tasks import (
+    SERVES_ENV,
+    Backend,
+    ExitCode,
+    FetchTask,
+    Gate,
+    GateMetric,
+    GraphStep,
+    PrepareTask,
+    Served,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
@@ -77,7 +89,11 @@ def test_each_container_does_its_part_and_what_opens_the_file_asks_no_store(pod:
     pod.run("Convert")
     assert len(pod.store.requests) == before, "without a Secret it would be refused"
     result = pod.run("Publish")
-    assert result.metrics[0].verdict == "Successful" and result.artifact_digest and pod.task.may_answer(result.artifact_uri, result.artifact_digest)
+    assert (
+        result.metrics[0].verdict == "Successful"
+        and result.artifact_digest
+        and pod.task.may_answer(result.artifact_uri, result.artifact_digest)
+    )
     assert not [path for path in pod.made.iterdir() if path.is_dir()], "what is not published is not kept"
 
 
@@ -86,14 +102,20 @@ def test_a_gate_that_is_not_kept_ends_before_anything_is_published(pod: Pod) -> 
     strict = Gate(data=pod.task.gate.data, metrics=(GateMetric(min=0.9999),))  # type: ignore[union-attr]
     with pytest.raises(JobError) as error:
         pod.run("Convert", gate=strict)
-    assert error.value.code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and not pod.published() and not (pod.made / "made.json").exists()
+    assert (
+        error.value.code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE)
+        and not pod.published()
+        and not (pod.made / "made.json").exists()
+    )
 
 
 def test_what_was_fetched_and_is_served_as_it_is_is_not_copied(pod: Pod) -> None:
     bare = {"steps": (), "gate": None}
     pod.run("Fetch", **bare)
     pod.run("Convert", **bare)
-    assert pod.left()["files"] == {"model.onnx": None} and [path.name for path in pod.made.iterdir()] == ["made.json"]
+    assert pod.left()["files"] == {"model.onnx": None} and [path.name for path in pod.made.iterdir()] == [
+        "made.json"
+    ]
     assert pod.run("Publish", **bare).artifact_size_bytes == len(MODEL)
 
 
@@ -111,7 +133,9 @@ FORGED: dict[str, Callable[[Pod], object]] = {
     "another backend": lambda pod: pod.forge(config=pod.left()["config"].replace("onnxruntime", "python")),
     "a platform": lambda pod: pod.forge(config=pod.left()["config"] + '\nplatform: "ensemble"'),
     "an ensemble": lambda pod: pod.forge(config=pod.left()["config"] + "\nensemble_scheduling {}"),
-    "parameters": lambda pod: pod.forge(config=pod.left()["config"] + '\nparameters { key: "x" value { string_value: "/models/lib.so" } }'),
+    "parameters": lambda pod: pod.forge(
+        config=pod.left()["config"] + '\nparameters { key: "x" value { string_value: "/models/lib.so" } }'
+    ),
     "no configuration": lambda pod: pod.forge(config="what"),
     "a program": lambda pod: pod.forge(files=pod.left()["files"] | {"model.py": "made-0"}),
     "a library": lambda pod: pod.forge(files=pod.left()["files"] | {"libtriton_onnxruntime.so": "made-0"}),
@@ -135,7 +159,9 @@ def test_what_a_converter_leaves_that_was_taken_over_is_not_published(pod: Pod, 
     FORGED[what](pod)
     with pytest.raises(JobError) as error:
         pod.run("Publish")
-    assert (error.value.code, error.value.reason) == (ExitCode.BAD_INPUT, "OutputRefused"), error.value.message
+    assert (error.value.code, error.value.reason) == (ExitCode.BAD_INPUT, "OutputRefused"), (
+        error.value.message
+    )
     assert "see where it comes from" in error.value.message and not pod.published()
 
 
@@ -150,7 +176,9 @@ def test_the_key_and_its_inputs_are_those_of_who_fetched(pod: Pod) -> None:
 
 
 def config(backend: str, file: str, platform: str = "") -> str:
-    return f'backend: "{backend}" default_model_filename: "{file}"' + (f' platform: "{platform}"' if platform else "")
+    return f'backend: "{backend}" default_model_filename: "{file}"' + (
+        f' platform: "{platform}"' if platform else ""
+    )
 
 
 PYTHON = config("python", "model.py")
@@ -172,7 +200,9 @@ IR = config("openvino", "model.xml")
         ("OpenVINO", ("model.xml", "model.py"), IR, False),
     ],
 )
-def test_a_backend_gets_its_own_files_alone(backend: Backend, names: tuple[str, ...], said: str, fine: bool) -> None:
+def test_a_backend_gets_its_own_files_alone(
+    backend: Backend, names: tuple[str, ...], said: str, fine: bool
+) -> None:
     asked = Served(backend=backend, code=backend == "Python")
     if fine:
         expect_servable(asked, names, said)
@@ -182,16 +212,26 @@ def test_a_backend_gets_its_own_files_alone(backend: Backend, names: tuple[str, 
     assert error.value.reason == "OutputRefused"
 
 
-def test_where_it_is_placed_for_a_server_it_is_looked_at_again(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A revision that records an artifact of another backend, whoever wrote that, gets no server that loads it."""
-    program = {"model.py": b"class TritonPythonModel: pass", "config.pbtxt": PYTHON.encode(), "report.json": b"{}"}
+def test_where_it_is_placed_for_a_server_it_is_looked_at_again(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revision that records an artifact of another backend, whoever wrote that, gets no server
+    that loads it.
+    """
+    program = {
+        "model.py": b"class TritonPythonModel: pass",
+        "config.pbtxt": PYTHON.encode(),
+        "report.json": b"{}",
+    }
     entries = {name: (body, hashlib.sha256(body).hexdigest(), len(body)) for name, body in program.items()}
     location = store.s3("artifacts/a/x")
     digest = artifact.publish(Store(location, "artifacts"), "x", entries)
 
     def placed(asked: str) -> Any:
         monkeypatch.setenv(SERVES_ENV, asked)
-        return run(FetchTask(artifact=location, digest=digest, model="m", number=1, target=str(tmp_path)), Progress())
+        return run(
+            FetchTask(artifact=location, digest=digest, model="m", number=1, target=str(tmp_path)), Progress()
+        )
 
     for asked in ("{}", '{"backend": "TensorRT"}', "odd"):
         with pytest.raises(JobError) as error:

@@ -1,7 +1,9 @@
-"""Every broken or hostile file ends the Job with a reason of its own, within limits of memory and time, and leaves nothing behind.
+"""Every broken or hostile file ends the Job with a reason of its own, within limits of memory and
+time, and leaves nothing behind.
 
-The cases run one after the other through the Job's entry point in one process, which imports ONNX Runtime once, under a limit of its address space;
-a crash of that process fails the test of the case that it was at. A few run as ``python -m modelrollout.optimizer``.
+The cases run one after the other through the Job's entry point in one process, which imports ONNX
+Runtime once, under a limit of its address space; a crash of that process fails the test of the case
+that it was at. A few run as ``python -m modelrollout.optimizer``.
 """
 
 from __future__ import annotations
@@ -17,8 +19,27 @@ from typing import Any
 
 import pytest
 
-from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, Gate, GateMetric, PrepareTask, Signature, TaskResult
-from tests.unit.optimizer.hostile import CASES, GOOD, SIGNER, Case, changed, entry, external, pem, signature, tarred, zipped
+from modelrollout.contract.tasks import (
+    RESULT_LIMIT_BYTES,
+    Gate,
+    GateMetric,
+    PrepareTask,
+    Signature,
+    TaskResult,
+)
+from tests.unit.optimizer.hostile import (
+    CASES,
+    GOOD,
+    SIGNER,
+    Case,
+    changed,
+    entry,
+    external,
+    pem,
+    signature,
+    tarred,
+    zipped,
+)
 from tests.unit.optimizer.hostile_backends import BACKEND_CASES
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, object_store
 
@@ -48,7 +69,9 @@ def task_of(case: Case, store: ObjectStore, folder: Path) -> PrepareTask:
     }
     if case.data is not None:
         store.objects[f"/{name}/data"] = case.data
-        fields["gate"] = Gate(data=dataset(store.http(f"{name}/data"), slices=case.slices), metrics=(GateMetric(max_drop=0.1),))
+        fields["gate"] = Gate(
+            data=dataset(store.http(f"{name}/data"), slices=case.slices), metrics=(GateMetric(max_drop=0.1),)
+        )
     if case.signed:
         key = folder / name
         key.write_bytes(pem(SIGNER) if case.key is None else case.key)
@@ -79,7 +102,10 @@ class Child:
                 text=True,
             )
         result = self.folder / "result"
-        env = {"MODELROLLOUT_TASK": task_of(case, self.store, self.folder).model_dump_json(), "MODELROLLOUT_TERMINATION_LOG": str(result)}
+        env = {
+            "MODELROLLOUT_TASK": task_of(case, self.store, self.folder).model_dump_json(),
+            "MODELROLLOUT_TERMINATION_LOG": str(result),
+        }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"env": env}) + "\n")
@@ -120,7 +146,8 @@ def test_ends_with_its_reason(child: Child, case: Case) -> None:
     assert case.says in result.message
     assert len(result.model_dump_json(exclude_defaults=True)) <= RESULT_LIMIT_BYTES
     assert peak < 1 << 20  # KiB
-    assert [path for path in (child.folder / "tmp").iterdir() if path.name != ".ses"] == []  # ONNX Runtime's own
+    # ONNX Runtime's own
+    assert [path for path in (child.folder / "tmp").iterdir() if path.name != ".ses"] == []
     assert not any(path.startswith("/a/") for path in child.store.objects)
     assert not list(child.folder.glob("**/escaped"))
     assert not Path("/tmp/ran").exists()
@@ -134,7 +161,13 @@ WEIGHTS = classifier().graph.initializer[0].raw_data
     "case",
     [
         Case("plain", "Completed", "", data=labelled(400)),
-        Case("zip with external data", "Completed", "", zipped(("v1/m.onnx", changed(external("d/w.bin"))), ("v1/d/w.bin", WEIGHTS)), labelled(400)),
+        Case(
+            "zip with external data",
+            "Completed",
+            "",
+            zipped(("v1/m.onnx", changed(external("d/w.bin"))), ("v1/d/w.bin", WEIGHTS)),
+            labelled(400),
+        ),
         Case(
             "tar with external data",
             "Completed",
@@ -150,16 +183,27 @@ def test_the_good_ones_pass_the_same_way(child: Child, case: Case) -> None:
     code, result, _ = child.run(case)
     assert (result.reason, code) == ("Completed", 0), result.message
     name = case.name.replace(" ", "-")
-    served = next(body for path, body in child.store.objects.items() if path.startswith(f"/a/{name}/") and "/model-" in path)
+    served = next(
+        body
+        for path, body in child.store.objects.items()
+        if path.startswith(f"/a/{name}/") and "/model-" in path
+    )
     assert len(served) == pytest.approx(len(GOOD), abs=200)
-    child.store.objects = {path: body for path, body in child.store.objects.items() if not path.startswith("/a/")}
+    child.store.objects = {
+        path: body for path, body in child.store.objects.items() if not path.startswith("/a/")
+    }
 
 
 @pytest.mark.parametrize("name", ["zip slip", "terabytes out of a few bytes"])
 def test_as_the_job_starts_it(child: Child, name: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == name)
     task = task_of(case, child.store, tmp_path).model_dump_json()
-    env = {**os.environ, "PYTHONPATH": OPERATOR, "MODELROLLOUT_TASK": task, "MODELROLLOUT_TERMINATION_LOG": str(tmp_path / "result")}
+    env = {
+        **os.environ,
+        "PYTHONPATH": OPERATOR,
+        "MODELROLLOUT_TASK": task,
+        "MODELROLLOUT_TERMINATION_LOG": str(tmp_path / "result"),
+    }
     limit = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, ({MEMORY},) * 2)"
     run = f"{limit}; runpy.run_module('modelrollout.optimizer', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", run], env=env, capture_output=True, text=True, timeout=60)

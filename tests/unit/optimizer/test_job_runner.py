@@ -16,7 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import RESULT_LIMIT_BYTES, ExitCode, MetricResult, Search, SearchPoint, TaskResult
+from modelrollout.contract.tasks import (
+    RESULT_LIMIT_BYTES,
+    ExitCode,
+    MetricResult,
+    Search,
+    SearchPoint,
+    TaskResult,
+)
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.runner import encode, execute, parse_task
@@ -31,14 +38,18 @@ OPERATOR = str(Path(__file__).parents[3] / "operator")
     st.one_of(st.none(), st.text(max_size=4000)),
     st.dictionaries(st.text(max_size=40), st.one_of(st.text(max_size=500), st.integers()), max_size=20),
 )
-def test_result_always_fits_and_is_valid(reason: str, message: str, uri: str | None, extra: dict[str, object]) -> None:
+def test_result_always_fits_and_is_valid(
+    reason: str, message: str, uri: str | None, extra: dict[str, object]
+) -> None:
     encoded = encode(TaskResult(reason=reason, message=message, artifact_uri=uri, extra=extra))
     assert len(encoded) <= RESULT_LIMIT_BYTES
     assert TaskResult.model_validate_json(encoded).reason.startswith(reason[:64])
 
 
 def test_evidence_outlives_a_long_message() -> None:
-    kept = TaskResult.model_validate_json(encode(TaskResult(reason="X", message="ä" * 5000, sha256="a" * 64, extra={"big": "y" * 3000})))
+    kept = TaskResult.model_validate_json(
+        encode(TaskResult(reason="X", message="ä" * 5000, sha256="a" * 64, extra={"big": "y" * 3000}))
+    )
     assert kept.sha256 == "a" * 64
     assert kept.message.startswith("ääää")
     assert kept.message.endswith("...")
@@ -47,13 +58,44 @@ def test_evidence_outlives_a_long_message() -> None:
 
 @pytest.mark.parametrize("message", [10, 5000])
 def test_points_of_a_search_give_way_before_metrics_and_the_last_ones_first(message: int) -> None:
-    points = tuple(SearchPoint(f"prune-0.{i}-activation+int8-percentile", 10**9 + i, 0.1234, 0.987654, 0.001234, True) for i in range(30))
-    search = Search(objective="Size", metric="accuracy", before=0.99, allowed=0.01, chosen=points[0].name, tried=40, ended="Complete", points=points)
-    metric = MetricResult(name="f1", n=9, before=0.9, after=0.9, interval=(0.0, 0.1), allowed=0.2, verdict="Successful", reason="WithinBudget")
-    encoded = encode(TaskResult(message="m" * message, metrics=(metric,) * 3, search=search, seconds={"a": 1.0}))
+    points = tuple(
+        SearchPoint(f"prune-0.{i}-activation+int8-percentile", 10**9 + i, 0.1234, 0.987654, 0.001234, True)
+        for i in range(30)
+    )
+    search = Search(
+        objective="Size",
+        metric="accuracy",
+        before=0.99,
+        allowed=0.01,
+        chosen=points[0].name,
+        tried=40,
+        ended="Complete",
+        points=points,
+    )
+    metric = MetricResult(
+        name="f1",
+        n=9,
+        before=0.9,
+        after=0.9,
+        interval=(0.0, 0.1),
+        allowed=0.2,
+        verdict="Successful",
+        reason="WithinBudget",
+    )
+    encoded = encode(
+        TaskResult(message="m" * message, metrics=(metric,) * 3, search=search, seconds={"a": 1.0})
+    )
     kept = TaskResult.model_validate_json(encoded)
-    assert len(encoded) <= RESULT_LIMIT_BYTES and len(kept.metrics) == 3 and len(kept.message) >= min(message, 300)
-    assert kept.search and 5 < len(kept.search.points) < 30 and kept.search.points == points[: len(kept.search.points)]
+    assert (
+        len(encoded) <= RESULT_LIMIT_BYTES
+        and len(kept.metrics) == 3
+        and len(kept.message) >= min(message, 300)
+    )
+    assert (
+        kept.search
+        and 5 < len(kept.search.points) < 30
+        and kept.search.points == points[: len(kept.search.points)]
+    )
     assert kept.search.chosen == points[0].name
 
 
@@ -62,7 +104,10 @@ def test_small_result_is_unchanged() -> None:
     assert TaskResult.model_validate_json(encode(result)) == result
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"task": "no-such"}', '{"task": "resolve"}', RESOLVE.replace("}}", '}, "new": 1}')])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "{", '{"task": "no-such"}', '{"task": "resolve"}', RESOLVE.replace("}}", '}, "new": 1}')],
+)
 def test_task_that_is_none(text: str | None) -> None:
     with pytest.raises(JobError) as error:
         parse_task(text)
@@ -76,7 +121,8 @@ def test_task_that_is_none(text: str | None) -> None:
         (KeyError("surprise"), ExitCode.RETRYABLE, "InternalError"),
         (MemoryError(), ExitCode.OUT_OF_RESOURCES, "OutOfMemory"),
         (OSError(errno.ENOSPC, "full"), ExitCode.OUT_OF_RESOURCES, "OutOfDisk"),
-        (SystemExit(0), ExitCode.RETRYABLE, "InternalError"),  # a library that exits has not done the task
+        # a library that exits has not done the task
+        (SystemExit(0), ExitCode.RETRYABLE, "InternalError"),
     ],
 )
 def test_exceptions_become_reasons(raised: BaseException, code: ExitCode, reason: str) -> None:
@@ -90,7 +136,9 @@ def test_exceptions_become_reasons(raised: BaseException, code: ExitCode, reason
 
 def test_evidence_of_an_error_is_kept() -> None:
     def runner(*_: object) -> TaskResult:
-        raise JobError(ExitCode.GATE_FAILED, "AccuracyDrop", "worse", TaskResult(accuracy_before=0.9, accuracy_after=0.1))
+        raise JobError(
+            ExitCode.GATE_FAILED, "AccuracyDrop", "worse", TaskResult(accuracy_before=0.9, accuracy_after=0.1)
+        )
 
     code, result = execute(runner, RESOLVE, log.Progress())
     assert code == ExitCode.GATE_FAILED
@@ -115,7 +163,10 @@ def test_secrets_are_neither_logged_nor_returned(caplog: pytest.LogCaptureFixtur
 
 def run_child(body: str, tmp_path: Path, **env: str) -> subprocess.Popen[str]:
     """A Job in a process of its own, whose runner is ``body``."""
-    imports = "import sys, time\nfrom modelrollout.jobs.runner import main\nfrom modelrollout.contract.tasks import TaskResult\n"
+    imports = (
+        "import sys, time\nfrom modelrollout.jobs.runner import main\nfrom modelrollout.contract.tasks import"
+        " TaskResult\n"
+    )
     code = f"{imports}def run(task, progress):\n{body}\nsys.exit(main(run))"
     variables = {
         **os.environ,
@@ -138,7 +189,8 @@ def test_process_writes_result_and_ends_with_the_code(tmp_path: Path) -> None:
 def test_sigterm_ends_a_native_call_at_once(tmp_path: Path) -> None:
     # hashlib's C code holds no bytecode boundary for seconds, as ONNX Runtime does
     body = (
-        "    with progress.stage('hash'):\n        import hashlib\n        hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)\n    return TaskResult()"
+        "    with progress.stage('hash'):\n        import hashlib\n        hashlib.pbkdf2_hmac('sha256',"
+        " b'x', b'y', 10**9)\n    return TaskResult()"
     )
     child = run_child(body, tmp_path)
     assert child.stderr is not None
@@ -155,17 +207,26 @@ def test_sigterm_ends_a_native_call_at_once(tmp_path: Path) -> None:
 
 def test_the_limit_for_a_run_ends_a_native_call_and_says_what_took_so_long(tmp_path: Path) -> None:
     body = (
-        "    with progress.stage('hash'):\n        import hashlib\n        hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)\n    return TaskResult()"
+        "    with progress.stage('hash'):\n        import hashlib\n        hashlib.pbkdf2_hmac('sha256',"
+        " b'x', b'y', 10**9)\n    return TaskResult()"
     )
     child = run_child(body, tmp_path, MODELROLLOUT_TIMEOUT_SECONDS="1")
     child.communicate(timeout=20)
     assert child.returncode == ExitCode.TIMEOUT
     result = TaskResult.model_validate_json((tmp_path / "termination").read_bytes())
-    assert result.reason == "DeadlineExceeded" and "stage hash has run for 1 s" in result.message and "spec.optimization.timeout" in result.message
+    assert (
+        result.reason == "DeadlineExceeded"
+        and "stage hash has run for 1 s" in result.message
+        and "spec.optimization.timeout" in result.message
+    )
 
 
 def test_long_stage_is_heard_of(tmp_path: Path) -> None:
-    child = run_child("    with progress.stage('slow'):\n        progress.update(3, 10)\n        time.sleep(2.4)\n    return TaskResult()", tmp_path)
+    child = run_child(
+        "    with progress.stage('slow'):\n        progress.update(3, 10)\n        time.sleep(2.4)\n   "
+        " return TaskResult()",
+        tmp_path,
+    )
     _, stderr = child.communicate(timeout=20)
     running = [line for line in map(json.loads, stderr.splitlines()) if line["message"] == "running"]
     assert running
@@ -175,7 +236,9 @@ def test_long_stage_is_heard_of(tmp_path: Path) -> None:
 
 
 def test_nowhere_to_write_is_only_said(tmp_path: Path) -> None:
-    child = run_child("    return TaskResult()", tmp_path, MODELROLLOUT_TERMINATION_LOG=str(tmp_path / "no" / "such"))
+    child = run_child(
+        "    return TaskResult()", tmp_path, MODELROLLOUT_TERMINATION_LOG=str(tmp_path / "no" / "such")
+    )
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == 0
     assert "cannot write the termination message" in stderr

@@ -1,4 +1,6 @@
-"""Models too large for one file, in kilobytes: the size from which on a model is split is lowered."""
+"""Models too large for one file, in kilobytes: the size from which on a model is split is
+lowered.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,16 @@ from modelrollout.optimizer.model.inspect import check, constants_inside
 from modelrollout.optimizer.steps.memory import expect_memory
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 from tests.unit.optimizer.hostile import changed, external, zipped
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import (
+    SALT,
+    ObjectStore,
+    classifier,
+    dataset,
+    labelled,
+    npz,
+    object_store,
+    samples,
+)
 
 ONE_FILE = 4096
 DATA = dataset(ObjectStore().http("data.npz"))
@@ -58,7 +69,9 @@ def split(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def wide() -> onnx.ModelProto:
-    """A network whose hidden layers are matrices of some KiB, the channels of which can be removed."""
+    """A network whose hidden layers are matrices of some KiB, the channels of which can be
+    removed.
+    """
     model = classifier(hidden=256)
     model.graph.node.insert(1, helper.make_node("Relu", ["h"], ["r"]))
     model.graph.node[2].input[0] = "r"
@@ -69,9 +82,12 @@ def applied(recipe: Sequence[Step], source: Path, folder: Path, one_file: int) -
     folder.mkdir()
     x, labels = samples(300, 5)
     data = Data({"x": x}, labels, {})
-    given = {f"{steps.field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()}
+    given = {
+        f"{steps.field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()
+    }
     return steps.apply(
-        recipe, source, folder, given, {}, gate=Gate(data=DATA, metrics=(GateMetric(max_drop=0.5),)), symmetric=False, hardware="any",
+        recipe, source, folder, given, {}, gate=Gate(data=DATA, metrics=(GateMetric(max_drop=0.5),)),
+        symmetric=False, hardware="any",
         advance=lambda *_: None, one_file=one_file,
     )  # fmt: skip
 
@@ -106,11 +122,16 @@ def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> No
     x, _ = samples(50, 6)
     answers = [ort.InferenceSession(path).run(None, {"x": x})[0] for path in (wanted.path, found.path)]
     np.testing.assert_allclose(answers[1], answers[0], rtol=1e-5, atol=1e-5)
-    weights = [{t.name: (t.data_type, list(t.dims), t.raw_data) for t in onnx.load(p).graph.initializer} for p in (wanted.path, found.path)]
+    weights = [
+        {t.name: (t.data_type, list(t.dims), t.raw_data) for t in onnx.load(p).graph.initializer}
+        for p in (wanted.path, found.path)
+    ]
     assert weights[1].keys() == weights[0].keys()
-    assert [left.relative_to(tmp_path / "two").parts[0] for left in (tmp_path / "two").rglob("*") if left.is_file()] == [
-        f"step-{len(RECIPES[name]) - 1}"
-    ] * 2
+    assert [
+        left.relative_to(tmp_path / "two").parts[0]
+        for left in (tmp_path / "two").rglob("*")
+        if left.is_file()
+    ] == [f"step-{len(RECIPES[name]) - 1}"] * 2
 
 
 def test_what_becomes_small_enough_is_one_file(tmp_path: Path) -> None:
@@ -137,8 +158,12 @@ def test_auto_searches_a_split_model(tmp_path: Path) -> None:
 
 def test_equal_models_give_equal_bytes_and_small_constants_stay_in_the_graph(tmp_path: Path) -> None:
     first, second = split(wide(), tmp_path / "a"), split(wide(), tmp_path / "b")
-    assert [path.read_bytes() for path in files.files_of(first).values()] == [path.read_bytes() for path in files.files_of(second).values()]
-    outside = {t.name for t in onnx.load(first, load_external_data=False).graph.initializer if files.is_external(t)}
+    assert [path.read_bytes() for path in files.files_of(first).values()] == [
+        path.read_bytes() for path in files.files_of(second).values()
+    ]
+    outside = {
+        t.name for t in onnx.load(first, load_external_data=False).graph.initializer if files.is_external(t)
+    }
     assert outside == {"w1", "w2"}
     assert [(t.name, list(t.dims), t.raw_data) for t in onnx.load(first).graph.initializer] == [
         (t.name, list(t.dims), t.raw_data) for t in wide().graph.initializer
@@ -148,7 +173,9 @@ def test_equal_models_give_equal_bytes_and_small_constants_stay_in_the_graph(tmp
 def test_numbers_that_are_no_bytes_yet_are_moved_too(tmp_path: Path) -> None:
     model = wide()
     values = numpy_helper.to_array(model.graph.initializer[0])
-    model.graph.initializer[0].CopyFrom(helper.make_tensor("w1", TensorProto.FLOAT, values.shape, values.ravel().tolist()))
+    model.graph.initializer[0].CopyFrom(
+        helper.make_tensor("w1", TensorProto.FLOAT, values.shape, values.ravel().tolist())
+    )
     model.graph.initializer.append(helper.make_tensor("names", TensorProto.STRING, [1000], [b"name"] * 1000))
     path = split(model, tmp_path / "a")
     found = {t.name: t for t in onnx.load(path).graph.initializer}
@@ -159,7 +186,9 @@ def test_numbers_that_are_no_bytes_yet_are_moved_too(tmp_path: Path) -> None:
 def test_constants_among_the_inputs_of_a_split_model(tmp_path: Path) -> None:
     model = wide()
     model.ir_version = 3
-    model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+    )
     (tmp_path / "b").mkdir()
     given = constants_inside(split(model, tmp_path / "a"), tmp_path / "b" / MODEL_FILE)
     assert [spec.name for spec in check(given).inputs] == ["x"]
@@ -183,7 +212,9 @@ def _said(path: Path, key: str, value: str) -> None:
         ("length", "many", "ExternalDataMissing"),
     ],
 )
-def test_a_split_model_that_says_something_else_is_refused(key: str, value: str, reason: str, tmp_path: Path) -> None:
+def test_a_split_model_that_says_something_else_is_refused(
+    key: str, value: str, reason: str, tmp_path: Path
+) -> None:
     path = split(wide(), tmp_path / "a")
     _said(path, key, value)
     with pytest.raises(JobError) as error:
@@ -199,7 +230,9 @@ def store() -> Iterator[ObjectStore]:
 
 
 def packed(model: onnx.ModelProto) -> bytes:
-    """As ``onnx.save`` does it by default for all tensors, the smallest too, in files of their own names."""
+    """As ``onnx.save`` does it by default for all tensors, the smallest too, in files of their own
+    names.
+    """
     entries = []
     for number, tensor in enumerate(model.graph.initializer):
         entries.append((f"export/weights/{number}.bin", tensor.raw_data))
@@ -228,12 +261,21 @@ def served(store: ObjectStore, result: TaskResult, target: Path) -> Path:
     """What the server's loader makes of the artifact."""
     assert result.artifact_uri and result.artifact_digest
     location = store.s3(result.artifact_uri.removeprefix("s3://"))
-    run(FetchTask(artifact=location, digest=result.artifact_digest, model="large", number=3, target=str(target)), Progress())
+    run(
+        FetchTask(
+            artifact=location, digest=result.artifact_digest, model="large", number=3, target=str(target)
+        ),
+        Progress(),
+    )
     return target / "large" / "3" / MODEL_FILE
 
 
-@pytest.mark.parametrize("recipe", [(), (Int8Step(),), (GraphStep(), HalfPrecisionStep())], ids=["as it is", "int8", "two steps"])
-def test_from_the_archive_to_the_servers_folder(store: ObjectStore, recipe: tuple[Step, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe", [(), (Int8Step(),), (GraphStep(), HalfPrecisionStep())], ids=["as it is", "int8", "two steps"]
+)
+def test_from_the_archive_to_the_servers_folder(
+    store: ObjectStore, recipe: tuple[Step, ...], tmp_path: Path
+) -> None:
     result = run(task_for(store, recipe, one_file_bytes=1024), Progress())
     assert (result.reason, result.metrics[0].verdict) == ("Completed", "Successful"), result.message
     path = served(store, result, tmp_path)
@@ -243,8 +285,13 @@ def test_from_the_archive_to_the_servers_folder(store: ObjectStore, recipe: tupl
     wanted = ort.InferenceSession(wide().SerializeToString()).run(None, {"x": x})[0].argmax(axis=1)
     found = ort.InferenceSession(path).run(None, {"x": x})[0].argmax(axis=1)
     assert np.mean(found == wanted) > 0.98
-    manifest = json.loads(next(body for name, body in store.objects.items() if name.endswith("/manifest.json")))
-    assert manifest["files"][DATA_FILE]["sha256"] == hashlib.sha256((tmp_path / "large" / "3" / DATA_FILE).read_bytes()).hexdigest()
+    manifest = json.loads(
+        next(body for name, body in store.objects.items() if name.endswith("/manifest.json"))
+    )
+    assert (
+        manifest["files"][DATA_FILE]["sha256"]
+        == hashlib.sha256((tmp_path / "large" / "3" / DATA_FILE).read_bytes()).hexdigest()
+    )
 
 
 def test_what_is_small_with_its_data_is_one_file(store: ObjectStore, tmp_path: Path) -> None:
@@ -254,14 +301,18 @@ def test_what_is_small_with_its_data_is_one_file(store: ObjectStore, tmp_path: P
 
 def test_tensors_that_share_their_bytes_are_held_to_the_limit(store: ObjectStore) -> None:
     model = wide()
-    model.graph.initializer.extend(TensorProto(name=f"again{i}", data_type=TensorProto.FLOAT, dims=[4, 256]) for i in range(100))
+    model.graph.initializer.extend(
+        TensorProto(name=f"again{i}", data_type=TensorProto.FLOAT, dims=[4, 256]) for i in range(100)
+    )
     shared = model.graph.initializer[0].raw_data
     for tensor in model.graph.initializer[3:]:
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="w")
     content = zipped(("m.onnx", model.SerializeToString()), ("w", shared))
     store.objects["/large.zip"] = content
-    task = task_for(store, ()).model_copy(update={"sha256": hashlib.sha256(content).hexdigest(), "max_bytes": 100_000})
+    task = task_for(store, ()).model_copy(
+        update={"sha256": hashlib.sha256(content).hexdigest(), "max_bytes": 100_000}
+    )
     store.objects["/large.zip"] = content
     with pytest.raises(JobError) as error:
         run(task, Progress())
@@ -270,7 +321,9 @@ def test_tensors_that_share_their_bytes_are_held_to_the_limit(store: ObjectStore
 
 def test_constants_of_nodes_beyond_what_protobuf_takes_are_refused_unread(tmp_path: Path) -> None:
     model = wide()
-    value = TensorProto(name="c", data_type=TensorProto.UINT8, dims=[3 << 30], data_location=TensorProto.EXTERNAL)
+    value = TensorProto(
+        name="c", data_type=TensorProto.UINT8, dims=[3 << 30], data_location=TensorProto.EXTERNAL
+    )
     value.external_data.add(key="location", value="c.bin")
     model.graph.node.insert(0, helper.make_node("Constant", [], ["constant"], value=value))
     with (tmp_path / "c.bin").open("wb") as file:
@@ -289,7 +342,9 @@ def test_weights_beside_a_file_that_came_alone_are_refused(store: ObjectStore) -
     assert error.value.reason == "ExternalData"
 
 
-def test_a_step_that_cannot_have_its_memory_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_have_its_memory_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(steps, "memory_limit", lambda: 10_000)
     with pytest.raises(JobError) as error:
         applied((GraphStep(), Int8Step()), split(wide(), tmp_path / "a"), tmp_path / "two", 1024)

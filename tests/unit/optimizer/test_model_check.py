@@ -106,7 +106,12 @@ def _external_in_subgraph(model: onnx.ModelProto) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
-    branch = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "b", [], [helper.make_tensor_value_info("c", 1, [1])])
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["c"], value=tensor)],
+        "b",
+        [],
+        [helper.make_tensor_value_info("c", 1, [1])],
+    )
     model.graph.node.append(helper.make_node("If", ["cond"], ["y"], then_branch=branch, else_branch=branch))
 
 
@@ -118,7 +123,11 @@ def _map_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].CopyFrom(
         helper.make_value_info(
             "scores",
-            helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))),
+            helper.make_sequence_type_proto(
+                helper.make_map_type_proto(
+                    TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+                )
+            ),
         )
     )
 
@@ -132,11 +141,16 @@ def _map_output(model: onnx.ModelProto) -> None:
         (lambda m: m.ClearField("opset_import"), "ModelInvalid"),
         (_no_shape, "ShapeUnknown"),
         (_map_output, "TypeUnsupported"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64), "TypeUnsupported"),
+        (
+            lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
+            "TypeUnsupported",
+        ),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 29), "TypeUnsupported"),
     ],
 )
-def test_models_that_cannot_be_served(tmp_path: Path, change: Callable[[onnx.ModelProto], None], reason: str) -> None:
+def test_models_that_cannot_be_served(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], reason: str
+) -> None:
     model = classifier()
     change(model)
     assert refusal(save(model, tmp_path)).reason == reason
@@ -165,7 +179,9 @@ def test_any_bytes_end_in_a_reason(tmp_path_factory: pytest.TempPathFactory, con
 
 
 def _ways_to_tensors() -> list[tuple[str, ...]]:
-    """Fields that lead from a model to a tensor, as the installed ONNX defines its messages; each kind of message at most twice on a way."""
+    """Fields that lead from a model to a tensor, as the installed ONNX defines its messages; each
+    kind of message at most twice on a way.
+    """
     found: list[tuple[str, ...]] = []
 
     def walk(kind: Any, way: tuple[str, ...], above: tuple[str, ...]) -> None:
@@ -183,7 +199,13 @@ def _ways_to_tensors() -> list[tuple[str, ...]]:
 def test_no_place_for_a_tensor_is_overlooked() -> None:
     """A place that another version of ONNX adds fails here, too."""
     ways = _ways_to_tensors()
-    assert ("functions", "attribute_proto", "t") in ways and ("graph", "node", "attribute", "g", "initializer") in ways
+    assert ("functions", "attribute_proto", "t") in ways and (
+        "graph",
+        "node",
+        "attribute",
+        "g",
+        "initializer",
+    ) in ways
     for way in ways:
         model = onnx.ModelProto()
         at: Any = model

@@ -1,4 +1,6 @@
-"""TensorFlow, Keras and TFLite through the prepare Job: converted with their own names and shapes, compared with the original, gated, published."""
+"""TensorFlow, Keras and TFLite through the prepare Job: converted with their own names and shapes,
+compared with the original, gated, published.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,13 @@ def mostly_together(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("together")
 
 
-def prepared(store: ObjectStore, model: bytes, kind: str | None, gate: Gate | None = None, batching: Batching | None = None) -> TaskResult:
+def prepared(
+    store: ObjectStore,
+    model: bytes,
+    kind: str | None,
+    gate: Gate | None = None,
+    batching: Batching | None = None,
+) -> TaskResult:
     store.objects["/m"] = model
     task = PrepareTask(
         source=store.http("m"),
@@ -71,7 +79,9 @@ def published(store: ObjectStore, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_is_converted_with_its_own_names_and_answers_as_before(store: ObjectStore, models: dict[str, bytes], name: str) -> None:
+def test_is_converted_with_its_own_names_and_answers_as_before(
+    store: ObjectStore, models: dict[str, bytes], name: str
+) -> None:
     kind, inputs, outputs = MODELS[name]
     fixed = name == "fixed.tflite"
     result = prepared(store, models[name], kind, batching=Batching(max_batch_size=0 if fixed else 8))
@@ -82,16 +92,24 @@ def test_is_converted_with_its_own_names_and_answers_as_before(store: ObjectStor
     for given in session.get_inputs():
         assert given.shape[1:] == list(inputs[given.name].shape[1:])
         assert isinstance(given.shape[0], str) != fixed
-        assert {"tensor(float)": np.float32, "tensor(int32)": np.int32}[given.type] == inputs[given.name].dtype
+        assert {"tensor(float)": np.float32, "tensor(int32)": np.int32}[given.type] == inputs[
+            given.name
+        ].dtype
     assert [output.name for output in session.get_outputs()] == outputs
     report = json.loads(published(store, "report-"))
-    assert (report["conversion"]["from"], report["conversion"]["apart"], report["conversion"]["generated"]) == (kind, 0, True)
+    assert (
+        report["conversion"]["from"],
+        report["conversion"]["apart"],
+        report["conversion"]["generated"],
+    ) == (kind, 0, True)
     assert set(isolated.versions(kind)) <= set(report["inputs"]["tools"])  # type: ignore[arg-type]
     assert parse(published(store, "config-").decode()).max_batch_size == (0 if fixed else 8)
 
 
 @pytest.mark.parametrize("file", ["image.keras", "image.saved_model.zip", "image.tflite"])
-def test_is_compared_and_gated_on_the_data_that_is_given(store: ObjectStore, models: dict[str, bytes], file: str) -> None:
+def test_is_compared_and_gated_on_the_data_that_is_given(
+    store: ObjectStore, models: dict[str, bytes], file: str
+) -> None:
     store.objects["/d.npz"] = npz(image=IMAGES, labels=CLASSES)
     gate = Gate(data=dataset(store.http("d.npz")), metrics=(GateMetric(min=0.8),))
     result = prepared(store, models[file], MODELS[file][0], gate)
@@ -101,7 +119,9 @@ def test_is_compared_and_gated_on_the_data_that_is_given(store: ObjectStore, mod
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_and_damaged_files_have_reasons(store: ObjectStore, models: dict[str, bytes], name: str) -> None:
+def test_hostile_and_damaged_files_have_reasons(
+    store: ObjectStore, models: dict[str, bytes], name: str
+) -> None:
     kind, reason, says = HOSTILE[name]
     with pytest.raises(JobError) as error:
         prepared(store, models[name], kind)
@@ -111,17 +131,28 @@ def test_hostile_and_damaged_files_have_reasons(store: ObjectStore, models: dict
     assert not Path(WRITTEN).exists()
 
 
-@pytest.mark.parametrize("file", ["image.keras", "image.h5", "function.saved_model.zip", "two-inputs.saved_model.tar.gz", "image.tflite"])
-def test_a_format_that_was_not_said_names_itself(store: ObjectStore, models: dict[str, bytes], file: str) -> None:
+@pytest.mark.parametrize(
+    "file",
+    ["image.keras", "image.h5", "function.saved_model.zip", "two-inputs.saved_model.tar.gz", "image.tflite"],
+)
+def test_a_format_that_was_not_said_names_itself(
+    store: ObjectStore, models: dict[str, bytes], file: str
+) -> None:
     kind = MODELS[file][0]
-    for said, reason in ((None, "FormatNotSet"), ("ONNX", "FormatMismatch"), ("TFLite" if kind != "TFLite" else "Keras", "FormatMismatch")):
+    for said, reason in (
+        (None, "FormatNotSet"),
+        ("ONNX", "FormatMismatch"),
+        ("TFLite" if kind != "TFLite" else "Keras", "FormatMismatch"),
+    ):
         with pytest.raises(JobError) as error:
             prepared(store, models[file], said)
         assert error.value.reason == reason
         assert kind in error.value.message
 
 
-def test_an_image_without_the_libraries(store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_without_the_libraries(
+    store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolated, "packages_distributions", lambda: {"tf2onnx": ["tf2onnx"]})
     with pytest.raises(JobError) as error:
         prepared(store, models["image.tflite"], "TFLite")

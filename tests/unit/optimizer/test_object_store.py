@@ -1,4 +1,6 @@
-"""Fetching: every failure of a store has its own reason, seen through the real client against a real HTTP server."""
+"""Fetching: every failure of a store has its own reason, seen through the real client against a
+real HTTP server.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,13 @@ def secret(root: Path, name: str, **keys: str) -> Path:
     return root
 
 
-def error_of(location: Location, tmp_path: Path, max_bytes: int = 1 << 30, credentials: Path | None = None) -> JobError:
+def error_of(
+    location: Location, tmp_path: Path, max_bytes: int = 1 << 30, credentials: Path | None = None
+) -> JobError:
     with pytest.raises(JobError) as error:
-        Store(location, "spec.model.uri", credentials or tmp_path).download(tmp_path / "out", max_bytes=max_bytes)
+        Store(location, "spec.model.uri", credentials or tmp_path).download(
+            tmp_path / "out", max_bytes=max_bytes
+        )
     assert "spec.model.uri" in error.value.message
     return error.value
 
@@ -45,7 +51,9 @@ def error_of(location: Location, tmp_path: Path, max_bytes: int = 1 << 30, crede
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_download(server: ObjectStore, tmp_path: Path, kind: str) -> None:
     seen: list[tuple[int, int | None]] = []
-    found = Store(getattr(server, kind)("models/a/m.onnx"), "f").download(tmp_path / "out", max_bytes=len(CONTENT), advance=lambda *a: seen.append(a))
+    found = Store(getattr(server, kind)("models/a/m.onnx"), "f").download(
+        tmp_path / "out", max_bytes=len(CONTENT), advance=lambda *a: seen.append(a)
+    )
     assert (found.sha256, found.size) == (SHA, len(CONTENT))
     assert (tmp_path / "out").read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
@@ -64,7 +72,15 @@ def test_unsupported_scheme(uri: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["s3://bucket", "s3:///key", "s3://bucket/a//b", "s3://bucket/../b", "https://host", "https://user:hunter2@host/m", "https://host/m?sig=hunter2"],
+    [
+        "s3://bucket",
+        "s3:///key",
+        "s3://bucket/a//b",
+        "s3://bucket/../b",
+        "https://host",
+        "https://user:hunter2@host/m",
+        "https://host/m?sig=hunter2",
+    ],
 )
 def test_uri_that_names_no_object_or_carries_a_secret(uri: str, tmp_path: Path) -> None:
     error = error_of(Location(uri=uri), tmp_path)
@@ -96,7 +112,9 @@ def test_plain_http_needs_leave(server: ObjectStore, tmp_path: Path) -> None:
         (503, b"", ExitCode.RETRYABLE, "StoreUnavailable"),
     ],
 )
-def test_status(server: ObjectStore, tmp_path: Path, kind: str, status: int, body: bytes, code: ExitCode, reason: str) -> None:
+def test_status(
+    server: ObjectStore, tmp_path: Path, kind: str, status: int, body: bytes, code: ExitCode, reason: str
+) -> None:
     server.statuses["/models/a/m.onnx"] = (status, body)
     error = error_of(getattr(server, kind)("models/a/m.onnx"), tmp_path)
     assert (error.code, error.reason) == (code, reason)
@@ -124,13 +142,17 @@ def test_credentials_are_sent(server: ObjectStore, tmp_path: Path) -> None:
         ("basic", "http", "Basic bWU6cHctMQ=="),
     ):
         server.authorization = scheme
-        found = Store(getattr(server, kind)("models/a/m.onnx", name), "f", tmp_path).download(tmp_path / "out", max_bytes=1 << 30)
+        found = Store(getattr(server, kind)("models/a/m.onnx", name), "f", tmp_path).download(
+            tmp_path / "out", max_bytes=1 << 30
+        )
         assert found.sha256 == SHA
     assert server.headers[0]["x-amz-security-token"] == "st-1"
     assert log.redact("sk-1 st-1 tok-1 pw-1 bWU6cHctMQ==") == "*** *** *** *** ***"
 
 
-def test_anonymous_means_no_signature(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anonymous_means_no_signature(
+    server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-the-environment")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "from-the-environment")
     Store(server.s3("models/a/m.onnx"), "f").download(tmp_path / "out", max_bytes=1 << 30)
@@ -146,7 +168,9 @@ def test_anonymous_means_no_signature(server: ObjectStore, tmp_path: Path, monke
         ("http", {"username": "u"}, "password"),
     ],
 )
-def test_incomplete_secret(server: ObjectStore, tmp_path: Path, kind: str, keys: dict[str, str], missing: str) -> None:
+def test_incomplete_secret(
+    server: ObjectStore, tmp_path: Path, kind: str, keys: dict[str, str], missing: str
+) -> None:
     root = secret(tmp_path, "reader", **keys)
     error = error_of(getattr(server, kind)("models/a/m.onnx", "reader"), tmp_path, credentials=root)
     assert (error.code, error.reason) == (ExitCode.DENIED, "CredentialsIncomplete")
@@ -157,7 +181,8 @@ def test_incomplete_secret(server: ObjectStore, tmp_path: Path, kind: str, keys:
 def test_secret_that_is_not_mounted(server: ObjectStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "escape").mkdir()
     (tmp_path / "escape" / "token").write_text("x")
-    (tmp_path / "credentials" / "empty" / "..data").mkdir(parents=True)  # what the kubelet leaves for a Secret that is not there
+    # what the kubelet leaves for a Secret that is not there
+    (tmp_path / "credentials" / "empty" / "..data").mkdir(parents=True)
     root = tmp_path / "credentials"
     (root / "a" / "b").mkdir(parents=True)
     error = error_of(server.s3("models/a/m.onnx", name), tmp_path, credentials=root)
@@ -214,7 +239,8 @@ def test_write_once(server: ObjectStore, kind: str, conditional: bool) -> None:
     assert store.size("manifest.json") is None
     assert store.write("manifest.json", b"one", "create")
     again = store.write("manifest.json", b"two", "create")
-    # plain HTTP and old stores know no condition: the last one wins, and find() after it tells what is there
+    # plain HTTP and old stores know no condition: the last one wins, and find() after it tells what
+    # is there
     assert again == (not conditional or kind == "http")
     assert store.read("manifest.json", max_bytes=99) == (b"two" if again else b"one")
     assert store.size("manifest.json") == 3

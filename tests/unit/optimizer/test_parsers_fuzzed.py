@@ -1,4 +1,6 @@
-"""What others wrote and we read: any bytes end in a value or in the error that the reader promises."""
+"""What others wrote and we read: any bytes end in a value or in the error that the reader
+promises.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-CONFIG = {"stores": [{"name": "m", "uri": "s3://m"}], "artifacts": {"name": "a", "uri": "s3://a"}, "images": {"optimizer": "o", "triton": "t"}}
+CONFIG = {
+    "stores": [{"name": "m", "uri": "s3://m"}],
+    "artifacts": {"name": "a", "uri": "s3://a"},
+    "images": {"optimizer": "o", "triton": "t"},
+}
 MANIFEST = {"format": 1, "key": "k", "files": {"model.onnx": {"sha256": "0" * 64, "size": 1, "path": "m"}}}
 RESULT = {
     "reason": "Completed",
@@ -53,7 +59,9 @@ def bent(whole: bytes) -> st.SearchStrategy[bytes]:
             out[where : where if insert else where + len(content)] = content
         return bytes(out)
 
-    return st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=6), st.booleans()), min_size=1, max_size=4).map(change)
+    return st.lists(
+        st.tuples(st.integers(0, 1 << 20), st.binary(max_size=6), st.booleans()), min_size=1, max_size=4
+    ).map(change)
 
 
 def grafted(whole: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -67,14 +75,21 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @FUZZ
-@given(st.binary(max_size=200) | bent(yaml.safe_dump(CONFIG).encode()) | (JSON | grafted(CONFIG)).map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=200)
+    | bent(yaml.safe_dump(CONFIG).encode())
+    | (JSON | grafted(CONFIG)).map(lambda v: json.dumps(v).encode())
+)
 def test_configuration(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with contextlib.suppress(ConfigError):
         assert isinstance(load_config(path), OperatorConfig)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 5000, b"a: &a [*a]", b"!!python/object/apply:os.system [true]", b"\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"[" * 5000, b"a: &a [*a]", b"!!python/object/apply:os.system [true]", b"\x00"],
+)
 def test_configuration_made_to_harm(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError):
@@ -82,18 +97,28 @@ def test_configuration_made_to_harm(path: Path, content: bytes) -> None:
 
 
 @FUZZ
-@given(st.binary(max_size=200) | bent(json.dumps(MANIFEST).encode()) | (JSON | grafted(MANIFEST)).map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary(max_size=200)
+    | bent(json.dumps(MANIFEST).encode())
+    | (JSON | grafted(MANIFEST)).map(lambda v: json.dumps(v).encode())
+)
 def test_manifest(content: bytes) -> None:
     try:
         manifest = artifact.parse_manifest(content, "s3://a/k")
     except JobError as error:
         assert error.reason == "ArtifactCorrupt"
     else:
-        assert all("/" not in file.path and ".." not in file.path.split("/") for file in manifest.files.values())
+        assert all(
+            "/" not in file.path and ".." not in file.path.split("/") for file in manifest.files.values()
+        )
 
 
 @FUZZ
-@given(st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode()) | st.integers(1, 200_000).map(lambda n: b"[" * n))
+@given(
+    st.binary(max_size=200)
+    | JSON.map(lambda v: json.dumps(v).encode())
+    | st.integers(1, 200_000).map(lambda n: b"[" * n)
+)
 def test_report(content: bytes) -> None:
     try:
         assert isinstance(artifact.parse_report(content, "s3://a/k"), dict)
@@ -102,11 +127,18 @@ def test_report(content: bytes) -> None:
 
 
 @FUZZ
-@given(st.text(max_size=200) | bent(json.dumps(RESULT).encode()).map(lambda b: b.decode(errors="replace")) | (JSON | grafted(RESULT)).map(json.dumps))
+@given(
+    st.text(max_size=200)
+    | bent(json.dumps(RESULT).encode()).map(lambda b: b.decode(errors="replace"))
+    | (JSON | grafted(RESULT)).map(json.dumps)
+)
 def test_termination_message(message: str) -> None:
     pod = {
         "metadata": {"name": "p"},
-        "status": {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 10, "message": message}}}]},
+        "status": {
+            "phase": "Failed",
+            "containerStatuses": [{"state": {"terminated": {"exitCode": 10, "message": message}}}],
+        },
     }
     found = ending([pod])
     assert found is not None and (found.exit_code, found.problem) == (10, None)
@@ -114,7 +146,12 @@ def test_termination_message(message: str) -> None:
 
 
 @FUZZ
-@given(st.none() | st.text(max_size=200) | JSON.map(json.dumps) | grafted({"task": "resolve", "source": {"uri": "s3://b/k"}}).map(json.dumps))
+@given(
+    st.none()
+    | st.text(max_size=200)
+    | JSON.map(json.dumps)
+    | grafted({"task": "resolve", "source": {"uri": "s3://b/k"}}).map(json.dumps)
+)
 def test_task(text: str | None) -> None:
     try:
         parse_task(text)
@@ -127,7 +164,9 @@ def test_task(text: str | None) -> None:
     st.binary(max_size=200)
     | bent(labelled(8))
     | st.text(max_size=200).map(lambda text: zipped(("x.npy", npy(text, bytes(64)))))
-    | bent(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4)}", bytes(64))).map(lambda content: zipped(("x.npy", content)))
+    | bent(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4)}", bytes(64))).map(
+        lambda content: zipped(("x.npy", content))
+    )
 )
 def test_data_sets(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -141,7 +180,10 @@ def test_data_sets(path: Path, content: bytes) -> None:
 
 
 @FUZZ
-@given(bent(zipped(("a/m.onnx", b"model"), ("a/w.bin", b"weights"))) | bent(tarred((entry("a/m.onnx"), b"model"), (entry("a/w.bin"), b"weights"))))
+@given(
+    bent(zipped(("a/m.onnx", b"model"), ("a/w.bin", b"weights")))
+    | bent(tarred((entry("a/m.onnx"), b"model"), (entry("a/w.bin"), b"weights")))
+)
 def test_archives(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("unpacked")
     (folder / "in").mkdir()
@@ -162,14 +204,20 @@ def test_models(path: Path, content: bytes) -> None:
 
 
 @FUZZ
-@given(st.binary(max_size=200) | bent(PBTXT + b"max_batch_size: 4 parameters { key: 'a' value { string_value: 'b' } } instance_group { count: 2 }"))
+@given(
+    st.binary(max_size=200)
+    | bent(
+        PBTXT
+        + b"max_batch_size: 4 parameters { key: 'a' value { string_value: 'b' } } instance_group { count: 2 }"
+    )
+)
 def test_configurations_of_others(content: bytes) -> None:
     with contextlib.suppress(JobError):
         found = config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
         assert found.inputs and found.outputs
-        assert config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found, (
-            "what is written is read"
-        )
+        assert (
+            config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found
+        ), "what is written is read"
 
 
 @FUZZ
@@ -191,7 +239,11 @@ def test_engines_of_vllm(path: Path, content: bytes) -> None:
 
 
 @FUZZ
-@given(st.binary(max_size=200) | bent(signed_for("0" * 64)) | JSON.map(lambda v: json.dumps({"dsseEnvelope": v}).encode()))
+@given(
+    st.binary(max_size=200)
+    | bent(signed_for("0" * 64))
+    | JSON.map(lambda v: json.dumps({"dsseEnvelope": v}).encode())
+)
 def test_signatures(content: bytes) -> None:
     with pytest.raises(JobError) as error:
         signature.check(content, SIGNER.public_key(), "1" * 64)

@@ -1,4 +1,6 @@
-"""Sources that other backends of Triton serve as they are: through the Job, into the store, and to where Triton reads them."""
+"""Sources that other backends of Triton serve as they are: through the Job, into the store, and to
+where Triton reads them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,18 @@ from modelrollout.jobs.programs import run
 from modelrollout.optimizer.pipeline.prepare import interface_of
 from modelrollout.optimizer.store import artifact
 from modelrollout.triton.config import parse, pb
-from tests.unit.optimizer.backend_files import CONFIG, IR, MODEL_PY, OPENVINO, PLAN, SAVED_MODEL, TORCHSCRIPT, engine, packed, vllm
+from tests.unit.optimizer.backend_files import (
+    CONFIG,
+    IR,
+    MODEL_PY,
+    OPENVINO,
+    PLAN,
+    SAVED_MODEL,
+    TORCHSCRIPT,
+    engine,
+    packed,
+    vllm,
+)
 from tests.unit.optimizer.hostile import tarred, zipped
 from tests.unit.optimizer.hostile_backends import X, Y
 from tests.unit.optimizer.job_fakes import SALT, ObjectStore, known, object_store
@@ -33,7 +46,9 @@ def store() -> Iterator[ObjectStore]:
         yield server
 
 
-def prepared(store: ObjectStore, model: bytes, backend: str, told: bool = False, code: bool = False, **changes: Any) -> TaskResult:
+def prepared(
+    store: ObjectStore, model: bytes, backend: str, told: bool = False, code: bool = False, **changes: Any
+) -> TaskResult:
     store.objects["/m"] = model
     tensors: dict[str, Any] = {"inputs": (X,), "outputs": (Y,)} if told else {}
     served = Served(backend=backend, code=code, **tensors)
@@ -50,8 +65,21 @@ def placed(store: ObjectStore, result: TaskResult, target: Path) -> dict[str, by
     """What the server finds, by its path below the repository."""
     target.mkdir(exist_ok=True)
     location = store.s3(str(result.artifact_uri).removeprefix("s3://"))
-    run(FetchTask(artifact=location, digest=str(result.artifact_digest), model="digits", number=7, target=str(target)), Progress())
-    return {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file() and not p.is_relative_to(target / ".version")}
+    run(
+        FetchTask(
+            artifact=location,
+            digest=str(result.artifact_digest),
+            model="digits",
+            number=7,
+            target=str(target),
+        ),
+        Progress(),
+    )
+    return {
+        str(p.relative_to(target)): p.read_bytes()
+        for p in target.rglob("*")
+        if p.is_file() and not p.is_relative_to(target / ".version")
+    }
 
 
 def config_of(files: dict[str, bytes]) -> Any:
@@ -62,9 +90,11 @@ def config_of(files: dict[str, bytes]) -> Any:
     ("backend", "model", "told", "words", "names"),
     [
         ("TensorRT", PLAN, True, ("tensorrt", "tensorrt_plan", "model.plan"), ["model.plan"]),
-        ("TensorRT", packed("model.plan", PLAN), False, ("tensorrt", "tensorrt_plan", "model.plan"), ["model.plan"]),
+        ("TensorRT", packed("model.plan", PLAN), False, ("tensorrt", "tensorrt_plan", "model.plan"),
+            ["model.plan"]),
         ("TorchScript", TORCHSCRIPT, True, ("pytorch", "pytorch_libtorch", "model.pt"), ["model.pt"]),
-        ("TorchScript", packed("model.pt", TORCHSCRIPT), False, ("pytorch", "pytorch_libtorch", "model.pt"), ["model.pt"]),
+        ("TorchScript", packed("model.pt", TORCHSCRIPT), False, ("pytorch", "pytorch_libtorch", "model.pt"),
+            ["model.pt"]),
         (
             "SavedModel",
             SAVED_MODEL,
@@ -73,13 +103,21 @@ def config_of(files: dict[str, bytes]) -> Any:
             ["model.savedmodel/saved_model.pb", "model.savedmodel/variables/variables.data-00000-of-00001"],
         ),
         ("OpenVINO", OPENVINO, False, ("openvino", "", "model.xml"), ["model.bin", "model.xml"]),
-        ("OpenVINO", zipped(("model.xml", IR), ("model.bin", bytes(48))), True, ("openvino", "", "model.xml"), ["model.bin", "model.xml"]),
+        ("OpenVINO", zipped(("model.xml", IR), ("model.bin", bytes(48))), True, ("openvino", "", "model.xml"),
+            ["model.bin", "model.xml"]),
         ("Python", MODEL_PY, True, ("python", "", "model.py"), ["model.py"]),
-        ("Python", packed("model.py", MODEL_PY, ("m/1/pre/__init__.py", b""), ("m/1/w.npz", b"w")), False, ("python", "", "model.py"), None),
+        ("Python", packed("model.py", MODEL_PY, ("m/1/pre/__init__.py", b""), ("m/1/w.npz", b"w")), False,
+            ("python", "", "model.py"), None),
     ],
 )  # fmt: skip
 def test_is_served_as_it_is(
-    store: ObjectStore, tmp_path: Path, backend: str, model: bytes, told: bool, words: tuple[str, ...], names: list[str] | None
+    store: ObjectStore,
+    tmp_path: Path,
+    backend: str,
+    model: bytes,
+    told: bool,
+    words: tuple[str, ...],
+    names: list[str] | None,
 ) -> None:
     result = prepared(store, model, backend, told, code=backend == "Python")
     assert result.interface == INTERFACE and result.message == ""
@@ -88,12 +126,18 @@ def test_is_served_as_it_is(
     assert sorted(files) == sorted(["digits/config.pbtxt", *(f"digits/7/{n}" for n in names)])
     config = config_of(files)
     assert (config.backend, config.platform, config.default_model_filename) == words
-    assert [g.count for g in config.instance_group] == [1] and not config.name and not config.HasField("version_policy")
+    assert (
+        [g.count for g in config.instance_group] == [1]
+        and not config.name
+        and not config.HasField("version_policy")
+    )
     assert result.artifact_size_bytes == sum(len(body) for name, body in files.items() if "/7/" in name)
     assert (tmp_path / "r" / ".version").resolve() == tmp_path / "r" / "digits" / "7"
 
 
-def test_the_bytes_are_those_of_the_source_and_a_second_fetch_finds_them(store: ObjectStore, tmp_path: Path) -> None:
+def test_the_bytes_are_those_of_the_source_and_a_second_fetch_finds_them(
+    store: ObjectStore, tmp_path: Path
+) -> None:
     result = prepared(store, OPENVINO, "OpenVINO")
     assert placed(store, result, tmp_path)["digits/7/model.xml"] == IR
     before = len(store.requests)
@@ -106,9 +150,13 @@ def test_the_bytes_are_those_of_the_source_and_a_second_fetch_finds_them(store: 
 def test_equal_work_is_found_and_other_work_is_other(store: ObjectStore) -> None:
     first = prepared(store, PLAN, "TensorRT", told=True)
     again = prepared(store, PLAN, "TensorRT", told=True, recorded=known(first))
-    assert again.reused and again.artifact_digest == first.artifact_digest and again.interface == first.interface
+    assert (
+        again.reused and again.artifact_digest == first.artifact_digest and again.interface == first.interface
+    )
     others = [
-        prepared(store, PLAN, "TensorRT", told=True, recorded=known(first), batching=Batching(max_batch_size=8)),
+        prepared(
+            store, PLAN, "TensorRT", told=True, recorded=known(first), batching=Batching(max_batch_size=8)
+        ),
         prepared(store, PLAN, "TensorRT", told=True, recorded=known(first), target_hardware="H100"),
     ]
     assert not any(r.reused for r in others)
@@ -120,7 +168,12 @@ def test_equal_work_is_found_and_other_work_is_other(store: ObjectStore) -> None
 def test_an_archive_of_any_shape(store: ObjectStore, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:  # as tar czf x.tgz . does, on a Mac
-        for name, content in (("./model.xml", IR), ("./model.bin", bytes(48)), ("./._model.xml", b"mac"), ("./config.pbtxt", CONFIG)):
+        for name, content in (
+            ("./model.xml", IR),
+            ("./model.bin", bytes(48)),
+            ("./._model.xml", b"mac"),
+            ("./config.pbtxt", CONFIG),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -129,7 +182,9 @@ def test_an_archive_of_any_shape(store: ObjectStore, tmp_path: Path) -> None:
 
 
 def test_what_the_backend_does_not_read_is_left_and_told(store: ObjectStore, tmp_path: Path) -> None:
-    result = prepared(store, packed("model.plan", PLAN, ("m/labels.txt", b"a"), ("m/1/notes.md", b"b")), "TensorRT")
+    result = prepared(
+        store, packed("model.plan", PLAN, ("m/labels.txt", b"a"), ("m/1/notes.md", b"b")), "TensorRT"
+    )
     assert "m/labels.txt" in result.message and "notes.md" in result.message
     assert sorted(placed(store, result, tmp_path)) == ["digits/7/model.plan", "digits/config.pbtxt"]
 
@@ -139,7 +194,7 @@ def test_the_authors_config_is_kept_where_only_the_author_knows(store: ObjectSto
     input { name: "x" data_type: TYPE_FP32 dims: [4] } output { name: "scores" data_type: TYPE_FP32 dims: [3] }
     instance_group { count: 2 profile: "1" } optimization { cuda { graphs: true } } parameters { key: "a" value { string_value: "b" } }
     dynamic_batching { preferred_batch_size: [8] max_queue_delay_microseconds: 9 }
-    """
+    """  # noqa: E501
     model = packed("model.plan", PLAN, config=text)
     result = prepared(store, model, "TensorRT")
     config = config_of(placed(store, result, tmp_path / "a"))
@@ -155,15 +210,24 @@ def test_the_authors_config_is_kept_where_only_the_author_knows(store: ObjectSto
 
 
 def test_tensors_of_spec_with_batches(store: ObjectStore, tmp_path: Path) -> None:
-    result = prepared(store, PLAN, "TensorRT", told=True, batching=Batching(max_batch_size=8), instance_kind="KIND_GPU")
+    result = prepared(
+        store, PLAN, "TensorRT", told=True, batching=Batching(max_batch_size=8), instance_kind="KIND_GPU"
+    )
     config = config_of(placed(store, result, tmp_path))
-    assert config.max_batch_size == 8 and [list(t.dims) for t in (*config.input, *config.output)] == [[4], [3]]
+    assert config.max_batch_size == 8 and [list(t.dims) for t in (*config.input, *config.output)] == [
+        [4],
+        [3],
+    ]
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU and result.interface == INTERFACE
 
 
 @pytest.mark.parametrize("folder", ["weights", ".", "./weights/"])
 def test_vllm_has_its_weights_from_the_archive_alone(store: ObjectStore, tmp_path: Path, folder: str) -> None:
-    files = placed(store, prepared(store, vllm(engine(model=folder, tokenizer="weights"), ("config.json", b"{}")), "VLLM"), tmp_path)
+    files = placed(
+        store,
+        prepared(store, vllm(engine(model=folder, tokenizer="weights"), ("config.json", b"{}")), "VLLM"),
+        tmp_path,
+    )
     told = json.loads(files["digits/7/model.json"])
     assert told["model"] == ("/models/.version/." if folder == "." else "/models/.version/weights")
     assert told["tokenizer"] == "/models/.version/weights" and told["max_model_len"] == 512
@@ -171,25 +235,36 @@ def test_vllm_has_its_weights_from_the_archive_alone(store: ObjectStore, tmp_pat
     config = config_of(files)
     assert config.model_transaction_policy.decoupled and config.max_batch_size == 0
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_MODEL
-    assert {"text_input", "sampling_parameters"} <= {t.name for t in config.input} and "text_output" in {t.name for t in config.output}
+    assert {"text_input", "sampling_parameters"} <= {t.name for t in config.input} and "text_output" in {
+        t.name for t in config.output
+    }
 
 
 def test_with_code_allowed_vllm_may_have_any_files_and_arguments(store: ObjectStore, tmp_path: Path) -> None:
-    model = vllm(engine(trust_remote_code=True, worker_cls="a.B"), ("weights/pytorch_model.bin", b"x"), ("weights/modeling.py", b"y"))
+    model = vllm(
+        engine(trust_remote_code=True, worker_cls="a.B"),
+        ("weights/pytorch_model.bin", b"x"),
+        ("weights/modeling.py", b"y"),
+    )
     files = placed(store, prepared(store, model, "VLLM", code=True), tmp_path)
     assert {"digits/7/weights/pytorch_model.bin", "digits/7/weights/modeling.py"} <= files.keys()
     assert json.loads(files["digits/7/model.json"])["worker_cls"] == "a.B"
 
 
 def test_a_config_beside_vllms_model_is_completed(store: ObjectStore, tmp_path: Path) -> None:
-    text = b'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "yes" } } input { name: "text_input" data_type: TYPE_STRING dims: [2] }'
+    text = (
+        b'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "yes" } } input { name:'
+        b' "text_input" data_type: TYPE_STRING dims: [2] }'
+    )
     config = config_of(placed(store, prepared(store, vllm(None, ("config.pbtxt", text)), "VLLM"), tmp_path))
     assert config.parameters["REPORT_CUSTOM_METRICS"].string_value == "yes"
     assert [list(t.dims) for t in config.input if t.name == "text_input"] == [[2]]
 
 
 def test_what_was_prepared_without_permission_runs_no_code_later(store: ObjectStore, tmp_path: Path) -> None:
-    """The name that Triton looks for first is never placed, whatever folder of the archive it lies in."""
+    """The name that Triton looks for first is never placed, whatever folder of the archive it lies
+    in.
+    """
     result = prepared(store, packed("model.plan", PLAN, ("m/libtriton_tensorrt.so", b"x")), "TensorRT")
     assert "libtriton_tensorrt.so" in result.message
     assert not [name for name in placed(store, result, tmp_path) if name.endswith(".so")]
@@ -197,7 +272,10 @@ def test_what_was_prepared_without_permission_runs_no_code_later(store: ObjectSt
 
 def test_strings_and_brain_floats_have_names(store: ObjectStore) -> None:
     store.objects["/m"] = PLAN
-    tensors = (Tensor(name="a", data_type="BYTES", shape=(-1,)), Tensor(name="b", data_type="BF16", shape=(2, 2)))
+    tensors = (
+        Tensor(name="a", data_type="BYTES", shape=(-1,)),
+        Tensor(name="b", data_type="BF16", shape=(2, 2)),
+    )
     task = PrepareTask(
         source=store.http("m"),
         sha256=hashlib.sha256(PLAN).hexdigest(),
@@ -205,14 +283,18 @@ def test_strings_and_brain_floats_have_names(store: ObjectStore) -> None:
         salt=SALT,
         served=Served(backend="TensorRT", inputs=tensors, outputs=(Y,)),
     )
-    assert run(task, Progress()).interface == interface_of(["a: BYTES [n]", "b: BF16 [2, 2]"], ["scores: FP32 [n, 3]"])
+    assert run(task, Progress()).interface == interface_of(
+        ["a: BYTES [n]", "b: BF16 [2, 2]"], ["scores: FP32 [n, 3]"]
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "good"),
     [
-        ("model.plan", True), ("a/b/__init__.py", True), ("variables.data-00000-of-00001", True), ("../x", False), ("a/../x", False), ("/x", False),
-        ("a//x", False), ("a/", False), (".hidden", False), ("a/.hidden", False), ("a b", False), ("a\nb", False), ("", False), ("x\n", False),
+        ("model.plan", True), ("a/b/__init__.py", True), ("variables.data-00000-of-00001", True),
+        ("../x", False), ("a/../x", False), ("/x", False),
+        ("a//x", False), ("a/", False), (".hidden", False), ("a/.hidden", False), ("a b", False),
+        ("a\nb", False), ("", False), ("x\n", False),
         ("a" * 201, False),
     ],
 )  # fmt: skip
@@ -228,6 +310,10 @@ def test_names_in_a_manifest(name: str, good: bool) -> None:
 
 
 def test_a_tar_is_limited_by_what_may_be_fetched(store: ObjectStore) -> None:
-    """An ONNX archive ends at 3 GiB unpacked; weights of a language model may be larger, up to the limit of what is fetched."""
+    """An ONNX archive ends at 3 GiB unpacked; weights of a language model may be larger, up to the
+    limit of what is fetched.
+    """
     info = tarfile.TarInfo("model.plan")
-    assert prepared(store, tarred((info, PLAN)), "TensorRT", told=True, max_bytes=20_000).artifact_size_bytes == len(PLAN)
+    assert prepared(
+        store, tarred((info, PLAN)), "TensorRT", told=True, max_bytes=20_000
+    ).artifact_size_bytes == len(PLAN)

@@ -14,7 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model import runtime as predict_module
 from modelrollout.optimizer.model.inspect import check
-from modelrollout.optimizer.model.runtime import check_label_range, cpu_limit, open_session, predict, scores_or_classes
+from modelrollout.optimizer.model.runtime import (
+    check_label_range,
+    cpu_limit,
+    open_session,
+    predict,
+    scores_or_classes,
+)
 from modelrollout.optimizer.steps.quantize import quantize
 from tests.unit.optimizer.job_fakes import FEATURES, classifier, samples, save
 
@@ -47,7 +53,9 @@ def test_predictions_do_not_depend_on_the_batch(tmp_path: Path, batch: int | str
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_quantization_takes_no_more_threads_than_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool) -> None:
+def test_quantization_takes_no_more_threads_than_the_container_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool
+) -> None:
     seen: list[int] = []
 
     def session(*arguments: Any, **named: Any) -> Any:
@@ -58,7 +66,14 @@ def test_quantization_takes_no_more_threads_than_the_container_may_use(tmp_path:
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(predict_module, "cpu_limit", lambda: 1)
     path = save(classifier(), tmp_path)
-    quantize(path, tmp_path / "q.onnx", check(path), {"x": samples(40)[0]} if calibrated else None, symmetric=False, field="f")
+    quantize(
+        path,
+        tmp_path / "q.onnx",
+        check(path),
+        {"x": samples(40)[0]} if calibrated else None,
+        symmetric=False,
+        field="f",
+    )
     assert seen and set(seen) == {1}, "0 is a thread for every core of the node"
     assert onnxruntime.SessionOptions is options
 
@@ -76,7 +91,15 @@ def test_convention() -> None:
     assert scores_or_classes([one], ["s"], 1, "f")[0].tolist() == [1]
 
 
-@pytest.mark.parametrize("output", [np.ones((3, 1), np.float32), np.ones((3, 2, 2), np.float32), np.ones((), np.float32), np.array(["a", "b", "c"])])
+@pytest.mark.parametrize(
+    "output",
+    [
+        np.ones((3, 1), np.float32),
+        np.ones((3, 2, 2), np.float32),
+        np.ones((), np.float32),
+        np.array(["a", "b", "c"]),
+    ],
+)
 def test_no_classifier(output: np.ndarray) -> None:
     with pytest.raises(JobError) as error:
         scores_or_classes([output], ["o"], 3, "f")
@@ -123,7 +146,9 @@ def test_static_is_smaller_and_says_the_same(tmp_path: Path, symmetric: bool) ->
     assert [o.domain for o in onnx.load(target).opset_import] == [""]
     info = check(target)
     assert (info.inputs, info.outputs, info.quantized) == (check(source).inputs, check(source).outputs, True)
-    zero_points = [numpy_helper.to_array(t) for t in onnx.load(target).graph.initializer if t.name.endswith("zero_point")]
+    zero_points = [
+        numpy_helper.to_array(t) for t in onnx.load(target).graph.initializer if t.name.endswith("zero_point")
+    ]
     assert zero_points
     assert any(z.any() for z in zero_points) != symmetric
 
@@ -137,7 +162,12 @@ def test_equal_work_gives_equal_bytes(tmp_path: Path) -> None:
 
 def test_dynamic(tmp_path: Path) -> None:
     source, target = save(classifier(hidden=1024), tmp_path), tmp_path / "q.onnx"
-    assert quantize(source, target, check(source), None, symmetric=False, field="f")["operators"]["MatMulInteger"] == 2
+    assert (
+        quantize(source, target, check(source), None, symmetric=False, field="f")["operators"][
+            "MatMulInteger"
+        ]
+        == 2
+    )
     x, _ = samples(300)
     assert (classes(target, x) == classes(source, x)).mean() > 0.95
 
@@ -206,7 +236,10 @@ def test_a_loop_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
             helper.make_tensor_value_info("v", TensorProto.FLOAT, ["n", 3]),
         ],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 3])],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 3]),
+        ],
     )
     model = classifier()
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))

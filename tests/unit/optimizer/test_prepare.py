@@ -43,7 +43,17 @@ from modelrollout.optimizer.steps.context import Work
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import Store
 from modelrollout.triton.config import parse, serving_of
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, known, labelled, npz, object_store, samples
+from tests.unit.optimizer.job_fakes import (
+    SALT,
+    ObjectStore,
+    classifier,
+    dataset,
+    known,
+    labelled,
+    npz,
+    object_store,
+    samples,
+)
 
 MODEL = classifier(hidden=1024).SerializeToString()
 
@@ -63,7 +73,10 @@ def task_for(store: ObjectStore, **changes: Any) -> PrepareTask:
         "source": store.s3("models/m.onnx"),
         "sha256": hashlib.sha256(store.objects["/models/m.onnx"]).hexdigest(),
         "steps": (Int8Step(method="Static", calibration=dataset(store.s3("data/calibration.npz"))),),
-        "gate": Gate(data=dataset(store.s3("data/heldout.npz"), slices=("writer",)), metrics=(GateMetric(max_drop=0.02, min=0.8),)),
+        "gate": Gate(
+            data=dataset(store.s3("data/heldout.npz"), slices=("writer",)),
+            metrics=(GateMetric(max_drop=0.02, min=0.8),),
+        ),
         "batching": Batching(max_batch_size=16, max_queue_delay_us=500),
         "artifacts": store.s3("artifacts/team-a/"),
         "salt": SALT,
@@ -71,7 +84,9 @@ def task_for(store: ObjectStore, **changes: Any) -> PrepareTask:
     return PrepareTask(**(fields | changes))
 
 
-def gate_for(store: ObjectStore, *metrics: GateMetric, slices: tuple[str, ...] = ("writer",), **changes: Any) -> Gate:
+def gate_for(
+    store: ObjectStore, *metrics: GateMetric, slices: tuple[str, ...] = ("writer",), **changes: Any
+) -> Gate:
     return Gate(data=dataset(store.s3("data/heldout.npz"), slices=slices, **changes), metrics=metrics)
 
 
@@ -87,14 +102,20 @@ def refusal(task: PrepareTask | FetchTask) -> JobError:
 
 def artifact_objects(store: ObjectStore) -> dict[str, bytes]:
     """Without claims and marks of use, which speak of Jobs and not of artifacts."""
-    return {path: body for path, body in store.objects.items() if path.startswith("/artifacts/") and "/claim-" not in path and "/used." not in path}
+    return {
+        path: body
+        for path, body in store.objects.items()
+        if path.startswith("/artifacts/") and "/claim-" not in path and "/used." not in path
+    }
 
 
 def fetch_task(store: ObjectStore, result: TaskResult, target: Path) -> FetchTask:
     assert result.artifact_uri
     assert result.artifact_digest
     location = store.s3(result.artifact_uri.removeprefix("s3://"))
-    return FetchTask(artifact=location, digest=result.artifact_digest, model="digits", number=7, target=str(target))
+    return FetchTask(
+        artifact=location, digest=result.artifact_digest, model="digits", number=7, target=str(target)
+    )
 
 
 def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None:
@@ -123,7 +144,11 @@ def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None
     assert (config.name, config.max_batch_size) == ("", 16)
     report = json.loads(objects[folder + files["report.json"]["path"]])
     assert (
-        sum(report["gate"]["slices"]["writer"]["0"][k] for k in ("both_right", "only_candidate_right", "only_baseline_right", "both_wrong")) == 1000
+        sum(
+            report["gate"]["slices"]["writer"]["0"][k]
+            for k in ("both_right", "only_candidate_right", "only_baseline_right", "both_wrong")
+        )
+        == 1000
     )
     assert "127.0.0.1" not in json.dumps(report)
     assert [path for verb, path in store.requests if verb == "PUT"][-1].endswith("manifest.json")
@@ -131,40 +156,70 @@ def test_prepared_model_is_small_right_and_described(store: ObjectStore) -> None
 
 def test_what_a_revision_records_is_taken_again_and_nothing_is_fetched_for_it(store: ObjectStore) -> None:
     first = prepared(task_for(store))
-    task = task_for(store, recorded=(Recorded(uri=f"s3://artifacts/team-a/{'0' * 64}", digest="sha256:00"), *known(first)))
+    task = task_for(
+        store, recorded=(Recorded(uri=f"s3://artifacts/team-a/{'0' * 64}", digest="sha256:00"), *known(first))
+    )
     del store.objects["/models/m.onnx"]
     before = artifact_objects(store)
     second = prepared(task)
     assert second.reused and not first.reused
-    assert second.model_copy(update={"reused": False, "seconds": {}}) == first.model_copy(update={"seconds": {}})
+    assert second.model_copy(update={"reused": False, "seconds": {}}) == first.model_copy(
+        update={"seconds": {}}
+    )
     assert artifact_objects(store) == before
 
 
 def forged(store: ObjectStore, folder: str, key: str) -> str:
-    """A whole artifact with code of a stranger's in it, as who can write to the store lays it down; returns its digest."""
-    report = json.dumps({"gate": None, "steps": [], "warnings": [], "sizeBefore": 1, "sizeAfter": 1, "model": {"inputs": [], "outputs": []}}).encode()
+    """A whole artifact with code of a stranger's in it, as who can write to the store lays it down;
+    returns its digest.
+    """
+    report = json.dumps(
+        {
+            "gate": None,
+            "steps": [],
+            "warnings": [],
+            "sizeBefore": 1,
+            "sizeAfter": 1,
+            "model": {"inputs": [], "outputs": []},
+        }
+    ).encode()
     files = {"model.py": b"import os", "config.pbtxt": b'backend: "python"', "report.json": report}
-    entries = {name: artifact.entry_for(name, hashlib.sha256(body).hexdigest(), len(body)) for name, body in files.items()}
+    entries = {
+        name: artifact.entry_for(name, hashlib.sha256(body).hexdigest(), len(body))
+        for name, body in files.items()
+    }
     manifest = artifact.Manifest(key=key, files=entries).encoded()
-    store.objects |= {f"/{folder}/{entry.path}": files[name] for name, entry in entries.items()} | {f"/{folder}/manifest.json": manifest}
+    store.objects |= {f"/{folder}/{entry.path}": files[name] for name, entry in entries.items()} | {
+        f"/{folder}/manifest.json": manifest
+    }
     return artifact.digest_of(manifest)
 
 
 def test_what_somebody_laid_under_the_key_is_never_taken(store: ObjectStore) -> None:
-    """The audit's attack: the key of the work can be computed, and who can write to the store writes there what he likes."""
+    """The audit's attack: the key of the work can be computed, and who can write to the store
+    writes there what he likes.
+    """
     task = task_for(store)
     key = key_of(inputs_of(task, data_digests(store)))
     digest = forged(store, f"artifacts/team-a/{key}", key)
     gone = task.model_copy(update={"sha256": "0" * 64})
     forged(store, f"artifacts/team-a/{key_of(inputs_of(gone, data_digests(store)))}", key)
     result = prepared(task)
-    assert (result.reused, result.artifact_digest == digest, result.metrics[0].verdict) == (False, False, "Successful")
+    assert (result.reused, result.artifact_digest == digest, result.metrics[0].verdict) == (
+        False,
+        False,
+        "Successful",
+    )
     assert str(result.artifact_uri).startswith(f"s3://artifacts/team-a/{key}-{SALT}-")
-    assert refusal(gone).reason == "DigestMismatch", "the source is fetched and compared, whatever lies in the store"
+    assert refusal(gone).reason == "DigestMismatch", (
+        "the source is fetched and compared, whatever lies in the store"
+    )
 
 
 @pytest.mark.parametrize("how", ["another manifest", "no manifest", "a file of another size"])
-def test_what_is_recorded_and_no_longer_there_is_made_anew(store: ObjectStore, tmp_path: Path, how: str) -> None:
+def test_what_is_recorded_and_no_longer_there_is_made_anew(
+    store: ObjectStore, tmp_path: Path, how: str
+) -> None:
     first = prepared(task_for(store))
     folder = str(first.artifact_uri).removeprefix("s3://")
     if how == "another manifest":
@@ -174,7 +229,11 @@ def test_what_is_recorded_and_no_longer_there_is_made_anew(store: ObjectStore, t
     else:
         store.objects[next(path for path in store.objects if "/model-" in path)] = b"short"
     again = prepared(task_for(store, recorded=known(first)))
-    assert not again.reused and again.artifact_uri != first.artifact_uri and again.artifact_digest == first.artifact_digest
+    assert (
+        not again.reused
+        and again.artifact_uri != first.artifact_uri
+        and again.artifact_digest == first.artifact_digest
+    )
     run(fetch_task(store, again, tmp_path), Progress())
 
 
@@ -205,16 +264,33 @@ def test_a_try_is_not_in_the_way_of_the_next(store: ObjectStore) -> None:
     """A pod that had published before its node was lost, and the next one of the same Job."""
     first, second = prepared(task_for(store)), prepared(task_for(store))
     assert first.artifact_uri != second.artifact_uri and first.artifact_digest == second.artifact_digest
-    assert all(task_for(store).may_answer(str(r.artifact_uri), str(r.artifact_digest)) for r in (first, second))
+    assert all(
+        task_for(store).may_answer(str(r.artifact_uri), str(r.artifact_digest)) for r in (first, second)
+    )
 
 
 def test_a_job_answers_for_its_own_folders_and_for_what_it_was_told_of() -> None:
     found = Recorded(uri="s3://a/ml/" + "1" * 64, digest="sha256:1")
-    task = PrepareTask(source=Location(uri="s3://m/m"), sha256="0" * 64, artifacts=Location(uri="s3://a/ml"), salt=SALT, recorded=(found,))
+    task = PrepareTask(
+        source=Location(uri="s3://m/m"),
+        sha256="0" * 64,
+        artifacts=Location(uri="s3://a/ml"),
+        salt=SALT,
+        recorded=(found,),
+    )
     own = f"s3://a/ml/{'2' * 64}-{SALT}-0123abcd"
     assert task.may_answer(own, "sha256:2") and task.may_answer(found.uri, found.digest)
-    others = [own.replace("/ml/", "/other/"), own.replace(SALT, "0" * 16), own + "/..", f"s3://a/ml/{'2' * 64}", own.replace("2" * 64, "x"), ""]
-    assert not any(task.may_answer(uri, "sha256:2") for uri in others) and not task.may_answer(found.uri, "sha256:2")
+    others = [
+        own.replace("/ml/", "/other/"),
+        own.replace(SALT, "0" * 16),
+        own + "/..",
+        f"s3://a/ml/{'2' * 64}",
+        own.replace("2" * 64, "x"),
+        "",
+    ]
+    assert not any(task.may_answer(uri, "sha256:2") for uri in others) and not task.may_answer(
+        found.uri, "sha256:2"
+    )
 
 
 def test_key_holds_what_matters_and_no_places(store: ObjectStore) -> None:
@@ -267,7 +343,11 @@ def test_gate_refuses_a_proven_loss(store: ObjectStore) -> None:
     store.objects["/data/calibration.npz"] = npz(x=samples(200, 5)[0] / 1000)
     error = refusal(task_for(store))
     assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyLow")
-    error = refusal(task_for(store, gate=Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.02),))))
+    error = refusal(
+        task_for(
+            store, gate=Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.02),))
+        )
+    )
     assert (error.code, error.reason) == (ExitCode.GATE_FAILED, "AccuracyDrop")
     evidence = error.result()
     assert evidence.drop_interval is not None
@@ -301,18 +381,74 @@ X, Y = samples(100)
         ("/models/m.onnx", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.model.uri"),
         ("/models/m.onnx", MODEL[:-1], ExitCode.BAD_INPUT, "DigestMismatch", "spec.model.uri"),
         ("/data/heldout.npz", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.optimization.gate.data.uri"),
-        ("/data/heldout.npz", labelled(50)[:-40], ExitCode.BAD_INPUT, "DataNotNpz", "spec.optimization.gate.data.uri"),
-        ("/data/heldout.npz", npz(x=X), ExitCode.BAD_INPUT, "LabelsMissing", "spec.optimization.gate.data.labels"),
-        ("/data/heldout.npz", npz(x=X, labels=Y), ExitCode.BAD_INPUT, "SliceInvalid", "spec.optimization.gate.data.slices"),
-        ("/data/heldout.npz", npz(x=X[:, :3], labels=Y, writer=Y), ExitCode.BAD_INPUT, "DataShapeMismatch", "spec.optimization.gate.data.uri"),
-        ("/data/heldout.npz", npz(x=X, labels=Y + 1, writer=Y), ExitCode.BAD_INPUT, "LabelsOutOfRange", "spec.optimization.gate.data.labels"),
-        ("/data/heldout.npz", npz(x=X * np.nan, labels=Y, writer=Y), ExitCode.BAD_INPUT, "DataNotFinite", "spec.optimization.gate.data.uri"),
-        ("/data/calibration.npz", None, ExitCode.BAD_INPUT, "ObjectMissing", "spec.optimization.steps[0].int8.calibration.uri"),
-        ("/data/calibration.npz", npz(labels=Y), ExitCode.BAD_INPUT, "DataInputMissing", "spec.optimization.steps[0].int8.calibration.uri"),
-        ("/data/calibration.npz", npz(x=X * np.inf), ExitCode.BAD_INPUT, "DataNotFinite", "spec.optimization.steps[0].int8.calibration.uri"),
+        (
+            "/data/heldout.npz",
+            labelled(50)[:-40],
+            ExitCode.BAD_INPUT,
+            "DataNotNpz",
+            "spec.optimization.gate.data.uri",
+        ),
+        (
+            "/data/heldout.npz",
+            npz(x=X),
+            ExitCode.BAD_INPUT,
+            "LabelsMissing",
+            "spec.optimization.gate.data.labels",
+        ),
+        (
+            "/data/heldout.npz",
+            npz(x=X, labels=Y),
+            ExitCode.BAD_INPUT,
+            "SliceInvalid",
+            "spec.optimization.gate.data.slices",
+        ),
+        (
+            "/data/heldout.npz",
+            npz(x=X[:, :3], labels=Y, writer=Y),
+            ExitCode.BAD_INPUT,
+            "DataShapeMismatch",
+            "spec.optimization.gate.data.uri",
+        ),
+        (
+            "/data/heldout.npz",
+            npz(x=X, labels=Y + 1, writer=Y),
+            ExitCode.BAD_INPUT,
+            "LabelsOutOfRange",
+            "spec.optimization.gate.data.labels",
+        ),
+        (
+            "/data/heldout.npz",
+            npz(x=X * np.nan, labels=Y, writer=Y),
+            ExitCode.BAD_INPUT,
+            "DataNotFinite",
+            "spec.optimization.gate.data.uri",
+        ),
+        (
+            "/data/calibration.npz",
+            None,
+            ExitCode.BAD_INPUT,
+            "ObjectMissing",
+            "spec.optimization.steps[0].int8.calibration.uri",
+        ),
+        (
+            "/data/calibration.npz",
+            npz(labels=Y),
+            ExitCode.BAD_INPUT,
+            "DataInputMissing",
+            "spec.optimization.steps[0].int8.calibration.uri",
+        ),
+        (
+            "/data/calibration.npz",
+            npz(x=X * np.inf),
+            ExitCode.BAD_INPUT,
+            "DataNotFinite",
+            "spec.optimization.steps[0].int8.calibration.uri",
+        ),
     ],
 )
-def test_bad_input_names_the_field(store: ObjectStore, path: str, content: bytes | None, code: ExitCode, reason: str, field: str) -> None:
+def test_bad_input_names_the_field(
+    store: ObjectStore, path: str, content: bytes | None, code: ExitCode, reason: str, field: str
+) -> None:
     task = task_for(store)
     if content is None:
         del store.objects[path]
@@ -352,7 +488,9 @@ def test_store_that_refuses_writes(store: ObjectStore, monkeypatch: pytest.Monke
 def data_digests(store: ObjectStore) -> dict[str, str]:
     return {
         "spec.optimization.gate.data": hashlib.sha256(store.objects["/data/heldout.npz"]).hexdigest(),
-        "spec.optimization.steps[0].int8.calibration": hashlib.sha256(store.objects["/data/calibration.npz"]).hexdigest(),
+        "spec.optimization.steps[0].int8.calibration": (
+            hashlib.sha256(store.objects["/data/calibration.npz"]).hexdigest()
+        ),
     }
 
 
@@ -360,7 +498,12 @@ def test_fetch_places_a_repository_that_triton_reads(store: ObjectStore, tmp_pat
     result = prepared(task_for(store))
     (tmp_path / ".fetch-of-a-killed-run").mkdir()
     first = run(fetch_task(store, result, tmp_path), Progress())
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["digits", "digits/7", "digits/7/model.onnx", "digits/config.pbtxt"]
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
+        "digits",
+        "digits/7",
+        "digits/7/model.onnx",
+        "digits/config.pbtxt",
+    ]
     assert oct((tmp_path / "digits").stat().st_mode)[-3:] == "755"
     assert not first.reused
     assert not (tmp_path / "digits" / "config.pbtxt").read_text().startswith("name:")
@@ -368,7 +511,9 @@ def test_fetch_places_a_repository_that_triton_reads(store: ObjectStore, tmp_pat
     before = len(store.requests)
     again = run(fetch_task(store, result, tmp_path), Progress())
     assert again.reused
-    assert [path for _, path in store.requests[before:]] == [f"/{str(result.artifact_uri).removeprefix('s3://')}/manifest.json"]
+    assert [path for _, path in store.requests[before:]] == [
+        f"/{str(result.artifact_uri).removeprefix('s3://')}/manifest.json"
+    ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed"])
@@ -393,7 +538,9 @@ def test_fetch_writes_what_tuning_chose_into_the_checked_config(store: ObjectSto
     run(plain, Progress())
     stored = path.read_text()
     assert not run(tuned, Progress()).reused, "another configuration lies there"
-    assert serving_of(parse(path.read_text())) == tuned.serving and parse(path.read_text()).max_batch_size == 32
+    assert (
+        serving_of(parse(path.read_text())) == tuned.serving and parse(path.read_text()).max_batch_size == 32
+    )
     assert run(tuned, Progress()).reused, "a second run finds what it would write"
     run(plain, Progress())
     assert path.read_text() == stored
@@ -433,7 +580,9 @@ def _lose_model(store: ObjectStore, folder: str) -> None:
         (_lose_model, "ObjectMissing"),
     ],
 )
-def test_fetch_serves_nothing_that_was_not_proven(store: ObjectStore, tmp_path: Path, damage: Any, reason: str) -> None:
+def test_fetch_serves_nothing_that_was_not_proven(
+    store: ObjectStore, tmp_path: Path, damage: Any, reason: str
+) -> None:
     result = prepared(task_for(store))
     task = fetch_task(store, result, tmp_path)
     damage(store, "/" + str(result.artifact_uri).removeprefix("s3://") + "/")
@@ -444,9 +593,17 @@ def test_fetch_serves_nothing_that_was_not_proven(store: ObjectStore, tmp_path: 
 
 def test_manifest_cannot_leave_its_folder(store: ObjectStore, tmp_path: Path) -> None:
     entry = {"sha256": "0" * 64, "size": 1, "path": "../../secret"}
-    content = json.dumps({"format": 1, "key": "k", "files": {"model.onnx": entry, "config.pbtxt": entry, "report.json": entry}}).encode()
+    content = json.dumps(
+        {"format": 1, "key": "k", "files": {"model.onnx": entry, "config.pbtxt": entry, "report.json": entry}}
+    ).encode()
     store.objects["/artifacts/k/manifest.json"] = content
-    task = FetchTask(artifact=store.s3("artifacts/k"), digest=hashlib.sha256(content).hexdigest(), model="m", number=1, target=str(tmp_path))
+    task = FetchTask(
+        artifact=store.s3("artifacts/k"),
+        digest=hashlib.sha256(content).hexdigest(),
+        model="m",
+        number=1,
+        target=str(tmp_path),
+    )
     assert refusal(task).reason == "ArtifactCorrupt"
     assert refusal(task.model_copy(update={"model": "../m"})).reason == "TaskInvalid"
 
@@ -468,9 +625,12 @@ def test_a_large_interface_leaves_room_in_the_termination_message() -> None:
 
 def test_a_pruned_model_is_trained_gated_and_published(store: ObjectStore) -> None:
     store.objects["/data/training.npz"] = labelled(1500, seed=8)
-    training = Training(data=dataset(store.s3("data/training.npz")), epochs=1, learning_rate=0.01, batch_size=64)
+    training = Training(
+        data=dataset(store.s3("data/training.npz")), epochs=1, learning_rate=0.01, batch_size=64
+    )
     int8 = Int8Step(method="Static", calibration=dataset(store.s3("data/calibration.npz")))
-    gate = Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.06),))  # one short epoch
+    # one short epoch
+    gate = Gate(data=dataset(store.s3("data/heldout.npz")), metrics=(GateMetric(max_drop=0.06),))
     task = task_for(store, steps=(PruneStep(sparsity=0.5, training=training), int8), gate=gate)
     result = prepared(task)
     assert result.artifact_size_bytes is not None and result.artifact_size_bytes < 0.4 * len(MODEL)
@@ -490,7 +650,12 @@ def custom() -> bytes:
 @pytest.mark.parametrize(
     ("content", "sha256", "reason", "says"),
     [
-        (classifier(hidden=8).SerializeToString(), "0" * 64, "DigestMismatch", "correct spec.optimization.steps[0].distill.student.sha256"),
+        (
+            classifier(hidden=8).SerializeToString(),
+            "0" * 64,
+            "DigestMismatch",
+            "correct spec.optimization.steps[0].distill.student.sha256",
+        ),
         (pickle.dumps([1]), None, "PickleRefused", "any code"),
         (custom(), None, "CustomOperator", "'mine'"),
         (classifier(hidden=8).SerializeToString()[:-20], None, "ModelTruncated", "upload it again"),
@@ -508,7 +673,9 @@ def test_a_student_is_checked_like_the_model_before_anything_is_trained(
     assert error.message.startswith("spec.optimization.steps[0].distill.student.uri: ")
 
 
-def test_steps_get_the_smallest_budget_of_the_gate(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_get_the_smallest_budget_of_the_gate(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[float | None] = []
     real = steps.run
 
@@ -518,7 +685,11 @@ def test_steps_get_the_smallest_budget_of_the_gate(store: ObjectStore, monkeypat
 
     monkeypatch.setattr(steps, "run", spied)
     for metrics in (
-        (GateMetric(max_drop=0.05), GateMetric(name="f1", max_drop=0.02), GateMetric(name="auc", max_drop=0.04)),
+        (
+            GateMetric(max_drop=0.05),
+            GateMetric(name="f1", max_drop=0.02),
+            GateMetric(name="auc", max_drop=0.04),
+        ),
         (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),
     ):
         prepared(task_for(store, gate=gate_for(store, *metrics)))
@@ -536,8 +707,13 @@ def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:
         {"training": training.model_copy(update={"epochs": 4})},
     ]
     digests = {"spec.optimization.gate.data": "a", where: "b"}
-    keys = [key_of(inputs_of(task_for(store, steps=(step,)), digests)) for step in (one, *(one.model_copy(update=c) for c in changes))]
+    keys = [
+        key_of(inputs_of(task_for(store, steps=(step,)), digests))
+        for step in (one, *(one.model_copy(update=c) for c in changes))
+    ]
     keys.append(key_of(inputs_of(task_for(store, steps=(one,)), digests | {where: "c"})))
     assert len(set(keys)) == len(changes) + 2
-    moved = one.model_copy(update={"training": training.model_copy(update={"data": dataset(store.s3("elsewhere/t.npz"))})})
+    moved = one.model_copy(
+        update={"training": training.model_copy(update={"data": dataset(store.s3("elsewhere/t.npz"))})}
+    )
     assert key_of(inputs_of(task_for(store, steps=(moved,)), digests)) == keys[0]

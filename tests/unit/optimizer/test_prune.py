@@ -1,4 +1,6 @@
-"""Pruning: what is cut belongs together, what goes is what matters least, and nothing else changes."""
+"""Pruning: what is cut belongs together, what goes is what matters least, and nothing else
+changes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.unit.optimizer.network_fakes import dense, depthwise, images, plain, 
 pytestmark = pytest.mark.slow
 
 NETWORKS = (plain, residual, depthwise, dense)
-SOME = Training(data=DataSet(location=Location(uri="s3://data/training.npz")), epochs=2, learning_rate=0.01, batch_size=32)
+SOME = Training(
+    data=DataSet(location=Location(uri="s3://data/training.npz")), epochs=2, learning_rate=0.01, batch_size=32
+)
 
 
 def scores(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -41,7 +45,9 @@ def silenced(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.Mod
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.ModelProto]) -> None:
-    """Removing channels whose outgoing weights are all zero changes no answer, whatever lies on the way."""
+    """Removing channels whose outgoing weights are all zero changes no answer, whatever lies on the
+    way.
+    """
     model = network()
     channels = Channels(infer_shapes(model))
     rng = np.random.default_rng(0)
@@ -64,7 +70,9 @@ def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.Mode
     x = images(16).inputs["x"]
     assert np.allclose(scores(cut, x), scores(deaf, x), atol=1e-5)
     assert len(cut.SerializeToString()) < 0.7 * len(model.SerializeToString())
-    left = sum(numpy_helper.to_array(t).size for t in cut.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    left = sum(
+        numpy_helper.to_array(t).size for t in cut.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+    )
     assert left == channels.weights_left({space: len(kept) for space, kept in keep.items()})
 
 
@@ -80,17 +88,20 @@ def test_as_much_goes_as_is_asked_for(network: Callable[[], onnx.ModelProto], sp
 
 def test_shared_channels_go_together_and_outputs_stay() -> None:
     channels = Channels(infer_shapes(residual()))
-    assert sorted(channels.free().values()) == [32, 48]  # the two branches of the sum are one space, the classes none
+    # the two branches of the sum are one space, the classes none
+    assert sorted(channels.free().values()) == [32, 48]
 
 
 def test_what_is_not_understood_keeps_its_channels() -> None:
     model = plain()
     relu = next(n for n in model.graph.node if n.op_type == "Relu")
-    relu.op_type = "Softmax"  # over the last axis by default, but no operator that works channel by channel
+    # over the last axis by default, but no operator that works channel by channel
+    relu.op_type = "Softmax"
     assert len(Channels(infer_shapes(model)).free()) == len(Channels(infer_shapes(plain())).free()) - 1
     shared = plain()
     convs = [n for n in shared.graph.node if n.op_type == "Gemm"]
-    shared.graph.node.append(helper.make_node("Identity", [convs[0].input[1]], ["spy"]))  # another reader of the weight
+    # another reader of the weight
+    shared.graph.node.append(helper.make_node("Identity", [convs[0].input[1]], ["spy"]))
     assert len(Channels(infer_shapes(shared)).free()) < len(Channels(infer_shapes(plain())).free())
 
 
@@ -119,7 +130,8 @@ def test_what_was_pruned_is_learned_again(tmp_path: Path, importance: str) -> No
     test = images(400, seed=6)
     right = scores(onnx.load(w.target), test.inputs["x"]).argmax(1) == test.labels
     assert right.mean() > 0.7  # untrained: a quarter
-    if importance == "Activation":  # which takes all that Magnitude does; every training is compiled anew
+    # which takes all that Magnitude does; every training is compiled anew
+    if importance == "Activation":
         again = prune(step, work(source, data=data, target=tmp_path / "again.onnx"))
         assert again == done
         assert (tmp_path / "again.onnx").read_bytes() == w.target.read_bytes()
@@ -128,7 +140,9 @@ def test_what_was_pruned_is_learned_again(tmp_path: Path, importance: str) -> No
 def test_zeros_stay_zeros_when_trained(tmp_path: Path) -> None:
     warnings: list[str] = []
     w = work(save(plain(), tmp_path), data={"training.data": images(256)}, warnings=warnings)
-    done = prune(PruneStep(sparsity=0.8, granularity="Unstructured", importance="Activation", training=SOME), w)
+    done = prune(
+        PruneStep(sparsity=0.8, granularity="Unstructured", importance="Activation", training=SOME), w
+    )
     model = onnx.load(w.target)
     weights = [numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) > 1]
     zeros, total = sum(int((v == 0).sum()) for v in weights), sum(v.size for v in weights)

@@ -1,4 +1,6 @@
-"""docs/reasons.md lists every reason of the Jobs with its exit code, and none that no code gives."""
+"""docs/reasons.md lists every reason of the Jobs with its exit code, and none that no code
+gives.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,17 @@ from pathlib import Path
 from modelrollout.contract.tasks import ExitCode
 
 ROOT = Path(__file__).parents[3]
-SOURCES = [f for folder in ("jobs", "optimizer", "evaluator") for f in sorted((ROOT / "operator" / "modelrollout" / folder).rglob("*.py"))]
-HELPERS = {"bad_input": ExitCode.BAD_INPUT, "denied": ExitCode.DENIED, "retryable": ExitCode.RETRYABLE, "refused": ExitCode.BAD_INPUT}
+SOURCES = [
+    f
+    for folder in ("jobs", "optimizer", "evaluator")
+    for f in sorted((ROOT / "operator" / "modelrollout" / folder).rglob("*.py"))
+]
+HELPERS = {
+    "bad_input": ExitCode.BAD_INPUT,
+    "denied": ExitCode.DENIED,
+    "retryable": ExitCode.RETRYABLE,
+    "refused": ExitCode.BAD_INPUT,
+}
 # named by data: the gate's decisions, and results that are no errors
 OTHERS = {
     ("Completed", 0),
@@ -32,7 +43,9 @@ def words(node: ast.expr) -> list[str]:
 
 def given() -> set[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
-    for call in (n for f in SOURCES for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Call) and n.args):
+    for call in (
+        n for f in SOURCES for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Call) and n.args
+    ):
         name = call.func.id if isinstance(call.func, ast.Name) else ""
         if name in HELPERS:
             found |= {(word, int(HELPERS[name])) for word in words(call.args[0])}

@@ -1,4 +1,6 @@
-"""A store leads nowhere but where the operator's configuration says: seen with real servers on this machine, without a packet to any other."""
+"""A store leads nowhere but where the operator's configuration says: seen with real servers on this
+machine, without a packet to any other.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ FIELD = "spec.model.uri"
 
 @pytest.fixture(autouse=True)
 def packets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Addresses that anything in this process connects to; none but this machine's is let through."""
+    """Addresses that anything in this process connects to; none but this machine's is let
+    through.
+    """
     seen: list[str] = []
     connect = socket.socket.connect
 
@@ -69,7 +73,10 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     def told(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         if host not in known:
             return ask(host, port, *args, **kwargs)
-        kinds = [(socket.AF_INET6 if ":" in a else socket.AF_INET, (a, port, 0, 0) if ":" in a else (a, port)) for a in known[host]]
+        kinds = [
+            (socket.AF_INET6 if ":" in a else socket.AF_INET, (a, port, 0, 0) if ":" in a else (a, port))
+            for a in known[host]
+        ]
         return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in kinds]
 
     monkeypatch.setattr(socket, "getaddrinfo", told)
@@ -98,7 +105,9 @@ def test_another_host_is_not_asked(server: ObjectStore, other: ObjectStore, stat
     assert other.requests == []
 
 
-def test_a_host_that_is_named_is_asked_without_what_opens_the_store(server: ObjectStore, other: ObjectStore, tmp_path: Path) -> None:
+def test_a_host_that_is_named_is_asked_without_what_opens_the_store(
+    server: ObjectStore, other: ObjectStore, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "token").write_text("s3cret")
     server.redirects["/m.onnx"] = f"{other.url}/elsewhere/m.onnx?sig=1"
@@ -114,7 +123,13 @@ def test_a_host_that_is_named_is_asked_without_what_opens_the_store(server: Obje
 
 
 def test_a_name_holds_for_its_prefix_only(server: ObjectStore, other: ObjectStore) -> None:
-    for path in ("/elsewhere-2/m.onnx", "/m.onnx", "/elsewhere/../m.onnx", "/elsewhere/%2e%2e/m.onnx", "/elsewhere"):
+    for path in (
+        "/elsewhere-2/m.onnx",
+        "/m.onnx",
+        "/elsewhere/../m.onnx",
+        "/elsewhere/%2e%2e/m.onnx",
+        "/elsewhere",
+    ):
         server.redirects["/m.onnx"] = other.url + path
         refused(server.http("m.onnx", leads_to=(f"{server.url}/", f"{other.url}/elsewhere/")))
     assert other.requests == []
@@ -123,14 +138,27 @@ def test_a_name_holds_for_its_prefix_only(server: ObjectStore, other: ObjectStor
 def test_its_own_host_within_the_store(server: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "token").write_text("s3cret")
-    for location in ("m.onnx", "/models/m.onnx", f"{server.url}/models/m.onnx", f"{server.url}/models/m.onnx#part"):
+    for location in (
+        "m.onnx",
+        "/models/m.onnx",
+        f"{server.url}/models/m.onnx",
+        f"{server.url}/models/m.onnx#part",
+    ):
         server.redirects["/models/latest"] = location
         assert read(server.http("models/latest", "mine", (f"{server.url}/models/",)), tmp_path) == b"model"
     assert all(headers["authorization"] == "Bearer s3cret" for headers in server.headers)
 
 
 @pytest.mark.parametrize(
-    "location", ["/secrets/x", "../secrets/x", "..%2fsecrets/x", "/models/%2e%2e/secrets/x", "/models/./../secrets/x", "/models"]
+    "location",
+    [
+        "/secrets/x",
+        "../secrets/x",
+        "..%2fsecrets/x",
+        "/models/%2e%2e/secrets/x",
+        "/models/./../secrets/x",
+        "/models",
+    ],
 )
 def test_its_own_host_outside_of_the_store(server: ObjectStore, location: str) -> None:
     server.objects["/secrets/x"] = b"no model"
@@ -151,11 +179,18 @@ def test_chains_end(server: ObjectStore) -> None:
     everywhere = (f"{server.url}/",)
     assert read(server.http("models/0", leads_to=everywhere)) == b"at last"
     server.redirects["/models/before"] = "/models/0"
-    assert f"after {http_client.MOST_REDIRECTS} redirects" in refused(server.http("models/before", leads_to=everywhere))
+    assert f"after {http_client.MOST_REDIRECTS} redirects" in refused(
+        server.http("models/before", leads_to=everywhere)
+    )
 
 
 def test_circles_end(server: ObjectStore) -> None:
-    server.redirects |= {"/models/a": "/models/b", "/models/b": "/models/a", "/models/self": "", "/models/same": "/models/same"}
+    server.redirects |= {
+        "/models/a": "/models/b",
+        "/models/b": "/models/a",
+        "/models/self": "",
+        "/models/same": "/models/same",
+    }
     for name in ("a", "self", "same"):
         server.requests.clear()
         refused(server.http(f"models/{name}", leads_to=(f"{server.url}/",)))
@@ -207,7 +242,18 @@ def test_a_name_that_leads_there_is_not_asked_though_it_is_named(
     assert set(packets) == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("address", ["192.168.1.1", "10.0.0.1", "100.64.0.1", "8.8.8.8", "fd00::1", "2001:4860:4860::8888", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "192.168.1.1",
+        "10.0.0.1",
+        "100.64.0.1",
+        "8.8.8.8",
+        "fd00::1",
+        "2001:4860:4860::8888",
+        "64:ff9b::808:808",
+    ],
+)
 def test_other_addresses_are_for_the_configuration_to_say(address: str) -> None:
     assert not http_client.near(address)
 
@@ -247,7 +293,9 @@ STRANGE = (
 
 @pytest.mark.parametrize("location", STRANGE, ids=[repr(s[:30]) for s in STRANGE])
 def test_strange_places(server: ObjectStore, location: str) -> None:
-    server.redirects["/m.onnx"] = location.replace("{host}", server.url.removeprefix("http://")).encode().decode("latin-1")
+    server.redirects["/m.onnx"] = (
+        location.replace("{host}", server.url.removeprefix("http://")).encode().decode("latin-1")
+    )
     told = refused(server.http("m.onnx", leads_to=(f"{server.url}/models/",)))
     assert "hunter2" not in told and len(told) < 1000
 
@@ -276,8 +324,12 @@ def test_what_is_written_is_led_nowhere(server: ObjectStore, other: ObjectStore)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-def test_s3_is_led_nowhere_and_keeps_its_session(server: ObjectStore, other: ObjectStore, tmp_path: Path, status: int) -> None:
-    """obstore by itself takes what lies there for the object, and sends the session's token along."""
+def test_s3_is_led_nowhere_and_keeps_its_session(
+    server: ObjectStore, other: ObjectStore, tmp_path: Path, status: int
+) -> None:
+    """obstore by itself takes what lies there for the object, and sends the session's token
+    along.
+    """
     folder = tmp_path / "keys"
     folder.mkdir()
     for key, value in (("ACCESS_KEY_ID", "AKIA"), ("SECRET_ACCESS_KEY", "sk-1"), ("SESSION_TOKEN", "st-1")):
@@ -297,7 +349,13 @@ def test_s3_is_led_nowhere_and_keeps_its_session(server: ObjectStore, other: Obj
 def test_s3_says_so_that_the_bucket_is_elsewhere(server: ObjectStore) -> None:
     for status, body in (
         (301, b"<Error><Code>PermanentRedirect</Code></Error>"),
-        (400, b"<Error><Code>AuthorizationQueryParametersError</Code><Message>the region 'us-east-1' is wrong</Message></Error>"),
+        (
+            400,
+            (
+                b"<Error><Code>AuthorizationQueryParametersError</Code><Message>the region 'us-east-1' is"
+                b" wrong</Message></Error>"
+            ),
+        ),
     ):
         server.statuses["/models/m.onnx"] = (status, body)
         with pytest.raises(JobError) as error:
@@ -317,7 +375,10 @@ def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.UTC)
         alternatives = x509.SubjectAlternativeName(
-            [x509.DNSName(name), *([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if name == "own" else [])]
+            [
+                x509.DNSName(name),
+                *([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if name == "own" else []),
+            ]
         )
         certificate = (
             x509.CertificateBuilder()
@@ -336,7 +397,10 @@ def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
             file.write(pem)
         own = tmp_path / f"{name}.pem"
         own.write_bytes(
-            pem + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+            pem
+            + key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(own)
@@ -364,9 +428,14 @@ def test_http_may_become_https(certified: Callable[[str], ssl.SSLContext], serve
 
 
 def test_a_named_host_must_prove_its_name(
-    certified: Callable[[str], ssl.SSLContext], names: dict[str, list[str]], server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    certified: Callable[[str], ssl.SSLContext],
+    names: dict[str, list[str]],
+    server: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The connection goes to the address that was looked at, the certificate and the Host header are those of the name."""
+    """The connection goes to the address that was looked at, the certificate and the Host header
+    are those of the name.
+    """
     monkeypatch.setattr(http_client, "near", lambda address: False)
     names |= {"cdn.example.com": ["127.0.0.1"], "other.example.com": ["127.0.0.1"]}
     with object_store(certified("cdn.example.com")) as cdn:
@@ -381,7 +450,9 @@ def test_a_named_host_must_prove_its_name(
         assert error.value.reason == "CertificateRefused"
 
 
-def test_a_certificate_that_nobody_trusts(certified: Callable[[str], ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_nobody_trusts(
+    certified: Callable[[str], ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with object_store(certified("own")) as secure:
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(JobError) as error:
@@ -402,7 +473,15 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Flaky, Location]]:
     monkeypatch.setattr(
         fetch,
         "RETRY",
-        {**fetch.RETRY, "max_retries": 6, "backoff": {"init_backoff": datetime.timedelta(0), "max_backoff": datetime.timedelta(0), "base": 2}},
+        {
+            **fetch.RETRY,
+            "max_retries": 6,
+            "backoff": {
+                "init_backoff": datetime.timedelta(0),
+                "max_backoff": datetime.timedelta(0),
+                "base": 2,
+            },
+        },
     )
     state = Flaky(bytes(range(256)) * 40, 3000)
 
@@ -441,7 +520,9 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Flaky, Location]]:
     server.server_close()
 
 
-def test_what_breaks_off_goes_on_where_it_was(flaky: tuple[Flaky, Location], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_off_goes_on_where_it_was(
+    flaky: tuple[Flaky, Location], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_client, "CHUNK_BYTES", 1000)
     state, location = flaky
     assert read(location) == state.body
@@ -465,7 +546,9 @@ def test_without_a_mark_nothing_is_pieced_together(flaky: tuple[Flaky, Location]
     assert state.ranges == [None]
 
 
-def test_of_two_objects_nothing_is_pieced_together(flaky: tuple[Flaky, Location], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_objects_nothing_is_pieced_together(
+    flaky: tuple[Flaky, Location], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_client, "CHUNK_BYTES", 1000)
     state, location = flaky
     chunks = Store(location, FIELD).chunks(1 << 20)
@@ -478,7 +561,13 @@ def test_of_two_objects_nothing_is_pieced_together(flaky: tuple[Flaky, Location]
 
 @pytest.mark.parametrize(
     "headers",
-    ["", "Content-Length: x\r\n", "Content-Length: -1\r\n", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "Content-Length: 5, 6\r\n"],
+    [
+        "",
+        "Content-Length: x\r\n",
+        "Content-Length: -1\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 5, 6\r\n",
+    ],
 )
 def test_a_size_that_is_not_told(headers: str) -> None:
     """What ends when the connection does may be half of a model, and would be pinned so."""

@@ -1,4 +1,6 @@
-"""The pure part of auto: in what order candidates come, which one is taken, which ones no other beats."""
+"""The pure part of auto: in what order candidates come, which one is taken, which ones no other
+beats.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def test_a_search_ends_and_every_base_is_there_when_it_is_needed(means: Means, r
         return outcomes[candidate.name]
 
     found = played(means, outcome)
-    # What builds on a candidate follows it at once: no other candidate of the source lies between, so that no file is kept for later.
+    # What builds on a candidate follows it at once: no other candidate of the source lies between,
+    # so that no file is kept for later.
     base = SOURCE
     for candidate in found:
         assert candidate.base in (SOURCE, base)
@@ -73,7 +76,9 @@ def test_other_ways_to_calibrate_are_tried_while_int8_loses_too_much() -> None:
 
 
 def test_pruning_climbs_while_the_budget_is_kept_and_quantizes_what_keeps_it() -> None:
-    found = names(ALL, "int8", "prune-0.5", "prune-0.5+int8", "prune-0.7-activation", "prune-0.7-activation+float16")
+    found = names(
+        ALL, "int8", "prune-0.5", "prune-0.5+int8", "prune-0.7-activation", "prune-0.7-activation+float16"
+    )
     start = found.index("prune-0.5")
     assert found[start : start + 9] == [
         "prune-0.5",
@@ -98,13 +103,21 @@ def test_less_is_pruned_where_the_first_rung_loses_too_much() -> None:
         "prune-0.15",
         "prune-0.15+int8",
     ]
-    assert [name for name in found if name.startswith("distill")][:3] == ["distill-0.25", "distill-0.5", "distill-0.5+int8"]
+    assert [name for name in found if name.startswith("distill")][:3] == [
+        "distill-0.25",
+        "distill-0.5",
+        "distill-0.5+int8",
+    ]
     assert [name for name in names(ALL, refused=("prune-0.5",)) if name.startswith("prune")] == ["prune-0.5"]
 
 
 def test_what_kept_the_budget_alone_is_used_on_what_is_pruned() -> None:
     def outcome(candidate: Candidate) -> Outcome:
-        return "Within" if candidate.name in ("int8-entropy", "prune-0.1", "prune-0.1+int8-entropy") else "Beyond"
+        return (
+            "Within"
+            if candidate.name in ("int8-entropy", "prune-0.1", "prune-0.1+int8-entropy")
+            else "Beyond"
+        )
 
     found = {candidate.name: candidate for candidate in played(BARE, outcome)}
     step = found["prune-0.1+int8-entropy"].step
@@ -113,16 +126,26 @@ def test_what_kept_the_budget_alone_is_used_on_what_is_pruned() -> None:
     assert isinstance(bare, PruneStep) and bare.training is None
 
 
-# --- the choice -------------------------------------------------------------------------------------------------------
+# --- the choice
 
 POINTS = st.lists(
-    st.builds(Point, st.just(""), st.integers(1, 40), st.integers(1, 40).map(float), st.integers(-5, 20).map(float), st.booleans()), max_size=12
+    st.builds(
+        Point,
+        st.just(""),
+        st.integers(1, 40),
+        st.integers(1, 40).map(float),
+        st.integers(-5, 20).map(float),
+        st.booleans(),
+    ),
+    max_size=12,
 ).map(lambda points: [p._replace(name=str(i)) for i, p in enumerate(points)])
 START = Point(SOURCE, 30, 30.0, 0.0, True)
 
 
 @given(POINTS, st.sampled_from(OBJECTIVES))
-def test_the_choice_keeps_the_budget_and_nothing_within_it_is_cheaper(made: list[Point], objective: Objective) -> None:
+def test_the_choice_keeps_the_budget_and_nothing_within_it_is_cheaper(
+    made: list[Point], objective: Objective
+) -> None:
     cost = cost_of(objective)
     found = choose(START, made, objective)
     assert found.within
@@ -131,7 +154,9 @@ def test_the_choice_keeps_the_budget_and_nothing_within_it_is_cheaper(made: list
 
 
 @given(POINTS, st.sampled_from(OBJECTIVES))
-def test_the_choice_among_some_and_one_more_is_the_old_one_or_the_new(made: list[Point], objective: Objective) -> None:
+def test_the_choice_among_some_and_one_more_is_the_old_one_or_the_new(
+    made: list[Point], objective: Objective
+) -> None:
     """So only the best file so far has to be kept."""
     for end in range(len(made)):
         assert choose(START, made[: end + 1], objective) in (choose(START, made[:end], objective), made[end])
@@ -150,7 +175,9 @@ def test_the_frontier_is_what_no_other_beats(points: list[Point], objective: Obj
     found = frontier(points, objective)
 
     def beaten(p: Point) -> bool:
-        return any(cost(o) <= cost(p) and o.loss <= p.loss and (cost(o), o.loss) != (cost(p), p.loss) for o in points)
+        return any(
+            cost(o) <= cost(p) and o.loss <= p.loss and (cost(o), o.loss) != (cost(p), p.loss) for o in points
+        )
 
     assert not any(map(beaten, found))
     assert {(cost(p), p.loss) for p in found} == {(cost(p), p.loss) for p in points if not beaten(p)}

@@ -31,7 +31,9 @@ class Desk:
         self.key = ec.generate_private_key(curve or ec.SECP256R1())
         self.pem, self.bundle = folder / "key.pem", folder / "model.sig"
         form = serialization.PrivateFormat.PKCS8
-        self.pem.write_bytes(self.key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+        self.pem.write_bytes(
+            self.key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        )
         self.model, self.folder = folder / "model.onnx", folder / "model"
         self.model.write_bytes(MODEL)
         (self.folder / "data").mkdir(parents=True)
@@ -44,7 +46,9 @@ class Desk:
         (config.set_hashing_config(hashed) if hashed else config).sign(what or self.model, self.bundle)
         return self.bundle.read_bytes()
 
-    def refusal(self, bundle: bytes, sha256: str = SHA, key: ec.EllipticCurvePrivateKey | None = None) -> tuple[str, str]:
+    def refusal(
+        self, bundle: bytes, sha256: str = SHA, key: ec.EllipticCurvePrivateKey | None = None
+    ) -> tuple[str, str]:
         with pytest.raises(JobError) as error:
             check(bundle, (key or self.key).public_key(), sha256)
         return error.value.reason, error.value.message
@@ -55,7 +59,9 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
+)
 def test_what_the_tool_signs_verifies(tmp_path: Path, curve: ec.EllipticCurve) -> None:
     desk = Desk(tmp_path, curve)
     check(desk.sign(), desk.key.public_key(), SHA)
@@ -71,7 +77,11 @@ def test_another_file_and_another_key(desk: Desk) -> None:
     assert desk.refusal(bundle, key=ec.generate_private_key(ec.SECP384R1()))[0] == "SignatureInvalid"
 
 
-def bent(bundle: bytes, change: Callable[[dict[str, Any]], None], statement: Callable[[dict[str, Any]], None] | None = None) -> bytes:
+def bent(
+    bundle: bytes,
+    change: Callable[[dict[str, Any]], None],
+    statement: Callable[[dict[str, Any]], None] | None = None,
+) -> bytes:
     found = json.loads(bundle)
     envelope = found["dsseEnvelope"]
     if statement:
@@ -112,7 +122,10 @@ def test_a_changed_bundle_is_refused(desk: Desk) -> None:
 
 def test_a_folder_is_not_a_file(desk: Desk) -> None:
     reason, message = desk.refusal(desk.sign(desk.folder))
-    assert reason == "SignatureMalformed" and "sign the model file itself (or the archive), not its folder" in message
+    assert (
+        reason == "SignatureMalformed"
+        and "sign the model file itself (or the archive), not its folder" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,28 +147,41 @@ def test_a_certificate_is_refused_though_its_key_fits(desk: Desk, tmp_path: Path
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "signer")])
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder(name, name, desk.key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        x509.CertificateBuilder(
+            name, name, desk.key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1)
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(desk.key, hashes.SHA256())
     )
     path = tmp_path / "certificate.pem"
     path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    config = signing.Config().use_certificate_signer(private_key=desk.pem, signing_certificate=path, certificate_chain=[path])
+    config = signing.Config().use_certificate_signer(
+        private_key=desk.pem, signing_certificate=path, certificate_chain=[path]
+    )
     config.sign(desk.model, desk.bundle)
     reason, message = desk.refusal(desk.bundle.read_bytes())
     assert reason == "SignatureUnsupported" and "certificate" in message and "sign key" in message
 
 
 def test_a_keyless_bundle_is_refused_as_such(desk: Desk) -> None:
-    """Made offline, so without Fulcio's certificate in it; its form is that of Sigstore's bundle v0.3."""
+    """Made offline, so without Fulcio's certificate in it; its form is that of Sigstore's bundle
+    v0.3.
+    """
 
     def keyless(found: dict[str, Any]) -> None:
-        found["verificationMaterial"] = {"certificate": {"rawBytes": "MA=="}, "tlogEntries": [{"logIndex": "1"}]}
+        found["verificationMaterial"] = {
+            "certificate": {"rawBytes": "MA=="},
+            "tlogEntries": [{"logIndex": "1"}],
+        }
 
     assert desk.refusal(bent(desk.sign(), keyless))[0] == "SignatureUnsupported"
 
 
 def test_the_bundle_of_a_blob_is_refused_by_what_it_is(desk: Desk) -> None:
     """What `cosign sign-blob` writes: a Sigstore bundle without an envelope."""
-    blob = {"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "verificationMaterial": {}, "messageSignature": {}}
+    blob = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {},
+        "messageSignature": {},
+    }
     assert desk.refusal(json.dumps(blob).encode())[0] == "SignatureMalformed"

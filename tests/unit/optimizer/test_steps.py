@@ -11,7 +11,18 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import DataSet, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, Location, PruneStep, Step, Training
+from modelrollout.contract.tasks import (
+    DataSet,
+    DistillStep,
+    GraphStep,
+    HalfPrecisionStep,
+    Int4Step,
+    Int8Step,
+    Location,
+    PruneStep,
+    Step,
+    Training,
+)
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.model.data import Data
@@ -33,18 +44,33 @@ def scores(path: Path, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile"])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_calibration_methods(tmp_path: Path, method: Literal["MinMax", "Entropy", "Percentile"], per_channel: bool) -> None:
+def test_calibration_methods(
+    tmp_path: Path, method: Literal["MinMax", "Entropy", "Percentile"], per_channel: bool
+) -> None:
     data = images(64)
     w = work(save(plain(), tmp_path), data={"calibration": data})
-    done = int8(Int8Step(method="Static", calibration=CALIBRATION, calibration_method=method, per_channel=per_channel), w)
+    done = int8(
+        Int8Step(
+            method="Static", calibration=CALIBRATION, calibration_method=method, per_channel=per_channel
+        ),
+        w,
+    )
     assert (done["calibrationMethod"], done["perChannel"]) == (method, per_channel)
-    scales = [t for t in onnx.load(w.target).graph.initializer if t.name.endswith("_scale") and t.dims and t.dims[0] > 1]
+    scales = [
+        t
+        for t in onnx.load(w.target).graph.initializer
+        if t.name.endswith("_scale") and t.dims and t.dims[0] > 1
+    ]
     assert bool(scales) == per_channel
-    assert (scores(w.target, data.inputs["x"]).argmax(1) == scores(w.source, data.inputs["x"]).argmax(1)).mean() > 0.8
+    assert (
+        scores(w.target, data.inputs["x"]).argmax(1) == scores(w.source, data.inputs["x"]).argmax(1)
+    ).mean() > 0.8
 
 
 def fragile() -> onnx.ModelProto:
-    """Two branches are added before the scores: one does not survive 8 bit, because a huge value that cancels out shares its range."""
+    """Two branches are added before the scores: one does not survive 8 bit, because a huge value
+    that cancels out shares its range.
+    """
     rng = np.random.default_rng(0)
     first = rng.normal(size=(4, 16)).astype(np.float32)
     huge = np.concatenate([first * 1, np.full((4, 1), 1e6, np.float32)], axis=1)
@@ -64,7 +90,10 @@ def test_what_does_not_survive_stays_in_float(tmp_path: Path, labelled: bool) ->
     answers = scores(source, x).argmax(1)
     data = Data({"x": x}, answers if labelled else None, {})
     step = Int8Step(method="Static", calibration=CALIBRATION, leave_out="BySensitivity")
-    plain_loss = int8(step.model_copy(update={"leave_out": "Never"}), work(source, data={"calibration": data}, max_drop=0.05))
+    plain_loss = int8(
+        step.model_copy(update={"leave_out": "Never"}),
+        work(source, data={"calibration": data}, max_drop=0.05),
+    )
     assert "leftOut" not in plain_loss
     w = work(source, data={"calibration": data}, max_drop=0.05)
     done = int8(step, w)
@@ -87,7 +116,9 @@ def test_nothing_is_left_out_within_the_budget(tmp_path: Path) -> None:
 
 
 def looping() -> onnx.ModelProto:
-    """A ReLU whose output only the body of a Loop takes, from outside: x -> relu(x w) summed three times -> scores."""
+    """A ReLU whose output only the body of a Loop takes, from outside: x -> relu(x w) summed three
+    times -> scores.
+    """
     rng = np.random.default_rng(0)
     body = helper.make_graph(
         [
@@ -100,7 +131,10 @@ def looping() -> onnx.ModelProto:
             helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
             helper.make_tensor_value_info("sum_in", TensorProto.FLOAT, ["n", 16]),
         ],
-        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, ["n", 16])],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, ["n", 16]),
+        ],
     )
     nodes = [
         helper.make_node("Gemm", ["x", "w1"], ["before"]),
@@ -136,7 +170,9 @@ def test_what_a_loops_body_takes_is_not_folded_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Float16", "BFloat16"])
 @pytest.mark.parametrize("network", [plain, residual, depthwise])
-def test_half_the_size_and_the_same_face(tmp_path: Path, kind: Literal["Float16", "BFloat16"], network: Any) -> None:
+def test_half_the_size_and_the_same_face(
+    tmp_path: Path, kind: Literal["Float16", "BFloat16"], network: Any
+) -> None:
     w = work(save(network(), tmp_path))
     half_precision(HalfPrecisionStep(type=kind), w)
     assert w.target.stat().st_size < 0.62 * w.source.stat().st_size or network is depthwise
@@ -194,7 +230,17 @@ def test_steps_in_order(tmp_path: Path) -> None:
     source = save(residual(), tmp_path)
     recipe = (GraphStep(), Int8Step(method="Static", calibration=CALIBRATION))
     field = "spec.optimization.steps[1].int8.calibration"
-    applied = steps.apply(recipe, source, tmp_path, {field: images(32)}, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None)
+    applied = steps.apply(
+        recipe,
+        source,
+        tmp_path,
+        {field: images(32)},
+        {},
+        gate=None,
+        symmetric=False,
+        hardware="any",
+        advance=lambda *_: None,
+    )
     assert [done["kind"] for done in applied.done] == ["graph", "int8"]
     assert applied.done[1]["sizeBefore"] == applied.done[0]["sizeAfter"]
     assert applied.path.stat().st_size == applied.done[1]["sizeAfter"] < source.stat().st_size
@@ -216,7 +262,7 @@ def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -
     assert error.value.reason == "ToolMissing" and "jax" in error.value.message
 
 
-# --- graphs that tools do not foresee -----------------------------------------------------------------------------------
+# --- graphs that tools do not foresee
 
 
 def rows(n: int = 40) -> Data:
@@ -229,14 +275,20 @@ def weights(*shape: int) -> np.ndarray:
 
 
 def two_products(*more: Any, outputs: tuple[str, ...] = (), opset: int = 17, ir: int = 8) -> onnx.ModelProto:
-    """x [n, 16] -> y [n, 3] by two products and what ``more`` makes of r, the features between them. ``outputs``: constants that are outputs, too."""
+    """x [n, 16] -> y [n, 3] by two products and what ``more`` makes of r, the features between
+    them. ``outputs``: constants that are outputs, too.
+    """
     constants = {"w1": weights(16, 64), "w2": weights(64, 3), "w3": weights(64, 3), "zero": np.float32(0)}
     nodes = [helper.make_node("MatMul", ["x", "w1"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
     nodes += more or [helper.make_node("MatMul", ["r", "w2"], ["y"])]
-    used = {name for node in nodes for name in node.input} | {n for node in nodes for a in node.attribute for b in a.g.node for n in b.input}
+    used = {name for node in nodes for name in node.input} | {
+        n for node in nodes for a in node.attribute for b in a.g.node for n in b.input
+    }
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])]
-    made += [helper.make_tensor_value_info(name, TensorProto.FLOAT, constants[name].shape) for name in outputs]
+    made += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, constants[name].shape) for name in outputs
+    ]
     inside = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
     graph = helper.make_graph(nodes, "g", given, made, inside)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
@@ -247,7 +299,9 @@ def branching() -> onnx.ModelProto:
 
     def branch(weight: str) -> onnx.GraphProto:
         node = helper.make_node("MatMul", ["r", weight], [f"{weight}_y"])
-        return helper.make_graph([node], weight, [], [helper.make_tensor_value_info(f"{weight}_y", TensorProto.FLOAT, ["n", 3])])
+        return helper.make_graph(
+            [node], weight, [], [helper.make_tensor_value_info(f"{weight}_y", TensorProto.FLOAT, ["n", 3])]
+        )
 
     return two_products(
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
@@ -259,13 +313,29 @@ def branching() -> onnx.ModelProto:
 def old_style(ir: int) -> onnx.ModelProto:
     """Constants are listed as inputs."""
     model = two_products(opset=7 if ir < 4 else 17, ir=ir)
-    model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer
+    )
     return model
 
 
 def applied(model: onnx.ModelProto, folder: Path, *recipe: Step) -> steps.Applied:
-    data = {f"{steps.field_of(i, step)}.{name}": rows() for i, step in enumerate(recipe) for name in step.sources()}
-    return steps.apply(recipe, save(model, folder), folder, data, {}, gate=None, symmetric=False, hardware="any", advance=lambda *_: None)
+    data = {
+        f"{steps.field_of(i, step)}.{name}": rows()
+        for i, step in enumerate(recipe)
+        for name in step.sources()
+    }
+    return steps.apply(
+        recipe,
+        save(model, folder),
+        folder,
+        data,
+        {},
+        gate=None,
+        symmetric=False,
+        hardware="any",
+        advance=lambda *_: None,
+    )
 
 
 def refused(model: onnx.ModelProto, folder: Path, *recipe: Step) -> JobError:
@@ -279,9 +349,21 @@ STATIC = Int8Step(method="Static", calibration=CALIBRATION)
 
 
 @pytest.mark.parametrize("ir", [3, 8])
-@pytest.mark.parametrize("step", [GraphStep(), Int8Step(), Int4Step(min_weights=64), HalfPrecisionStep(), PruneStep(sparsity=0.4), TRAINED])
+@pytest.mark.parametrize(
+    "step",
+    [
+        GraphStep(),
+        Int8Step(),
+        Int4Step(min_weights=64),
+        HalfPrecisionStep(),
+        PruneStep(sparsity=0.4),
+        TRAINED,
+    ],
+)
 def test_constants_that_are_inputs_too(tmp_path: Path, ir: int, step: Step) -> None:
-    """As all models of IR version 3 are, and what PyTorch exports with keep_initializers_as_inputs."""
+    """As all models of IR version 3 are, and what PyTorch exports with
+    keep_initializers_as_inputs.
+    """
     model = old_style(ir)
     made = applied(model, tmp_path, step)
     before, after = check(save(model, tmp_path)), check(made.path)
@@ -311,12 +393,16 @@ def test_nodes_are_sorted_and_a_circle_stays() -> None:
     assert place["h"] < place["r"] < place["y"] > place["c"] > place["s"]
     sort_nodes(graph)
     assert [node.SerializeToString() for node in graph.node] == nodes
-    circle = helper.make_graph([helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], "g", [], [])
+    circle = helper.make_graph(
+        [helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], "g", [], []
+    )
     sort_nodes(circle)
     assert [node.output[0] for node in circle.node] == ["a", "b"]
 
 
-@pytest.mark.parametrize("step", [PruneStep(sparsity=0.4), DistillStep(size=0.5, training=Training(data=CALIBRATION, epochs=1))])
+@pytest.mark.parametrize(
+    "step", [PruneStep(sparsity=0.4), DistillStep(size=0.5, training=Training(data=CALIBRATION, epochs=1))]
+)
 def test_a_constant_that_is_an_output_keeps_its_shape(tmp_path: Path, step: Step) -> None:
     assert refused(two_products(outputs=("w2",)), tmp_path, step).reason == "NothingToPrune"
 
@@ -327,7 +413,8 @@ def test_a_constant_that_is_an_output_keeps_its_shape(tmp_path: Path, step: Step
         (two_products(outputs=("w2",)), HalfPrecisionStep()),  # the converter makes a circle of it
         (
             two_products(
-                helper.make_node("MatMul", ["r", "w2"], ["a"]), helper.make_node("Gemm", ["a", "w2"], ["b"], transB=1),
+                helper.make_node("MatMul", ["r", "w2"], ["a"]),
+                helper.make_node("Gemm", ["a", "w2"], ["b"], transB=1),
                 helper.make_node("Gemm", ["b", "w2"], ["y"]),
             ),
             Int8Step(),
@@ -341,7 +428,9 @@ def test_a_step_that_breaks_the_model_is_named(tmp_path: Path, model: onnx.Model
     assert error.message.startswith(f"spec.optimization.steps[1].{step.kind}: ")
 
 
-def test_a_library_that_gives_up_is_the_recipes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_gives_up_is_the_recipes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not an InternalError, which would be tried again five times, and would end a whole search."""
 
     def gives_up(*_: object) -> None:
@@ -350,7 +439,10 @@ def test_a_library_that_gives_up_is_the_recipes_fault(tmp_path: Path, monkeypatc
     monkeypatch.setattr("modelrollout.optimizer.steps.half_precision.half_precision", gives_up)
     error = refused(two_products(), tmp_path, HalfPrecisionStep())
     assert error.reason == "StepFailed"
-    assert "halfPrecision: its library does not handle this model (AssertionError: Graph is not a DAG);" in error.message
+    assert (
+        "halfPrecision: its library does not handle this model (AssertionError: Graph is not a DAG);"
+        in error.message
+    )
 
 
 def test_a_student_of_the_source_model_says_what_it_throws_away(tmp_path: Path) -> None:
@@ -377,4 +469,7 @@ def recurrent() -> onnx.ModelProto:
 def test_a_quantized_lstm_is_quantized_already(tmp_path: Path, step: Step) -> None:
     """A second round of int8 made it five times as wrong, and no word was said."""
     error = refused(recurrent(), tmp_path, Int8Step(), step)
-    assert (error.reason, error.message.startswith("spec.optimization.steps[1].")) == ("AlreadyQuantized", True)
+    assert (error.reason, error.message.startswith("spec.optimization.steps[1].")) == (
+        "AlreadyQuantized",
+        True,
+    )

@@ -1,4 +1,6 @@
-"""PyTorch's models as far as they are told apart, looked at and described without PyTorch; conversion itself is in tests/e2e/test_flavours.py."""
+"""PyTorch's models as far as they are told apart, looked at and described without PyTorch;
+conversion itself is in tests/e2e/test_flavours.py.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ from tests.unit.optimizer.torch_files import (
 )
 
 X, MASK, SCORES = (
-    Tensor(name=n, data_type=t, shape=s) for n, t, s in (("x", "FP32", (-1, 4)), ("mask", "BOOL", (-1, -1)), ("scores", "FP32", (-1, 3)))
+    Tensor(name=n, data_type=t, shape=s)
+    for n, t, s in (("x", "FP32", (-1, 4)), ("mask", "BOOL", (-1, -1)), ("scores", "FP32", (-1, 3)))
 )
 TENSORS = Tensors(inputs=(X,), outputs=(SCORES,))
 
@@ -56,13 +59,18 @@ def store() -> Iterator[ObjectStore]:
 @pytest.fixture
 def flavour(together: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if PyTorch were there; what is refused before it is asked never finds out."""
-    monkeypatch.setattr(isolated, "packages_distributions", lambda: {"torch": ["numpy"], "onnxscript": ["numpy"]})
+    monkeypatch.setattr(
+        isolated, "packages_distributions", lambda: {"torch": ["numpy"], "onnxscript": ["numpy"]}
+    )
 
 
-def prepared(store: ObjectStore, model: bytes, kind: str | None = "PyTorch", tensors: Tensors | None = TENSORS) -> TaskResult:
+def prepared(
+    store: ObjectStore, model: bytes, kind: str | None = "PyTorch", tensors: Tensors | None = TENSORS
+) -> TaskResult:
     store.objects["/m"] = model
     task = PrepareTask(
-        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, tensors=tensors, artifacts=store.s3("artifacts/a"), salt=SALT,  # type: ignore[arg-type]
+        source=store.http("m"), sha256=hashlib.sha256(model).hexdigest(), format=kind, tensors=tensors,
+        artifacts=store.s3("artifacts/a"), salt=SALT,  # type: ignore[arg-type]
     )  # fmt: skip
     return run(task, Progress())
 
@@ -93,7 +101,9 @@ def test_an_image_without_pytorch(store: ObjectStore) -> None:
 
 
 @pytest.mark.usefixtures("flavour")
-@pytest.mark.parametrize("model", [torchscript(), exported(), packaged()], ids=["TorchScript", "exported", "a later one"])
+@pytest.mark.parametrize(
+    "model", [torchscript(), exported(), packaged()], ids=["TorchScript", "exported", "a later one"]
+)
 def test_a_format_that_was_not_said_names_itself(store: ObjectStore, model: bytes) -> None:
     for said, reason in ((None, "FormatNotSet"), ("ONNX", "FormatMismatch")):
         with pytest.raises(JobError) as error:
@@ -102,7 +112,10 @@ def test_a_format_that_was_not_said_names_itself(store: ObjectStore, model: byte
 
 
 @pytest.mark.usefixtures("flavour")
-@pytest.mark.parametrize(("model", "reason"), [(zipped(("m/data.pkl", DATA)), "PickleRefused"), (DATA, "PickleRefused"), (b"text", "FormatMismatch")])
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(zipped(("m/data.pkl", DATA)), "PickleRefused"), (DATA, "PickleRefused"), (b"text", "FormatMismatch")],
+)
 def test_a_checkpoint_is_no_program(store: ObjectStore, model: bytes, reason: str) -> None:
     with pytest.raises(JobError) as error:
         prepared(store, model)
@@ -110,10 +123,18 @@ def test_a_checkpoint_is_no_program(store: ObjectStore, model: bytes, reason: st
 
 
 def test_of_torchscript_only_what_is_needed_is_handed_on(tmp_path: Path) -> None:
-    more = (("m/extra/run.py", b"x"), ("m/code/__torch__.py.debug_pkl", b"x"), ("m/bytecode.pkl", b"x"), ("m/data/0", b"w"))
+    more = (
+        ("m/extra/run.py", b"x"),
+        ("m/code/__torch__.py.debug_pkl", b"x"),
+        ("m/bytecode.pkl", b"x"),
+        ("m/data/0", b"w"),
+    )
     (tmp_path / "m").write_bytes(torchscript(*more, data=WEIGHT))
     with zipfile.ZipFile(torch_script.checked_copy(tmp_path / "m", tmp_path)) as archive:
-        assert sorted(archive.namelist()) == [f"model/{name}" for name in ("code/__torch__.py", "constants.pkl", "data.pkl", "data/0", "version")]
+        assert sorted(archive.namelist()) == [
+            f"model/{name}"
+            for name in ("code/__torch__.py", "constants.pkl", "data.pkl", "data/0", "version")
+        ]
         assert archive.read("model/data.pkl") == WEIGHT
 
 
@@ -138,18 +159,35 @@ def test_of_an_exported_program_metadata_and_samples_are_left_behind(tmp_path: P
     found = copied(tmp_path, exported(weights=SAVED))
     assert json.loads(found[pt2_archive.PROGRAM]) == first_layout({"major": 8, "minor": 2})
     assert found[pt2_archive.VERSION].startswith(b"8.")
-    assert (found[pt2_archive.WEIGHTS], found[pt2_archive.CONSTANTS], found[pt2_archive.SAMPLES]) == (SAVED, SAVED, b"")
+    assert (found[pt2_archive.WEIGHTS], found[pt2_archive.CONSTANTS], found[pt2_archive.SAMPLES]) == (
+        SAVED,
+        SAVED,
+        b"",
+    )
 
 
 def test_a_later_program_is_told_in_terms_of_the_first_layout(tmp_path: Path) -> None:
     """As PyTorch 2.8 lays it out, with files of torch.save."""
-    found = copied(tmp_path, packaged(None, ("data/weights/m.pt", SAVED), ("data/constants/m.pt", b""), ("extra/notes.txt", b"x")))
+    found = copied(
+        tmp_path,
+        packaged(None, ("data/weights/m.pt", SAVED), ("data/constants/m.pt", b""), ("extra/notes.txt", b"x")),
+    )
     assert json.loads(found.pop(pt2_archive.PROGRAM)) == first_layout({"major": 8, "minor": 20})
-    assert found == {pt2_archive.VERSION: b"8.0", pt2_archive.WEIGHTS: SAVED, pt2_archive.CONSTANTS: b"", pt2_archive.SAMPLES: b""}
+    assert found == {
+        pt2_archive.VERSION: b"8.0",
+        pt2_archive.WEIGHTS: SAVED,
+        pt2_archive.CONSTANTS: b"",
+        pt2_archive.SAMPLES: b"",
+    }
 
 
 def test_numbers_that_are_not_finite_are_text_in_later_programs() -> None:
-    fill = node("torch.ops.aten.full_like.default", {"as_float": "-Infinity"}, {"as_floats": [1.5, "Infinity"]}, {"as_string": "Infinity"})
+    fill = node(
+        "torch.ops.aten.full_like.default",
+        {"as_float": "-Infinity"},
+        {"as_floats": [1.5, "Infinity"]},
+        {"as_string": "Infinity"},
+    )
     found = exported_program.checked_program(json.dumps(later(fill)).encode())
     arguments = [given["arg"] for given in found["graph_module"]["graph"]["nodes"][0]["inputs"]]
     assert arguments == [{"as_float": -math.inf}, {"as_floats": [1.5, math.inf]}, {"as_string": "Infinity"}]
@@ -158,7 +196,9 @@ def test_numbers_that_are_not_finite_are_text_in_later_programs() -> None:
 def test_checks_of_tensors_are_left_behind() -> None:
     check = node("torch.ops.aten._assert_tensor_metadata.default", {"as_tensor": {"name": "x"}})
     found = exported_program.checked_program(json.dumps(later(check, RELU)).encode())
-    assert [one["target"] for one in found["graph_module"]["graph"]["nodes"]] == ["torch.ops.aten.relu.default"]
+    assert [one["target"] for one in found["graph_module"]["graph"]["nodes"]] == [
+        "torch.ops.aten.relu.default"
+    ]
 
 
 def test_a_tensor_may_have_any_name() -> None:
@@ -200,7 +240,9 @@ def test_tensors_lie_in_their_files_as_it_is_said(tmp_path: Path) -> None:
 def test_no_tensor_reaches_beyond_its_file(tmp_path: Path) -> None:
     """Every small shape, against the elements that it names, one by one."""
     taken = 0
-    for number, (rows, columns, down, across, offset) in enumerate(product((1, 2, 4), (1, 3), (0, 1, 3, 5), (0, 1, 4), (0, 3, 11))):
+    for number, (rows, columns, down, across, offset) in enumerate(
+        product((1, 2, 4), (1, 3), (0, 1, 3, 5), (0, 1, 4), (0, 3, 11))
+    ):
         last = max(offset + row * down + column * across for row in range(rows) for column in range(columns))
         model = weighing(tensor(rows, columns, strides=[down, across], storage_offset={"as_int": offset}))
         (tmp_path / str(number)).mkdir()
@@ -222,24 +264,43 @@ def test_json_that_would_take_all_memory(tmp_path: Path, monkeypatch: pytest.Mon
         shutil.rmtree(tmp_path / "a")
 
 
-@pytest.mark.parametrize("size", ["2*s0", "Mul(Integer(48), Symbol('s0', positive=True, integer=True))", "Max(1, s0 + u12)", "FloorDiv(s0 - 1, 2)"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "2*s0",
+        "Mul(Integer(48), Symbol('s0', positive=True, integer=True))",
+        "Max(1, s0 + u12)",
+        "FloorDiv(s0 - 1, 2)",
+    ],
+)
 def test_sizes_are_arithmetic(size: str) -> None:
     content = json.dumps(program(batch=size)).encode()
-    assert exported_program.checked_program(content)["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0]["as_expr"]["expr_str"] == size
+    assert (
+        exported_program.checked_program(content)["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0][
+            "as_expr"
+        ]["expr_str"]
+        == size
+    )
 
 
-@pytest.mark.parametrize("kind", ["aten::relu", "aten::relu_", "aten::__getitem__", "aten::_convolution", "prim::If", "prim::Constant"])
+@pytest.mark.parametrize(
+    "kind",
+    ["aten::relu", "aten::relu_", "aten::__getitem__", "aten::_convolution", "prim::If", "prim::Constant"],
+)
 def test_operators_that_compute(kind: str) -> None:
     check_kind(kind)
 
 
-@pytest.mark.parametrize("target", ["torch.ops.aten.add.Tensor", "torch.ops.aten.relu_.default", "_operator.mul", "torch.sym_max"])
+@pytest.mark.parametrize(
+    "target", ["torch.ops.aten.add.Tensor", "torch.ops.aten.relu_.default", "_operator.mul", "torch.sym_max"]
+)
 def test_targets_that_compute(target: str) -> None:
     check_target(target)
 
 
 REACHING = [
-    "aten::save", "aten::from_file", "aten::rand", "aten::set_", "aten::_convolution_", "prim::PythonOp", "prim::CallMethod", "prim::rpc_sync",
+    "aten::save", "aten::from_file", "aten::rand", "aten::set_", "aten::_convolution_", "prim::PythonOp",
+    "prim::CallMethod", "prim::rpc_sync",
     "inductor::_reinterpret_tensor", "quantized::linear", "c10d::send", "mine::relu", "relu", "",
 ]  # fmt: skip
 
@@ -257,7 +318,12 @@ def test_inputs_are_in_the_order_of_the_program() -> None:
     assert ordered(["mask", "x"], ["mask", "x"], [X, MASK]) == [MASK, X]
     assert ordered(["a", "b"], ["a", "b"], [X, MASK]) == [X, MASK]
     assert ordered(["a", "b"], ["a"], [X]) == [X]
-    for arguments, required in ((["x", "b"], ["x", "b"]), (["a"], ["a"]), (["a", "b", "c"], ["a", "b", "c"]), (["a", "x", "mask"], ["a"])):
+    for arguments, required in (
+        (["x", "b"], ["x", "b"]),
+        (["a"], ["a"]),
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (["a", "x", "mask"], ["a"]),
+    ):
         with pytest.raises(JobError) as error:
             ordered(arguments, required, [X, MASK])
         assert error.value.reason == "TensorUnknown"

@@ -1,4 +1,6 @@
-"""Training of ONNX graphs: JAX says what ONNX Runtime says, what cannot be trained is named, teachers teach."""
+"""Training of ONNX graphs: JAX says what ONNX Runtime says, what cannot be trained is named,
+teachers teach.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ from modelrollout.optimizer.steps.quantize import quantize
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 from tests.unit.optimizer.job_fakes import save
-from tests.unit.optimizer.network_fakes import CLASSES, SIDE, Builder, dense, depthwise, images, plain, residual, work
+from tests.unit.optimizer.network_fakes import (
+    CLASSES,
+    SIDE,
+    Builder,
+    dense,
+    depthwise,
+    images,
+    plain,
+    residual,
+    work,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +43,9 @@ SOME = Training(data=DataSet(location=PLACE), epochs=2, learning_rate=0.01, batc
 
 def accuracy(path: Path) -> float:
     test = images(300, seed=6)
-    found: float = (ort.InferenceSession(path).run(None, {"x": test.inputs["x"]})[0].argmax(1) == test.labels).mean()
+    found: float = (
+        ort.InferenceSession(path).run(None, {"x": test.inputs["x"]})[0].argmax(1) == test.labels
+    ).mean()
     return found
 
 
@@ -40,29 +54,51 @@ def test_the_framework_understands_the_graph(tmp_path: Path, network: Callable[[
     """The constructor compares with ONNX Runtime and refuses a difference."""
     path = save(network(), tmp_path)
     found = Network(path, images(40).inputs, "f")
-    assert found.classes == CLASSES and found.logits != "scores" if network is plain else found.logits == "scores"
+    assert (
+        found.classes == CLASSES and found.logits != "scores"
+        if network is plain
+        else found.logits == "scores"
+    )
     again = tmp_path / "again.onnx"
     found.save(found.weights, again)
     x = images(8).inputs
-    assert np.array_equal(ort.InferenceSession(again).run(None, x)[0], ort.InferenceSession(path).run(None, x)[0])
+    assert np.array_equal(
+        ort.InferenceSession(again).run(None, x)[0], ort.InferenceSession(path).run(None, x)[0]
+    )
 
 
 def _one(kind: str, *more: str, **attributes: object) -> Callable[[Builder, str], str]:
     return lambda b, x: b.node(kind, x, *more, **attributes)
 
 
-UNARY = ("Abs", "Neg", "Erf", "Exp", "Softplus", "Softsign", "HardSigmoid", "Selu", "Identity", "Dropout", "LogSoftmax")
+UNARY = (
+    "Abs",
+    "Neg",
+    "Erf",
+    "Exp",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "Selu",
+    "Identity",
+    "Dropout",
+    "LogSoftmax",
+)
 SHAPED: dict[str, Callable[[Builder, str], str]] = {
     "transpose": _one("Transpose", perm=[0, 2, 3, 1]),
     "pool as same": _one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     "pool with its padding": _one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     "pool without its padding": _one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     "global maximum": _one("GlobalMaxPool"),
-    "strided and dilated": lambda b, x: b.node("Conv", x, b.constant(8, 6, 3, 3), strides=[2, 2], dilations=[2, 2], pads=[2, 1, 2, 1]),
+    "strided and dilated": lambda b, x: b.node(
+        "Conv", x, b.constant(8, 6, 3, 3), strides=[2, 2], dilations=[2, 2], pads=[2, 1, 2, 1]
+    ),
     "grouped": lambda b, x: b.node("Conv", x, b.constant(8, 3, 3, 3), group=2),
     "slope for each channel": lambda b, x: b.node("PRelu", x, b.constant(6, 1, 1)),
     "layer norm": lambda b, x: b.node("LayerNormalization", x, b.constant(SIDE), b.constant(SIDE)),
-    "slice": lambda b, x: b.node("Slice", x, *(b.constant(value=np.array(v, np.int64)) for v in ([1, 0], [5, 2**62], [1, 3], [1, 2]))),
+    "slice": lambda b, x: b.node(
+        "Slice", x, *(b.constant(value=np.array(v, np.int64)) for v in ([1, 0], [5, 2**62], [1, 3], [1, 2]))
+    ),
     "shape computed": lambda b, x: b.node(
         "Reshape",
         x,
@@ -74,10 +110,18 @@ SHAPED: dict[str, Callable[[Builder, str], str]] = {
         ),
     ),
     "squeezed": lambda b, x: b.node(
-        "Squeeze", b.node("Unsqueeze", x, b.constant(value=np.array([2], np.int64))), b.constant(value=np.array([2], np.int64))
+        "Squeeze",
+        b.node("Unsqueeze", x, b.constant(value=np.array([2], np.int64))),
+        b.constant(value=np.array([2], np.int64)),
     ),
-    "divided": lambda b, x: b.node("Div", x, b.node("Sqrt", b.node("ReduceMean", b.node("Pow", x, b.constant(value=np.float32(2))), axes=[1]))),
-    "largest of two": lambda b, x: b.node("Max", x, b.node("Sub", x, b.node("Mul", x, x)), b.node("Min", x, x)),
+    "divided": lambda b, x: b.node(
+        "Div",
+        x,
+        b.node("Sqrt", b.node("ReduceMean", b.node("Pow", x, b.constant(value=np.float32(2))), axes=[1])),
+    ),
+    "largest of two": lambda b, x: b.node(
+        "Max", x, b.node("Sub", x, b.node("Mul", x, x)), b.node("Min", x, x)
+    ),
     **{kind: _one(kind) for kind in UNARY},
 }
 
@@ -102,7 +146,11 @@ def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
     model = plain()
     next(n for n in model.graph.node if n.op_type == "Relu").op_type = "Celu"
     error = refusal(save(model, tmp_path))
-    assert error.reason == "TrainingUnsupported" and "Celu" in error.message and error.message.startswith("spec.optimization.steps[0]")
+    assert (
+        error.reason == "TrainingUnsupported"
+        and "Celu" in error.message
+        and error.message.startswith("spec.optimization.steps[0]")
+    )
     pool = plain()
     node = next(n for n in pool.graph.node if n.op_type == "MaxPool")
     node.attribute.append(helper.make_attribute("ceil_mode", 1))
@@ -145,7 +193,10 @@ def test_labels_that_the_model_has_no_class_for(tmp_path: Path, shift: int) -> N
     network = Network(save(plain(), tmp_path), data.inputs, "f")
     with pytest.raises(JobError) as error:
         fit(network, data, Recipe(1, 0.01, 32), "f.training", lambda *_: None)
-    assert (error.value.reason, error.value.message.startswith("f.training.data.labels: ")) == ("LabelsOutOfRange", True)
+    assert (error.value.reason, error.value.message.startswith("f.training.data.labels: ")) == (
+        "LabelsOutOfRange",
+        True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +210,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_teacher_needs_no_labels(tmp_path: Path, teacher: Path) -> None:
-    """With hard labels at 0 the student never sees one: all it can do it has from the teacher's scores."""
+    """With hard labels at 0 the student never sees one: all it can do it has from the teacher's
+    scores.
+    """
     step = DistillStep(size=0.2, hard_labels=0.0, training=SOME)
     data = images(1024, seed=9)
-    w = work(teacher, target=tmp_path / "student.onnx", data={"training.data": type(data)(data.inputs, None, {})})
+    w = work(
+        teacher, target=tmp_path / "student.onnx", data={"training.data": type(data)(data.inputs, None, {})}
+    )
     done = distill(step, w)
     assert done["weightsAfter"] <= 0.2 * done["weightsBefore"]
     assert accuracy(w.target) > 0.7
@@ -172,12 +227,18 @@ def test_a_teacher_needs_no_labels(tmp_path: Path, teacher: Path) -> None:
 def test_a_given_student_is_trained(tmp_path: Path, teacher: Path) -> None:
     student = save(plain(width=8), tmp_path, "small.onnx")
     before = accuracy(student)
-    w = work(teacher, target=tmp_path / "student.onnx", data={"training.data": images(1024, seed=9)}, models={"student": student})
+    w = work(
+        teacher,
+        target=tmp_path / "student.onnx",
+        data={"training.data": images(1024, seed=9)},
+        models={"student": student},
+    )
     distill(DistillStep(student=ModelFile(location=PLACE), training=SOME), w)
     assert accuracy(w.target) > max(0.6, before)
     with pytest.raises(JobError) as error:
         distill(
-            DistillStep(student=ModelFile(location=PLACE), training=SOME), work(teacher, data=w.data, models={"student": save(other(), tmp_path)})
+            DistillStep(student=ModelFile(location=PLACE), training=SOME),
+            work(teacher, data=w.data, models={"student": save(other(), tmp_path)}),
         )
     assert error.value.reason == "StudentMismatch"
 
@@ -194,7 +255,9 @@ def test_probabilities_teach_as_logits_do(tmp_path: Path, teacher: Path) -> None
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.node[-1]
-    bare.graph.output[0].CopyFrom(helper.make_tensor_value_info(softmax.input[0], TensorProto.FLOAT, ["n", CLASSES]))
+    bare.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info(softmax.input[0], TensorProto.FLOAT, ["n", CLASSES])
+    )
     logits = save(bare, tmp_path, "logits.onnx")
     data = images(64)
     one, two = (teacher_scores(path, check(path), data, work(path)) for path in (teacher, logits))

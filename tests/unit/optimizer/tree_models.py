@@ -1,6 +1,8 @@
-"""``python -m tests.unit.optimizer.tree_models FOLDER``: small models of scikit-learn, XGBoost and LightGBM, one file each.
+"""``python -m tests.unit.optimizer.tree_models FOLDER``: small models of scikit-learn, XGBoost and
+LightGBM, one file each.
 
-They are made in a process of their own: three libraries that bring an OpenMP each, beside JAX and ONNX Runtime, are too many for the tests' process.
+They are made in a process of their own: three libraries that bring an OpenMP each, beside JAX and
+ONNX Runtime, are too many for the tests' process.
 """
 
 from __future__ import annotations
@@ -37,14 +39,26 @@ PICKLE, UNTRUSTED, ASTRAY = "pickle", "skops, a step that is code", "skops, a tr
 def _xgboost(form: str, what: str) -> bytes:
     import xgboost
 
-    settings: dict[str, Any] = {"two": {"objective": "binary:logistic"}, "three": {"objective": "multi:softprob", "num_class": 3}, "value": {}}[what]
-    return bytes(xgboost.train({"max_depth": 3, "nthread": 1, **settings}, xgboost.DMatrix(X, LABELS[what]), 8).save_raw(form))
+    settings: dict[str, Any] = {
+        "two": {"objective": "binary:logistic"},
+        "three": {"objective": "multi:softprob", "num_class": 3},
+        "value": {},
+    }[what]
+    return bytes(
+        xgboost.train(
+            {"max_depth": 3, "nthread": 1, **settings}, xgboost.DMatrix(X, LABELS[what]), 8
+        ).save_raw(form)
+    )
 
 
 def _lightgbm(what: str) -> bytes:
     import lightgbm
 
-    settings: dict[str, Any] = {"two": {"objective": "binary"}, "three": {"objective": "multiclass", "num_class": 3}, "value": {}}[what]
+    settings: dict[str, Any] = {
+        "two": {"objective": "binary"},
+        "three": {"objective": "multiclass", "num_class": 3},
+        "value": {},
+    }[what]
     told = {"verbose": -1, "num_threads": 1, **settings}
     return bytes(lightgbm.train(told, lightgbm.Dataset(X, LABELS[what]), 8).model_to_string().encode())
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
-from modelrollout.config import ArtifactStore, Drain, Images, NetworkPolicies, OperatorConfig, Peers, PeersAtPorts, Store
+from modelrollout.config import (
+    ArtifactStore,
+    Drain,
+    Images,
+    NetworkPolicies,
+    OperatorConfig,
+    Peers,
+    PeersAtPorts,
+    Store,
+)
 from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import Object, Owner
 from modelrollout.traffic.gateway_api import routes
@@ -16,11 +25,25 @@ NAME = "m" + "x" * 38 + "9"  # 40 characters
 SHA = "ab" * 32
 CONFIG = OperatorConfig(
     stores=[
-        Store(name="models", uri="s3://models", endpoint="http://s3:9000", region="eu", allow_http=True, secret_name="s3-reader"),
+        Store(
+            name="models",
+            uri="s3://models",
+            endpoint="http://s3:9000",
+            region="eu",
+            allow_http=True,
+            secret_name="s3-reader",
+        ),
         Store(name="open", uri="https://open.example.com"),
     ],
-    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"),
-    images=Images(optimizer="example/optimizer@sha256:1", trainer="example/trainer@sha256:3", triton="example/triton@sha256:2", pull_policy="Always"),
+    artifacts=ArtifactStore(
+        name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"
+    ),
+    images=Images(
+        optimizer="example/optimizer@sha256:1",
+        trainer="example/trainer@sha256:3",
+        triton="example/triton@sha256:2",
+        pull_policy="Always",
+    ),
     drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
 )
 POLICIES = NetworkPolicies(
@@ -33,13 +56,32 @@ MODEL = Model.model_validate({"uri": "s3://models/digits/v1.onnx"})
 SERVING = Serving.model_validate({"resources": {"limits": {"nvidia.com/gpu": 1}}})
 OPTIMIZATION = Optimization.model_validate(
     {
-        "steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz", "credentials": {"secretRef": {"name": "mine"}}}}}],
-        "gate": {"data": {"uri": "s3://models/held.npz", "slices": ["writer"]}, "metrics": [{"name": "accuracy", "maxDrop": 0.005}]},
+        "steps": [
+            {
+                "int8": {
+                    "method": "Static",
+                    "calibration": {
+                        "uri": "s3://models/c.npz",
+                        "credentials": {"secretRef": {"name": "mine"}},
+                    },
+                }
+            }
+        ],
+        "gate": {
+            "data": {"uri": "s3://models/held.npz", "slices": ["writer"]},
+            "metrics": [{"name": "accuracy", "maxDrop": 0.005}],
+        },
         "timeout": "90m",
     }
 )
 GOLDEN = Golden.model_validate({"uri": "https://open.example.com/golden.npz", "labels": "y"})
-TRAFFIC = Traffic.model_validate({"gateway": {"name": "public"}, "http": {"hostnames": ["a.example.com"]}, "grpc": {"hostnames": ["b.example.com"]}})
+TRAFFIC = Traffic.model_validate(
+    {
+        "gateway": {"name": "public"},
+        "http": {"hostnames": ["a.example.com"]},
+        "grpc": {"hostnames": ["b.example.com"]},
+    }
+)
 REVISION = names.revision_name("ml", NAME, {"model": {}}, SHA)
 DEPLOYMENT = Owner("ModelDeployment", NAME, "ml", "uid-md")
 OWNER = Owner("ModelRevision", REVISION, "ml", "uid-rev")
@@ -49,29 +91,67 @@ def template(serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Obj
     return server.template(NAME, REVISION, 7, "ml", serving, config)
 
 
-def deployment(frozen: Object | None = None, config: OperatorConfig = CONFIG, digest: str = "sha256:aa", replicas: int = 2) -> Object:
-    return server.server_deployment(OWNER, NAME, 7, frozen or template(), "s3://artifacts/all/ml/key", digest, replicas, config)
+def deployment(
+    frozen: Object | None = None,
+    config: OperatorConfig = CONFIG,
+    digest: str = "sha256:aa",
+    replicas: int = 2,
+) -> Object:
+    return server.server_deployment(
+        OWNER, NAME, 7, frozen or template(), "s3://artifacts/all/ml/key", digest, replicas, config
+    )
 
 
 def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
     return jobs.resolve_job(DEPLOYMENT, names.resolve_job_name(NAME, "1f2e"), model, serving, CONFIG)
 
 
-def prepare(model: Model = MODEL, optimization: Optimization = OPTIMIZATION, serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
+def prepare(
+    model: Model = MODEL,
+    optimization: Optimization = OPTIMIZATION,
+    serving: Serving = SERVING,
+    config: OperatorConfig = CONFIG,
+) -> Object:
     return jobs.prepare_job(
-        OWNER, NAME, 7, names.stage_job_name(REVISION, "prepare", "1f2e"), model, SHA, optimization, serving, "5a17" * 4, (), config
+        OWNER,
+        NAME,
+        7,
+        names.stage_job_name(REVISION, "prepare", "1f2e"),
+        model,
+        SHA,
+        optimization,
+        serving,
+        "5a17" * 4,
+        (),
+        config,
     )
 
 
-def evaluate(golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING) -> Object:
-    return jobs.evaluate_job(OWNER, NAME, 7, names.stage_job_name(REVISION, "evaluate", "1f2e"), golden, stable, MODEL, serving, CONFIG)
+def evaluate(
+    golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING
+) -> Object:
+    return jobs.evaluate_job(
+        OWNER,
+        NAME,
+        7,
+        names.stage_job_name(REVISION, "evaluate", "1f2e"),
+        golden,
+        stable,
+        MODEL,
+        serving,
+        CONFIG,
+    )
 
 
-def tune(asked: dict[str, Any] | None = None, data: Data | None = GOLDEN, serving: Serving = SERVING) -> Object:
+def tune(
+    asked: dict[str, Any] | None = None, data: Data | None = GOLDEN, serving: Serving = SERVING
+) -> Object:
     source = ("spec.rollout.analysis.golden", data) if data else None
     name, where = names.stage_job_name(REVISION, "tune", "1f2e"), ("s3://artifacts/all/ml/key", "sha256:aa")
     wanted = Tune.model_validate({"objective": "50ms", **(asked or {})})
-    return jobs.tune_job(OWNER, NAME, 7, name, wanted, source, template(serving), where, MODEL, serving, CONFIG)
+    return jobs.tune_job(
+        OWNER, NAME, 7, name, wanted, source, template(serving), where, MODEL, serving, CONFIG
+    )
 
 
 def everything() -> list[Object]:
@@ -112,7 +192,8 @@ def task(obj: Object) -> dict[str, Any]:
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
     component = obj["metadata"]["labels"][names.LABEL_COMPONENT]
-    if component == names.COMPONENT_PREPARE:  # each of its containers has the whole task, and its part
+    # each of its containers has the whole task, and its part
+    if component == names.COMPONENT_PREPARE:
         assert len({json.dumps(json.loads(value) | {"part": None}) for value in values}) == 1
     else:
         assert len(values) == 1 + (component == names.COMPONENT_TUNE), "with it, what its server fetches"

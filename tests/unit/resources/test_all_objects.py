@@ -24,7 +24,9 @@ def name_of(obj: Object) -> str:
 @pytest.mark.parametrize("obj", EVERYTHING, ids=name_of)
 def test_names_and_labels_fit_for_the_longest_name(obj: Object) -> None:
     assert len(obj["metadata"]["name"]) <= 63
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", obj["metadata"]["name"]), "also where a Service is named so"
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", obj["metadata"]["name"]), (
+        "also where a Service is named so"
+    )
     for value in obj["metadata"]["labels"].values():
         assert len(value) <= 63 and re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", value)
 
@@ -32,7 +34,9 @@ def test_names_and_labels_fit_for_the_longest_name(obj: Object) -> None:
 @pytest.mark.parametrize("obj", EVERYTHING, ids=name_of)
 def test_labels_are_ours_alone(obj: Object) -> None:
     """A tracking label of Argo CD or Helm would make that tool claim the child and prune it."""
-    found = set(obj["metadata"]["labels"]) | set(obj["spec"].get("template", {}).get("metadata", {}).get("labels", {}))
+    found = set(obj["metadata"]["labels"]) | set(
+        obj["spec"].get("template", {}).get("metadata", {}).get("labels", {})
+    )
     assert all(key.startswith(f"{names.GROUP}/") or key == names.LABEL_MANAGED_BY for key in found)
     assert obj["metadata"]["labels"][names.LABEL_NAME] == o.NAME
 
@@ -40,9 +44,13 @@ def test_labels_are_ours_alone(obj: Object) -> None:
 @pytest.mark.parametrize("obj", EVERYTHING, ids=name_of)
 def test_the_garbage_collector_knows_the_owner(obj: Object) -> None:
     (owner,) = obj["metadata"]["ownerReferences"]
-    assert owner["controller"] is True and "blockOwnerDeletion" not in owner, "that would need a permission on finalizers"
+    assert owner["controller"] is True and "blockOwnerDeletion" not in owner, (
+        "that would need a permission on finalizers"
+    )
     mine = names.LABEL_NUMBER in obj["metadata"]["labels"]
-    assert (owner["kind"], owner["uid"]) == (("ModelRevision", "uid-rev") if mine else ("ModelDeployment", "uid-md"))
+    assert (owner["kind"], owner["uid"]) == (
+        ("ModelRevision", "uid-rev") if mine else ("ModelDeployment", "uid-md")
+    )
 
 
 @pytest.mark.parametrize("obj", EVERYTHING, ids=name_of)
@@ -54,10 +62,18 @@ def test_the_same_input_gives_the_same_object_and_it_is_json(obj: Object) -> Non
 @pytest.mark.parametrize("obj", RUNNING, ids=name_of)
 def test_pods_keep_to_the_restricted_pod_security_standard(obj: Object) -> None:
     security = o.pod(obj)["securityContext"]
-    assert security["runAsNonRoot"] is True and security["runAsUser"] > 0 and security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert (
+        security["runAsNonRoot"] is True
+        and security["runAsUser"] > 0
+        and security["seccompProfile"] == {"type": "RuntimeDefault"}
+    )
     for container in o.containers(obj):
         own = container["securityContext"]
-        assert own["allowPrivilegeEscalation"] is False and own["capabilities"] == {"drop": ["ALL"]} and own["readOnlyRootFilesystem"] is True
+        assert (
+            own["allowPrivilegeEscalation"] is False
+            and own["capabilities"] == {"drop": ["ALL"]}
+            and own["readOnlyRootFilesystem"] is True
+        )
     assert {next(iter(set(v) - {"name"})) for v in o.pod(obj)["volumes"]} <= {"emptyDir", "secret"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(o.pod(obj))
 
@@ -73,8 +89,13 @@ def test_every_container_has_a_scratch_and_limits(obj: Object) -> None:
         assert "/tmp" in {m["mountPath"] for m in container["volumeMounts"]}, "the root is read-only"
         assert container["resources"].get("limits")
         assert container["imagePullPolicy"] == "Always"
-        assert container["resources"]["limits"]["ephemeral-storage"] and container["resources"]["requests"]["ephemeral-storage"] == "0"
-    assert all(v["emptyDir"].get("sizeLimit") for v in o.pod(obj)["volumes"] if "emptyDir" in v), "a stranger's container must not fill the node"
+        assert (
+            container["resources"]["limits"]["ephemeral-storage"]
+            and container["resources"]["requests"]["ephemeral-storage"] == "0"
+        )
+    assert all(v["emptyDir"].get("sizeLimit") for v in o.pod(obj)["volumes"] if "emptyDir" in v), (
+        "a stranger's container must not fill the node"
+    )
     volumes = [v["name"] for v in o.pod(obj)["volumes"]]
     assert len(set(volumes)) == len(volumes)
     assert {m["name"] for c in o.containers(obj) for m in c["volumeMounts"]} <= set(volumes)
@@ -96,7 +117,15 @@ def test_credentials_are_mounted_and_never_required_or_passed(obj: Object) -> No
             assert volume["secret"]["optional"] is True
     named = set(re.findall(r'\\"credentials\\": ?\\"([^\\]+)', text))
     mounted = {
-        m["mountPath"].removeprefix(f"{CREDENTIALS_DIR}/") for c in o.containers(obj) for m in c["volumeMounts"] if CREDENTIALS_DIR in m["mountPath"]
+        m["mountPath"].removeprefix(f"{CREDENTIALS_DIR}/")
+        for c in o.containers(obj)
+        for m in c["volumeMounts"]
+        if CREDENTIALS_DIR in m["mountPath"]
     }
     assert named == mounted
-    assert all(m["readOnly"] for c in o.containers(obj) for m in c["volumeMounts"] if CREDENTIALS_DIR in m["mountPath"])
+    assert all(
+        m["readOnly"]
+        for c in o.containers(obj)
+        for m in c["volumeMounts"]
+        if CREDENTIALS_DIR in m["mountPath"]
+    )

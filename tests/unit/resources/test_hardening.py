@@ -1,4 +1,6 @@
-"""What keeps everybody but the kubelet from managing a server, laid over what an earlier operator rendered; and how a dead model is noticed."""
+"""What keeps everybody but the kubelet from managing a server, laid over what an earlier operator
+rendered; and how a dead model is noticed.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,24 @@ def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_
     after = hardened(before, NAME)
     assert before == kept, "the frozen one is left alone"
     old, new = server(before), server(after)
-    assert {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} == {"args", "env", "volumeMounts", "livenessProbe"}
+    assert {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} == {
+        "args",
+        "env",
+        "volumeMounts",
+        "livenessProbe",
+    }
     rest = copy.deepcopy(after)
     rest["spec"]["containers"] = before["spec"]["containers"]
     assert rest["metadata"]["annotations"].pop("modelrollout.dev/hardened") == "1"
     assert rest == before, "same labels, volumes, init containers, image and placement"
     assert [e for e in new["env"] if e["name"] != "POD_UID"] == old["env"]
     others = ("--disable-auto-complete-config", "--exit-timeout-secs")
-    assert [a for a in new["args"] if a.startswith(others)] == [a for a in old["args"] if a.startswith(others)]
-    assert [m for m in new["volumeMounts"] if m["name"] != "models"] == [m for m in old["volumeMounts"] if m["name"] != "models"]
+    assert [a for a in new["args"] if a.startswith(others)] == [
+        a for a in old["args"] if a.startswith(others)
+    ]
+    assert [m for m in new["volumeMounts"] if m["name"] != "models"] == [
+        m for m in old["volumeMounts"] if m["name"] != "models"
+    ]
 
 
 def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> None:
@@ -63,8 +74,12 @@ def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> Non
         assert {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}} in found["env"]
         models = [m for m in found["volumeMounts"] if m["name"] == "models"]
         assert len(models) == 2 and all(m["readOnly"] for m in models)
-        writable = [m for c in template["spec"]["initContainers"] for m in c["volumeMounts"] if m["name"] == "models"]
-        assert writable == [{"name": "models", "mountPath": "/models"}], "only what fetches the model writes it"
+        writable = [
+            m for c in template["spec"]["initContainers"] for m in c["volumeMounts"] if m["name"] == "models"
+        ]
+        assert writable == [{"name": "models", "mountPath": "/models"}], (
+            "only what fetches the model writes it"
+        )
 
 
 def test_what_hardened_as_is_told_from_what_is_not() -> None:
@@ -90,7 +105,9 @@ def test_what_hardened_as_is_told_from_what_is_not() -> None:
 
 
 class Pod:
-    """A server with two Python processes and an HTTP port; ``probe`` runs the liveness probe as the kubelet would."""
+    """A server with two Python processes and an HTTP port; ``probe`` runs the liveness probe as the
+    kubelet would.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,8 +118,13 @@ class Pod:
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Live)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         stub = f"{folder}/{self.stub} -c"
-        start = f"{stub} 'sleep 300; :' & {stub} '{folder}/{self.stub} -c \"sleep 300; :\"; sleep 300; :' & read -r _"
-        self.process = subprocess.Popen([folder / self.server, "-c", start], stdin=subprocess.PIPE, start_new_session=True)
+        start = (
+            f"{stub} 'sleep 300; :' & {stub} '{folder}/{self.stub} -c \"sleep 300; :\"; sleep 300; :' & read"
+            " -r _"
+        )
+        self.process = subprocess.Popen(
+            [folder / self.server, "-c", start], stdin=subprocess.PIPE, start_new_session=True
+        )
         wait(lambda: len(self.stubs()) == 2 and len(self.forks()) == 1)
 
     def named(self) -> dict[int, int]:
@@ -125,8 +147,14 @@ class Pod:
         return [number for number, parent in self.named().items() if parent != self.process.pid]
 
     def probe(self) -> subprocess.CompletedProcess[str]:
-        script = LIVENESS["exec"]["command"][2].replace("(triton_python_b)", f"({self.stub})").replace("(tritonserver)", f"({self.server})")
-        script = script.replace("/tmp/", f"{self.folder}/").replace("/dev/termination-log", f"{self.folder}/said")
+        script = (
+            LIVENESS["exec"]["command"][2]
+            .replace("(triton_python_b)", f"({self.stub})")
+            .replace("(tritonserver)", f"({self.server})")
+        )
+        script = script.replace("/tmp/", f"{self.folder}/").replace(
+            "/dev/termination-log", f"{self.folder}/said"
+        )
         script = script.replace("/8000", f"/{self.http.server_port}")
         return subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
 
@@ -167,7 +195,9 @@ def test_servers_that_are_well_are_left_alone(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_dead_python_process_is_noticed_though_the_server_says_that_all_is_well(pod: Pod, how: signal.Signals) -> None:
+def test_a_dead_python_process_is_noticed_though_the_server_says_that_all_is_well(
+    pod: Pod, how: signal.Signals
+) -> None:
     assert pod.probe().returncode == 0
     os.kill(pod.stubs()[0], how)
     wait(lambda: pod.probe().returncode == 1)
@@ -206,7 +236,11 @@ def test_a_server_that_refuses_connections_or_answers_otherwise_is_not_well(pod:
 
 
 def test_a_list_that_cannot_be_written_kills_nobody(pod: Pod) -> None:
-    script = LIVENESS["exec"]["command"][2].replace("/tmp/", f"{pod.folder}/no-such-folder/").replace("/8000", f"/{pod.http.server_port}")
+    script = (
+        LIVENESS["exec"]["command"][2]
+        .replace("/tmp/", f"{pod.folder}/no-such-folder/")
+        .replace("/8000", f"/{pod.http.server_port}")
+    )
     assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=60, check=False).returncode == 0
 
 
@@ -216,8 +250,14 @@ def test_templates_of_another_form_are_not_hardened_and_break_nothing() -> None:
         {"spec": {"containers": None}},
         {"spec": None},
         {"metadata": {"annotations": ["hardened"]}, "spec": {"containers": [{"name": "triton"}]}},
-        {"metadata": {"annotations": {"modelrollout.dev/hardened": "1"}}, "spec": {"containers": [{"name": "triton", "env": [{}], "args": [1]}]}},
-        {"metadata": {"annotations": {"modelrollout.dev/hardened": "1"}}, "spec": {"containers": [{"name": "triton", "volumeMounts": [{}]}]}},
+        {
+            "metadata": {"annotations": {"modelrollout.dev/hardened": "1"}},
+            "spec": {"containers": [{"name": "triton", "env": [{}], "args": [1]}]},
+        },
+        {
+            "metadata": {"annotations": {"modelrollout.dev/hardened": "1"}},
+            "spec": {"containers": [{"name": "triton", "volumeMounts": [{}]}]},
+        },
     ]
     assert [hardened_as(template, NAME) for template in odd] == [None] * len(odd)
 

@@ -1,4 +1,6 @@
-"""Who reaches which pod of a ModelDeployment, and whom it reaches, by the policies as they are written."""
+"""Who reaches which pod of a ModelDeployment, and whom it reaches, by the policies as they are
+written.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,12 @@ def labelled(obj: Object, address: str) -> End:
 
 
 COMPARER = comparer.comparer(
-    o.DEPLOYMENT, RevisionRef(revision=o.REVISION, number=7), RevisionRef(revision="digits-1", number=6), SHADOW, o.SERVING, o.CONFIG
+    o.DEPLOYMENT,
+    RevisionRef(revision=o.REVISION, number=7),
+    RevisionRef(revision="digits-1", number=6),
+    SHADOW,
+    o.SERVING,
+    o.CONFIG,
 )
 ENDS = {
     "server": labelled(o.deployment(), "10.1.0.1"),
@@ -48,10 +55,14 @@ ENDS = {
     "prepare": labelled(o.prepare(), "10.1.0.3"),
     "tune": labelled(o.tune(), "10.1.0.3"),
     "evaluate": labelled(o.evaluate(), "10.1.0.3"),
-    "other server": End("10.1.0.4", "ml", {names.LABEL_NAME: "other", names.LABEL_COMPONENT: names.COMPONENT_SERVER}),
+    "other server": End(
+        "10.1.0.4", "ml", {names.LABEL_NAME: "other", names.LABEL_COMPONENT: names.COMPONENT_SERVER}
+    ),
     "neighbour": End("10.1.0.5", "ml", {"app": "web"}),
     "client": End("10.1.0.6", "shop", {"app": "checkout"}),
-    "stranger": End("10.1.0.7", "attacker", {names.LABEL_NAME: o.NAME, names.LABEL_COMPONENT: names.COMPONENT_SERVER}),
+    "stranger": End(
+        "10.1.0.7", "attacker", {names.LABEL_NAME: o.NAME, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
+    ),
     "proxy": End("10.1.0.8", "envoy-gateway-system", {"app": "envoy"}),
     "proxy of the node": End("10.9.0.7"),
     "the Gateway's namespace": End("10.1.0.9", "gateways", {"app": "something"}),
@@ -73,14 +84,28 @@ ENDS = {
 }
 JOBS = ("resolve", "prepare", "tune", "evaluate")
 MODEL = (names.PORT_HTTP, names.PORT_GRPC)
-# from, to and port of all that may be, with what ``wide_open`` adds; everything else between these ends and at these ports may not
+# from, to and port of all that may be, with what ``wide_open`` adds; everything else between these
+# ends and at these ports may not
 MAY = {
-    *((who, "server", port) for who in ("evaluate", "comparer", "neighbour", "client", "proxy", "proxy of the node") for port in MODEL),
+    *(
+        (who, "server", port)
+        for who in ("evaluate", "comparer", "neighbour", "client", "proxy", "proxy of the node")
+        for port in MODEL
+    ),
     ("operator", "server", names.PORT_HTTP),  # the version of Triton
     *((who, "comparer", names.PORT_COMPARER) for who in ("proxy", "proxy of the node")),
-    *((who, pod, names.PORT_METRICS) for who in ("prometheus", "prometheus outside") for pod in ("server", "comparer")),
+    *(
+        (who, pod, names.PORT_METRICS)
+        for who in ("prometheus", "prometheus outside")
+        for pod in ("server", "comparer")
+    ),
     *((who, dns, 53) for who in ("server", "comparer", *JOBS) for dns in ("dns", "node-local dns")),
-    *((who, store, port) for who in ("server", *JOBS) for store in ("store", "store v6") for port in (443, 9000)),
+    *(
+        (who, store, port)
+        for who in ("server", *JOBS)
+        for store in ("store", "store v6")
+        for port in (443, 9000)
+    ),
     *((who, "store in the cluster", 9000) for who in ("server", *JOBS)),
 }
 INSIDE = ("server", "comparer", *JOBS)
@@ -88,7 +113,9 @@ PORTS = (53, 80, 443, 8000, 8001, 8002, 8080, 8443, 9000, 22)
 
 
 def wide_open(who: str, to: str, port: int) -> bool:
-    """At 8443 all of IPv4 and IPv6 but what is near is a store; who is reached there has his own word."""
+    """At 8443 all of IPv4 and IPv6 but what is near is a store; who is reached there has his own
+    word.
+    """
     return (
         port == 8443
         and who in ("server", *JOBS)
@@ -107,7 +134,9 @@ def test_who_reaches_whom(who: str, to: str) -> None:
         wanted = (who, to, port) in MAY or wide_open(who, to, port)
         assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port) is wanted, f"{who} to {to}:{port}"
         udp = port == 53 and to in ("dns", "node-local dns") and who in INSIDE
-        assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port, "UDP") is udp, f"{who} to {to}:{port}/UDP"
+        assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port, "UDP") is udp, (
+            f"{who} to {to}:{port}/UDP"
+        )
 
 
 def test_a_tenants_own_policy_can_open_more_and_close_nothing() -> None:
@@ -148,7 +177,9 @@ def test_a_wide_range_leaves_out_what_is_near_and_a_named_one_means_it() -> None
 def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
     """digits and digits-jobs, say: each name ends with what it is for."""
     both = [
-        p["metadata"]["name"] for name in ("digits", "digits-jobs") for p in network_policies.policies(Owner("ModelDeployment", name, "ml", "u"), [], CONFIG)
+        p["metadata"]["name"]
+        for name in ("digits", "digits-jobs")
+        for p in network_policies.policies(Owner("ModelDeployment", name, "ml", "u"), [], CONFIG)
     ]
     assert len(set(both)) == 8
 
@@ -158,6 +189,10 @@ def test_one_word_more_is_another_policy() -> None:
     kept = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
     assert jobs["spec"]["ingress"] == [] and network_policies.says_the_same({"spec": kept}, jobs)
     assert not network_policies.says_the_same({"spec": kept | {"ingress": [{}]}}, jobs)
-    assert not network_policies.says_the_same({"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers)
-    assert not network_policies.says_the_same({"spec": servers["spec"] | {"policyTypes": ["Egress"]}}, servers)
+    assert not network_policies.says_the_same(
+        {"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers
+    )
+    assert not network_policies.says_the_same(
+        {"spec": servers["spec"] | {"policyTypes": ["Egress"]}}, servers
+    )
     assert not network_policies.says_the_same({}, servers)

@@ -30,7 +30,10 @@ def test_another_configuration_renders_another_template_and_changes_no_revision(
     """An upgrade of the operator, a changed default: no canary begins, and no pod restarts."""
     frozen = o.template()
     upgraded = o.CONFIG.model_copy(
-        update={"images": Images(optimizer="example/optimizer:2", triton="example/triton:2"), "drain": Drain(pre_stop_seconds=1)}
+        update={
+            "images": Images(optimizer="example/optimizer:2", triton="example/triton:2"),
+            "drain": Drain(pre_stop_seconds=1),
+        }
     )
     assert o.template(config=upgraded) != frozen
     assert o.deployment(frozen, upgraded) == o.deployment(frozen, o.CONFIG)
@@ -44,14 +47,19 @@ def test_rendering_does_not_touch_what_is_frozen() -> None:
 
 
 def test_a_field_that_the_task_gets_with_a_default_changes_no_deployment() -> None:
-    """The init container's task is rendered anew each time: what is at its default is left out of it."""
+    """The init container's task is rendered anew each time: what is at its default is left out of
+    it.
+    """
     assert set(o.task(o.deployment())) == {"task", "artifact", "digest", "model", "number"}
     assert FetchTask.model_validate(o.task(o.deployment())).target == "/models"
 
 
 def test_another_artifact_is_another_pod_and_other_replicas_are_not() -> None:
     one, other, more = o.deployment(), o.deployment(digest="sha256:bb"), o.deployment(replicas=5)
-    assert one["spec"]["template"] != other["spec"]["template"] and one["spec"]["template"] == more["spec"]["template"]
+    assert (
+        one["spec"]["template"] != other["spec"]["template"]
+        and one["spec"]["template"] == more["spec"]["template"]
+    )
 
 
 def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
@@ -62,13 +70,19 @@ def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
 
 def test_what_pods_fetch_can_be_read_back() -> None:
     found = server.fetched(o.deployment())
-    assert found is not None and (found.artifact.uri, found.digest, found.serving) == ("s3://artifacts/all/ml/key", "sha256:aa", None)
+    assert found is not None and (found.artifact.uri, found.digest, found.serving) == (
+        "s3://artifacts/all/ml/key",
+        "sha256:aa",
+        None,
+    )
     assert server.fetched({"spec": {"template": {"spec": {}}}}) is None
 
 
 def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
     best = ServingConfig(instances=2, batch=16, queue_delay_us=500)
-    tuned = server.server_deployment(o.OWNER, o.NAME, 7, o.template(), "s3://artifacts/all/ml/key", "sha256:aa", 2, o.CONFIG, None, best)
+    tuned = server.server_deployment(
+        o.OWNER, o.NAME, 7, o.template(), "s3://artifacts/all/ml/key", "sha256:aa", 2, o.CONFIG, None, best
+    )
     assert o.task(tuned)["serving"] == {"instances": 2, "batch": 16, "queue_delay_us": 500}
     found = server.fetched(tuned)
     assert found is not None and found.serving == best
@@ -76,7 +90,11 @@ def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
 
 def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None:
     serving = Serving.model_validate(
-        {"resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"gpu": "h100"}, "serviceAccountName": "reader"}
+        {
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            "nodeSelector": {"gpu": "h100"},
+            "serviceAccountName": "reader",
+        }
     )
     frozen = o.template(serving)
     found = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
@@ -84,12 +102,23 @@ def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None
     (pods,) = frozen["spec"]["containers"]
     assert fetch == o.pod(o.deployment(frozen))["initContainers"][0]
     assert (triton["image"], triton["resources"]) == (pods["image"], pods["resources"])
-    assert [m["mountPath"] for m in triton["volumeMounts"]] == ["/models", "/tmp", "/dev/shm"] and triton["volumeMounts"][0]["readOnly"]
+    assert [m["mountPath"] for m in triton["volumeMounts"]] == ["/models", "/tmp", "/dev/shm"] and triton[
+        "volumeMounts"
+    ][0]["readOnly"]
     assert triton["restartPolicy"] == "Always" and "--model-control-mode=explicit" in triton["args"]
-    assert not [a for a in triton["args"] if a.startswith("--load-model")], "configurations come from the program"
-    assert {f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")} <= set(triton["args"]), "only the program beside it manages it"
-    assert not {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "ports"} & set(triton), "no kubelet reaches it there"
-    assert (found["nodeSelector"], found["serviceAccountName"]) == ({"gpu": "h100"}, "reader") and "topologySpreadConstraints" not in found
+    assert not [a for a in triton["args"] if a.startswith("--load-model")], (
+        "configurations come from the program"
+    )
+    assert {f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")} <= set(triton["args"]), (
+        "only the program beside it manages it"
+    )
+    assert not {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "ports"} & set(triton), (
+        "no kubelet reaches it there"
+    )
+    assert (found["nodeSelector"], found["serviceAccountName"]) == (
+        {"gpu": "h100"},
+        "reader",
+    ) and "topologySpreadConstraints" not in found
     assert found["tolerations"] == frozen["spec"]["tolerations"]
 
 
@@ -100,8 +129,12 @@ def test_probes_ask_for_the_models_own_version() -> None:
     """Readiness of the server is green with no model at all."""
     path = f"/v2/models/{o.NAME}/versions/7/ready"
     container = triton(o.deployment())
-    assert container["startupProbe"]["httpGet"]["path"] == container["readinessProbe"]["httpGet"]["path"] == path
-    assert "/v2/health/live" in container["livenessProbe"]["exec"]["command"][-1], "a model that cannot load is no reason to kill the server"
+    assert (
+        container["startupProbe"]["httpGet"]["path"] == container["readinessProbe"]["httpGet"]["path"] == path
+    )
+    assert "/v2/health/live" in container["livenessProbe"]["exec"]["command"][-1], (
+        "a model that cannot load is no reason to kill the server"
+    )
 
 
 @pytest.mark.parametrize(("timeout", "failures"), [("10m", 600), ("90s", 90), ("1.5s", 2), ("0s", 1)])
@@ -111,7 +144,9 @@ def test_startup_may_take_as_long_as_it_says(timeout: str, failures: int) -> Non
 
 
 def test_grace_is_longer_than_drain() -> None:
-    """preStop (endpoints forget the pod) + exit timeout (Triton finishes what it holds) + a margin."""
+    """preStop (endpoints forget the pod) + exit timeout (Triton finishes what it holds) + a
+    margin.
+    """
     spec = o.pod(o.deployment())
     assert triton(o.deployment())["lifecycle"]["preStop"]["sleep"]["seconds"] == 12
     assert "--exit-timeout-secs=40" in triton(o.deployment())["args"]
@@ -124,19 +159,31 @@ def test_no_pod_goes_before_another_is_there() -> None:
 
 def test_triton_loads_one_model_from_a_full_configuration() -> None:
     args = triton(o.deployment())["args"]
-    assert {"--model-repository=/repository", "--model-control-mode=none", "--disable-auto-complete-config"} <= set(args)
+    assert {
+        "--model-repository=/repository",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+    } <= set(args)
     mounts = {m["mountPath"]: m for m in triton(o.deployment())["volumeMounts"]}
-    assert mounts[f"/repository/{o.NAME}"]["subPath"] == o.NAME, "with model control none every other entry of the repository would be a model"
+    assert mounts[f"/repository/{o.NAME}"]["subPath"] == o.NAME, (
+        "with model control none every other entry of the repository would be a model"
+    )
 
 
 def test_shared_memory_is_memory() -> None:
     volumes = {v["name"]: v for v in o.pod(o.deployment())["volumes"]}
     mount = next(m for m in triton(o.deployment())["volumeMounts"] if m["mountPath"] == "/dev/shm")
-    assert volumes[mount["name"]]["emptyDir"]["medium"] == "Memory" and volumes[mount["name"]]["emptyDir"]["sizeLimit"]
+    assert (
+        volumes[mount["name"]]["emptyDir"]["medium"] == "Memory"
+        and volumes[mount["name"]]["emptyDir"]["sizeLimit"]
+    )
 
 
 def test_only_the_init_container_has_the_stores_credentials() -> None:
-    mounts = {c["name"]: [m["name"] for m in c["volumeMounts"] if m["name"].startswith("credentials")] for c in o.containers(o.deployment())}
+    mounts = {
+        c["name"]: [m["name"] for m in c["volumeMounts"] if m["name"].startswith("credentials")]
+        for c in o.containers(o.deployment())
+    }
     assert mounts == {"triton": [], "fetch": ["credentials-artifacts"]}
 
 
@@ -144,7 +191,8 @@ def test_only_the_init_container_has_the_stores_credentials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "tolerated"), [({"nvidia.com/gpu": 1}, True), ({"nvidia.com/gpu": "0"}, False), ({"cpu": 4}, False), (None, False)]
+    ("limits", "tolerated"),
+    [({"nvidia.com/gpu": 1}, True), ({"nvidia.com/gpu": "0"}, False), ({"cpu": 4}, False), (None, False)],
 )
 def test_a_gpus_taint_is_tolerated_only_where_a_gpu_is_asked_for(limits: Any, tolerated: bool) -> None:
     resources = {"limits": limits} if limits else {}
@@ -165,7 +213,11 @@ def test_the_users_placement_is_taken_as_it_is() -> None:
     )
     spec = o.pod(o.deployment(o.template(made)))
     usual = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    assert spec["tolerations"] == [mine, usual] and spec["affinity"] == affinity and spec["nodeSelector"] == {"zone": "a"}
+    assert (
+        spec["tolerations"] == [mine, usual]
+        and spec["affinity"] == affinity
+        and spec["nodeSelector"] == {"zone": "a"}
+    )
     assert spec["serviceAccountName"] == "identity" and spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["containers"][0]["image"] == "example/own-triton:3"
     assert made.tolerations == [mine], "the user's list is not changed"
@@ -198,7 +250,9 @@ def test_selectors_meet_the_pods_of_their_revision_and_no_job() -> None:
 
 def test_only_the_service_of_all_revisions_meets_another_revision() -> None:
     other = o.deployment()
-    other["spec"]["template"] = {"metadata": {"labels": o.template()["metadata"]["labels"] | {names.LABEL_REVISION: "digits-2"}}}
+    other["spec"]["template"] = {
+        "metadata": {"labels": o.template()["metadata"]["labels"] | {names.LABEL_REVISION: "digits-2"}}
+    }
     assert selects(server.stable_service(o.DEPLOYMENT, None)["spec"]["selector"], other)
     assert not selects(server.stable_service(o.DEPLOYMENT, o.REVISION)["spec"]["selector"], other)
     assert not selects(server.revision_service(o.OWNER, o.NAME, 7)["spec"]["selector"], other)
@@ -208,12 +262,19 @@ def test_services_name_the_ports_of_the_pods_and_grpc_is_http2() -> None:
     ports = {p["name"]: p for p in server.revision_service(o.OWNER, o.NAME, 7)["spec"]["ports"]}
     inside = {p["name"]: p["containerPort"] for p in triton(o.deployment())["ports"]}
     assert {p["targetPort"] for p in ports.values()} <= set(inside)
-    assert (ports["http"]["port"], ports["grpc"]["port"], ports["grpc"]["appProtocol"]) == (8000, 8001, "kubernetes.io/h2c")
+    assert (ports["http"]["port"], ports["grpc"]["port"], ports["grpc"]["appProtocol"]) == (
+        8000,
+        8001,
+        "kubernetes.io/h2c",
+    )
 
 
 def test_prometheus_finds_the_metrics_and_the_revision() -> None:
     metadata = o.deployment()["spec"]["template"]["metadata"]
-    assert metadata["annotations"]["prometheus.io/port"] == "8002" and metadata["labels"][names.LABEL_REVISION] == o.REVISION
+    assert (
+        metadata["annotations"]["prometheus.io/port"] == "8002"
+        and metadata["labels"][names.LABEL_REVISION] == o.REVISION
+    )
 
 
 def test_the_budget_lets_drains_through_one_by_one() -> None:
@@ -222,22 +283,37 @@ def test_the_budget_lets_drains_through_one_by_one() -> None:
 
 def test_servers_read_with_a_secret_of_their_own_and_jobs_write() -> None:
     def secrets(obj: o.Object) -> set[str]:
-        return {v["secret"]["secretName"] for v in o.pod(obj)["volumes"] if v["name"] == "credentials-artifacts"}
+        return {
+            v["secret"]["secretName"] for v in o.pod(obj)["volumes"] if v["name"] == "credentials-artifacts"
+        }
 
     store = o.CONFIG.artifacts.model_copy(update={"read_secret_name": "s3-artifact-reader"})
     apart = o.CONFIG.model_copy(update={"artifacts": store})
-    assert secrets(o.deployment(o.template(config=apart), config=apart)) == {"s3-artifact-reader"} and not store.servers_can_write
+    assert (
+        secrets(o.deployment(o.template(config=apart), config=apart)) == {"s3-artifact-reader"}
+        and not store.servers_can_write
+    )
     assert secrets(o.prepare(config=apart)) == {"s3-writer"}
     assert secrets(o.deployment()) == {"s3-writer"} and o.CONFIG.artifacts.servers_can_write
     task = [container["env"] for container in o.pod(o.deployment(config=apart))["initContainers"]]
-    assert task == [container["env"] for container in o.pod(o.deployment())["initContainers"]], "no pod that runs is restarted for it"
+    assert task == [container["env"] for container in o.pod(o.deployment())["initContainers"]], (
+        "no pod that runs is restarted for it"
+    )
 
 
-def test_the_stores_secret_comes_and_goes_in_the_configuration_and_no_pod_of_a_frozen_template_is_changed() -> None:
-    """A pod has the Secret that was configured when its template was frozen. Told of one that came later it would look for it in vain."""
-    without = o.CONFIG.model_copy(update={"artifacts": o.CONFIG.artifacts.model_copy(update={"secret_name": None})})
+def test_the_stores_secret_comes_and_goes_in_the_configuration_and_no_pod_of_a_frozen_template_is_changed() -> (  # noqa: E501
+    None
+):
+    """A pod has the Secret that was configured when its template was frozen. Told of one that came
+    later it would look for it in vain.
+    """
+    without = o.CONFIG.model_copy(
+        update={"artifacts": o.CONFIG.artifacts.model_copy(update={"secret_name": None})}
+    )
     for then in (o.CONFIG, without):
         frozen = o.template(config=then)
         assert o.deployment(frozen, o.CONFIG) == o.deployment(frozen, without)
-    assert o.task(o.deployment(o.template(config=o.CONFIG), without))["artifact"]["credentials"] == "artifacts"
+    assert (
+        o.task(o.deployment(o.template(config=o.CONFIG), without))["artifact"]["credentials"] == "artifacts"
+    )
     assert "credentials" not in o.task(o.deployment(o.template(config=without), o.CONFIG))["artifact"]

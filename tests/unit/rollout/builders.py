@@ -1,4 +1,6 @@
-"""Specs, snapshots and a clock for tests of the state machine. Everything has a default; a test names only what it is about."""
+"""Specs, snapshots and a clock for tests of the state machine. Everything has a default; a test
+names only what it is about.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,16 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import Assessment, Desired, Plan, Revision, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.snapshot import (
+    Assessment,
+    Desired,
+    Plan,
+    Revision,
+    Server,
+    Snapshot,
+    Traffic,
+    stamp,
+)
 from modelrollout.rollout.transitions import input_hash
 
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -67,8 +78,15 @@ def spec(
     return ModelDeploymentSpec.model_validate(
         {
             "model": {"uri": uri(version)} | ({"sha256": sha(version)} if pinned else {}),
-            "serving": {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": 1}}} | ({"tune": tune} if tune else {}),
-            "traffic": {"gateway": {"name": "public"}, "http": {"hostnames": ["digits.example.com"]}} if gateway else {},
+            "serving": (
+                {"replicas": replicas, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+                | ({"tune": tune} if tune else {})
+            ),
+            "traffic": (
+                {"gateway": {"name": "public"}, "http": {"hostnames": ["digits.example.com"]}}
+                if gateway
+                else {}
+            ),
             "rollout": canary | analysis | dict(rollout or {}),
         }
         | other
@@ -79,10 +97,19 @@ STEPS = [{"weight": 5}, {"weight": 25}, {"weight": 50}]
 
 
 def artifact(version: int = 1) -> ArtifactEvidence:
-    return ArtifactEvidence(uri=f"s3://artifacts/ml/v{version}", digest=f"sha256:{sha(version)}", size_before=1000, size_after=260)
+    return ArtifactEvidence(
+        uri=f"s3://artifacts/ml/v{version}", digest=f"sha256:{sha(version)}", size_before=1000, size_after=260
+    )
 
 
-def revision(version: int, outcome: str = "Pending", *, number: int | None = None, prepared: bool = True, reason: str = "-") -> Revision:
+def revision(
+    version: int,
+    outcome: str = "Pending",
+    *,
+    number: int | None = None,
+    prepared: bool = True,
+    reason: str = "-",
+) -> Revision:
     """The kept revision of a version."""
     user_input = spec(version).user_input()
     status = ModelRevisionStatus.model_validate({"outcome": outcome, "reason": reason}).model_copy(
@@ -105,8 +132,17 @@ def ready(count: int = 2, asked: int = 2) -> Server:
 
 def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     """A rollout of ``version`` that came to ``stage`` ten seconds ago."""
-    before = {"input_hash": input_hash(snapshot(spec(version))), "generation": 1, "since": ago(10), "started": ago(60)}
-    named = {} if stage == "Resolve" else {"sha256": sha(version), "revision": revision_name(version), "number": version}
+    before = {
+        "input_hash": input_hash(snapshot(spec(version))),
+        "generation": 1,
+        "since": ago(10),
+        "started": ago(60),
+    }
+    named = (
+        {}
+        if stage == "Resolve"
+        else {"sha256": sha(version), "revision": revision_name(version), "number": version}
+    )
     made = RolloutStatus.model_validate({"stage": stage, **before, **named})
     if stage in ("Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert"):
         made = made.model_copy(update={"artifact": artifact(version)})
@@ -115,26 +151,51 @@ def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
 
 def step(index: int = 0, weight: int = 5, phase: str = "Observing", **changes: Any) -> StepStatus:
     """A step that began ten seconds ago and is observed since five."""
-    made = StepStatus.model_validate({"index": index, "weight": weight, "phase": phase, "since": ago(10), "observedSince": ago(5)})
+    made = StepStatus.model_validate(
+        {"index": index, "weight": weight, "phase": phase, "since": ago(10), "observedSince": ago(5)}
+    )
     return made.model_copy(update=changes)
 
 
 def status(stable: int | None = 1, *, last_number: int = 2, **changes: Any) -> ModelDeploymentStatus:
-    return ModelDeploymentStatus(stable=ref(stable) if stable else None, last_number=last_number).model_copy(update=changes)
+    return ModelDeploymentStatus(stable=ref(stable) if stable else None, last_number=last_number).model_copy(
+        update=changes
+    )
 
 
-def snapshot(wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | None = None, **changes: Any) -> Snapshot:
+def snapshot(
+    wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | None = None, **changes: Any
+) -> Snapshot:
     """Generation 1 of the ModelDeployment ``ml/digits``."""
     fields: dict[str, Any] = {"gateway": wanted is not None and wanted.traffic.gateway is not None} | changes
-    return Snapshot(name=NAME, namespace=NAMESPACE, generation=fields.pop("generation", 1), spec=wanted, status=state or status(None), **fields)
+    return Snapshot(
+        name=NAME,
+        namespace=NAMESPACE,
+        generation=fields.pop("generation", 1),
+        spec=wanted,
+        status=state or status(None),
+        **fields,
+    )
 
 
-def second(stage: str, *, wanted: ModelDeploymentSpec | None = None, changes: Mapping[str, Any] | None = None, **facts: Any) -> Snapshot:
-    """The usual case: version 1 is stable, a rollout of version 2 is in ``stage``, all pods are ready, the route is taken up."""
+def second(
+    stage: str,
+    *,
+    wanted: ModelDeploymentSpec | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> Snapshot:
+    """The usual case: version 1 is stable, a rollout of version 2 is in ``stage``, all pods are
+    ready, the route is taken up.
+    """
     state = status(1, rollout=rollout(stage, 2, **(changes or {})))
     revisions = (
         revision(1, "Stable"),
-        revision(2, "Canary" if stage in ("Canary", "Bake") else "Pending", prepared=stage not in ("Resolve", "Prepare")),
+        revision(
+            2,
+            "Canary" if stage in ("Canary", "Bake") else "Pending",
+            prepared=stage not in ("Resolve", "Prepare"),
+        ),
     )
     usual = {
         "revisions": revisions if stage != "Resolve" else revisions[:1],
@@ -153,15 +214,32 @@ def in_canary(
     **facts: Any,
 ) -> Snapshot:
     """``second`` in the canary."""
-    return second("Canary", wanted=wanted or spec(2, steps=STEPS), changes={"step": at_step or step(), "reason": reason, "message": message}, **facts)
+    return second(
+        "Canary",
+        wanted=wanted or spec(2, steps=STEPS),
+        changes={"step": at_step or step(), "reason": reason, "message": message},
+        **facts,
+    )
 
 
 def judged(verdict: VerdictName, reason: str = "", message: str = "as it was measured") -> Assessment:
-    return Assessment(verdict, reason or {"Successful": "ProvenNotWorse", "Failed": "AccuracyLow"}.get(verdict, "ProviderUnreachable"), message)
+    return Assessment(
+        verdict,
+        reason
+        or {"Successful": "ProvenNotWorse", "Failed": "AccuracyLow"}.get(verdict, "ProviderUnreachable"),
+        message,
+    )
 
 
 def evaluation(verdict: VerdictName, reason: str = "AccuracyLow") -> EvaluationEvidence:
-    return EvaluationEvidence(verdict=verdict, reason=reason, message="on golden data", samples=1000, accuracy=0.97, stable_accuracy=0.96)
+    return EvaluationEvidence(
+        verdict=verdict,
+        reason=reason,
+        message="on golden data",
+        samples=1000,
+        accuracy=0.97,
+        stable_accuracy=0.96,
+    )
 
 
 def condition(plan: Plan, kind: str) -> Condition:
@@ -187,6 +265,8 @@ def children(s: Snapshot, now: datetime = START) -> Desired:
         plan = decide(s, now)
         if plan.desired is not None:
             return plan.desired
-        assert (plan.status.rollout is None) == (s.status.rollout is None), f"a rollout begins or ends: {plan.status.rollout}"
+        assert (plan.status.rollout is None) == (s.status.rollout is None), (
+            f"a rollout begins or ends: {plan.status.rollout}"
+        )
         s = replace(s, status=plan.status)
     raise AssertionError("status does not settle")

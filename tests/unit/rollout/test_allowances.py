@@ -26,7 +26,12 @@ EVERYWHERE: dict[str, Any] = {
     "model": {"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE, "signature": SIGNED},
     "optimization": {
         "steps": [
-            {"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz", "credentials": MINE}}}},
+            {
+                "prune": {
+                    "sparsity": 0.5,
+                    "training": {"data": {"uri": "s3://models/t.npz", "credentials": MINE}},
+                }
+            },
             {
                 "distill": {
                     "student": {"uri": "s3://models/s.onnx", "sha256": "0" * 64, "credentials": MINE},
@@ -35,14 +40,19 @@ EVERYWHERE: dict[str, Any] = {
             },
             {"int8": {"method": "Static", "calibration": {"uri": "s3://models/c.npz", "credentials": MINE}}},
         ],
-        "gate": {"data": {"uri": "s3://models/h.npz", "credentials": MINE}, "metrics": [{"name": "accuracy", "maxDrop": 0.01}]},
+        "gate": {
+            "data": {"uri": "s3://models/h.npz", "credentials": MINE},
+            "metrics": [{"name": "accuracy", "maxDrop": 0.01}],
+        },
     },
     "serving": {
         "resources": {},
         "imagePullSecrets": [{"name": "registry"}],
         "tune": {"objective": "50ms", "data": {"uri": "s3://models/i.npz", "credentials": MINE}},
     },
-    "rollout": {"analysis": {"golden": {"uri": "https://open.example.com/g.npz", "labels": "y", "credentials": MINE}}},
+    "rollout": {
+        "analysis": {"golden": {"uri": "https://open.example.com/g.npz", "labels": "y", "credentials": MINE}}
+    },
 }
 FIELDS = {
     "spec.model.credentials.secretRef.name",
@@ -71,11 +81,16 @@ def told(given: ModelDeploymentSpec, *policies: Policy, shut: bool = False) -> s
 def test_every_secret_that_a_spec_can_name_is_found() -> None:
     found = list(secrets(ModelDeploymentSpec.model_validate(EVERYWHERE)))
     assert {s.field for s in found} == FIELDS
-    assert {s.field.rsplit(".", 1)[0] for s in found if s.uri is None} == {"spec.model.signature.keySecretRef", "spec.serving.imagePullSecrets[0]"}
+    assert {s.field.rsplit(".", 1)[0] for s in found if s.uri is None} == {
+        "spec.model.signature.keySecretRef",
+        "spec.serving.imagePullSecrets[0]",
+    }
 
 
 def test_the_fields_above_are_all_that_the_types_have() -> None:
-    """A reference of another type would be found nowhere: whatever is called a Secret or a ConfigMap has one of the two."""
+    """A reference of another type would be found nowhere: whatever is called a Secret or a
+    ConfigMap has one of the two.
+    """
 
     def parts(annotation: Any) -> Iterator[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -96,9 +111,16 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
             known.update(fresh)
             todo += fresh
     assert not odd
-    assert places == {("Credentials", "secret_ref"), ("Signature", "key_secret_ref"), ("Serving", "image_pull_secrets")}
+    assert places == {
+        ("Credentials", "secret_ref"),
+        ("Signature", "key_secret_ref"),
+        ("Serving", "image_pull_secrets"),
+    }
     holding = {
-        (kind.__name__, name) for kind in known for name, f in kind.model_fields.items() if "Credentials" in {p.__name__ for p in parts(f.annotation)}
+        (kind.__name__, name)
+        for kind in known
+        for name, f in kind.model_fields.items()
+        if "Credentials" in {p.__name__ for p in parts(f.annotation)}
     }
     assert holding == {(kind, "credentials") for kind in ("Model", "ModelFile", "Data", "Golden")}
 
@@ -108,10 +130,14 @@ def test_no_secret_is_named_that_no_policy_allows(field: str) -> None:
     given = ModelDeploymentSpec.model_validate(EVERYWHERE)
     names = {s.name for s in secrets(given) if s.field != field}
     (one,) = (s for s in secrets(given) if s.field == field)
-    renamed = ModelDeploymentSpec.model_validate(_renamed(EVERYWHERE, field.removeprefix("spec.").removesuffix(".name"), "theirs"))
+    renamed = ModelDeploymentSpec.model_validate(
+        _renamed(EVERYWHERE, field.removeprefix("spec.").removesuffix(".name"), "theirs")
+    )
     allowing = policy(allowedSecrets=sorted(names | {one.name}))
     assert told(given, allowing) == ""
-    assert told(renamed, allowing).startswith(f"SecretNotAllowed: {field}: theirs: RolloutPolicy p allows only ")
+    assert told(renamed, allowing).startswith(
+        f"SecretNotAllowed: {field}: theirs: RolloutPolicy p allows only "
+    )
 
 
 def _renamed(wire: Any, path: str, name: str) -> Any:
@@ -119,7 +145,9 @@ def _renamed(wire: Any, path: str, name: str) -> Any:
     key, _, index = head.rstrip("]").partition("[")
     inner = wire[key][int(index)] if index else wire[key]
     changed = _renamed(inner, rest, name) if rest else inner | {"name": name}
-    return wire | {key: [changed if i == int(index) else x for i, x in enumerate(wire[key])] if index else changed}
+    return wire | {
+        key: [changed if i == int(index) else x for i, x in enumerate(wire[key])] if index else changed
+    }
 
 
 class TestSecrets:
@@ -131,25 +159,35 @@ class TestSecrets:
         assert told(spec(model=model | {"credentials": own}), shut=True) == ""
         elsewhere = spec(model={"uri": "https://open.example.com/m.onnx", "credentials": own})
         assert "SecretNotAllowed" in told(elsewhere, policy(allowedSecrets=["other"]))
-        assert "SecretNotAllowed" in told(spec(serving={"imagePullSecrets": [{"name": OWN}]}), policy(allowedSecrets=["other"]))
+        assert "SecretNotAllowed" in told(
+            spec(serving={"imagePullSecrets": [{"name": OWN}]}), policy(allowedSecrets=["other"])
+        )
 
     def test_without_a_policy_all_are_allowed_unless_the_configuration_says_otherwise(self) -> None:
         given = ModelDeploymentSpec.model_validate(EVERYWHERE)
         assert told(given) == ""
-        assert told(given, shut=True).startswith("SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any")
+        assert told(given, shut=True).startswith(
+            "SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any"
+        )
         assert told(given, policy(allowedSecrets=["*"]), shut=True) == ""
 
     def test_an_empty_list_leaves_the_stores_own(self) -> None:
         nothing = policy(allowedSecrets=[])
         model = {"uri": "s3://models/digits/v1/model.onnx"}
         assert told(spec(model=model | {"credentials": {"secretRef": {"name": OWN}}}), nothing) == ""
-        assert "RolloutPolicy p allows only each store's own Secret" in told(spec(model=model | {"credentials": MINE}), nothing)
-        assert "allows only none; " in told(spec(serving={"imagePullSecrets": [{"name": "registry"}]}), nothing)
+        assert "RolloutPolicy p allows only each store's own Secret" in told(
+            spec(model=model | {"credentials": MINE}), nothing
+        )
+        assert "allows only none; " in told(
+            spec(serving={"imagePullSecrets": [{"name": "registry"}]}), nothing
+        )
 
     def test_each_policy_must_allow_it(self) -> None:
         given = spec(model={"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE})
         assert told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["mine"])) == ""
-        found = told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"]))
+        found = told(
+            given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"])
+        )
         assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in found
 
 
@@ -159,35 +197,70 @@ class TestAccounts:
         [
             (None, [], ""),
             ("builder", [], ""),
-            (None, [["model-server"]], "it is left out, so pods run as default: RolloutPolicy p0 allows only model-server; name one of them"),
+            (
+                None,
+                [["model-server"]],
+                (
+                    "it is left out, so pods run as default: RolloutPolicy p0 allows only model-server; name"
+                    " one of them"
+                ),
+            ),
             (None, [["default"]], ""),
             (None, [["*"]], ""),
             ("model-server", [["model-*"]], ""),
-            ("model-server", [["model-*"], ["other"]], "spec.serving.serviceAccountName: model-server: RolloutPolicy p1 allows only other"),
-            ("builder", [["model-server"]], "spec.serving.serviceAccountName: builder: RolloutPolicy p0 allows only model-server"),
+            (
+                "model-server",
+                [["model-*"], ["other"]],
+                "spec.serving.serviceAccountName: model-server: RolloutPolicy p1 allows only other",
+            ),
+            (
+                "builder",
+                [["model-server"]],
+                "spec.serving.serviceAccountName: builder: RolloutPolicy p0 allows only model-server",
+            ),
         ],
     )
-    def test_pods_run_as_whom_the_policies_allow(self, named: str | None, lists: list[list[str]], refused: str) -> None:
+    def test_pods_run_as_whom_the_policies_allow(
+        self, named: str | None, lists: list[list[str]], refused: str
+    ) -> None:
         given = spec(serving={"serviceAccountName": named} if named else {})
         found = told(given, *(policy(f"p{i}", allowedServiceAccounts=names) for i, names in enumerate(lists)))
-        assert bool(found) is bool(refused) and refused in found and (not found or found.startswith("ServiceAccountNotAllowed: "))
+        assert (
+            bool(found) is bool(refused)
+            and refused in found
+            and (not found or found.startswith("ServiceAccountNotAllowed: "))
+        )
 
     def test_without_a_policy_the_configuration_may_leave_default_alone(self) -> None:
         assert told(spec(serving={"serviceAccountName": "builder"}), shut=True).startswith(
             "ServiceAccountNotAllowed: spec.serving.serviceAccountName"
         )
-        assert told(spec(serving={"serviceAccountName": "default"}), shut=True) == told(spec(), shut=True) == ""
-        assert told(spec(serving={"serviceAccountName": "builder"}), policy(allowedServiceAccounts=["builder"]), shut=True) == ""
+        assert (
+            told(spec(serving={"serviceAccountName": "default"}), shut=True) == told(spec(), shut=True) == ""
+        )
+        assert (
+            told(
+                spec(serving={"serviceAccountName": "builder"}),
+                policy(allowedServiceAccounts=["builder"]),
+                shut=True,
+            )
+            == ""
+        )
 
 
 def test_without_a_policy_the_configuration_may_leave_the_platforms_images_alone() -> None:
     step = spec(optimization={"steps": [{"container": {"image": IMAGE}}]})
     server = spec(serving={"triton": {"image": "example.com/triton:1"}})
-    for given, field in ((step, "spec.optimization.steps[0].container.image"), (server, "spec.serving.triton.image")):
+    for given, field in (
+        (step, "spec.optimization.steps[0].container.image"),
+        (server, "spec.serving.triton.image"),
+    ):
         assert told(given) == ""
         assert told(given, shut=True).startswith(f"ImageNotAllowed: {field}: example.com/")
         assert told(given, policy(allowedSources={"images": ["example.com/"]}), shut=True) == ""
-        assert told(given, policy(allowedSources={"models": ["s3://models/"]}), shut=True).startswith("ImageNotAllowed")
+        assert told(given, policy(allowedSources={"models": ["s3://models/"]}), shut=True).startswith(
+            "ImageNotAllowed"
+        )
     assert told(spec(), shut=True) == ""
 
 
@@ -202,7 +275,13 @@ class TestAffinity:
             ({}, ""),
             ({"namespaces": ["ml"]}, ""),
             ({"namespaces": []}, ""),
-            ({"namespaces": ["ml", "shop"]}, "[0].namespaces: shop: required anti-affinity would keep pods of other namespaces off the node"),
+            (
+                {"namespaces": ["ml", "shop"]},
+                (
+                    "[0].namespaces: shop: required anti-affinity would keep pods of other namespaces off the"
+                    " node"
+                ),
+            ),
             ({"namespaceSelector": {}}, "[0].namespaceSelector: required anti-affinity"),
             ({"namespaceSelector": {"matchLabels": {"a": "b"}}}, "[0].namespaceSelector"),
         ],
@@ -210,14 +289,22 @@ class TestAffinity:
     def test_nobody_keeps_other_namespaces_off_a_node(self, term: dict[str, Any], refused: str) -> None:
         anti = {"requiredDuringSchedulingIgnoredDuringExecution": [TERM | term]}
         found = told(spec(serving={"affinity": {KEPT_OFF: anti}}))
-        assert bool(found) is bool(refused) and refused in found and (not found or found.startswith("AffinityNotAllowed: spec.serving.affinity."))
+        assert (
+            bool(found) is bool(refused)
+            and refused in found
+            and (not found or found.startswith("AffinityNotAllowed: spec.serving.affinity."))
+        )
 
     def test_what_is_preferred_or_about_ones_own_place_displaces_nobody(self) -> None:
         wide = TERM | {"namespaceSelector": {}}
-        preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": wide}]}
+        preferred = {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": wide}]
+        }
         beside = {"requiredDuringSchedulingIgnoredDuringExecution": [wide]}
         assert told(spec(serving={"affinity": {KEPT_OFF: preferred, "podAffinity": beside}})) == ""
 
-    @pytest.mark.parametrize("odd", [{KEPT_OFF: 1}, {KEPT_OFF: {"requiredDuringSchedulingIgnoredDuringExecution": ["x", 1, None]}}])
+    @pytest.mark.parametrize(
+        "odd", [{KEPT_OFF: 1}, {KEPT_OFF: {"requiredDuringSchedulingIgnoredDuringExecution": ["x", 1, None]}}]
+    )
     def test_what_was_stored_before_there_was_a_schema_is_no_fault(self, odd: dict[str, Any]) -> None:
         assert told(spec(serving={"affinity": odd})) == ""

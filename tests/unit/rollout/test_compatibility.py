@@ -1,4 +1,6 @@
-"""A new version that takes or gives other tensors than stable is refused, unless the change is declared."""
+"""A new version that takes or gives other tensors than stable is refused, unless the change is
+declared.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from modelrollout.rollout.snapshot import Revision, Snapshot, Work
 from tests.unit.rollout import builders as b
 
 OLD = Interface(digest="old", inputs={"x": "FP32 [n, 64]"}, outputs={"y": "FP32 [n, 10]"})
-NEW = Reported(digest="new", inputs={"x": "FP32 [8, 64]", "z": "INT64 [n]"}, outputs={"scores": "FP32 [n, 10]"})
+NEW = Reported(
+    digest="new", inputs={"x": "FP32 [8, 64]", "z": "INT64 [n]"}, outputs={"scores": "FP32 [n, 10]"}
+)
 DECLARED = b.spec(2, model={"uri": b.uri(2), "interfaceChange": "Allowed"})
 
 
@@ -26,10 +30,20 @@ def having(version: int, interface: Interface | None) -> Revision:
     return replace(kept, status=kept.status.model_copy(update={"artifact": artifact}))
 
 
-def prepared(old: Interface | None, new: Reported | None, spec: ModelDeploymentSpec | None = None, mode: str = "Update") -> Snapshot:
-    result = TaskResult(artifact_uri="s3://artifacts/v2", artifact_digest="sha256:2", size_bytes=9, artifact_size_bytes=9, interface=new)
+def prepared(
+    old: Interface | None, new: Reported | None, spec: ModelDeploymentSpec | None = None, mode: str = "Update"
+) -> Snapshot:
+    result = TaskResult(
+        artifact_uri="s3://artifacts/v2",
+        artifact_digest="sha256:2",
+        size_bytes=9,
+        artifact_size_bytes=9,
+        interface=new,
+    )
     revisions = (having(1, old), b.revision(2, prepared=False))
-    return b.second("Prepare", wanted=spec, changes={"mode": mode}, revisions=revisions, work=Work("Succeeded", 0, result))
+    return b.second(
+        "Prepare", wanted=spec, changes={"mode": mode}, revisions=revisions, work=Work("Succeeded", 0, result)
+    )
 
 
 def test_a_changed_interface_is_rejected_and_says_what_changed() -> None:
@@ -44,7 +58,9 @@ def test_a_changed_interface_is_rejected_and_says_what_changed() -> None:
         "spec.model.interfaceChange: Allowed",
     ):
         assert told in (ended.message or "")
-    assert ended.artifact is not None and ended.artifact.digest == "sha256:2", "the work is kept: declaring the change needs no second run"
+    assert ended.artifact is not None and ended.artifact.digest == "sha256:2", (
+        "the work is kept: declaring the change needs no second run"
+    )
     assert plan.status.stable == b.ref(1)
 
 
@@ -61,7 +77,9 @@ def test_a_declared_change_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(None, NEW), (OLD, None)])
-def test_what_an_older_operator_prepared_is_not_compared_and_that_is_said_once(old: Interface | None, new: Reported | None) -> None:
+def test_what_an_older_operator_prepared_is_not_compared_and_that_is_said_once(
+    old: Interface | None, new: Reported | None
+) -> None:
     plan = decide(prepared(old, new), b.START)
     assert b.moved(plan).stage == "Provision"
     assert [e.reason for e in plan.events] == ["Prepared", "SignatureUnknown"]
@@ -76,9 +94,17 @@ def test_declaring_the_change_tries_the_version_again_by_itself() -> None:
     rejected = b.rollout("Failed", 2, outcome="Rejected", reason="SignatureChanged", message="input z is new")
     revisions = (having(1, OLD), b.revision(2, "Rejected", reason="SignatureChanged"))
     for spec, begins in ((b.spec(2), False), (DECLARED, True)):
-        s = b.snapshot(spec, b.status(1, rollout=rejected), revisions=revisions, servers={b.revision_name(1): b.ready()}, traffic=b.TAKEN)
+        s = b.snapshot(
+            spec,
+            b.status(1, rollout=rejected),
+            revisions=revisions,
+            servers={b.revision_name(1): b.ready()},
+            traffic=b.TAKEN,
+        )
         recorded = revision_status(s)  # as the pass after the rejection writes it
-        s = replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions))
+        s = replace(
+            s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions)
+        )
         for _ in range(3):
             plan = decide(s, b.START)
             s = replace(s, status=plan.status)
@@ -92,5 +118,9 @@ def test_declaring_a_change_makes_no_new_version() -> None:
 
 def test_a_large_interface_is_compared_by_its_digest_and_told_in_counts() -> None:
     large = Interface(digest="a", counts=[200, 3])
-    assert changes(large, OLD) == ["inputs or outputs changed: 200 inputs and 3 outputs before, 1 inputs and 1 outputs now"]
-    assert b.moved(decide(prepared(large, Reported(digest="a", counts=(200, 3))), b.START)).stage == "Provision"
+    assert changes(large, OLD) == [
+        "inputs or outputs changed: 200 inputs and 3 outputs before, 1 inputs and 1 outputs now"
+    ]
+    assert (
+        b.moved(decide(prepared(large, Reported(digest="a", counts=(200, 3))), b.START)).stage == "Provision"
+    )

@@ -28,7 +28,11 @@ def truths(status: ModelDeploymentStatus) -> dict[str, str]:
 
 def serves(version: int = 1, **facts: Any) -> Snapshot:
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"))
-    return b.snapshot(b.spec(version), state, **({"revisions": (b.revision(1, "Stable"),), "servers": {V1: b.ready()}, "traffic": b.TAKEN} | facts))
+    return b.snapshot(
+        b.spec(version),
+        state,
+        **({"revisions": (b.revision(1, "Stable"),), "servers": {V1: b.ready()}, "traffic": b.TAKEN} | facts),
+    )
 
 
 def test_ready_is_the_present_spec_being_stable_and_serving() -> None:
@@ -53,7 +57,9 @@ def test_stable_may_serve_while_spec_is_not_ready() -> None:
 
 
 def test_a_failed_rollout_is_stalled_and_not_reconciling_while_stable_serves() -> None:
-    state = b.status(1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow", message="proven worse"))
+    state = b.status(
+        1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow", message="proven worse")
+    )
     s = replace(serves(2), status=state, revisions=(b.revision(1, "Stable"), b.revision(2, "RolledBack")))
     status = told(s)
     assert {k: truths(status)[k] for k in ("Ready", "Reconciling", "Stalled", "Available")} == {
@@ -63,7 +69,12 @@ def test_a_failed_rollout_is_stalled_and_not_reconciling_while_stable_serves() -
         "Available": "True",
     }
     stalled = b.condition(Plan(status), "Stalled")
-    assert (stalled.reason, stalled.message, status.phase, status.verdict) == ("AccuracyLow", "proven worse", "Failed", "AccuracyLow")
+    assert (stalled.reason, stalled.message, status.phase, status.verdict) == (
+        "AccuracyLow",
+        "proven worse",
+        "Failed",
+        "AccuracyLow",
+    )
 
 
 def test_a_failed_rollout_that_spec_no_longer_asks_for_is_no_trouble() -> None:
@@ -74,7 +85,11 @@ def test_a_failed_rollout_that_spec_no_longer_asks_for_is_no_trouble() -> None:
 
 def test_stable_without_ready_pods_is_neither_available_nor_ready() -> None:
     status = told(serves(servers={V1: Server(2, 0)}))
-    assert (truths(status)["Available"], truths(status)["Ready"], truths(status)["Reconciling"]) == ("False", "False", "True")
+    assert (truths(status)["Available"], truths(status)["Ready"], truths(status)["Reconciling"]) == (
+        "False",
+        "False",
+        "True",
+    )
 
 
 def test_scaled_to_zero_is_what_was_asked_for() -> None:
@@ -84,7 +99,12 @@ def test_scaled_to_zero_is_what_was_asked_for() -> None:
 
 def test_nothing_yet() -> None:
     status = told(b.snapshot(b.spec(1), ModelDeploymentStatus()))
-    assert (status.phase, truths(status)["Available"], status.address, status.selector) == ("Pending", "False", None, "")
+    assert (status.phase, truths(status)["Available"], status.address, status.selector) == (
+        "Pending",
+        "False",
+        None,
+        "",
+    )
 
 
 @pytest.mark.parametrize("reason", ["HostnameTaken", "GatewayAPIMissing"])
@@ -100,12 +120,22 @@ def test_a_store_that_is_not_allowed_any_more_is_no_trouble_for_what_serves() ->
 
 def test_a_child_that_cannot_be_written_is_told() -> None:
     status = told(serves(refused=Problem("NameTaken", "Service digits exists and belongs to somebody else")))
-    assert b.condition(Plan(status), "Stalled").reason == b.condition(Plan(status), "Ready").reason == "NameTaken"
+    assert (
+        b.condition(Plan(status), "Stalled").reason
+        == b.condition(Plan(status), "Ready").reason
+        == "NameTaken"
+    )
 
 
 def test_the_columns_of_a_canary() -> None:
     status = told(b.in_canary(at_step=b.step(1, 25)))
-    assert (status.phase, status.canary, status.weight, status.step, status.verdict) == ("Canary", V2, 25, "2/3", "in progress")
+    assert (status.phase, status.canary, status.weight, status.step, status.verdict) == (
+        "Canary",
+        V2,
+        25,
+        "2/3",
+        "in progress",
+    )
     paused = told(b.in_canary(at_step=b.step(1, 25, "Paused"), reason="Inconclusive"))
     assert (paused.phase, paused.verdict, truths(paused)["Stalled"]) == ("Paused", "Inconclusive", "True")
 
@@ -118,7 +148,10 @@ def test_the_columns_are_empty_at_rest() -> None:
 def test_the_scale_sub_resource_speaks_of_stables_pods_alone() -> None:
     status = told(b.in_canary(servers={V1: b.ready(2, 2), V2: b.ready(5, 5)}))
     assert (status.replicas, status.ready_replicas) == (2, 2)
-    assert status.selector == f"modelrollout.dev/name=digits,modelrollout.dev/component=server,modelrollout.dev/revision={V1}"
+    assert (
+        status.selector
+        == f"modelrollout.dev/name=digits,modelrollout.dev/component=server,modelrollout.dev/revision={V1}"
+    )
 
 
 def test_the_address_inside_the_cluster() -> None:
@@ -127,22 +160,40 @@ def test_the_address_inside_the_cluster() -> None:
 
 
 def test_each_stage_has_its_condition() -> None:
-    rows = truths(told(b.second("Evaluate", changes={"stages": {"Resolve": 1.0, "Prepare": 20.0, "Provision": 9.0}})))
-    assert rows.items() >= {"Resolved": "True", "Prepared": "True", "Provisioned": "True", "Evaluated": "False"}.items()
+    rows = truths(
+        told(b.second("Evaluate", changes={"stages": {"Resolve": 1.0, "Prepare": 20.0, "Provision": 9.0}}))
+    )
+    assert (
+        rows.items()
+        >= {"Resolved": "True", "Prepared": "True", "Provisioned": "True", "Evaluated": "False"}.items()
+    )
     assert rows["CanaryPassed"] == rows["Promoted"] == "Unknown"
 
 
 def test_a_stage_that_was_not_needed_says_so() -> None:
     plan = Plan(told(b.second("Provision", changes={"mode": "Rollback", "stages": {}})))
-    assert (b.condition(plan, "Resolved").reason, b.condition(plan, "Prepared").reason) == ("Skipped", "Skipped")
+    assert (b.condition(plan, "Resolved").reason, b.condition(plan, "Prepared").reason) == (
+        "Skipped",
+        "Skipped",
+    )
 
 
 def test_a_failure_stands_at_the_stage_where_it_happened() -> None:
     state = b.status(
-        1, rollout=b.rollout("Failed", 2, outcome="Rejected", reason="AccuracyLow", stages={"Resolve": 1.0, "Prepare": 2.0, "Evaluate": 3.0})
+        1,
+        rollout=b.rollout(
+            "Failed",
+            2,
+            outcome="Rejected",
+            reason="AccuracyLow",
+            stages={"Resolve": 1.0, "Prepare": 2.0, "Evaluate": 3.0},
+        ),
     )
     plan = Plan(told(replace(serves(2), status=state)))
-    assert (b.condition(plan, "Evaluated").status, b.condition(plan, "Evaluated").reason) == ("False", "AccuracyLow")
+    assert (b.condition(plan, "Evaluated").status, b.condition(plan, "Evaluated").reason) == (
+        "False",
+        "AccuracyLow",
+    )
     assert b.condition(plan, "CanaryPassed").status == "Unknown"
 
 
@@ -150,7 +201,9 @@ def test_transition_times_move_only_with_the_status() -> None:
     s = serves()
     first = told(s)
     later = told(replace(s, status=first), b.at(500))
-    assert [c.last_transition_time for c in later.conditions] == [c.last_transition_time for c in first.conditions]
+    assert [c.last_transition_time for c in later.conditions] == [
+        c.last_transition_time for c in first.conditions
+    ]
     assert later == first, "a look without news writes nothing"
     gone = told(replace(s, status=first, servers={}), b.at(500))
     before = {c.type: c for c in first.conditions}
@@ -161,7 +214,10 @@ def test_transition_times_move_only_with_the_status() -> None:
 def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
     found = Assessment("Inconclusive", "NoData", "", doubt=Problem("ForeignTargets", "tenant/x may count"))
     conditions = {c.type: c for c in told(b.in_canary(assessment=found)).conditions}
-    assert (conditions["EvidenceVerified"].status, conditions["EvidenceVerified"].reason) == ("False", "ForeignTargets")
+    assert (conditions["EvidenceVerified"].status, conditions["EvidenceVerified"].reason) == (
+        "False",
+        "ForeignTargets",
+    )
     assert "EvidenceVerified" not in truths(told(b.in_canary()))
 
 
@@ -172,14 +228,21 @@ def test_conditions_have_bounded_messages() -> None:
 
 def test_the_largest_rollout_fits_into_status() -> None:
     """32 steps of 16 metrics each; every verdict stays, the numbers of the last ones too."""
-    metrics = [MetricStatus(name=f"m{i}", verdict="Successful", reason="r", message="m" * 300, canary=Counter(total=9e9)) for i in range(16)]
+    metrics = [
+        MetricStatus(
+            name=f"m{i}", verdict="Successful", reason="r", message="m" * 300, canary=Counter(total=9e9)
+        )
+        for i in range(16)
+    ]
     state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step(metrics=metrics)))
     for _ in range(32):
         state = record(state, "Successful", "ProvenNotWorse", b.START)
     s = replace(b.in_canary(), status=state)
     status = told(s)
     assert len(json.dumps(status.wire())) < 32 * 1024
-    assert status.rollout and len(status.rollout.history) == 32 and len(status.rollout.history[-1].metrics) == 16
+    assert (
+        status.rollout and len(status.rollout.history) == 32 and len(status.rollout.history[-1].metrics) == 16
+    )
     revision = b.children(replace(s, status=status)).revision_status[V2]
     assert len(json.dumps(revision.wire())) < 32 * 1024
 

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Draining, StepEvidence
-from modelrollout.rollout.desired import desired, human_bytes, replicas, revision_status, service_selector, share_replicas, split
+from modelrollout.rollout.desired import (
+    desired,
+    human_bytes,
+    replicas,
+    revision_status,
+    service_selector,
+    share_replicas,
+    split,
+)
 from modelrollout.rollout.snapshot import Desired, Server, Snapshot
 from tests.unit.rollout import builders as b
 
@@ -51,9 +59,16 @@ def test_a_first_pause_is_without_traffic() -> None:
 
 
 def test_nothing_serves_nothing_is_split() -> None:
-    s = b.snapshot(b.spec(1), b.status(None, rollout=b.rollout("Prepare", 1)), revisions=(b.revision(1, prepared=False),))
+    s = b.snapshot(
+        b.spec(1), b.status(None, rollout=b.rollout("Prepare", 1)), revisions=(b.revision(1, prepared=False),)
+    )
     children = desired_by(s)
-    assert (children.split, children.selector, children.budget, dict(children.servers)) == ((), None, None, {})
+    assert (children.split, children.selector, children.budget, dict(children.servers)) == (
+        (),
+        None,
+        None,
+        {},
+    )
 
 
 # --- replicas
@@ -70,23 +85,53 @@ def test_a_candidate_is_never_scaled_to_zero() -> None:
 
 
 def test_stable_is_not_scaled_down_while_traffic_is_divided() -> None:
-    """An autoscaler looks at stable's pods, which see only a part of the load; after a rollback they have to carry all of it again."""
+    """An autoscaler looks at stable's pods, which see only a part of the load; after a rollback
+    they have to carry all of it again.
+    """
     down = b.spec(2, replicas=1, steps=b.STEPS)
     assert replicas_of(b.in_canary(wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 4, V2: 4}
-    assert replicas_of(b.second("Revert", wanted=down, servers=pods((4, 4), (4, 4)), changes={"outcome": "RolledBack", "reason": "x"}))[V1] == 4
+    assert (
+        replicas_of(
+            b.second(
+                "Revert",
+                wanted=down,
+                servers=pods((4, 4), (4, 4)),
+                changes={"outcome": "RolledBack", "reason": "x"},
+            )
+        )[V1]
+        == 4
+    )
     assert replicas_of(b.second("Provision", wanted=down, servers=pods((4, 4), (4, 4)))) == {V1: 1, V2: 1}
     up = b.spec(2, replicas=6, steps=b.STEPS)
     assert replicas_of(b.in_canary(wanted=up, servers=pods((4, 4), (4, 4)))) == {V1: 6, V2: 6}
 
 
 def test_what_has_just_lost_its_traffic_keeps_the_pods_it_has() -> None:
-    s = b.second("Failed", changes={"outcome": "RolledBack", "reason": "x"}, servers=pods((4, 4), (1, 1)), wanted=b.spec(2, replicas=4))
-    retiring = replace(s, status=s.status.model_copy(update={"draining": [Draining(revision=V2, number=2, until=b.ago(-1))]}))
+    s = b.second(
+        "Failed",
+        changes={"outcome": "RolledBack", "reason": "x"},
+        servers=pods((4, 4), (1, 1)),
+        wanted=b.spec(2, replicas=4),
+    )
+    retiring = replace(
+        s, status=s.status.model_copy(update={"draining": [Draining(revision=V2, number=2, until=b.ago(-1))]})
+    )
     assert replicas_of(retiring) == {V1: 4, V2: 1}
 
 
 @pytest.mark.parametrize(
-    ("stable", "weight", "canary"), [(4, 20, 1), (4, 50, 4), (10, 5, 1), (10, 25, 3), (2, 5, 1), (1, 50, 1), (3, 75, 9), (4, 0, 1), (4, 100, 4)]
+    ("stable", "weight", "canary"),
+    [
+        (4, 20, 1),
+        (4, 50, 4),
+        (10, 5, 1),
+        (10, 25, 3),
+        (2, 5, 1),
+        (1, 50, 1),
+        (3, 75, 9),
+        (4, 0, 1),
+        (4, 100, 4),
+    ],
 )
 def test_replicas_as_near_to_a_weight_as_whole_pods_allow(stable: int, weight: int, canary: int) -> None:
     assert share_replicas(stable, weight) == canary
@@ -96,7 +141,13 @@ def test_replicas_as_near_to_a_weight_as_whole_pods_allow(stable: int, weight: i
 
 
 def plain(stage: str = "Canary", **facts: Any) -> Snapshot:
-    changes = {"step": b.step(0, 20)} if stage == "Canary" else {"outcome": "RolledBack", "reason": "x"} if stage == "Revert" else {}
+    changes = (
+        {"step": b.step(0, 20)}
+        if stage == "Canary"
+        else {"outcome": "RolledBack", "reason": "x"}
+        if stage == "Revert"
+        else {}
+    )
     return b.second(stage, wanted=PLAIN, changes=changes, **({"servers": pods((4, 4), (1, 1))} | facts))
 
 
@@ -153,30 +204,46 @@ def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
     }
     kept = revision_status(b.second("Failed", changes=changes))[V2]
     assert (kept.outcome, kept.reason, kept.message) == ("RolledBack", "LatencyHigh", "proven slower")
-    assert (kept.steps, kept.stages, kept.started, kept.finished) == ([evidence], {"Canary": 31.0}, b.ago(60), b.ago(10))
+    assert (kept.steps, kept.stages, kept.started, kept.finished) == (
+        [evidence],
+        {"Canary": 31.0},
+        b.ago(60),
+        b.ago(10),
+    )
     assert (kept.accuracy, kept.size, kept.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
 
 
 def test_the_former_stable_is_retired() -> None:
     s = b.snapshot(
-        b.spec(2), b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted")), revisions=(b.revision(1, "Stable"), b.revision(2, "Canary"))
+        b.spec(2),
+        b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted")),
+        revisions=(b.revision(1, "Stable"), b.revision(2, "Canary")),
     )
     kept = revision_status(s)
     assert (kept[V1].outcome, kept[V1].reason, kept[V2].outcome) == ("Retired", "Replaced", "Promoted")
 
 
 def test_a_rollback_under_way_says_nothing_about_its_target() -> None:
-    s = b.second("Provision", changes={"mode": "Rollback"}, revisions=(b.revision(1, "Stable"), b.revision(2, "Retired")))
+    s = b.second(
+        "Provision",
+        changes={"mode": "Rollback"},
+        revisions=(b.revision(1, "Stable"), b.revision(2, "Retired")),
+    )
     assert revision_status(s)[V2].outcome == "Retired"
 
 
 def test_what_is_recorded_is_not_written_again() -> None:
     s = b.in_canary()
-    again = replace(s, revisions=tuple(replace(r, status=revision_status(s).get(r.name, r.status)) for r in s.revisions))
+    again = replace(
+        s, revisions=tuple(replace(r, status=revision_status(s).get(r.name, r.status)) for r in s.revisions)
+    )
     assert revision_status(again) == {}
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1.0Ki"), (421_888, "412Ki"), (5 << 20, "5.0Mi"), (3 << 40, "3072Gi")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (1023, "1023"), (1024, "1.0Ki"), (421_888, "412Ki"), (5 << 20, "5.0Mi"), (3 << 40, "3072Gi")],
+)
 def test_sizes_as_kubernetes_writes_them(count: int, text: str) -> None:
     assert human_bytes(count) == text
 
@@ -186,8 +253,12 @@ def test_sizes_as_kubernetes_writes_them(count: int, text: str) -> None:
 
 def history(limit: int, *outcomes: str) -> tuple[str, ...]:
     """Names of what is forgotten of revisions 2, 3, ... with these outcomes; 1 is stable."""
-    others = tuple(replace(b.revision(1, outcome), name=f"r{i}", number=i) for i, outcome in enumerate(outcomes, start=2))
-    s = b.snapshot(b.spec(1, revisionHistoryLimit=limit), b.status(1), revisions=(b.revision(1, "Stable"), *others))
+    others = tuple(
+        replace(b.revision(1, outcome), name=f"r{i}", number=i) for i, outcome in enumerate(outcomes, start=2)
+    )
+    s = b.snapshot(
+        b.spec(1, revisionHistoryLimit=limit), b.status(1), revisions=(b.revision(1, "Stable"), *others)
+    )
     return desired_by(s).forget
 
 
@@ -201,7 +272,20 @@ def test_bad_versions_do_not_push_out_what_can_be_rolled_back_to() -> None:
 
 
 def test_what_is_needed_is_never_forgotten() -> None:
-    state = b.status(1, rollout=b.rollout("Canary", 2, step=b.step()), draining=[Draining(revision="r3", number=3, until=b.ago(-1))])
-    revisions = (b.revision(1, "Stable"), b.revision(2), replace(b.revision(3, "Aborted"), name="r3"), replace(b.revision(4, "Aborted"), name="r4"))
-    s = b.snapshot(b.spec(2, revisionHistoryLimit=1), state, revisions=(*revisions, replace(b.revision(5, "Aborted"), name="r5")))
+    state = b.status(
+        1,
+        rollout=b.rollout("Canary", 2, step=b.step()),
+        draining=[Draining(revision="r3", number=3, until=b.ago(-1))],
+    )
+    revisions = (
+        b.revision(1, "Stable"),
+        b.revision(2),
+        replace(b.revision(3, "Aborted"), name="r3"),
+        replace(b.revision(4, "Aborted"), name="r4"),
+    )
+    s = b.snapshot(
+        b.spec(2, revisionHistoryLimit=1),
+        state,
+        revisions=(*revisions, replace(b.revision(5, "Aborted"), name="r5")),
+    )
     assert desired_by(s).forget == ("r4",)

@@ -1,4 +1,6 @@
-"""surge InPlace: where there is no GPU for both revisions, they take turns, and no request is without a pod."""
+"""surge InPlace: where there is no GPU for both revisions, they take turns, and no request is
+without a pod.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ ONE, TWO = b.revision_name(1), b.revision_name(2)
 
 
 def wanted(
-    version: int, *, replicas: int = 4, gateway: bool = True, steps: list[dict[str, Any]] | None = None, **serving: Any
+    version: int,
+    *,
+    replicas: int = 4,
+    gateway: bool = True,
+    steps: list[dict[str, Any]] | None = None,
+    **serving: Any,
 ) -> ModelDeploymentSpec:
     limits = {"limits": {"nvidia.com/gpu": 1}}
     given = {"replicas": replicas, "resources": limits, "surge": "InPlace", **serving}
@@ -87,7 +94,9 @@ def test_taken_back_stable_gets_its_gpus_again() -> None:
 
 
 def test_a_floor_that_leaves_no_way_is_told_and_stable_keeps_it() -> None:
-    """Three of four are to carry everything: the new revision never gets three while stable keeps three."""
+    """Three of four are to carry everything: the new revision never gets three while stable keeps
+    three.
+    """
     world = serving(gpus=4, floor=3)
     world.edit(wanted(2, floor=3))
     world.verdict = "Successful"
@@ -117,7 +126,11 @@ def test_blue_green_promotes_with_the_floor() -> None:
     world.verdict = "Successful"
     seen = ran(world)
     assert (1, 3) in seen
-    assert world.status.stable is not None and world.status.stable.revision == TWO and world.servers[TWO].ready == 4
+    assert (
+        world.status.stable is not None
+        and world.status.stable.revision == TWO
+        and world.servers[TWO].ready == 4
+    )
 
 
 def test_another_version_under_way_begins_from_the_whole_stable() -> None:

@@ -1,4 +1,6 @@
-"""Where a policy demands metrics, nothing that a spec says gives a wrong model more than the first weight."""
+"""Where a policy demands metrics, nothing that a spec says gives a wrong model more than the first
+weight.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tests.unit.rollout.test_scenarios import serving, until
 from tests.unit.rollout.world import World
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
-DEMANDED: dict[str, Any] = {"metrics": [{"name": "accuracy", "maxDrop": 0.02}, {"name": "errors", "maxIncrease": 0.01}]}
+DEMANDED: dict[str, Any] = {
+    "metrics": [{"name": "accuracy", "maxDrop": 0.02}, {"name": "errors", "maxIncrease": 0.01}]
+}
 # What the audit got a wrong model all traffic with, and what else a spec can say.
 WAYS: dict[str, dict[str, Any]] = {
     "one step of all": {"canary": {"steps": [{"weight": 100}]}},
@@ -25,12 +29,26 @@ WAYS: dict[str, dict[str, Any]] = {
     "a pause, then most": {"canary": {"steps": [{"pause": {"duration": "1s"}}, {"weight": 95}]}},
     "a preview of a second": {"blueGreen": {"for": "1s"}},
     "a preview that is to prove itself": {"blueGreen": {}},
-    "a short deadline": {"canary": {"steps": [{"weight": 5}, {"weight": 50}]}, "onInconclusive": "Promote", "progressDeadline": "15s"},
+    "a short deadline": {
+        "canary": {"steps": [{"weight": 5}, {"weight": 50}]},
+        "onInconclusive": "Promote",
+        "progressDeadline": "15s",
+    },
     "a short errorLimit": {"onInconclusive": "Promote", "analysis": {"errorLimit": "1s"}},
-    "a shadow that ends unproven": {"shadow": {}, "onInconclusive": "Promote", "progressDeadline": "15s", "canary": {"steps": [{"weight": 100}]}},
+    "a shadow that ends unproven": {
+        "shadow": {},
+        "onInconclusive": "Promote",
+        "progressDeadline": "15s",
+        "canary": {"steps": [{"weight": 100}]},
+    },
     "a dry run": {
         "canary": {"steps": [{"weight": 100}]},
-        "analysis": {"metrics": [{"name": "accuracy", "maxDrop": 1, "dryRun": True}, {"name": "errors", "maxIncrease": 1, "dryRun": True}]},
+        "analysis": {
+            "metrics": [
+                {"name": "accuracy", "maxDrop": 1, "dryRun": True},
+                {"name": "errors", "maxIncrease": 1, "dryRun": True},
+            ]
+        },
     },
 }
 
@@ -91,7 +109,8 @@ def test_on_inconclusive_promote_pauses_and_says_who_demands_what() -> None:
     assert world.status.phase == "Paused" and most_of(world, V2) == 5
     message = next(c.message for c in world.status.conditions if c.type == "Stalled")
     assert (
-        "RolloutPolicy production (gates.metrics) gives no more than 5 % without a verdict of accuracy, errors; promote by hand, or abort" in message
+        "RolloutPolicy production (gates.metrics) gives no more than 5 % without a verdict of accuracy,"
+        " errors; promote by hand, or abort" in message
     )
 
 
@@ -105,7 +124,10 @@ def test_a_person_may_override_and_it_is_recorded(verb: str) -> None:
     world.reconcile()
     world.say(verb, V2, "n1", world.status.step)
     events = [e for _ in range(3) for e in world.one_pass()[1].events]
-    assert [e.reason for e in events][:2] == ["PromotedByUser", "MetricsOverridden"] and "by hand: RolloutPolicy production" in events[1].message
+    assert [e.reason for e in events][:2] == [
+        "PromotedByUser",
+        "MetricsOverridden",
+    ] and "by hand: RolloutPolicy production" in events[1].message
     world.kindly()
     world.reconcile()
     assert world.revisions[V2].status.steps[-1].reason == "PromotedByUser"
@@ -163,7 +185,11 @@ def test_a_revert_in_git_goes_as_the_spec_says_within_its_window() -> None:
     late.tick(7200)
     late.edit(b.spec(1, rollout=WAYS["one step of all"] | {"rollbackWindow": "1h"}))
     until(late, "Canary", "Inconclusive")
-    assert late.status.rollout is not None and late.status.rollout.step is not None and late.status.rollout.step.weight == 5
+    assert (
+        late.status.rollout is not None
+        and late.status.rollout.step is not None
+        and late.status.rollout.step.weight == 5
+    )
 
 
 def test_a_rollback_by_hand_waits_for_nothing() -> None:
@@ -199,12 +225,16 @@ def test_demands_that_come_in_a_pause_are_judged_before_more_is_given() -> None:
 class TestFirstWeight:
     def test_the_least_of_all_policies_holds_and_five_where_none_says(self) -> None:
         def of(*gates: dict[str, Any]) -> int | None:
-            return combine(read({"metadata": {"name": f"p{i}"}, "spec": {"gates": g}}) for i, g in enumerate(gates)).first_weight
+            return combine(
+                read({"metadata": {"name": f"p{i}"}, "spec": {"gates": g}}) for i, g in enumerate(gates)
+            ).first_weight
 
         assert of(DEMANDED) == 5 and of(DEMANDED | {"maxFirstWeight": 20}) == 20
         assert of(DEMANDED | {"maxFirstWeight": 20}, {"maxFirstWeight": 2}) == 2
         assert of({"maxFirstWeight": 20}) is None, "nothing is demanded"
-        assert of({"metrics": [{"name": "errors", "max": 0.1, "dryRun": True}]}) is None, "a dry run demands nothing"
+        assert of({"metrics": [{"name": "errors", "max": 0.1, "dryRun": True}]}) is None, (
+            "a dry run demands nothing"
+        )
 
     def test_status_shows_it_and_steps_are_named_by_it(self) -> None:
         world = under(rules(maxFirstWeight=10))
@@ -218,12 +248,27 @@ class TestWithoutAWeight:
     @pytest.mark.parametrize(
         ("spec", "told"),
         [
-            (b.spec(1, rollout={"abTest": {"headers": [{"name": "accept", "value": ".*", "type": "RegularExpression"}]}}), "spec.rollout.abTest"),
+            (
+                b.spec(
+                    1,
+                    rollout={
+                        "abTest": {
+                            "headers": [{"name": "accept", "value": ".*", "type": "RegularExpression"}]
+                        }
+                    },
+                ),
+                "spec.rollout.abTest",
+            ),
             (b.spec(1, gateway=False, replicas=18), "at least 19 replicas"),
-            (b.spec(1, gateway=False, replicas=40, rollout={"blueGreen": {"for": "1s"}}), "spec.traffic.gateway"),
+            (
+                b.spec(1, gateway=False, replicas=40, rollout={"blueGreen": {"for": "1s"}}),
+                "spec.traffic.gateway",
+            ),
         ],
     )
-    def test_it_is_refused_where_the_first_weight_cannot_be_kept(self, spec: ModelDeploymentSpec, told: str) -> None:
+    def test_it_is_refused_where_the_first_weight_cannot_be_kept(
+        self, spec: ModelDeploymentSpec, told: str
+    ) -> None:
         problem = unmet(rules(), spec, (), 0)
         assert problem is not None and problem.reason == "GateRequired" and told in problem.message
 
@@ -234,7 +279,14 @@ class TestWithoutAWeight:
         world = under(rules())
         world.edit(b.spec(2))
         until(world, "Canary", "Inconclusive")
-        world.edit(b.spec(2, rollout={"abTest": {"headers": [{"name": "accept", "value": ".*", "type": "RegularExpression"}]}}))
+        world.edit(
+            b.spec(
+                2,
+                rollout={
+                    "abTest": {"headers": [{"name": "accept", "value": ".*", "type": "RegularExpression"}]}
+                },
+            )
+        )
         for _ in range(10):
             world.kindly()
             world.reconcile()
@@ -242,7 +294,9 @@ class TestWithoutAWeight:
 
 
 def test_what_was_stable_before_a_host_name_was_taken_over_is_no_version_to_return_to() -> None:
-    """A wrong first version under a name of its own, then the right one, then production's name: the wrong one had served, but not its clients."""
+    """A wrong first version under a name of its own, then the right one, then production's name:
+    the wrong one had served, but not its clients.
+    """
     world = under(rules())
     world.most = None
     world.edit(b.spec(3))
@@ -258,14 +312,18 @@ def test_what_was_stable_before_a_host_name_was_taken_over_is_no_version_to_retu
 
 
 def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
-    """For 6 % a sixteenth of the margin is ruled out. Then its author waited in a pause, edited the steps, and had all requests on that verdict."""
+    """For 6 % a sixteenth of the margin is ruled out. Then its author waited in a pause, edited the
+    steps, and had all requests on that verdict.
+    """
 
     def with_next(world: World, weight: int) -> None:
         plain = World._assessment
 
         def assessed() -> Any:
             found = plain(world)
-            return found and replace(found, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in found.metrics))
+            return found and replace(
+                found, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in found.metrics)
+            )
 
         world._assessment = assessed  # type: ignore[method-assign]
 
@@ -297,7 +355,9 @@ def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
 
 
 def test_what_a_person_has_rolled_back_from_is_no_version_to_return_to() -> None:
-    """Its author said retry, or edited spec there and back, and the version had all requests at once, for it had been stable."""
+    """Its author said retry, or edited spec there and back, and the version had all requests at
+    once, for it had been stable.
+    """
     for back in ("retry", "edit"):
         world = under(rules())
         world.wrong, at_once = set(), WAYS["one step of all"]
@@ -324,9 +384,17 @@ def test_what_a_person_has_rolled_back_from_is_no_version_to_return_to() -> None
         assert world.status.phase == "Canary" and most_of(world, V2) == 5
 
 
-@pytest.mark.parametrize(("reason", "returns"), [("ArtifactMissing", False), ("ArtifactDigestMismatch", False), ("Unschedulable", True)])
+@pytest.mark.parametrize(
+    ("reason", "returns"),
+    [("ArtifactMissing", False), ("ArtifactDigestMismatch", False), ("Unschedulable", True)],
+)
 def test_a_version_whose_artifact_is_made_anew_is_no_version_to_return_to(reason: str, returns: bool) -> None:
-    """Whoever can write to the store takes the artifact away, exchanges the data that it is made from, and says retry: it is another model."""
+    """Whoever can write to the store takes the artifact away, exchanges the data that it is made
+    from, and says retry: it is another model.
+    """
     s = b.second("Failed", wanted=b.spec(2), changes={"outcome": "Failed", "reason": reason, "message": "x"})
-    kept = tuple(replace(r, status=r.status.model_copy(update={"retired": b.ago(600)})) if r.name == V2 else r for r in s.revisions)
+    kept = tuple(
+        replace(r, status=r.status.model_copy(update={"retired": b.ago(600)})) if r.name == V2 else r
+        for r in s.revisions
+    )
     assert (revision_status(replace(s, revisions=kept))[V2].retired is not None) is returns

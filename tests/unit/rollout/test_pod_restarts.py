@@ -1,4 +1,6 @@
-"""Pods that an earlier operator rendered, their restart, and servers that die: what is decided and what is told."""
+"""Pods that an earlier operator rendered, their restart, and servers that die: what is decided and
+what is told.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TOO_OLD = Problem("TritonTooOld", "pod p, container triton: its image is too old
 def serves(server: Server = OLD, **facts: Any) -> Snapshot:
     kept = replace(b.revision(1, "Stable"), hardened=False)
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"))
-    return b.snapshot(b.spec(1), state, **({"revisions": (kept,), "servers": {V1: server}, "traffic": b.TAKEN} | facts))
+    return b.snapshot(
+        b.spec(1), state, **({"revisions": (kept,), "servers": {V1: server}, "traffic": b.TAKEN} | facts)
+    )
 
 
 def after(s: Snapshot, now: Any = b.START, **facts: Any) -> Snapshot:
@@ -46,7 +50,12 @@ def test_an_upgrade_restarts_nothing_and_says_what_is_open() -> None:
     plan = decide(serves(), b.START)
     assert desired(serves(), b.START).hardened == {}
     found = row(plan, "Hardened")
-    assert found and found[:2] == ("False", "Unhardened") and V1 in found[2] and "modelrollout restart" in found[2]
+    assert (
+        found
+        and found[:2] == ("False", "Unhardened")
+        and V1 in found[2]
+        and "modelrollout restart" in found[2]
+    )
     assert ("Warning", "Unhardened") in events(plan)
     assert decide(after(serves()), b.at(60)).status == after(serves()).status, "told once"
 
@@ -55,36 +64,54 @@ def test_a_restart_hardens_and_what_is_hardened_stays_so() -> None:
     said = after(after(serves(), verbs=say()))
     at = said.status.restarts[V1].at
     assert desired(said, b.START).hardened.keys() == {V1} and desired(said, b.START).restarts == {V1: at}
-    written = replace(said, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, updated=1, replicas=3)})
+    written = replace(
+        said, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, updated=1, replicas=3)}
+    )
     assert desired(written, b.START).hardened.keys() == {V1}
-    assert row(after(written), "Restarted") == ("False", "InProgress", f"{V1}: its pods are replaced one after the other")
+    assert row(after(written), "Restarted") == (
+        "False",
+        "InProgress",
+        f"{V1}: its pods are replaced one after the other",
+    )
     done = after(written, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at)})
     ended = decide(done, b.at(5))
-    assert ended.status.restarts[V1].done and row(ended, "Hardened") is None and row(ended, "Restarted") is None
-    assert ("Normal", "Hardened") in events(ended) and desired(replace(done, status=ended.status), b.START).hardened.keys() == {V1}
+    assert (
+        ended.status.restarts[V1].done and row(ended, "Hardened") is None and row(ended, "Restarted") is None
+    )
+    assert ("Normal", "Hardened") in events(ended) and desired(
+        replace(done, status=ended.status), b.START
+    ).hardened.keys() == {V1}
     lost = replace(done, status=ended.status.model_copy(update={"restarts": {}}))
-    assert desired(lost, b.START).hardened.keys() == {V1} and desired(lost, b.START).restarts == {V1: at}, "a lost status changes no pod"
+    assert desired(lost, b.START).hardened.keys() == {V1} and desired(lost, b.START).restarts == {V1: at}, (
+        "a lost status changes no pod"
+    )
 
 
 def test_a_restart_that_is_over_is_not_told_again_when_replicas_change() -> None:
     s = after(after(serves(replace(OLD, hardened="1", overlay="1")), verbs=say()))
     at = s.status.restarts[V1].at
     over = after(replace(s, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at)}))
-    scaled = replace(over, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, asked=5, updated=2)})
+    scaled = replace(
+        over, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, asked=5, updated=2)}
+    )
     assert row(decide(scaled, b.at(60)), "Restarted") is None
 
 
 def test_a_revision_that_comes_up_anew_is_hardened() -> None:
     """A rollback to what an earlier operator rendered, whose pods are long gone."""
     kept = tuple(replace(b.revision(v, o), hardened=False) for v, o in ((1, "Retired"), (2, "Stable")))
-    s = b.snapshot(b.spec(2), b.status(2), revisions=kept, servers={V2: OLD}, traffic=b.TAKEN, verbs=say("rollback"))
+    s = b.snapshot(
+        b.spec(2), b.status(2), revisions=kept, servers={V2: OLD}, traffic=b.TAKEN, verbs=say("rollback")
+    )
     going = replace(s, status=decide(s, b.START).status)
     assert going.status.rollout and going.status.rollout.mode == "Rollback"
     assert desired(going, b.START).hardened.keys() == {V1}, "and what serves meanwhile stays as it is"
 
 
 def test_an_edit_of_the_servers_does_not_take_it_away() -> None:
-    """Somebody opens the servers of a revision by kubectl edit: drift is put back, and not to what an earlier operator rendered."""
+    """Somebody opens the servers of a revision by kubectl edit: drift is put back, and not to what
+    an earlier operator rendered.
+    """
     came_up = serves(replace(OLD, overlay="1"))
     assert desired(came_up, b.START).hardened == {V1: "1"}
     said = after(after(serves(), verbs=say()))
@@ -104,40 +131,72 @@ def test_an_image_too_old_for_the_flags_leaves_the_pods_that_serve_alone() -> No
     before = replace(OLD, restarted="2026-11-20T10:00:00.000Z")
     said = after(after(serves(before), verbs=say()))
     at = said.status.restarts[V1].at
-    fell = replace(said, servers={V1: Server(3, 2, TOO_OLD, 2, restarted=at, hardened="1", overlay="1", updated=1)})
+    fell = replace(
+        said, servers={V1: Server(3, 2, TOO_OLD, 2, restarted=at, hardened="1", overlay="1", updated=1)}
+    )
     plan = decide(fell, b.at(8))
     assert ("Warning", "TritonTooOld") in events(plan) and plan.status.restarts[V1].too_old
     kept = replace(fell, status=plan.status)
     wanted = desired(kept, b.at(9))
-    assert wanted.hardened == {} and wanted.restarts == {V1: "2026-11-20T10:00:00.000Z"}, "the very template that they have"
+    assert wanted.hardened == {} and wanted.restarts == {V1: "2026-11-20T10:00:00.000Z"}, (
+        "the very template that they have"
+    )
     told = after(replace(kept, servers={V1: before}), b.at(10))
     found = row(told, "Hardened")
-    assert found and found[:2] == ("False", "TritonTooOld") and "spec.serving.triton.image" in found[2] and row(told, "Restarted") is None
+    assert (
+        found
+        and found[:2] == ("False", "TritonTooOld")
+        and "spec.serving.triton.image" in found[2]
+        and row(told, "Restarted") is None
+    )
     assert desired(told, b.at(20)).hardened == {}
     again = after(replace(told, verbs=say(nonce="n2")), b.at(30))
-    assert desired(again, b.at(30)).hardened.keys() == {V1}, "somebody asks once more: the image may be another by now"
+    assert desired(again, b.at(30)).hardened.keys() == {V1}, (
+        "somebody asks once more: the image may be another by now"
+    )
 
 
 def test_after_downtime_that_was_allowed_the_pods_of_before_come_back() -> None:
     """Their image is too old, and the only pod has ended: what served before serves again."""
     s = after(after(serves(), verbs=say("restart-allow-downtime")))
-    gone = replace(s, servers={V1: Server(1, 0, TOO_OLD, 1, restarted=s.status.restarts[V1].at, hardened="1", overlay="1", updated=1)})
+    gone = replace(
+        s,
+        servers={
+            V1: Server(
+                1, 0, TOO_OLD, 1, restarted=s.status.restarts[V1].at, hardened="1", overlay="1", updated=1
+            )
+        },
+    )
     plan = decide(gone, b.at(8))
-    assert plan.status.restarts[V1].too_old and desired(replace(gone, status=plan.status), b.at(8)).hardened == {}
+    assert (
+        plan.status.restarts[V1].too_old
+        and desired(replace(gone, status=plan.status), b.at(8)).hardened == {}
+    )
 
 
 def test_two_restarts_at_once_go_back_to_the_pods_that_serve() -> None:
     before = replace(OLD, restarted="2026-11-20T10:00:00.000Z")
     first = after(after(serves(before), verbs=say()))
-    written = replace(first, servers={V1: replace(before, restarted=first.status.restarts[V1].at, hardened="1", overlay="1", updated=1)})
+    written = replace(
+        first,
+        servers={
+            V1: replace(before, restarted=first.status.restarts[V1].at, hardened="1", overlay="1", updated=1)
+        },
+    )
     second = after(replace(written, verbs=say("restart-allow-downtime", "n2")), b.at(3))
     assert second.status.restarts[V1].former == "2026-11-20T10:00:00.000Z"
 
 
 def test_a_record_of_pods_that_are_gone_is_forgotten() -> None:
-    """A Deployment that somebody deletes comes up hardened, and stays so, whatever was known of its pods."""
+    """A Deployment that somebody deletes comes up hardened, and stays so, whatever was known of its
+    pods.
+    """
     kept = after(serves(), servers={V1: OLD})
-    old = replace(kept, status=kept.status.model_copy(update={"restarts": {V1: RestartStatus(at=b.ago(9), too_old=True)}}), servers={})
+    old = replace(
+        kept,
+        status=kept.status.model_copy(update={"restarts": {V1: RestartStatus(at=b.ago(9), too_old=True)}}),
+        servers={},
+    )
     assert desired(old, b.START).hardened == {V1: None}
     assert decide(old, b.START).status.restarts == {}
 
@@ -151,7 +210,9 @@ def test_a_restart_without_a_free_gpu_waits_with_numbers() -> None:
     s = after(after(serves(), verbs=say()))
     at, why = s.status.restarts[V1].at, Problem("Unschedulable", "0/3 nodes are available")
     stuck = replace(
-        s, servers={V1: Server(3, 2, why, 2, restarted=at, hardened="1", overlay="1", updated=1)}, gpus=Gpus("nvidia.com/gpu", 1, 0, 8, 1)
+        s,
+        servers={V1: Server(3, 2, why, 2, restarted=at, hardened="1", overlay="1", updated=1)},
+        gpus=Gpus("nvidia.com/gpu", 1, 0, 8, 1),
     )
     plan = decide(stuck, b.at(5))
     found = row(plan, "Restarted")
@@ -174,11 +235,15 @@ def test_a_server_of_stable_that_died_is_told_while_the_others_serve() -> None:
     well = after(serves(replace(OLD, hardened="1", overlay="1")))
     assert row(well, "ServersHealthy") == ("True", "Healthy", "")
     crash = Crash(b.ago(1), DOWN.reason, DOWN.message)
-    plan = decide(replace(well, servers={V1: Server(2, 1, None, 2, updated=2, down=DOWN, crash=crash)}), b.START)
+    plan = decide(
+        replace(well, servers={V1: Server(2, 1, None, 2, updated=2, down=DOWN, crash=crash)}), b.START
+    )
     assert row(plan, "ServersHealthy") == ("False", "ServerCrashed", f"revision {V1}: {DOWN.message}")
     assert row(plan, "Ready") == row(well, "Ready"), "the other one serves"
     assert events(plan) == [("Warning", "ServerCrashed")], "once"
-    assert plan.status.crash == CrashStatus(revision=V1, at=crash.at, reason=DOWN.reason, message=DOWN.message)
+    assert plan.status.crash == CrashStatus(
+        revision=V1, at=crash.at, reason=DOWN.reason, message=DOWN.message
+    )
     back = replace(well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)})
     again = decide(back, b.at(9))
     assert events(again) == [("Normal", "ServersHealthy")] and again.status.crash == plan.status.crash
@@ -188,7 +253,9 @@ def test_a_crash_between_two_looks_is_told_though_all_is_well_again() -> None:
     well = after(serves(replace(OLD, hardened="1", overlay="1")))
     crash = Crash(b.ago(1), DOWN.reason, DOWN.message)
     plan = decide(replace(well, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)}), b.START)
-    assert events(plan) == [("Warning", "ServerCrashed")] and (row(plan, "ServersHealthy") or ("",))[0] == "True"
+    assert (
+        events(plan) == [("Warning", "ServerCrashed")] and (row(plan, "ServersHealthy") or ("",))[0] == "True"
+    )
     known = replace(well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)})
     assert decide(known, b.at(5)).events == (), "an operator that starts anew tells no crash twice"
     forgotten = replace(known, servers={V1: Server(2, 2, None, 2, updated=2)})
@@ -197,7 +264,9 @@ def test_a_crash_between_two_looks_is_told_though_all_is_well_again() -> None:
 
 def test_a_crash_of_long_ago_is_no_news() -> None:
     well = after(serves(replace(OLD, hardened="1", overlay="1")))
-    old = replace(well, servers={V1: Server(2, 2, None, 2, updated=2, crash=Crash(b.ago(90_000), "ServerCrashed", "m"))})
+    old = replace(
+        well, servers={V1: Server(2, 2, None, 2, updated=2, crash=Crash(b.ago(90_000), "ServerCrashed", "m"))}
+    )
     assert decide(old, b.START).events == () and decide(old, b.START).status.crash
 
 
@@ -217,7 +286,11 @@ def test_a_restart_status_holds_what_it_is_given() -> None:
 
 
 def test_with_a_spec_that_cannot_be_read_routes_are_narrowed_all_the_same() -> None:
-    s = after(replace(serves(), spec=None, spec_error="spec.surprise: not permitted", too_wide=("HTTPRoute digits",)))
+    s = after(
+        replace(
+            serves(), spec=None, spec_error="spec.surprise: not permitted", too_wide=("HTTPRoute digits",)
+        )
+    )
     plan = decide(s, b.at(5))
     assert plan.desired is not None and plan.desired.narrow and plan.desired.split == ()
     assert decide(replace(s, too_wide=()), b.at(5)).desired is None

@@ -13,25 +13,45 @@ SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
     *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
     PACKAGE / "analysis" / "scrape.py",
-    *(PACKAGE / "controller" / f"{m}.py" for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways", "reconciler")),
+    *(
+        PACKAGE / "controller" / f"{m}.py"
+        for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways", "reconciler")
+    ),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {
     *("CanaryPassed", "RollingBack"),  # a condition and a phase
     *("PodScheduled", "ResolvedRefs"),  # conditions of others
-    *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "CrashLoopBackOff"),  # the kubelet's words
+    # the kubelet's words
+    *(
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "RegistryUnavailable",
+        "CrashLoopBackOff",
+    ),
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
-    *("DisruptionTarget", "PreemptionByScheduler", "DeletionByTaintManager", "DeletionByPodGC", "FailedCreate"),  # a pod's condition; an Event
+    # a pod's condition; an Event
+    *(
+        "DisruptionTarget",
+        "PreemptionByScheduler",
+        "DeletionByTaintManager",
+        "DeletionByPodGC",
+        "FailedCreate",
+    ),
     *(
         "PodFailurePolicy",
         "QuotaReserved",
         "NoMatchingFlavor",
         "ExceedsMaxQuota",
     ),  # why a Job failed; a condition of Kueue's Workload and its reasons
-    *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror", "HTTPRouteMethodMatching"),  # features of the Gateway API
+    # features of the Gateway API
+    *("HTTPRouteRequestMirror", "HTTPRouteRequestPercentageMirror", "HTTPRouteMethodMatching"),
     *("RequestMirror", "TraefikService"),  # how a gateway mirrors
     "ReplicaSet",  # a kind
-    *("BlueGreen", "RegularExpression", "RollingUpdate", "PathPrefix"),  # words of the spec and of routes
+    # words of the spec and of routes
+    *("BlueGreen", "RegularExpression", "RollingUpdate", "PathPrefix"),
     "OnTime",  # in the timeline of modelrollout analyze
     *("StaleRead", "NotLeading"),  # of passes that are given up; they stand in the log
 }
@@ -52,6 +72,10 @@ def test_every_reason_is_explained() -> None:
 
 def test_nothing_is_explained_that_is_never_given() -> None:
     text = "".join(source.read_text() for source in SOURCES)
-    told = {word for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()) if REASON.fullmatch(word)}
+    told = {
+        word
+        for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text())
+        if REASON.fullmatch(word)
+    }
     known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay", "ShadowDisagrees"}
     assert {word for word in told - known if f'"{word}"' not in text} == set()

@@ -1,4 +1,6 @@
-"""A status that was emptied or damaged: what of it is believed, and what revisions and the live route say instead."""
+"""A status that was emptied or damaged: what of it is believed, and what revisions and the live
+route say instead.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,13 @@ def test_what_the_route_sends_everything_to_is_stable() -> None:
 
 
 def test_what_is_taken_for_stable_in_its_promotion_is_recorded_as_stable() -> None:
-    s = emptied(b.revision(1, "Retired"), b.revision(2, "Canary"), route=((V2, 100),), servers={V2: b.ready()}, traffic=b.TAKEN)
+    s = emptied(
+        b.revision(1, "Retired"),
+        b.revision(2, "Canary"),
+        route=((V2, 100),),
+        servers={V2: b.ready()},
+        traffic=b.TAKEN,
+    )
     found = b.children(replace(s, status=decide(s, b.START).status)).revision_status
     assert {name: status.outcome for name, status in found.items()} == {V2: "Stable"}
 
@@ -45,12 +53,17 @@ def test_the_route_is_believed_before_the_mirrors() -> None:
 
 @pytest.mark.parametrize("share", [5, 50, 95])
 def test_in_mid_canary_stable_is_the_one_that_is_known_to_have_served(share: int) -> None:
-    plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Canary"), route=((V1, 100 - share), (V2, share))), b.START)
+    plan = decide(
+        emptied(b.revision(1, "Stable"), b.revision(2, "Canary"), route=((V1, 100 - share), (V2, share))),
+        b.START,
+    )
     assert plan.status.stable and plan.status.stable.revision == V1
 
 
 def test_without_a_route_the_newest_outcome_decides() -> None:
-    plan = decide(emptied(b.revision(1, "Stable"), b.revision(2, "Promoted"), b.revision(3, "RolledBack")), b.START)
+    plan = decide(
+        emptied(b.revision(1, "Stable"), b.revision(2, "Promoted"), b.revision(3, "RolledBack")), b.START
+    )
     assert plan.status.stable and plan.status.stable.revision == V2 and plan.status.last_number == 3
 
 
@@ -75,7 +88,9 @@ def test_after_it_the_bad_version_in_spec_is_not_taken_for_a_new_one() -> None:
 
 def test_what_has_lost_its_artifact_too_is_made_ready_again_before_anything_else() -> None:
     """A backup brought revisions with their annotations, and neither status nor pods."""
-    plan = decide(emptied(b.revision(1, "Stable", prepared=False), b.revision(2, "RolledBack", prepared=False)), b.START)
+    plan = decide(
+        emptied(b.revision(1, "Stable", prepared=False), b.revision(2, "RolledBack", prepared=False)), b.START
+    )
     to = b.moved(plan)
     assert (to.stage, to.mode, to.revision, to.number) == ("Prepare", "Rollback", V1, 1)
 
@@ -89,7 +104,12 @@ def test_old_verbs_are_not_carried_out_again() -> None:
 
 
 def test_a_rollback_by_hand_is_not_undone() -> None:
-    s = emptied(b.revision(1, "Stable"), b.revision(2, "Retired"), route=((V1, 100),), verbs=(Verb("rollback", V1, "old"),))
+    s = emptied(
+        b.revision(1, "Stable"),
+        b.revision(2, "Retired"),
+        route=((V1, 100),),
+        verbs=(Verb("rollback", V1, "old"),),
+    )
     rebuilt = decide(s, b.START).status
     assert rebuilt.pinned and rebuilt.pinned.revision == V1
     again = decide(replace(s, status=rebuilt), b.START).status
@@ -98,13 +118,24 @@ def test_a_rollback_by_hand_is_not_undone() -> None:
 
 @pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Failed", "Done"])
 @pytest.mark.parametrize("named", [None, "digits-nobody"])
-def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(stage: str, named: str | None) -> None:
+def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(
+    stage: str, named: str | None
+) -> None:
     """Its field was damaged by hand or by a merge of two backups; the rest of it reads well."""
-    ended = {"outcome": "RolledBack"} if stage == "Failed" else {"outcome": "Promoted"} if stage == "Done" else {}
+    ended = (
+        {"outcome": "RolledBack"} if stage == "Failed" else {"outcome": "Promoted"} if stage == "Done" else {}
+    )
     wrong = b.status(None, rollout=b.rollout(stage, 2, **ended))
     wrong = wrong.model_copy(update={"stable": RevisionRef(revision=named, number=7) if named else None})
     revisions = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
-    s = b.snapshot(b.spec(2), sound(wrong), revisions=revisions, servers={V1: b.ready()}, live_split=((V1, 100),), traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(2),
+        sound(wrong),
+        revisions=revisions,
+        servers={V1: b.ready()},
+        live_split=((V1, 100),),
+        traffic=b.TAKEN,
+    )
     plan = decide(s, b.START)
     assert plan.status.stable and (plan.status.stable.revision, plan.status.rollout) == (V1, None)
     assert [e.reason for e in plan.events] == ["StateRebuilt"]
@@ -115,7 +146,13 @@ def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(stage: s
 def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -> None:
     back = b.rollout("Provision", 1, mode="Rollback")
     revisions = (b.revision(1, "Retired"), b.revision(2, "Stable"))
-    s = b.snapshot(b.spec(2), b.status(None, rollout=back), revisions=revisions, servers={V2: b.ready()}, live_split=((V2, 100),))
+    s = b.snapshot(
+        b.spec(2),
+        b.status(None, rollout=back),
+        revisions=revisions,
+        servers={V2: b.ready()},
+        live_split=((V2, 100),),
+    )
     found = decide(s, b.START).status
     assert found.stable and (found.stable.revision, found.rollout) == (V2, None)
 
@@ -127,7 +164,8 @@ def test_a_stable_revision_that_somebody_removed_is_not_looked_for() -> None:
 
 def test_the_first_version_on_its_way_is_no_lost_status() -> None:
     s = b.snapshot(
-        b.spec(1), b.status(None, rollout=b.rollout("Promote", 1)), revisions=(b.revision(1, "Pending"),), servers={V1: b.ready()},
+        b.spec(1), b.status(None, rollout=b.rollout("Promote", 1)), revisions=(b.revision(1, "Pending"),),
+        servers={V1: b.ready()},
         traffic=b.TAKEN, live_split=((V1, 100),),
     )  # fmt: skip
     assert b.moved(decide(s, b.START)).stage == "Done"
@@ -183,7 +221,9 @@ def test_times_of_references_are_not_worth_losing_them() -> None:
 
 
 def test_handled_verbs_of_another_form_are_dropped() -> None:
-    assert sound(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [f"promote:{V2}:n1"]
+    assert sound(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [
+        f"promote:{V2}:n1"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +259,9 @@ def test_a_sound_measurement_is_kept() -> None:
     assert sound(status) is status
 
 
-@pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"])
+@pytest.mark.parametrize(
+    "stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary", "Promote", "Revert", "Done"]
+)
 def test_a_sound_status_is_left_alone(stage: str) -> None:
     status = damaged(stage)
     assert sound(status) is status

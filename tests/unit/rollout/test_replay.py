@@ -17,13 +17,23 @@ from tests.unit.rollout import builders as b
 
 
 def moments(
-    canary: float, stable: float = 0.01, *, seconds: int = 1800, per_second: float = 100, past: float = 0, broken: Any = None
+    canary: float,
+    stable: float = 0.01,
+    *,
+    seconds: int = 1800,
+    per_second: float = 100,
+    past: float = 0,
+    broken: Any = None,
 ) -> list[Moment]:
-    """A look every 5 s at counters of one gateway; bad shares of the canary and of stable. ``broken``: (from, to, Problem)."""
+    """A look every 5 s at counters of one gateway; bad shares of the canary and of stable.
+    ``broken``: (from, to, Problem).
+    """
     found = []
     for t in range(0, seconds + 1, 5):
         total = past + per_second * t
-        reading: Reading = Look(*(Raw({"g/http": Sample(total, round(total * share), 1e9 + t)}) for share in (canary, stable)))
+        reading: Reading = Look(
+            *(Raw({"g/http": Sample(total, round(total * share), 1e9 + t)}) for share in (canary, stable))
+        )
         if broken and broken[0] <= t < broken[1]:
             reading = broken[2]
         found.append(Moment(b.at(t), {"errors": reading}))
@@ -83,9 +93,13 @@ def test_a_process_whose_scrape_fails_when_a_step_begins_does_not_bring_its_past
     for m in moments(0.01, past=1e5):
         both = m.readings["errors"]
         assert isinstance(both, Look)
-        second = {p.replace("g", "h"): Sample(s.total, s.total / 2, s.scraped) for p, s in both.canary.processes.items()}
+        second = {
+            p.replace("g", "h"): Sample(s.total, s.total / 2, s.scraped)
+            for p, s in both.canary.processes.items()
+        }
         t = (m.at - b.START).total_seconds()
-        # Half of what it counted long ago was bad. It is not scraped from the first look of the second step on for a while.
+        # Half of what it counted long ago was bad. It is not scraped from the first look of the
+        # second step on for a while.
         there = {} if 20 <= t < 400 else {p: Sample(1e6, 5e5, s.scraped) for p, s in second.items()}
         looks.append(Moment(m.at, {"errors": Look(Raw({**both.canary.processes, **there}), both.stable)}))
     assert run(looks).outcome == "Promoted"
@@ -99,7 +113,9 @@ def test_an_outage_holds_and_is_told_and_over() -> None:
     assert min(e.seconds for e in found.timeline if e.what == "StepPassed") >= 600
 
 
-@pytest.mark.parametrize(("policy", "outcome"), [("Pause", "Paused"), ("Rollback", "RolledBack"), ("Promote", "Promoted")])
+@pytest.mark.parametrize(
+    ("policy", "outcome"), [("Pause", "Paused"), ("Rollback", "RolledBack"), ("Promote", "Promoted")]
+)
 def test_no_verdict_ends_as_the_spec_says(policy: str, outcome: str) -> None:
     down = Problem("ProviderTimeout", "slow")
     found = run(moments(0.01, broken=(0, 1e9, down)), onInconclusive=policy, progressDeadline="10m")
@@ -133,7 +149,12 @@ def test_the_initial_delay_is_kept() -> None:
 
 
 def test_a_metric_that_was_not_recorded_is_no_pass() -> None:
-    found = run(moments(0.01), analysis={"metrics": [{"name": "errors", "maxIncrease": 0.005}, {"name": "accuracy", "maxDrop": 0.1}]})
+    found = run(
+        moments(0.01),
+        analysis={
+            "metrics": [{"name": "errors", "maxIncrease": 0.005}, {"name": "accuracy", "maxDrop": 0.1}]
+        },
+    )
     assert found.outcome != "Promoted" and "no reading" in found.message
 
 
@@ -142,7 +163,9 @@ def test_a_first_revision_is_judged_by_its_own_limits() -> None:
     wanted = b.spec(2, steps=b.STEPS, rollout=metrics)
     assert replay(wanted, moments(0.01), stable=False).outcome == "Promoted"
     found = replay(wanted, moments(0.2), stable=False)
-    assert (found.outcome, found.reason) == ("Paused", "LimitExceeded"), "what clients send may exceed a limit"
+    assert (found.outcome, found.reason) == ("Paused", "LimitExceeded"), (
+        "what clients send may exceed a limit"
+    )
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
@@ -158,8 +181,12 @@ def test_a_preview_and_a_test_by_headers_are_one_step_beside_stable(trial: dict[
     spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": trial})
     assert strategy_of(spec.rollout) != "Canary"
     good, bad = replay(spec, moments(0.01)), replay(spec, moments(0.2))
-    assert (good.outcome, bad.outcome, bad.reason) == ("Promoted", "Paused", "ErrorsHigh"), "clients choose who is asked"
-    assert [(e.weight, e.what) for e in good.timeline] == [(0, "Counting"), (0, "StepPassed")], "and waits for nobody"
+    assert (good.outcome, bad.outcome, bad.reason) == ("Promoted", "Paused", "ErrorsHigh"), (
+        "clients choose who is asked"
+    )
+    assert [(e.weight, e.what) for e in good.timeline] == [(0, "Counting"), (0, "StepPassed")], (
+        "and waits for nobody"
+    )
 
 
 def test_a_preview_with_few_requests_ends_when_its_time_is_over() -> None:

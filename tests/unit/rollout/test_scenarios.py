@@ -1,4 +1,6 @@
-"""Whole rollouts, driven against a cluster in plain Python (world.py) that holds the invariants after every write."""
+"""Whole rollouts, driven against a cluster in plain Python (world.py) that holds the invariants
+after every write.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,11 @@ def test_a_better_version_climbs_step_by_step_and_is_promoted() -> None:
     assert weights == [5, 25, 50, 100]
     assert outcome(world, V2) == ("Promoted", "-")
     assert outcome(world, V1) == ("Retired", "Replaced")
-    assert [(e.weight, e.verdict) for e in world.revisions[V2].status.steps] == [(5, "Successful"), (25, "Successful"), (50, "Successful")]
+    assert [(e.weight, e.verdict) for e in world.revisions[V2].status.steps] == [
+        (5, "Successful"),
+        (25, "Successful"),
+        (50, "Successful"),
+    ]
     assert set(world.servers) == {V2}, "the former stable goes once its traffic has surely gone"
 
 
@@ -113,7 +119,10 @@ def test_a_rollback_to_a_kept_revision_skips_what_is_proven_and_is_not_undone_by
     assert set(world.jobs) == jobs, "nothing is prepared or evaluated again"
     assert outcome(world, V1) == ("Stable", "-") and outcome(world, V2) == ("Retired", "Replaced")
     ready = {c.type: (c.status, c.reason) for c in world.status.conditions}
-    assert ready["Ready"] == ("False", "RolledBackByUser") and ready["Stalled"] == ("True", "RolledBackByUser")
+    assert ready["Ready"] == ("False", "RolledBackByUser") and ready["Stalled"] == (
+        "True",
+        "RolledBackByUser",
+    )
     assert ready["Available"] == ("True", "Serving")
     for _ in range(5):
         world.tick(4000)
@@ -151,13 +160,17 @@ def test_a_newer_spec_supersedes_at_every_stage(stage: str) -> None:
     world.edit(b.spec(3, golden=True))
     world.reconcile()
     if stage not in ("Promote", "Canary"):
-        assert world.status.rollout and world.status.rollout.input_hash == b.rollout("Resolve", 3).input_hash, "at once"
+        assert (
+            world.status.rollout and world.status.rollout.input_hash == b.rollout("Resolve", 3).input_hash
+        ), "at once"
     world.serve()
     assert world.status.stable and world.status.stable.revision == V3
     if stage not in ("Resolve", "Promote"):
         assert world.revisions[V2].status.outcome == "Superseded"
     if stage == "Promote":
-        assert world.revisions[V2].status.outcome == "Retired", "what has all traffic already becomes stable first"
+        assert world.revisions[V2].status.outcome == "Retired", (
+            "what has all traffic already becomes stable first"
+        )
 
 
 @pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Evaluate", "Canary"])
@@ -190,7 +203,9 @@ def test_a_version_that_was_refused_is_not_tried_again_by_another_sync_but_by_re
     world.history.clear()
     world.edit(b.spec(2, golden=True))
     world.serve()
-    assert stages(world) == ["Failed"] and world.history[-1].reason == "Quarantined", "also long after, with another version in between"
+    assert stages(world) == ["Failed"] and world.history[-1].reason == "Quarantined", (
+        "also long after, with another version in between"
+    )
     assert outcome(world, V2) == ("Rejected", "AccuracyLow"), "its own evidence stays"
     world.say("retry", V2, "n1")
     world.serve()
@@ -251,10 +266,15 @@ def test_pods_that_cannot_start_are_told_and_end_the_rollout_after_the_deadline(
     until(world, "Provision")
     world.pods(V2, 0, Problem(reason, "the pod says why"))
     plan = world.reconcile()
-    assert b.condition(plan, "Reconciling").reason == reason and "the pod says why" in b.condition(plan, "Provisioned").message
+    assert (
+        b.condition(plan, "Reconciling").reason == reason
+        and "the pod says why" in b.condition(plan, "Provisioned").message
+    )
     world.tick(599)
     world.reconcile()
-    assert world.status.rollout and world.status.rollout.stage == "Provision", "an autoscaler may bring a node yet"
+    assert world.status.rollout and world.status.rollout.stage == "Provision", (
+        "an autoscaler may bring a node yet"
+    )
     world.tick(2)
     world.reconcile()
     assert outcome(world, V2) == ("Failed", reason)
@@ -264,7 +284,13 @@ def test_pods_that_cannot_start_are_told_and_end_the_rollout_after_the_deadline(
 @pytest.mark.parametrize(("policy", "ends"), [("Pause", "Paused"), ("Rollback", "RolledBack")])
 def test_without_prometheus_a_canary_holds_and_then_does_what_spec_says(policy: str, ends: str) -> None:
     world = serving(steps=b.STEPS)
-    world.edit(b.spec(2, steps=b.STEPS, rollout={"onInconclusive": policy, "progressDeadline": "10m", "canary": {"steps": b.STEPS}}))
+    world.edit(
+        b.spec(
+            2,
+            steps=b.STEPS,
+            rollout={"onInconclusive": policy, "progressDeadline": "10m", "canary": {"steps": b.STEPS}},
+        )
+    )
     until(world, "Canary", "Error")
     for _ in range(5):
         world.kindly()
@@ -321,7 +347,9 @@ def test_a_status_lost_in_mid_canary_begins_the_canary_again_at_its_first_step()
     world.reconcile()
     assert dict(world.route or ()) == {V1: 95, V2: 5}
     world.serve()
-    assert world.status.stable.revision == V2 and world.status.stable.number == 2, "the version keeps its number"
+    assert world.status.stable.revision == V2 and world.status.stable.number == 2, (
+        "the version keeps its number"
+    )
 
 
 def test_without_a_gateway_replicas_stand_for_weights() -> None:
@@ -335,7 +363,9 @@ def test_without_a_gateway_replicas_stand_for_weights() -> None:
     world.kindly()
     world.reconcile()
     assert world.service == V1 and world.servers[V1].asked == 4
-    assert V2 not in world.servers or world.servers[V2].asked == 1, "what has lost its traffic is not scaled up"
+    assert V2 not in world.servers or world.servers[V2].asked == 1, (
+        "what has lost its traffic is not scaled up"
+    )
     world.serve()
     assert outcome(world, V2) == ("RolledBack", "AccuracyLow")
 

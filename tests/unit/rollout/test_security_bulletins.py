@@ -1,4 +1,6 @@
-"""Versions of Triton against NVIDIA's bulletins, what a person reads of it, and a policy that demands a patched one."""
+"""Versions of Triton against NVIDIA's bulletins, what a person reads of it, and a policy that
+demands a patched one.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,15 @@ VALUES = Path(__file__).parents[3] / "charts" / "model-rollout-operator" / "valu
         ("2.69", 5, 5865, "26.06"),
     ],
 )
-def test_a_version_has_the_flaws_of_all_bulletins_after_it(version: str, flaws: int, worst: int, then: str) -> None:
+def test_a_version_has_the_flaws_of_all_bulletins_after_it(
+    version: str, flaws: int, worst: int, then: str
+) -> None:
     found = known_flaws(version)
     assert found and found.reason == "TritonVulnerable"
-    assert f"Triton {version} has {flaws} known flaws" in found.message and f"the worst is {worst}, CVSS 9.8" in found.message
+    assert (
+        f"Triton {version} has {flaws} known flaws" in found.message
+        and f"the worst is {worst}, CVSS 9.8" in found.message
+    )
     assert f"to {then} or later" in found.message
 
 
@@ -42,7 +49,9 @@ def test_what_no_bulletin_names_is_not_accused(version: str) -> None:
 
 
 def test_releases_and_versions_go_together() -> None:
-    """A release of the container each month, with the next minor version of the server; 25.07 alone had the version of 25.06 with a patch."""
+    """A release of the container each month, with the next minor version of the server; 25.07 alone
+    had the version of 25.06 with a patch.
+    """
     for bulletin in BULLETINS:
         year, month = (int(part) for part in bulletin.release.split("."))
         months = (year - 25) * 12 + month - 6 - (bulletin.release > "25.06")
@@ -60,18 +69,28 @@ def with_version(s: Snapshot, revision: str, version: str | None) -> Snapshot:
 
 
 def test_stable_says_it_once_and_says_when_it_is_over() -> None:
-    s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN
+    )
     plan = decide(with_version(s, V1, "2.51.0"), b.START)
-    assert b.condition(plan, "Patched").reason == "TritonVulnerable" and b.condition(plan, "Ready").status == "True", "it serves all the same"
-    assert [(e.type, e.reason) for e in plan.events if e.reason == "TritonVulnerable"] == [("Warning", "TritonVulnerable")]
+    assert (
+        b.condition(plan, "Patched").reason == "TritonVulnerable"
+        and b.condition(plan, "Ready").status == "True"
+    ), "it serves all the same"
+    assert [(e.type, e.reason) for e in plan.events if e.reason == "TritonVulnerable"] == [
+        ("Warning", "TritonVulnerable")
+    ]
     after = decide(with_version(replace(s, status=plan.status), V1, "2.51.0"), b.START)
     assert after.status == plan.status and not after.events
     well = decide(with_version(replace(s, status=plan.status), V1, "2.74.0"), b.START)
-    assert [e.reason for e in well.events] == ["Patched"] and all(c.type != "Patched" for c in well.status.conditions)
+    assert [e.reason for e in well.events] == ["Patched"] and all(
+        c.type != "Patched" for c in well.status.conditions
+    )
 
 
 @pytest.mark.parametrize(
-    ("version", "then", "reason"), [("2.74.0", "Evaluate", None), ("2.51.0", "Failed", "TritonVulnerable"), (None, "Provision", None)]
+    ("version", "then", "reason"),
+    [("2.74.0", "Evaluate", None), ("2.51.0", "Failed", "TritonVulnerable"), (None, "Provision", None)],
 )
 def test_a_policy_may_demand_a_patched_server(version: str | None, then: str, reason: str | None) -> None:
     rules = Rules(gates=(("p", PolicyGates(patched_servers=True)),))

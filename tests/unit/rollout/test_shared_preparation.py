@@ -7,18 +7,34 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ArtifactEvidence
-from modelrollout.rollout.shared_preparation import MOST_RECORDS, Member, Record, outcome, recorded, work_key, worker
+from modelrollout.rollout.shared_preparation import (
+    MOST_RECORDS,
+    Member,
+    Record,
+    outcome,
+    recorded,
+    work_key,
+    worker,
+)
 from modelrollout.rollout.snapshot import Problem, Shared
 from tests.unit.rollout import builders as b
 
 FOLDER = "s3://artifacts/all/ml"
-MODEL = {"uri": "s3://models/m.onnx", "format": "ONNX", "signature": {"keySecretRef": {"name": "signers", "key": "a.pub"}}}
+MODEL = {
+    "uri": "s3://models/m.onnx",
+    "format": "ONNX",
+    "signature": {"keySecretRef": {"name": "signers", "key": "a.pub"}},
+}
 KEY = "1" * 64
 RUN = f"{KEY}-{'5a17' * 4}-0123abcd"
 
 
-def record(name: str = RUN, digest: str = "sha256:1", sha256: str = "a" * 64, folder: str = FOLDER, **model: Any) -> Record:
-    return Record(sha256, MODEL | model, b.artifact(1).model_copy(update={"uri": f"{folder}/{name}", "digest": digest}))
+def record(
+    name: str = RUN, digest: str = "sha256:1", sha256: str = "a" * 64, folder: str = FOLDER, **model: Any
+) -> Record:
+    return Record(
+        sha256, MODEL | model, b.artifact(1).model_copy(update={"uri": f"{folder}/{name}", "digest": digest})
+    )
 
 
 def taken(*records: Record) -> tuple[tuple[str, str], ...]:
@@ -92,7 +108,9 @@ def test_who_was_chosen_and_makes_no_job_gives_way_to_the_next() -> None:
 def test_what_came_of_it_since_is_taken_and_nothing_older() -> None:
     mine = member("me", 5)
     assert outcome(mine, [member("a", 6, waits=False, artifact=made(5))]) == Shared("a", made(5))
-    assert outcome(mine, [member("a", 6, waits=False, artifact=made(4))]) == Shared(), "what lies at the same place may be another file by now"
+    assert outcome(mine, [member("a", 6, waits=False, artifact=made(4))]) == Shared(), (
+        "what lies at the same place may be another file by now"
+    )
     assert outcome(mine, [member("a", 6, artifact=made(6))]) == Shared(), "it is in Prepare again"
     old = made(6).model_copy(update={"prepared": None})
     assert outcome(mine, [member("a", 6, waits=False, artifact=old)]) == Shared()
@@ -101,21 +119,33 @@ def test_what_came_of_it_since_is_taken_and_nothing_older() -> None:
 def test_the_gates_verdict_is_shared_and_no_other_failure_is() -> None:
     low = Problem("AccuracyLow", "too low")
     mine, evidence = member("me", 1), made(3, digest="")
-    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low)]) == Shared("a", evidence, low)
-    assert outcome(mine, [member("a", waits=False, artifact=evidence)]) == Shared() == outcome(mine, [member("a", waits=False)])
+    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low)]) == Shared(
+        "a", evidence, low
+    )
+    assert (
+        outcome(mine, [member("a", waits=False, artifact=evidence)])
+        == Shared()
+        == outcome(mine, [member("a", waits=False)])
+    )
     later = member("b", waits=False, artifact=made(4))
-    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low), later]) == Shared("b", made(4)), "the last word of two"
+    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low), later]) == Shared(
+        "b", made(4)
+    ), "the last word of two"
 
 
 def test_equal_words_are_equal_work_and_others_are_not() -> None:
     spec = b.spec(1)
     version, how = spec.user_input(), {"timeout": "1h"}
     key = work_key("a", version, how)
-    assert key == work_key("a", {**version, "serving": {**version["serving"], "affinity": {"podAffinity": {}}}}, how)
+    assert key == work_key(
+        "a", {**version, "serving": {**version["serving"], "affinity": {"podAffinity": {}}}}, how
+    )
     others = [
         work_key("b", version, how),
         work_key("a", version, {}),
-        work_key("a", {**version, "model": {**version["model"], "credentials": {"secretRef": {"name": "x"}}}}, how),
+        work_key(
+            "a", {**version, "model": {**version["model"], "credentials": {"secretRef": {"name": "x"}}}}, how
+        ),
         work_key("a", {**version, "optimization": {"steps": [{"graph": {}}]}}, how),
         work_key("a", {**version, "serving": {**version["serving"], "serviceAccountName": "x"}}, how),
     ]

@@ -1,4 +1,6 @@
-"""What a rollout may do with its slot: as many pods as it has GPUs for, for as long as the policy says."""
+"""What a rollout may do with its slot: as many pods as it has GPUs for, for as long as the policy
+says.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,27 @@ def rules(**limits: Any) -> Any:
 
 
 def holds(
-    stage: str = "Canary", *, replicas: int = 3, gpus: int = 1, since: float = 60, limits: dict[str, Any] | None = None, **facts: Any
+    stage: str = "Canary",
+    *,
+    replicas: int = 3,
+    gpus: int = 1,
+    since: float = 60,
+    limits: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> Snapshot:
     """Version 2 holds a slot of so many GPUs and asks for one for each replica."""
-    changes = {"slot": SlotStatus(since=b.ago(since), gpus=gpus)} | ({"step": b.step()} if stage in ("Canary", "Bake", "Promote") else {})
+    changes = {"slot": SlotStatus(since=b.ago(since), gpus=gpus)} | (
+        {"step": b.step()} if stage in ("Canary", "Bake", "Promote") else {}
+    )
     if stage == "Bake":
         changes["step"] = b.step(3, 100)
     known = {"rules": rules(**(limits or {"gpus": 1})), "servers": {V1: b.ready(3, 3), V2: b.ready(1, 1)}}
-    return b.second(stage, wanted=b.spec(2, steps=b.STEPS, replicas=replicas, rollout={"bake": "2h"}), changes=changes, **(known | facts))
+    return b.second(
+        stage,
+        wanted=b.spec(2, steps=b.STEPS, replicas=replicas, rollout={"bake": "2h"}),
+        changes=changes,
+        **(known | facts),
+    )
 
 
 @pytest.mark.parametrize("stage", ["Provision", "Evaluate", "Canary", "Promote", "Bake"])
@@ -38,7 +53,10 @@ def test_replicas_beyond_the_slot_wait_and_that_is_said(stage: str) -> None:
     assert carriers(s)[V2] == 1 and carriers(s)[V1] == 3, "what stable has is no matter of the slot"
     told = b.condition(decide(s, b.START), "Limited")
     assert (told.status, told.reason) == ("True", "WaitingForSlot")
-    assert told.message.startswith("spec.serving.replicas: 3 ask for 3 GPUs, the slot of RolloutPolicy gpu has 1: the others wait until limits.gpus")
+    assert told.message.startswith(
+        "spec.serving.replicas: 3 ask for 3 GPUs, the slot of RolloutPolicy gpu has 1: the others wait until"
+        " limits.gpus"
+    )
 
 
 def test_what_the_slot_counts_comes_and_without_a_limit_all() -> None:
@@ -49,7 +67,9 @@ def test_what_the_slot_counts_comes_and_without_a_limit_all() -> None:
 
 @pytest.mark.parametrize("stage", ["Canary", "Promote", "Bake", "Revert"])
 def test_no_slot_takes_pods_away_that_carry_requests(stage: str) -> None:
-    """A limit of GPUs that came after its pods, or a newer spec with more GPUs for a pod while it is taken back."""
+    """A limit of GPUs that came after its pods, or a newer spec with more GPUs for a pod while it
+    is taken back.
+    """
     servers = {V1: b.ready(3, 3), V2: b.ready(3, 3)}
     assert carriers(holds(stage, servers=servers))[V2] == 3
     larger = b.spec(3, replicas=3, serving={"replicas": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}})
@@ -71,13 +91,18 @@ def test_once_the_slot_counts_more_they_come() -> None:
     grown = holds(slots=(Slot("gpu", True, gpus=3),), limits={"gpus": 4})
     rollout = b.moved(decide(grown, b.START))
     assert rollout.slot == SlotStatus(since=b.ago(60), gpus=3)
-    late = decide(replace(grown, slots=(Slot("gpu", False, gpus=3),)), b.START).status.rollout  # another one has grown, too
+    # another one has grown, too
+    late = decide(replace(grown, slots=(Slot("gpu", False, gpus=3),)), b.START).status.rollout
     assert late is not None and late.slot is not None and late.slot.gpus == 1
 
 
 def test_a_limit_that_came_after_the_slot_keeps_no_replicas_from_coming() -> None:
-    """It counts rollouts that begin after it was made: there is no slot of it that could grow, and the promotion waited for ever."""
-    both = combine([read({"metadata": {"name": name}, "spec": {"limits": {"gpus": 4}}}) for name in ("gpu", "later")])
+    """It counts rollouts that begin after it was made: there is no slot of it that could grow, and
+    the promotion waited for ever.
+    """
+    both = combine(
+        [read({"metadata": {"name": name}, "spec": {"limits": {"gpus": 4}}}) for name in ("gpu", "later")]
+    )
     s = replace(holds("Promote", rules=both), slots=(Slot("gpu", True, gpus=3), Slot("later", False)))
     assert b.moved(decide(s, b.START)).slot == SlotStatus(since=b.ago(60), gpus=3)
     none = decide(replace(s, slots=(Slot("gpu", False), Slot("later", False))), b.START).status.rollout
@@ -86,7 +111,12 @@ def test_a_limit_that_came_after_the_slot_keeps_no_replicas_from_coming() -> Non
 
 def test_what_was_asked_between_the_slot_and_the_pods_does_not_count() -> None:
     """Its Lease was taken with one GPU; then somebody scaled."""
-    queued = b.second("Provision", wanted=b.spec(2, replicas=3), changes={"queue": QueueStatus(since=b.ago(5), gpus=3)}, rules=rules(gpus=4))
+    queued = b.second(
+        "Provision",
+        wanted=b.spec(2, replicas=3),
+        changes={"queue": QueueStatus(since=b.ago(5), gpus=3)},
+        rules=rules(gpus=4),
+    )
     rollout = b.moved(decide(replace(queued, slots=(Slot("gpu", True, gpus=1),)), b.START))
     assert rollout.queue is None and rollout.slot is not None and rollout.slot.gpus == 1
 
@@ -95,26 +125,46 @@ class TestMaxHold:
     LIMITS: dict[str, Any] = {"gpus": 4, "maxHold": "30m"}  # noqa: RUF012
 
     @pytest.mark.parametrize(
-        ("stage", "then"), [("Provision", "Failed"), ("Evaluate", "Failed"), ("Canary", "Revert"), ("Promote", "Revert"), ("Bake", "Revert")]
+        ("stage", "then"),
+        [
+            ("Provision", "Failed"),
+            ("Evaluate", "Failed"),
+            ("Canary", "Revert"),
+            ("Promote", "Revert"),
+            ("Bake", "Revert"),
+        ],
     )
     def test_then_it_goes_back_and_gives_the_slot_up(self, stage: str, then: str) -> None:
         rollout = b.moved(decide(holds(stage, gpus=3, since=1801, limits=self.LIMITS), b.START))
         assert (rollout.stage, rollout.reason) == (then, "SlotHeldTooLong")
         assert "for longer than limits.maxHold 30m" in (rollout.message or "")
-        assert decide(holds(stage, gpus=3, since=1799, limits=self.LIMITS), b.START).status.rollout.stage != then  # type: ignore[union-attr]
+        assert (
+            decide(holds(stage, gpus=3, since=1799, limits=self.LIMITS), b.START).status.rollout.stage != then
+        )  # type: ignore[union-attr]
 
     def test_no_pause_and_no_deadline_keeps_it(self) -> None:
-        wanted = b.spec(2, rollout={"progressDeadline": "876000h", "canary": {"steps": [{"weight": 5}, {"pause": {}}]}})
+        wanted = b.spec(
+            2, rollout={"progressDeadline": "876000h", "canary": {"steps": [{"weight": 5}, {"pause": {}}]}}
+        )
         paused = b.step(1, 5, "Paused")
         s = holds(since=1801, limits=self.LIMITS)
         rollout = s.status.rollout
         assert rollout is not None
-        status = s.status.model_copy(update={"rollout": rollout.model_copy(update={"step": paused, "reason": "PauseStep"})})
+        status = s.status.model_copy(
+            update={"rollout": rollout.model_copy(update={"step": paused, "reason": "PauseStep"})}
+        )
         assert b.moved(decide(replace(s, spec=wanted, status=status), b.START)).stage == "Revert"
 
     def test_the_shortest_of_several_holds_and_one_that_is_about_to_end_may(self) -> None:
-        both = combine([read({"metadata": {"name": n}, "spec": {"limits": {"gpus": 4, "maxHold": d}}}) for n, d in (("a", "1h"), ("b", "10m"))])
-        assert "RolloutPolicy b" in (b.moved(decide(holds(since=601, gpus=3, rules=both), b.START)).message or "")
+        both = combine(
+            [
+                read({"metadata": {"name": n}, "spec": {"limits": {"gpus": 4, "maxHold": d}}})
+                for n, d in (("a", "1h"), ("b", "10m"))
+            ]
+        )
+        assert "RolloutPolicy b" in (
+            b.moved(decide(holds(since=601, gpus=3, rules=both), b.START)).message or ""
+        )
         ready = {V1: b.ready(3, 3), V2: b.ready(3, 3)}
         promoting = decide(holds("Promote", gpus=3, since=9999, limits=self.LIMITS, servers=ready), b.START)
         assert promoting.status.rollout is not None and promoting.status.rollout.stage == "Bake"
@@ -122,6 +172,8 @@ class TestMaxHold:
     def test_a_rollback_holds_none(self) -> None:
         s = holds(since=1801, limits=self.LIMITS)
         assert s.status.rollout is not None
-        back = s.status.model_copy(update={"rollout": s.status.rollout.model_copy(update={"mode": "Rollback"})})
+        back = s.status.model_copy(
+            update={"rollout": s.status.rollout.model_copy(update={"mode": "Rollback"})}
+        )
         after = decide(replace(s, status=back), b.START).status.rollout
         assert after is not None and after.stage != "Revert"

@@ -42,7 +42,9 @@ def test_the_first_measurement_is_only_the_baseline() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [{"traffic": Traffic(False, "not accepted yet")}, {"settle_seconds": 60.0}, {"servers": NOT_READY}], ids=["route", "delay", "pods"]
+    "facts",
+    [{"traffic": Traffic(False, "not accepted yet")}, {"settle_seconds": 60.0}, {"servers": NOT_READY}],
+    ids=["route", "delay", "pods"],
 )
 def test_until_then_nothing_is_counted(facts: dict[str, Any]) -> None:
     s = shifting(assessment=b.judged("Successful"), **facts)
@@ -64,8 +66,14 @@ def test_a_canary_without_ready_pods_is_told_and_has_no_traffic() -> None:
 def test_a_weight_that_is_never_taken_up_ends_without_a_verdict_at_the_deadline() -> None:
     s = shifting(traffic=Traffic(False, "not accepted yet"))
     to = b.moved(decide(s, b.at(591)))
-    assert to.step and (to.stage, to.step.phase, to.history[-1].reason) == ("Canary", "Paused", "TrafficNotShifted")
-    strict = b.in_canary(wanted=policy(onInconclusive="Rollback"), at_step=b.step(phase="Shifting"), traffic=Traffic(False))
+    assert to.step and (to.stage, to.step.phase, to.history[-1].reason) == (
+        "Canary",
+        "Paused",
+        "TrafficNotShifted",
+    )
+    strict = b.in_canary(
+        wanted=policy(onInconclusive="Rollback"), at_step=b.step(phase="Shifting"), traffic=Traffic(False)
+    )
     assert b.moved(decide(strict, b.at(591))).stage == "Revert"
 
 
@@ -75,8 +83,15 @@ def test_a_weight_that_is_never_taken_up_ends_without_a_verdict_at_the_deadline(
 def test_a_successful_verdict_leads_to_the_next_weight_and_is_recorded() -> None:
     plan = decide(b.in_canary(assessment=b.judged("Successful")), b.START)
     to = b.moved(plan)
-    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.step.metrics) == (1, 25, "Shifting", [])
-    assert [(e.index, e.weight, e.verdict, e.reason) for e in to.history] == [(0, 5, "Successful", "ProvenNotWorse")]
+    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.step.metrics) == (
+        1,
+        25,
+        "Shifting",
+        [],
+    )
+    assert [(e.index, e.weight, e.verdict, e.reason) for e in to.history] == [
+        (0, 5, "Successful", "ProvenNotWorse")
+    ]
     assert to.history[0].seconds == 10.0
 
 
@@ -87,13 +102,22 @@ def test_the_last_step_leads_to_promotion() -> None:
 
 def test_a_step_of_weight_100_is_promotion() -> None:
     wanted = b.spec(2, steps=[{"weight": 50}, {"weight": 100}])
-    assert b.moved(decide(b.in_canary(wanted=wanted, at_step=b.step(0, 50), assessment=b.judged("Successful")), b.START)).stage == "Promote"
+    assert (
+        b.moved(
+            decide(
+                b.in_canary(wanted=wanted, at_step=b.step(0, 50), assessment=b.judged("Successful")), b.START
+            )
+        ).stage
+        == "Promote"
+    )
 
 
 def test_a_weight_with_for_stays_that_long_however_good_it_is() -> None:
     wanted = b.spec(2, steps=[{"weight": 5, "for": "10m"}, {"weight": 50}])
     s = b.in_canary(wanted=wanted, assessment=b.judged("Successful"))
-    assert b.moved(decide(s, b.at(594))).step == s.status.rollout.step.model_copy(update={"measured": stamp(b.at(594))})  # type: ignore[union-attr]
+    assert b.moved(decide(s, b.at(594))).step == s.status.rollout.step.model_copy(
+        update={"measured": stamp(b.at(594))}
+    )  # type: ignore[union-attr]
     after = b.moved(decide(s, b.at(595))).step
     assert after and after.weight == 50
 
@@ -113,14 +137,18 @@ def test_fail_wins_at_any_time_also_in_a_pause() -> None:
 
 def failed(**metrics: str) -> Assessment:
     """Metrics by name that failed, with their reasons."""
-    found = tuple(MetricStatus(name=name, verdict="Failed", reason=reason, message="as counted") for name, reason in metrics.items())
+    found = tuple(
+        MetricStatus(name=name, verdict="Failed", reason=reason, message="as counted")
+        for name, reason in metrics.items()
+    )
     return Assessment("Failed", found[0].reason, found[0].message, found)
 
 
 @pytest.mark.parametrize(
     ("strategy", "found", "then"),
     [
-        ("Canary", failed(errors="ErrorsHigh"), "Revert"),  # a weight divides what is asked wrongly as it divides the rest
+        # a weight divides what is asked wrongly as it divides the rest
+        ("Canary", failed(errors="ErrorsHigh"), "Revert"),
         ("ABTest", failed(errors="ErrorsHigh"), "Canary"),
         ("BlueGreen", failed(errors="ErrorsHigh"), "Canary"),
         ("ABTest", failed(accuracy="AccuracyLow"), "Revert"),  # labels come from who may send them
@@ -130,7 +158,9 @@ def failed(**metrics: str) -> Assessment:
         ("Canary", failed(errors="LimitExceeded", latency="LatencyHigh"), "Revert"),
     ],
 )
-def test_what_clients_may_have_caused_holds_and_takes_nothing_back(strategy: Strategy, found: Assessment, then: str) -> None:
+def test_what_clients_may_have_caused_holds_and_takes_nothing_back(
+    strategy: Strategy, found: Assessment, then: str
+) -> None:
     trial: dict[str, Any] = {
         "Canary": {"canary": {"steps": b.STEPS}},
         "ABTest": {"abTest": {"headers": [{"name": "x-group", "value": "beta"}]}},
@@ -141,10 +171,16 @@ def test_what_clients_may_have_caused_holds_and_takes_nothing_back(strategy: Str
     to = b.moved(plan)
     assert to.stage == then and [(e.type, e.reason) for e in plan.events] == [("Warning", found.reason)]
     if then == "Canary":
-        assert to.step and (to.step.phase, to.reason) == ("Paused", found.reason) and "promote or abort" in (to.message or "")
+        assert (
+            to.step
+            and (to.step.phase, to.reason) == ("Paused", found.reason)
+            and "promote or abort" in (to.message or "")
+        )
         assert b.condition(plan, "Stalled").status == "True"
         worse = replace(s, status=plan.status, assessment=failed(errors="ErrorsHigh", accuracy="AccuracyLow"))
-        assert b.moved(decide(worse, b.START)).stage == "Revert", "what is proven meanwhile takes everything back"
+        assert b.moved(decide(worse, b.START)).stage == "Revert", (
+            "what is proven meanwhile takes everything back"
+        )
 
 
 def test_on_failure_pause_holds_for_a_person() -> None:
@@ -152,15 +188,28 @@ def test_on_failure_pause_holds_for_a_person() -> None:
     plan = decide(s, b.START)
     to = b.moved(plan)
     assert to.step and (to.step.phase, to.step.weight, to.reason) == ("Paused", 5, "AccuracyLow")
-    assert b.condition(plan, "Stalled").status == "True" and "promote or abort" in b.condition(plan, "Stalled").message
+    assert (
+        b.condition(plan, "Stalled").status == "True"
+        and "promote or abort" in b.condition(plan, "Stalled").message
+    )
 
 
 @pytest.mark.parametrize("verdict", ["Failed", "Successful", "Inconclusive", "Error"])
 def test_a_pause_for_a_cause_never_ends_by_itself(verdict: VerdictName) -> None:
     """Not even in a pause step whose time is over."""
-    wanted = b.spec(2, rollout={"canary": {"steps": [{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}]}, "onFailure": "Pause"})
-    s = b.in_canary(wanted=wanted, at_step=b.step(1, 5, "Paused"), reason="AccuracyLow", assessment=b.judged(verdict))
-    assert b.moved(decide(s, b.at(7200))).step == b.step(1, 5, "Paused", metrics=[], measured=_measured(s, b.at(7200)))
+    wanted = b.spec(
+        2,
+        rollout={
+            "canary": {"steps": [{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}]},
+            "onFailure": "Pause",
+        },
+    )
+    s = b.in_canary(
+        wanted=wanted, at_step=b.step(1, 5, "Paused"), reason="AccuracyLow", assessment=b.judged(verdict)
+    )
+    assert b.moved(decide(s, b.at(7200))).step == b.step(
+        1, 5, "Paused", metrics=[], measured=_measured(s, b.at(7200))
+    )
 
 
 def _measured(s: Snapshot, now: Any) -> str | None:
@@ -168,9 +217,13 @@ def _measured(s: Snapshot, now: Any) -> str | None:
     return rollout.step.measured if rollout and rollout.step else None
 
 
-@pytest.mark.parametrize(("verdict", "said"), [("Error", "ProviderUnreachable"), ("Inconclusive", "in progress")])
+@pytest.mark.parametrize(
+    ("verdict", "said"), [("Error", "ProviderUnreachable"), ("Inconclusive", "in progress")]
+)
 def test_no_verdict_neither_promotes_nor_rolls_back(verdict: VerdictName, said: str) -> None:
-    """What keeps evidence from coming is told; that there is too little of it yet is how every step begins."""
+    """What keeps evidence from coming is told; that there is too little of it yet is how every step
+    begins.
+    """
     s = b.in_canary(wanted=policy(), assessment=b.judged(verdict))
     plan = decide(s, b.at(500))
     to = b.moved(plan)
@@ -181,12 +234,18 @@ def test_no_verdict_neither_promotes_nor_rolls_back(verdict: VerdictName, said: 
 def test_after_the_deadline_no_verdict_pauses() -> None:
     plan = decide(b.in_canary(wanted=policy(), assessment=b.judged("Error")), b.at(591))
     to = b.moved(plan)
-    assert to.step and (to.step.phase, to.reason) == ("Paused", "Inconclusive") and "progressDeadline 10m" in (to.message or "")
+    assert (
+        to.step
+        and (to.step.phase, to.reason) == ("Paused", "Inconclusive")
+        and "progressDeadline 10m" in (to.message or "")
+    )
     assert to.history[-1].verdict == "Inconclusive" and plan.status.phase == "Paused"
 
 
 def test_after_the_deadline_no_verdict_rolls_back_if_spec_says_so() -> None:
-    to = b.moved(decide(b.in_canary(wanted=policy(onInconclusive="Rollback"), assessment=b.judged("Error")), b.at(591)))
+    to = b.moved(
+        decide(b.in_canary(wanted=policy(onInconclusive="Rollback"), assessment=b.judged("Error")), b.at(591))
+    )
     assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "ProviderUnreachable")
 
 
@@ -204,7 +263,10 @@ def test_a_canary_whose_pods_are_gone_gets_no_more_on_old_evidence() -> None:
 
 
 def test_but_what_is_proven_worse_still_goes_back() -> None:
-    assert b.moved(decide(b.in_canary(servers=NOT_READY, assessment=b.judged("Failed")), b.START)).stage == "Revert"
+    assert (
+        b.moved(decide(b.in_canary(servers=NOT_READY, assessment=b.judged("Failed")), b.START)).stage
+        == "Revert"
+    )
 
 
 # --- measurements in status
@@ -217,7 +279,10 @@ def metric(verdict: VerdictName, total: float) -> MetricStatus:
 def measured(seconds_ago: float, *metrics: MetricStatus) -> Snapshot:
     """A step that was last written so long ago, and what is measured now."""
     at_step = b.step(metrics=[metric("Inconclusive", 10)], measured=b.ago(seconds_ago))
-    s = b.in_canary(at_step=at_step, assessment=Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 10),)))
+    s = b.in_canary(
+        at_step=at_step,
+        assessment=Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 10),)),
+    )
     written = present(s, s.status, b.START)
     return replace(s, status=written, assessment=Assessment("Inconclusive", "TooFewSamples", "", metrics))
 
@@ -246,7 +311,9 @@ def test_trouble_with_a_metric_is_news() -> None:
 
 def test_raw_counters_are_not_kept_in_the_history() -> None:
     canary = Counter(total=100, bad=1, last={"pod-a": [100.0, 1.0, 5.0]}, scraped=5.0)
-    found = Assessment("Successful", "", "", (MetricStatus(name="errors", verdict="Successful", reason="x", canary=canary),))
+    found = Assessment(
+        "Successful", "", "", (MetricStatus(name="errors", verdict="Successful", reason="x", canary=canary),)
+    )
     kept = b.moved(decide(b.in_canary(assessment=found), b.START)).history[0].metrics[0].canary
     assert kept == Counter(total=100, bad=1)
 
@@ -258,12 +325,24 @@ TIMED = [{"weight": 5}, {"pause": {"duration": "10m"}}, {"weight": 50}]
 
 
 def test_a_pause_keeps_the_weight() -> None:
-    to = b.moved(decide(b.in_canary(wanted=b.spec(2, steps=PAUSED), assessment=b.judged("Successful")), b.START))
-    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.reason) == (1, 5, "Paused", "PauseStep")
+    to = b.moved(
+        decide(b.in_canary(wanted=b.spec(2, steps=PAUSED), assessment=b.judged("Successful")), b.START)
+    )
+    assert to.step and (to.step.index, to.step.weight, to.step.phase, to.reason) == (
+        1,
+        5,
+        "Paused",
+        "PauseStep",
+    )
 
 
 def test_a_pause_without_a_duration_waits_for_promote_and_says_so_quietly() -> None:
-    s = b.in_canary(wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=b.judged("Successful"))
+    s = b.in_canary(
+        wanted=b.spec(2, steps=PAUSED),
+        at_step=b.step(1, 5, "Paused"),
+        reason="PauseStep",
+        assessment=b.judged("Successful"),
+    )
     plan = decide(s, b.at(100_000))
     assert b.moved(plan).step and plan.status.weight == 5 and plan.status.phase == "Paused"
     assert b.condition(plan, "Stalled").status == "False", "a pause that spec asks for is no stall"
@@ -279,17 +358,22 @@ def test_a_pause_with_a_duration_ends_by_itself() -> None:
 def test_a_canary_is_judged_during_a_pause_too() -> None:
     """Counts need a baseline in status, or a regression in a long pause would never be seen."""
     found = Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 0),))
-    s = b.in_canary(wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=found)
+    s = b.in_canary(
+        wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=found
+    )
     to = b.moved(decide(s, b.START))
     assert to.step and to.step.metrics == [metric("Inconclusive", 0)] and to.reason == "PauseStep"
 
 
-# --- no verdict: errors that last, evidence that comes too late, and a policy that goes on all the same
+# --- no verdict: errors that last, evidence that comes too late, and a policy that goes on all the
+# same
 
 
 def trouble(seconds_ago: float, **fields: Any) -> Assessment:
     """A metric that has been in Error for so long."""
-    metric = MetricStatus(name="errors", verdict="Error", reason="ProviderTimeout", since=b.ago(seconds_ago), **fields)
+    metric = MetricStatus(
+        name="errors", verdict="Error", reason="ProviderTimeout", since=b.ago(seconds_ago), **fields
+    )
     return Assessment("Error", "ProviderTimeout", "slow", (metric,))
 
 
@@ -301,9 +385,15 @@ def test_errors_that_last_end_the_step_before_its_deadline() -> None:
     early = decide(b.in_canary(wanted=limited(), assessment=trouble(119)), b.START)
     assert b.moved(early).step and early.status.phase == "Canary"
     to = b.moved(decide(b.in_canary(wanted=limited(), assessment=trouble(120)), b.START))
-    assert to.step and (to.step.phase, to.reason, to.history[-1].reason) == ("Paused", "Inconclusive", "ProviderTimeout")
+    assert to.step and (to.step.phase, to.reason, to.history[-1].reason) == (
+        "Paused",
+        "Inconclusive",
+        "ProviderTimeout",
+    )
     assert "errorLimit 2m" in (to.message or "")
-    back = b.moved(decide(b.in_canary(wanted=limited(onInconclusive="Rollback"), assessment=trouble(120)), b.START))
+    back = b.moved(
+        decide(b.in_canary(wanted=limited(onInconclusive="Rollback"), assessment=trouble(120)), b.START)
+    )
     assert (back.stage, back.reason) == ("Revert", "ProviderTimeout")
 
 
@@ -321,16 +411,28 @@ def test_what_does_not_decide_does_not_end_a_step_by_its_errors(fields: dict[str
 def test_when_trouble_began_is_written_at_once() -> None:
     """Else the operator that is restarted would wait anew."""
     pending = MetricStatus(name="memory", verdict="Inconclusive", reason="BeyondLimits", since=b.ago(0))
-    at_step = b.step(metrics=[pending.model_copy(update={"since": None, "reason": "WithinLimits"})], measured=b.ago(1))
+    at_step = b.step(
+        metrics=[pending.model_copy(update={"since": None, "reason": "WithinLimits"})], measured=b.ago(1)
+    )
     s = b.in_canary(at_step=at_step, assessment=Assessment("Inconclusive", "BeyondLimits", "", (pending,)))
     to = b.moved(decide(s, b.START))
     assert to.step and to.step.metrics == [pending]
 
 
 def slow(total: float, needed: int, observed: float = 300, **step: Any) -> Snapshot:
-    """So many samples have come in ``observed`` seconds, and so many are missing; progressDeadline is 10 minutes."""
-    metric = MetricStatus(name="errors", verdict="Inconclusive", reason="NotYetProven", canary=Counter(total=total), needed=needed)
-    at_step = b.step(since=b.ago(observed), observed_since=b.ago(observed), metrics=[metric], measured=b.ago(1), **step)
+    """So many samples have come in ``observed`` seconds, and so many are missing; progressDeadline
+    is 10 minutes.
+    """
+    metric = MetricStatus(
+        name="errors",
+        verdict="Inconclusive",
+        reason="NotYetProven",
+        canary=Counter(total=total),
+        needed=needed,
+    )
+    at_step = b.step(
+        since=b.ago(observed), observed_since=b.ago(observed), metrics=[metric], measured=b.ago(1), **step
+    )
     found = Assessment("Inconclusive", "NotYetProven", "about so many more", (metric,))
     return b.in_canary(wanted=policy(), at_step=at_step, assessment=found)
 
@@ -339,7 +441,11 @@ def test_a_deadline_that_cannot_be_met_is_said_at_once_and_once() -> None:
     s = slow(300, 1000)  # one a second; 1000 s are needed and 300 are left
     plan = decide(s, b.START)
     to = b.moved(plan)
-    assert to.reason == "DeadlineUnreachable" and "1000 more samples" in (to.message or "") and "1.0 a second" in (to.message or "")
+    assert (
+        to.reason == "DeadlineUnreachable"
+        and "1000 more samples" in (to.message or "")
+        and "1.0 a second" in (to.message or "")
+    )
     assert to.step and to.step.phase == "Observing", "it goes on: traffic may come"
     assert [(e.type, e.reason) for e in plan.events] == [("Warning", "DeadlineUnreachable")]
     assert plan.status.verdict == "DeadlineUnreachable"
@@ -349,8 +455,12 @@ def test_a_deadline_that_cannot_be_met_is_said_at_once_and_once() -> None:
     assert b.moved(later).reason == "DeadlineUnreachable" and not later.events
 
 
-@pytest.mark.parametrize(("total", "needed", "observed"), [(300, 290, 300), (300, 350, 300), (2, 1000, 50), (300, 0, 300)])
-def test_it_is_not_said_while_the_rate_may_suffice_or_is_hardly_known(total: float, needed: int, observed: float) -> None:
+@pytest.mark.parametrize(
+    ("total", "needed", "observed"), [(300, 290, 300), (300, 350, 300), (2, 1000, 50), (300, 0, 300)]
+)
+def test_it_is_not_said_while_the_rate_may_suffice_or_is_hardly_known(
+    total: float, needed: int, observed: float
+) -> None:
     assert decide(slow(total, needed, observed), b.START).status.verdict == "in progress"
 
 
@@ -375,11 +485,18 @@ def test_the_policy_may_go_on_without_proof_and_is_named() -> None:
     to = b.moved(plan)
     assert to.step and (to.step.weight, to.step.override) == (25, "onInconclusive Promote at 1/3")
     assert [(e.weight, e.verdict, e.reason) for e in to.history] == [(5, "Inconclusive", "PromotedByPolicy")]
-    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "PromotedByPolicy")] and "ProviderUnreachable" in plan.events[0].message
+    assert [(e.type, e.reason) for e in plan.events] == [
+        ("Warning", "PromotedByPolicy")
+    ] and "ProviderUnreachable" in plan.events[0].message
 
 
 def test_going_on_without_proof_leads_to_promotion_after_the_last_step() -> None:
-    to = b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), at_step=b.step(2, 50), assessment=b.judged("Inconclusive")), b.at(591)))
+    to = b.moved(
+        decide(
+            b.in_canary(wanted=policy(**PROMOTE), at_step=b.step(2, 50), assessment=b.judged("Inconclusive")),
+            b.at(591),
+        )
+    )
     assert (to.stage, to.history[-1].reason) == ("Promote", "PromotedByPolicy")
 
 
@@ -392,24 +509,45 @@ def test_going_on_without_proof_leads_to_promotion_after_the_last_step() -> None
     ids=["pods", "route"],
 )
 def test_a_canary_without_traffic_is_never_promoted_for_want_of_a_verdict(facts: dict[str, Any]) -> None:
-    to = b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Error"), **facts), b.at(591)))
+    to = b.moved(
+        decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Error"), **facts), b.at(591))
+    )
     assert to.step and (to.stage, to.step.phase, to.step.weight) == ("Canary", "Paused", 5)
 
 
 def test_a_regression_is_no_want_of_a_verdict() -> None:
-    assert b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Failed")), b.at(591))).stage == "Revert"
+    assert (
+        b.moved(decide(b.in_canary(wanted=policy(**PROMOTE), assessment=b.judged("Failed")), b.at(591))).stage
+        == "Revert"
+    )
 
 
 # --- room
 
 
 def test_status_stays_small_however_much_is_measured() -> None:
-    """32 KiB: gateways by the hundred, every metric and slice there may be, and messages without end."""
-    many = Counter(total=1e9, bad=1e6, last={f"10.42.100.{i}:9100/http": [1e9, 1e6, 1763812345.123] for i in range(FOLLOWED + GROUPS)}, scraped=1.7e9)
+    """32 KiB: gateways by the hundred, every metric and slice there may be, and messages without
+    end.
+    """
+    many = Counter(
+        total=1e9,
+        bad=1e6,
+        last={f"10.42.100.{i}:9100/http": [1e9, 1e6, 1763812345.123] for i in range(FOLLOWED + GROUPS)},
+        scraped=1.7e9,
+    )
     one = Counter(total=1e9, bad=1e6, last={"10.42.100.1:8080": [1e9, 1e6, 1763812345.123]}, scraped=1.7e9)
-    fields: dict[str, Any] = {"verdict": "Error", "reason": "NotABucketBound", "message": "m" * 5000, "interval": [-0.123456, 0.123456], "value": 1.0}
+    fields: dict[str, Any] = {
+        "verdict": "Error",
+        "reason": "NotABucketBound",
+        "message": "m" * 5000,
+        "interval": [-0.123456, 0.123456],
+        "value": 1.0,
+    }
     metrics = [MetricStatus(name=n, canary=many, stable=many, **fields) for n in ("errors", "latency")]
-    metrics += [MetricStatus(name=f"accuracy/{'s' * 60}{i}", slice=f"{'s' * 60}{i}", canary=one, stable=one, **fields) for i in range(16)]
+    metrics += [
+        MetricStatus(name=f"accuracy/{'s' * 60}{i}", slice=f"{'s' * 60}{i}", canary=one, stable=one, **fields)
+        for i in range(16)
+    ]
     metrics += [MetricStatus(name=f"q{i}", **fields) for i in range(MAX_METRICS - 3)]
     found = Assessment("Error", "NotABucketBound", "m" * 5000, tuple(metrics))
     to = b.moved(decide(b.in_canary(assessment=found), b.START))
@@ -417,13 +555,27 @@ def test_status_stays_small_however_much_is_measured() -> None:
 
 
 def test_the_history_keeps_what_later_steps_build_on_longest() -> None:
-    """32 steps with 19 metrics and slices each: the last ones whole, some before them as evidence, all of them as verdicts."""
+    """32 steps with 19 metrics and slices each: the last ones whole, some before them as evidence,
+    all of them as verdicts.
+    """
     metrics = [
-        MetricStatus(name=f"accuracy/{i}", verdict="Successful", reason="ProvenNotWorse", message="m" * 300, log_evidence=-1.5) for i in range(19)
+        MetricStatus(
+            name=f"accuracy/{i}",
+            verdict="Successful",
+            reason="ProvenNotWorse",
+            message="m" * 300,
+            log_evidence=-1.5,
+        )
+        for i in range(19)
     ]
-    past = [StepEvidence(index=i, weight=i + 1, verdict="Successful", reason="x", seconds=1, metrics=metrics) for i in range(31)]
+    past = [
+        StepEvidence(index=i, weight=i + 1, verdict="Successful", reason="x", seconds=1, metrics=metrics)
+        for i in range(31)
+    ]
     s = b.second("Canary", changes={"step": b.step(0, 5, metrics=metrics), "history": past})
-    kept = b.moved(decide(replace(s, assessment=Assessment("Successful", "x", "", tuple(metrics))), b.START)).history
+    kept = b.moved(
+        decide(replace(s, assessment=Assessment("Successful", "x", "", tuple(metrics))), b.START)
+    ).history
     assert len(kept) == 32
     whole, bare, empty = ([e for e in kept if size(e)] for size in (_whole, _carried, _empty))
     assert whole and bare and empty and kept == [*empty, *bare, *whole]

@@ -20,7 +20,11 @@ ANSWERED = Work("Succeeded", 0, TaskResult(samples=1000, accuracy=0.97))
 
 def test_without_golden_data_the_canary_begins_at_once() -> None:
     to = b.moved(decide(b.second("Evaluate", wanted=b.spec(2, steps=b.STEPS)), b.START))
-    assert to.stage == "Canary" and to.step and (to.step.index, to.step.weight, to.step.phase) == (0, 5, "Shifting")
+    assert (
+        to.stage == "Canary"
+        and to.step
+        and (to.step.index, to.step.weight, to.step.phase) == (0, 5, "Shifting")
+    )
 
 
 def test_the_candidate_has_no_traffic_meanwhile() -> None:
@@ -31,21 +35,33 @@ def test_the_candidate_has_no_traffic_meanwhile() -> None:
 
 
 def test_a_successful_evaluation_leads_to_the_canary_and_is_kept() -> None:
-    to = b.moved(decide(b.second("Evaluate", wanted=GOLDEN, work=ANSWERED, evaluation=b.evaluation("Successful")), b.START))
+    to = b.moved(
+        decide(
+            b.second("Evaluate", wanted=GOLDEN, work=ANSWERED, evaluation=b.evaluation("Successful")), b.START
+        )
+    )
     assert to.stage == "Canary" and to.evaluation == b.evaluation("Successful")
 
 
 @pytest.mark.parametrize("verdict", ["Failed", "Inconclusive", "Error"])
 def test_anything_else_rejects_and_never_gets_traffic(verdict: VerdictName) -> None:
-    plan = decide(b.second("Evaluate", wanted=GOLDEN, work=ANSWERED, evaluation=b.evaluation(verdict)), b.START)
+    plan = decide(
+        b.second("Evaluate", wanted=GOLDEN, work=ANSWERED, evaluation=b.evaluation(verdict)), b.START
+    )
     to = b.moved(plan)
-    assert (to.stage, to.outcome, to.reason) == ("Failed", "Rejected", "AccuracyLow"), "nothing is promoted without evidence"
+    assert (to.stage, to.outcome, to.reason) == ("Failed", "Rejected", "AccuracyLow"), (
+        "nothing is promoted without evidence"
+    )
     assert to.evaluation and to.evaluation.accuracy == 0.97
     assert plan.status.stable == b.ref(1)
 
 
 def test_a_job_that_failed_is_no_verdict_on_the_model() -> None:
-    work = Work("Failed", int(ExitCode.BAD_INPUT), TaskResult(reason="LabelsMissing", message="no array 'labels' in golden.npz"))
+    work = Work(
+        "Failed",
+        int(ExitCode.BAD_INPUT),
+        TaskResult(reason="LabelsMissing", message="no array 'labels' in golden.npz"),
+    )
     to = b.moved(decide(b.second("Evaluate", wanted=GOLDEN, work=work), b.START))
     assert (to.outcome, to.reason) == ("Failed", "LabelsMissing")
 
@@ -56,8 +72,14 @@ def test_a_lost_result_runs_again() -> None:
 
 
 def test_a_job_that_cannot_start_ends_at_the_deadline() -> None:
-    wanted = b.spec(2, golden=True, rollout={"progressDeadline": "10m", "analysis": {"golden": {"uri": "s3://models/golden.npz"}}})
-    s = b.second("Evaluate", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no CPU left")))
+    wanted = b.spec(
+        2,
+        golden=True,
+        rollout={"progressDeadline": "10m", "analysis": {"golden": {"uri": "s3://models/golden.npz"}}},
+    )
+    s = b.second(
+        "Evaluate", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no CPU left"))
+    )
     assert b.moved(decide(s, b.START)).stage == "Evaluate"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"
 
@@ -71,12 +93,17 @@ def test_the_first_version_has_nothing_to_be_compared_with() -> None:
 def test_stable_made_anew_is_not_compared_with_itself() -> None:
     """Somebody deleted stable's revision; the same version comes back under another number."""
     state = b.status(1, rollout=b.rollout("Evaluate", 1, number=5), last_number=5)
-    s = b.snapshot(b.spec(1), state, revisions=(b.revision(1, number=5),), servers={b.revision_name(1): b.ready()})
+    s = b.snapshot(
+        b.spec(1), state, revisions=(b.revision(1, number=5),), servers={b.revision_name(1): b.ready()}
+    )
     assert b.moved(decide(s, b.START)).stage == "Promote"
 
 
 def test_a_first_weight_of_100_is_promotion_without_a_canary() -> None:
-    assert b.moved(decide(b.second("Evaluate", wanted=b.spec(2, steps=[{"weight": 100}])), b.START)).stage == "Promote"
+    assert (
+        b.moved(decide(b.second("Evaluate", wanted=b.spec(2, steps=[{"weight": 100}])), b.START)).stage
+        == "Promote"
+    )
 
 
 def test_a_canary_may_begin_with_a_pause_at_no_traffic() -> None:
@@ -92,14 +119,22 @@ def test_golden_data_that_is_edited_under_way_is_other_work() -> None:
 
     old = job({"uri": "s3://models/golden.npz"})
     assert job({"uri": "s3://models/golden-2.npz"}) != old
-    assert job({"uri": "s3://models/golden.npz", "maxDrop": 0.2}) == old, "budgets are read when the verdict is made"
+    assert job({"uri": "s3://models/golden.npz", "maxDrop": 0.2}) == old, (
+        "budgets are read when the verdict is made"
+    )
 
 
 def test_golden_data_that_is_taken_out_under_way_is_missed_by_a_first_version() -> None:
     """It was accepted with golden data; they are all that it could show."""
     rules = combine([read({"metadata": {"name": "p"}, "spec": {"gates": {"golden": True}}})])
     state = b.status(None, rollout=b.rollout("Evaluate", 1))
-    s = b.snapshot(b.spec(1), state, rules=rules, revisions=(b.revision(1),), servers={b.revision_name(1): b.ready()})
+    s = b.snapshot(
+        b.spec(1), state, rules=rules, revisions=(b.revision(1),), servers={b.revision_name(1): b.ready()}
+    )
     rollout = b.moved(decide(s, b.START))
-    assert rollout.stage == "Evaluate" and rollout.reason == "GateRequired" and "spec.rollout.analysis.golden" in (rollout.message or "")
+    assert (
+        rollout.stage == "Evaluate"
+        and rollout.reason == "GateRequired"
+        and "spec.rollout.analysis.golden" in (rollout.message or "")
+    )
     assert b.moved(decide(replace(s, rules=NO_RULES), b.START)).stage == "Promote"

@@ -1,4 +1,6 @@
-"""What all stages with a Job have in common: queues, pods that are taken away, nodes that are lost, and which time counts."""
+"""What all stages with a Job have in common: queues, pods that are taken away, nodes that are lost,
+and which time counts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def at_work(stage: str, work: Work, **more: Any) -> Any:
 def test_time_in_a_queue_has_no_limit(stage: str) -> None:
     s = at_work(stage, Work("Running", queued=Problem("Queued", "Job x waits in LocalQueue q")))
     told = decide(s, b.START)
-    assert b.condition(told, CONDITION[stage]).reason == "Queued" and "LocalQueue q" in b.condition(told, CONDITION[stage]).message
+    assert (
+        b.condition(told, CONDITION[stage]).reason == "Queued"
+        and "LocalQueue q" in b.condition(told, CONDITION[stage]).message
+    )
     assert b.moved(decide(s, b.at(1_000_000))).stage == stage
 
 
@@ -34,7 +39,9 @@ def test_time_in_a_queue_has_no_limit(stage: str) -> None:
 def test_while_a_pod_works_only_its_own_limit_counts(stage: str) -> None:
     s = at_work(stage, Work("Running", retried=TAKEN_AWAY))
     told = decide(s, b.at(100_000))
-    assert b.moved(told).stage == stage and b.condition(told, CONDITION[stage]).reason == "Preempted", "why it is at another try is told"
+    assert b.moved(told).stage == stage and b.condition(told, CONDITION[stage]).reason == "Preempted", (
+        "why it is at another try is told"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -51,7 +58,9 @@ def test_the_deadline_is_for_the_time_without_a_pod_that_works(stage: str) -> No
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_pod_whose_node_does_not_answer_is_given_up_for_another_job(stage: str) -> None:
-    """The Job controller would wait for it until the node is removed: with a podFailurePolicy it replaces a pod only when that has ended."""
+    """The Job controller would wait for it until the node is removed: with a podFailurePolicy it
+    replaces a pod only when that has ended.
+    """
     stuck = (b.at(100).isoformat(), Problem("NodeLost", "pod p on node n"))
     s = at_work(stage, Work("Running", stuck=stuck))
     waits = under_way(s, b.at(100 + LOST_SECONDS - 7), "the Job")
@@ -68,16 +77,26 @@ def test_a_pod_whose_node_does_not_answer_is_given_up_for_another_job(stage: str
     [
         (Work("Running", stuck=("2026-11-22T11:00:00Z", Problem("NodeLost", "pod p on node n"))), "NodeLost"),
         (Work("Failed", 137, None, Problem("Killed", "pod p was killed")), "Killed"),
-        (Work("Failed", problem=Problem("PodForeign", "pod p is not as its Job's template says")), "PodForeign"),
+        (
+            Work("Failed", problem=Problem("PodForeign", "pod p is not as its Job's template says")),
+            "PodForeign",
+        ),
     ],
 )
 def test_what_goes_lost_again_and_again_is_given_up(stage: str, work: Work, reason: str) -> None:
-    assert b.moved(decide(at_work(stage, work, changes={"attempt": MAX_LOST - 1}), b.START)).attempt == MAX_LOST
+    assert (
+        b.moved(decide(at_work(stage, work, changes={"attempt": MAX_LOST - 1}), b.START)).attempt == MAX_LOST
+    )
     ended = b.moved(decide(at_work(stage, work, changes={"attempt": MAX_LOST}), b.START))
-    assert (ended.stage, ended.outcome, ended.reason) == ("Failed", "Failed", reason) and "retry" in (ended.message or "")
+    assert (ended.stage, ended.outcome, ended.reason) == ("Failed", "Failed", reason) and "retry" in (
+        ended.message or ""
+    )
 
 
-@pytest.mark.parametrize("reason", ["OutOfMemory", "OutOfDisk", "DeadlineExceeded", "JobCrashed", "PodChanged", "ArtifactElsewhere"])
+@pytest.mark.parametrize(
+    "reason",
+    ["OutOfMemory", "OutOfDisk", "DeadlineExceeded", "JobCrashed", "PodChanged", "ArtifactElsewhere"],
+)
 def test_what_would_end_the_same_way_is_not_tried_again(reason: str) -> None:
     ended = b.moved(decide(at_work("Prepare", Work("Failed", 137, None, Problem(reason, "why"))), b.START))
     assert (ended.stage, ended.reason, ended.message, ended.attempt) == ("Failed", reason, "why", 0)

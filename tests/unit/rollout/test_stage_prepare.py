@@ -23,40 +23,81 @@ MADE = TaskResult(
     paired=Paired(n=2000, both_right=1950, only_candidate_right=0, only_baseline_right=10, both_wrong=40),
     drop_interval=(0.002, 0.009),
     samples=2000,
-    metrics=(MetricResult(name="f1", n=2000, before=0.97, after=0.96, interval=(0.002, 0.02), verdict="Successful", reason="WithinBudget"),),
+    metrics=(
+        MetricResult(
+            name="f1",
+            n=2000,
+            before=0.97,
+            after=0.96,
+            interval=(0.002, 0.02),
+            verdict="Successful",
+            reason="WithinBudget",
+        ),
+    ),
 )
 LOST_TOO_MUCH = MADE.model_copy(
-    update={"artifact_uri": None, "artifact_digest": None, "reason": "AccuracyDrop", "message": "the loss exceeds the budget"}
+    update={
+        "artifact_uri": None,
+        "artifact_digest": None,
+        "reason": "AccuracyDrop",
+        "message": "the loss exceeds the budget",
+    }
 )
 
 
 def test_the_revision_is_made_before_its_job() -> None:
     s = b.second("Prepare", revisions=(b.revision(1, "Stable"),))
     children = b.children(s)
-    assert children.new_revision and (children.new_revision.name, children.new_revision.number) == (b.revision_name(2), 2)
+    assert children.new_revision and (children.new_revision.name, children.new_revision.number) == (
+        b.revision_name(2),
+        2,
+    )
     assert children.work is None
 
 
 def test_the_job_of_the_revision_follows() -> None:
     children = b.children(b.second("Prepare"))
-    assert children.work and children.work[0] == "prepare" and children.work[1].startswith(f"{b.revision_name(2)}-prepare-")
+    assert (
+        children.work
+        and children.work[0] == "prepare"
+        and children.work[1].startswith(f"{b.revision_name(2)}-prepare-")
+    )
     assert children.new_revision is None and set(children.servers) == {b.revision_name(1)}
 
 
 @pytest.mark.parametrize(
-    ("reason", "anew"), [("ArtifactDigestMismatch", True), ("ArtifactMissing", True), ("ArtifactCorrupt", True), ("JobFailed", False)]
+    ("reason", "anew"),
+    [
+        ("ArtifactDigestMismatch", True),
+        ("ArtifactMissing", True),
+        ("ArtifactCorrupt", True),
+        ("JobFailed", False),
+    ],
 )
 def test_what_its_servers_could_not_load_is_made_anew_by_a_retry(reason: str, anew: bool) -> None:
     s = b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "Failed", reason=reason)))
-    assert (b.children(s).work is not None) == anew if anew else b.moved(decide(s, b.START)).stage == "Provision"
+    assert (
+        (b.children(s).work is not None) == anew if anew else b.moved(decide(s, b.START)).stage == "Provision"
+    )
 
 
 @pytest.mark.parametrize("outcome", ["Failed", "Superseded", "Aborted"])
 def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str) -> None:
     spoilt = b.revision(2, "Failed", reason="ArtifactCorrupt")
-    ended = b.second("Failed", revisions=(b.revision(1, "Stable"), spoilt), changes={"outcome": outcome, "reason": "ChildRefused"})
-    assert spoilt.prepared is None and replace(spoilt, status=revision_status(ended)[spoilt.name]).prepared is None
-    told = b.second("Failed", revisions=ended.revisions, changes={"outcome": "Failed", "reason": "ArtifactCorrupt", "artifact": b.artifact(2)})
+    ended = b.second(
+        "Failed",
+        revisions=(b.revision(1, "Stable"), spoilt),
+        changes={"outcome": outcome, "reason": "ChildRefused"},
+    )
+    assert (
+        spoilt.prepared is None
+        and replace(spoilt, status=revision_status(ended)[spoilt.name]).prepared is None
+    )
+    told = b.second(
+        "Failed",
+        revisions=ended.revisions,
+        changes={"outcome": "Failed", "reason": "ArtifactCorrupt", "artifact": b.artifact(2)},
+    )
     kept = revision_status(told).get(spoilt.name, spoilt.status)
     assert kept.artifact == b.artifact(2), "the evidence of the try that found it out stays"
 
@@ -64,18 +105,26 @@ def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str)
 def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
     waiting = b.second("Prepare", shared=Shared("other"))
     to = b.moved(decide(waiting, b.START))
-    assert (to.stage, to.reason) == ("Prepare", "PreparedTogether") and "ModelDeployment other" in (to.message or "")
+    assert (to.stage, to.reason) == ("Prepare", "PreparedTogether") and "ModelDeployment other" in (
+        to.message or ""
+    )
     told = replace(waiting, status=waiting.status.model_copy(update={"rollout": to}))
     assert b.children(told).work is None, "no Job, no pod"
     taken = b.moved(decide(b.second("Prepare", shared=Shared("other", b.artifact(2))), b.START))
     assert taken.stage == "Provision" and taken.artifact == b.artifact(2).model_copy(update={"reused": True})
     low = Shared("other", b.artifact(2).model_copy(update={"digest": ""}), Problem("AccuracyLow", "too low"))
     refused = b.moved(decide(b.second("Prepare", shared=low), b.START))
-    assert (refused.stage, refused.outcome, refused.reason) == ("Failed", "Rejected", "AccuracyLow") and "done for other" in (refused.message or "")
+    assert (refused.stage, refused.outcome, refused.reason) == (
+        "Failed",
+        "Rejected",
+        "AccuracyLow",
+    ) and "done for other" in (refused.message or "")
 
 
 def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> None:
-    """A fleet whose first Job took its time: each of the others failed at once where its own Job was refused for a moment."""
+    """A fleet whose first Job took its time: each of the others failed at once where its own Job
+    was refused for a moment.
+    """
     waited = {"reason": "PreparedTogether", "since": b.ago(100_000), "started": b.ago(100_000)}
     refused = b.second("Prepare", changes=waited, refused=Problem("ChildRefused", "exceeded quota"))
     to = b.moved(decide(refused, b.START))
@@ -87,23 +136,56 @@ def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> N
 def test_what_was_made_is_kept_as_evidence() -> None:
     to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", 0, MADE)), b.START))
     assert to.stage == "Provision" and to.artifact is not None
-    assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == ("sha256:aa", 1000, 260, 2000)
-    assert (to.artifact.accuracy_before, to.artifact.accuracy_after, to.artifact.drop_interval) == (0.98, 0.975, [0.002, 0.009])
-    assert [(m.name, m.verdict, m.samples, m.interval) for m in to.artifact.metrics] == [("f1", "Successful", 2000, [0.002, 0.02])]
+    assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == (
+        "sha256:aa",
+        1000,
+        260,
+        2000,
+    )
+    assert (to.artifact.accuracy_before, to.artifact.accuracy_after, to.artifact.drop_interval) == (
+        0.98,
+        0.975,
+        [0.002, 0.009],
+    )
+    assert [(m.name, m.verdict, m.samples, m.interval) for m in to.artifact.metrics] == [
+        ("f1", "Successful", 2000, [0.002, 0.02])
+    ]
 
 
 def test_what_a_search_found_is_kept_and_told() -> None:
-    points = (SearchPoint("int8", 260, 0.1, 0.99, 0.002, True), SearchPoint("source", 1000, 0.2, 0.99, 0.001, True))
-    search = Search(objective="Size", metric="accuracy", before=0.99, allowed=0.01, chosen="int8", tried=9, ended="TimeLimit", points=points)
-    plan = decide(b.second("Prepare", work=Work("Succeeded", 0, MADE.model_copy(update={"search": search}))), b.START)
+    points = (
+        SearchPoint("int8", 260, 0.1, 0.99, 0.002, True),
+        SearchPoint("source", 1000, 0.2, 0.99, 0.001, True),
+    )
+    search = Search(
+        objective="Size",
+        metric="accuracy",
+        before=0.99,
+        allowed=0.01,
+        chosen="int8",
+        tried=9,
+        ended="TimeLimit",
+        points=points,
+    )
+    plan = decide(
+        b.second("Prepare", work=Work("Succeeded", 0, MADE.model_copy(update={"search": search}))), b.START
+    )
     found = b.moved(plan).artifact
-    assert found and found.search and (found.search.chosen, found.search.tried, found.search.ended) == ("int8", 9, "TimeLimit")
-    assert [(p.name, p.size, p.milliseconds, p.value, p.highest_loss, p.within) for p in found.search.points] == [tuple(p) for p in points]
+    assert (
+        found
+        and found.search
+        and (found.search.chosen, found.search.tried, found.search.ended) == ("int8", 9, "TimeLimit")
+    )
+    assert [
+        (p.name, p.size, p.milliseconds, p.value, p.highest_loss, p.within) for p in found.search.points
+    ] == [tuple(p) for p in points]
     assert any("auto took int8" in event.message for event in plan.events)
 
 
 def test_a_revision_that_was_prepared_before_is_not_prepared_again() -> None:
-    plan = decide(b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "RolledBack"))), b.START)
+    plan = decide(
+        b.second("Prepare", revisions=(b.revision(1, "Stable"), b.revision(2, "RolledBack"))), b.START
+    )
     assert b.moved(plan).stage == "Provision" and b.moved(plan).artifact == b.artifact(2)
 
 
@@ -117,7 +199,9 @@ def test_a_gate_that_is_not_kept_rejects_with_its_numbers_and_nothing_to_serve(c
 
 
 def test_bad_input_fails_with_the_programs_words() -> None:
-    work = Work("Failed", int(ExitCode.BAD_INPUT), TaskResult(reason="NotOnnx", message="the file is a pickle"))
+    work = Work(
+        "Failed", int(ExitCode.BAD_INPUT), TaskResult(reason="NotOnnx", message="the file is a pickle")
+    )
     to = b.moved(decide(b.second("Prepare", work=work), b.START))
     assert (to.outcome, to.reason, to.message) == ("Failed", "NotOnnx", "the file is a pickle")
 
@@ -136,7 +220,9 @@ def test_a_job_that_runs_has_its_own_deadline_and_not_ours() -> None:
 
 def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
-    s = b.second("Prepare", wanted=wanted, work=Work("Running", problem=Problem("ImagePullFailed", "no such image")))
+    s = b.second(
+        "Prepare", wanted=wanted, work=Work("Running", problem=Problem("ImagePullFailed", "no such image"))
+    )
     waiting = decide(s, b.START)
     assert b.condition(waiting, "Prepared").reason == "ImagePullFailed"
     assert [e.reason for e in waiting.events] == ["ImagePullFailed"]
@@ -147,7 +233,10 @@ def test_a_job_that_the_api_server_refuses_is_told_and_ends_at_the_deadline() ->
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
     s = b.second("Prepare", wanted=wanted, refused=Problem("ChildRefused", "Job x: exceeded quota"))
     waiting = decide(s, b.START)
-    assert b.condition(waiting, "Prepared").message == "Job x: exceeded quota" and b.moved(waiting).stage == "Prepare"
+    assert (
+        b.condition(waiting, "Prepared").message == "Job x: exceeded quota"
+        and b.moved(waiting).stage == "Prepare"
+    )
     assert b.moved(decide(s, b.at(700))).reason == "ChildRefused"
 
 

@@ -25,10 +25,13 @@ def test_the_new_revision_is_stable_once_the_data_plane_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "end", "changes"), [("Promote", "Done", {}), ("Revert", "Failed", {"outcome": "RolledBack", "reason": "AccuracyLow"})]
+    ("stage", "end", "changes"),
+    [("Promote", "Done", {}), ("Revert", "Failed", {"outcome": "RolledBack", "reason": "AccuracyLow"})],
 )
 def test_accepted_is_not_taken_up(stage: Any, end: str, changes: dict[str, Any]) -> None:
-    """A gateway accepts a route before its processes have it: whoever waits for Ready must not meet a 404."""
+    """A gateway accepts a route before its processes have it: whoever waits for Ready must not meet
+    a 404.
+    """
     s = b.second(stage, changes={**changes, "since": b.ago(1)})
     assert b.moved(decide(s, b.START)).stage == stage
     assert b.moved(decide(s, b.at(2.1))).stage == end
@@ -42,13 +45,20 @@ def test_the_former_stable_keeps_its_pods_until_its_traffic_has_surely_gone() ->
     early = b.children(kept, b.at(2.9))
     assert early.servers == {V2: 2, V1: 2} and early.split == ((V2, 100),)
     late = decide(kept, b.at(3.1))
-    assert late.status == after and late.desired and late.desired.servers == {V2: 2} and late.requeue_after is None, "the clock ends it, no write"
+    assert (
+        late.status == after
+        and late.desired
+        and late.desired.servers == {V2: 2}
+        and late.requeue_after is None
+    ), "the clock ends it, no write"
 
 
 def test_the_wait_for_retiring_has_a_time() -> None:
     after = decide(b.second("Promote"), b.START).status
     s = b.second("Promote")
-    plan = decide(b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN), b.at(1))
+    plan = decide(
+        b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN), b.at(1)
+    )
     assert plan.requeue_after == pytest.approx(2.0)
 
 
@@ -60,10 +70,13 @@ def test_all_traffic_never_goes_to_a_revision_without_a_ready_pod() -> None:
 
 
 def test_what_is_proven_worse_while_promotion_waits_for_pods_is_not_promoted_by_them() -> None:
-    """onFailure Pause: a person is asked in the last step. In Promote the pods that come would have given it everything."""
+    """onFailure Pause: a person is asked in the last step. In Promote the pods that come would have
+    given it everything.
+    """
     few = {V1: b.ready(), V2: Server(1, 1, None, 2)}
     s = b.second(
-        "Promote", wanted=b.spec(2, steps=b.STEPS, rollout={"onFailure": "Pause"}), servers=few, changes={"step": b.step(2, 50)},
+        "Promote", wanted=b.spec(2, steps=b.STEPS, rollout={"onFailure": "Pause"}), servers=few,
+        changes={"step": b.step(2, 50)},
         assessment=b.judged("Failed"),
     )  # fmt: skip
     plan = decide(s, b.START)
@@ -89,7 +102,9 @@ def test_a_rollback_by_hand_ends_stable() -> None:
 
 
 def test_a_gateway_that_refuses_is_told() -> None:
-    s = b.second("Promote", traffic=Traffic(False, "refused", Problem("RouteNotAccepted", "no such listener")))
+    s = b.second(
+        "Promote", traffic=Traffic(False, "refused", Problem("RouteNotAccepted", "no such listener"))
+    )
     assert b.condition(decide(s, b.START), "Promoted").reason == "RouteNotAccepted"
 
 
@@ -102,14 +117,27 @@ def test_a_rollback_ends_only_when_stable_has_all_traffic() -> None:
     assert b.moved(decide(s, b.START)).stage == "Revert"
     plan = decide(b.second("Revert", changes=REVERTED), b.START)
     to = b.moved(plan)
-    assert (to.stage, to.outcome, to.reason, to.message, to.step) == ("Failed", "RolledBack", "AccuracyLow", "proven worse", None)
+    assert (to.stage, to.outcome, to.reason, to.message, to.step) == (
+        "Failed",
+        "RolledBack",
+        "AccuracyLow",
+        "proven worse",
+        None,
+    )
     assert [d.revision for d in plan.status.draining] == [V2]
 
 
 def test_a_rollback_waits_as_long_as_it_takes() -> None:
-    s = b.second("Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(2, rollout={"progressDeadline": "10m"}))
+    s = b.second(
+        "Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(2, rollout={"progressDeadline": "10m"})
+    )
     assert b.moved(decide(s, b.at(100_000))).stage == "Revert"
 
 
 def test_a_newer_spec_does_not_interrupt_a_rollback() -> None:
-    assert b.moved(decide(b.second("Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(3)), b.START)).stage == "Revert"
+    assert (
+        b.moved(
+            decide(b.second("Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(3)), b.START)
+        ).stage
+        == "Revert"
+    )

@@ -20,7 +20,9 @@ def test_every_replica_has_to_serve_the_model_first() -> None:
 
 def test_a_model_scaled_to_zero_is_proven_on_one_pod() -> None:
     wanted = b.spec(2, replicas=0)
-    assert b.moved(decide(b.second("Provision", wanted=wanted, servers=pods(0)), b.START)).stage == "Provision"
+    assert (
+        b.moved(decide(b.second("Provision", wanted=wanted, servers=pods(0)), b.START)).stage == "Provision"
+    )
     assert b.moved(decide(b.second("Provision", wanted=wanted, servers=pods(1)), b.START)).stage == "Evaluate"
 
 
@@ -32,9 +34,13 @@ def test_a_rollback_by_hand_goes_on_to_promote() -> None:
 def test_what_keeps_pods_from_starting_is_told_at_once_and_once() -> None:
     s = b.second("Provision", servers=pods(0, Problem("Unschedulable", "no node has a free GPU")))
     plan = decide(s, b.START)
-    assert b.condition(plan, "Provisioned").reason == b.condition(plan, "Reconciling").reason == "Unschedulable"
+    assert (
+        b.condition(plan, "Provisioned").reason == b.condition(plan, "Reconciling").reason == "Unschedulable"
+    )
     assert [e.reason for e in plan.events] == ["Unschedulable"]
-    again = decide(b.snapshot(s.spec, plan.status, revisions=s.revisions, servers=s.servers, traffic=s.traffic), b.at(1))
+    again = decide(
+        b.snapshot(s.spec, plan.status, revisions=s.revisions, servers=s.servers, traffic=s.traffic), b.at(1)
+    )
     assert again.desired is not None and not again.events, "nothing new, nothing written"
 
 
@@ -49,15 +55,23 @@ def test_at_the_deadline_it_fails_with_what_stood_in_the_way() -> None:
     s = b.second("Provision", wanted=wanted, servers=pods(0, Problem("ImagePullFailed", "no such image")))
     assert b.moved(decide(s, b.at(589))).stage == "Provision"
     to = b.moved(decide(s, b.at(591)))
-    assert (to.stage, to.outcome, to.reason) == ("Failed", "Failed", "ImagePullFailed") and "no such image" in (to.message or "")
+    assert (to.stage, to.outcome, to.reason) == (
+        "Failed",
+        "Failed",
+        "ImagePullFailed",
+    ) and "no such image" in (to.message or "")
 
 
 def test_without_a_known_cause_the_deadline_says_what_was_waited_for() -> None:
-    to = b.moved(decide(b.second("Provision", wanted=b.spec(2, rollout=DEADLINE), servers=pods(1)), b.at(591)))
+    to = b.moved(
+        decide(b.second("Provision", wanted=b.spec(2, rollout=DEADLINE), servers=pods(1)), b.at(591))
+    )
     assert to.reason == "ProgressDeadlineExceeded" and "1 of 2 replicas" in (to.message or "")
 
 
 def test_the_next_look_is_at_the_deadline_at_the_latest() -> None:
     s = b.second("Provision", wanted=b.spec(2, rollout=DEADLINE), servers=pods(1))
-    settled = b.snapshot(s.spec, decide(s, b.at(585)).status, revisions=s.revisions, servers=s.servers, traffic=s.traffic)
+    settled = b.snapshot(
+        s.spec, decide(s, b.at(585)).status, revisions=s.revisions, servers=s.servers, traffic=s.traffic
+    )
     assert decide(settled, b.at(585)).requeue_after == 5

@@ -29,15 +29,26 @@ WAIT = b.spec(2, serving={"replicas": 2, "surge": "Wait", "resources": {"limits"
 
 
 def done(mode: str = "Update", **facts: Any) -> Snapshot:
-    result = TaskResult(artifact_uri="s3://artifacts/v2", artifact_digest="sha256:2", size_bytes=9, artifact_size_bytes=9)
+    result = TaskResult(
+        artifact_uri="s3://artifacts/v2", artifact_digest="sha256:2", size_bytes=9, artifact_size_bytes=9
+    )
     revisions = (b.revision(1, "Stable"), b.revision(2, prepared=False))
-    return b.second("Prepare", changes={"mode": mode}, work=Work("Succeeded", 0, result), **({"revisions": revisions} | facts))
+    return b.second(
+        "Prepare",
+        changes={"mode": mode},
+        work=Work("Succeeded", 0, result),
+        **({"revisions": revisions} | facts),
+    )
 
 
-def waiting(s: Snapshot | None = None, reason: str | None = None, message: str | None = None, **facts: Any) -> Snapshot:
+def waiting(
+    s: Snapshot | None = None, reason: str | None = None, message: str | None = None, **facts: Any
+) -> Snapshot:
     queue = QueueStatus(since=b.ago(100), gpus=2)
     return b.second(
-        "Provision", changes={"queue": queue, "reason": reason, "message": message}, **({"servers": {b.revision_name(1): b.ready()}} | facts)
+        "Provision",
+        changes={"queue": queue, "reason": reason, "message": message},
+        **({"servers": {b.revision_name(1): b.ready()}} | facts),
     )
 
 
@@ -73,15 +84,23 @@ def test_in_line_it_says_its_place_and_who_is_before_it() -> None:
     s = waiting(rules=LIMITED, slots=(Slot("p", False, False, 3, 5, ("a/b", "c/d", "ml-other/x")),))
     plan = decide(replace(s, namespace="a"), b.START)
     moved = b.moved(plan)
-    assert moved.message == "waiting for a slot of RolloutPolicy p: 3rd of 5; held by a/b, 2 of other namespaces", "whose they are is no tenant's"
-    assert "held by 3 of other namespaces" in (b.moved(decide(replace(s, namespace="ml"), b.START)).message or "")
+    assert (
+        moved.message == "waiting for a slot of RolloutPolicy p: 3rd of 5; held by a/b, 2 of other namespaces"
+    ), "whose they are is no tenant's"
+    assert "held by 3 of other namespaces" in (
+        b.moved(decide(replace(s, namespace="ml"), b.START)).message or ""
+    )
     assert moved.queue is not None and moved.queue.position == 3
-    assert b.condition(plan, "Reconciling").reason == b.condition(plan, "Provisioned").reason == "WaitingForSlot"
+    assert (
+        b.condition(plan, "Reconciling").reason == b.condition(plan, "Provisioned").reason == "WaitingForSlot"
+    )
 
 
 def test_it_is_told_again_when_the_place_changes_and_not_when_only_the_crowd_grows() -> None:
     s = settled(waiting(rules=LIMITED, slots=(Slot("p", False, False, 3, 5, ("a/b",)),)))
-    assert decide(replace(s, slots=(Slot("p", False, False, 3, 9, ("a/b", "c/d")),)), b.START).status == s.status
+    assert (
+        decide(replace(s, slots=(Slot("p", False, False, 3, 9, ("a/b", "c/d")),)), b.START).status == s.status
+    )
     moved = b.moved(decide(replace(s, slots=(Slot("p", False, False, 2, 9, ("a/b",)),)), b.START))
     assert "2nd of 9" in (moved.message or "")
 
@@ -90,7 +109,9 @@ def test_far_back_the_place_is_not_told() -> None:
     """A thousand who wait would all be written each time that one of them goes."""
     s = settled(waiting(rules=LIMITED, slots=(Slot("p", False, False, 300, 400, ("a/b",)),)))
     assert s.status.rollout and "more than 10 are before it" in (s.status.rollout.message or "")
-    assert decide(replace(s, slots=(Slot("p", False, False, 299, 399, ("a/b",)),)), b.START).status == s.status
+    assert (
+        decide(replace(s, slots=(Slot("p", False, False, 299, 399, ("a/b",)),)), b.START).status == s.status
+    )
 
 
 def test_with_its_slot_it_goes_on_and_its_deadline_begins() -> None:
@@ -104,7 +125,9 @@ def test_a_limit_of_which_nothing_is_known_holds() -> None:
 
 
 def test_waiting_for_a_slot_has_no_deadline() -> None:
-    s = settled(waiting(rules=LIMITED, slots=(Slot("p", False, False, 1, 1, ("a/b",)),)), b.START + timedelta(days=9))
+    s = settled(
+        waiting(rules=LIMITED, slots=(Slot("p", False, False, 1, 1, ("a/b",)),)), b.START + timedelta(days=9)
+    )
     assert s.status.rollout and s.status.rollout.stage == "Provision"
 
 
@@ -115,7 +138,13 @@ def test_a_newer_spec_supersedes_what_waits() -> None:
 
 class TestFreeze:
     def test_no_rollout_begins_and_it_says_until_when(self) -> None:
-        s = b.snapshot(b.spec(2), b.status(1), revisions=(b.revision(1, "Stable"),), servers={b.revision_name(1): b.ready()}, rules=FREEZE)
+        s = b.snapshot(
+            b.spec(2),
+            b.status(1),
+            revisions=(b.revision(1, "Stable"),),
+            servers={b.revision_name(1): b.ready()},
+            rules=FREEZE,
+        )
         after = settled(s)
         plan = decide(after, b.START)
         assert after.status.rollout is None and plan.requeue_after == 600.0
@@ -125,7 +154,13 @@ class TestFreeze:
         assert b.moved(decide(after, AFTER)).stage == "Resolve"
 
     def test_at_rest_nothing_is_said(self) -> None:
-        s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={b.revision_name(1): b.ready()}, rules=FREEZE)
+        s = b.snapshot(
+            b.spec(1),
+            b.status(1),
+            revisions=(b.revision(1, "Stable"),),
+            servers={b.revision_name(1): b.ready()},
+            rules=FREEZE,
+        )
         plan = decide(settled(s), b.START)
         assert b.rests(plan) and "Frozen" not in {c.type for c in plan.status.conditions}
 
@@ -152,7 +187,9 @@ class TestFreeze:
     def test_what_waits_for_pods_when_it_begins_does_not_rise_with_them(self, stage: str) -> None:
         """The weight was decided before; the pods come in the midst of the freeze."""
         wanted = b.spec(2, replicas=4, steps=b.STEPS)
-        few, all_there = ({b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4))
+        few, all_there = (
+            {b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4)
+        )
         at = b.step(2, 50, "Shifting", former=25) if stage == "Canary" else b.step(2, 50)
         before = b.second(stage, wanted=wanted, changes={"step": at}, servers=few, rules=FREEZE)
         s = replace(settled(before), servers=all_there)
@@ -162,18 +199,32 @@ class TestFreeze:
         rollout = s.status.rollout
         assert rollout and rollout.step and (rollout.stage, rollout.step.phase) == ("Canary", "Observing")
         assert b.moved(decide(s, AFTER)).stage == ("Canary" if stage == "Canary" else "Promote")
-        by_hand = b.second(stage, wanted=wanted, changes={"step": at.model_copy(update={"override": "promote n1 at 2/3"})}, servers=few, rules=FREEZE)
-        assert settled(by_hand).status.rollout == settled(replace(by_hand, rules=rules())).status.rollout, "somebody has said so"
+        by_hand = b.second(
+            stage,
+            wanted=wanted,
+            changes={"step": at.model_copy(update={"override": "promote n1 at 2/3"})},
+            servers=few,
+            rules=FREEZE,
+        )
+        assert settled(by_hand).status.rollout == settled(replace(by_hand, rules=rules())).status.rollout, (
+            "somebody has said so"
+        )
 
     @pytest.mark.parametrize("held_by", [FREEZE, BROKEN])
     def test_what_is_proven_worse_is_taken_back(self, held_by: Rules) -> None:
-        assert b.moved(decide(b.in_canary(assessment=b.judged("Failed"), rules=held_by), b.START)).stage == "Revert"
+        assert (
+            b.moved(decide(b.in_canary(assessment=b.judged("Failed"), rules=held_by), b.START)).stage
+            == "Revert"
+        )
 
     def test_somebody_may_promote_a_step_and_that_is_told(self) -> None:
         verb = Verb("promote", b.revision_name(2), "n1", "1/3")
         plan = decide(b.in_canary(assessment=b.judged("Inconclusive"), verbs=(verb,), rules=FREEZE), b.START)
         moved = b.moved(plan)
-        assert moved.step is not None and (moved.step.weight, moved.step.override) == (25, "promote n1 at 1/3")
+        assert moved.step is not None and (moved.step.weight, moved.step.override) == (
+            25,
+            "promote n1 at 1/3",
+        )
         assert "FreezeOverridden" in {e.reason for e in plan.events}
 
     def test_abort_works(self) -> None:
@@ -183,16 +234,33 @@ class TestFreeze:
     def test_rollback_works_to_its_end(self) -> None:
         revisions = (b.revision(1, "Retired"), b.revision(2, "Promoted"))
         verb = Verb("rollback", b.revision_name(1), "n1")
-        s = b.snapshot(b.spec(2), b.status(2), revisions=revisions, servers={b.revision_name(2): b.ready()}, verbs=(verb,), rules=FREEZE)
+        s = b.snapshot(
+            b.spec(2),
+            b.status(2),
+            revisions=revisions,
+            servers={b.revision_name(2): b.ready()},
+            verbs=(verb,),
+            rules=FREEZE,
+        )
         begun = b.moved(decide(s, b.START))
         assert (begun.stage, begun.mode, begun.queue) == ("Provision", "Rollback", None)
-        s = settled(replace(s, status=decide(s, b.START).status, servers={b.revision_name(n): b.ready() for n in (1, 2)}))
+        s = settled(
+            replace(
+                s, status=decide(s, b.START).status, servers={b.revision_name(n): b.ready() for n in (1, 2)}
+            )
+        )
         assert s.status.rollout and s.status.rollout.stage == "Promote"
 
     def test_retry_is_refused_with_the_reason(self) -> None:
         revisions = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
         state = b.status(1, rollout=b.rollout("Failed", 2, outcome="RolledBack", reason="AccuracyLow"))
-        s = b.snapshot(b.spec(2), state, revisions=revisions, verbs=(Verb("retry", b.revision_name(2), "n1"),), rules=FREEZE)
+        s = b.snapshot(
+            b.spec(2),
+            state,
+            revisions=revisions,
+            verbs=(Verb("retry", b.revision_name(2), "n1"),),
+            rules=FREEZE,
+        )
         assert "freezes rollouts until" in decide(s, b.START).status.handled_verbs[-1]
 
 
@@ -200,7 +268,11 @@ def test_a_limit_that_was_lowered_below_what_waits_is_told_and_what_is_asked_for
     plan = decide(waiting(rules=rules(limits={"gpus": 1})), b.START)
     moved = b.moved(plan)
     assert (moved.stage, moved.reason) == ("Provision", "LimitTooSmall")
-    assert moved.message and "ask for 2 GPUs, RolloutPolicy p allows 1" in moved.message and "limits.gpus" in moved.message
+    assert (
+        moved.message
+        and "ask for 2 GPUs, RolloutPolicy p allows 1" in moved.message
+        and "limits.gpus" in moved.message
+    )
     fewer = b.spec(2, replicas=1)
     again = b.moved(decide(waiting(wanted=fewer, rules=rules(limits={"gpus": 1})), b.START))
     assert again.queue is not None and again.queue.gpus == 1, "spec was edited as the message says"
@@ -213,8 +285,15 @@ class TestGpus:
         assert b.moved(decide(done(wanted=WAIT), b.START)).queue is not None
         plan = decide(waiting(wanted=WAIT, gpus=self.SHORT), b.START)
         moved = b.moved(plan)
-        assert moved.reason == "InsufficientGPU" and moved.queue is not None and moved.queue.short_since == b.ago(0)
-        assert moved.message == "the pods of the new revision need 2 nvidia.com/gpu, 1 of 8 are free on the 3 nodes that fit"
+        assert (
+            moved.reason == "InsufficientGPU"
+            and moved.queue is not None
+            and moved.queue.short_since == b.ago(0)
+        )
+        assert (
+            moved.message
+            == "the pods of the new revision need 2 nvidia.com/gpu, 1 of 8 are free on the 3 nodes that fit"
+        )
         assert b.moved(decide(waiting(wanted=WAIT, gpus=replace(self.SHORT, free=2)), b.START)).queue is None
 
     def test_after_its_limit_it_ends_and_stable_is_untouched(self) -> None:
@@ -223,7 +302,12 @@ class TestGpus:
         assert settled(s, b.START + timedelta(minutes=4)).status == s.status
         plan = decide(s, b.START + timedelta(minutes=5))
         ended = b.moved(plan)
-        assert (ended.stage, ended.outcome, ended.reason, ended.queue) == ("Failed", "Failed", "InsufficientGPU", None)
+        assert (ended.stage, ended.outcome, ended.reason, ended.queue) == (
+            "Failed",
+            "Failed",
+            "InsufficientGPU",
+            None,
+        )
         assert plan.status.stable == b.ref(1)
 
     def test_where_nobody_may_look_the_pods_are_made_and_that_is_said(self) -> None:
@@ -231,14 +315,26 @@ class TestGpus:
         assert b.moved(plan).queue is None and [e.reason for e in plan.events] == ["CapacityUnknown"]
 
     def test_pending_pods_are_told_with_numbers(self) -> None:
-        pending = {b.revision_name(1): b.ready(), b.revision_name(2): Server(2, 0, Problem("Unschedulable", "0/3 nodes are available"), 2)}
+        pending = {
+            b.revision_name(1): b.ready(),
+            b.revision_name(2): Server(2, 0, Problem("Unschedulable", "0/3 nodes are available"), 2),
+        }
         plan = decide(b.second("Provision", servers=pending, gpus=self.SHORT), b.START)
-        assert b.moved(plan).reason == "InsufficientGPU" and "0/3 nodes are available" in (b.moved(plan).message or "")
+        assert b.moved(plan).reason == "InsufficientGPU" and "0/3 nodes are available" in (
+            b.moved(plan).message or ""
+        )
         other = decide(b.second("Provision", servers=pending, gpus=replace(self.SHORT, free=4)), b.START)
         assert b.moved(other).reason == "Unschedulable", "enough are free: something else is in the way"
 
     @pytest.mark.parametrize(("deadline", "ends"), [("5s", True), ("1m", False)])
-    def test_pods_that_stay_pending_end_the_rollout_after_their_own_limit(self, deadline: str, ends: bool) -> None:
-        pending = {b.revision_name(1): b.ready(), b.revision_name(2): Server(2, 0, Problem("Unschedulable", "no node fits"), 2)}
-        s = b.second("Provision", wanted=b.spec(2, rollout={"unscheduledDeadline": deadline}), servers=pending)
+    def test_pods_that_stay_pending_end_the_rollout_after_their_own_limit(
+        self, deadline: str, ends: bool
+    ) -> None:
+        pending = {
+            b.revision_name(1): b.ready(),
+            b.revision_name(2): Server(2, 0, Problem("Unschedulable", "no node fits"), 2),
+        }
+        s = b.second(
+            "Provision", wanted=b.spec(2, rollout={"unscheduledDeadline": deadline}), servers=pending
+        )
         assert (b.moved(decide(s, b.START)).stage == "Failed") is ends

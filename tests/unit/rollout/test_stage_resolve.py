@@ -16,7 +16,12 @@ FOUND = Work("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))
 def test_a_given_digest_needs_no_job() -> None:
     plan = decide(b.snapshot(b.spec(1, pinned=True), ModelDeploymentStatus()), b.START)
     begun = b.moved(plan)
-    assert (begun.stage, begun.sha256, begun.revision, begun.number) == ("Prepare", b.sha(1), b.revision_name(1), 1)
+    assert (begun.stage, begun.sha256, begun.revision, begun.number) == (
+        "Prepare",
+        b.sha(1),
+        b.revision_name(1),
+        1,
+    )
 
 
 def test_without_a_digest_a_job_of_the_model_deployment_looks_for_it() -> None:
@@ -35,8 +40,15 @@ def test_the_digest_names_the_revision_and_takes_the_next_number() -> None:
 
 
 def test_a_version_that_is_known_keeps_its_revision_and_its_number() -> None:
-    plan = decide(b.second("Resolve", work=FOUND, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))), b.START)
-    assert (b.moved(plan).revision, b.moved(plan).number, plan.status.last_number) == (b.revision_name(2), 2, 2)
+    plan = decide(
+        b.second("Resolve", work=FOUND, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))),
+        b.START,
+    )
+    assert (b.moved(plan).revision, b.moved(plan).number, plan.status.last_number) == (
+        b.revision_name(2),
+        2,
+        2,
+    )
 
 
 def test_a_number_is_not_used_again_after_its_revision_went() -> None:
@@ -46,7 +58,9 @@ def test_a_number_is_not_used_again_after_its_revision_went() -> None:
 
 
 def test_a_source_that_still_is_stables_is_nothing_to_roll_out() -> None:
-    """Somebody said retry on the ModelDeployment to look at a URI whose content may have changed."""
+    """Somebody said retry on the ModelDeployment to look at a URI whose content may have
+    changed.
+    """
     state = b.status(1, rollout=b.rollout("Resolve", 1))
     same = Work("Succeeded", 0, TaskResult(sha256=b.sha(1)))
     plan = decide(b.snapshot(b.spec(1), state, work=same, revisions=(b.revision(1, "Promoted"),)), b.START)
@@ -58,12 +72,20 @@ def test_a_source_that_cannot_be_read_fails_with_the_programs_words(reason: str)
     work = Work("Failed", 10, TaskResult(reason=reason, message="look at spec.model.uri"))
     plan = decide(b.second("Resolve", work=work), b.START)
     to = b.moved(plan)
-    assert (to.stage, to.outcome, to.reason, to.message) == ("Failed", "Failed", reason, "look at spec.model.uri")
+    assert (to.stage, to.outcome, to.reason, to.message) == (
+        "Failed",
+        "Failed",
+        reason,
+        "look at spec.model.uri",
+    )
     assert plan.status.stable == b.ref(1)
 
 
 def test_a_pod_that_died_without_a_word_is_told_by_the_pod() -> None:
-    plan = decide(b.second("Resolve", work=Work("Failed", 137, None, Problem("OutOfMemory", "raise the limit"))), b.START)
+    plan = decide(
+        b.second("Resolve", work=Work("Failed", 137, None, Problem("OutOfMemory", "raise the limit"))),
+        b.START,
+    )
     assert (b.moved(plan).reason, b.moved(plan).message) == ("OutOfMemory", "raise the limit")
 
 
@@ -76,11 +98,18 @@ def test_a_lost_result_is_asked_for_again_by_a_job_of_another_name() -> None:
 
 def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
-    s = b.second("Resolve", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no node fits")))
+    s = b.second(
+        "Resolve", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no node fits"))
+    )
     waiting = decide(s, b.at(589))
     assert b.moved(waiting).stage == "Resolve" and b.condition(waiting, "Resolved").reason == "Unschedulable"
     assert b.moved(decide(s, b.at(591))).reason == "Unschedulable"
     assert (
-        b.moved(decide(b.second("Resolve", wanted=wanted, work=Work("Running", idle_since=b.at(-20).isoformat())), b.at(591))).reason
+        b.moved(
+            decide(
+                b.second("Resolve", wanted=wanted, work=Work("Running", idle_since=b.at(-20).isoformat())),
+                b.at(591),
+            )
+        ).reason
         == "ProgressDeadlineExceeded"
     )

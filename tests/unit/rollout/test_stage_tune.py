@@ -18,10 +18,17 @@ from tests.unit.rollout.world import World
 
 WANTED = b.spec(2, steps=b.STEPS, tune={"objective": "50ms"})
 BEST = ServingConfig(instances=2, batch=16, queue_delay_us=500)
-CONFIGURED = TrialResult(serving=ServingConfig(batch=32), throughput=400, latency_ms=45, in_flight=8, within=True)
+CONFIGURED = TrialResult(
+    serving=ServingConfig(batch=32), throughput=400, latency_ms=45, in_flight=8, within=True
+)
 CHOSEN = TrialResult(serving=BEST, throughput=900, latency_ms=40, in_flight=24, within=True)
 FOUND = Work(
-    "Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED, chosen=CHOSEN, candidates=9, failed=1), message="inputs were made up")
+    "Succeeded",
+    0,
+    TaskResult(
+        tuned=TuneResult(configured=CONFIGURED, chosen=CHOSEN, candidates=9, failed=1),
+        message="inputs were made up",
+    ),
 )
 KEPT = TuningEvidence(objective="50ms", share=0.99, chosen=TuningTrial(instances=2, batch=16))
 
@@ -32,7 +39,14 @@ def prepared(**changes: Any) -> Snapshot:
     second = b.revision(2)
     if "status" in changes:
         second = replace(second, status=second.status.model_copy(update=changes.pop("status")))
-    return replace(s, **{"revisions": (b.revision(1, "Stable"), second), "servers": {b.revision_name(1): b.ready()}, **changes})
+    return replace(
+        s,
+        **{
+            "revisions": (b.revision(1, "Stable"), second),
+            "servers": {b.revision_name(1): b.ready()},
+            **changes,
+        },
+    )
 
 
 def test_a_version_is_tuned_between_prepare_and_its_first_pods() -> None:
@@ -53,7 +67,9 @@ def test_a_version_is_tuned_between_prepare_and_its_first_pods() -> None:
         {"servers": {b.revision_name(2): Server(2, 2, None, 2)}},
     ],
 )
-def test_it_is_passed_over_when_not_wanted_done_before_or_when_pods_would_change(changes: dict[str, Any]) -> None:
+def test_it_is_passed_over_when_not_wanted_done_before_or_when_pods_would_change(
+    changes: dict[str, Any],
+) -> None:
     assert b.moved(decide(prepared(**changes), b.START)).stage == "Provision"
 
 
@@ -62,8 +78,14 @@ def test_what_was_found_is_kept_with_the_revision_and_served() -> None:
     to = b.moved(plan)
     assert to.stage == "Provision" and to.tuning is not None and served_with(to.tuning) == BEST
     assert (to.tuning.candidates, to.tuning.failed, to.tuning.objective) == (9, 1, "50ms")
-    assert to.tuning.message == "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms; as configured 400/s at 45.0 ms; inputs were made up"
-    assert [e.reason for e in plan.events] == ["ServingTuned"] and b.condition(plan, "Tuned").message == to.tuning.message
+    assert (
+        to.tuning.message
+        == "2 instances, batches of 16 within 500 us: 900/s at 40.0 ms; as configured 400/s at 45.0 ms;"
+        " inputs were made up"
+    )
+    assert [e.reason for e in plan.events] == ["ServingTuned"] and b.condition(
+        plan, "Tuned"
+    ).message == to.tuning.message
     s = b.second("Tune", wanted=WANTED, work=FOUND)
     written = desired(replace(s, status=plan.status), b.START).revision_status[b.revision_name(2)]
     assert written.tuning == to.tuning
@@ -71,14 +93,26 @@ def test_what_was_found_is_kept_with_the_revision_and_served() -> None:
 
 def test_an_objective_that_nothing_keeps_to_is_told_and_no_failure() -> None:
     worst = CONFIGURED.model_copy(update={"within": False})
-    plan = decide(b.second("Tune", wanted=WANTED, work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=worst)))), b.START)
+    plan = decide(
+        b.second(
+            "Tune", wanted=WANTED, work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=worst)))
+        ),
+        b.START,
+    )
     to = b.moved(plan)
     assert to.stage == "Provision" and served_with(to.tuning) is None and to.tuning is not None
     assert [(e.reason, e.type) for e in plan.events] == [("ObjectiveUnmet", "Warning")]
 
 
 def test_settings_that_nothing_beats_stay() -> None:
-    plan = decide(b.second("Tune", wanted=WANTED, work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED)))), b.START)
+    plan = decide(
+        b.second(
+            "Tune",
+            wanted=WANTED,
+            work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED))),
+        ),
+        b.START,
+    )
     assert served_with(b.moved(plan).tuning) is None and [e.reason for e in plan.events] == ["ServingTuned"]
 
 
@@ -96,18 +130,27 @@ def test_a_job_that_failed_ends_the_rollout_with_its_reason() -> None:
 
 def test_a_job_that_finds_no_gpu_waits_and_ends_at_the_deadline() -> None:
     wanted = b.spec(2, tune={"objective": "50ms"}, rollout={"progressDeadline": "10m"})
-    s = b.second("Tune", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no GPU is free")))
+    s = b.second(
+        "Tune", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no GPU is free"))
+    )
     assert b.moved(decide(s, b.START)).stage == "Tune"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"
 
 
 def test_a_running_job_has_a_deadline_of_its_own() -> None:
-    plan = decide(b.second("Tune", wanted=b.spec(2, tune={"objective": "50ms"}), work=Work("Running")), b.at(7200))
+    plan = decide(
+        b.second("Tune", wanted=b.spec(2, tune={"objective": "50ms"}), work=Work("Running")), b.at(7200)
+    )
     assert plan.status.rollout is not None and plan.status.rollout.stage == "Tune"
 
 
 def test_tuning_taken_out_under_way_goes_on_without() -> None:
-    assert b.moved(decide(b.second("Tune", wanted=b.spec(2, steps=b.STEPS), work=Work("Running")), b.START)).stage == "Provision"
+    assert (
+        b.moved(
+            decide(b.second("Tune", wanted=b.spec(2, steps=b.STEPS), work=Work("Running")), b.START)
+        ).stage
+        == "Provision"
+    )
 
 
 def test_another_objective_is_other_work_and_starts_no_canary() -> None:
@@ -115,7 +158,10 @@ def test_another_objective_is_other_work_and_starts_no_canary() -> None:
     t = b.second("Tune", wanted=b.spec(2, steps=b.STEPS, tune={"objective": "20ms"}))
     assert stage_job(s.status, s) != stage_job(t.status, t)
     stable = b.snapshot(
-        b.spec(1, tune={"objective": "20ms"}), b.status(1), revisions=(b.revision(1, "Stable"),), servers={b.revision_name(1): b.ready()}
+        b.spec(1, tune={"objective": "20ms"}),
+        b.status(1),
+        revisions=(b.revision(1, "Stable"),),
+        servers={b.revision_name(1): b.ready()},
     )
     assert decide(stable, b.START).status.rollout is None
 
@@ -128,7 +174,9 @@ def test_a_rollout_that_waits_for_its_slot_uses_no_gpu_for_tuning() -> None:
 
 
 def test_the_world_tunes_once_and_rolls_back_to_what_was_found() -> None:
-    """Version 1 and 2 are tuned, going back to 1 measures nothing, and status lost in between changes no template."""
+    """Version 1 and 2 are tuned, going back to 1 measures nothing, and status lost in between
+    changes no template.
+    """
     world = World(b.spec(1, tune={"objective": "50ms"}))
     world.serve()
     assert {name.rsplit("-", 2)[1] for name in world.jobs} >= {"tune"}

@@ -19,7 +19,11 @@ V1, V2 = b.revision_name(1), b.revision_name(2)
 def at_rest(version: int = 1, **facts: Any) -> Snapshot:
     """Version 1 is stable, and its rollout is over and recorded."""
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"), last_number=1)
-    usual: dict[str, Any] = {"revisions": (b.revision(1, "Stable"),), "servers": {V1: b.ready()}, "traffic": b.TAKEN}
+    usual: dict[str, Any] = {
+        "revisions": (b.revision(1, "Stable"),),
+        "servers": {V1: b.ready()},
+        "traffic": b.TAKEN,
+    }
     s = b.snapshot(b.spec(version), state, **(usual | facts))
     recorded = b.children(replace(s, spec=b.spec(1), refusal=None)).revision_status
     return replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions))
@@ -56,7 +60,9 @@ def test_another_version_begins() -> None:
     ids=["replicas", "rollout", "traffic", "the digest itself", "history", "lineage", "the job's resources"],
 )
 def test_what_changes_no_answer_is_no_other_version(wanted: Any) -> None:
-    assert not begins(replace(at_rest(), spec=wanted, generation=2, gateway=wanted.traffic.gateway is not None))
+    assert not begins(
+        replace(at_rest(), spec=wanted, generation=2, gateway=wanted.traffic.gateway is not None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,13 @@ def test_what_changes_no_answer_is_no_other_version(wanted: Any) -> None:
     [
         {"model": {"uri": b.uri(1), "sha256": b.sha(9)}},
         {"serving": {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}}},
-        {"serving": {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}, "batching": {"maxBatchSize": 8}}},
+        {
+            "serving": {
+                "replicas": 2,
+                "resources": {"limits": {"nvidia.com/gpu": 1}},
+                "batching": {"maxBatchSize": 8},
+            }
+        },
         {"optimization": {"steps": [{"int8": {}}]}},
     ],
     ids=["digest", "gpu", "batching", "optimization"],
@@ -76,7 +88,12 @@ def test_what_changes_answers_or_speed_is_another_version(changes: dict[str, Any
 def test_an_upgrade_that_adds_a_default_begins_nothing() -> None:
     """Inputs are compared as today's types read them: an older one lacks the new field."""
     old = b.revision(1, "Stable")
-    older = replace(old, input={part: {k: v for k, v in fields.items() if k != "batching"} for part, fields in old.input.items()})
+    older = replace(
+        old,
+        input={
+            part: {k: v for k, v in fields.items() if k != "batching"} for part, fields in old.input.items()
+        },
+    )
     assert older.input != old.input
     assert not begins(at_rest(revisions=(older,)))
 
@@ -91,7 +108,9 @@ def test_going_back_to_an_older_operator_begins_nothing_either() -> None:
 
 def test_an_input_of_a_newer_operator_hurts_nobody() -> None:
     old = b.revision(1, "Retired")
-    newer = replace(old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}})
+    newer = replace(
+        old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}}
+    )
     assert not begins(at_rest(revisions=(b.revision(1, "Stable"), newer)))
 
 
@@ -117,7 +136,9 @@ def test_a_version_that_ended_badly_is_not_tried_again(outcome: str) -> None:
     plan = decide(s, b.START)
     to = b.moved(plan)
     assert (to.stage, to.outcome, to.reason, to.revision) == ("Failed", outcome, "Quarantined", V2)
-    assert b.condition(plan, "Stalled").reason == "Quarantined" and "retry" in b.condition(plan, "Ready").message
+    assert (
+        b.condition(plan, "Stalled").reason == "Quarantined" and "retry" in b.condition(plan, "Ready").message
+    )
     children = b.children(replace(s, status=plan.status))
     assert V2 not in children.revision_status, "its own evidence stays as it is"
     assert set(children.servers) == {V1} and children.work is None
@@ -129,7 +150,9 @@ def test_the_same_bytes_under_another_uri_are_another_version_only_if_spec_says_
 
 
 def test_a_failure_before_there_was_a_revision_is_remembered_too() -> None:
-    failed = b.rollout("Failed", 2, revision=None, number=None, sha256=None, outcome="Failed", reason="ObjectMissing")
+    failed = b.rollout(
+        "Failed", 2, revision=None, number=None, sha256=None, outcome="Failed", reason="ObjectMissing"
+    )
     s = replace(at_rest(2), status=b.status(1, rollout=failed))
     assert not begins(s)
     assert not begins(replace(s, generation=5)), "the next sync of Git changes nothing"
@@ -140,17 +163,24 @@ def test_a_version_that_was_only_superseded_is_tried_again() -> None:
     state = b.status(1, rollout=b.rollout("Failed", 2, outcome="Superseded", reason="Superseded"))
     s = replace(at_rest(2, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))), status=state)
     recorded = b.children(replace(s, spec=b.spec(1))).revision_status
-    assert begins(replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions)))
+    assert begins(
+        replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions))
+    )
 
 
 def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> None:
-    """An autoscaler's replicas and edits of the rollout are other generations of the same version: the pin holds."""
+    """An autoscaler's replicas and edits of the rollout are other generations of the same version:
+    the pin holds.
+    """
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable", mode="Rollback"))
     s = replace(at_rest(2), status=state, generation=4)
     s = replace(s, status=state.model_copy(update={"pinned": pin(s, V1)}))
     plan = decide(s, b.START)
     assert not begins(s)
-    assert b.condition(plan, "Ready").reason == "RolledBackByUser" and b.condition(plan, "Stalled").status == "True"
+    assert (
+        b.condition(plan, "Ready").reason == "RolledBackByUser"
+        and b.condition(plan, "Stalled").status == "True"
+    )
     scaled = b.spec(2)
     scaled = scaled.model_copy(update={"serving": scaled.serving.model_copy(update={"replicas": 7})})
     assert not begins(replace(s, generation=5, spec=scaled))
@@ -168,7 +198,9 @@ def test_a_refused_spec_begins_nothing_says_why_and_looks_again() -> None:
     s = replace(at_rest(2), refusal=Problem("StoreNotAllowed", "use s3://models"))
     plan = decide(s, b.START)
     assert not begins(s)
-    assert b.condition(plan, "Stalled").message == "use s3://models" and [e.reason for e in plan.events] == ["StoreNotAllowed"]
+    assert b.condition(plan, "Stalled").message == "use s3://models" and [e.reason for e in plan.events] == [
+        "StoreNotAllowed"
+    ]
     settled = decide(replace(s, status=plan.status), b.START)
     assert settled.desired and settled.requeue_after == 30 and set(settled.desired.servers) == {V1}
     assert begins(replace(s, refusal=None))
@@ -179,7 +211,10 @@ def test_a_spec_that_cannot_be_read_changes_nothing_that_runs() -> None:
         broken = replace(s, spec=None, spec_error="spec.rollout.canary.steps.0.weight: not an integer")
         plan = decide(broken, b.START)
         assert plan.desired is None and plan.status.rollout == s.status.rollout
-        assert b.condition(plan, "Stalled").reason == "InvalidSpec" and b.condition(plan, "Reconciling").status == "False"
+        assert (
+            b.condition(plan, "Stalled").reason == "InvalidSpec"
+            and b.condition(plan, "Reconciling").status == "False"
+        )
         assert b.condition(plan, "Available").status == "True"
         again = decide(replace(broken, status=plan.status), b.at(9))
         assert again.status == plan.status and again.desired is None
@@ -189,7 +224,14 @@ def test_a_spec_that_cannot_be_read_changes_nothing_that_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "to"), [("Resolve", "Failed"), ("Prepare", "Failed"), ("Provision", "Failed"), ("Evaluate", "Failed"), ("Canary", "Revert")]
+    ("stage", "to"),
+    [
+        ("Resolve", "Failed"),
+        ("Prepare", "Failed"),
+        ("Provision", "Failed"),
+        ("Evaluate", "Failed"),
+        ("Canary", "Revert"),
+    ],
 )
 def test_a_newer_spec_ends_a_rollout_stable_first(stage: str, to: str) -> None:
     s = b.in_canary(wanted=b.spec(3)) if stage == "Canary" else b.second(stage, wanted=b.spec(3))
@@ -210,5 +252,7 @@ def test_what_has_all_traffic_already_is_finished_first() -> None:
 
 def test_a_rollback_by_hand_gives_way_to_another_generation() -> None:
     s = b.second("Provision", changes={"mode": "Rollback"})
-    assert b.moved(decide(replace(s, spec=b.spec(3)), b.START)).outcome is None, "spec names another version all the time"
+    assert b.moved(decide(replace(s, spec=b.spec(3)), b.START)).outcome is None, (
+        "spec names another version all the time"
+    )
     assert b.moved(decide(replace(s, spec=b.spec(3), generation=2), b.START)).outcome == "Superseded"

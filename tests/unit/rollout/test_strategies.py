@@ -1,4 +1,6 @@
-"""Blue-green, A/B by header, the canary's own pods, bake: what each does step by step (docs/strategies.md)."""
+"""Blue-green, A/B by header, the canary's own pods, bake: what each does step by step
+(docs/strategies.md).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.measurement import carried_of
-from modelrollout.api.v1alpha1 import Counter, Draining, Held, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence, VerdictName
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    Draining,
+    Held,
+    MetricStatus,
+    ModelDeploymentStatus,
+    RevisionRef,
+    StepEvidence,
+    VerdictName,
+)
 from modelrollout.rollout.assessment import to_measure
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import carriers, desired, matched, measured, preview, replicas, split
@@ -46,18 +57,28 @@ def pods(v1: tuple[int, int], v2: tuple[int, int]) -> dict[str, Server]:
 
 def test_a_preview_is_shown_and_takes_no_traffic_of_others() -> None:
     to = b.moved(decide(b.second("Evaluate", wanted=blue_green()), b.START))
-    assert to.step and (to.stage, to.step.strategy, to.step.weight, to.step.phase) == ("Canary", "BlueGreen", 0, "Shifting")
+    assert to.step and (to.stage, to.step.strategy, to.step.weight, to.step.phase) == (
+        "Canary",
+        "BlueGreen",
+        0,
+        "Shifting",
+    )
     s = b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"))
     assert split(s) == ((V1, 100),) and preview(s) == V2 and carriers(s) == {V1: 2, V2: 2}
 
 
 @pytest.mark.parametrize("stage", ["Provision", "Evaluate", "Revert", "Done", "Failed"])
 def test_without_a_trial_the_preview_leads_to_stable(stage: str) -> None:
-    assert preview(b.second(stage, wanted=blue_green(), changes={"outcome": "RolledBack", "reason": "x"})) == V1
+    assert (
+        preview(b.second(stage, wanted=blue_green(), changes={"outcome": "RolledBack", "reason": "x"})) == V1
+    )
 
 
 def test_a_preview_without_ready_pods_leads_to_stable() -> None:
-    assert preview(b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"), servers=pods((2, 2), (2, 0)))) == V1
+    assert (
+        preview(b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"), servers=pods((2, 2), (2, 0))))
+        == V1
+    )
 
 
 def test_only_blue_green_has_a_preview() -> None:
@@ -67,15 +88,22 @@ def test_only_blue_green_has_a_preview() -> None:
 def test_a_proven_preview_is_promoted_all_at_once() -> None:
     s = b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"), assessment=b.judged("Successful"))
     assert b.moved(decide(s, b.START)).stage == "Promote"
-    assert split(b.second("Promote", wanted=blue_green(), changes={"step": beside("BlueGreen")})) == ((V2, 100),)
+    assert split(b.second("Promote", wanted=blue_green(), changes={"step": beside("BlueGreen")})) == (
+        (V2, 100),
+    )
 
 
 def test_a_preview_with_a_time_goes_on_when_nothing_speaks_against_it() -> None:
-    s = b.in_canary(wanted=blue_green(**{"for": "10m"}), at_step=beside("BlueGreen"), assessment=b.judged("Inconclusive"))
+    s = b.in_canary(
+        wanted=blue_green(**{"for": "10m"}), at_step=beside("BlueGreen"), assessment=b.judged("Inconclusive")
+    )
     early = decide(s, b.at(590))
     assert early.status.rollout and early.status.rollout.stage == "Canary"
     to = b.moved(decide(s, b.at(596)))
-    assert to.stage == "Promote" and (to.history[-1].verdict, to.history[-1].reason) == ("Inconclusive", "PreviewEnded")
+    assert to.stage == "Promote" and (to.history[-1].verdict, to.history[-1].reason) == (
+        "Inconclusive",
+        "PreviewEnded",
+    )
 
 
 def test_it_ends_not_before_its_time_however_short_the_deadline() -> None:
@@ -90,7 +118,9 @@ def replace_measured(s: Snapshot, at: float) -> Any:
 
 
 def test_a_preview_that_cannot_be_measured_holds() -> None:
-    s = b.in_canary(wanted=blue_green(**{"for": "10m"}), at_step=beside("BlueGreen"), assessment=b.judged("Error"))
+    s = b.in_canary(
+        wanted=blue_green(**{"for": "10m"}), at_step=beside("BlueGreen"), assessment=b.judged("Error")
+    )
     assert b.moved(decide(s, b.at(700))).stage == "Canary"
     late = b.moved(decide(s, b.at(3700)))
     assert late.step and (late.step.phase, late.reason) == ("Paused", "Inconclusive")
@@ -108,9 +138,24 @@ def test_a_bad_preview_goes_back() -> None:
 
 def test_without_auto_promote_a_person_has_the_last_word() -> None:
     wanted = blue_green(autoPromote=False)
-    to = b.moved(decide(b.in_canary(wanted=wanted, at_step=beside("BlueGreen"), assessment=b.judged("Successful")), b.START))
-    assert to.step and (to.step.phase, to.step.index, to.step.strategy, to.reason) == ("Paused", 1, "BlueGreen", "PauseStep")
-    waits = b.in_canary(wanted=wanted, at_step=beside("BlueGreen", "Paused", 1), reason="PauseStep", assessment=b.judged("Successful"))
+    to = b.moved(
+        decide(
+            b.in_canary(wanted=wanted, at_step=beside("BlueGreen"), assessment=b.judged("Successful")),
+            b.START,
+        )
+    )
+    assert to.step and (to.step.phase, to.step.index, to.step.strategy, to.reason) == (
+        "Paused",
+        1,
+        "BlueGreen",
+        "PauseStep",
+    )
+    waits = b.in_canary(
+        wanted=wanted,
+        at_step=beside("BlueGreen", "Paused", 1),
+        reason="PauseStep",
+        assessment=b.judged("Successful"),
+    )
     plan = decide(waits, b.at(100_000))
     assert plan.status.step == "2/2" and plan.status.phase == "Paused" and preview(waits) == V2
 
@@ -121,12 +166,21 @@ def test_without_auto_promote_a_person_has_the_last_word() -> None:
 def test_a_test_takes_only_requests_with_its_headers() -> None:
     s = b.in_canary(wanted=ab_test(), at_step=beside("ABTest"))
     assert split(s) == ((V1, 100),) and matched(s) == V2
-    assert matched(b.in_canary(wanted=ab_test(), at_step=beside("ABTest"), servers=pods((2, 2), (2, 0)))) is None, "nobody would answer"
-    assert matched(b.second("Revert", wanted=ab_test(), changes={"step": beside("ABTest"), "outcome": "RolledBack"})) is None
+    assert (
+        matched(b.in_canary(wanted=ab_test(), at_step=beside("ABTest"), servers=pods((2, 2), (2, 0)))) is None
+    ), "nobody would answer"
+    assert (
+        matched(
+            b.second("Revert", wanted=ab_test(), changes={"step": beside("ABTest"), "outcome": "RolledBack"})
+        )
+        is None
+    )
 
 
 def test_a_test_stays_its_time_and_needs_a_verdict() -> None:
-    s = b.in_canary(wanted=ab_test(**{"for": "10m"}), at_step=beside("ABTest"), assessment=b.judged("Successful"))
+    s = b.in_canary(
+        wanted=ab_test(**{"for": "10m"}), at_step=beside("ABTest"), assessment=b.judged("Successful")
+    )
     early = decide(s, b.at(590)).status.rollout
     assert early and early.stage == "Canary"
     assert b.moved(decide(s, b.at(596))).stage == "Promote"
@@ -135,7 +189,10 @@ def test_a_test_stays_its_time_and_needs_a_verdict() -> None:
 
 def test_the_phase_says_which_trial_it_is() -> None:
     assert decide(b.in_canary(wanted=ab_test(), at_step=beside("ABTest")), b.START).status.phase == "Testing"
-    assert decide(b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen")), b.START).status.phase == "Previewing"
+    assert (
+        decide(b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen")), b.START).status.phase
+        == "Previewing"
+    )
 
 
 # --- another strategy under way
@@ -144,24 +201,37 @@ def test_the_phase_says_which_trial_it_is() -> None:
 def test_the_trial_starts_over_in_another_strategy() -> None:
     s = b.in_canary(wanted=blue_green(), at_step=b.step(1, 25), assessment=b.judged("Successful"))
     to = b.moved(decide(s, b.START))
-    assert to.step and (to.step.strategy, to.step.weight, to.step.phase, to.step.metrics) == ("BlueGreen", 0, "Shifting", [])
-    back = b.moved(decide(b.in_canary(at_step=beside("BlueGreen"), assessment=b.judged("Successful")), b.START))
+    assert to.step and (to.step.strategy, to.step.weight, to.step.phase, to.step.metrics) == (
+        "BlueGreen",
+        0,
+        "Shifting",
+        [],
+    )
+    back = b.moved(
+        decide(b.in_canary(at_step=beside("BlueGreen"), assessment=b.judged("Successful")), b.START)
+    )
     assert back.step and (back.step.strategy, back.step.index, back.step.weight) == ("Canary", 0, 5)
 
 
 def test_but_what_waits_for_a_person_goes_on_waiting() -> None:
-    s = b.in_canary(at_step=beside("BlueGreen", "Paused"), reason="AccuracyLow", assessment=b.judged("Successful"))
+    s = b.in_canary(
+        at_step=beside("BlueGreen", "Paused"), reason="AccuracyLow", assessment=b.judged("Successful")
+    )
     assert b.moved(decide(s, b.START)).reason == "AccuracyLow"
 
 
 # --- the canary's own pods
 
 
-def scaled(ready: int, *, weight: int = 25, former: int = 5, phase: str = "Shifting", asked: int = 1, **step: Any) -> Snapshot:
+def scaled(
+    ready: int, *, weight: int = 25, former: int = 5, phase: str = "Shifting", asked: int = 1, **step: Any
+) -> Snapshot:
     """8 replicas, pods by weight, on the way from 5 % (1 pod) to 25 % (2 pods)."""
     steps = [{"weight": 5}, {"weight": weight, **step}, {"weight": 50}]
     wanted = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight", "steps": steps}})
-    return b.in_canary(wanted=wanted, at_step=b.step(1, weight, phase, former=former), servers=pods((8, 8), (asked, ready)))
+    return b.in_canary(
+        wanted=wanted, at_step=b.step(1, weight, phase, former=former), servers=pods((8, 8), (asked, ready))
+    )
 
 
 def test_pods_follow_the_weight() -> None:
@@ -191,8 +261,17 @@ def test_a_weight_skipped_by_hand_has_no_more_than_was_reached() -> None:
 
 def counted(verdict: VerdictName, bad: int) -> Assessment:
     """100 requests, of which so many were bad, with the evidence that they are."""
-    metric = MetricStatus(name="errors", verdict=verdict, reason="x", canary=Counter(total=100, bad=bad), stable=Counter(total=900), log_evidence=3.0)
-    return Assessment(verdict, "ErrorsHigh" if verdict == "Failed" else "ProvenNotWorse", "as it was measured", (metric,))
+    metric = MetricStatus(
+        name="errors",
+        verdict=verdict,
+        reason="x",
+        canary=Counter(total=100, bad=bad),
+        stable=Counter(total=900),
+        log_evidence=3.0,
+    )
+    return Assessment(
+        verdict, "ErrorsHigh" if verdict == "Failed" else "ProvenNotWorse", "as it was measured", (metric,)
+    )
 
 
 def waiting(**rollout: Any) -> Snapshot:
@@ -200,14 +279,18 @@ def waiting(**rollout: Any) -> Snapshot:
     first = scaled(1)
     assert first.spec is not None and first.status.rollout is not None
     wanted = first.spec.model_copy(update={"rollout": first.spec.rollout.model_copy(update=rollout)})
-    s = b.in_canary(wanted=wanted, at_step=b.step(0, 5), servers=first.servers, assessment=counted("Successful", 0))
+    s = b.in_canary(
+        wanted=wanted, at_step=b.step(0, 5), servers=first.servers, assessment=counted("Successful", 0)
+    )
     return replace(s, status=decide(s, b.START).status, assessment=None)
 
 
 def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
     s = waiting()
     step = b.moved(decide(s, b.START)).step
-    assert step and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5) and measured(s)
+    assert (
+        step and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5) and measured(s)
+    )
     assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
     to = b.moved(decide(replace(s, assessment=counted("Failed", 90)), b.at(60)))
     assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "ErrorsHigh")
@@ -243,14 +326,24 @@ def test_the_next_weight_counts_for_itself() -> None:
 def test_who_went_on_without_a_verdict_is_not_asked_again_at_the_weight_before() -> None:
     from modelrollout.rollout.snapshot import Verb
 
-    s = b.in_canary(wanted=scaled(1).spec, at_step=b.step(0, 5), servers=scaled(1).servers, assessment=counted("Inconclusive", 9))
+    s = b.in_canary(
+        wanted=scaled(1).spec,
+        at_step=b.step(0, 5),
+        servers=scaled(1).servers,
+        assessment=counted("Inconclusive", 9),
+    )
     to = b.moved(decide(replace(s, verbs=(Verb("promote", V2, "n", "1/3"),)), b.START)).step
     assert to and (to.phase, to.weight, to.former, to.metrics) == ("Shifting", 25, 5, [])
 
 
 def test_a_weight_whose_pods_never_come_pauses_at_the_one_before() -> None:
     to = b.moved(decide(scaled(1), b.at(3600)))
-    assert to.step and (to.step.phase, to.step.index, to.step.weight, to.history[-1].reason) == ("Paused", 0, 5, "TrafficNotShifted")
+    assert to.step and (to.step.phase, to.step.index, to.step.weight, to.history[-1].reason) == (
+        "Paused",
+        0,
+        5,
+        "TrafficNotShifted",
+    )
 
 
 def test_provision_waits_for_the_pods_of_the_first_step_only() -> None:
@@ -279,7 +372,12 @@ def test_and_is_judged_meanwhile() -> None:
 
 def test_pods_that_never_come_pause_the_trial() -> None:
     to = b.moved(decide(promoting(4), b.at(600)))
-    assert to.step and (to.stage, to.step.phase, to.step.weight, to.history[-1].reason) == ("Canary", "Paused", 50, "ScalingUp")
+    assert to.step and (to.stage, to.step.phase, to.step.weight, to.history[-1].reason) == (
+        "Canary",
+        "Paused",
+        50,
+        "ScalingUp",
+    )
 
 
 def test_another_version_supersedes_a_promotion_that_waits_for_pods() -> None:
@@ -297,49 +395,97 @@ COUNTED = StepEvidence(
     verdict="Successful",
     reason="ProvenNotWorse",
     seconds=60,
-    metrics=[MetricStatus(name="errors", verdict="Successful", reason="x", canary=Counter(total=9), stable=Counter(total=900, bad=3))],
+    metrics=[
+        MetricStatus(
+            name="errors",
+            verdict="Successful",
+            reason="x",
+            canary=Counter(total=9),
+            stable=Counter(total=900, bad=3),
+        )
+    ],
 )
 
 
 def baking(*, bake: str | None = "30m", baked: float = 10, **facts: Any) -> Snapshot:
     """Version 2 has had all traffic for so many seconds."""
-    rollout = {"canary": {"steps": b.STEPS}, "progressDeadline": "10m"} | ({"bake": bake} if bake else {}) | facts.pop("policy", {})
-    step = b.step(3, 100, since=b.ago(baked), observed_since=b.ago(baked)).model_copy(update=facts.pop("at_step", {}))
+    rollout = (
+        {"canary": {"steps": b.STEPS}, "progressDeadline": "10m"}
+        | ({"bake": bake} if bake else {})
+        | facts.pop("policy", {})
+    )
+    step = b.step(3, 100, since=b.ago(baked), observed_since=b.ago(baked)).model_copy(
+        update=facts.pop("at_step", {})
+    )
     usual = {"live_split": ((V2, 100),)}
     changes = {"step": step, "since": b.ago(baked)} | facts.pop("changes", {})
     return b.second("Bake", wanted=b.spec(2, rollout=rollout), changes=changes, **(usual | facts))
 
 
-@pytest.mark.parametrize(("metric", "then"), [("errors", "Bake"), ("accuracy", "Revert"), ("latency", "Revert")])
+@pytest.mark.parametrize(
+    ("metric", "then"), [("errors", "Bake"), ("accuracy", "Revert"), ("latency", "Revert")]
+)
 def test_errors_alone_take_nothing_back_while_all_requests_go_to_it(metric: str, then: str) -> None:
-    """Who asks wrongly in the bake fails there and nowhere else: it is told, and a person decides."""
-    found = Assessment("Failed", "High", "worse", (MetricStatus(name=metric, verdict="Failed", reason="High", message="worse"),))
+    """Who asks wrongly in the bake fails there and nowhere else: it is told, and a person
+    decides.
+    """
+    found = Assessment(
+        "Failed",
+        "High",
+        "worse",
+        (MetricStatus(name=metric, verdict="Failed", reason="High", message="worse"),),
+    )
     plan = decide(baking(assessment=found), b.START)
     assert b.moved(plan).stage == then and plan.events[0].type == "Warning"
     if then == "Bake":
-        assert plan.status.phase == "Paused" and "all requests on this revision" in (b.moved(plan).message or "")
+        assert plan.status.phase == "Paused" and "all requests on this revision" in (
+            b.moved(plan).message or ""
+        )
 
 
 def test_promotion_goes_on_to_bake_with_what_stable_did_last() -> None:
     s = b.second("Promote", wanted=baking().spec, changes={"step": b.step(2, 50), "history": [COUNTED]})
     plan = decide(s, b.START)
     to = b.moved(plan)
-    assert to.step and (to.stage, to.step.weight) == ("Bake", 100) and to.step.metrics[0].stable == Counter(total=900, bad=3)
-    assert to.step.metrics[0].canary is None and plan.status.stable == b.ref(1), "stable is the former one until then"
+    assert (
+        to.step
+        and (to.stage, to.step.weight) == ("Bake", 100)
+        and to.step.metrics[0].stable == Counter(total=900, bad=3)
+    )
+    assert to.step.metrics[0].canary is None and plan.status.stable == b.ref(1), (
+        "stable is the former one until then"
+    )
 
 
 def test_a_short_pause_before_promotion_does_not_stand_for_what_stable_did() -> None:
-    """The record of a pause at the last weight that somebody ended after seconds: nothing could be proven against three requests."""
+    """The record of a pause at the last weight that somebody ended after seconds: nothing could be
+    proven against three requests.
+    """
     [metric] = COUNTED.metrics
-    earlier = COUNTED.model_copy(update={"index": 1, "weight": 25, "metrics": [metric.model_copy(update={"stable": Counter(total=5000)})]})
-    pause = COUNTED.model_copy(update={"index": 3, "metrics": [metric.model_copy(update={"stable": Counter(total=3)})]})
-    s = b.second("Promote", wanted=baking().spec, changes={"step": b.step(3, 50, "Paused"), "history": [earlier, COUNTED, pause]})
+    earlier = COUNTED.model_copy(
+        update={
+            "index": 1,
+            "weight": 25,
+            "metrics": [metric.model_copy(update={"stable": Counter(total=5000)})],
+        }
+    )
+    pause = COUNTED.model_copy(
+        update={"index": 3, "metrics": [metric.model_copy(update={"stable": Counter(total=3)})]}
+    )
+    s = b.second(
+        "Promote",
+        wanted=baking().spec,
+        changes={"step": b.step(3, 50, "Paused"), "history": [earlier, COUNTED, pause]},
+    )
     to = b.moved(decide(s, b.START))
     assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)
 
 
 def test_a_bake_keeps_what_stable_did_over_its_initial_delay() -> None:
-    s = baking(at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]}, policy={"analysis": {"initialDelay": "1m"}})
+    s = baking(
+        at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]},
+        policy={"analysis": {"initialDelay": "1m"}},
+    )
     found = to_measure(s, b.at(1))
     assert isinstance(found, Assessment) and found.reason == "InitialDelay"
     to = b.moved(decide(replace(s, assessment=found), b.at(1)))
@@ -352,9 +498,20 @@ def test_without_bake_promotion_is_the_end() -> None:
 
 def test_a_first_version_and_a_proven_rollback_have_nothing_to_bake_for() -> None:
     state = b.status(None, rollout=b.rollout("Promote", 1))
-    s = b.snapshot(b.spec(1, rollout={"bake": "30m"}), state, revisions=(b.revision(1),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(1, rollout={"bake": "30m"}),
+        state,
+        revisions=(b.revision(1),),
+        servers={V1: b.ready()},
+        traffic=b.TAKEN,
+    )
     assert b.moved(decide(s, b.START)).stage == "Done"
-    assert b.moved(decide(b.second("Promote", wanted=baking().spec, changes={"mode": "Rollback"}), b.START)).stage == "Done"
+    assert (
+        b.moved(
+            decide(b.second("Promote", wanted=baking().spec, changes={"mode": "Rollback"}), b.START)
+        ).stage
+        == "Done"
+    )
 
 
 def test_in_bake_both_have_their_pods_and_one_the_traffic() -> None:
@@ -362,7 +519,9 @@ def test_in_bake_both_have_their_pods_and_one_the_traffic() -> None:
     assert split(s) == ((V2, 100),) and carriers(s) == {V1: 6, V2: 2} and measured(s)
     found = desired(s, b.at(60))
     assert found.servers == {V1: 6, V2: 2} and found.budget == V2 and found.selector == V2
-    assert replicas(baking(baked=1, servers=pods((6, 6), (4, 4))), b.START)[V2] == 4, "not before an autoscaler has seen the load"
+    assert replicas(baking(baked=1, servers=pods((6, 6), (4, 4))), b.START)[V2] == 4, (
+        "not before an autoscaler has seen the load"
+    )
 
 
 def test_in_bake_an_autoscaler_looks_at_the_pods_that_have_the_traffic() -> None:
@@ -383,7 +542,11 @@ def test_a_bake_ends_well_when_its_time_is_over(verdict: VerdictName) -> None:
     assert decide(baking(assessment=b.judged(verdict)), b.at(60)).status.stable == b.ref(1)
     plan = decide(baking(assessment=b.judged(verdict)), b.at(1791))
     to = b.moved(plan)
-    assert (to.stage, to.outcome) == ("Done", "Promoted") and plan.status.stable and plan.status.stable.revision == V2
+    assert (
+        (to.stage, to.outcome) == ("Done", "Promoted")
+        and plan.status.stable
+        and plan.status.stable.revision == V2
+    )
     assert [d.revision for d in plan.status.draining] == [V1]
 
 
@@ -398,7 +561,10 @@ def test_a_bake_that_could_not_be_measured_does_not_end_well() -> None:
 
 def test_one_look_at_the_end_is_enough() -> None:
     """The counts go back to the beginning of the bake."""
-    s = baking(assessment=b.judged("Inconclusive"), changes={"reason": "ProviderUnreachable", "message": "it was down"})
+    s = baking(
+        assessment=b.judged("Inconclusive"),
+        changes={"reason": "ProviderUnreachable", "message": "it was down"},
+    )
     assert b.moved(decide(s, b.at(1900))).stage == "Done"
 
 
@@ -428,7 +594,11 @@ def test_pause_holds_a_bake_and_it_is_judged_all_the_same() -> None:
 
 
 def test_a_paused_bake_writes_only_news() -> None:
-    s = baking(at_step={"phase": "Paused", "measured": b.ago(1)}, changes={"reason": "Inconclusive"}, assessment=b.judged("Error"))
+    s = baking(
+        at_step={"phase": "Paused", "measured": b.ago(1)},
+        changes={"reason": "Inconclusive"},
+        assessment=b.judged("Error"),
+    )
     written = decide(s, b.START).status
     assert decide(replace(s, status=written), b.at(1)).desired is not None
 
@@ -439,9 +609,17 @@ def test_a_paused_bake_writes_only_news() -> None:
 def drained(*entries: tuple[str, float], **changes: Any) -> Snapshot:
     """Version 2 is stable; these keep their pods for so many seconds more."""
     drains = [Draining(revision=name, number=1, until=b.ago(-left)) for name, left in entries]
-    state = b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted", step=None), draining=drains).model_copy(update=changes)
+    state = b.status(
+        2, rollout=b.rollout("Done", 2, outcome="Promoted", step=None), draining=drains
+    ).model_copy(update=changes)
     servers = {V1: Server(5, 5, None, 5), V2: Server(4, 4, None, 4), "digits-other": Server(1, 1, None, 1)}
-    return b.snapshot(b.spec(2), state, revisions=(b.revision(1, "Retired"), b.revision(2, "Promoted")), servers=servers, traffic=b.TAKEN)
+    return b.snapshot(
+        b.spec(2),
+        state,
+        revisions=(b.revision(1, "Retired"), b.revision(2, "Promoted")),
+        servers=servers,
+        traffic=b.TAKEN,
+    )
 
 
 def test_each_drain_has_its_own_end() -> None:
@@ -477,7 +655,9 @@ def test_a_status_of_the_version_before_goes_on() -> None:
     for gone in ("strategy", "former"):
         del told["rollout"]["step"][gone]
     del told["draining"], told["restarts"], told["rollout"]["proven"]
-    s = dataclasses.replace(b.in_canary(), status=ModelDeploymentStatus.model_validate(told), assessment=b.judged("Successful"))
+    s = dataclasses.replace(
+        b.in_canary(), status=ModelDeploymentStatus.model_validate(told), assessment=b.judged("Successful")
+    )
     to = b.moved(decide(s, b.START))
     assert to.step and (to.step.weight, to.step.former) == (50, 25)
 
@@ -486,14 +666,26 @@ def test_a_scale_down_delay_is_the_formers() -> None:
     wanted = b.spec(2, rollout={"scaleDownDelay": "10m"})
     plan = decide(b.second("Promote", wanted=wanted), b.START)
     assert [(d.revision, d.until) for d in plan.status.draining] == [(V1, b.ago(-600))]
-    failed = decide(b.second("Revert", wanted=wanted, changes={"outcome": "RolledBack", "reason": "x"}), b.START)
-    assert [(d.revision, d.until) for d in failed.status.draining] == [(V2, b.ago(-3))], "a failed one gives its GPUs back at once"
+    failed = decide(
+        b.second("Revert", wanted=wanted, changes={"outcome": "RolledBack", "reason": "x"}), b.START
+    )
+    assert [(d.revision, d.until) for d in failed.status.draining] == [(V2, b.ago(-3))], (
+        "a failed one gives its GPUs back at once"
+    )
 
 
 def test_a_second_loss_of_traffic_does_not_shorten_the_first_drain() -> None:
     s = b.second("Revert", changes={"outcome": "RolledBack", "reason": "x"})
-    s = replace(s, status=s.status.model_copy(update={"draining": [Draining(revision="digits-other", number=1, until=b.ago(-100))]}))
-    assert [(d.revision, d.until) for d in decide(s, b.START).status.draining] == [("digits-other", b.ago(-100)), (V2, b.ago(-3))]
+    s = replace(
+        s,
+        status=s.status.model_copy(
+            update={"draining": [Draining(revision="digits-other", number=1, until=b.ago(-100))]}
+        ),
+    )
+    assert [(d.revision, d.until) for d in decide(s, b.START).status.draining] == [
+        ("digits-other", b.ago(-100)),
+        (V2, b.ago(-3)),
+    ]
 
 
 def test_damaged_drains_are_dropped() -> None:
@@ -529,7 +721,12 @@ def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:
     assert (to.stage, to.outcome, plan.status.handled_verbs) == ("Revert", "Aborted", [f"abort:{V2}:n"])
     going = replace(s, status=plan.status, traffic=Traffic(False, "not accepted yet"))
     shares = settle(going)
-    assert shares.desired and shares.desired.split == ((V1, 100),) and shares.desired.selector == V1 and shares.requeue_after
+    assert (
+        shares.desired
+        and shares.desired.split == ((V1, 100),)
+        and shares.desired.selector == V1
+        and shares.requeue_after
+    )
     assert shares.desired.servers == {V1: 2, V2: 2}
     assert b.moved(decide(replace(going, traffic=b.TAKEN), b.at(5))).stage == "Failed"
 

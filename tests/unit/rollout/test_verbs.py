@@ -42,12 +42,17 @@ def test_promote_goes_on_without_a_verdict_and_leaves_a_trace() -> None:
 
 @pytest.mark.parametrize("reason", ["PauseStep", "Inconclusive", "AccuracyLow"])
 def test_promote_ends_a_pause_of_any_cause(reason: str) -> None:
-    to = b.moved(decide(b.in_canary(at_step=b.step(phase="Paused"), reason=reason, verbs=(promote(),)), b.START))
+    to = b.moved(
+        decide(b.in_canary(at_step=b.step(phase="Paused"), reason=reason, verbs=(promote(),)), b.START)
+    )
     assert to.step and (to.step.weight, to.reason) == (25, None)
 
 
 def test_promote_at_the_last_step_promotes() -> None:
-    assert b.moved(decide(b.in_canary(at_step=b.step(2, 50), verbs=(promote("3/3"),)), b.START)).stage == "Promote"
+    assert (
+        b.moved(decide(b.in_canary(at_step=b.step(2, 50), verbs=(promote("3/3"),)), b.START)).stage
+        == "Promote"
+    )
 
 
 @pytest.mark.parametrize("step", ["2/3", "1/4", None])
@@ -78,7 +83,9 @@ def test_another_nonce_is_another_request() -> None:
     s = b.in_canary(verbs=(promote("2/3", nonce="n2"),), at_step=b.step(1, 25))
     s = replace(s, status=s.status.model_copy(update={"handled_verbs": [f"promote:{V2}:n1"]}))
     plan = decide(s, b.START)
-    assert b.moved(plan).step and plan.status.handled_verbs == [f"promote:{V2}:n2"], "one entry for each annotation"
+    assert b.moved(plan).step and plan.status.handled_verbs == [f"promote:{V2}:n2"], (
+        "one entry for each annotation"
+    )
 
 
 @pytest.mark.parametrize("nonce", ["2026-11-22T12:00:00Z", "a:b:c", "x" * 100_000, "über", ":"])
@@ -98,12 +105,21 @@ def test_the_trace_of_an_override_is_short() -> None:
 
 def test_nothing_handled_is_forgotten_while_its_revision_exists() -> None:
     """Or an old annotation would be carried out a second time."""
-    revisions = tuple(replace(b.revision(1, "Retired"), name=f"digits-{i:08x}", number=i) for i in range(1, 60))
-    handled = [f"{verb}:{r.name}:old:refused {'because ' * 10}" for r in revisions for verb in ("rollback", "retry", "abort")]
+    revisions = tuple(
+        replace(b.revision(1, "Retired"), name=f"digits-{i:08x}", number=i) for i in range(1, 60)
+    )
+    handled = [
+        f"{verb}:{r.name}:old:refused {'because ' * 10}"
+        for r in revisions
+        for verb in ("rollback", "retry", "abort")
+    ]
     old = tuple(Verb(verb, r.name, "old") for r in revisions for verb in ("rollback", "retry", "abort"))
     state = b.status(1, handled_verbs=handled, rollout=b.rollout("Done", 1, outcome="Stable"))
     s = b.snapshot(
-        b.spec(1), state, revisions=(*revisions, b.revision(1, "Stable", number=60)), verbs=(*old, Verb("rollback", "digits-0000000a", "new"))
+        b.spec(1),
+        state,
+        revisions=(*revisions, b.revision(1, "Stable", number=60)),
+        verbs=(*old, Verb("rollback", "digits-0000000a", "new")),
     )
     s = replace(s, servers={V1: b.ready()}, traffic=b.TAKEN)
     after = decide(s, b.START).status
@@ -123,7 +139,10 @@ def test_what_was_handled_on_a_revision_that_went_is_forgotten() -> None:
 # --- abort
 
 
-@pytest.mark.parametrize(("stage", "to"), [("Prepare", "Failed"), ("Provision", "Failed"), ("Evaluate", "Failed"), ("Promote", "Revert")])
+@pytest.mark.parametrize(
+    ("stage", "to"),
+    [("Prepare", "Failed"), ("Provision", "Failed"), ("Evaluate", "Failed"), ("Promote", "Revert")],
+)
 def test_abort_takes_traffic_back_where_there_may_be_some(stage: str, to: str) -> None:
     after = b.moved(decide(b.second(stage, verbs=(Verb("abort", V2, "n1"),)), b.START))
     assert (after.stage, after.outcome, after.reason) == (to, "Aborted", "AbortedByUser")
@@ -135,18 +154,34 @@ def test_abort_in_the_canary_takes_traffic_back() -> None:
 
 def test_abort_of_the_first_version_ends_it() -> None:
     state = b.status(None, rollout=b.rollout("Promote", 1))
-    s = b.snapshot(b.spec(1), state, revisions=(b.revision(1),), servers={V1: b.ready()}, verbs=(Verb("abort", V1, "n1"),))
+    s = b.snapshot(
+        b.spec(1),
+        state,
+        revisions=(b.revision(1),),
+        servers={V1: b.ready()},
+        verbs=(Verb("abort", V1, "n1"),),
+    )
     assert b.moved(decide(s, b.START)).stage == "Failed"
 
 
 def test_abort_of_another_revision_or_of_nothing_is_refused() -> None:
     assert "no rollout of" in refusal(b.in_canary(verbs=(Verb("abort", V1, "n1"),)))
-    done = b.snapshot(b.spec(1), b.status(1, rollout=b.rollout("Done", 1)), revisions=(b.revision(1, "Stable"),), verbs=(Verb("abort", "", "n1"),))
+    done = b.snapshot(
+        b.spec(1),
+        b.status(1, rollout=b.rollout("Done", 1)),
+        revisions=(b.revision(1, "Stable"),),
+        verbs=(Verb("abort", "", "n1"),),
+    )
     assert "no rollout" in refusal(done)
 
 
 def test_abort_of_a_rollback_is_refused() -> None:
-    s = b.second("Revert", changes={"outcome": "RolledBack", "reason": "AccuracyLow"}, verbs=(Verb("abort", V2, "n1"),), traffic=type(b.TAKEN)(False))
+    s = b.second(
+        "Revert",
+        changes={"outcome": "RolledBack", "reason": "AccuracyLow"},
+        verbs=(Verb("abort", V2, "n1"),),
+        traffic=type(b.TAKEN)(False),
+    )
     assert "being taken back already" in refusal(s)
 
 
@@ -155,8 +190,16 @@ def test_abort_of_a_rollback_is_refused() -> None:
 
 def ended(outcome: str = "RolledBack", **facts: Any) -> Snapshot:
     """Version 2 has failed, spec still asks for it."""
-    state = b.status(1, rollout=b.rollout("Failed", 2, outcome=outcome, reason="AccuracyLow", artifact=b.artifact(2)))
-    s = b.snapshot(b.spec(2), state, revisions=(b.revision(1, "Stable"), b.revision(2, outcome)), servers={V1: b.ready()}, traffic=b.TAKEN)
+    state = b.status(
+        1, rollout=b.rollout("Failed", 2, outcome=outcome, reason="AccuracyLow", artifact=b.artifact(2))
+    )
+    s = b.snapshot(
+        b.spec(2),
+        state,
+        revisions=(b.revision(1, "Stable"), b.revision(2, outcome)),
+        servers={V1: b.ready()},
+        traffic=b.TAKEN,
+    )
     recorded = b.children(s).revision_status
     known = tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions)
     return replace(s, revisions=known, **facts)
@@ -185,7 +228,12 @@ def test_retry_of_what_spec_does_not_ask_for_is_refused() -> None:
 
 
 def test_retry_of_stable_is_refused() -> None:
-    s = b.snapshot(b.spec(1), b.status(1, rollout=b.rollout("Done", 1)), revisions=(b.revision(1, "Stable"),), verbs=(Verb("retry", V1, "n1"),))
+    s = b.snapshot(
+        b.spec(1),
+        b.status(1, rollout=b.rollout("Done", 1)),
+        revisions=(b.revision(1, "Stable"),),
+        verbs=(Verb("retry", V1, "n1"),),
+    )
     assert "is stable" in refusal(s)
     assert "is stable" in refusal(replace(s, spec=b.spec(1, pinned=True), verbs=(Verb("retry", "", "n1"),)))
 
@@ -204,7 +252,14 @@ def third(**facts: Any) -> Snapshot:
     return b.snapshot(
         b.spec(2),
         state,
-        **({"revisions": (b.revision(1, "Retired"), b.revision(2, "Promoted")), "servers": {V2: b.ready()}, "traffic": b.TAKEN} | facts),
+        **(
+            {
+                "revisions": (b.revision(1, "Retired"), b.revision(2, "Promoted")),
+                "servers": {V2: b.ready()},
+                "traffic": b.TAKEN,
+            }
+            | facts
+        ),
     )
 
 
@@ -230,17 +285,27 @@ def test_what_has_served_and_was_superseded_when_it_was_tried_again_can_still_be
 def test_rollback_goes_to_provision_with_what_is_proven_and_pins() -> None:
     plan = decide(settled(third(verbs=(ROLLBACK,))), b.START)
     to = b.moved(plan)
-    assert (to.stage, to.mode, to.revision, to.number, to.artifact) == ("Provision", "Rollback", V1, 1, b.artifact(1))
+    assert (to.stage, to.mode, to.revision, to.number, to.artifact) == (
+        "Provision",
+        "Rollback",
+        V1,
+        1,
+        b.artifact(1),
+    )
     assert plan.status.pinned and (plan.status.pinned.revision, plan.status.pinned.generation) == (V1, 1)
 
 
 @pytest.mark.parametrize("outcome", ["RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Pending"])
 def test_rollback_to_what_never_served_is_refused(outcome: str) -> None:
-    assert "never served as stable" in refusal(settled(third(verbs=(ROLLBACK,), revisions=(b.revision(1, outcome), b.revision(2, "Promoted")))))
+    assert "never served as stable" in refusal(
+        settled(third(verbs=(ROLLBACK,), revisions=(b.revision(1, outcome), b.revision(2, "Promoted"))))
+    )
 
 
 def test_rollback_to_what_was_never_prepared_is_refused() -> None:
-    s = third(verbs=(ROLLBACK,), revisions=(b.revision(1, "Retired", prepared=False), b.revision(2, "Promoted")))
+    s = third(
+        verbs=(ROLLBACK,), revisions=(b.revision(1, "Retired", prepared=False), b.revision(2, "Promoted"))
+    )
     assert "never prepared" in refusal(settled(s))
 
 
@@ -252,9 +317,18 @@ def test_rollback_to_stable_or_to_nothing_is_refused() -> None:
 def test_rollback_in_mid_canary_first_gives_traffic_back() -> None:
     revisions = (b.revision(1, "Retired"), b.revision(2, "Promoted"), b.revision(3, "Canary"))
     state = b.status(2, rollout=b.rollout("Canary", 3, step=b.step()), last_number=3)
-    s = b.snapshot(b.spec(3, steps=b.STEPS), state, revisions=revisions, servers={V2: b.ready(), V3: b.ready()}, traffic=b.TAKEN, verbs=(ROLLBACK,))
+    s = b.snapshot(
+        b.spec(3, steps=b.STEPS),
+        state,
+        revisions=revisions,
+        servers={V2: b.ready(), V3: b.ready()},
+        traffic=b.TAKEN,
+        verbs=(ROLLBACK,),
+    )
     plan = decide(s, b.START)
-    assert b.moved(plan).stage == "Revert" and plan.status.handled_verbs == [], "it is carried out when stable has all traffic"
+    assert b.moved(plan).stage == "Revert" and plan.status.handled_verbs == [], (
+        "it is carried out when stable has all traffic"
+    )
     waiting = decide(replace(s, status=plan.status, traffic=type(b.TAKEN)(False)), b.at(1))
     assert waiting.status.rollout and waiting.status.rollout.stage == "Revert"
 
@@ -277,7 +351,9 @@ def test_a_rollback_that_fails_says_nothing_about_the_version_and_stays_pinned()
 
 
 def test_an_unreadable_spec_waits_with_its_verbs() -> None:
-    plan = decide(replace(b.in_canary(verbs=(promote(),)), spec=None, spec_error="spec.model: missing"), b.START)
+    plan = decide(
+        replace(b.in_canary(verbs=(promote(),)), spec=None, spec_error="spec.model: missing"), b.START
+    )
     assert plan.status.handled_verbs == [] and plan.desired is None
 
 

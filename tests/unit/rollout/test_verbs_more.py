@@ -25,7 +25,9 @@ def say(verb: str, step: str | None = None, revision: str = V2) -> tuple[Verb, .
 def held(**facts: Any) -> Snapshot:
     s = b.in_canary(**facts)
     assert s.status.rollout
-    return replace(s, status=s.status.model_copy(update={"rollout": s.status.rollout.model_copy(update={"held": HELD})}))
+    return replace(
+        s, status=s.status.model_copy(update={"rollout": s.status.rollout.model_copy(update={"held": HELD})})
+    )
 
 
 # --- pause and resume
@@ -42,7 +44,10 @@ def test_pause_holds_the_weight_whatever_the_verdict(step: str | None) -> None:
 def test_a_paused_rollout_is_no_stall_and_says_what_to_do() -> None:
     plan = decide(held(assessment=b.judged("Inconclusive")), b.START)
     assert b.condition(plan, "Stalled").status == "False"
-    assert b.condition(plan, "Reconciling").reason == "PausedByUser" and "resume" in b.condition(plan, "Ready").message
+    assert (
+        b.condition(plan, "Reconciling").reason == "PausedByUser"
+        and "resume" in b.condition(plan, "Ready").message
+    )
 
 
 def test_what_is_proven_worse_goes_back_in_a_pause_too() -> None:
@@ -58,11 +63,16 @@ def test_pause_of_another_step_revision_or_stage_is_refused() -> None:
 
 
 def test_a_pause_takes_no_time_from_the_deadline() -> None:
-    s = replace(held(wanted=b.spec(2, rollout={"canary": {"steps": b.STEPS}, "progressDeadline": "1m"})), verbs=say("resume"))
+    s = replace(
+        held(wanted=b.spec(2, rollout={"canary": {"steps": b.STEPS}, "progressDeadline": "1m"})),
+        verbs=say("resume"),
+    )
     to = b.moved(decide(s, b.at(1000)))
     assert to.held is None and to.step and to.step.since == b.ago(10 - 1005)
     assert to.stage == "Canary"
-    on = replace(s, verbs=(), status=s.status.model_copy(update={"rollout": to}), assessment=b.judged("Inconclusive"))
+    on = replace(
+        s, verbs=(), status=s.status.model_copy(update={"rollout": to}), assessment=b.judged("Inconclusive")
+    )
     assert b.moved(decide(on, b.at(1040))).step != to.step and b.moved(decide(on, b.at(1040))).reason is None
     assert b.moved(decide(on, b.at(1060))).reason == "Inconclusive"
 
@@ -109,9 +119,13 @@ def test_promote_ends_a_bake_and_promote_full_does_not() -> None:
 
 
 def test_restart_is_kept_in_status_and_in_the_pods() -> None:
-    s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN
+    )
     plan = decide(replace(s, verbs=say("restart", revision=V1)), b.START)
-    assert plan.status.restarts == {V1: RestartStatus(at=b.ago(0))} and [e.reason for e in plan.events] == ["RestartedByUser"]
+    assert plan.status.restarts == {V1: RestartStatus(at=b.ago(0))} and [e.reason for e in plan.events] == [
+        "RestartedByUser"
+    ]
     again = replace(s, verbs=say("restart", revision=V1), status=plan.status)
     assert decide(again, b.at(60)).status.restarts == {V1: RestartStatus(at=b.ago(0))}, "carried out once"
     assert desired(again, b.START).restarts == {V1: b.ago(0)}
@@ -120,7 +134,9 @@ def test_restart_is_kept_in_status_and_in_the_pods() -> None:
 def test_a_lost_status_restarts_nothing() -> None:
     """What the pods say stands, or the next write of their Deployment would replace them."""
     servers = {V1: Server(2, 2, None, 2, restarted="2026-11-22T10:00:00.000Z")}
-    s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers=servers, traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers=servers, traffic=b.TAKEN
+    )
     assert desired(s, b.START).restarts == {V1: "2026-11-22T10:00:00.000Z"}
 
 
@@ -129,14 +145,21 @@ def test_what_has_pods_is_restarted_and_nothing_else() -> None:
     for revision in (V1, V2):
         plan = decide(b.in_canary(verbs=say("restart", revision=revision)), b.START)
         assert set(plan.status.restarts) == {revision}
-    baking = b.second("Bake", wanted=b.spec(2, rollout={"bake": "30m"}), changes={"step": b.step(3, 100)}, live_split=((V2, 100),))
+    baking = b.second(
+        "Bake",
+        wanted=b.spec(2, rollout={"bake": "30m"}),
+        changes={"step": b.step(3, 100)},
+        live_split=((V2, 100),),
+    )
     assert set(decide(replace(baking, verbs=say("restart", revision=V1)), b.START).status.restarts) == {V1}
     queued = b.in_canary(verbs=say("restart"))
     assert "has no pods" in refusal(replace(queued, servers={V1: b.ready()}))
 
 
 def test_downtime_is_allowed_for_one_restart() -> None:
-    s = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN)
+    s = b.snapshot(
+        b.spec(1), b.status(1), revisions=(b.revision(1, "Stable"),), servers={V1: b.ready()}, traffic=b.TAKEN
+    )
     first = decide(replace(s, verbs=say("restart-allow-downtime", revision=V1)), b.START).status
     assert desired(replace(s, status=first), b.START).ends_first == {V1}
     again = decide(replace(s, status=first, verbs=say("restart", revision=V1)), b.at(60)).status
@@ -150,14 +173,23 @@ def back(window: str | None, retired: str | None) -> Any:
     kept = b.revision(1, "Retired")
     kept = replace(kept, status=kept.status.model_copy(update={"retired": retired}))
     wanted = b.spec(2, steps=b.STEPS, rollout={"rollbackWindow": window} if window else {})
-    s = b.snapshot(wanted, b.status(2), revisions=(kept, b.revision(2, "Promoted")), servers={V1: b.ready(), V2: b.ready()}, traffic=b.TAKEN)
+    s = b.snapshot(
+        wanted,
+        b.status(2),
+        revisions=(kept, b.revision(2, "Promoted")),
+        servers={V1: b.ready(), V2: b.ready()},
+        traffic=b.TAKEN,
+    )
     return replace(s, verbs=say("rollback", revision=V1))
 
 
 @pytest.mark.parametrize(
-    ("window", "retired", "proven"), [(None, None, True), ("1h", b.ago(60), True), ("1h", b.ago(3700), False), ("1h", None, False)]
+    ("window", "retired", "proven"),
+    [(None, None, True), ("1h", b.ago(60), True), ("1h", b.ago(3700), False), ("1h", None, False)],
 )
-def test_what_was_proven_counts_within_the_window(window: str | None, retired: str | None, proven: bool) -> None:
+def test_what_was_proven_counts_within_the_window(
+    window: str | None, retired: str | None, proven: bool
+) -> None:
     s = back(window, retired)
     begun = decide(s, b.START).status
     assert begun.rollout and (begun.rollout.mode, begun.rollout.proven) == ("Rollback", proven)
@@ -170,7 +202,11 @@ def test_beyond_it_the_revision_is_judged_like_a_new_one_and_spec_does_not_take_
     for _ in range(3):
         s = replace(s, status=decide(s, b.START).status)
     rollout = s.status.rollout
-    assert rollout and rollout.step and (rollout.stage, rollout.revision, rollout.step.weight) == ("Canary", V1, 5)
+    assert (
+        rollout
+        and rollout.step
+        and (rollout.stage, rollout.revision, rollout.step.weight) == ("Canary", V1, 5)
+    )
     observing = rollout.model_copy(update={"step": b.step()})
     bad = replace(s, status=s.status.model_copy(update={"rollout": observing}), assessment=b.judged("Failed"))
     assert b.moved(decide(bad, b.START)).outcome == "RolledBack"

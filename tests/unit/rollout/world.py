@@ -1,7 +1,9 @@
-"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does: a transition, or children made to match.
+"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does: a
+transition, or children made to match.
 
-What the world does (Jobs, pods, gateway, data plane, users) is in its public methods; ``reconcile`` is the operator. ``check`` holds the
-invariants of DESIGN.md after every single write. Shared by the scenarios in tests/unit and the state machine in tests/property.
+What the world does (Jobs, pods, gateway, data plane, users) is in its public methods; ``reconcile``
+is the operator. ``check`` holds the invariants of DESIGN.md after every single write. Shared by the
+scenarios in tests/unit and the state machine in tests/property.
 """
 
 from __future__ import annotations
@@ -30,7 +32,16 @@ from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, 
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import carriers, has_pods_for, matched, measured, preview, service_selector, split, stage_job
+from modelrollout.rollout.desired import (
+    carriers,
+    has_pods_for,
+    matched,
+    measured,
+    preview,
+    service_selector,
+    split,
+    stage_job,
+)
 from modelrollout.rollout.in_place import floor, sharing
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, frozen
@@ -62,7 +73,11 @@ SETTLE = 3.0
 CONFIG = OperatorConfig.model_construct()
 LIVELOCK = 40  # more writes than this without any change outside is going in circles
 STATUS_LIMIT = 32 * 1024
-VERSION = {"model": True, "optimization": True, "serving": {"triton", "resources", "batching", "node_selector"}}
+VERSION = {
+    "model": True,
+    "optimization": True,
+    "serving": {"triton", "resources", "batching", "node_selector"},
+}
 
 
 class Refused(Exception):
@@ -82,7 +97,9 @@ class Pods:
 
 @dataclass
 class World:
-    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, the rest is what exists."""
+    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, the rest is what
+    exists.
+    """
 
     spec: ModelDeploymentSpec | None
     now: datetime = builders.START
@@ -95,15 +112,19 @@ class World:
     servers: dict[str, Pods] = field(default_factory=dict)
     route: Split | None = None
     route_version: int = 0
-    matched: tuple[str, str] | None = None  # requests with this header (as JSON) go to that revision
+    # requests with this header (as JSON) go to that revision
+    matched: tuple[str, str] | None = None
     accepted: bool = False
-    arriving: tuple[datetime, Split] | None = None  # accepted by the gateway, not yet in all its processes
-    plane: Split = ()  # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    # accepted by the gateway, not yet in all its processes
+    arriving: tuple[datetime, Split] | None = None
+    # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    plane: Split = ()
     way: MirrorWay | None = "TraefikService"  # how this gateway mirrors
     mirror: str | None = None  # revision for which comparer and TraefikService exist
     mirror_known: bool = False  # the data plane has had time to take the TraefikService up
     tried: bool = False  # the gateway has accepted the route that tries the mirror out
-    route_mirror: str | None = None  # the revision for which the route mirrors; likewise the next two
+    # the revision for which the route mirrors; likewise the next two
+    route_mirror: str | None = None
     arriving_mirror: str | None = None
     plane_mirror: str | None = None
     comparer: bool = False  # its pod is ready
@@ -118,7 +139,8 @@ class World:
     refusal: Problem | None = None
     rules: Rules = NO_RULES
     wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
-    most: int | None = None  # percent of the requests that a wrong model may ever have; None: nobody has said
+    # percent of the requests that a wrong model may ever have; None: nobody has said
+    most: int | None = None
     names_since: datetime | None = None  # when it took over a host name
     slot: bool = True  # whether the rollout that waits is given its slot
     gpus: int | None = None  # pods that have room; None: as many as are asked for
@@ -126,12 +148,14 @@ class World:
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     quarantined: set[str] = field(default_factory=set)
-    damaged: bool = False  # somebody took children or status away: invariant 2 holds again once they are back
-    pinned_against: dict[str, Any] = field(default_factory=dict)  # what spec asked for when somebody rolled back
+    # somebody took children or status away: invariant 2 holds again once they are back
+    damaged: bool = False
+    # what spec asked for when somebody rolled back
+    pinned_against: dict[str, Any] = field(default_factory=dict)
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
 
-    # --- the operator -------------------------------------------------------------------------------------------------
+    # --- the operator
 
     def snapshot(self) -> Snapshot:
         """As ``controller.observe.observation`` makes it."""
@@ -143,8 +167,15 @@ class World:
             spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
-            servers={name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted, updated=p.asked) for name, p in self.servers.items()}
-            | ({names.shadow_name(self.mirror): Server(1, int(self.comparer), None, 1)} if self.mirror else {}),
+            servers={
+                name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted, updated=p.asked)
+                for name, p in self.servers.items()
+            }
+            | (
+                {names.shadow_name(self.mirror): Server(1, int(self.comparer), None, 1)}
+                if self.mirror
+                else {}
+            ),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
@@ -152,18 +183,27 @@ class World:
             names_since=self.names_since,
             looking_since=self.looking_since,
             rules=self.rules,
-            slots=tuple(Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits),
+            slots=tuple(
+                Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits
+            ),
             live_split=self.route or (((self.service, 100),) if self.service not in (None, "*") else ()),
         )
         if self.spec is None:
             stable = s.status.stable.revision if s.status.stable else None
             kept: Router = ServiceRouter(s.name, {}, stable)
             if self.route is not None:
-                kept = MirrorRouter(KeptRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG)
+                kept = MirrorRouter(
+                    KeptRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
+                )
             return replace(s, traffic=kept.taken_up(split(s), self._objects(), s.servers))
         job = stage_job(s.status, s)
         s = replace(s, work=self.jobs.get(job[1], Work()) if job else Work())
-        if s.status.rollout and s.status.rollout.stage == "Evaluate" and s.work.state == "Succeeded" and s.work.result:
+        if (
+            s.status.rollout
+            and s.status.rollout.stage == "Evaluate"
+            and s.work.state == "Succeeded"
+            and s.work.result
+        ):
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
         router: Router = (
             GatewayRouter(s.name, self.spec.traffic, self.spec.rollout, matched(s), preview(s))
@@ -172,30 +212,47 @@ class World:
         )
         if s.gateway:
             router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
-            missing = Problem("GatewayFeatureMissing", "it cannot mirror") if self.spec.rollout.shadow and self.way is None else None
-            s = replace(s, mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())), refusal=s.refusal or missing)
+            missing = (
+                Problem("GatewayFeatureMissing", "it cannot mirror")
+                if self.spec.rollout.shadow and self.way is None
+                else None
+            )
+            s = replace(
+                s,
+                mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())),
+                refusal=s.refusal or missing,
+            )
         s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
         found = self._assessment() if measured(s) else None
         if found is not None and s.status.rollout and s.status.rollout.stage == "Shadow":
-            agreement = MetricStatus(name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100))
+            agreement = MetricStatus(
+                name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100)
+            )
             found = replace(found, metrics=(agreement,))
         return replace(s, assessment=found) if found else s
 
     def _assessment(self) -> Assessment | None:
-        """What a look finds. Nobody ever proves a wrong model, whatever the metrics of the spec's own say."""
+        """What a look finds. Nobody ever proves a wrong model, whatever the metrics of the spec's
+        own say.
+        """
         if not self.verdict:
             return None
         rollout = self.status.rollout
         of_wrong = rollout is not None and rollout.revision in self.wrong and self.verdict == "Successful"
         verdict: VerdictName = "Inconclusive" if of_wrong else self.verdict
-        demanded = tuple(MetricStatus(name=m.name, verdict=verdict, reason="AsMeasured") for m in self.rules.mandatory)
+        demanded = tuple(
+            MetricStatus(name=m.name, verdict=verdict, reason="AsMeasured") for m in self.rules.mandatory
+        )
         return replace(builders.judged(verdict), metrics=demanded)
 
     def _objects(self) -> dict[tuple[str, str], dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
 
         def route(name: str, rules: list[dict[str, Any]], version: int, accepted: bool) -> None:
-            conditions = [{"type": t, "status": "True", "observedGeneration": version} for t in ("Accepted", "ResolvedRefs")]
+            conditions = [
+                {"type": t, "status": "True", "observedGeneration": version}
+                for t in ("Accepted", "ResolvedRefs")
+            ]
             found["HTTPRoute", name] = {
                 "kind": "HTTPRoute",
                 "metadata": {"name": name, "generation": version},
@@ -206,11 +263,19 @@ class World:
         open_to_clients: dict[str, Any] = {"matches": matches("HTTPRoute", builders.NAME)}
         if self.route is not None:
             aside = [
-                {"matches": matches("HTTPRoute", builders.NAME, json.loads(h)), "backendRefs": [{"name": r, "weight": 100}]}
+                {
+                    "matches": matches("HTTPRoute", builders.NAME, json.loads(h)),
+                    "backendRefs": [{"name": r, "weight": 100}],
+                }
                 for h, r in filter(None, [self.matched])
             ]
             filters = {"filters": [{"type": "RequestMirror"}]} if self.route_mirror else {}
-            rules = [*aside, open_to_clients | {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]} | filters]
+            rules = [
+                *aside,
+                open_to_clients
+                | {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}
+                | filters,
+            ]
             route(builders.NAME, rules, self.route_version, self.accepted)
         if self.mirror is not None:
             route(names.shadow_name(self.mirror), [], 1, self.tried)
@@ -223,7 +288,9 @@ class World:
         return found
 
     def one_pass(self, *, crash_after: int | None = None) -> tuple[bool, Plan]:
-        """One pass; True when it wrote something. ``crash_after``: the process dies after so many writes to children."""
+        """One pass; True when it wrote something. ``crash_after``: the process dies after so many
+        writes to children.
+        """
         s = self.snapshot()
         plan = decide(s, self.now)
         if plan.status != s.status:
@@ -247,7 +314,9 @@ class World:
             raise Refused
         wire = json.dumps(status.wire())
         assert len(wire) < STATUS_LIMIT
-        assert ModelDeploymentStatus.model_validate(json.loads(wire)) == status, "status does not survive the API server"
+        assert ModelDeploymentStatus.model_validate(json.loads(wire)) == status, (
+            "status does not survive the API server"
+        )
         before, self.status = self.status, status
         self.version += 1
         self._check_transition(before, status)
@@ -262,13 +331,19 @@ class World:
         if s.spec is None:
             if self.service != desired.selector:
                 yield lambda: self._select(desired.selector)
-            if self.route is not None and (self.route, self.matched, self.route_mirror) != (desired.split, aside, None):
+            if self.route is not None and (self.route, self.matched, self.route_mirror) != (
+                desired.split,
+                aside,
+                None,
+            ):
                 yield lambda: self._apply_route(desired.split, aside, None)
             return
         for name, count in desired.servers.items():
             restart = desired.restarts.get(name)
             pods = self.servers.get(name)
-            if self._renders(s, name) and (pods is None or pods.asked != count or restart not in (None, pods.restarted)):
+            if self._renders(s, name) and (
+                pods is None or pods.asked != count or restart not in (None, pods.restarted)
+            ):
                 yield lambda name=name, count=count, restart=restart: self._apply_server(name, count, restart)  # type: ignore[misc]
         if desired.preview is not None and self.preview != desired.preview:
             yield lambda: self._show(desired.preview)
@@ -279,7 +354,11 @@ class World:
         routed = revision if wanted and wanted.routed else None
         if revision is not None and self.mirror != revision:
             yield lambda: self._make_mirror(revision)
-        if s.gateway and desired.split and (self.route, self.matched, self.route_mirror) != (desired.split, aside, routed):
+        if (
+            s.gateway
+            and desired.split
+            and (self.route, self.matched, self.route_mirror) != (desired.split, aside, routed)
+        ):
             yield lambda: self._apply_route(desired.split, aside, routed)
         if self.preview is not None and desired.preview is None:
             yield lambda: self._show(None)
@@ -292,7 +371,11 @@ class World:
             yield self._delete_mirror
         if self.service is not None and desired.selector is None:
             yield lambda: self._select(None)
-        for name in [n for n, w in self.jobs.items() if w.state == "Running" and (desired.work is None or n != desired.work[1])]:
+        for name in [
+            n
+            for n, w in self.jobs.items()
+            if w.state == "Running" and (desired.work is None or n != desired.work[1])
+        ]:
             yield lambda name=name: self._delete_job(name)  # type: ignore[misc]
         for name, status in desired.revision_status.items():
             if status.outcome not in ("Pending", "Canary") and self.mirrors.get(name) != status.outcome:
@@ -312,7 +395,9 @@ class World:
         return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
 
     def reconcile(self) -> Plan:
-        """Passes until nothing is written any more; the plan of the last one. Fails on a livelock and on a wait for nothing."""
+        """Passes until nothing is written any more; the plan of the last one. Fails on a livelock
+        and on a wait for nothing.
+        """
         for _ in range(LIVELOCK):
             wrote, plan = self.one_pass()
             if not wrote and plan.requeue_after != 0:
@@ -320,7 +405,7 @@ class World:
                 return plan
         raise AssertionError(f"no end of writes without a change outside: {self.status.rollout}")
 
-    # --- the world ----------------------------------------------------------------------------------------------------
+    # --- the world
 
     def tick(self, seconds: float) -> None:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
@@ -351,7 +436,9 @@ class World:
         for name, pods in self.servers.items():
             others = sum(other.ready for o, other in self.servers.items() if o != name)
             ready = pods.asked if self.gpus is None else max(pods.ready, min(pods.asked, self.gpus - others))
-            self.pods(name, ready, None if ready == pods.asked else Problem("Unschedulable", "no GPU is free"))
+            self.pods(
+                name, ready, None if ready == pods.asked else Problem("Unschedulable", "no GPU is free")
+            )
 
     def end_job(self, how: str) -> None:
         """The running Job ends: ok, lost, bad (input), gate, or oom."""
@@ -359,16 +446,32 @@ class World:
         rollout = self.status.rollout
         if name is None or rollout is None:
             return
-        result = TaskResult(reason="Completed", sha256=self._source(), size_bytes=1000, samples=1000, accuracy=0.97)
-        result = result.model_copy(update={"artifact_uri": f"s3://artifacts/{rollout.revision}", "artifact_digest": f"sha256:{rollout.sha256}"})
+        result = TaskResult(
+            reason="Completed", sha256=self._source(), size_bytes=1000, samples=1000, accuracy=0.97
+        )
+        result = result.model_copy(
+            update={
+                "artifact_uri": f"s3://artifacts/{rollout.revision}",
+                "artifact_digest": f"sha256:{rollout.sha256}",
+            }
+        )
         if rollout.stage == "Tune":
-            chosen = TrialResult(serving=ServingConfig(instances=2, batch=8), throughput=200, latency_ms=20, within=True)
-            result = TaskResult(tuned=TuneResult(configured=TrialResult(serving=ServingConfig(), throughput=100, within=True), chosen=chosen))
+            chosen = TrialResult(
+                serving=ServingConfig(instances=2, batch=8), throughput=200, latency_ms=20, within=True
+            )
+            result = TaskResult(
+                tuned=TuneResult(
+                    configured=TrialResult(serving=ServingConfig(), throughput=100, within=True),
+                    chosen=chosen,
+                )
+            )
         self.jobs[name] = {
             "ok": Work("Succeeded", 0, result),
             "lost": Work("Succeeded"),
             "bad": Work("Failed", 10, TaskResult(reason="NotOnnx", message="not an ONNX file")),
-            "gate": Work("Failed", 12, TaskResult(reason="AccuracyDrop", message="the loss exceeds the budget")),
+            "gate": Work(
+                "Failed", 12, TaskResult(reason="AccuracyDrop", message="the loss exceeds the budget")
+            ),
             "oom": Work("Failed", 137, None, Problem("OutOfMemory", "raise the limit")),
         }[how]
 
@@ -378,13 +481,19 @@ class World:
         return next((builders.sha(v) for v in range(10) if self.spec.model.uri == builders.uri(v)), None)
 
     def serve(self) -> None:
-        """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the verdict is good."""
+        """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the
+        verdict is good.
+        """
         self.verdict = "Successful"
         for _ in range(90):
             before = (self.version, self.route_version)
             self.kindly()
             self.reconcile()
-            if not in_flight(self.status.rollout) and before == (self.version, self.route_version) and not still_draining(self.snapshot(), self.now):
+            if (
+                not in_flight(self.status.rollout)
+                and before == (self.version, self.route_version)
+                and not still_draining(self.snapshot(), self.now)
+            ):
                 return
 
     def kindly(self) -> None:
@@ -395,7 +504,7 @@ class World:
         self.accept()
         self.tick(SETTLE + 1)
 
-    # --- users and accidents ------------------------------------------------------------------------------------------
+    # --- users and accidents
 
     def edit(self, wanted: ModelDeploymentSpec | None) -> None:
         """Apply another spec."""
@@ -423,27 +532,41 @@ class World:
         self.tick(seconds)
         self.looking_since = self.now
 
-    def change_route(self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None) -> None:
+    def change_route(
+        self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None
+    ) -> None:
         """Somebody else than the leader writes the route."""
-        self.route, self.matched, self.route_mirror, self.accepted, self.damaged = split, aside, mirror, False, True
+        self.route, self.matched, self.route_mirror, self.accepted, self.damaged = (
+            split,
+            aside,
+            mirror,
+            False,
+            True,
+        )
         self.route_version += 1
 
     def lose_status(self, *, all_of_it: bool = True) -> None:
-        """Somebody empties status, or a backup brings none, or what names stable is damaged; the mirrors stay."""
+        """Somebody empties status, or a backup brings none, or what names stable is damaged; the
+        mirrors stay.
+        """
         carries = dict(self.route or ())
         stable = self.status.stable.revision if self.status.stable else ""
         self.known_stable = stable if carries.get(stable) == 100 and stable in self.servers else None
-        self.status = ModelDeploymentStatus() if all_of_it else sound(self.status.model_copy(update={"stable": None}))
+        self.status = (
+            ModelDeploymentStatus() if all_of_it else sound(self.status.model_copy(update={"stable": None}))
+        )
         self.damaged = True
         self.version += 1
 
-    # --- single writes ------------------------------------------------------------------------------------------------
+    # --- single writes
 
     def _create_revision(self, s: Snapshot, desired: Desired) -> None:
         new = desired.new_revision
         assert new is not None and s.spec is not None and new.name not in self.revisions
         assert all(r.number < new.number for r in self.revisions.values()), "a number is used again"
-        self.revisions[new.name] = Revision(new.name, new.number, new.sha256, s.spec.user_input(), ModelRevisionStatus())
+        self.revisions[new.name] = Revision(
+            new.name, new.number, new.sha256, s.spec.user_input(), ModelRevisionStatus()
+        )
 
     def _renders(self, s: Snapshot, name: str) -> bool:
         revision, rollout = s.revision(name), s.status.rollout
@@ -455,19 +578,31 @@ class World:
     def _apply_server(self, name: str, count: int, restart: str | None) -> None:
         kept, flying = self.revisions[name].status.tuning, self.status.rollout
         tuning = (flying.tuning if flying and flying.revision == name else None) or kept
-        assert name not in self.servers or self.servers[name].tuning == tuning, "another template: pods that nobody asked for"
+        assert name not in self.servers or self.servers[name].tuning == tuning, (
+            "another template: pods that nobody asked for"
+        )
         rollout = self.status.rollout
         waits = rollout is not None and rollout.revision == name and rollout.queue is not None
         assert name in self.servers or not waits, "pods of a rollout that is queued"
         pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
-        if name == stable and rollout is not None and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert"):
+        if (
+            name == stable
+            and rollout is not None
+            and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert")
+        ):
             shared = sharing(self.status)
-            assert shared is None or self.spec is None or count >= floor(self.spec), "less than the floor of surge InPlace"
+            assert shared is None or self.spec is None or count >= floor(self.spec), (
+                "less than the floor of surge InPlace"
+            )
             least = pods.asked if shared is None else min(pods.asked, shared.keeps)
-            assert rollout.stage == "Provision" or count >= least, "stable is scaled down while it may have to carry everything again"
+            assert rollout.stage == "Provision" or count >= least, (
+                "stable is scaled down while it may have to carry everything again"
+            )
         if restart != pods.restarted:
-            assert restart is not None and restart == self.status.restarts[name].at, "new pods that nobody asked for"
+            assert restart is not None and restart == self.status.restarts[name].at, (
+                "new pods that nobody asked for"
+            )
         pods.asked, pods.ready, pods.restarted = count, min(pods.ready, count), restart
 
     def _show(self, name: str | None) -> None:
@@ -475,8 +610,12 @@ class World:
         self.preview_version += 1
 
     def _delete_server(self, name: str) -> None:
-        assert self.damaged or name not in dict(self.route or ()), "a backend goes before the route that names it"
-        assert self.damaged or name not in (self.preview, *(r for _, r in filter(None, [self.matched]))), "likewise"
+        assert self.damaged or name not in dict(self.route or ()), (
+            "a backend goes before the route that names it"
+        )
+        assert self.damaged or name not in (self.preview, *(r for _, r in filter(None, [self.matched]))), (
+            "likewise"
+        )
         del self.servers[name]
 
     def _delete_job(self, name: str) -> None:
@@ -495,7 +634,9 @@ class World:
     def _apply_route(self, wanted: Split, aside: tuple[str, str] | None, mirror: str | None) -> None:
         self._check_route(wanted, aside)
         if mirror is not None and not self.damaged:
-            assert self.mirror == mirror and self.mirror_known, "the data plane does not know what the route is about to name"
+            assert self.mirror == mirror and self.mirror_known, (
+                "the data plane does not know what the route is about to name"
+            )
         self.route, self.matched, self.route_mirror, self.accepted = wanted, aside, mirror, False
         self.route_version += 1
 
@@ -505,21 +646,30 @@ class World:
 
     def _record(self, name: str, status: ModelRevisionStatus) -> None:
         assert len(json.dumps(status.wire())) < STATUS_LIMIT
-        self.revisions[name] = replace(self.revisions[name], status=ModelRevisionStatus.model_validate(json.loads(json.dumps(status.wire()))))
+        self.revisions[name] = replace(
+            self.revisions[name],
+            status=ModelRevisionStatus.model_validate(json.loads(json.dumps(status.wire()))),
+        )
         assert self.revisions[name].status == status
         if self.outcomes.get(name) != status.outcome:
             self.outcomes[name] = status.outcome
             if status.outcome in QUARANTINED:
                 self.quarantined.add(name)  # until somebody says retry
 
-    # --- invariants ---------------------------------------------------------------------------------------------------
+    # --- invariants
 
     def weight(self, status: ModelDeploymentStatus) -> int:
         """Percent that the state gives to the revision in flight."""
         rollout = status.rollout
         if rollout is None or not in_flight(rollout) or rollout.revision is None:
             return 0
-        return 100 if rollout.stage in ("Promote", "Bake") else rollout.step.weight if rollout.stage == "Canary" and rollout.step else 0
+        return (
+            100
+            if rollout.stage in ("Promote", "Bake")
+            else rollout.step.weight
+            if rollout.stage == "Canary" and rollout.step
+            else 0
+        )
 
     def _check_transition(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
         old, new = before.rollout, after.rollout
@@ -532,7 +682,11 @@ class World:
                 assert self.verbs[verb, revision].step == before.step, "it was meant for another step"
         known = {(name, record.at) for name, record in before.restarts.items()}
         if {(name, record.at) for name, record in after.restarts.items()} - known and not self.damaged:
-            asked = [v for v in set(after.handled_verbs) - set(before.handled_verbs) if v.startswith(("restart:", "restart-allow-downtime:"))]
+            asked = [
+                v
+                for v in set(after.handled_verbs) - set(before.handled_verbs)
+                if v.startswith(("restart:", "restart-allow-downtime:"))
+            ]
             assert asked, "a restart that nobody asked for"
         if new is not None and (old is None or new.started != old.started) and not self.damaged:
             self._check_begin(before, after)
@@ -543,9 +697,20 @@ class World:
         same = old is not None and new is not None and old.started == new.started
         if new is not None and self.weight(after) > (self.weight(before) if same else 0):
             self._check_raise(before, after, old if same else None, new)
-        if new is not None and old is not None and (new.message or "") != (old.message or "") and " within progressDeadline " in (new.message or ""):
+        if (
+            new is not None
+            and old is not None
+            and (new.message or "") != (old.message or "")
+            and " within progressDeadline " in (new.message or "")
+        ):
             self._check_deadline()
-        if old is not None and same and new is not None and old.stage == "Promote" and self._is_proven_worse():
+        if (
+            old is not None
+            and same
+            and new is not None
+            and old.stage == "Promote"
+            and self._is_proven_worse()
+        ):
             assert new.stage in ("Canary", "Revert"), "what is proven worse waits for no more pods"
         if old is not None and same and new is not None and old.stage == "Revert":
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
@@ -565,44 +730,93 @@ class World:
         since = self.deciding.looking_since if self.deciding else None
         if since is not None and self.spec is not None:
             looked = (self.now - since).total_seconds()
-            assert looked >= min(GRACE_SECONDS, seconds(self.spec.rollout.progress_deadline)) - 1, f"given up after {looked} s"
+            assert looked >= min(GRACE_SECONDS, seconds(self.spec.rollout.progress_deadline)) - 1, (
+                f"given up after {looked} s"
+            )
 
     def _check_begin(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> None:
-        """A new rollout: the old one's evidence is kept, and nothing climbs against a rollback by hand."""
+        """A new rollout: the old one's evidence is kept, and nothing climbs against a rollback by
+        hand.
+        """
         old, asked = before.rollout, set(after.handled_verbs) - set(before.handled_verbs)
         kept = self.revisions.get(old.revision or "") if old else None
         if old is not None and kept is not None and old.mode == "Update" and old.reason != "Quarantined":
             again = kept.status.retired is not None and old.outcome == "Superseded"
             assert kept.status.outcome == ("Retired" if again else old.outcome), "the outcome is lost"
             assert kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
-        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), "a rollout begins in a freeze"
-        if before.pinned is not None and self.spec is not None and self.pinned_against == self.spec.model_dump(include=VERSION):
-            assert any(v.startswith(("retry:", "rollback:")) for v in asked), "somebody rolled back, and nobody has said anything since"
+        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), (
+            "a rollout begins in a freeze"
+        )
+        if (
+            before.pinned is not None
+            and self.spec is not None
+            and self.pinned_against == self.spec.model_dump(include=VERSION)
+        ):
+            assert any(v.startswith(("retry:", "rollback:")) for v in asked), (
+                "somebody rolled back, and nobody has said anything since"
+            )
 
-    def _check_raise(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus, old: RolloutStatus | None, new: RolloutStatus) -> None:
-        """Invariant 1: a Successful verdict for the step before, or an override that is recorded."""
+    def _check_raise(
+        self,
+        before: ModelDeploymentStatus,
+        after: ModelDeploymentStatus,
+        old: RolloutStatus | None,
+        new: RolloutStatus,
+    ) -> None:
+        """Invariant 1: a Successful verdict for the step before, or an override that is
+        recorded.
+        """
         s = self.deciding
         assert s is not None and old is not None, "a rollout begins with no traffic"
         by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
         by_hand |= old.shadow is not None and old.stage == "Shadow" and old.shadow.promoted is not None
-        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, "a weight rises in a freeze"
+        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, (
+            "a weight rises in a freeze"
+        )
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
             steps = steps_of(s)
-            verb = after.handled_verbs[-1].split(":")[0] if set(after.handled_verbs) - set(before.handled_verbs) else None
-            if old.step.strategy != stepping.strategy_of(self.spec.rollout):  # edited: the trial starts over
-                assert old.step.phase != "Paused" or old.reason == "PauseStep" or verb in ("promote", "promote-full")
+            verb = (
+                after.handled_verbs[-1].split(":")[0]
+                if set(after.handled_verbs) - set(before.handled_verbs)
+                else None
+            )
+            # edited: the trial starts over
+            if old.step.strategy != stepping.strategy_of(self.spec.rollout):
                 assert (
-                    (new.step and (new.step.index, new.step.weight) == (0, steps[0].weight or 0)) or steps[0].weight == 100 or verb == "promote-full"
+                    old.step.phase != "Paused"
+                    or old.reason == "PauseStep"
+                    or verb in ("promote", "promote-full")
+                )
+                assert (
+                    (new.step and (new.step.index, new.step.weight) == (0, steps[0].weight or 0))
+                    or steps[0].weight == 100
+                    or verb == "promote-full"
                 )
                 return
             waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.held is None
-            proven = s.assessment is not None and s.assessment.verdict == "Successful" and old.step.phase == "Observing" and old.held is None
+            proven = (
+                s.assessment is not None
+                and s.assessment.verdict == "Successful"
+                and old.step.phase == "Observing"
+                and old.held is None
+            )
             told = new.history[-1].reason if new.history else ""
             override = verb in ("promote", "promote-full") and told == "PromotedByUser"
-            soaked = told == "PreviewEnded" and s.assessment is not None and s.assessment.verdict == "Inconclusive" and old.held is None
-            policy = told == "PromotedByPolicy" and self.spec.rollout.on_inconclusive == "Promote" and old.held is None
-            assert waited or proven or override or soaked or policy, f"{old.step} -> {new.step}: nobody proved it"
+            soaked = (
+                told == "PreviewEnded"
+                and s.assessment is not None
+                and s.assessment.verdict == "Inconclusive"
+                and old.held is None
+            )
+            policy = (
+                told == "PromotedByPolicy"
+                and self.spec.rollout.on_inconclusive == "Promote"
+                and old.held is None
+            )
+            assert waited or proven or override or soaked or policy, (
+                f"{old.step} -> {new.step}: nobody proved it"
+            )
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
             asked = [step.weight for step in steps if step.weight is not None]
@@ -611,21 +825,33 @@ class World:
         elif old.stage == "Shadow":
             assert old.shadow is not None and old.shadow.phase == "Leaving"
             assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
-            assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), "nobody proved that they agree"
+            assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), (
+                "nobody proved that they agree"
+            )
             assert self.spec is not None
             first = steps_of(s)[0].weight or 0
             assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
-            assert self.spec is not None and (self.spec.rollout.shadow is None or before.stable is None or before.stable.revision == new.revision)
+            assert self.spec is not None and (
+                self.spec.rollout.shadow is None
+                or before.stable is None
+                or before.stable.revision == new.revision
+            )
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
-            assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), "golden data comes before traffic"
+            assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), (
+                "golden data comes before traffic"
+            )
         else:
             assert old.stage == "Provision", "what is proven goes back at once"
-        assert (new.revision or "") not in self.quarantined, f"{new.revision} was refused and nobody said retry"
+        assert (new.revision or "") not in self.quarantined, (
+            f"{new.revision} was refused and nobody said retry"
+        )
 
     def check(self) -> None:
-        """What holds after every write, also if it was the last one before a crash (invariant 2)."""
+        """What holds after every write, also if it was the last one before a crash (invariant
+        2).
+        """
         self.check_wrong()
         stable = self.status.stable
         if stable is None or self.damaged or stable.revision not in self.revisions:
@@ -633,21 +859,33 @@ class World:
         assert stable.revision in self.servers, "the pods of stable are gone"
         if self.plane_mirror is not None:
             assert self.mirror == self.plane_mirror, "the data plane still mirrors to what is gone"
-            assert self.plane_mirror in self.servers or self.plane_mirror not in self.revisions, "the comparer still asks a canary that is gone"
+            assert self.plane_mirror in self.servers or self.plane_mirror not in self.revisions, (
+                "the comparer still asks a canary that is gone"
+            )
         for revision, _ in self.plane:
-            assert revision in self.servers or revision not in self.revisions, f"the data plane still sends requests to {revision}"
+            assert revision in self.servers or revision not in self.revisions, (
+                f"the data plane still sends requests to {revision}"
+            )
 
     def check_wrong(self) -> None:
-        """By what the routes give and the pods that a Service selects, never by what the operator thinks of it."""
+        """By what the routes give and the pods that a Service selects, never by what the operator
+        thinks of it.
+        """
         if self.most is None or not self.wrong:
             return
         for shares in (self.route or (), self.plane):
             for revision, weight in shares:
-                assert revision not in self.wrong or weight <= self.most, f"{weight} % of the requests for the wrong model {revision}"
-        assert self.matched is None or self.matched[1] not in self.wrong, "requests with a header that anybody may send go to a wrong model"
+                assert revision not in self.wrong or weight <= self.most, (
+                    f"{weight} % of the requests for the wrong model {revision}"
+                )
+        assert self.matched is None or self.matched[1] not in self.wrong, (
+            "requests with a header that anybody may send go to a wrong model"
+        )
 
     def check_selected(self) -> None:
-        """The same without a gateway, where pods are the weight: they come and go by themselves, so that it is looked at once all is settled."""
+        """The same without a gateway, where pods are the weight: they come and go by themselves, so
+        that it is looked at once all is settled.
+        """
         if self.most is not None and self.spec is not None and self.spec.traffic.gateway is None:
             ready = {name: p.ready for name, p in self.servers.items() if self.service in ("*", name)}
             share = 100 * sum(n for name, n in ready.items() if name in self.wrong)
@@ -658,24 +896,39 @@ class World:
         stable, rollout, s = self.status.stable, self.status.rollout, self.snapshot()
         assert sum(weight for _, weight in wanted) == 100 and len({r for r, _ in wanted}) == len(wanted)
         if aside is not None:
-            assert rollout is not None and rollout.stage == "Canary" and rollout.revision == aside[1] and self.servers[aside[1]].ready > 0
+            assert (
+                rollout is not None
+                and rollout.stage == "Canary"
+                and rollout.revision == aside[1]
+                and self.servers[aside[1]].ready > 0
+            )
             assert rollout.step is not None and rollout.step.strategy == "ABTest"
         for revision, weight in wanted:
             if stable is not None and revision == stable.revision:
                 continue
             assert rollout is not None and revision == rollout.revision and revision not in self.quarantined
-            ready, more = self.servers[revision].ready if revision in self.servers else 0, weight > dict(self.route or ()).get(revision, 0)
+            ready, more = (
+                self.servers[revision].ready if revision in self.servers else 0,
+                weight > dict(self.route or ()).get(revision, 0),
+            )
             if stable is None:
                 assert rollout.stage == "Promote"
                 continue
             assert ready > 0, "traffic to a revision without pods"
             if rollout.stage in ("Promote", "Bake"):
-                full = floor(self.spec) if self.spec and sharing(self.status) else self.spec.serving.replicas if self.spec else 1
+                full = (
+                    floor(self.spec)
+                    if self.spec and sharing(self.status)
+                    else self.spec.serving.replicas
+                    if self.spec
+                    else 1
+                )
                 assert weight < 100 or not more or ready >= full, "all traffic to a part of the pods"
                 assert weight == 100 or (rollout.step is not None and weight <= rollout.step.weight)
             else:
                 assert rollout.stage == "Canary" and rollout.step and weight <= rollout.step.weight
-                # A weight that was reached stays as long as there are pods at all; a new one waits for those that it needs.
+                # A weight that was reached stays as long as there are pods at all; a new one waits
+                # for those that it needs.
                 new_one = rollout.step.phase == "Shifting" and weight > rollout.step.former
                 assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
 
@@ -686,7 +939,9 @@ class World:
         if self.spec is None:
             return
         if self.known_stable in self.revisions:
-            assert self.status.stable is not None and self.status.stable.revision == self.known_stable, "what serves is stable, whatever status says"
+            assert self.status.stable is not None and self.status.stable.revision == self.known_stable, (
+                "what serves is stable, whatever status says"
+            )
         self.known_stable = None
         if in_flight(rollout):
             assert plan.requeue_after is not None and plan.requeue_after <= 60, f"{rollout} waits for nothing"
@@ -702,16 +957,22 @@ class World:
         if stable is None or stable not in self.revisions or not self._renders(self.snapshot(), stable):
             return
         behind = self.plane != self.route or (self.arriving is not None and self.arriving[1] != self.route)
-        behind |= self.plane_mirror != self.route_mirror or (self.arriving is not None and self.arriving_mirror != self.route_mirror)
+        behind |= self.plane_mirror != self.route_mirror or (
+            self.arriving is not None and self.arriving_mirror != self.route_mirror
+        )
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
         shared = sharing(status)
-        assert asked[stable] >= (spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps))
+        assert asked[stable] >= (
+            spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps)
+        )
         loaded = carrier(status)
         assert loaded is not None
         if loaded.revision in asked and loaded.revision != stable:
             assert asked[loaded.revision] >= spec.serving.replicas
-        assert f"={loaded.revision}" in status.selector, "an autoscaler looks at the pods that have the traffic"
+        assert f"={loaded.revision}" in status.selector, (
+            "an autoscaler looks at the pods that have the traffic"
+        )
         gateway = spec.traffic.gateway is not None
         shares = dict(self.route or ()) if gateway else {}
         trial = rollout is not None and rollout.stage == "Canary"
@@ -725,18 +986,26 @@ class World:
             assert self.service in (stable, rollout.revision)
         elif trial and gateway and rollout.step:
             others = {n: w for n, w in shares.items() if n != stable}
-            assert set(others) <= {rollout.revision} and all(w <= rollout.step.weight for w in others.values())
+            assert set(others) <= {rollout.revision} and all(
+                w <= rollout.step.weight for w in others.values()
+            )
             assert shares[stable] > 0 and self.service == stable
         if rollout is None or rollout.stage != "Shadow":
             assert self.route_mirror is None, "only the shadow mirrors"
         if self.mirror is not None and self.accepted:
             s = self.snapshot()
-            assert self.wanted_mirror(s) is not None or self.mirror in still_draining(s, self.now), "a mirror that nobody needs"
+            assert self.wanted_mirror(s) is not None or self.mirror in still_draining(s, self.now), (
+                "a mirror that nobody needs"
+            )
         if gateway and not (trial and rollout and rollout.step and rollout.step.strategy == "ABTest"):
             assert self.matched is None, "only a test looks at headers"
         assert (self.preview is not None) == (spec.rollout.blue_green is not None)
         assert self.preview in (None, stable, rollout.revision if rollout and in_flight(rollout) else None)
-        expected = {stable, rollout.revision if in_flight(rollout) and rollout else None, *still_draining(self.snapshot(), self.now)}
+        expected = {
+            stable,
+            rollout.revision if in_flight(rollout) and rollout else None,
+            *still_draining(self.snapshot(), self.now),
+        }
         assert set(self.servers) <= expected, "pods that nobody needs"
         if rollout is not None and rollout.stage == "Failed":
             assert rollout.outcome is not None and rollout.reason

@@ -56,14 +56,26 @@ def test_the_secret_key_is_in_no_command_line(config: Config) -> None:
 
 def test_kubelets_do_not_meet(config: Config) -> None:
     gpu, cpu = (configs.kubelet(config, n) for n in NODES)
-    for key in ("cgroupRoot", "address", "healthzPort", "containerRuntimeEndpoint", "podLogsDir", "volumePluginDir"):
+    for key in (
+        "cgroupRoot",
+        "address",
+        "healthzPort",
+        "containerRuntimeEndpoint",
+        "podLogsDir",
+        "volumePluginDir",
+    ):
         assert gpu[key] != cpu[key], key
-    roots = [next(w for w in configs.parts(config)[f"kubelet-{n}"]["argv"] if w.startswith("--root-dir=")) for n in NODES]
+    roots = [
+        next(w for w in configs.parts(config)[f"kubelet-{n}"]["argv"] if w.startswith("--root-dir="))
+        for n in NODES
+    ]
     assert len(set(roots)) == 2
 
 
 def test_only_the_gpu_node_is_tainted_and_labelled(config: Config) -> None:
-    assert configs.kubelet(config, "gpu")["registerWithTaints"] == [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]
+    assert configs.kubelet(config, "gpu")["registerWithTaints"] == [
+        {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    ]
     assert configs.kubelet(config, "cpu")["registerWithTaints"] == []
     labels = {n: " ".join(configs.parts(config)[f"kubelet-{n}"]["argv"]) for n in NODES}
     assert "nvidia.com/gpu.product=Some-GPU" in labels["gpu"]
@@ -74,7 +86,9 @@ def test_nothing_is_written_outside_the_state_folder(config: Config) -> None:
     """Fixed paths belong to the machine; what can be told where to write is told."""
     text = configs.containerd(config, "gpu")
     for key in ("root", "state", "address", "path", "conf_dir"):
-        values = [line.partition("=")[2].strip(' "') for line in text.splitlines() if line.startswith(f"{key} =")]
+        values = [
+            line.partition("=")[2].strip(' "') for line in text.splitlines() if line.startswith(f"{key} =")
+        ]
         assert values, key
         assert all(v.startswith(str(config.state.root)) for v in values), key
     assert configs.cni(config, "gpu")["plugins"][0]["ipam"]["dataDir"].startswith(str(config.state.root))
@@ -117,8 +131,17 @@ def test_the_listeners_port_is_the_entry_points(config: Config) -> None:
 
 
 def test_processes_have_names_in_the_cluster(config: Config) -> None:
-    found = {(o["metadata"]["namespace"], o["metadata"]["name"]): o for o in addons.base(config) if o["kind"] == "Service"}
-    assert {("monitoring", "prometheus"), ("storage", "objectstore"), ("gateways", "traefik"), ("kube-system", "kube-dns")} == set(found)
+    found = {
+        (o["metadata"]["namespace"], o["metadata"]["name"]): o
+        for o in addons.base(config)
+        if o["kind"] == "Service"
+    }
+    assert {
+        ("monitoring", "prometheus"),
+        ("storage", "objectstore"),
+        ("gateways", "traefik"),
+        ("kube-system", "kube-dns"),
+    } == set(found)
     assert found["kube-system", "kube-dns"]["spec"]["clusterIP"] == config.slot.dns_service
     slices = [o for o in addons.base(config) if o["kind"] == "EndpointSlice"]
     assert all(o["endpoints"][0]["addresses"] == [config.slot.infra] for o in slices)

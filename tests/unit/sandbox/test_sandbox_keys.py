@@ -43,7 +43,9 @@ def test_files_that_are_no_input_do_not_change_the_key(module: Path) -> None:
     assert parts.key(PART, module) == before
 
 
-@pytest.mark.parametrize("change", [{"ldflags": "-s"}, {"package": "./other"}, {"static": True}, {"name": "other"}])
+@pytest.mark.parametrize(
+    "change", [{"ldflags": "-s"}, {"package": "./other"}, {"static": True}, {"name": "other"}]
+)
 def test_pins_change_the_key(module: Path, change: dict[str, object]) -> None:
     assert parts.key(dataclasses.replace(PART, **change), module) != parts.key(PART, module)  # type: ignore[arg-type]
 
@@ -156,13 +158,14 @@ def test_a_layer_is_executable_and_named_by_what_it_holds() -> None:
 
 
 def test_pip_settings_keep_the_index_and_drop_local_folders() -> None:
-    listing = (
-        "global.cert='/somewhere/ca.pem'\nglobal.index-url='https://index.example/simple'\n:env:.find-links='/wheels'\n:env:.default-timeout='180'\n"
-    )
+    listing = "global.cert='/somewhere/ca.pem'\nglobal.index-url='https://index.example/simple'\n:env:.find-links='/wheels'\n:env:.default-timeout='180'\n"
     text = images.pip_settings(listing, "/ca")
     assert text == "[global]\ncert = /ca\nindex-url = https://index.example/simple\ntimeout = 180\n"
 
 
-@pytest.mark.parametrize(("text", "want"), [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 x", (1, 27)), ("nothing", None)])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 x", (1, 27)), ("nothing", None)],
+)
 def test_the_go_version_is_read(text: str, want: tuple[int, int] | None) -> None:
     assert parse_go_version(text) == want

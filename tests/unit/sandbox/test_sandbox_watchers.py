@@ -25,8 +25,17 @@ def pod(**changes: Any) -> dict[str, Any]:
         "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8002", "other": "left out"},
         **changes.pop("metadata", {}),
     }
-    status = {"podIP": "10.0.0.1", "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], **changes.pop("status", {})}
-    return {"metadata": meta, "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 8000}]}]}, "status": status}
+    status = {
+        "podIP": "10.0.0.1",
+        "phase": "Running",
+        "conditions": [{"type": "Ready", "status": "True"}],
+        **changes.pop("status", {}),
+    }
+    return {
+        "metadata": meta,
+        "spec": {"nodeName": "n", "containers": [{"ports": [{"containerPort": 8000}]}]},
+        "status": status,
+    }
 
 
 def test_a_target_has_the_labels_of_prometheus_own_discovery() -> None:

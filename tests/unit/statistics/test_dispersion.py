@@ -1,4 +1,6 @@
-"""Independent requests are taken as they are; clusters on one side are found and counted for what they are worth."""
+"""Independent requests are taken as they are; clusters on one side are found and counted for what
+they are worth.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def test_independent_requests_are_not_dispersed(share: float) -> None:
     total = rng.poisson(100, (100, 40)).astype(np.float64)
     bad = rng.binomial(total.astype(np.int64), share).astype(np.float64)
     values = [found(b, n) for b, n in zip(bad, total, strict=True)]
-    assert min(values) >= 1 and np.median(values) == pytest.approx(1 + 1 / 1600, abs=1e-3) and np.mean(values) < 1.15
+    assert (
+        min(values) >= 1
+        and np.median(values) == pytest.approx(1 + 1 / 1600, abs=1e-3)
+        and np.mean(values) < 1.15
+    )
 
 
 def test_clusters_of_four_weigh_a_quarter() -> None:
@@ -71,7 +77,9 @@ def test_a_spread_that_the_operator_did_not_write_is_none() -> None:
 
 
 def test_a_spread_of_an_earlier_operator_has_the_counts_of_its_step() -> None:
-    assert spread_of(Counter(total=50, bad=2, spread=[10.0, 1.0, 3.0, 0.5])) == Spread(10.0, 1.0, 3.0, 0.5, 50.0, 2.0)
+    assert spread_of(Counter(total=50, bad=2, spread=[10.0, 1.0, 3.0, 0.5])) == Spread(
+        10.0, 1.0, 3.0, 0.5, 50.0, 2.0
+    )
 
 
 def test_arrays_and_numbers_agree() -> None:

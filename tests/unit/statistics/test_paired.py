@@ -10,16 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.contract.tasks import GateBudget, Paired
-from modelrollout.statistics.paired import accuracies, decide, drop_interval, judge, samples_needed, share_estimate, z_of
+from modelrollout.statistics.paired import (
+    accuracies,
+    decide,
+    drop_interval,
+    judge,
+    samples_needed,
+    share_estimate,
+    z_of,
+)
 
 
 def pairs(n: int, b: int, c: int, wrong: int = 0) -> Paired:
     """n samples; b only the baseline right, c only the candidate."""
-    return Paired(n=n, both_right=n - b - c - wrong, only_candidate_right=c, only_baseline_right=b, both_wrong=wrong)
+    return Paired(
+        n=n, both_right=n - b - c - wrong, only_candidate_right=c, only_baseline_right=b, both_wrong=wrong
+    )
 
 
 counts = st.tuples(*[st.integers(0, 3000)] * 4).map(
-    lambda t: Paired(n=sum(t), both_right=t[0], only_candidate_right=t[1], only_baseline_right=t[2], both_wrong=t[3])
+    lambda t: Paired(
+        n=sum(t), both_right=t[0], only_candidate_right=t[1], only_baseline_right=t[2], both_wrong=t[3]
+    )
 )
 budgets = st.floats(0.0005, 0.3)
 
@@ -31,7 +43,9 @@ def test_interval_by_hand() -> None:
     assert (low, high) == (pytest.approx(0.08 - half), pytest.approx(0.08 + half))
 
 
-@pytest.mark.parametrize(("p_b", "p_c", "n"), [(0.02, 0.02, 400), (0.05, 0.01, 300), (0.005, 0.001, 1000), (0.2, 0.1, 100)])
+@pytest.mark.parametrize(
+    ("p_b", "p_c", "n"), [(0.02, 0.02, 400), (0.05, 0.01, 300), (0.005, 0.001, 1000), (0.2, 0.1, 100)]
+)
 def test_interval_covers_in_simulation(p_b: float, p_c: float, n: int) -> None:
     rng = random.Random(7)
     hits, runs = 0, 400
@@ -57,15 +71,21 @@ def test_no_disagreement_is_no_certainty() -> None:
         (pairs(2000, 60, 10), 0.005, None, "Failed", "AccuracyDrop"),
         (pairs(2000, 8, 0, 400), None, 0.9, "Failed", "AccuracyLow"),
         (pairs(2000, 8, 0, 100), None, 0.9, "Successful", "WithinBudget"),
-        (pairs(100, 0, 0), 0.005, None, "Inconclusive", "TooFewSamples"),  # perfect, but 100 samples cannot tell half a point
-        (pairs(50, 1, 0), 0.01, None, "Inconclusive", "TooFewSamples"),  # over the budget, not proven
-        (pairs(2000, 20, 0), 0.01, None, "Successful", "WithinBudget"),  # a drop of just the budget is inside it
+        # perfect, but 100 samples cannot tell half a point
+        (pairs(100, 0, 0), 0.005, None, "Inconclusive", "TooFewSamples"),
+        # over the budget, not proven
+        (pairs(50, 1, 0), 0.01, None, "Inconclusive", "TooFewSamples"),
+        # a drop of just the budget is inside it
+        (pairs(2000, 20, 0), 0.01, None, "Successful", "WithinBudget"),
         (pairs(0, 0, 0), None, 0.5, "Inconclusive", "TooFewSamples"),
         (pairs(0, 0, 0), 0.1, 0.5, "Inconclusive", "TooFewSamples"),
-        (pairs(400, 100, 0), 0.005, 0.9, "Failed", "AccuracyLow"),  # both fail: the plain threshold is named
+        # both fail: the plain threshold is named
+        (pairs(400, 100, 0), 0.005, 0.9, "Failed", "AccuracyLow"),
     ],
 )
-def test_decisions(paired: Paired, max_drop: float | None, minimum: float | None, verdict: str, reason: str) -> None:
+def test_decisions(
+    paired: Paired, max_drop: float | None, minimum: float | None, verdict: str, reason: str
+) -> None:
     decision = decide(paired, max_drop=max_drop, minimum=minimum)
     assert (decision.verdict, decision.reason) == (verdict, reason)
 
@@ -75,12 +95,19 @@ def test_inconclusive_says_how_many_samples_are_needed() -> None:
     assert decision.samples_needed is not None
     assert str(decision.samples_needed) in decision.message
     assert decide(pairs(decision.samples_needed, 0, 0), max_drop=0.005, minimum=None).verdict == "Successful"
-    assert decide(pairs(decision.samples_needed - 1, 0, 0), max_drop=0.005, minimum=None).verdict == "Inconclusive"
+    assert (
+        decide(pairs(decision.samples_needed - 1, 0, 0), max_drop=0.005, minimum=None).verdict
+        == "Inconclusive"
+    )
 
 
 def test_counts_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValueError, match="add up"):
-        decide(Paired(n=5, both_right=1, only_candidate_right=1, only_baseline_right=1, both_wrong=1), max_drop=0.1, minimum=None)
+        decide(
+            Paired(n=5, both_right=1, only_candidate_right=1, only_baseline_right=1, both_wrong=1),
+            max_drop=0.1,
+            minimum=None,
+        )
 
 
 @given(counts, budgets)
@@ -112,7 +139,11 @@ def test_interval_holds_the_adjusted_drop_and_mirrors(paired: Paired) -> None:
 def test_samples_needed_is_enough(paired: Paired, budget: float) -> None:
     need = samples_needed(share_estimate("accuracy", paired), budget)
     assert need >= max(1, paired.n)
-    rate_b, rate_c = (paired.only_baseline_right / paired.n, paired.only_candidate_right / paired.n) if paired.n else (0, 0)
+    rate_b, rate_c = (
+        (paired.only_baseline_right / paired.n, paired.only_candidate_right / paired.n)
+        if paired.n
+        else (0, 0)
+    )
     low, high = drop_interval(need, rate_b * need, rate_c * need)
     assert (high - low) / 2 <= budget + 1e-9
 
@@ -126,7 +157,9 @@ def test_accuracies_are_shares(paired: Paired) -> None:
 
 def test_a_relative_budget_is_a_share_of_the_original() -> None:
     half_right = pairs(4000, 60, 20, wrong=2000)  # 0.49 against 0.505 before: 0.01 is 2 % of it
-    assert judge(share_estimate("topK", half_right), GateBudget(max_drop_relative=0.05)).verdict == "Successful"
+    assert (
+        judge(share_estimate("topK", half_right), GateBudget(max_drop_relative=0.05)).verdict == "Successful"
+    )
     decision = judge(share_estimate("topK", half_right), GateBudget(max_drop_relative=0.01))
     assert (decision.verdict, decision.reason) == ("Failed", "MetricDrop")
 
@@ -154,7 +187,10 @@ def test_the_interval_of_a_value_covers_in_simulation(share: float, n: int) -> N
     for _ in range(runs):
         right = sum(rng.random() < share for _ in range(n))
         low, high = share_estimate(
-            "accuracy", Paired(n=n, both_right=right, only_candidate_right=0, only_baseline_right=0, both_wrong=n - right)
+            "accuracy",
+            Paired(
+                n=n, both_right=right, only_candidate_right=0, only_baseline_right=0, both_wrong=n - right
+            ),
         ).value_interval()
         hits += low <= share <= high
     assert hits / runs >= 0.94
@@ -165,9 +201,13 @@ def test_many_comparisons_widen_intervals() -> None:
     assert z_of(50) == pytest.approx(3.2905, abs=1e-3)  # 1 - 0.025 / 50
 
 
-@pytest.mark.parametrize(("budget", "before"), [(GateBudget(max_drop=0), 0.9), (GateBudget(max_drop_relative=0.1), 0.0)])
+@pytest.mark.parametrize(
+    ("budget", "before"), [(GateBudget(max_drop=0), 0.9), (GateBudget(max_drop_relative=0.1), 0.0)]
+)
 def test_a_budget_of_nothing_is_told_as_such(budget: GateBudget, before: float) -> None:
-    """No number of samples proves that nothing was lost: to ask for more data would send the user on an endless errand."""
+    """No number of samples proves that nothing was lost: to ask for more data would send the user
+    on an endless errand.
+    """
     right = round(before * 10_000)
     decision = judge(share_estimate("accuracy", pairs(10_000, 0, 0, 10_000 - right)), budget)
     assert (decision.verdict, decision.reason) == ("Inconclusive", "TooFewSamples")

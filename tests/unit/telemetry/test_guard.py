@@ -1,4 +1,6 @@
-"""HTTP for strangers: whatever they send or leave out, others are answered, and what they hold is bounded."""
+"""HTTP for strangers: whatever they send or leave out, others are answered, and what they hold is
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,22 @@ from modelrollout.telemetry import http_guard
 from modelrollout.telemetry.http_guard import Exposition, GuardedServer, HttpLimits, room_for
 from modelrollout.telemetry.rate import Rate
 
-LIMITS = HttpLimits(connections=64, connections_per_source=32, connections_per_second=10_000, head_seconds=30, idle_seconds=60, request_seconds=30)
+LIMITS = HttpLimits(
+    connections=64,
+    connections_per_source=32,
+    connections_per_second=10_000,
+    head_seconds=30,
+    idle_seconds=60,
+    request_seconds=30,
+)
 HALF = b"POST /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
 PATIENCE = 20.0  # seconds that a test waits for what must happen
 
 
 class App:
-    """``/echo`` answers with the length of the body, ``/held`` when ``gate`` opens, without reading."""
+    """``/echo`` answers with the length of the body, ``/held`` when ``gate`` opens, without
+    reading.
+    """
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -70,11 +81,17 @@ class Client:
         return int(line.split()[1])
 
     async def ask(self, path: str = "/echo", body: bytes = b"hello") -> int:
-        self.writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body))
+        self.writer.write(
+            b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+        )
         status = await self.status()
         async with asyncio.timeout(PATIENCE):
             head = await self.reader.readuntil(b"\r\n\r\n")
-            length = int(next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(b":")[1])
+            length = int(
+                next(
+                    line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+                ).split(b":")[1]
+            )
             await self.reader.readexactly(length)
         return status
 
@@ -135,11 +152,15 @@ async def test_one_source_cannot_have_more_than_its_share_and_is_told() -> None:
         await until(lambda: w.server.open == LIMITS.connections_per_source)
         refused = await w.connect("127.0.0.2")
         said = await refused.ended()
-        assert said.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in said and b"too many connections" in said
+        assert (
+            said.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in said and b"too many connections" in said
+        )
         assert w.server.closed["source"] == 1 and w.server.open == LIMITS.connections_per_source
 
 
-async def test_behind_one_address_the_newest_takes_the_place_of_who_has_long_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_behind_one_address_the_newest_takes_the_place_of_who_has_long_asked_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http_guard, "TURN_SECONDS", 0.0)
     async with world(connections_per_source=3) as w:
         served = await w.connect("127.0.0.2")
@@ -166,7 +187,9 @@ async def test_who_leaves_holds_the_place_until_the_request_is_done() -> None:
     """Else one would open, ask and go, and the work of thousands would be going on."""
     async with world(connections_per_source=4) as w:
         for _ in range(4):
-            client = await w.connect("127.0.0.2", b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            client = await w.connect(
+                "127.0.0.2", b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+            )
             began = w.app.began
             await until(lambda began=began: w.app.began > began)  # type: ignore[misc]
             client.writer.transport.abort()
@@ -229,13 +252,24 @@ async def test_a_head_as_large_as_real_ones_passes_and_a_larger_one_is_cut() -> 
     async with world() as w:
         token = b"x" * 7900
         client = await w.connect(
-            send=b"POST /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nX-More: %s\r\nContent-Length: 0\r\n\r\n" % (token, token)
+            send=(
+                b"POST /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nX-More: %s\r\nContent-Length:"
+                b" 0\r\n\r\n"
+            )
+            % (token, token)
         )
         assert await client.status() == 200
-        huge = await w.connect(send=b"POST /echo HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 7900) for i in range(60)))
+        huge = await w.connect(
+            send=b"POST /echo HTTP/1.1\r\nHost: x\r\n"
+            + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 7900) for i in range(60))
+        )
         await huge.ended()
         assert w.server.closed["head_size"] == 1
-        many = await w.connect(send=b"POST /echo HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: 1\r\n" % i for i in range(500)) + b"\r\n")
+        many = await w.connect(
+            send=b"POST /echo HTTP/1.1\r\nHost: x\r\n"
+            + b"".join(b"X-%d: 1\r\n" % i for i in range(500))
+            + b"\r\n"
+        )
         assert (await many.ended()).startswith(b"HTTP/1.0 400")
 
 
@@ -266,10 +300,14 @@ async def test_a_time_limit_of_the_handlers_own_is_not_taken_for_ours() -> None:
 
 @pytest.mark.parametrize("path", ["/echo", "/nothing"])
 async def test_a_chunked_body_without_end_is_cut(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is read by the limit on bodies, where nobody reads it after a while in which the sender may read the answer."""
+    """Where it is read by the limit on bodies, where nobody reads it after a while in which the
+    sender may read the answer.
+    """
     monkeypatch.setattr(http_guard, "LINGER_SECONDS", 0.3)
     async with world() as w:
-        client = await w.connect(send=b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+        client = await w.connect(
+            send=b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode()
+        )
         status = asyncio.create_task(client.status())
         ended = asyncio.create_task(flood(client, b"4000\r\n" + b"x" * 0x4000 + b"\r\n"))
         assert await status == (413 if path == "/echo" else 404)
@@ -314,7 +352,9 @@ async def test_pipelined_requests_are_not_queued() -> None:
         sending = asyncio.create_task(flood(client, one))
         await until(lambda: protocol._close)  # type: ignore[attr-defined]
         w.app.gate.set()
-        assert (await client.ended()).count(b"HTTP/1.1 200") == 1, "what it asked first is answered, and then the connection ends"
+        assert (await client.ended()).count(b"HTTP/1.1 200") == 1, (
+            "what it asked first is answered, and then the connection ends"
+        )
         await sending
         assert w.app.began == 1
 
@@ -342,7 +382,9 @@ async def test_what_was_closed_is_counted_and_said_once(caplog: pytest.LogCaptur
     assert 'modelrollout_http_connections{server="test"} 2.0' in text
     assert 'modelrollout_http_connections_closed_total{reason="source",server="test"} 5.0' in text
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert said == ["a connection from 127.0.0.2 was closed: its source had all the connections that one may have"]
+    assert said == [
+        "a connection from 127.0.0.2 was closed: its source had all the connections that one may have"
+    ]
 
 
 async def test_slow_readers_of_metrics_are_cut_off_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +398,10 @@ async def test_slow_readers_of_metrics_are_cut_off_for_others(monkeypatch: pytes
     w = World(server, await server.start("127.0.0.1", 0), App())
     monkeypatch.setattr(http_guard, "EXPOSITIONS", 2)
     slow = [await w.connect(send=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(4)]
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{w.port}/metrics") as response:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{w.port}/metrics") as response,
+    ):
         assert len(await response.read()) > 5_000_000
     cut = sorted([len(await client.ended()) for client in slow[:3]])
     assert cut[0] < 5_000_000, "the first were cut off"
@@ -394,7 +439,9 @@ async def test_the_event_loop_turns_while_metrics_are_put_into_words(monkeypatch
     assert await Exposition(CollectorRegistry())._text() == b"turned"
 
 
-def test_open_files_are_raised_to_what_is_needed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_open_files_are_raised_to_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     now = (256, 4096)
     monkeypatch.setattr(resource, "getrlimit", lambda _: now)
     asked: list[tuple[int, int]] = []
@@ -409,7 +456,9 @@ def test_open_files_are_raised_to_what_is_needed(monkeypatch: pytest.MonkeyPatch
     assert room_for(large, small) == (large, small) and len(asked) == 2
 
 
-def test_a_rate_is_owed_and_given_back_and_forgets_the_longest_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_is_owed_and_given_back_and_forgets_the_longest_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     time = 0.0
     rate = Rate(2.0, 4.0, clock=lambda: time)
     for _ in range(4):

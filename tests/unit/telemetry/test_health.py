@@ -31,7 +31,10 @@ async def world() -> AsyncIterator[World]:
     server = HealthServer(
         Metrics().registry,
         alive={"workers": within(world.worker.age, 120, "no worker moved")},
-        ready={"watch": once(lambda: world.synced, "not synced yet"), "api": within(world.api.age, 60, "the API server is silent")},
+        ready={
+            "watch": once(lambda: world.synced, "not synced yet"),
+            "api": within(world.api.age, 60, "the API server is silent"),
+        },
         clock=lambda: world.time,
     )
     world.url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"

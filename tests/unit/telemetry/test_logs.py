@@ -73,7 +73,9 @@ SECRETS = [
     '{"password": "hunter2hunter2"}',
     "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
     "key AKIAIOSFODNN7EXAMPLE",
-    "GET https://s3/x?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F2026&X-Amz-Signature=fe5f80f77d5fa3beca038a248ff027d0445342fe",
+    (
+        "GET https://s3/x?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F2026&X-Amz-Signature=fe5f80f77d5fa3beca038a248ff027d0445342fe"
+    ),
     "postgres://user:hunter2hunter2@host/db",
     "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN PRIVATE KEY-----\nMIIEcut off",
@@ -84,7 +86,9 @@ TELLTALES = ["eyJ", "hunter2", "wJalr", "AKIA", "fe5f80", "MIIE", "hf_abc", "dXN
 
 
 @pytest.mark.parametrize("text", SECRETS, ids=[s[:20] for s in SECRETS])
-def test_what_looks_secret_is_blotted_out_everywhere_and_the_line_stays_json(out: io.StringIO, text: str) -> None:
+def test_what_looks_secret_is_blotted_out_everywhere_and_the_line_stays_json(
+    out: io.StringIO, text: str
+) -> None:
     log.info(text)
     log.info("%s", text, extra={"more": text})
     try:

@@ -35,17 +35,28 @@ def test_everything_that_is_counted_is_exposed(metrics: Metrics) -> None:
 def test_rollouts_are_counted_at_the_scrape_and_empty_phases_vanish(metrics: Metrics) -> None:
     counts = {("ns", "Canary"): 2}
     metrics.rollouts(lambda: counts)
-    assert metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"}) == 2
+    assert (
+        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"})
+        == 2
+    )
     counts.clear()
     counts["ns", "Stable"] = 2
-    assert metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"}) is None
-    assert metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Stable"}) == 2
+    assert (
+        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"})
+        is None
+    )
+    assert (
+        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Stable"})
+        == 2
+    )
 
 
 def test_labels_name_no_objects(metrics: Metrics) -> None:
     metrics.api_request("get", "pods", "200")
     metrics.rollouts(lambda: {("ns", "Stable"): 1})
-    labels = {label for family in metrics.registry.collect() for sample in family.samples for label in sample.labels}
+    labels = {
+        label for family in metrics.registry.collect() for sample in family.samples for label in sample.labels
+    }
     assert labels <= {"verb", "resource", "code", "kind", "le", "namespace", "phase"}
 
 
@@ -54,4 +65,9 @@ def test_conditions_and_events_are_counted_by_namespace(metrics: Metrics) -> Non
     labels = {"namespace": "ns", "type": "Hardened", "status": "False"}
     assert metrics.registry.get_sample_value("modelrollout_conditions", labels) == 3
     metrics.event_posted("ns", "Warning", "ServerCrashed")
-    assert metrics.registry.get_sample_value("modelrollout_events_total", {"namespace": "ns", "type": "Warning", "reason": "ServerCrashed"}) == 1
+    assert (
+        metrics.registry.get_sample_value(
+            "modelrollout_events_total", {"namespace": "ns", "type": "Warning", "reason": "ServerCrashed"}
+        )
+        == 1
+    )

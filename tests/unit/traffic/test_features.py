@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from modelrollout.rollout.snapshot import Problem
-from modelrollout.traffic.gateway_api.features import GatewayFacts, missing_features, needed_features, route_problem, supported_features
+from modelrollout.traffic.gateway_api.features import (
+    GatewayFacts,
+    missing_features,
+    needed_features,
+    route_problem,
+    supported_features,
+)
 from tests.unit.rollout import builders as b
 
 METHOD = "HTTPRouteMethodMatching"
-SPEC = b.spec(1, traffic={"gateway": {"name": "g"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}})
+SPEC = b.spec(
+    1, traffic={"gateway": {"name": "g"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}
+)
 
 
 def facts(*features: str) -> GatewayFacts:
@@ -23,24 +31,44 @@ def test_both_ways_of_listing_features_are_read() -> None:
 
 def test_what_is_known_to_be_missing() -> None:
     needed = needed_features(SPEC)
-    assert needed == {"HTTPRoute": "spec.traffic.http", METHOD: "spec.traffic.http", "GRPCRoute": "spec.traffic.grpc"}
+    assert needed == {
+        "HTTPRoute": "spec.traffic.http",
+        METHOD: "spec.traffic.http",
+        "GRPCRoute": "spec.traffic.grpc",
+    }
     assert missing_features(needed, frozenset({"Gateway", "HTTPRoute", METHOD})) == ("GRPCRoute",)
     assert missing_features(needed, frozenset({"Gateway", "HTTPRoute", METHOD, "GRPCRoute"})) == ()
-    assert missing_features(["HTTPRouteRequestMirror"], frozenset({"HTTPRoute"})) == ("HTTPRouteRequestMirror",)
+    assert missing_features(["HTTPRouteRequestMirror"], frozenset({"HTTPRoute"})) == (
+        "HTTPRouteRequestMirror",
+    )
 
 
 def test_what_is_not_said_is_not_missing() -> None:
     assert missing_features(["GRPCRoute", "HTTPRouteRequestMirror"], None) == ()
-    assert missing_features(["GRPCRoute"], frozenset({"HTTPRouteQueryParamMatching"})) == (), "a list without what every gateway has"
+    assert missing_features(["GRPCRoute"], frozenset({"HTTPRouteQueryParamMatching"})) == (), (
+        "a list without what every gateway has"
+    )
 
 
 def test_a_route_is_refused_only_for_what_is_known_to_be_missing() -> None:
     found = route_problem(SPEC, facts("HTTPRoute", METHOD))
     assert found is not None and found.reason == "GatewayFeatureMissing"
-    assert found.message.startswith("spec.traffic.grpc: GatewayClass simple of Gateway ml/g") and "GRPCRoute" in found.message
+    assert (
+        found.message.startswith("spec.traffic.grpc: GatewayClass simple of Gateway ml/g")
+        and "GRPCRoute" in found.message
+    )
     by_path = route_problem(SPEC, facts("HTTPRoute", "GRPCRoute"))
-    assert by_path is not None and by_path.message.startswith("spec.traffic.http: ") and METHOD in by_path.message
-    for known in (facts("HTTPRoute", METHOD, "GRPCRoute"), facts(), Problem("GatewayUnknown", "it is not there"), None):
+    assert (
+        by_path is not None
+        and by_path.message.startswith("spec.traffic.http: ")
+        and METHOD in by_path.message
+    )
+    for known in (
+        facts("HTTPRoute", METHOD, "GRPCRoute"),
+        facts(),
+        Problem("GatewayUnknown", "it is not there"),
+        None,
+    ):
         assert route_problem(SPEC, known) is None
 
 

@@ -10,7 +10,18 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.resources.common import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
-from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, Standing, asked, asked_as_stored, foreign_route, stand, version_of
+from modelrollout.traffic.hostnames import (
+    Claim,
+    Claims,
+    ForeignRoutes,
+    Known,
+    Standing,
+    asked,
+    asked_as_stored,
+    foreign_route,
+    stand,
+    version_of,
+)
 from tests.unit.rollout import builders as b
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
@@ -19,7 +30,9 @@ HOST = "digits.example.com"
 NOTHING = ForeignRoutes()
 
 
-def spec(http: list[str] | None = None, grpc: list[str] | None = None, preview: list[str] | None = None) -> ModelDeploymentSpec:
+def spec(
+    http: list[str] | None = None, grpc: list[str] | None = None, preview: list[str] | None = None
+) -> ModelDeploymentSpec:
     traffic: dict[str, Any] = {"gateway": GATEWAY, "http": {"hostnames": http or [HOST]}}
     if grpc:
         traffic["grpc"] = {"hostnames": grpc}
@@ -49,7 +62,12 @@ def route(*hosts: str, kind: str = "HTTPRoute", of: str | None = None, **body: A
     labels = {names.LABEL_NAME: of.partition("/")[2]} if of else {}
     metadata = {"name": "theirs", "namespace": of.partition("/")[0] if of else "audit", "labels": labels}
     rules = body.pop("rules", [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}])
-    return {"kind": kind, "metadata": metadata, "spec": {"parentRefs": [GATEWAY], "hostnames": list(hosts), "rules": rules}, **body}
+    return {
+        "kind": kind,
+        "metadata": metadata,
+        "spec": {"parentRefs": [GATEWAY], "hostnames": list(hosts), "rules": rules},
+        **body,
+    }
 
 
 def foreign(*routes: Object) -> ForeignRoutes:
@@ -66,13 +84,16 @@ def test_a_name_that_is_free_is_claimed_and_one_that_is_held_is_settled() -> Non
     ("wanted", "theirs"),
     [
         (spec([HOST]), HOST),  # the very name
-        (spec(grpc=["g.example.com"]), "g.example.com"),  # as a name for gRPC of what is HTTP there: a claim has no kind
+        # as a name for gRPC of what is HTTP there: a claim has no kind
+        (spec(grpc=["g.example.com"]), "g.example.com"),
         (spec(preview=["p.example.com"]), "p.example.com"),
         (spec([HOST]), "*.example.com"),
         (spec(["b.a.example.com"]), "*.example.com"),
     ],
 )
-def test_the_first_claim_wins_across_kinds_previews_and_wildcards(wanted: ModelDeploymentSpec, theirs: str) -> None:
+def test_the_first_claim_wins_across_kinds_previews_and_wildcards(
+    wanted: ModelDeploymentSpec, theirs: str
+) -> None:
     found = stands(wanted, Claim(theirs, THEM))
     reason, message = told(found)
     assert reason == "HostnameTaken" and "hostnames[0]" in message and "choose another name" in message
@@ -82,15 +103,21 @@ def test_the_first_claim_wins_across_kinds_previews_and_wildcards(wanted: ModelD
 def test_a_wildcard_takes_nothing_from_those_below_it() -> None:
     rules = Rules(hostnames=(("p", ("*",)),))
     assert told(stands(spec(["*.example.com"]), Claim(HOST, THEM), rules=rules))[0] == "HostnameTaken"
-    assert stands(spec(["*.example.com"]), Claim("a.example.org", THEM), rules=rules).free == ("*.example.com",)
-    assert stands(spec(["*.example.com"]), Claim(HOST, ME), rules=rules).free == ("*.example.com",), "its own are no obstacle"
+    assert stands(spec(["*.example.com"]), Claim("a.example.org", THEM), rules=rules).free == (
+        "*.example.com",
+    )
+    assert stands(spec(["*.example.com"]), Claim(HOST, ME), rules=rules).free == ("*.example.com",), (
+        "its own are no obstacle"
+    )
 
 
 def test_who_has_it_is_told_within_a_namespace_only() -> None:
     assert "ModelDeployment ml/other" in told(stands(None, Claim(HOST, "ml/other/u-3")))[1]
     message = told(stands(None, Claim(HOST, THEM)))[1]
     assert "audit" not in message and names.host_lease(HOST) in message
-    wide = told(stands(spec(["*.example.com"]), Claim(HOST, THEM), rules=Rules(hostnames=(("p", ("*",)),))))[1]
+    wide = told(stands(spec(["*.example.com"]), Claim(HOST, THEM), rules=Rules(hostnames=(("p", ("*",)),))))[
+        1
+    ]
     assert "overlaps a name" in wide and HOST not in wide, "a wildcard asks for no list of others' names"
 
 
@@ -102,15 +129,25 @@ def test_what_it_serves_since_before_there_were_claims_is_claimed_whatever_overl
 def test_a_name_that_it_serves_and_that_is_anothers_is_lost() -> None:
     found = stands(None, Claim(HOST, THEM), live=(HOST,))
     assert found.lost == {HOST} and told(found)[0] == "HostnameTaken"
-    unreadable = stand(ME, None, frozenset({HOST}), Known(Claims([Claim(HOST, THEM)]), NOTHING, lambda: (), only_by_policy=False), NO_RULES)
+    unreadable = stand(
+        ME,
+        None,
+        frozenset({HOST}),
+        Known(Claims([Claim(HOST, THEM)]), NOTHING, lambda: (), only_by_policy=False),
+        NO_RULES,
+    )
     assert unreadable.lost == {HOST} and not unreadable.stale
 
 
 def test_a_name_that_a_route_of_another_carries_is_left_to_him() -> None:
-    """Leases that were deleted, or an operator that has only just been upgraded: who serves a name claims it in his next pass."""
+    """Leases that were deleted, or an operator that has only just been upgraded: who serves a name
+    claims it in his next pass.
+    """
     for host in (HOST, "*.example.com"):
         assert told(stands(routes=(route(host, of="audit/digits"),)))[0] == "HostnameTaken"
-    assert stands(routes=(route(HOST, of="ml/digits"),)).free == (HOST,), "of an earlier object of its own name"
+    assert stands(routes=(route(HOST, of="ml/digits"),)).free == (HOST,), (
+        "of an earlier object of its own name"
+    )
 
 
 def test_what_is_not_asked_for_and_not_served_is_given_back() -> None:
@@ -124,7 +161,9 @@ def test_what_is_not_asked_for_and_not_served_is_given_back() -> None:
 def test_policies_bind_new_claims() -> None:
     rules = Rules(hostnames=(("all", ("*.example.com",)), ("vision", ("*.vision.example.com",))))
     reason, message = told(stands(rules=rules))
-    assert reason == "HostnameNotAllowed" and "RolloutPolicy vision allows only *.vision.example.com" in message
+    assert (
+        reason == "HostnameNotAllowed" and "RolloutPolicy vision allows only *.vision.example.com" in message
+    )
     assert stands(spec(["a.vision.example.com"]), rules=rules).free == ("a.vision.example.com",)
     assert stands(None, Claim(HOST, ME), rules=rules).settled, "what is held stays"
     assert told(stands(only_by_policy=True))[0] == "HostnameNotAllowed"
@@ -134,23 +173,42 @@ def test_policies_bind_new_claims() -> None:
 
 def test_a_foreign_route_that_takes_a_name_is_told_also_of_a_name_that_is_held() -> None:
     theirs = foreign(route(HOST))
-    asks, holds, serves = stands(foreign=theirs), stands(None, Claim(HOST, ME), foreign=theirs), stands(live=(HOST,), foreign=theirs)
+    asks, holds, serves = (
+        stands(foreign=theirs),
+        stands(None, Claim(HOST, ME), foreign=theirs),
+        stands(live=(HOST,), foreign=theirs),
+    )
     for found, problem in ((asks, asks.problem), (holds, holds.taken), (serves, serves.taken)):
-        assert problem is not None and problem.reason == "HostnameTaken" and "a route of another namespace" in problem.message
+        assert (
+            problem is not None
+            and problem.reason == "HostnameTaken"
+            and "a route of another namespace" in problem.message
+        )
         assert found.taker == "HTTPRoute audit/theirs"
     assert not asks.free and asks.taken is None
-    assert holds.settled and serves.free == (HOST,) and serves.problem is None, "whoever may write a route must not be able to stop rollouts"
+    assert holds.settled and serves.free == (HOST,) and serves.problem is None, (
+        "whoever may write a route must not be able to stop rollouts"
+    )
 
 
 @pytest.mark.parametrize(
     "harmless",
     [
-        route(HOST, rules=[{"matches": [{"path": {"type": "Exact", "value": "/.well-known/acme-challenge/x"}}]}]),  # cert-manager's solver
+        # cert-manager's solver
+        route(
+            HOST, rules=[{"matches": [{"path": {"type": "Exact", "value": "/.well-known/acme-challenge/x"}}]}]
+        ),
         route(HOST, rules=[{"filters": [{"type": "RequestRedirect"}]}]),
         route("other.example.com"),
-        route("*.example.com"),  # shorter than the name: by any gateway's ranking the exact name wins
+        # shorter than the name: by any gateway's ranking the exact name wins
+        route("*.example.com"),
         route(),
-        route(HOST) | {"status": {"parents": [{"parentRef": GATEWAY, "conditions": [{"type": "Accepted", "status": "False"}]}]}},
+        route(HOST)
+        | {
+            "status": {
+                "parents": [{"parentRef": GATEWAY, "conditions": [{"type": "Accepted", "status": "False"}]}]
+            }
+        },
         route(HOST, kind="GRPCRoute", rules=[{"matches": [{"method": {"service": "helloworld.Greeter"}}]}]),
     ],
 )
@@ -161,16 +219,26 @@ def test_a_foreign_route_that_takes_nothing_is_no_obstacle(harmless: Object) -> 
 @pytest.mark.parametrize(
     ("taking", "wanted"),
     [
-        (route("*.example.com", "x" * 60 + ".example.org"), spec()),  # Traefik ranks it by the longer name
+        # Traefik ranks it by the longer name
+        (route("*.example.com", "x" * 60 + ".example.org"), spec()),
         (route(HOST, rules=[{"matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}]}]), spec()),
         (route(HOST, rules=[{"matches": [{"path": {"type": "RegularExpression", "value": ".*"}}]}]), spec()),
         (route(HOST, rules=[{}]), spec()),
         (route("g.example.com"), spec(grpc=["g.example.com"])),  # an HTTPRoute takes what is gRPC
         (
-            route("g.example.com", kind="GRPCRoute", rules=[{"matches": [{"method": {"service": "inference.GRPCInferenceService"}}]}]),
+            route(
+                "g.example.com",
+                kind="GRPCRoute",
+                rules=[{"matches": [{"method": {"service": "inference.GRPCInferenceService"}}]}],
+            ),
             spec(grpc=["g.example.com"]),
         ),
-        (route("g.example.com", kind="GRPCRoute", rules=[{"matches": [{"method": {"method": "ModelInfer"}}]}]), spec(grpc=["g.example.com"])),
+        (
+            route(
+                "g.example.com", kind="GRPCRoute", rules=[{"matches": [{"method": {"method": "ModelInfer"}}]}]
+            ),
+            spec(grpc=["g.example.com"]),
+        ),
     ],
 )
 def test_a_foreign_route_takes_what_its_matches_open(taking: Object, wanted: ModelDeploymentSpec) -> None:
@@ -197,7 +265,9 @@ def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() 
 
 
 def test_a_version_is_the_same_whichever_operator_wrote_its_input_down() -> None:
-    """Else whoever creates a ModelDeployment anew after an upgrade of the operator is kept from its names, with the very version."""
+    """Else whoever creates a ModelDeployment anew after an upgrade of the operator is kept from its
+    names, with the very version.
+    """
     now = b.spec(1).user_input()
     older = {**now, "serving": {k: v for k, v in now["serving"].items() if k != "triton"}}
     assert older != now and version_of(older, b.sha(1)) == version_of(now, b.sha(1))

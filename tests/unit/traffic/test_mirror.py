@@ -61,22 +61,37 @@ def children(made: MirrorRouter) -> dict[tuple[str, str], Any]:
 def test_request_mirror_where_the_class_says_so_and_a_percentage_only_where_it_says_that() -> None:
     assert way_of(spec(), facts(MIRRORS), config()) == "RequestMirror"
     lacks = way_of(spec(percent=20), facts(MIRRORS), config())
-    assert isinstance(lacks, Problem) and "HTTPRouteRequestPercentageMirror" in lacks.message and "percent to 100" in lacks.message
-    assert way_of(spec(percent=20), facts(MIRRORS | {"HTTPRouteRequestPercentageMirror"}), config()) == "RequestMirror"
+    assert (
+        isinstance(lacks, Problem)
+        and "HTTPRouteRequestPercentageMirror" in lacks.message
+        and "percent to 100" in lacks.message
+    )
+    assert (
+        way_of(spec(percent=20), facts(MIRRORS | {"HTTPRouteRequestPercentageMirror"}), config())
+        == "RequestMirror"
+    )
 
 
 @pytest.mark.parametrize("features", [frozenset({"HTTPRoute"}), None])
 def test_a_gateway_that_cannot_mirror_is_refused_by_name(features: frozenset[str] | None) -> None:
     found = way_of(spec(), facts(features), config())
     assert isinstance(found, Problem) and found.reason == "GatewayFeatureMissing"
-    assert "spec.rollout.shadow" in found.message and "GatewayClass shiny" in found.message and "leave rollout.shadow out" in found.message
+    assert (
+        "spec.rollout.shadow" in found.message
+        and "GatewayClass shiny" in found.message
+        and "leave rollout.shadow out" in found.message
+    )
 
 
 def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> None:
     traefik = facts(frozenset({"HTTPRoute"}), "traefik.io/gateway-controller")
     assert way_of(spec(), traefik, config()) == "TraefikService"
     refused = way_of(spec(), traefik, config(traefik=False))
-    assert isinstance(refused, Problem) and "shadow.traefik" in refused.message and "kubernetesCRD" in refused.message
+    assert (
+        isinstance(refused, Problem)
+        and "shadow.traefik" in refused.message
+        and "kubernetesCRD" in refused.message
+    )
 
 
 def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
@@ -105,9 +120,13 @@ def test_traefik_the_service_stands_before_the_route_that_names_it() -> None:
 
 
 def test_the_route_still_shows_who_answers() -> None:
-    """What reads the weights of the live route (status that was lost, the router) needs to know nothing of the mirror."""
+    """What reads the weights of the live route (status that was lost, the router) needs to know
+    nothing of the mirror.
+    """
     route = children(router())["HTTPRoute", "digits"]
-    assert route["spec"]["rules"][0]["backendRefs"] == [{"group": "traefik.io", "kind": "TraefikService", "name": "digits-1", "weight": 100}]
+    assert route["spec"]["rules"][0]["backendRefs"] == [
+        {"group": "traefik.io", "kind": "TraefikService", "name": "digits-1", "weight": 100}
+    ]
     assert weights(route) == {"digits-1": 100} and is_mirrored(route)
 
 
@@ -120,7 +139,11 @@ def test_the_route_that_tries_the_mirror_out_matches_no_clients_path() -> None:
 
 def test_request_mirror_is_a_filter_and_needs_no_other_object() -> None:
     found = children(router("RequestMirror", percent=100))
-    assert set(found) == {("Deployment", "digits-2-shadow"), ("Service", "digits-2-shadow"), ("HTTPRoute", "digits")}
+    assert set(found) == {
+        ("Deployment", "digits-2-shadow"),
+        ("Service", "digits-2-shadow"),
+        ("HTTPRoute", "digits"),
+    }
     [rule] = found["HTTPRoute", "digits"]["spec"]["rules"]
     backend = {"group": "", "kind": "Service", "name": "digits-2-shadow", "port": names.PORT_COMPARER}
     assert rule["filters"] == [{"type": "RequestMirror", "requestMirror": {"backendRef": backend}}]
@@ -131,7 +154,10 @@ def test_request_mirror_is_a_filter_and_needs_no_other_object() -> None:
 @pytest.mark.parametrize("way", ["RequestMirror", "TraefikService"])
 def test_a_mirror_that_is_left_in_the_route_differs_from_one_without(way: MirrorWay) -> None:
     """Else nobody would take it out after a status that was lost."""
-    mirrored, without = children(router(way))["HTTPRoute", "digits"], children(router(None))["HTTPRoute", "digits"]
+    mirrored, without = (
+        children(router(way))["HTTPRoute", "digits"],
+        children(router(None))["HTTPRoute", "digits"],
+    )
     assert not is_mirrored(without) and not covers(mirrored, without) and not covers(without, mirrored)
     plain = json.loads(json.dumps(without))
     del plain["spec"]["rules"][0]["filters"]  # the API server drops an empty list
@@ -147,7 +173,10 @@ def test_the_comparer_knows_whom_to_ask_from_the_operator_alone() -> None:
     assert (task.namespace, task.model) == ("ml", "digits")
     assert (task.candidate_http, task.stable_http) == ("digits-2.ml.svc:8000", "digits-1.ml.svc:8000")
     assert (task.candidate_number, task.stable_number) == (2, 1)
-    assert [(o.name, o.argmax, o.abs_tolerance) for o in task.outputs] == [("logits", True, 1e-3), ("score", False, 0.5)]
+    assert [(o.name, o.argmax, o.abs_tolerance) for o in task.outputs] == [
+        ("logits", True, 1e-3),
+        ("score", False, 0.5),
+    ]
     assert pod["automountServiceAccountToken"] is False and pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True and container["resources"]["limits"]
     assert {p["containerPort"] for p in container["ports"]} == {names.PORT_COMPARER, names.PORT_METRICS}
@@ -162,7 +191,10 @@ def seen(made: MirrorRouter, **trial: str) -> dict[tuple[str, str], Any]:
         if kind == "HTTPRoute":
             o["metadata"]["generation"] = 3
             told = trial if name != b.NAME and trial else {"Accepted": "True", "ResolvedRefs": "True"}
-            conditions = [{"type": t, "status": s, "observedGeneration": 3, "reason": "InvalidKind", "message": "m"} for t, s in told.items()]
+            conditions = [
+                {"type": t, "status": s, "observedGeneration": 3, "reason": "InvalidKind", "message": "m"}
+                for t, s in told.items()
+            ]
             o["status"] = {"parents": [{"conditions": conditions}]}
     return found
 

@@ -16,7 +16,11 @@ from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter
 NAME = "digits"
 OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
 BOTH = Traffic.model_validate(
-    {"gateway": {"name": "public", "namespace": "gateways"}, "http": {"hostnames": ["a.x"]}, "grpc": {"hostnames": ["b.x"]}}
+    {
+        "gateway": {"name": "public", "namespace": "gateways"},
+        "http": {"hostnames": ["a.x"]},
+        "grpc": {"hostnames": ["b.x"]},
+    }
 )
 HTTP = Traffic.model_validate({"gateway": {"name": "public"}, "http": {"hostnames": ["a.x", "*.y"]}})
 SPLIT = (("v1", 95), ("v2", 5))
@@ -33,7 +37,9 @@ def test_a_route_for_each_protocol_with_weights_over_the_services_of_revisions()
     assert {r["port"] for r in http["spec"]["rules"][0]["backendRefs"]} == {8000} and {
         r["port"] for r in grpc["spec"]["rules"][0]["backendRefs"]
     } == {8001}
-    assert http["spec"]["parentRefs"] == [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "public", "namespace": "gateways"}]
+    assert http["spec"]["parentRefs"] == [
+        {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "public", "namespace": "gateways"}
+    ]
 
 
 def test_a_gateway_without_a_namespace_is_in_ours() -> None:
@@ -42,7 +48,9 @@ def test_a_gateway_without_a_namespace_is_in_ours() -> None:
 
 
 def test_each_host_name_has_a_route_of_its_own_and_the_first_is_written_last() -> None:
-    """Traefik ranks all names of a route by the longest. Where another name becomes the first, the one that was must have a route by then."""
+    """Traefik ranks all names of a route by the longest. Where another name becomes the first, the
+    one that was must have a route by then.
+    """
     further, first = GatewayRouter(NAME, HTTP).children(OWNER, SPLIT)
     assert (first["metadata"]["name"], first["spec"]["hostnames"]) == (NAME, ["a.x"])
     assert further["spec"]["hostnames"] == ["*.y"] and is_of_clients(further["metadata"]["name"], NAME)
@@ -61,12 +69,17 @@ def test_while_nothing_serves_there_is_no_route() -> None:
     assert GatewayRouter(NAME, BOTH).children(OWNER, ()) == []
 
 
-def seen(split: tuple[tuple[str, int], ...] = SPLIT, spec: Traffic = BOTH, generation: int = 4, **conditions: Any) -> dict[tuple[str, str], Any]:
+def seen(
+    split: tuple[tuple[str, int], ...] = SPLIT, spec: Traffic = BOTH, generation: int = 4, **conditions: Any
+) -> dict[tuple[str, str], Any]:
     """The routes as written, with these conditions for generation 4."""
     made = GatewayRouter(NAME, spec).children(OWNER, split)
     for route in made:
         route["metadata"]["generation"] = generation
-        told = [{"type": t, "status": s, "observedGeneration": 4, "reason": "R", "message": "m"} for t, s in conditions.items()]
+        told = [
+            {"type": t, "status": s, "observedGeneration": 4, "reason": "R", "message": "m"}
+            for t, s in conditions.items()
+        ]
         route["status"] = {"parents": [{"conditions": told}]}
     return {(r["kind"], "digits"): r for r in made}
 
@@ -90,17 +103,30 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
         seen(Accepted="Unknown", ResolvedRefs="True"),
         {k: v for k, v in seen(**YES).items() if k[0] == "HTTPRoute"},
     ],
-    ids=["nothing", "other split", "other weights", "older generation", "no answer", "refs open", "unknown", "one of two"],
+    ids=[
+        "nothing",
+        "other split",
+        "other weights",
+        "older generation",
+        "no answer",
+        "refs open",
+        "unknown",
+        "one of two",
+    ],
 )
 def test_anything_less_is_not(routes: dict[tuple[str, str], Any]) -> None:
     traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, routes, {})
     assert not traffic.taken_up and traffic.message and traffic.problem is None
 
 
-@pytest.mark.parametrize("refused", [{"Accepted": "False", "ResolvedRefs": "True"}, {"Accepted": "True", "ResolvedRefs": "False"}])
+@pytest.mark.parametrize(
+    "refused", [{"Accepted": "False", "ResolvedRefs": "True"}, {"Accepted": "True", "ResolvedRefs": "False"}]
+)
 def test_a_gateway_that_refuses_says_why(refused: dict[str, str]) -> None:
     traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**refused), {})
-    assert traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
+    assert (
+        traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
+    )
 
 
 def test_a_refusal_of_an_older_generation_is_over() -> None:
@@ -113,7 +139,9 @@ def test_a_route_that_has_no_status_or_rules_yet() -> None:
         del route["status"]
     assert not GatewayRouter(NAME, BOTH).taken_up(SPLIT, bare, {}).taken_up
     assert weights({"spec": {}}) == {} == weights({"spec": {"rules": [{}]}})
-    assert weights({"spec": {"rules": [{"backendRefs": [{"name": "v1"}, {"name": "v2", "weight": 0}]}]}}) == {"v1": 1}
+    assert weights({"spec": {"rules": [{"backendRefs": [{"name": "v1"}, {"name": "v2", "weight": 0}]}]}}) == {
+        "v1": 1
+    }
 
 
 # --- one Service and replica counts
@@ -151,16 +179,27 @@ def test_all_to_one_revision_is_taken_up_when_the_service_selects_it_alone() -> 
 
 # --- requests with headers, and previews
 
-ROLLOUT = {"headers": [{"name": "x-group", "value": "b"}, {"name": "x-beta", "value": "1.*", "type": "RegularExpression"}]}
+ROLLOUT = {
+    "headers": [
+        {"name": "x-group", "value": "b"},
+        {"name": "x-beta", "value": "1.*", "type": "RegularExpression"},
+    ]
+}
 TEST = Rollout.model_validate({"abTest": ROLLOUT})
-BLUE = Rollout.model_validate({"blueGreen": {"preview": {"http": {"hostnames": ["p.x"]}, "grpc": {"hostnames": ["q.x"]}}}})
+BLUE = Rollout.model_validate(
+    {"blueGreen": {"preview": {"http": {"hostnames": ["p.x"]}, "grpc": {"hostnames": ["q.x"]}}}}
+)
 STABLE = (("v1", 100),)
 
 
 def answered(routes: list[Any], *, but: str = "") -> dict[tuple[str, str], Any]:
     """As the gateway accepted them, but for those of one name."""
     for route in routes:
-        told = [] if route["metadata"]["name"] == but else [{"type": t, "status": s, "observedGeneration": 4} for t, s in YES.items()]
+        told = (
+            []
+            if route["metadata"]["name"] == but
+            else [{"type": t, "status": s, "observedGeneration": 4} for t, s in YES.items()]
+        )
         route["metadata"]["generation"], route["status"] = 4, {"parents": [{"conditions": told}]}
     return {(r["kind"], r["metadata"]["name"]): r for r in routes}
 
@@ -168,15 +207,23 @@ def answered(routes: list[Any], *, but: str = "") -> dict[tuple[str, str], Any]:
 def test_requests_with_the_headers_come_before_all_others() -> None:
     for route in GatewayRouter(NAME, BOTH, TEST, matched="v2").children(OWNER, STABLE):
         first, last = route["spec"]["rules"]
-        headers = [{"type": "Exact", "name": "x-group", "value": "b"}, {"type": "RegularExpression", "name": "x-beta", "value": "1.*"}]
-        assert [m["headers"] for m in first["matches"]] == [headers] * len(last["matches"]), "each match has all of them"
+        headers = [
+            {"type": "Exact", "name": "x-group", "value": "b"},
+            {"type": "RegularExpression", "name": "x-beta", "value": "1.*"},
+        ]
+        assert [m["headers"] for m in first["matches"]] == [headers] * len(last["matches"]), (
+            "each match has all of them"
+        )
         assert [{k: v for k, v in m.items() if k != "headers"} for m in first["matches"]] == last["matches"]
         assert [r["name"] for r in first["backendRefs"]] == ["v2"]
         assert weights(route) == {"v1": 100}, "the others"
 
 
 def test_without_a_revision_to_test_there_is_one_rule() -> None:
-    assert [len(r["spec"]["rules"]) for r in GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)] == [1, 1]
+    assert [len(r["spec"]["rules"]) for r in GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)] == [
+        1,
+        1,
+    ]
 
 
 def test_a_test_is_taken_up_with_its_rule() -> None:
@@ -184,7 +231,11 @@ def test_a_test_is_taken_up_with_its_rule() -> None:
     assert router.taken_up(STABLE, answered(router.children(OWNER, STABLE)), {}).taken_up
     before = GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)
     assert not router.taken_up(STABLE, answered(before), {}).taken_up
-    assert not GatewayRouter(NAME, BOTH, TEST).taken_up(STABLE, answered(router.children(OWNER, STABLE)), {}).taken_up, "it must go again"
+    assert (
+        not GatewayRouter(NAME, BOTH, TEST)
+        .taken_up(STABLE, answered(router.children(OWNER, STABLE)), {})
+        .taken_up
+    ), "it must go again"
 
 
 def test_what_the_api_server_adds_to_a_rule_does_not_count() -> None:
@@ -201,9 +252,14 @@ def test_what_the_api_server_adds_to_a_rule_does_not_count() -> None:
 
 
 def test_a_preview_has_routes_of_its_own() -> None:
-    made = {(r["kind"], r["metadata"]["name"]): r for r in GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE)}
+    made = {
+        (r["kind"], r["metadata"]["name"]): r
+        for r in GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE)
+    }
     assert set(made) == {(k, n) for k in ("HTTPRoute", "GRPCRoute") for n in ("digits", "digits-preview")}
-    assert made["HTTPRoute", "digits-preview"]["spec"]["hostnames"] == ["p.x"] and weights(made["GRPCRoute", "digits-preview"]) == {"v2": 100}
+    assert made["HTTPRoute", "digits-preview"]["spec"]["hostnames"] == ["p.x"] and weights(
+        made["GRPCRoute", "digits-preview"]
+    ) == {"v2": 100}
     assert weights(made["HTTPRoute", "digits"]) == {"v1": 100}
 
 
@@ -225,10 +281,18 @@ def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
     assert not kept.taken_up(STABLE, live, {}).taken_up
     made = kept.children(OWNER, STABLE)
     for route in made:
-        assert [r["backendRefs"][0]["name"] for r in route["spec"]["rules"]] == ["v1"] and weights(route) == {"v1": 100}
+        assert [r["backendRefs"][0]["name"] for r in route["spec"]["rules"]] == ["v1"] and weights(route) == {
+            "v1": 100
+        }
         before = live[route["kind"], NAME]["spec"]
-        assert route["spec"]["hostnames"] == before["hostnames"] and route["spec"]["parentRefs"] == before["parentRefs"]
-        assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == before["rules"][-1]["backendRefs"][0]["port"]
+        assert (
+            route["spec"]["hostnames"] == before["hostnames"]
+            and route["spec"]["parentRefs"] == before["parentRefs"]
+        )
+        assert (
+            route["spec"]["rules"][0]["backendRefs"][0]["port"]
+            == before["rules"][-1]["backendRefs"][0]["port"]
+        )
     assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, answered(made), {}).taken_up
 
 
@@ -237,6 +301,11 @@ def test_kept_routes_lose_the_names_that_are_anothers_and_keep_what_tests_and_pr
     left = KeptRoutes(NAME, live, TEST, "v2", withheld=frozenset({"a.x"})).children(OWNER, STABLE)
     assert [r["spec"]["hostnames"] for r in left] == [["*.y"]] and len(left[0]["spec"]["rules"]) == 2
     shown = answered(GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE))
-    kept = {(r["kind"], r["metadata"]["name"]): r for r in KeptRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)}
-    assert {key: weights(route) for key, route in kept.items()} == {key: weights(route) for key, route in shown.items()}
+    kept = {
+        (r["kind"], r["metadata"]["name"]): r
+        for r in KeptRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)
+    }
+    assert {key: weights(route) for key, route in kept.items()} == {
+        key: weights(route) for key, route in shown.items()
+    }
     assert {r["metadata"]["name"] for r in KeptRoutes(NAME, shown, BLUE).children(OWNER, STABLE)} == {NAME}

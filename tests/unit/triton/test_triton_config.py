@@ -15,11 +15,20 @@ LABEL = TensorSpec("label", "INT64", (-1,))
 
 
 def test_batched() -> None:
-    config = parse(render([X], [LABEL, SCORES], Batching(max_batch_size=32, max_queue_delay_us=2000), "KIND_GPU"))
+    config = parse(
+        render([X], [LABEL, SCORES], Batching(max_batch_size=32, max_queue_delay_us=2000), "KIND_GPU")
+    )
     assert not config.name  # the folder's name is the model's: the artifact is shared
-    assert (config.backend, config.max_batch_size, config.default_model_filename) == ("onnxruntime", 32, "model.onnx")
+    assert (config.backend, config.max_batch_size, config.default_model_filename) == (
+        "onnxruntime",
+        32,
+        "model.onnx",
+    )
     assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("x", pb.TYPE_FP32, [1, 28, 28])]
-    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [("label", pb.TYPE_INT64, [1]), ("scores", pb.TYPE_FP32, [10])]
+    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [
+        ("label", pb.TYPE_INT64, [1]),
+        ("scores", pb.TYPE_FP32, [10]),
+    ]
     assert config.output[0].HasField("reshape")  # [n] is served as [n, 1]: dims must not be empty
     assert not config.output[1].HasField("reshape")
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
@@ -46,7 +55,9 @@ def test_fixed_first_dimension_cannot_be_batched(shape: tuple[int, ...]) -> None
 @pytest.mark.parametrize("datatype", sorted(NUMPY))
 def test_every_type_is_known_to_triton(datatype: str) -> None:
     config = parse(render([TensorSpec("x", datatype, (-1, 2))], [SCORES], Batching(), "KIND_CPU"))
-    assert pb.DataType.Name(config.input[0].data_type) == ("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}")
+    assert pb.DataType.Name(config.input[0].data_type) == (
+        "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    )
 
 
 def test_unknown_field_is_refused() -> None:

@@ -1,7 +1,8 @@
 """The API as pydantic types; ``modelrollout.crdgen`` writes crds/*.yaml from them.
 
-Field names in Python are snake_case, on the wire camelCase. A docstring or description is what ``kubectl explain`` shows. Rules that the
-API server can check are CEL rules here (``Rule``), with messages that say what to change.
+Field names in Python are snake_case, on the wire camelCase. A docstring or description is what
+``kubectl explain`` shows. Rules that the API server can check are CEL rules here (``Rule``), with
+messages that say what to change.
 """
 
 from modelrollout.api.v1alpha1.deployment import ModelDeploymentSpec, as_today, same_version, user_input

@@ -28,44 +28,57 @@ class ModelDeploymentSpec(ApiModel):
     revision_history_limit: int = Field(5, ge=1, le=50, description="Old revisions kept to roll back to.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.rollout) || !has(self.rollout.shadow) || (has(self.traffic) && has(self.traffic.gateway) && has(self.traffic.http))",
-            "rollout.shadow mirrors HTTP requests at a gateway: set traffic.gateway and traffic.http, or leave rollout.shadow out",
+            "!has(self.rollout) || !has(self.rollout.shadow) || (has(self.traffic) &&"
+            " has(self.traffic.gateway) && has(self.traffic.http))",
+            "rollout.shadow mirrors HTTP requests at a gateway: set traffic.gateway and traffic.http, or"
+            " leave rollout.shadow out",
         ),
         Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
             "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
         ),
         Rule(
-            "!has(self.serving.triton) || !has(self.serving.triton.inputs) || has(self.serving.triton.backend) || "
-            "(has(self.model.format) && self.model.format == 'PyTorch')",
-            "serving.triton.inputs and outputs belong to a backend or to model.format: PyTorch; other files say themselves what they take and give",
+            "!has(self.serving.triton) || !has(self.serving.triton.inputs) ||"
+            " has(self.serving.triton.backend) || (has(self.model.format) && self.model.format == 'PyTorch')",
+            "serving.triton.inputs and outputs belong to a backend or to model.format: PyTorch; other files"
+            " say themselves what they take and give",
         ),
         Rule(
             f"!({_BACKEND}) || !has(self.model.format)",
-            "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of them out",
+            "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of"
+            " them out",
         ),
         Rule(
-            f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 && !has(self.optimization.gate))",
-            "serving.triton.backend serves the file as it is: leave optimization.steps and gate out; rollout.analysis.golden judges the served model",
+            f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 &&"
+            " !has(self.optimization.gate))",
+            "serving.triton.backend serves the file as it is: leave optimization.steps and gate out;"
+            " rollout.analysis.golden judges the served model",
         ),
         Rule(
-            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !(has(self.rollout.shadow) || (has(self.rollout.analysis) && "
-            "has(self.rollout.analysis.golden)))",
-            "backend: VLLM streams text, and golden data and shadow compare tensors: leave rollout.analysis.golden and rollout.shadow out",
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !(has(self.rollout.shadow) ||"
+            " (has(self.rollout.analysis) && has(self.rollout.analysis.golden)))",
+            "backend: VLLM streams text, and golden data and shadow compare tensors: leave"
+            " rollout.analysis.golden and rollout.shadow out",
         ),
         Rule(
-            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !has(self.serving.batching) || self.serving.batching.maxBatchSize == 0",
+            f"!({_BACKEND} && self.serving.triton.backend == 'VLLM') || !has(self.serving.batching) ||"
+            " self.serving.batching.maxBatchSize == 0",
             "backend: VLLM batches by itself: leave serving.batching out",
         ),
         Rule(
-            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || has(self.traffic.gateway)",
-            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service NAME-preview leads to the new revision",
+            "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) ||"
+            " has(self.traffic.gateway)",
+            "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service"
+            " NAME-preview leads to the new revision",
         ),
         *(
             Rule(
-                f"!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) || !has(self.rollout.blueGreen.preview.{mine}) || "
-                f"!has(self.traffic.{theirs}) || self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in self.traffic.{theirs}.hostnames))",
-                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of traffic.{theirs}",
+                "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) ||"
+                f" !has(self.rollout.blueGreen.preview.{mine}) || !has(self.traffic.{theirs}) ||"
+                f" self.rollout.blueGreen.preview.{mine}.hostnames.all(h, !(h in"
+                f" self.traffic.{theirs}.hostnames))",
+                f"rollout.blueGreen.preview.{mine}: its host names must differ from those of"
+                f" traffic.{theirs}",
             )
             for mine in ("http", "grpc")
             for theirs in ("http", "grpc")
@@ -73,32 +86,42 @@ class ModelDeploymentSpec(ApiModel):
     )
 
     def user_input(self) -> dict[str, Any]:
-        """What makes a version: model, optimization and serving in canonical form, without what changes no answer.
+        """What makes a version: model, optimization and serving in canonical form, without what
+        changes no answer.
 
-        Two inputs are compared after both went through the present types (``same_version``), so that a field that a newer
-        operator adds with a default makes no new version of an old object (DESIGN.md, ModelRevision).
+        Two inputs are compared after both went through the present types (``same_version``), so
+        that a field that a newer operator adds with a default makes no new version of an old object
+        (DESIGN.md, ModelRevision).
         """
         return user_input(self.model, self.optimization, self.serving)
 
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
-    """Canonical form of the three parts; sha256 is left out because it takes part as the pinned digest."""
+    """Canonical form of the three parts; sha256 is left out because it takes part as the pinned
+    digest.
+    """
     return {
-        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}),
+        "model": model.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}
+        ),
         "optimization": optimization.model_dump(
             mode="json",
             by_alias=True,
             exclude_none=True,
             exclude={**dict.fromkeys(NO_PART, True), "steps": {"__all__": {"container": {"resources"}}}},
         ),
-        "serving": serving.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}),
+        "serving": serving.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}
+        ),
     }
 
 
 def as_today(value: Mapping[str, Any]) -> dict[str, Any]:
     """A canonical input of any operator, read with today's types and defaults."""
     return user_input(
-        Model.model_validate(value["model"]), Optimization.model_validate(value["optimization"]), Serving.model_validate(value["serving"])
+        Model.model_validate(value["model"]),
+        Optimization.model_validate(value["optimization"]),
+        Serving.model_validate(value["serving"]),
     )
 
 

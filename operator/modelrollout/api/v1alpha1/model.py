@@ -17,8 +17,10 @@ class Credentials(ApiModel):
     """How to read from the store."""
 
     secret_ref: LocalName = Field(
-        description="Secret in this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), or token, or username and password (HTTP). "
-        "It is mounted into Jobs and pods; the operator never reads it."
+        description=(
+            "Secret in this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), or token, or"
+            " username and password (HTTP). It is mounted into Jobs and pods; the operator never reads it."
+        )
     )
 
 
@@ -26,40 +28,67 @@ class SecretKey(ApiModel):
     """A key of a Secret in the same namespace."""
 
     name: Name = Field(description="Name of the Secret.")
-    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(description="Key in the Secret.")
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
+        description="Key in the Secret."
+    )
 
 
 class Signature(ApiModel):
     """The model must be signed: verified on its bytes before anything of it is parsed.
 
-    Sign with OpenSSF model signing: model_signing sign key MODEL --private_key KEY --signature MODEL.sig
+    Sign with OpenSSF model signing: model_signing sign key MODEL --private_key KEY --signature
+    MODEL.sig
     """
 
-    key_secret_ref: SecretKey = Field(description="Where the signer's public key is, in PEM form (elliptic curve P-256, P-384 or P-521).")
-    uri: Uri | None = Field(None, description="The signature file; left out: the model's URI with .sig at its end.")
+    key_secret_ref: SecretKey = Field(
+        description="Where the signer's public key is, in PEM form (elliptic curve P-256, P-384 or P-521)."
+    )
+    uri: Uri | None = Field(
+        None, description="The signature file; left out: the model's URI with .sig at its end."
+    )
 
 
 class Model(ApiModel):
     """The trained model."""
 
     uri: Uri = Field(
-        description="Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names."
+        description=(
+            "Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's"
+            " configuration names."
+        )
     )
-    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight.")
+    sha256: Sha256 | None = Field(
+        None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight."
+    )
     format: SourceFormat | None = Field(
         None,
-        description="Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt), TensorFlow (SavedModel as .zip or "
-        ".tar), Keras (.keras, .h5), TFLite (.tflite) and PyTorch (TorchScript .pt, exported programs .pt2) are converted to ONNX in images of their "
-        "own. Pickles are never read.",
+        description=(
+            "Format of the file; left out: ONNX. SKLearn (skops), XGBoost (JSON, UBJ), LightGBM (txt),"
+            " TensorFlow (SavedModel as .zip or .tar), Keras (.keras, .h5), TFLite (.tflite) and PyTorch"
+            " (TorchScript .pt, exported programs .pt2) are converted to ONNX in images of their own. Pickles"
+            " are never read."
+        ),
     )
-    credentials: Credentials | None = Field(None, description="How to read the file; left out: the store's default Secret, or anonymous.")
-    signature: Signature | None = Field(None, description="Whose signature the file must carry; left out: none is asked for.")
+    credentials: Credentials | None = Field(
+        None, description="How to read the file; left out: the store's default Secret, or anonymous."
+    )
+    signature: Signature | None = Field(
+        None, description="Whose signature the file must carry; left out: none is asked for."
+    )
     interface_change: Literal["Refused", "Allowed"] = Field(
         "Refused",
-        description="Whether a new version may take or give other tensors (names, data types, shapes) than the one that serves. Refused: it is "
-        "Rejected before it serves anything; say Allowed when the clients are ready for it. No part of the version.",
+        description=(
+            "Whether a new version may take or give other tensors (names, data types, shapes) than the one"
+            " that serves. Refused: it is Rejected before it serves anything; say Allowed when the clients"
+            " are ready for it. No part of the version."
+        ),
     )
-    lineage: Lineage | None = Field(None, description="Free text kept with the revision: commit, data set, training run. No part of the version.")
+    lineage: Lineage | None = Field(
+        None,
+        description=(
+            "Free text kept with the revision: commit, data set, training run. No part of the version."
+        ),
+    )
 
     @property
     def flavour(self) -> Flavour | None:
@@ -72,15 +101,30 @@ class Data(ApiModel):
 
     uri: Uri = Field(description="The .npz archive: s3://BUCKET/KEY or http(s)://HOST/PATH.")
     labels: str = Field(
-        "labels", description="Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse.", max_length=128
+        "labels",
+        description=(
+            "Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse."
+        ),
+        max_length=128,
     )
-    slices: Annotated[list[ArrayName], Field(max_length=16)] | None = Field(None, description="Names of arrays that divide the data into slices.")
-    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
+    slices: Annotated[list[ArrayName], Field(max_length=16)] | None = Field(
+        None, description="Names of arrays that divide the data into slices."
+    )
+    credentials: Credentials | None = Field(
+        None, description="How to read it; left out: those of spec.model."
+    )
 
 
 class ModelFile(ApiModel):
     """Another ONNX file."""
 
-    uri: Uri = Field(description="Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's configuration names.")
+    uri: Uri = Field(
+        description=(
+            "Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's"
+            " configuration names."
+        )
+    )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal; checked when given.")
-    credentials: Credentials | None = Field(None, description="How to read it; left out: those of spec.model.")
+    credentials: Credentials | None = Field(
+        None, description="How to read it; left out: those of spec.model."
+    )

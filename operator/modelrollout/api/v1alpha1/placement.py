@@ -1,7 +1,9 @@
-"""Where pods may run: affinity and tolerations as Kubernetes has them (core/v1), for the API server's schema.
+"""Where pods may run: affinity and tolerations as Kubernetes has them (core/v1), for the API
+server's schema.
 
-The operator passes them on as they are written and reads nothing in them, so that a version's input stays the same to the letter, whatever of these
-fields Kubernetes adds. Sizes are bounded here, which Kubernetes leaves open.
+The operator passes them on as they are written and reads nothing in them, so that a version's input
+stays the same to the letter, whatever of these fields Kubernetes adds. Sizes are bounded here,
+which Kubernetes leaves open.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from modelrollout.api.v1alpha1.schema import ApiModel, Labels, ShapeOf
 
 LabelKey = Annotated[str, StringConstraints(max_length=317)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
-_Word = Annotated[str, StringConstraints(max_length=32)]  # Kubernetes checks which, and has more of them in some versions
+# Kubernetes checks which, and has more of them in some versions
+_Word = Annotated[str, StringConstraints(max_length=32)]
 _Values = Annotated[list[LabelValue], Field(max_length=64)]
 _Weight = Annotated[int, Field(ge=1, le=100)]
 _Namespaces = Annotated[list[LabelValue], Field(max_length=32)]
@@ -24,11 +27,19 @@ _LabelKeys = Annotated[list[LabelKey], Field(max_length=16)]
 class Toleration(ApiModel):
     """As in a pod: the taint that is tolerated."""
 
-    key: LabelKey | None = Field(None, description="Key of the taint; left out, with operator Exists: every taint.")
-    operator: _Word | None = Field(None, description="Exists, or Equal (the default), in newer clusters also Lt and Gt.")
+    key: LabelKey | None = Field(
+        None, description="Key of the taint; left out, with operator Exists: every taint."
+    )
+    operator: _Word | None = Field(
+        None, description="Exists, or Equal (the default), in newer clusters also Lt and Gt."
+    )
     value: LabelValue | None = Field(None, description="Value of the taint.")
-    effect: _Word | None = Field(None, description="NoSchedule, PreferNoSchedule or NoExecute; left out: all effects.")
-    toleration_seconds: int | None = Field(None, description="NoExecute: how long the pod stays; left out: for ever.")
+    effect: _Word | None = Field(
+        None, description="NoSchedule, PreferNoSchedule or NoExecute; left out: all effects."
+    )
+    toleration_seconds: int | None = Field(
+        None, description="NoExecute: how long the pod stays; left out: for ever."
+    )
 
 
 class NodeSelectorRequirement(ApiModel):
@@ -36,7 +47,9 @@ class NodeSelectorRequirement(ApiModel):
 
     key: LabelKey = Field(description="Key of the label, or name of the field.")
     operator: _Word = Field(description="In, NotIn, Exists, DoesNotExist, Gt or Lt.")
-    values: _Values | None = Field(None, description="None for Exists and DoesNotExist, one number for Gt and Lt.")
+    values: _Values | None = Field(
+        None, description="None for Exists and DoesNotExist, one number for Gt and Lt."
+    )
 
 
 _Requirements = Annotated[list[NodeSelectorRequirement], Field(max_length=32)]
@@ -46,13 +59,17 @@ class NodeSelectorTerm(ApiModel):
     """Conditions that must all hold."""
 
     match_expressions: _Requirements | None = Field(None, description="On the node's labels.")
-    match_fields: _Requirements | None = Field(None, description="On the node's fields, such as metadata.name.")
+    match_fields: _Requirements | None = Field(
+        None, description="On the node's fields, such as metadata.name."
+    )
 
 
 class NodeSelector(ApiModel):
     """Terms of which one must hold."""
 
-    node_selector_terms: Annotated[list[NodeSelectorTerm], Field(max_length=32)] = Field(description="One of them must hold.")
+    node_selector_terms: Annotated[list[NodeSelectorTerm], Field(max_length=32)] = Field(
+        description="One of them must hold."
+    )
 
 
 class PreferredSchedulingTerm(ApiModel):
@@ -65,10 +82,12 @@ class PreferredSchedulingTerm(ApiModel):
 class NodeAffinity(ApiModel):
     """On which nodes."""
 
-    required_during_scheduling_ignored_during_execution: NodeSelector | None = Field(None, description="Nodes that pods may run on.")
-    preferred_during_scheduling_ignored_during_execution: Annotated[list[PreferredSchedulingTerm], Field(max_length=32)] | None = Field(
-        None, description="Nodes that are preferred."
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = Field(
+        None, description="Nodes that pods may run on."
     )
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[list[PreferredSchedulingTerm], Field(max_length=32)] | None
+    ) = Field(None, description="Nodes that are preferred.")
 
 
 class LabelSelectorRequirement(ApiModel):
@@ -83,18 +102,30 @@ class LabelSelector(ApiModel):
     """Objects by their labels; empty: all."""
 
     match_labels: Labels | None = Field(None, description="Labels with their values.")
-    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=32)] | None = Field(None, description="Conditions.")
+    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=32)] | None = Field(
+        None, description="Conditions."
+    )
 
 
 class PodAffinityTerm(ApiModel):
     """Pods, and the part of the cluster that is shared with them."""
 
     label_selector: LabelSelector | None = Field(None, description="Which pods; left out: none.")
-    namespaces: _Namespaces | None = Field(None, description="Namespaces of those pods; left out, and no namespaceSelector: this one.")
-    namespace_selector: LabelSelector | None = Field(None, description="Namespaces of those pods by their labels; empty: all.")
-    topology_key: LabelKey = Field(description="Label of the nodes that are alike, such as kubernetes.io/hostname.")
-    match_label_keys: _LabelKeys | None = Field(None, description="Labels in which those pods are like this one.")
-    mismatch_label_keys: _LabelKeys | None = Field(None, description="Labels in which those pods differ from this one.")
+    namespaces: _Namespaces | None = Field(
+        None, description="Namespaces of those pods; left out, and no namespaceSelector: this one."
+    )
+    namespace_selector: LabelSelector | None = Field(
+        None, description="Namespaces of those pods by their labels; empty: all."
+    )
+    topology_key: LabelKey = Field(
+        description="Label of the nodes that are alike, such as kubernetes.io/hostname."
+    )
+    match_label_keys: _LabelKeys | None = Field(
+        None, description="Labels in which those pods are like this one."
+    )
+    mismatch_label_keys: _LabelKeys | None = Field(
+        None, description="Labels in which those pods differ from this one."
+    )
 
 
 class WeightedPodAffinityTerm(ApiModel):
@@ -111,15 +142,23 @@ _WeightedTerms = Annotated[list[WeightedPodAffinityTerm], Field(max_length=16)]
 class PodAffinity(ApiModel):
     """Beside which pods."""
 
-    required_during_scheduling_ignored_during_execution: _Terms | None = Field(None, description="Where pods must run.")
-    preferred_during_scheduling_ignored_during_execution: _WeightedTerms | None = Field(None, description="Where they preferably run.")
+    required_during_scheduling_ignored_during_execution: _Terms | None = Field(
+        None, description="Where pods must run."
+    )
+    preferred_during_scheduling_ignored_during_execution: _WeightedTerms | None = Field(
+        None, description="Where they preferably run."
+    )
 
 
 class PodAntiAffinity(ApiModel):
     """Away from which pods."""
 
-    required_during_scheduling_ignored_during_execution: _Terms | None = Field(None, description="Where pods must not run.")
-    preferred_during_scheduling_ignored_during_execution: _WeightedTerms | None = Field(None, description="Where they preferably do not run.")
+    required_during_scheduling_ignored_during_execution: _Terms | None = Field(
+        None, description="Where pods must not run."
+    )
+    preferred_during_scheduling_ignored_during_execution: _WeightedTerms | None = Field(
+        None, description="Where they preferably do not run."
+    )
 
 
 class Affinity(ApiModel):

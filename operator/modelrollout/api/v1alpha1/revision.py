@@ -10,7 +10,14 @@ from modelrollout.api.v1alpha1.model import Lineage, Model
 from modelrollout.api.v1alpha1.optimization import Optimization
 from modelrollout.api.v1alpha1.schema import ApiModel, Name, Rule, Sha256, ShapeOf, StatusModel
 from modelrollout.api.v1alpha1.serving import Serving
-from modelrollout.api.v1alpha1.status import ArtifactEvidence, EvaluationEvidence, MetricStatus, Outcome, StepEvidence, TuningEvidence
+from modelrollout.api.v1alpha1.status import (
+    ArtifactEvidence,
+    EvaluationEvidence,
+    MetricStatus,
+    Outcome,
+    StepEvidence,
+    TuningEvidence,
+)
 
 
 class ModelRevisionStatus(StatusModel):
@@ -30,8 +37,11 @@ class ModelRevisionStatus(StatusModel):
     retired: str | None = Field(None, description="When it ceased to be stable.")
     children: list[str] = Field(
         default_factory=list,
-        description="Uids of what the ModelDeployment itself controlled while this revision was stable, or the first one on trial: by them the "
-        "orphans of a ModelDeployment that was deleted with --cascade=orphan are known again.",
+        description=(
+            "Uids of what the ModelDeployment itself controlled while this revision was stable, or the first"
+            " one on trial: by them the orphans of a ModelDeployment that was deleted with --cascade=orphan"
+            " are known again."
+        ),
     )
     # columns
     accuracy: str | None = None
@@ -50,15 +60,22 @@ class RevisionInput(ApiModel):
 class ModelRevisionSpec(ApiModel):
     """An immutable snapshot of one version; only the operator creates it."""
 
-    number: int = Field(ge=1, description="Grows by one; it is the model's version in Triton, so every answer names its revision.")
+    number: int = Field(
+        ge=1,
+        description="Grows by one; it is the model's version in Triton, so every answer names its revision.",
+    )
     deployment: Name = Field(description="Name of the ModelDeployment.")
     sha256: Sha256 = Field(description="Pinned digest of the source.")
-    input: Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.revision:RevisionInput", bare=True)] = Field(
-        description="The user's input in canonical form."
-    )
+    input: Annotated[
+        dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.revision:RevisionInput", bare=True)
+    ] = Field(description="The user's input in canonical form.")
     builder: str = Field(max_length=64, description="Version of the builder that rendered the template.")
     template: Annotated[dict[str, Any], ShapeOf("kubernetes.client:V1PodTemplateSpec", bare=True)] = Field(
         description="Rendered pod template: an upgrade of the operator does not change it."
     )
-    lineage: Lineage | None = Field(None, description="Where the model comes from, as the ModelDeployment said.")
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("self == oldSelf", "a ModelRevision is immutable; change the ModelDeployment instead"),)
+    lineage: Lineage | None = Field(
+        None, description="Where the model comes from, as the ModelDeployment said."
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("self == oldSelf", "a ModelRevision is immutable; change the ModelDeployment instead"),
+    )

@@ -20,14 +20,23 @@ class Pause(ApiModel):
 class Step(ApiModel):
     """One step of a canary: a weight or a pause."""
 
-    weight: int | None = Field(None, ge=1, le=100, description="Share of the requests for the canary, in percent.")
-    for_: Duration | None = Field(None, alias="for", description="Stay at least this long; left out: go on as soon as the evidence allows.")
+    weight: int | None = Field(
+        None, ge=1, le=100, description="Share of the requests for the canary, in percent."
+    )
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Stay at least this long; left out: go on as soon as the evidence allows.",
+    )
     pause: Pause | None = None
     replicas: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion brings all.",
+        description=(
+            "Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion"
+            " brings all."
+        ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.weight) != has(self.pause)", "a step is either weight: N or pause: {}"),
@@ -38,8 +47,9 @@ class Step(ApiModel):
 
 STEPS_RULES: tuple[Rule, ...] = (
     Rule(
-        "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-        "self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight == a.weight)))",
+        "!has(self.steps) || (self.steps.filter(s, has(s.weight)).map(s, s.weight).isSorted() &&"
+        " self.steps.filter(s, has(s.weight)).all(a, self.steps.exists_one(b, has(b.weight) && b.weight =="
+        " a.weight)))",
         "weights must grow from step to step, for example 5, 25, 50",
     ),
     Rule("!has(self.steps) || self.steps.exists(s, has(s.weight))", "a canary needs at least one weight"),
@@ -52,12 +62,18 @@ class Canary(ApiModel):
 
     steps: Annotated[list[Step], Field(min_length=1, max_length=32), LateDefault()] = Field(
         default_factory=lambda: list(DEFAULT_STEPS),
-        description="Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5, 25, 50.",
+        description=(
+            "Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5,"
+            " 25, 50."
+        ),
     )
     scale: Literal["Full", "Weight"] = Field(
         "Full",
-        description="Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of serving.replicas, rounded up; "
-        "a weight is raised when the pods for it are ready. Without a gateway the pods are the weight.",
+        description=(
+            "Pods of the canary behind a gateway. Full: serving.replicas from the start. Weight: its share of"
+            " serving.replicas, rounded up; a weight is raised when the pods for it are ready. Without a"
+            " gateway the pods are the weight."
+        ),
     )
     rules: ClassVar[tuple[Rule, ...]] = STEPS_RULES
 
@@ -68,27 +84,37 @@ class Preview(ApiModel):
     http: Hostnames | None = Field(None, description="Host names for HTTP.")
     grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP.")
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.http) || has(self.grpc)", "a preview needs http: {hostnames: [...]} or grpc: {hostnames: [...]}; or leave preview out"),
+        Rule(
+            "has(self.http) || has(self.grpc)",
+            "a preview needs http: {hostnames: [...]} or grpc: {hostnames: [...]}; or leave preview out",
+        ),
         Rule(
             "!(has(self.http) && has(self.grpc)) || self.http.hostnames.all(h, !(h in self.grpc.hostnames))",
-            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between gateways",
+            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between"
+            " gateways",
         ),
     )
 
 
 class BlueGreen(ApiModel):
-    """The new revision at full size beside stable, under a name of its own; then all traffic at once."""
+    """The new revision at full size beside stable, under a name of its own; then all traffic at
+    once.
+    """
 
     preview: Preview | None = Field(
         None,
-        description="Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
-        "Both lead to stable when nothing is on trial.",
+        description=(
+            "Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
+            "Both lead to stable when nothing is on trial."
+        ),
     )
     for_: Duration | None = Field(
         None,
         alias="for",
-        description="Preview for this long, then go on unless something is proven worse or cannot be measured; left out: go on as soon as the "
-        "preview's own requests prove it, or when somebody promotes.",
+        description=(
+            "Preview for this long, then go on unless something is proven worse or cannot be measured; left"
+            " out: go on as soon as the preview's own requests prove it, or when somebody promotes."
+        ),
     )
     auto_promote: bool = Field(True, description="false: after the preview wait until somebody promotes.")
 
@@ -99,8 +125,12 @@ class HeaderMatch(ApiModel):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=256)] = Field(
         description="Name of the header; upper and lower case are one."
     )
-    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(description="Its value, or a regular expression for it.")
-    type: Literal["Exact", "RegularExpression"] = Field("Exact", description="RegularExpression is not supported by every gateway.")
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
+        description="Its value, or a regular expression for it."
+    )
+    type: Literal["Exact", "RegularExpression"] = Field(
+        "Exact", description="RegularExpression is not supported by every gateway."
+    )
 
 
 class AbTest(ApiModel):
@@ -109,54 +139,97 @@ class AbTest(ApiModel):
     headers: Annotated[list[HeaderMatch], Field(min_length=1, max_length=16), ListMapKey("name")] = Field(
         description="A request must carry all of them."
     )
-    for_: Duration | None = Field(None, alias="for", description="Test at least this long; left out: go on as soon as the evidence allows.")
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Test at least this long; left out: go on as soon as the evidence allows.",
+    )
     auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
 
 
-SliceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$", max_length=64)]
+SliceName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}$", max_length=64)
+]
 
 
 class Slice(ApiModel):
     """A part of the labelled answers that must not get worse, whatever all of them together do."""
 
     name: SliceName = Field(description="The slice as feedback names it.")
-    max_drop: float | None = Field(None, gt=0, le=1, description="Margin against stable on this slice, absolute; left out: that of the metric.")
+    max_drop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Margin against stable on this slice, absolute; left out: that of the metric.",
+    )
 
 
 class Metric(ApiModel):
-    """One metric of the analysis. Built in: accuracy, errors, latency; any other name needs a query."""
+    """One metric of the analysis. Built in: accuracy, errors, latency; any other name needs a
+    query.
+    """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)] = Field(
-        description="accuracy, errors or latency; or any other name, with a query."
+    name: Annotated[
+        str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)
+    ] = Field(description="accuracy, errors or latency; or any other name, with a query.")
+    max_drop: float | None = Field(
+        None, gt=0, le=1, description="accuracy: margin against stable at full traffic, absolute."
     )
-    max_drop: float | None = Field(None, gt=0, le=1, description="accuracy: margin against stable at full traffic, absolute.")
-    max_increase: float | None = Field(None, gt=0, le=1, description="errors, latency: margin against stable at full traffic, absolute.")
+    max_increase: float | None = Field(
+        None, gt=0, le=1, description="errors, latency: margin against stable at full traffic, absolute."
+    )
     objective: Duration | None = Field(
-        None, description="latency: a request slower than this counts as slow. Must be a bucket bound of the gateway's histogram."
+        None,
+        description=(
+            "latency: a request slower than this counts as slow. Must be a bucket bound of the gateway's"
+            " histogram."
+        ),
     )
     share: float | None = Field(
-        None, gt=0, lt=1, description="latency: the share of requests that must be within the objective, whatever stable does."
+        None,
+        gt=0,
+        lt=1,
+        description="latency: the share of requests that must be within the objective, whatever stable does.",
     )
     query: str | None = Field(
         None,
         max_length=4096,
-        description="PromQL that gives one number. One that no RolloutPolicy in force here has is a query of the spec's own: refused, or asked "
-        "within this namespace, as gates.queries says. {{revision}}, {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} "
-        "(percent), {{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in.",
+        description=(
+            "PromQL that gives one number. One that no RolloutPolicy in force here has is a query of the"
+            " spec's own: refused, or asked within this namespace, as gates.queries says. {{revision}},"
+            " {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent),"
+            " {{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in."
+        ),
     )
-    min: float | None = Field(None, description="Smallest value allowed: of accuracy, a share of the canary itself; of a query its result.")
-    max: float | None = Field(None, description="Largest value allowed: of errors, a share of the canary's requests; of a query its result.")
-    min_samples: int = Field(50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict.")
+    min: float | None = Field(
+        None,
+        description=(
+            "Smallest value allowed: of accuracy, a share of the canary itself; of a query its result."
+        ),
+    )
+    max: float | None = Field(
+        None,
+        description=(
+            "Largest value allowed: of errors, a share of the canary's requests; of a query its result."
+        ),
+    )
+    min_samples: int = Field(
+        50, ge=1, le=10_000_000, description="Fewer requests or labels than this are no verdict."
+    )
     for_: Duration | None = Field(
         None,
         alias="for",
-        description="query: the value must have been beyond its limits for this long, at every look, before the metric fails; meanwhile the step "
-        "holds. Left out: one look is enough.",
+        description=(
+            "query: the value must have been beyond its limits for this long, at every look, before the"
+            " metric fails; meanwhile the step holds. Left out: one look is enough."
+        ),
     )
     slices: Annotated[list[Slice], Field(max_length=16), ListMapKey("name")] | None = Field(
         None,
-        description="accuracy: slices that are each compared with stable too. One that is proven worse fails the metric; one with too little data "
-        "does not hold the step.",
+        description=(
+            "accuracy: slices that are each compared with stable too. One that is proven worse fails the"
+            " metric; one with too little data does not hold the step."
+        ),
     )
     dry_run: bool = Field(False, description="Measured, judged and shown, but it decides nothing.")
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -170,21 +243,44 @@ class Metric(ApiModel):
         ),
         Rule("!has(self.query) || has(self.min) || has(self.max)", "a query needs min or max"),
         Rule("self.name != 'latency' || has(self.objective)", "latency needs objective, for example 50ms"),
-        Rule("self.name == 'latency' || (!has(self.objective) && !has(self.share))", "objective and share belong to latency"),
-        Rule("self.name == 'accuracy' || !has(self.maxDrop)", "maxDrop belongs to accuracy; errors and latency have maxIncrease"),
-        Rule("self.name in ['errors', 'latency'] || !has(self.maxIncrease)", "maxIncrease belongs to errors and latency; accuracy has maxDrop"),
-        Rule("self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"),
-        Rule("self.name != 'errors' || has(self.maxIncrease) || has(self.max)", "errors needs maxIncrease or max"),
-        Rule("self.name != 'latency' || has(self.maxIncrease) || has(self.share)", "latency needs maxIncrease or share"),
         Rule(
-            "has(self.query) || !has(self.min) || (self.name == 'accuracy' && self.min >= 0.0 && self.min < 1.0)",
+            "self.name == 'latency' || (!has(self.objective) && !has(self.share))",
+            "objective and share belong to latency",
+        ),
+        Rule(
+            "self.name == 'accuracy' || !has(self.maxDrop)",
+            "maxDrop belongs to accuracy; errors and latency have maxIncrease",
+        ),
+        Rule(
+            "self.name in ['errors', 'latency'] || !has(self.maxIncrease)",
+            "maxIncrease belongs to errors and latency; accuracy has maxDrop",
+        ),
+        Rule(
+            "self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"
+        ),
+        Rule(
+            "self.name != 'errors' || has(self.maxIncrease) || has(self.max)",
+            "errors needs maxIncrease or max",
+        ),
+        Rule(
+            "self.name != 'latency' || has(self.maxIncrease) || has(self.share)",
+            "latency needs maxIncrease or share",
+        ),
+        Rule(
+            "has(self.query) || !has(self.min) || (self.name == 'accuracy' && self.min >= 0.0 && self.min <"
+            " 1.0)",
             "min is a share of accuracy, from 0 to below 1 (0.95, not 95), or belongs to a query",
         ),
         Rule(
-            "has(self.query) || !has(self.max) || (self.name == 'errors' && self.max > 0.0 && self.max <= 1.0)",
-            "max is a share of errors, above 0 and at most 1 (0.02, not 2), or belongs to a query; latency has share",
+            "has(self.query) || !has(self.max) || (self.name == 'errors' && self.max > 0.0 && self.max <="
+            " 1.0)",
+            "max is a share of errors, above 0 and at most 1 (0.02, not 2), or belongs to a query; latency"
+            " has share",
         ),
-        Rule("has(self.query) || !has(self.for)", "for belongs to a query; accuracy, errors and latency fail by evidence"),
+        Rule(
+            "has(self.query) || !has(self.for)",
+            "for belongs to a query; accuracy, errors and latency fail by evidence",
+        ),
         Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
         Rule(
             "!has(self.slices) || has(self.maxDrop) || self.slices.all(s, has(s.maxDrop))",
@@ -196,8 +292,15 @@ class Metric(ApiModel):
 class Golden(Data):
     """Golden data, sent once through the served candidate and through stable before any traffic."""
 
-    max_drop: float = Field(0.01, gt=0, le=1, description="Largest loss of accuracy against stable, absolute.")
-    min: float | None = Field(None, ge=0, le=1, description="Smallest accuracy allowed; the only criterion where there is no stable.")
+    max_drop: float = Field(
+        0.01, gt=0, le=1, description="Largest loss of accuracy against stable, absolute."
+    )
+    min: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Smallest accuracy allowed; the only criterion where there is no stable.",
+    )
 
 
 class Analysis(ApiModel):
@@ -205,21 +308,33 @@ class Analysis(ApiModel):
 
     prometheus: Name | None = Field(
         None,
-        description="Prometheus by its name in the operator's configuration; left out: the default one. Not for metrics that a policy demands.",
+        description=(
+            "Prometheus by its name in the operator's configuration; left out: the default one. Not for"
+            " metrics that a policy demands."
+        ),
     )
     interval: Duration = Field("5s", description="How often to look.")
     initial_delay: Duration | None = Field(
-        None, description="Counting begins this long after each weight was taken up: caches warm up, autoscalers react. Part of progressDeadline."
+        None,
+        description=(
+            "Counting begins this long after each weight was taken up: caches warm up, autoscalers react."
+            " Part of progressDeadline."
+        ),
     )
     error_limit: Duration | None = Field(
         None,
-        description="A metric that has been in Error (Prometheus down, a broken query) for this long ends the step without a verdict: onInconclusive "
-        "holds; left out: the step waits until progressDeadline.",
+        description=(
+            "A metric that has been in Error (Prometheus down, a broken query) for this long ends the step"
+            " without a verdict: onInconclusive holds; left out: the step waits until progressDeadline."
+        ),
     )
     golden: Golden | None = None
     templates: Annotated[list[Name], Field(max_length=8)] | None = Field(
         None,
-        description="Names of analysisTemplates of a RolloutPolicy in force here, whose metrics are added; a metric of that name here wins.",
+        description=(
+            "Names of analysisTemplates of a RolloutPolicy in force here, whose metrics are added; a metric"
+            " of that name here wins."
+        ),
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Left out, and no templates: errors against stable, within half a point."
@@ -228,27 +343,64 @@ class Analysis(ApiModel):
 
 
 class ShadowOutput(ApiModel):
-    """When two answers agree in one output. Unlisted outputs: floats within the default tolerances, everything else exactly."""
+    """When two answers agree in one output. Unlisted outputs: floats within the default tolerances,
+    everything else exactly.
+    """
 
     name: str = Field(min_length=1, max_length=256, description="Name of the model's output.")
     abs_tolerance: float | None = Field(
-        None, ge=0, description="Floats agree when they differ by at most absTolerance + relTolerance * |stable's|. Default 0.001."
+        None,
+        ge=0,
+        description=(
+            "Floats agree when they differ by at most absTolerance + relTolerance * |stable's|. Default"
+            " 0.001."
+        ),
     )
-    rel_tolerance: float | None = Field(None, ge=0, le=1, description="Share of stable's value; see absTolerance. Default 0.01.")
-    argmax: bool = Field(False, description="Only the position of the largest value along the last axis has to agree: the class of a classifier.")
+    rel_tolerance: float | None = Field(
+        None, ge=0, le=1, description="Share of stable's value; see absTolerance. Default 0.01."
+    )
+    argmax: bool = Field(
+        False,
+        description=(
+            "Only the position of the largest value along the last axis has to agree: the class of a"
+            " classifier."
+        ),
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("!self.argmax || (!has(self.absTolerance) && !has(self.relTolerance))", "argmax compares positions: leave the tolerances out"),
+        Rule(
+            "!self.argmax || (!has(self.absTolerance) && !has(self.relTolerance))",
+            "argmax compares positions: leave the tolerances out",
+        ),
     )
 
 
 class Shadow(ApiModel):
-    """Before any traffic: the gateway mirrors HTTP requests to a comparer, which asks both revisions. Clients get stable's answers."""
+    """Before any traffic: the gateway mirrors HTTP requests to a comparer, which asks both
+    revisions. Clients get stable's answers.
+    """
 
-    percent: int = Field(100, ge=1, le=100, description="Share of the HTTP requests that is mirrored; stable is asked these once more.")
-    for_: Duration | None = Field(None, alias="for", description="Compare at least this long; left out: go on as soon as the evidence allows.")
-    min_samples: int = Field(500, ge=1, le=10_000_000, description="Fewer compared requests than this are no verdict.")
+    percent: int = Field(
+        100,
+        ge=1,
+        le=100,
+        description="Share of the HTTP requests that is mirrored; stable is asked these once more.",
+    )
+    for_: Duration | None = Field(
+        None,
+        alias="for",
+        description="Compare at least this long; left out: go on as soon as the evidence allows.",
+    )
+    min_samples: int = Field(
+        500, ge=1, le=10_000_000, description="Fewer compared requests than this are no verdict."
+    )
     min_agreement: float = Field(
-        0.99, gt=0, lt=1, description="Share of the requests whose answers must agree. Proven less: Rejected. Proven at least as much: goes on."
+        0.99,
+        gt=0,
+        lt=1,
+        description=(
+            "Share of the requests whose answers must agree. Proven less: Rejected. Proven at least as much:"
+            " goes on."
+        ),
     )
     outputs: Annotated[list[ShadowOutput], Field(max_length=32), ListMapKey("name")] | None = Field(
         None, description="How outputs are compared; see outputs of the model in its metadata."
@@ -258,42 +410,61 @@ class Shadow(ApiModel):
 class Rollout(ApiModel):
     """How a new version gets traffic: canary (the default), blueGreen or abTest."""
 
-    shadow: Shadow | None = Field(None, description="Compare the answers on mirrored requests first; needs a gateway that can mirror.")
-    canary: Canary | None = Field(None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50.")
+    shadow: Shadow | None = Field(
+        None, description="Compare the answers on mirrored requests first; needs a gateway that can mirror."
+    )
+    canary: Canary | None = Field(
+        None, description="Traffic in steps; left out, and no other strategy: weights 5, 25 and 50."
+    )
     blue_green: BlueGreen | None = None
     ab_test: AbTest | None = None
     bake: Duration | None = Field(
         None,
-        description="After promotion the revision is watched for this long with all traffic while the former stable keeps its pods; proven worse, "
-        "everything goes back to that. Left out: promotion is final.",
+        description=(
+            "After promotion the revision is watched for this long with all traffic while the former stable"
+            " keeps its pods; proven worse, everything goes back to that. Left out: promotion is final."
+        ),
     )
     scale_down_delay: Duration | None = Field(
         None,
-        description="How long the former stable keeps its pods after it has lost its traffic: going back to it is instant meanwhile. "
-        "Left out (and at least): the operator's settleSeconds.",
+        description=(
+            "How long the former stable keeps its pods after it has lost its traffic: going back to it is"
+            " instant meanwhile. Left out (and at least): the operator's settleSeconds."
+        ),
     )
     rollback_window: Duration | None = Field(
         None,
-        description="A rollback to a revision that was stable within this time skips the analysis that it passed; an older one is judged again. "
-        "Left out: any kept revision skips it.",
+        description=(
+            "A rollback to a revision that was stable within this time skips the analysis that it passed; an"
+            " older one is judged again. Left out: any kept revision skips it."
+        ),
     )
     analysis: Analysis = Field(default_factory=Analysis)
     on_failure: Annotated[Literal["Rollback", "Pause"], LateDefault()] = Field(
-        "Rollback", description="What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
+        "Rollback",
+        description=(
+            "What to do when the canary is proven worse. Left out: as a RolloutPolicy says, else Rollback."
+        ),
     )
     on_inconclusive: Annotated[Literal["Pause", "Rollback", "Promote"], LateDefault()] = Field(
         "Pause",
-        description="What to do when a step reaches progressDeadline (or errorLimit) with no verdict: no data, too little of it, Prometheus down. "
-        "Promote goes on to the next step and records that nothing was proven; a canary without traffic or ready pods pauses all the same. "
-        "Left out: as a RolloutPolicy says, else Pause.",
+        description=(
+            "What to do when a step reaches progressDeadline (or errorLimit) with no verdict: no data, too"
+            " little of it, Prometheus down. Promote goes on to the next step and records that nothing was"
+            " proven; a canary without traffic or ready pods pauses all the same. Left out: as a"
+            " RolloutPolicy says, else Pause."
+        ),
     )
     progress_deadline: Annotated[Duration, LateDefault()] = Field(
-        "1h", description="Limit for each stage and each canary step. Left out: that of a RolloutPolicy, else 1h."
+        "1h",
+        description="Limit for each stage and each canary step. Left out: that of a RolloutPolicy, else 1h.",
     )
     unscheduled_deadline: Duration | None = Field(
         None,
-        description="How long the pods of a new revision may wait for free GPUs (an autoscaler may bring them). "
-        "Left out: that of a RolloutPolicy, else progressDeadline.",
+        description=(
+            "How long the pods of a new revision may wait for free GPUs (an autoscaler may bring them). "
+            "Left out: that of a RolloutPolicy, else progressDeadline."
+        ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -1,4 +1,6 @@
-"""What all API types are made of: the base classes, marks for the schema, and scalars with their patterns."""
+"""What all API types are made of: the base classes, marks for the schema, and scalars with their
+patterns.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class PlainUri(Rule):
-    """A text that is a place and carries no secret: the API server refuses others by the rule, and the types by the same pattern and words."""
+    """A text that is a place and carries no secret: the API server refuses others by the rule, and
+    the types by the same pattern and words.
+    """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
@@ -49,10 +53,12 @@ class ListMapKey:
 
 @dataclass(frozen=True)
 class ShapeOf:
-    """A part that the operator carries through as it is written, so its type here is a plain map; the API server checks it by the schema of ``type``.
+    """A part that the operator carries through as it is written, so its type here is a plain map;
+    the API server checks it by the schema of ``type``.
 
-    ``type``: MODULE:CLASS, a pydantic type of ours or of the package kubernetes. ``bare``: only types and bounds, without rules, defaults and what is
-    required: for what the operator itself wrote, perhaps years ago, and must get back unchanged.
+    ``type``: MODULE:CLASS, a pydantic type of ours or of the package kubernetes. ``bare``: only
+    types and bounds, without rules, defaults and what is required: for what the operator itself
+    wrote, perhaps years ago, and must get back unchanged.
     """
 
     type: str
@@ -61,13 +67,21 @@ class ShapeOf:
 
 @dataclass(frozen=True)
 class LateDefault:
-    """The default stands in the types and not in the schema: the operator fills it in, after those of RolloutPolicies."""
+    """The default stands in the types and not in the schema: the operator fills it in, after those
+    of RolloutPolicies.
+    """
 
 
 class ApiModel(BaseModel):
     """Base of all API types: camelCase on the wire, unknown fields refused, immutable."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def wire(self) -> dict[str, Any]:
@@ -78,24 +92,31 @@ class ApiModel(BaseModel):
 class StatusModel(ApiModel):
     """Base of status types: fields of a newer or an older operator are dropped, not refused."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
 
-# Every text, list and map has a bound, so that no object is larger than the operator can hold: in spec each its own, in status these.
+# Every text, list and map has a bound, so that no object is larger than the operator can hold: in
+# spec each its own, in status these.
 STATUS_TEXT = 32768
 STATUS_ITEMS = 4096
 URI_SCHEMES = ("s3", "http", "https")
 _URI_RE = r"^(s3|https?)://[^\\s]+$"
 _URI_PATTERN = Rule(
-    f"self.matches('{_URI_RE}')",
-    "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",
+    f"self.matches('{_URI_RE}')", "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH"
 )
 Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]
 DURATION_RE = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
 Argument = Annotated[str, StringConstraints(max_length=4096)]
-# A schema cannot bound the keys of a map, a rule can. A label's key is a DNS name, a slash and 63 characters.
+# A schema cannot bound the keys of a map, a rule can. A label's key is a DNS name, a slash and 63
+# characters.
 KEYS = Rule("self.all(k, k.size() <= 317)", "a key is at most 317 characters")
 Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64), KEYS]
 Duration = Annotated[str, StringConstraints(pattern=DURATION_RE, max_length=32)]
@@ -107,10 +128,17 @@ _LONGEST_SECONDS = 100 * 365.25 * 86400
 
 
 def seconds(duration: str) -> float:
-    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that it can be added to any time."""
+    """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that
+    it can be added to any time.
+    """
     if not re.match(DURATION_RE, duration):
         raise ValueError(f"not a duration: {duration!r}; write for example 90s, 10m or 1h30m")
-    return min(_LONGEST_SECONDS, sum(float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration)))
+    return min(
+        _LONGEST_SECONDS,
+        sum(
+            float(n) * _UNIT_SECONDS[u] for n, _, u in re.findall(r"([0-9]+(\.[0-9]+)?)(ms|s|m|h)", duration)
+        ),
+    )
 
 
 class LocalName(ApiModel):
@@ -122,5 +150,9 @@ class LocalName(ApiModel):
 class Resources(ApiModel):
     """Requests and limits as in a container."""
 
-    limits: Quantities | None = Field(None, description="The most that the container may use; a GPU is asked for here.")
-    requests: Quantities | None = Field(None, description="What is set aside for the container; left out: the limits.")
+    limits: Quantities | None = Field(
+        None, description="The most that the container may use; a GPU is asked for here."
+    )
+    requests: Quantities | None = Field(
+        None, description="What is set aside for the container; left out: the limits."
+    )

@@ -8,10 +8,20 @@ from pydantic import Field
 
 from modelrollout.api.v1alpha1.model import Data
 from modelrollout.api.v1alpha1.placement import AffinityAsWritten, TolerationAsWritten
-from modelrollout.api.v1alpha1.schema import ApiModel, Duration, Labels, ListMapKey, LocalName, Name, Resources, Rule
+from modelrollout.api.v1alpha1.schema import (
+    ApiModel,
+    Duration,
+    Labels,
+    ListMapKey,
+    LocalName,
+    Name,
+    Resources,
+    Rule,
+)
 
 DataType = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64",
+    "BF16", "BYTES"
 ]  # fmt: skip
 Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
 
@@ -21,8 +31,8 @@ class Tensor(ApiModel):
 
     name: str = Field(min_length=1, max_length=256, description="Its name in the model.")
     data_type: DataType = Field(description="Data type; BYTES are strings.")
-    shape: Annotated[list[Annotated[int, Field(ge=-1, le=1 << 31)]], Field(min_length=1, max_length=16)] = Field(
-        description="Shape with the batch first; -1 is a dimension of any size."
+    shape: Annotated[list[Annotated[int, Field(ge=-1, le=1 << 31)]], Field(min_length=1, max_length=16)] = (
+        Field(description="Shape with the batch first; -1 is a dimension of any size.")
     )
 
 
@@ -32,71 +42,104 @@ class Triton(ApiModel):
     image: str | None = Field(
         None,
         max_length=512,
-        description="Triton image; left out: the operator's default. It must have the backend, of a version that reads the file.",
+        description=(
+            "Triton image; left out: the operator's default. It must have the backend, of a version that"
+            " reads the file."
+        ),
     )
     backend: Backend | None = Field(
         None,
-        description="The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), and, as archives, SavedModel, "
-        "OpenVINO, Python (model.py) and VLLM (model.json with the weights). Left out: ONNX Runtime.",
+        description=(
+            "The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), and,"
+            " as archives, SavedModel, OpenVINO, Python (model.py) and VLLM (model.json with the weights)."
+            " Left out: ONNX Runtime."
+        ),
     )
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
         None,
-        description="What the model takes, for a backend (left out: config.pbtxt in the archive says it) and for TorchScript with model.format: "
-        "PyTorch, which does not say it.",
+        description=(
+            "What the model takes, for a backend (left out: config.pbtxt in the archive says it) and for"
+            " TorchScript with model.format: PyTorch, which does not say it."
+        ),
     )
     outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
         None,
-        description="What the model gives, for a backend (left out: config.pbtxt in the archive says it) and for TorchScript with model.format: "
-        "PyTorch, which does not say it.",
+        description=(
+            "What the model gives, for a backend (left out: config.pbtxt in the archive says it) and for"
+            " TorchScript with model.format: PyTorch, which does not say it."
+        ),
     )
     code: Literal["Allowed"] | None = Field(
         None,
-        description="Allowed: the model may carry code that runs in its pods (Python; VLLM with trust_remote_code or pickled weights). It also takes "
-        "a RolloutPolicy with the model's place in allowedSources.code. Left out: a model with code is refused.",
+        description=(
+            "Allowed: the model may carry code that runs in its pods (Python; VLLM with trust_remote_code or"
+            " pickled weights). It also takes a RolloutPolicy with the model's place in allowedSources.code."
+            " Left out: a model with code is refused."
+        ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("has(self.inputs) == has(self.outputs)", "give inputs and outputs, or neither: then config.pbtxt in the archive has both"),
+        Rule(
+            "has(self.inputs) == has(self.outputs)",
+            "give inputs and outputs, or neither: then config.pbtxt in the archive has both",
+        ),
         Rule(
             "has(self.backend) || !has(self.code)",
             "code belongs to a backend; ONNX Runtime runs none from a model",
         ),
         Rule(
             "!has(self.backend) || self.backend != 'Python' || has(self.code)",
-            "backend: Python runs the model's own code: say code: Allowed, and have a RolloutPolicy allow the place in allowedSources.code",
+            "backend: Python runs the model's own code: say code: Allowed, and have a RolloutPolicy allow the"
+            " place in allowedSources.code",
         ),
         Rule(
             "!has(self.backend) || !has(self.code) || self.backend in ['Python', 'VLLM']",
             "code belongs to the backends Python and VLLM; the others run none from a model",
         ),
-        Rule("!has(self.backend) || self.backend != 'VLLM' || !has(self.inputs)", "backend: VLLM has inputs and outputs of its own: leave them out"),
+        Rule(
+            "!has(self.backend) || self.backend != 'VLLM' || !has(self.inputs)",
+            "backend: VLLM has inputs and outputs of its own: leave them out",
+        ),
     )
 
 
 class Batching(ApiModel):
     """Dynamic batching of Triton."""
 
-    max_batch_size: int = Field(0, ge=0, le=4096, description="Largest batch; 0: no batching, requests carry the model's own shape.")
+    max_batch_size: int = Field(
+        0, ge=0, le=4096, description="Largest batch; 0: no batching, requests carry the model's own shape."
+    )
     max_queue_delay: Duration = Field("0ms", description="How long a request may wait for others.")
 
 
 class Tune(ApiModel):
-    """Choose instances and batches by measuring: the highest throughput within a latency objective, on a Triton pod of the new version's own.
+    """Choose instances and batches by measuring: the highest throughput within a latency objective,
+    on a Triton pod of the new version's own.
 
-    It runs once for a version, before its first pods. No part of the version: what was found is kept with the revision.
+    It runs once for a version, before its first pods. No part of the version: what was found is
+    kept with the revision.
     """
 
     objective: Duration = Field(description="Latency of one request at the server, for example 50ms.")
-    share: float = Field(0.99, ge=0.5, le=0.9999, description="Share of the requests that must be within the objective.")
+    share: float = Field(
+        0.99, ge=0.5, le=0.9999, description="Share of the requests that must be within the objective."
+    )
     data: Data | None = Field(
         None,
-        description="Inputs like those of production; labels are not needed. Left out: those of rollout.analysis.golden, else of "
-        "optimization.gate, else they are made up.",
+        description=(
+            "Inputs like those of production; labels are not needed. Left out: those of"
+            " rollout.analysis.golden, else of optimization.gate, else they are made up."
+        ),
     )
     instances: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)] = Field(
-        default_factory=lambda: [1, 2, 4], description="Executions of the model side by side in a pod (on each GPU) that may be chosen."
+        default_factory=lambda: [1, 2, 4],
+        description="Executions of the model side by side in a pod (on each GPU) that may be chosen.",
     )
     timeout: Duration = Field("10m", description="Limit for the search; the best found until then is taken.")
-    rules: ClassVar[tuple[Rule, ...]] = (Rule("duration(self.objective) > duration('0s')", "objective must be longer than 0, for example 50ms"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "duration(self.objective) > duration('0s')", "objective must be longer than 0, for example 50ms"
+        ),
+    )
 
 
 class Serving(ApiModel):
@@ -104,29 +147,45 @@ class Serving(ApiModel):
 
     triton: Triton = Field(default_factory=Triton)
     replicas: int = Field(2, ge=0, le=1000, description="Pods of the serving revision.")
-    resources: Resources = Field(description="Resources of a Triton pod, for example limits: {nvidia.com/gpu: 1}.")
+    resources: Resources = Field(
+        description="Resources of a Triton pod, for example limits: {nvidia.com/gpu: 1}."
+    )
     node_selector: Labels | None = Field(None, description="Node labels that a pod needs.")
     tolerations: Annotated[list[TolerationAsWritten], Field(max_length=32)] | None = Field(
-        None, description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is asked for."
+        None,
+        description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is asked for.",
     )
     affinity: AffinityAsWritten | None = Field(None, description="As in a pod.")
     service_account_name: Name | None = Field(
-        None, description="Service account of the pods; left out: the namespace's default one. No token is mounted."
+        None,
+        description=(
+            "Service account of the pods; left out: the namespace's default one. No token is mounted."
+        ),
     )
-    image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(None, description="Secrets to pull the images with.")
+    image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(
+        None, description="Secrets to pull the images with."
+    )
     batching: Batching = Field(default_factory=Batching)
     tune: Tune | None = None
     surge: Literal["Auto", "Wait", "InPlace"] = Field(
         "Auto",
-        description="The pods of a new revision run beside those of the stable one until it is promoted. Auto: they are made at once; those that "
-        "find no GPU are pending, so that an autoscaler brings one. Wait: they are made once enough GPUs are free, and none is ever pending. "
-        "InPlace: when they find no GPU, stable gives up pods for them, down to the floor. No part of the version.",
+        description=(
+            "The pods of a new revision run beside those of the stable one until it is promoted. Auto: they"
+            " are made at once; those that find no GPU are pending, so that an autoscaler brings one. Wait:"
+            " they are made once enough GPUs are free, and none is ever pending. InPlace: when they find no"
+            " GPU, stable gives up pods for them, down to the floor. No part of the version."
+        ),
     )
     floor: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="With surge InPlace: pods that may carry all traffic for a while. Stable keeps that many until the new revision has all "
-        "traffic, which it gets once as many of its own are ready. Left out: half of replicas, at least 1. No part of the version.",
+        description=(
+            "With surge InPlace: pods that may carry all traffic for a while. Stable keeps that many until"
+            " the new revision has all traffic, which it gets once as many of its own are ready. Left out:"
+            " half of replicas, at least 1. No part of the version."
+        ),
     )
-    startup_timeout: Duration = Field("10m", description="How long a pod may take to fetch and load the model.")
+    startup_timeout: Duration = Field(
+        "10m", description="How long a pod may take to fetch and load the model."
+    )

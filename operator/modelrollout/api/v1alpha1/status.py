@@ -8,13 +8,38 @@ from pydantic import Field
 
 from modelrollout.api.v1alpha1.schema import ListMapKey, ShapeOf, StatusModel
 
-Stage = Literal["Resolve", "Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Failed", "Done"]
+Stage = Literal[
+    "Resolve",
+    "Prepare",
+    "Tune",
+    "Provision",
+    "Evaluate",
+    "Shadow",
+    "Canary",
+    "Promote",
+    "Bake",
+    "Revert",
+    "Failed",
+    "Done",
+]
 Phase = Literal[
-    "Pending", "Resolving", "Preparing", "Tuning", "Provisioning", "Evaluating", "Shadowing", "Canary", "Previewing", "Testing", "Paused",
+    "Pending", "Resolving", "Preparing", "Tuning", "Provisioning", "Evaluating", "Shadowing", "Canary",
+    "Previewing", "Testing", "Paused",
     "Promoting", "Baking", "RollingBack", "Stable", "Failed",
 ]  # fmt: skip
 Strategy = Literal["Canary", "BlueGreen", "ABTest"]
-Outcome = Literal["Pending", "Canary", "Stable", "Promoted", "RolledBack", "Rejected", "Failed", "Aborted", "Superseded", "Retired"]
+Outcome = Literal[
+    "Pending",
+    "Canary",
+    "Stable",
+    "Promoted",
+    "RolledBack",
+    "Rejected",
+    "Failed",
+    "Aborted",
+    "Superseded",
+    "Retired",
+]
 MirrorWay = Literal["RequestMirror", "TraefikService"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
@@ -43,7 +68,11 @@ class Draining(StatusModel):
 
     revision: str
     number: int
-    until: str = Field(description="Its pods go at this time; an entry whose time is over means nothing and goes with a later write.")
+    until: str = Field(
+        description=(
+            "Its pods go at this time; an entry whose time is over means nothing and goes with a later write."
+        )
+    )
 
 
 class Held(StatusModel):
@@ -54,10 +83,12 @@ class Held(StatusModel):
 
 
 class Counter(StatusModel):
-    """Counts of one metric for one revision in this step: ``bad`` of ``total``, and the last raw counters by process.
+    """Counts of one metric for one revision in this step: ``bad`` of ``total``, and the last raw
+    counters by process.
 
-    ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as last scraped: a smaller value is a restart,
-    which starts at 0. Processes beyond the first few are followed in groups, ``#N``, with a hash of their names as fourth number.
+    ``last`` maps a process (pod or gateway instance) to [total, bad, Unix time of the scrape] as
+    last scraped: a smaller value is a restart, which starts at 0. Processes beyond the first few
+    are followed in groups, ``#N``, with a hash of their names as fourth number.
     """
 
     total: float = 0
@@ -66,8 +97,11 @@ class Counter(StatusModel):
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
     spread: list[float] = Field(
         default_factory=list,
-        description="Variation of the bad share from look to look: requests and bad ones of the last, number of differences, sum of their squares, "
-        "requests and bad ones of all; of stable with those of the hour before the step.",
+        description=(
+            "Variation of the bad share from look to look: requests and bad ones of the last, number of"
+            " differences, sum of their squares, requests and bad ones of all; of stable with those of the"
+            " hour before the step."
+        ),
     )
 
 
@@ -83,19 +117,35 @@ class MetricStatus(StatusModel):
     value: float | None = None
     interval: list[float] | None = Field(
         None,
-        description="Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share where only that is limited.",
+        description=(
+            "Confidence interval of the harm: canary minus stable, worse is positive; the canary's bad share"
+            " where only that is limited."
+        ),
     )
-    needed: int | None = Field(None, description="Samples that the canary still needs for a verdict, at the present shares; absent: unknown or none.")
-    needed_seconds: int | None = Field(None, description="How long those take to come at the present rate; absent: unknown or none.")
-    next_weight: int | None = Field(None, description="Successful by counts: the weight, percent, for which harm was ruled out.")
+    needed: int | None = Field(
+        None,
+        description=(
+            "Samples that the canary still needs for a verdict, at the present shares; absent: unknown or"
+            " none."
+        ),
+    )
+    needed_seconds: int | None = Field(
+        None, description="How long those take to come at the present rate; absent: unknown or none."
+    )
+    next_weight: int | None = Field(
+        None, description="Successful by counts: the weight, percent, for which harm was ruled out."
+    )
     log_evidence: float | None = Field(
         None,
         description=(
-            "Natural logarithm of this step's e-value against 'not worse than stable by more than the tolerance' (where only a limit is set: "
-            "'within the limit'). The counts are those above; later steps of the rollout build on it."
+            "Natural logarithm of this step's e-value against 'not worse than stable by more than the"
+            " tolerance' (where only a limit is set: 'within the limit'). The counts are those above; later"
+            " steps of the rollout build on it."
         ),
     )
-    since: str | None = Field(None, description="Since when the metric has been in Error, or its query beyond its limits.")
+    since: str | None = Field(
+        None, description="Since when the metric has been in Error, or its query beyond its limits."
+    )
     slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
     dry_run: bool | None = Field(None, description="It decides nothing.")
 
@@ -104,17 +154,27 @@ class StepStatus(StatusModel):
     """Where in the canary the rollout is."""
 
     index: int = Field(description="Step of the strategy, from 0; past the last one in Bake.")
-    weight: int = Field(description="Weight that the route is to have, percent; 0 in a preview and in a test by headers.")
+    weight: int = Field(
+        description="Weight that the route is to have, percent; 0 in a preview and in a test by headers."
+    )
     strategy: Strategy = "Canary"
-    former: int = Field(0, description="Weight of the step before; it stays until there are pods for the new one.")
+    former: int = Field(
+        0, description="Weight of the step before; it stays until there are pods for the new one."
+    )
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
     observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
     measured: str | None = Field(None, description="When the metrics below were written.")
     metrics: list[MetricStatus] = Field(
-        default_factory=list, description="Of this step; while its weight waits for pods, of the one before, whose weight the requests still have."
+        default_factory=list,
+        description=(
+            "Of this step; while its weight waits for pods, of the one before, whose weight the requests"
+            " still have."
+        ),
     )
-    override: str | None = Field(None, description="Who let the rollout go on without a verdict, and from which step.")
+    override: str | None = Field(
+        None, description="Who let the rollout go on without a verdict, and from which step."
+    )
 
 
 class ShadowStatus(StatusModel):
@@ -122,13 +182,22 @@ class ShadowStatus(StatusModel):
 
     phase: Literal["Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving"]
     since: str = Field(description="Start of the phase.")
-    mirror: MirrorWay | None = Field(None, description="How the gateway mirrors; kept for as long as it does.")
+    mirror: MirrorWay | None = Field(
+        None, description="How the gateway mirrors; kept for as long as it does."
+    )
     outputs: str = Field("", description="Hash of the tolerances: evidence under others is no evidence.")
     observed_since: str | None = Field(None, description="When the data plane had taken the mirror up.")
     measured: str | None = Field(None, description="When the metric was written.")
-    metric: MetricStatus | None = Field(None, description="Agreement with stable; its canary's counter counts requests, bad are those that disagree.")
+    metric: MetricStatus | None = Field(
+        None,
+        description=(
+            "Agreement with stable; its canary's counter counts requests, bad are those that disagree."
+        ),
+    )
     override: str | None = Field(None, description="Who let the rollout go on without a verdict.")
-    promoted: Literal["Step", "Full"] | None = Field(None, description="What somebody said by hand: on to the first step, or past all of them.")
+    promoted: Literal["Step", "Full"] | None = Field(
+        None, description="What somebody said by hand: on to the first step, or past all of them."
+    )
 
 
 class GateMetricEvidence(StatusModel):
@@ -140,15 +209,23 @@ class GateMetricEvidence(StatusModel):
     samples: int
     before: float
     after: float
-    interval: list[float] = Field(description="95 % interval of the loss: worse than the original model is positive.")
+    interval: list[float] = Field(
+        description="95 % interval of the loss: worse than the original model is positive."
+    )
     allowed: float | None = Field(None, description="Largest loss allowed, in the metric's units.")
-    slice: str | None = Field(None, description="NAME=VALUE of the slice that decided; the numbers are its own.")
+    slice: str | None = Field(
+        None, description="NAME=VALUE of the slice that decided; the numbers are its own."
+    )
 
 
 class Interface(StatusModel):
-    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large one only digest and counts are kept."""
+    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large
+    one only digest and counts are kept.
+    """
 
-    digest: str = Field(description="Of all inputs and outputs, whatever their order; equal interfaces have equal digests.")
+    digest: str = Field(
+        description="Of all inputs and outputs, whatever their order; equal interfaces have equal digests."
+    )
     inputs: dict[str, str] | None = None
     outputs: dict[str, str] | None = None
     counts: list[int] | None = Field(None, description="Inputs and outputs, where they are not listed.")
@@ -157,16 +234,22 @@ class Interface(StatusModel):
 class SearchPoint(StatusModel):
     """One model that auto made, judged on its own data."""
 
-    name: str = Field(description="The steps, for example prune-0.7+int8; source is the model that auto was given.")
+    name: str = Field(
+        description="The steps, for example prune-0.7+int8; source is the model that auto was given."
+    )
     size: int = Field(description="Bytes.")
-    milliseconds: float = Field(description="CPU time of one request on the Job's CPU, median of runs in turns with the source.")
+    milliseconds: float = Field(
+        description="CPU time of one request on the Job's CPU, median of runs in turns with the source."
+    )
     value: float = Field(description="Of the gate's first metric.")
     highest_loss: float = Field(description="Upper end of the 95 % interval of the loss of that metric.")
     within: bool = Field(description="Whether it keeps all budgets.")
 
 
 class SearchEvidence(StatusModel):
-    """What auto found: the chosen model, and those that no other one beats in accuracy and size, or in accuracy and latency."""
+    """What auto found: the chosen model, and those that no other one beats in accuracy and size, or
+    in accuracy and latency.
+    """
 
     objective: str
     metric: str
@@ -189,10 +272,16 @@ class ArtifactEvidence(StatusModel):
     accuracy_after: float | None = None
     samples: int | None = None
     drop_interval: list[float] | None = None
-    metrics: list[GateMetricEvidence] = Field(default_factory=list, description="The gate's metrics, each with its verdict.")
+    metrics: list[GateMetricEvidence] = Field(
+        default_factory=list, description="The gate's metrics, each with its verdict."
+    )
     reused: bool = False
-    prepared: str | None = Field(None, description="When a Job made it, or found it made; absent where an older operator wrote this.")
-    interface: Interface | None = Field(None, description="Inputs and outputs; absent where an older operator prepared it.")
+    prepared: str | None = Field(
+        None, description="When a Job made it, or found it made; absent where an older operator wrote this."
+    )
+    interface: Interface | None = Field(
+        None, description="Inputs and outputs; absent where an older operator prepared it."
+    )
     search: SearchEvidence | None = Field(None, description="The frontier that the step auto found.")
 
 
@@ -202,7 +291,9 @@ class TuningTrial(StatusModel):
     instances: int = Field(1, description="Executions of the model side by side.")
     batch: int = Field(0, description="Requests are joined up to so many samples; 0: never.")
     queue_delay_microseconds: int = Field(0, description="How long a request may wait for others.")
-    throughput: float = Field(0, description="Samples a second, with as many requests in flight as the objective allows.")
+    throughput: float = Field(
+        0, description="Samples a second, with as many requests in flight as the objective allows."
+    )
     latency_ms: float = Field(0, description="What the asked share of the requests kept to.")
     in_flight: int = 0
     within: bool = Field(False, description="The objective was kept.")
@@ -210,7 +301,9 @@ class TuningTrial(StatusModel):
 
 
 class TuningEvidence(StatusModel):
-    """What tuning found; the pods of the revision serve with ``chosen``, or as configured where there is none."""
+    """What tuning found; the pods of the revision serve with ``chosen``, or as configured where
+    there is none.
+    """
 
     objective: str = ""
     share: float = 0
@@ -223,7 +316,9 @@ class TuningEvidence(StatusModel):
 
 
 class SliceEvidence(StatusModel):
-    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy with an interval for all slices together."""
+    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy
+    with an interval for all slices together.
+    """
 
     name: str
     samples: int
@@ -256,7 +351,9 @@ class StepEvidence(StatusModel):
     verdict: VerdictName
     reason: str
     seconds: float
-    next_weight: int | None = Field(None, description="Promoted by a person: the weight, percent, that he gave it by that.")
+    next_weight: int | None = Field(
+        None, description="Promoted by a person: the weight, percent, that he gave it by that."
+    )
     metrics: list[MetricStatus] = Field(default_factory=list)
 
 
@@ -293,7 +390,9 @@ class RolloutStatus(StatusModel):
     input_hash: str
     attempt: int = 0
     mode: Literal["Update", "Rollback"] = "Update"
-    proven: bool = Field(True, description="Rollback: what was proven of the revision still counts (rollbackWindow).")
+    proven: bool = Field(
+        True, description="Rollback: what was proven of the revision still counts (rollbackWindow)."
+    )
     held: Held | None = Field(None, description="Somebody said pause: the weight stays, deadlines wait.")
     sha256: str | None = None
     revision: str | None = None
@@ -309,16 +408,24 @@ class RolloutStatus(StatusModel):
     tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: ShadowStatus | None = None
-    history: list[StepEvidence] = Field(default_factory=list, description="Verdicts of the steps that have ended.")
-    stages: dict[str, float] = Field(default_factory=dict, description="Seconds spent in each stage that has ended.")
+    history: list[StepEvidence] = Field(
+        default_factory=list, description="Verdicts of the steps that have ended."
+    )
+    stages: dict[str, float] = Field(
+        default_factory=dict, description="Seconds spent in each stage that has ended."
+    )
 
 
 class Pinned(StatusModel):
-    """Somebody rolled back: the version that spec asked for then is not tried again until spec asks for another or somebody says retry."""
+    """Somebody rolled back: the version that spec asked for then is not tried again until spec asks
+    for another or somebody says retry.
+    """
 
     revision: str = Field(description="Revision that was gone back to.")
     generation: int
-    against: str | None = Field(None, description="Revision of the version that spec asked for, if it had one.")
+    against: str | None = Field(
+        None, description="Revision of the version that spec asked for, if it had one."
+    )
     input_hash: str = ""
 
 
@@ -329,7 +436,12 @@ class RestartStatus(StatusModel):
     former: str | None = Field(None, description="When that was asked for the time before.")
     allow_downtime: bool = Field(False, description="A pod may end before its successor is there.")
     done: bool = Field(False, description="All its pods are new.")
-    too_old: bool = Field(False, description="Its image's Triton does not know the flags of hardened servers, so its pods stay as they were.")
+    too_old: bool = Field(
+        False,
+        description=(
+            "Its image's Triton does not know the flags of hardened servers, so its pods stay as they were."
+        ),
+    )
 
 
 class CrashStatus(StatusModel):
@@ -356,19 +468,29 @@ class ModelDeploymentStatus(StatusModel):
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
     stable: RevisionRef | None = None
     draining: Annotated[list[Draining], ListMapKey("revision")] = Field(
-        default_factory=list, description="Revisions that have lost their traffic and keep their pods for a while."
+        default_factory=list,
+        description="Revisions that have lost their traffic and keep their pods for a while.",
     )
-    retiring: RevisionRef | None = Field(None, description="What an earlier operator wrote instead of draining; read, never written.")
-    restarts: dict[str, RestartStatus] = Field(default_factory=dict, description="What was last asked of the pods of a revision, by its name.")
-    crash: CrashStatus | None = Field(None, description="The last server that ended while it should have gone on.")
+    retiring: RevisionRef | None = Field(
+        None, description="What an earlier operator wrote instead of draining; read, never written."
+    )
+    restarts: dict[str, RestartStatus] = Field(
+        default_factory=dict, description="What was last asked of the pods of a revision, by its name."
+    )
+    crash: CrashStatus | None = Field(
+        None, description="The last server that ended while it should have gone on."
+    )
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0
-    handled_verbs: list[str] = Field(default_factory=list, description="The last verbs that were carried out or refused.")
-    policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
-    defaults: Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.policy:DefaultsInForce", bare=True)] | None = Field(
-        None, description="What they fill in where spec.rollout leaves a field out."
+    handled_verbs: list[str] = Field(
+        default_factory=list, description="The last verbs that were carried out or refused."
     )
+    policies: list[str] | None = Field(None, description="RolloutPolicies that match.")
+    defaults: (
+        Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.policy:DefaultsInForce", bare=True)]
+        | None
+    ) = Field(None, description="What they fill in where spec.rollout leaves a field out.")
     address: Address | None = None
     replicas: int = 0
     ready_replicas: int = 0
@@ -376,6 +498,9 @@ class ModelDeploymentStatus(StatusModel):
     # what the columns of kubectl get show
     canary: str | None = None
     weight: int | None = None
-    share: int | None = Field(None, description="Without a gateway: percent of the ready pods that are the revision's, its real share.")
+    share: int | None = Field(
+        None,
+        description="Without a gateway: percent of the ready pods that are the revision's, its real share.",
+    )
     step: str | None = None
     verdict: str | None = None

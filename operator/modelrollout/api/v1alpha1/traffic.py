@@ -20,7 +20,11 @@ class Hostnames(ApiModel):
     """Host names of one protocol."""
 
     hostnames: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]],
+        list[
+            Annotated[
+                str, StringConstraints(pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
+            ]
+        ],
         Field(min_length=1, max_length=16),
     ] = Field(description="Names that clients call, for example digits.models.example.com.")
 
@@ -35,17 +39,33 @@ class Clients(ApiModel):
 
 
 class Traffic(ApiModel):
-    """How requests reach the model. Without a gateway the weights are approximated by replica counts behind one Service."""
+    """How requests reach the model. Without a gateway the weights are approximated by replica
+    counts behind one Service.
+    """
 
     gateway: GatewayRef | None = None
     http: Hostnames | None = Field(None, description="Host names for HTTP.")
-    grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP, or some gateways drop one of the routes.")
-    clients: Clients | None = Field(None, description="Where the operator writes NetworkPolicies: who else they let in.")
+    grpc: Hostnames | None = Field(
+        None,
+        description=(
+            "Host names for gRPC; they differ from those of HTTP, or some gateways drop one of the routes."
+        ),
+    )
+    clients: Clients | None = Field(
+        None, description="Where the operator writes NetworkPolicies: who else they let in."
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("!has(self.gateway) || has(self.http) || has(self.grpc)", "a gateway needs http: {hostnames: [...]} or grpc: {hostnames: [...]}"),
-        Rule("has(self.gateway) || !(has(self.http) || has(self.grpc))", "host names need gateway: {name: ..., namespace: ...}"),
+        Rule(
+            "!has(self.gateway) || has(self.http) || has(self.grpc)",
+            "a gateway needs http: {hostnames: [...]} or grpc: {hostnames: [...]}",
+        ),
+        Rule(
+            "has(self.gateway) || !(has(self.http) || has(self.grpc))",
+            "host names need gateway: {name: ..., namespace: ...}",
+        ),
         Rule(
             "!(has(self.http) && has(self.grpc)) || self.http.hostnames.all(h, !(h in self.grpc.hostnames))",
-            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between gateways",
+            "HTTP and gRPC need different host names: one name in both kinds of route is not portable between"
+            " gateways",
         ),
     )

@@ -1,4 +1,6 @@
-"""PURE: a report as one HTML file: no scripts, nothing loaded from elsewhere, pictures as inline SVG, light and dark by the reader's setting."""
+"""PURE: a report as one HTML file: no scripts, nothing loaded from elsewhere, pictures as inline
+SVG, light and dark by the reader's setting.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,19 @@ from modelrollout.cli.report.text import scale_of, search_headers, search_row
 from modelrollout.cli.view import duration
 from modelrollout.statistics.frontier import OBJECTIVES, Objective, Point, cost_of, frontier
 
-_VERDICT = {"Successful": "good", "Failed": "bad", "Rejected": "bad", "RolledBack": "bad", "Stable": "good", "Promoted": "good", "Error": "odd"}
+_VERDICT = {
+    "Successful": "good",
+    "Failed": "bad",
+    "Rejected": "bad",
+    "RolledBack": "bad",
+    "Stable": "good",
+    "Promoted": "good",
+    "Error": "odd",
+}
 _STAGES = 6  # colours
 
-# The colours are of a palette that stays apart under the common kinds of colour blindness; verdicts are told by words and shapes as well.
+# The colours are of a palette that stays apart under the common kinds of colour blindness; verdicts
+# are told by words and shapes as well.
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5c6670;--line:#d5dbe1;--page:#fff;--panel:#f6f8fa;--good:#0b7a5c;--bad:#c2381b;--wait:#8a6100;
 --odd:#7a3fa0;--s0:#4477aa;--s1:#66ccee;--s2:#228833;--s3:#ccbb44;--s4:#ee6677;--s5:#aa3377}
@@ -48,7 +59,10 @@ def html(report: Report) -> str:
     body = [
         f"<h1>{title}</h1>",
         f"<p class=soft>revision of {escape(report.deployment)}, namespace {escape(report.namespace)}</p>",
-        f"<p>{_tag(report.outcome)} {escape(': '.join(w for w in (report.reason, report.message) if w and w != '-'))}</p>",
+        (
+            f"<p>{_tag(report.outcome)}"
+            f" {escape(': '.join(w for w in (report.reason, report.message) if w and w != '-'))}</p>"
+        ),
         f"<h2>Version</h2><table class=facts>{facts}</table>",
     ]
     if report.search:
@@ -57,7 +71,10 @@ def html(report: Report) -> str:
         about = "The optimized model against the original one, on the same held-out samples."
         body += [f"<h2>Gate</h2><p class=soft>{about}</p>", *_metrics(report.gate)]
     if report.golden:
-        body += ["<h2>Golden data</h2><p class=soft>Through the served model, paired with stable.</p>", *_metrics([report.golden])]
+        body += [
+            "<h2>Golden data</h2><p class=soft>Through the served model, paired with stable.</p>",
+            *_metrics([report.golden]),
+        ]
     if report.steps:
         body += ["<h2>Canary</h2>", _steps(report.steps)]
     for step in report.steps:
@@ -66,8 +83,14 @@ def html(report: Report) -> str:
     if report.stages:
         body += ["<h2>Time by stage</h2>", _timeline(report.stages)]
     body += [f"<p class=soft>{escape(note)}</p>" for note in report.notes]
-    meta = f'<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{title}</title><style>{_STYLE}</style>'
-    return f"<!doctype html>\n<html lang=en><head>{meta}</head><body>{''.join(part + chr(10) for part in body)}</body></html>\n"
+    meta = (
+        "<meta charset=utf-8><meta name=viewport"
+        f' content="width=device-width,initial-scale=1"><title>{title}</title><style>{_STYLE}</style>'
+    )
+    return (
+        "<!doctype html>\n<html"
+        f" lang=en><head>{meta}</head><body>{''.join(part + chr(10) for part in body)}</body></html>\n"
+    )
 
 
 def _class(verdict: str) -> str:
@@ -82,13 +105,18 @@ def _metrics(rows: Sequence[Judged]) -> list[str]:
     if not rows:
         return []
     drawn = [row for row in rows if row.interval is not None]
-    heads = "".join(f"<th>{h}</th>" for h in ("metric", "candidate", "reference", "samples", "harm (95 %)", "verdict", "reason"))
+    heads = "".join(
+        f"<th>{h}</th>"
+        for h in ("metric", "candidate", "reference", "samples", "harm (95 %)", "verdict", "reason")
+    )
     cells = []
     for r in rows:
         why = f"{r.reason}: {r.message}" if r.message else r.reason
         plain = [escape(value) for value in (r.name, r.candidate, r.reference, r.samples or "-")]
         cells.append("".join(f"<td>{cell}</td>" for cell in (*plain, _harm(r), _tag(r.verdict), escape(why))))
-    table = f"<div class=wide><table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
+    table = (
+        f"<div class=wide><table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
+    )
     return [*([_intervals(drawn)] if drawn else []), table]
 
 
@@ -99,7 +127,7 @@ def _harm(row: Judged) -> str:
     return escape(f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}{allowed}")
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures
 
 _WIDTH, _ROW, _LEFT, _RIGHT = 720, 34, 170, 20
 
@@ -107,7 +135,8 @@ _WIDTH, _ROW, _LEFT, _RIGHT = 720, 34, 170, 20
 def _el(name: str, content: str = "", **attributes: str | float) -> str:
     """An element; ``class_`` is class, other underscores are hyphens. ``content`` is markup."""
     told = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(value if isinstance(value, str) else f"{value:.4g}")}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value if isinstance(value, str) else f"{value:.4g}")}"'
+        for key, value in attributes.items()
     )
     return f"<{name}{told}>{content}</{name}>" if content else f"<{name}{told}/>"
 
@@ -122,7 +151,9 @@ def _group(title: str, *parts: str) -> str:
 
 
 def _intervals(rows: Sequence[Judged]) -> str:
-    """Each row on a scale of its own, so that what is allowed stands at the same place in all of them."""
+    """Each row on a scale of its own, so that what is allowed stands at the same place in all of
+    them.
+    """
     half = (_WIDTH - _LEFT - _RIGHT) / 2
     zero, height = _LEFT + half, _ROW * len(rows) + 26
     parts = [
@@ -143,21 +174,27 @@ def _intervals(rows: Sequence[Judged]) -> str:
         low, high = row.interval
         drawn = [_text(0, y + 4, _short(row.name, 26))]
         if row.margin:
-            drawn.append(_el("line", class_="limit", x1=x(row.margin), x2=x(row.margin), y1=y - 12, y2=y + 12))
+            drawn.append(
+                _el("line", class_="limit", x1=x(row.margin), x2=x(row.margin), y1=y - 12, y2=y + 12)
+            )
         drawn.append(_el("line", class_=f"span {kind}", x1=x(low), x2=x(high), y1=y, y2=y))
         drawn += [_end(x(at), y, kind, beyond=abs(at) > scale, right=at > 0) for at in (low, high)]
         if row.harm is not None and abs(row.harm) <= scale:
             drawn.append(_el("circle", class_=f"dot {kind}", cx=x(row.harm), cy=y, r=5))
         parts.append(_group(f"{row.name}: {low:+.4f} to {high:+.4f}, {row.verdict}", *drawn))
     about = "Intervals: " + ", ".join(f"{r.name} {r.verdict}" for r in rows)
-    caption = "95 % interval of the harm, the dot is the best guess; dashed: what is allowed. An arrow: it goes on beyond the picture."
+    caption = (
+        "95 % interval of the harm, the dot is the best guess; dashed: what is allowed. An arrow: it goes on"
+        " beyond the picture."
+    )
     return _figure(height, about, parts, caption)
 
 
 def _search(search: SearchReport) -> list[str]:
     heads = "".join(f"<th>{escape(h)}</th>" for h in search_headers(search))
     rows = "".join(
-        f"<tr{' class=taken' if p.chosen else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in search_row(p))}</tr>" for p in search.points
+        f"<tr{' class=taken' if p.chosen else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in search_row(p))}</tr>"
+        for p in search.points
     )
     table = f"<div class=wide><table class=found><tr>{heads}</tr>{rows}</table></div>"
     if len(search.points) < 2:
@@ -173,7 +210,9 @@ _PLOT = (64, _WIDTH - 24, 18, 250)  # left, right, top, bottom of the area where
 
 
 def _scatter(search: SearchReport, objective: Objective) -> str:
-    """The metric, better upwards, over a cost on a logarithmic scale; the line joins what no other beats, the ring is what was taken."""
+    """The metric, better upwards, over a cost on a logarithmic scale; the line joins what no other
+    beats, the ring is what was taken.
+    """
     left, right, top, bottom = _PLOT
     models = [Point(p.name, p.size, p.milliseconds, p.loss, p.within) for p in search.points]
     cost_by_name = {m.name: max(cost_of(objective)(m), 1e-9) for m in models}
@@ -187,9 +226,13 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
 
     sign = -1.0 if search.smaller_is_better else 1.0
     limit = None if search.allowed is None else search.before - sign * search.allowed
-    # What lies far below what is allowed would press all else together: it is drawn at the lower edge, as an arrow.
+    # What lies far below what is allowed would press all else together: it is drawn at the lower
+    # edge, as an arrow.
     depth = 2.5 * search.allowed if search.allowed else max(abs(p.loss) for p in search.points) or 0.01
-    lowest, highest = search.before - sign * depth, max((p.value for p in search.points), key=lambda v: sign * v)
+    lowest, highest = (
+        search.before - sign * depth,
+        max((p.value for p in search.points), key=lambda v: sign * v),
+    )
     room = abs(highest - lowest) * 0.12
     highest, lowest = highest + sign * room, lowest - sign * room
     costs = [math.log(cost(p)) for p in search.points]
@@ -212,7 +255,10 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
     ]
     if limit is not None:
         parts.append(_el("line", class_="limit", x1=left, x2=right, y1=y(limit), y2=y(limit)))
-        parts += [_text(left - 6, y(limit) + 4, f"{limit:.4g}", "soft", "end"), _text(right, y(limit) + 15, "allowed", "soft", "end")]
+        parts += [
+            _text(left - 6, y(limit) + 4, f"{limit:.4g}", "soft", "end"),
+            _text(right, y(limit) + 15, "allowed", "soft", "end"),
+        ]
     for edge, anchor in ((min(search.points, key=cost), "middle"), (max(search.points, key=cost), "middle")):
         parts.append(_text(x(edge), bottom + 18, told(cost(edge)), "soft", anchor))
     by_name = {p.name: p for p in search.points}
@@ -222,16 +268,34 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
     for p in sorted(search.points, key=lambda p: (not p.chosen, cost(p))):
         at, high, kind = x(p), y(p.value), "good" if p.within else "bad"
         below = (lowest - p.value) * sign > 0
-        drawn = [_el("path", class_=f"dot {kind}", d=f"M{at:.1f},{high:.1f} l-5,-9 l10,0 Z") if below else _mark(at, high, p.within)]
-        drawn.insert(0, _el("line", class_="whisker", x1=at, x2=at, y1=high, y2=y(search.before - sign * p.highest_loss)))
+        drawn = [
+            (
+                _el("path", class_=f"dot {kind}", d=f"M{at:.1f},{high:.1f} l-5,-9 l10,0 Z")
+                if below
+                else _mark(at, high, p.within)
+            )
+        ]
+        drawn.insert(
+            0,
+            _el("line", class_="whisker", x1=at, x2=at, y1=high, y2=y(search.before - sign * p.highest_loss)),
+        )
         if p.chosen:
             drawn.append(_el("circle", class_="ring", cx=at, cy=high, r=10))
         drawn.append(labels.place(at, high, p.name, left, right, top, bottom))
-        parts.append(_group(f"{p.name}: {told(cost(p))}, {search.metric} {p.value:.4f}, budget {'kept' if p.within else 'not kept'}", *drawn))
-    about = f"{search.metric} against {what}: " + ", ".join(f"{p.name} {p.value:.4f} at {told(cost(p))}" for p in line)
+        parts.append(
+            _group(
+                f"{p.name}: {told(cost(p))}, {search.metric} {p.value:.4f}, budget"
+                f" {'kept' if p.within else 'not kept'}",
+                *drawn,
+            )
+        )
+    about = f"{search.metric} against {what}: " + ", ".join(
+        f"{p.name} {p.value:.4f} at {told(cost(p))}" for p in line
+    )
     caption = (
-        f"{search.metric} against {what}. Dots keep the budget, crosses do not (arrows: far below); the whisker reaches to what the 95 % "
-        "interval does not rule out; the line joins what no other beats, the ring is the one that was taken."
+        f"{search.metric} against {what}. Dots keep the budget, crosses do not (arrows: far below); the"
+        " whisker reaches to what the 95 % interval does not rule out; the line joins what no other beats,"
+        " the ring is the one that was taken."
     )
     return _figure(bottom + 42, about, parts, caption)
 
@@ -243,19 +307,25 @@ def _mark(x: float, y: float, within: bool) -> str:
 
 
 class _Labels:
-    """Names beside points, none over another: above, below, or left out where there is no room (pointing at the point tells it)."""
+    """Names beside points, none over another: above, below, or left out where there is no room
+    (pointing at the point tells it).
+    """
 
     def __init__(self) -> None:
         self._taken: list[tuple[float, float, float, float]] = []
 
-    def place(self, x: float, y: float, name: str, left: float, right: float, top: float, bottom: float) -> str:
+    def place(
+        self, x: float, y: float, name: str, left: float, right: float, top: float, bottom: float
+    ) -> str:
         """The text, or nothing."""
         words = _short(name, 30)
         wide = 6.3 * len(words)
         start = min(max(x - wide / 2, left + 3), right - wide)
         for base in (y - 13, y + 23, y - 27, y + 37, y - 41, y + 51):
             box = (start, base - 11, start + wide, base + 3)
-            free = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._taken)
+            free = not any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._taken
+            )
             if free and box[1] > top - 16 and box[3] < bottom:
                 self._taken.append(box)
                 return _text(start, base, words, "name")
@@ -274,16 +344,32 @@ def _steps(steps: Sequence[StepReport]) -> str:
     total = sum(step.seconds or 0 for step in steps) or 1.0
     room, left, ground = _WIDTH - _LEFT - _RIGHT, float(_LEFT), 116
     widths = [max(36.0, room * (step.seconds or 0) / total) for step in steps]
-    parts = [_text(0, 24, "share of the requests", "soft"), _el("line", class_="axis", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=ground, y2=ground)]
+    parts = [
+        _text(0, 24, "share of the requests", "soft"),
+        _el("line", class_="axis", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=ground, y2=ground),
+    ]
     for step, wide in zip(steps, widths, strict=True):
         width, tall = wide * room / sum(widths), max(2.0, 90 * step.weight / 100)
         took = duration(step.seconds) if step.seconds is not None else "now"
         block = _el(
-            "rect", class_=f"dot {_class(step.verdict)}", fill_opacity=0.35, x=left + 1, y=ground - tall, width=max(1.0, width - 2), height=tall
+            "rect",
+            class_=f"dot {_class(step.verdict)}",
+            fill_opacity=0.35,
+            x=left + 1,
+            y=ground - tall,
+            width=max(1.0, width - 2),
+            height=tall,
         )
         share = _text(left + width / 2, ground - tall - 5, f"{step.weight} %", anchor="middle")
         time = _text(left + width / 2, ground + 17, took, "soft", "middle")
-        parts.append(_group(f"step {step.number}: {step.weight} %, {took}, {step.verdict} ({step.reason})", block, share, time))
+        parts.append(
+            _group(
+                f"step {step.number}: {step.weight} %, {took}, {step.verdict} ({step.reason})",
+                block,
+                share,
+                time,
+            )
+        )
         left += width
     about = "Canary steps: " + ", ".join(f"{s.weight} % {s.verdict}" for s in steps)
     return _figure(ground + 24, about, parts, "Widths are times (short steps are drawn wider).")
@@ -298,8 +384,13 @@ def _timeline(stages: Sequence[tuple[str, float]]) -> str:
         parts.append(_group(f"{stage}: {duration(seconds)}, {seconds / total:.0%}", block))
         left += width
         x, y = 240 * (i % 3), 58 + 22 * (i // 3)
-        parts += [_el("rect", fill=fill, x=x, y=y - 10, width=11, height=11, rx=2), _text(x + 18, y, f"{stage} {duration(seconds)}")]
-    return _figure(68 + 22 * ((len(stages) + 2) // 3 - 1), "Time by stage", parts, f"{duration(total)} in all.")
+        parts += [
+            _el("rect", fill=fill, x=x, y=y - 10, width=11, height=11, rx=2),
+            _text(x + 18, y, f"{stage} {duration(seconds)}"),
+        ]
+    return _figure(
+        68 + 22 * ((len(stages) + 2) // 3 - 1), "Time by stage", parts, f"{duration(total)} in all."
+    )
 
 
 def _figure(height: float, about: str, parts: Sequence[str], caption: str) -> str:

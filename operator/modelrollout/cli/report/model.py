@@ -1,4 +1,6 @@
-"""PURE: the evidence on one revision, drawn together from the objects as read. The renderings are in ``report_text`` and ``report_html``."""
+"""PURE: the evidence on one revision, drawn together from the objects as read. The renderings are
+in ``report_text`` and ``report_html``.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ SOURCE = "source"  # what a search calls the model that it begins from
 class Judged:
     """One metric as it was judged.
 
-    ``interval`` is the 95 % interval of the harm (of canary metrics the anytime-valid one): worse is positive, in the metric's units; ``harm`` is the
-    best guess, ``margin`` what is allowed of it. ``candidate`` and ``reference`` are values as a person reads them.
+    ``interval`` is the 95 % interval of the harm (of canary metrics the anytime-valid one): worse
+    is positive, in the metric's units; ``harm`` is the best guess, ``margin`` what is allowed of
+    it. ``candidate`` and ``reference`` are values as a person reads them.
     """
 
     name: str
@@ -63,8 +66,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Found:
-    """One model that the step auto made. ``loss`` of the gate's first metric against the original model, ``highest_loss`` the upper end of its 95 %
-    interval; ``gain``: how many times smaller, and faster, than what the search began from."""
+    """One model that the step auto made. ``loss`` of the gate's first metric against the original
+    model, ``highest_loss`` the upper end of its 95 % interval; ``gain``: how many times smaller,
+    and faster, than what the search began from.
+    """
 
     name: str
     size: int  # bytes
@@ -80,7 +85,9 @@ class Found:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What auto found: the frontier, the source, and the chosen one, by size. ``remark``: how it ended."""
+    """What auto found: the frontier, the source, and the chosen one, by size. ``remark``: how it
+    ended.
+    """
 
     metric: str
     before: float
@@ -92,7 +99,9 @@ class SearchReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of one version. ``facts`` are (name, value) pairs in the order of reading; ``stages`` seconds by stage in order of time."""
+    """All that is known of one version. ``facts`` are (name, value) pairs in the order of reading;
+    ``stages`` seconds by stage in order of time.
+    """
 
     deployment: str
     namespace: str
@@ -115,7 +124,9 @@ class Report:
 
 
 def which(rollout: Rollout, wanted: str | None) -> Revision:
-    """By name or number; else that of the rollout in flight or ended last, else stable, else the newest. Raises Refused: none is kept."""
+    """By name or number; else that of the rollout in flight or ended last, else stable, else the
+    newest. Raises Refused: none is kept.
+    """
     if wanted is not None:
         return named(rollout, wanted)
     last, stable = rollout.status.rollout, rollout.status.stable
@@ -124,7 +135,10 @@ def which(rollout: Rollout, wanted: str | None) -> Revision:
         if found is not None:
             return found
     if not rollout.revisions:
-        raise Refused(f"{rollout.name} has no revision yet, so there is no evidence to report; see: modelrollout status {rollout.name}")
+        raise Refused(
+            f"{rollout.name} has no revision yet, so there is no evidence to report; see: modelrollout status"
+            f" {rollout.name}"
+        )
     return rollout.revisions[0]
 
 
@@ -132,19 +146,36 @@ def of(rollout: Rollout, revision: Revision) -> Report:
     """The report on ``revision``; of the one in flight with what its rollout has found so far."""
     status, spec = revision.status, rollout.spec
     r = rollout.status.rollout
-    now = r if r is not None and r.revision == revision.name and (r.mode == "Update" or not status.steps) else None
+    now = (
+        r
+        if r is not None and r.revision == revision.name and (r.mode == "Update" or not status.steps)
+        else None
+    )
     flying = now is not None and in_flight(rollout) is not None
     artifact = (now.artifact if now else None) or status.artifact
     evaluation = (now.evaluation if now else None) or status.evaluation
     steps = [_step(s, spec) for s in (now.history if now else status.steps) or status.steps]
-    if now and flying and now.stage == "Canary" and now.step and now.step.index not in {s.number - 1 for s in steps}:
+    if (
+        now
+        and flying
+        and now.stage == "Canary"
+        and now.step
+        and now.step.index not in {s.number - 1 for s in steps}
+    ):
         metrics = tuple(_metric(m, spec) for m in now.step.metrics)
-        steps.append(StepReport(now.step.index + 1, now.step.weight, "in progress", now.step.phase, None, metrics, ended=False))
+        steps.append(
+            StepReport(
+                now.step.index + 1, now.step.weight, "in progress", now.step.phase, None, metrics, ended=False
+            )
+        )
     stages = dict(now.stages) if now else dict(status.stages)
     gate = tuple(_gate(m) for m in artifact.metrics) if artifact else ()
     notes = []
     if steps and any(m.margin is not None for s in steps for m in s.metrics):
-        notes.append("Margins of canary metrics and golden data are those of the present spec; the verdicts were given under the one of their time.")
+        notes.append(
+            "Margins of canary metrics and golden data are those of the present spec; the verdicts were given"
+            " under the one of their time."
+        )
     return Report(
         deployment=rollout.name,
         namespace=rollout.namespace,
@@ -173,7 +204,9 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit} ({count} B)"
 
 
-def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: TuningEvidence | None) -> list[tuple[str, str]]:
+def _facts(
+    revision: Revision, artifact: ArtifactEvidence | None, tuning: TuningEvidence | None
+) -> list[tuple[str, str]]:
     user: Mapping[str, Any] = revision.spec.input
     model = user.get("model") or {}
     steps = (user.get("optimization") or {}).get("steps") or []
@@ -188,7 +221,9 @@ def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: Tuning
         if artifact.size_before:
             found.append(("size of the source", size(artifact.size_before)))
         if artifact.size_after:
-            change = f", {artifact.size_after / artifact.size_before - 1:+.1%}" if artifact.size_before else ""
+            change = (
+                f", {artifact.size_after / artifact.size_before - 1:+.1%}" if artifact.size_before else ""
+            )
             found.append(("size as served", size(artifact.size_after) + change))
         if artifact.digest:
             found += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
@@ -198,22 +233,47 @@ def _facts(revision: Revision, artifact: ArtifactEvidence | None, tuning: Tuning
         found.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
         asked = f"{100 * tuning.share:g} % of the requests within {tuning.objective}; "
         failed = f", the server failed under {tuning.failed}" if tuning.failed else ""
-        found.append(("tuned for", f"{asked if tuning.objective else ''}{tuning.candidates} configurations were measured{failed}"))
-        others = [f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}" for t in tuning.trials]
+        found.append(
+            (
+                "tuned for",
+                (
+                    f"{asked if tuning.objective else ''}{tuning.candidates} configurations were"
+                    f" measured{failed}"
+                ),
+            )
+        )
+        others = [
+            f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}"
+            for t in tuning.trials
+        ]
         found += [("tried too", "; ".join(others))] if others else []
-    images = [c.get("image") for c in (revision.spec.template.get("spec") or {}).get("containers") or [] if c.get("image")]
+    images = [
+        c.get("image")
+        for c in (revision.spec.template.get("spec") or {}).get("containers") or []
+        if c.get("image")
+    ]
     found += [("server image", str(image)) for image in images]
     found.append(("builder", revision.spec.builder))
     found += [(f"lineage: {name}", value) for name, value in sorted((revision.spec.lineage or {}).items())]
     status = revision.status
-    found += [(name, at) for name, at in (("created", revision.created), ("started", status.started), ("finished", status.finished)) if at]
+    found += [
+        (name, at)
+        for name, at in (
+            ("created", revision.created),
+            ("started", status.started),
+            ("finished", status.finished),
+        )
+        if at
+    ]
     return found
 
 
 def _step_name(step: Mapping[str, Any]) -> str:
     """``int8 (method Static)``: the step's kind and its plain settings."""
-    ((kind, settings), *_) = step.items() or [("?", {})]
-    plain = [f"{key} {value}" for key, value in (settings or {}).items() if isinstance(value, (str, int, float))]
+    (kind, settings), *_ = step.items() or [("?", {})]
+    plain = [
+        f"{key} {value}" for key, value in (settings or {}).items() if isinstance(value, (str, int, float))
+    ]
     return f"{kind} ({', '.join(plain)})" if plain else kind
 
 
@@ -242,9 +302,12 @@ def _search(found: SearchEvidence) -> SearchReport:
         before=found.before,
         allowed=found.allowed,
         smaller_is_better=errors,
-        remark=f"objective {found.objective}: {found.chosen} of {found.tried} candidates is taken{ended}. The original model has {found.metric} "
-        f"{_number(found.before)} on the data of the search{allowed}. Shown is what no other beats in {found.metric} and size, or in {found.metric} "
-        "and latency; report.json beside the artifact has all.",
+        remark=(
+            f"objective {found.objective}: {found.chosen} of {found.tried} candidates is taken{ended}. The"
+            f" original model has {found.metric} {_number(found.before)} on the data of the search{allowed}."
+            f" Shown is what no other beats in {found.metric} and size, or in {found.metric} and latency;"
+            " report.json beside the artifact has all."
+        ),
         points=tuple(sorted(told, key=lambda p: (p.size, p.milliseconds))),
     )
 
@@ -277,7 +340,9 @@ def _golden(e: EvaluationEvidence, spec: ModelDeploymentSpec | None) -> Judged:
     interval = None
     if e.samples and e.only_candidate_right is not None and e.only_stable_right is not None:
         interval = drop_interval(e.samples, e.only_stable_right, e.only_candidate_right)
-    harm = e.stable_accuracy - e.accuracy if e.stable_accuracy is not None and e.accuracy is not None else None
+    harm = (
+        e.stable_accuracy - e.accuracy if e.stable_accuracy is not None and e.accuracy is not None else None
+    )
     return Judged(
         name="accuracy",
         verdict=e.verdict,
@@ -289,17 +354,28 @@ def _golden(e: EvaluationEvidence, spec: ModelDeploymentSpec | None) -> Judged:
         interval=interval,
         margin=golden.max_drop if golden and harm is not None else None,
         message="; ".join(
-            x for x in (e.message, *(f"{q} {v:.1f} ms" for q, v in (("p50", e.latency_p50_ms), ("p99", e.latency_p99_ms)) if v is not None)) if x
+            x
+            for x in (
+                e.message,
+                *(
+                    f"{q} {v:.1f} ms"
+                    for q, v in (("p50", e.latency_p50_ms), ("p99", e.latency_p99_ms))
+                    if v is not None
+                ),
+            )
+            if x
         ),
     )
 
 
 def _step(s: StepEvidence, spec: ModelDeploymentSpec | None) -> StepReport:
-    return StepReport(s.index + 1, s.weight, s.verdict, s.reason, s.seconds, tuple(_metric(m, spec) for m in s.metrics))
+    return StepReport(
+        s.index + 1, s.weight, s.verdict, s.reason, s.seconds, tuple(_metric(m, spec) for m in s.metrics)
+    )
 
 
 def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
-    asked: dict[str, Metric] = {x.name: x for x in (spec.rollout.analysis.metrics or [])} if spec else {}
+    asked: dict[str, Metric] = {x.name: x for x in spec.rollout.analysis.metrics or []} if spec else {}
     wanted = asked.get(m.name)
     share = (_share(m.canary), _share(m.stable))
     return Judged(

@@ -13,14 +13,26 @@ from modelrollout.cli.report.model import Found, Judged, Report, SearchReport, s
 from modelrollout.cli.view import duration, styled
 
 WIDTH = 33  # of an interval's picture, in characters; odd, so that 0 has a column
-_HEADERS = ("METRIC", "CANDIDATE", "REFERENCE", "SAMPLES", "HARM", "95 % INTERVAL", "ALLOWED", "VERDICT", "REASON")
+_HEADERS = (
+    "METRIC",
+    "CANDIDATE",
+    "REFERENCE",
+    "SAMPLES",
+    "HARM",
+    "95 % INTERVAL",
+    "ALLOWED",
+    "VERDICT",
+    "REASON",
+)
 
 
 def text(report: Report) -> RenderableType:
     """All of it."""
     parts: list[RenderableType] = [
         Text.assemble(
-            (report.revision, "bold"), f"  #{report.number} of {report.deployment}, namespace {report.namespace}  ", styled(report.outcome)
+            (report.revision, "bold"),
+            f"  #{report.number} of {report.deployment}, namespace {report.namespace}  ",
+            styled(report.outcome),
         ),
         Text(_why(report)),
     ]
@@ -29,14 +41,20 @@ def text(report: Report) -> RenderableType:
         facts.add_row(Text(name, "dim"), Text(value))
     parts += _section("Version", facts)
     if report.search:
-        parts += _section("Search: what auto found", Group(Text(report.search.remark, "dim"), _found(report.search)))
+        parts += _section(
+            "Search: what auto found", Group(Text(report.search.remark, "dim"), _found(report.search))
+        )
     if report.gate:
         parts += _section("Gate: against the original model, on held-out data", _judged(report.gate))
     if report.golden:
         parts += _section("Golden data: through the served model, against stable", _judged([report.golden]))
     for step in report.steps:
         took = f", {duration(step.seconds)}" if step.seconds is not None else ""
-        title = Text.assemble(f"Canary step {step.number}, {step.weight} % of the requests{took}: ", styled(step.verdict), f" {step.reason}")
+        title = Text.assemble(
+            f"Canary step {step.number}, {step.weight} % of the requests{took}: ",
+            styled(step.verdict),
+            f" {step.reason}",
+        )
         parts += _section(title, _judged(step.metrics) if step.metrics else Text("no metrics kept", "dim"))
     if report.stages:
         times = Table.grid(padding=(0, 2, 0, 0))
@@ -93,8 +111,12 @@ def _judged(rows: Sequence[Judged]) -> RenderableType:
     why = Table.grid(padding=(0, 2, 0, 0))
     for row in rows:
         samples = f" of {row.samples}" if row.samples and " of " not in row.candidate else ""
-        table.add_row(row.name, row.candidate + samples, row.reference, _harm(row), Text(bar(row)), styled(row.verdict))
-        why.add_row(Text(row.name, "dim"), Text(f"{row.reason}: {row.message}" if row.message else row.reason, "dim"))
+        table.add_row(
+            row.name, row.candidate + samples, row.reference, _harm(row), Text(bar(row)), styled(row.verdict)
+        )
+        why.add_row(
+            Text(row.name, "dim"), Text(f"{row.reason}: {row.message}" if row.message else row.reason, "dim")
+        )
     return Group(table, why)
 
 
@@ -106,13 +128,17 @@ def _harm(row: Judged) -> str:
 
 
 def scale_of(row: Judged) -> float:
-    """What one half of a picture stands for: twice what is allowed, or what the interval needs where nothing is named."""
+    """What one half of a picture stands for: twice what is allowed, or what the interval needs
+    where nothing is named.
+    """
     assert row.interval is not None
     return 2 * row.margin if row.margin else max(map(abs, row.interval)) or 1.0
 
 
 def bar(row: Judged, width: int = WIDTH) -> str:
-    """The interval against 0 (``|``) and what is allowed (``!``), worse to the right; ``<`` and ``>`` where it goes on."""
+    """The interval against 0 (``|``) and what is allowed (``!``), worse to the right; ``<`` and
+    ``>`` where it goes on.
+    """
     if row.interval is None:
         return ""
     scale, middle = scale_of(row), width // 2
@@ -136,7 +162,7 @@ def bar(row: Judged, width: int = WIDTH) -> str:
     return "".join(cells)
 
 
-# --- Markdown ---------------------------------------------------------------------------------------------------------
+# --- Markdown
 
 
 def markdown(report: Report) -> str:
@@ -145,19 +171,40 @@ def markdown(report: Report) -> str:
     lines += [f"**{_cell(report.outcome)}**: {_cell(_why(report))}", "", *_table(("", ""), report.facts)]
     if report.search:
         found = report.search
-        lines += ["", "## Search", _cell(found.remark), "", *_table(search_headers(found), [search_row(point) for point in found.points])]
+        lines += [
+            "",
+            "## Search",
+            _cell(found.remark),
+            "",
+            *_table(search_headers(found), [search_row(point) for point in found.points]),
+        ]
     if report.gate:
         lines += ["", "## Gate", "Against the original model, on held-out data.", "", *_rows(report.gate)]
     if report.golden:
-        lines += ["", "## Golden data", "Through the served model at 0 % of the traffic, against stable.", "", *_rows([report.golden])]
+        lines += [
+            "",
+            "## Golden data",
+            "Through the served model at 0 % of the traffic, against stable.",
+            "",
+            *_rows([report.golden]),
+        ]
     if report.steps:
         lines += ["", "## Canary"]
     for step in report.steps:
         took = f", {duration(step.seconds)}" if step.seconds is not None else ""
-        lines += ["", f"### Step {step.number}: {step.weight} % of the requests{took}", f"**{_cell(step.verdict)}**: {_cell(step.reason)}"]
+        lines += [
+            "",
+            f"### Step {step.number}: {step.weight} % of the requests{took}",
+            f"**{_cell(step.verdict)}**: {_cell(step.reason)}",
+        ]
         lines += ["", *_rows(step.metrics)] if step.metrics else []
     if report.stages:
-        lines += ["", "## Time by stage", "", *_table(("stage", "time"), [(stage, duration(seconds)) for stage, seconds in report.stages])]
+        lines += [
+            "",
+            "## Time by stage",
+            "",
+            *_table(("stage", "time"), [(stage, duration(seconds)) for stage, seconds in report.stages]),
+        ]
     lines += [line for note in report.notes for line in ("", f"*{_cell(note)}*")]
     return "\n".join(lines) + "\n"
 
@@ -191,7 +238,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(value: str) -> str:
-    """Plain text in a table's cell: nothing that a message carries becomes a link, a tag or another cell."""
+    """Plain text in a table's cell: nothing that a message carries becomes a link, a tag or another
+    cell.
+    """
     for character in "\\`*_[]<>|":
-        value = value.replace(character, "\\" + character if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character])
+        value = value.replace(
+            character, "\\" + character if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character]
+        )
     return " ".join(value.split())

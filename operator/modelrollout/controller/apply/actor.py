@@ -1,4 +1,6 @@
-"""Make the children match the written state: render what is desired, write what differs, remove what is not named."""
+"""Make the children match the written state: render what is desired, write what differs, remove
+what is not named.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Data, Model, ModelDeploymentSpec, ModelRevisionStatus, Optimization, Serving
+from modelrollout.api.v1alpha1 import (
+    Data,
+    Model,
+    ModelDeploymentSpec,
+    ModelRevisionStatus,
+    Optimization,
+    Serving,
+)
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.diff import covers
 from modelrollout.controller.observe.observation import Seen, record
@@ -57,22 +66,46 @@ from modelrollout.traffic.router import accepted, too_wide
 log = logging.getLogger(__name__)
 
 RESOURCES: Mapping[str, Resource] = {
-    r.kind: r for r in (MODEL_REVISION, NETWORK_POLICY, JOB, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET, HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE)
+    r.kind: r
+    for r in (
+        MODEL_REVISION,
+        NETWORK_POLICY,
+        JOB,
+        DEPLOYMENT,
+        SERVICE,
+        POD_DISRUPTION_BUDGET,
+        HTTP_ROUTE,
+        GRPC_ROUTE,
+        TRAEFIK_SERVICE,
+    )
 }
 # What is removed when it is no longer desired. Jobs that have ended go by their time to live.
-_PRUNED = (JOB.kind, DEPLOYMENT.kind, SERVICE.kind, POD_DISRUPTION_BUDGET.kind, HTTP_ROUTE.kind, GRPC_ROUTE.kind, TRAEFIK_SERVICE.kind)
-# An older leader that wakes up late must not undo a step: these are written only in the state that the pass has seen.
+_PRUNED = (
+    JOB.kind,
+    DEPLOYMENT.kind,
+    SERVICE.kind,
+    POD_DISRUPTION_BUDGET.kind,
+    HTTP_ROUTE.kind,
+    GRPC_ROUTE.kind,
+    TRAEFIK_SERVICE.kind,
+)
+# An older leader that wakes up late must not undo a step: these are written only in the state that
+# the pass has seen.
 _GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 _UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
 _UNREMOVED = "it stays in force; grant the right, or delete it by hand"
 
 
 class ChildRefused(KubeError):
-    """A child that cannot be written as the spec is: quota, admission, a store that is not allowed, a name that is taken. It is told in status."""
+    """A child that cannot be written as the spec is: quota, admission, a store that is not allowed,
+    a name that is taken. It is told in status.
+    """
 
 
 class NotLeading(KubeError):
-    """The lease went to another replica since this pass began: nothing that it has decided may be written any more."""
+    """The lease went to another replica since this pass began: nothing that it has decided may be
+    written any more.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,8 +118,11 @@ class Actor:
     may_write: Callable[[], bool]
 
     async def narrow(self, seen: Seen) -> tuple[bool, Problem | None]:
-        """Make narrow what opens more of the servers than clients may ask, before anything that may be refused. True when something was written; and
-        what was refused: somebody has written what the operator may not into such a route. It holds nothing up, for ``act`` writes the whole anew."""
+        """Make narrow what opens more of the servers than clients may ask, before anything that may
+        be refused. True when something was written; and what was refused: somebody has written what
+        the operator may not into such a route. It holds nothing up, for ``act`` writes the whole
+        anew.
+        """
         wrote, kept = False, None
         for obj in too_wide(seen.children, seen.snapshot.name):
             try:
@@ -96,10 +132,12 @@ class Actor:
         return wrote, kept
 
     async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
-        """Make the NetworkPolicies match, before the pods that they are for. True when something was written; and what the API server refuses.
+        """Make the NetworkPolicies match, before the pods that they are for. True when something
+        was written; and what the API server refuses.
 
-        That is told and holds nothing up: nobody knows whether policies are enforced here at all, and a rollback must not wait for one that a webhook
-        or somebody's finalizer keeps from being written.
+        That is told and holds nothing up: nobody knows whether policies are enforced here at all,
+        and a rollback must not wait for one that a webhook or somebody's finalizer keeps from being
+        written.
         """
         s, config = seen.snapshot, self.config.network_policies
         if config is None or s.spec is None:
@@ -110,7 +148,9 @@ class Actor:
         expected = {o["metadata"]["name"] for o in wanted}
         # Only our own: to delete somebody else's, whatever its labels say, opens what he has shut.
         left = [
-            o for (kind, name), o in seen.children.items() if kind == NETWORK_POLICY.kind and name not in expected and controller_of(o) == owner.uid
+            o
+            for (kind, name), o in seen.children.items()
+            if kind == NETWORK_POLICY.kind and name not in expected and controller_of(o) == owner.uid
         ]
         wrote, problems = False, []
         for obj in (*wanted, *left):
@@ -125,8 +165,11 @@ class Actor:
                 raise
             except KubeError as e:
                 told = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, obj, e)
-                problems.append(Problem(told.reason, f"{told.message}; {_UNWRITTEN if is_wanted else _UNREMOVED}"))
-                if isinstance(e, Unavailable):  # a webhook that does not answer takes its time each time
+                problems.append(
+                    Problem(told.reason, f"{told.message}; {_UNWRITTEN if is_wanted else _UNREMOVED}")
+                )
+                # a webhook that does not answer takes its time each time
+                if isinstance(e, Unavailable):
                     break
         return wrote, next(iter(problems), None)
 
@@ -135,11 +178,15 @@ class Actor:
         name = policy["metadata"]["name"]
         live = self.store.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
         if live is not None and not network_policies.says_the_same(live, policy):
-            raise ChildRefused(0, "ChildRefused", f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)")
+            raise ChildRefused(
+                0,
+                "ChildRefused",
+                f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)",
+            )
 
     async def adopt(self, seen: Seen) -> bool:
-        """Own by reference what is our own by record only (``controller.observe.own``); True when something was written. Raises ChildRefused where
-        nothing else is left than what is refused.
+        """Own by reference what is our own by record only (``controller.observe.own``); True when
+        something was written. Raises ChildRefused where nothing else is left than what is refused.
 
         Nothing else of it is changed, so that nothing of what serves ends or is made anew.
         """
@@ -149,7 +196,9 @@ class Actor:
                 continue
             resource, metadata = RESOURCES[kind], live["metadata"]
             guards = {key: metadata[key] for key in ("uid", "resourceVersion")}
-            patch = {"metadata": {"ownerReferences": [*(metadata.get("ownerReferences") or []), owner], **guards}}
+            patch = {
+                "metadata": {"ownerReferences": [*(metadata.get("ownerReferences") or []), owner], **guards}
+            }
             self._fence()
             try:
                 answer = await self.kube.merge_patch(resource, metadata["namespace"], name, patch)
@@ -167,8 +216,10 @@ class Actor:
         return wrote
 
     async def act(self, seen: Seen, desired: Desired) -> tuple[bool, Problem | None]:
-        """Whether something was written, and what was refused and holds up nothing that can do without: a name that is taken, a change of servers
-        that are there. Rollouts and rollbacks go on beside it. Raises KubeError; what was written stays, the next pass goes on from there."""
+        """Whether something was written, and what was refused and holds up nothing that can do
+        without: a name that is taken, a change of servers that are there. Rollouts and rollbacks go
+        on beside it. Raises KubeError; what was written stays, the next pass goes on from there.
+        """
         matched = _Matched(self, seen)
         if seen.snapshot.spec is None:
             for obj in self._traffic(seen, desired) if desired.split else []:
@@ -181,8 +232,9 @@ class Actor:
         for obj in wanted:
             await matched.add(obj)
         wrote = False
-        # Removal comes after: a backend goes only once the route that named it was written anew. What is to serve is kept even if its
-        # revision's evidence was lost, so that it cannot be rendered.
+        # Removal comes after: a backend goes only once the route that named it was written anew.
+        # What is to serve is kept even if its revision's evidence was lost, so that it cannot be
+        # rendered.
         keep = {(o["kind"], o["metadata"]["name"]) for o in wanted}
         keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
         if desired.work is not None:
@@ -199,7 +251,9 @@ class Actor:
         return wrote or matched.wrote, matched.refused
 
     def _render(self, seen: Seen, desired: Desired) -> list[Object]:
-        """Objects in the order in which they are written: what carries traffic before what sends it there."""
+        """Objects in the order in which they are written: what carries traffic before what sends it
+        there.
+        """
         s, spec = seen.snapshot, seen.snapshot.spec
         assert spec is not None and seen.router is not None
         owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
@@ -230,7 +284,8 @@ class Actor:
                 ends_first=name in desired.ends_first,
             )
             running = seen.children.get((DEPLOYMENT.kind, name))
-            if running is not None and not is_known(desired.hardened.get(name)):  # a newer operator has hardened it: its pods stay
+            # a newer operator has hardened it: its pods stay
+            if running is not None and not is_known(desired.hardened.get(name)):
                 wanted["spec"]["template"] = running["spec"]["template"]
             found.append(wanted)
             found.append(server.revision_service(mine, s.name, revision.number))
@@ -256,49 +311,103 @@ class Actor:
         except NotAllowedError as e:
             raise ChildRefused(0, "StoreNotAllowed", str(e)) from e
         except ValidationError as e:
-            text = f"the revision was made by another version of the operator: {e.error_count()} fields cannot be read; change spec, or go back to it"
+            text = (
+                f"the revision was made by another version of the operator: {e.error_count()} fields cannot"
+                " be read; change spec, or go back to it"
+            )
             raise ChildRefused(0, "RevisionUnreadable", text) from e
 
     def _no_more_lent(self, seen: Seen, component: str) -> Problem | None:
-        """What this Job would take and may not. A spec is looked at before its rollout begins; but what is no part of a version (golden data, data
-        to tune with) can be changed while one is in flight, and so can policies. A return to a version that was prepared is held up by neither."""
+        """What this Job would take and may not. A spec is looked at before its rollout begins; but
+        what is no part of a version (golden data, data to tune with) can be changed while one is in
+        flight, and so can policies. A return to a version that was prepared is held up by neither.
+        """
         s = seen.snapshot
         assert s.spec is not None and s.status.rollout is not None
         if s.status.rollout.mode == "Rollback" and component != names.COMPONENT_EVALUATE:
             return None
-        found = {names.COMPONENT_TUNE: _inputs(s.spec), names.COMPONENT_EVALUATE: _golden(s.spec)}.get(component)
-        return outside(s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []) or not_lent(s.rules, s.spec, s.namespace, self.config)
+        found = {names.COMPONENT_TUNE: _inputs(s.spec), names.COMPONENT_EVALUATE: _golden(s.spec)}.get(
+            component
+        )
+        return outside(s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []) or not_lent(
+            s.rules, s.spec, s.namespace, self.config
+        )
 
     def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec
         assert spec is not None and s.status.rollout is not None
         if component == names.COMPONENT_RESOLVE:
-            return [jobs.resolve_job(_owner(seen.deployment, MODEL_DEPLOYMENT.kind), name, spec.model, spec.serving, self.config)]
+            return [
+                jobs.resolve_job(
+                    _owner(seen.deployment, MODEL_DEPLOYMENT.kind),
+                    name,
+                    spec.model,
+                    spec.serving,
+                    self.config,
+                )
+            ]
         live = seen.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
         if live is None:
             return []
         owner, kept, number = _owner(live, MODEL_REVISION.kind), live["spec"]["input"], live["spec"]["number"]
         model, serving = Model.model_validate(kept["model"]), Serving.model_validate(kept["serving"])
         if component == names.COMPONENT_PREPARE:
-            # Resources, time limit and queue of the Job are no part of the version: the present ones hold.
+            # Resources, time limit and queue of the Job are no part of the version: the present
+            # ones hold.
             optimization = Optimization.model_validate(kept["optimization"]).carried_out_as(spec.optimization)
             sha256, folder = live["spec"]["sha256"], tenant_uri(self.config, s.namespace)
-            known = recorded(map(record, self.store.marked(revisions_of(s.namespace, sha256))), sha256, kept["model"], folder)
-            # The salt stands in the Job, which is made once: it holds for all of its pods, whatever becomes of this process.
+            known = recorded(
+                map(record, self.store.marked(revisions_of(s.namespace, sha256))),
+                sha256,
+                kept["model"],
+                folder,
+            )
+            # The salt stands in the Job, which is made once: it holds for all of its pods, whatever
+            # becomes of this process.
             salt = secrets.token_hex(8)
-            return [jobs.prepare_job(owner, s.name, number, name, model, sha256, optimization, serving, salt, known, self.config)]
+            return [
+                jobs.prepare_job(
+                    owner,
+                    s.name,
+                    number,
+                    name,
+                    model,
+                    sha256,
+                    optimization,
+                    serving,
+                    salt,
+                    known,
+                    self.config,
+                )
+            ]
         if component == names.COMPONENT_TUNE:
             tune, artifact = spec.serving.tune, s.status.rollout.artifact
             assert tune is not None and artifact is not None
             where, frozen = (artifact.uri, artifact.digest), live["spec"]["template"]
-            return [jobs.tune_job(owner, s.name, number, name, tune, _inputs(spec), frozen, where, model, serving, self.config)]
+            return [
+                jobs.tune_job(
+                    owner,
+                    s.name,
+                    number,
+                    name,
+                    tune,
+                    _inputs(spec),
+                    frozen,
+                    where,
+                    model,
+                    serving,
+                    self.config,
+                )
+            ]
         golden, stable = spec.rollout.analysis.golden, baseline(s)
         assert golden is not None
         against = (stable.revision, stable.number) if stable else None
         return [jobs.evaluate_job(owner, s.name, number, name, golden, against, model, serving, self.config)]
 
     def _fence(self) -> None:
-        """A process that was stopped in mid-pass (SIGSTOP, a frozen machine) goes on where it was, perhaps long after its lease ended."""
+        """A process that was stopped in mid-pass (SIGSTOP, a frozen machine) goes on where it was,
+        perhaps long after its lease ended.
+        """
         if not self.may_write():
             raise NotLeading(0, "NotLeading", "another replica leads")
 
@@ -307,9 +416,18 @@ class Actor:
         resource = RESOURCES[kind]
         live = seen.children.get((kind, name))
         if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
-            taken_back = seen.snapshot.work.state == "Absent"  # it is there, and counts for nothing (controller.observe.job_state)
-            return await self._delete(resource, live) if taken_back or _waits_with_another_wish(live, obj) else False
-        if live is not None and covers(live, obj) and (kind != NETWORK_POLICY.kind or network_policies.says_the_same(live, obj)):
+            # it is there, and counts for nothing (controller.observe.job_state)
+            taken_back = seen.snapshot.work.state == "Absent"
+            return (
+                await self._delete(resource, live)
+                if taken_back or _waits_with_another_wish(live, obj)
+                else False
+            )
+        if (
+            live is not None
+            and covers(live, obj)
+            and (kind != NETWORK_POLICY.kind or network_policies.says_the_same(live, obj))
+        ):
             return False
         if live is None:
             await self._create(resource, obj)
@@ -331,19 +449,27 @@ class Actor:
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
     async def _applied(self, resource: Resource, obj: Object, uid: str, version: str | None) -> Object:
-        """What was created and not applied, or edited by somebody, keeps fields that may not go together with those that are wanted."""
+        """What was created and not applied, or edited by somebody, keeps fields that may not go
+        together with those that are wanted.
+        """
         try:
             return await self.kube.apply(resource, obj, uid=uid, resource_version=version)
         except Invalid:
-            if not await self.kube.own_by_apply(resource, obj["metadata"]["namespace"], obj["metadata"]["name"], uid=uid):
+            if not await self.kube.own_by_apply(
+                resource, obj["metadata"]["namespace"], obj["metadata"]["name"], uid=uid
+            ):
                 raise
         if version is not None:
-            raise Conflict(409, "StaleRead", f"{resource.kind} {obj['metadata']['name']} has another resourceVersion now")
+            raise Conflict(
+                409, "StaleRead", f"{resource.kind} {obj['metadata']['name']} has another resourceVersion now"
+            )
         self._fence()
         return await self.kube.apply(resource, obj, uid=uid)
 
     async def _create(self, resource: Resource, obj: Object) -> None:
-        """Create, and nothing else: a forced apply would take over a stranger's object of that name, and undo what a newer leader has written."""
+        """Create, and nothing else: a forced apply would take over a stranger's object of that
+        name, and undo what a newer leader has written.
+        """
         name = obj["metadata"]["name"]
         known = self.store.get(resource, obj["metadata"]["namespace"], name)
         self._fence()
@@ -353,14 +479,21 @@ class Actor:
             live = await self._look_again(resource, obj)
             if live is not None and not live["metadata"].get("deletionTimestamp"):
                 if controller_of(live) != controller_of(obj):
-                    if known is None or controller_of(known) == controller_of(live):  # else it is news whose it is: the next pass looks at that
+                    # else it is news whose it is: the next pass looks at that
+                    if known is None or controller_of(known) == controller_of(live):
                         raise ChildRefused(e.status, NAME_TAKEN, _taken(live, obj)) from e
                 elif resource == DEPLOYMENT:
-                    # Its template was decided on as if there were no pods (rollout.pod_restarts): no more than the watch needs is put back.
+                    # Its template was decided on as if there were no pods (rollout.pod_restarts):
+                    # no more than the watch needs is put back.
                     guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
                     patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}
-                    self.store.written(resource, await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch), guarded=True)
-                elif resource not in (JOB, MODEL_REVISION) and not covers(live, obj):  # it lost our label, so the watch lost it
+                    self.store.written(
+                        resource,
+                        await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch),
+                        guarded=True,
+                    )
+                elif resource not in (JOB, MODEL_REVISION) and not covers(live, obj):
+                    # it lost our label, so the watch lost it
                     await self._apply(resource, obj, live, guarded=True)
                     return
             raise Conflict(e.status, "StaleRead", f"{resource.kind} {name} was not in the store") from e
@@ -380,7 +513,9 @@ class Actor:
                 self.store.gone(resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"])
             return None
         except Unreadable as e:
-            raise ChildRefused(e.status, "ChildUnreadable", f"{e.message}; delete it, and it is made anew") from e
+            raise ChildRefused(
+                e.status, "ChildUnreadable", f"{e.message}; delete it, and it is made anew"
+            ) from e
         self.store.read(resource, live)
         return live
 
@@ -409,9 +544,11 @@ class Actor:
         return True
 
     async def _record(self, seen: Seen, name: str, status: ModelRevisionStatus) -> bool:
-        """Write a revision's status, and mirror an outcome that is final in its annotations: a backup brings no status.
+        """Write a revision's status, and mirror an outcome that is final in its annotations: a
+        backup brings no status.
 
-        The mirror comes first: if only one of the two gets written, the status still differs, and the next pass does both.
+        The mirror comes first: if only one of the two gets written, the status still differs, and
+        the next pass does both.
         """
         before = seen.children.get((MODEL_REVISION.kind, name))
         if before is None:
@@ -421,7 +558,10 @@ class Actor:
         try:
             mirrored = (live["metadata"].get("annotations") or {}).get(names.ANNOTATION_OUTCOME, "Pending")
             if status.outcome not in ("Pending", "Canary") and mirrored != status.outcome:
-                annotations = {names.ANNOTATION_OUTCOME: status.outcome, names.ANNOTATION_REASON: status.reason}
+                annotations = {
+                    names.ANNOTATION_OUTCOME: status.outcome,
+                    names.ANNOTATION_REASON: status.reason,
+                }
                 guards = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
                 patch = {"metadata": {"annotations": annotations, **guards}}
                 live = await self.kube.merge_patch(MODEL_REVISION, live["metadata"]["namespace"], name, patch)
@@ -450,16 +590,22 @@ def _inputs(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
 
 
 def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
-    """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say because status was lost in the midst of it.
+    """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say
+    because status was lost in the midst of it.
 
-    It goes once the gateway has accepted the route without it (the route's status wakes the pass that does so) and its canary has drained.
+    It goes once the gateway has accepted the route without it (the route's status wakes the pass
+    that does so) and its canary has drained.
     """
     labels = live["metadata"].get("labels") or {}
     if labels.get(names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
         return False
     if labels.get(names.LABEL_REVISION) in desired.draining:
         return True
-    routes = [o for (kind, name), o in seen.children.items() if kind == HTTP_ROUTE.kind and is_of_clients(name, seen.snapshot.name)]
+    routes = [
+        o
+        for (kind, name), o in seen.children.items()
+        if kind == HTTP_ROUTE.kind and is_of_clients(name, seen.snapshot.name)
+    ]
     return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
 
 
@@ -474,25 +620,43 @@ def _owner(o: Object, kind: str) -> Owner:
 
 def _taken(live: Object, wanted: Object) -> str:
     """What has the name of a child, and what can be done. The object itself is left as it is."""
-    who = next((f"{r.get('kind')} {r.get('name')} controls it" for r in live["metadata"].get("ownerReferences") or [] if r.get("controller")), None)
+    who = next(
+        (
+            f"{r.get('kind')} {r.get('name')} controls it"
+            for r in live["metadata"].get("ownerReferences") or []
+            if r.get("controller")
+        ),
+        None,
+    )
     mine = wanted["metadata"]["ownerReferences"][0]
     if who == f"{mine['kind']} {mine['name']} controls it":
-        who = f"an earlier {mine['kind']} of the name {mine['name']} controls it, and the garbage collector may be about to take it away"
-    told = f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's: {who or 'nothing controls it, and labels do not count'}"
-    return f"{told}; delete it, and the operator makes its own, or choose another name for the ModelDeployment"
+        who = (
+            f"an earlier {mine['kind']} of the name {mine['name']} controls it, and the garbage collector may"
+            " be about to take it away"
+        )
+    told = (
+        f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's:"
+        f" {who or 'nothing controls it, and labels do not count'}"
+    )
+    return (
+        f"{told}; delete it, and the operator makes its own, or choose another name for the ModelDeployment"
+    )
 
 
 @dataclass
 class _Matched:
-    """Children that are made to match one after the other, where a name that is taken, or servers that cannot be changed, hold up only what needs
-    that very object."""
+    """Children that are made to match one after the other, where a name that is taken, or servers
+    that cannot be changed, hold up only what needs that very object.
+    """
 
     actor: Actor
     seen: Seen
     wrote: bool = False
     refused: Problem | None = None  # the first
-    unrouted: bool = False  # what sends traffic is not as it is wanted: nothing may go that it leads to
-    _backends: set[tuple[str, str]] = field(default_factory=set)  # kind and name of what requests would be sent to, and is not ours
+    # what sends traffic is not as it is wanted: nothing may go that it leads to
+    unrouted: bool = False
+    # kind and name of what requests would be sent to, and is not ours
+    _backends: set[tuple[str, str]] = field(default_factory=set)
 
     async def add(self, obj: Object) -> None:
         kind, name = obj["kind"], obj["metadata"]["name"]
@@ -503,30 +667,41 @@ class _Matched:
         try:
             self.wrote |= await self.actor._match(self.seen, obj)
         except ChildRefused as e:
-            # Servers that are there and cannot be changed go on as they are: weights follow the pods that are ready.
+            # Servers that are there and cannot be changed go on as they are: weights follow the
+            # pods that are ready.
             if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
                 raise
             self.refused = self.refused or Problem(e.reason, e.message)
             if kind in _GUARDED:
                 self._backends.add((kind, name))
-                self.unrouted |= kind != SERVICE.kind or (name == self.seen.snapshot.name and not self.seen.snapshot.gateway)
+                self.unrouted |= kind != SERVICE.kind or (
+                    name == self.seen.snapshot.name and not self.seen.snapshot.gateway
+                )
 
 
 def _ended(job: Object, seen: Seen) -> bool:
-    """It stays, with its pods and their logs, until its own time is over. What a pod said decides before the Job controller has drawn its conclusion;
-    should that be another try, the new pod is seen, and the Job goes."""
-    if any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or []):
+    """It stays, with its pods and their logs, until its own time is over. What a pod said decides
+    before the Job controller has drawn its conclusion; should that be another try, the new pod is
+    seen, and the Job goes.
+    """
+    if any(
+        c["type"] in ("Complete", "Failed") and c["status"] == "True"
+        for c in (job.get("status") or {}).get("conditions") or []
+    ):
         return True
     pods = of_job((o for (kind, _), o in seen.children.items() if kind == POD.kind), job)
     return bool(pods) and all(has_ended(p) for p in pods)
 
 
 def _waits_with_another_wish(live: Object, wanted: Object) -> bool:
-    """Whether a Job is held back in a queue, while spec meanwhile names another queue, or other resources: it might wait for ever, and is made anew.
+    """Whether a Job is held back in a queue, while spec meanwhile names another queue, or other
+    resources: it might wait for ever, and is made anew.
 
     What was asked is compared, not the Job: a webhook that changes Jobs would have each made anew.
     """
-    before, now = ((o["metadata"].get("annotations") or {}).get(names.ANNOTATION_ASKED) for o in (live, wanted))
+    before, now = (
+        (o["metadata"].get("annotations") or {}).get(names.ANNOTATION_ASKED) for o in (live, wanted)
+    )
     queued = live["spec"].get("suspend") and jobs.LABEL_QUEUE in (live["metadata"].get("labels") or {})
     return bool(queued) and None not in (before, now) and before != now
 
@@ -551,7 +726,11 @@ def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
         "metadata": {
             "name": new.name,
             "namespace": s.namespace,
-            "labels": {names.LABEL_NAME: s.name, names.LABEL_NUMBER: str(new.number), names.LABEL_MANAGED_BY: names.FIELD_MANAGER},
+            "labels": {
+                names.LABEL_NAME: s.name,
+                names.LABEL_NUMBER: str(new.number),
+                names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+            },
             "ownerReferences": [owner.reference()],
         },
         "spec": body,

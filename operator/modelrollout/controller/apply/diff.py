@@ -1,6 +1,7 @@
 """Whether an object of the API server is as it was made. PURE.
 
-Compared in one direction: all that was said must be so, and what the API server, admission and schedulers add does not count.
+Compared in one direction: all that was said must be so, and what the API server, admission and
+schedulers add does not count.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from kubernetes.utils.quantity import parse_quantity
 from modelrollout.kube.client import Object
 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
-# Of a container: what decides which program runs, and with what. Where the template leaves one of them out, nobody may add it.
+# Of a container: what decides which program runs, and with what. Where the template leaves one of
+# them out, nobody may add it.
 _PROGRAM = (
-    "command", "args", "workingDir", "envFrom", "lifecycle", "restartPolicy", "volumeDevices", "livenessProbe", "readinessProbe", "startupProbe",
+    "command", "args", "workingDir", "envFrom", "lifecycle", "restartPolicy", "volumeDevices",
+    "livenessProbe", "readinessProbe", "startupProbe",
     "terminationMessagePath", "terminationMessagePolicy",
 )  # fmt: skip
 # Variables that change the program, also where only one is added.
@@ -26,10 +29,11 @@ _SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Whether the live object has everything that is wanted; what the API server added by default does not count.
+    """Whether the live object has everything that is wanted; what the API server added by default
+    does not count.
 
-    An empty map or list is covered by its absence, quantities compare by value. A selector, or what a route matches, is covered by its equal only:
-    one label more selects less.
+    An empty map or list is covered by its absence, quantities compare by value. A selector, or what
+    a route matches, is covered by its equal only: one label more selects less.
     """
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
@@ -50,10 +54,11 @@ def covers(live: Any, wanted: Any) -> bool:
 
 
 def strays(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
-    """In what the spec of a pod is another than that of the Job's template, so that it may have run something else; None: in nothing.
+    """In what the spec of a pod is another than that of the Job's template, so that it may have run
+    something else; None: in nothing.
 
-    What is added may be so: scheduling, resources, volumes, variables and mounts of tokens, and containers that share no volume with those of the
-    template (a mesh's sidecar).
+    What is added may be so: scheduling, resources, volumes, variables and mounts of tokens, and
+    containers that share no volume with those of the template (a mesh's sidecar).
     """
     return next(_strayings(pod, template), None)
 
@@ -81,20 +86,28 @@ def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[
             yield f"its {part} are not {', '.join(c['name'] for c in wanted)}"
             continue
         for container in wanted:
-            yield from (f"its container {container['name']} has {what}" for what in _changes(given[container["name"]], container))
+            yield from (
+                f"its container {container['name']} has {what}"
+                for what in _changes(given[container["name"]], container)
+            )
         for name, container in given.items():
-            if name not in known and (mounted := kept & {m.get("name") for m in container.get("volumeMounts") or []}):
+            if name not in known and (
+                mounted := kept & {m.get("name") for m in container.get("volumeMounts") or []}
+            ):
                 yield f"its container {name}, which the template has not, mounts the volume {min(mounted)}"
 
 
 def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     image, asked = container.get("image") or "", wanted.get("image") or ""
-    if image != asked and not image.startswith((f"{asked}@sha256:", f"{_repository(asked)}@sha256:")):  # admission may pin a tag by its digest
+    # admission may pin a tag by its digest
+    if image != asked and not image.startswith((f"{asked}@sha256:", f"{_repository(asked)}@sha256:")):
         yield f"the image {image}"
     for field in _PROGRAM:
         if not container.get(field) and not wanted.get(field):
             continue
-        if not covers(container.get(field), wanted.get(field)) or not covers(wanted.get(field), container.get(field)):
+        if not covers(container.get(field), wanted.get(field)) or not covers(
+            wanted.get(field), container.get(field)
+        ):
             yield f"another {field}"
     if not covers(container.get("securityContext"), wanted.get("securityContext") or {}):
         yield "another securityContext"

@@ -1,7 +1,9 @@
-"""How many GPUs are free where a revision's pods could run: allocatable of the nodes that fit, less what pods on them have asked for.
+"""How many GPUs are free where a revision's pods could run: allocatable of the nodes that fit, less
+what pods on them have asked for.
 
-An estimate: the scheduler decides, others take GPUs meanwhile, and only node selector, required node affinity and taints are looked at. It is told to
-people, and with spec.serving.surge Wait it holds pods back; nothing is ever taken from anybody because of it.
+An estimate: the scheduler decides, others take GPUs meanwhile, and only node selector, required
+node affinity and taints are looked at. It is told to people, and with spec.serving.surge Wait it
+holds pods back; nothing is ever taken from anybody because of it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 class Capacity:
-    """One look at nodes and pods, shared by all for some seconds. ``clock`` is monotonic, in seconds."""
+    """One look at nodes and pods, shared by all for some seconds. ``clock`` is monotonic, in
+    seconds.
+    """
 
     def __init__(self, kube: Kube, config: OperatorConfig, clock: Callable[[], float]) -> None:
         self._kube, self._config, self._clock = kube, config.capacity, clock
@@ -33,7 +37,9 @@ class Capacity:
         self._told = False
 
     async def look(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
-        """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the operator may not look."""
+        """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the
+        operator may not look.
+        """
         kind, each = next(iter(extended(pod).items()), ("", 0))
         if not self._config.look_at_nodes or not each or not count:
             return None
@@ -55,7 +61,14 @@ class Capacity:
         return self._seen[1], self._seen[2]
 
 
-def free_gpus(pod: Mapping[str, Any], kind: str, each: int, count: int, nodes: Iterable[Object], used: Mapping[str, Mapping[str, int]]) -> Gpus:
+def free_gpus(
+    pod: Mapping[str, Any],
+    kind: str,
+    each: int,
+    count: int,
+    nodes: Iterable[Object],
+    used: Mapping[str, Mapping[str, int]],
+) -> Gpus:
     """Whole pods count: two nodes with one free GPU each have none for a pod that wants two."""
     free = total = fitting = 0
     for node in nodes:
@@ -69,7 +82,9 @@ def free_gpus(pod: Mapping[str, Any], kind: str, each: int, count: int, nodes: I
 
 
 def extended(pod: Mapping[str, Any]) -> dict[str, int]:
-    """Extended resources that a pod asks for, such as nvidia.com/gpu. Init containers run one after the other, sidecars beside the others."""
+    """Extended resources that a pod asks for, such as nvidia.com/gpu. Init containers run one after
+    the other, sidecars beside the others.
+    """
     asked: defaultdict[str, int] = defaultdict(int)
     largest: defaultdict[str, int] = defaultdict(int)
     for container in pod.get("containers") or []:
@@ -109,15 +124,24 @@ def in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
 
 
 def fits(node: Object, pod: Mapping[str, Any]) -> bool:
-    """Whether the scheduler would consider the node: ready, not cordoned, node selector, required node affinity, taints."""
+    """Whether the scheduler would consider the node: ready, not cordoned, node selector, required
+    node affinity, taints.
+    """
     spec, labels = node.get("spec") or {}, node["metadata"].get("labels") or {}
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in (node.get("status") or {}).get("conditions") or [])
+    ready = any(
+        c["type"] == "Ready" and c["status"] == "True"
+        for c in (node.get("status") or {}).get("conditions") or []
+    )
     if not ready or spec.get("unschedulable"):
         return False
     if any(labels.get(k) != v for k, v in (pod.get("nodeSelector") or {}).items()):
         return False
-    required = ((pod.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-    if required is not None and not any(_term(term, node["metadata"]["name"], labels) for term in required.get("nodeSelectorTerms") or []):
+    required = ((pod.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    )
+    if required is not None and not any(
+        _term(term, node["metadata"]["name"], labels) for term in required.get("nodeSelectorTerms") or []
+    ):
         return False
     tolerations = pod.get("tolerations") or []
     barring = [t for t in spec.get("taints") or [] if t.get("effect") in ("NoSchedule", "NoExecute")]
@@ -125,7 +149,9 @@ def fits(node: Object, pod: Mapping[str, Any]) -> bool:
 
 
 def _term(term: Mapping[str, Any], name: str, labels: Mapping[str, str]) -> bool:
-    expressions = [(e, labels) for e in term.get("matchExpressions") or []] + [(e, {"metadata.name": name}) for e in term.get("matchFields") or []]
+    expressions = [(e, labels) for e in term.get("matchExpressions") or []] + [
+        (e, {"metadata.name": name}) for e in term.get("matchFields") or []
+    ]
     return bool(expressions) and all(_expression(e, values) for e, values in expressions)
 
 
@@ -142,7 +168,11 @@ def _expression(e: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
             return value is None
         case "Gt" | "Lt" as operator:
             try:
-                return int(value or "") > int(values[0]) if operator == "Gt" else int(value or "") < int(values[0])
+                return (
+                    int(value or "") > int(values[0])
+                    if operator == "Gt"
+                    else int(value or "") < int(values[0])
+                )
             except (ValueError, IndexError):
                 return False
     return False
@@ -153,4 +183,6 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
         return False
     if toleration.get("operator") == "Exists":
         return toleration.get("key") in (None, "", taint.get("key"))
-    return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (taint.get("value") or "")
+    return toleration.get("key") == taint.get("key") and (toleration.get("value") or "") == (
+        taint.get("value") or ""
+    )

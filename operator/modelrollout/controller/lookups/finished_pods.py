@@ -1,4 +1,6 @@
-"""A Job that has ended without a word: its pod says how, and the watch of pods may be behind the one of Jobs, or bring nothing at all."""
+"""A Job that has ended without a word: its pod says how, and the watch of pods may be behind the
+one of Jobs, or bring nothing at all.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,23 @@ from modelrollout.rollout.snapshot import Work
 
 
 async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
-    """The work with its pods as they are now, where nothing but their word is missing. What cannot be asked is no loss yet: raises KubeError."""
+    """The work with its pods as they are now, where nothing but their word is missing. What cannot
+    be asked is no loss yet: raises KubeError.
+    """
     s, job = seen.snapshot, seen.job
-    wordless = s.work.result is None and (s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed"))
+    wordless = s.work.result is None and (
+        s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed")
+    )
     if job is None or not wordless:
         return s.work
-    pods = (await kube.list(POD, s.namespace, label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}", keep=partial(kept, POD))).items
+    pods = (
+        await kube.list(
+            POD,
+            s.namespace,
+            label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}",
+            keep=partial(kept, POD),
+        )
+    ).items
     for pod in pods:
         store.read(POD, pod)
     return work_of(job, pods, seen.folder)

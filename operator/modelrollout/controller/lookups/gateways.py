@@ -1,4 +1,6 @@
-"""What gateways can do, read from their GatewayClass and remembered for a while: it changes with an upgrade of the gateway, and never in a hurry."""
+"""What gateways can do, read from their GatewayClass and remembered for a while: it changes with an
+upgrade of the gateway, and never in a hurry.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,18 @@ class Getter(Protocol):
 
 
 class Gateways:
-    """One memory for all ModelDeployments. Needs no right but get on gateways and gatewayclasses."""
+    """One memory for all ModelDeployments. Needs no right but get on gateways and
+    gatewayclasses.
+    """
 
     def __init__(self, kube: Getter, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube, self._clock = kube, clock
         self._known: dict[tuple[str, str, bool], tuple[float, GatewayFacts | Problem]] = {}
 
     async def of(self, deployment: Object | None) -> GatewayFacts | Problem | None:
-        """The facts on the Gateway that a spec, as it is stored, names, or why there are none; None where it names none. Never raises KubeError."""
+        """The facts on the Gateway that a spec, as it is stored, names, or why there are none; None
+        where it names none. Never raises KubeError.
+        """
         gateway = (((deployment or {}).get("spec") or {}).get("traffic") or {}).get("gateway") or {}
         if deployment is None or not isinstance(gateway, dict) or "name" not in gateway:
             return None
@@ -42,16 +48,22 @@ class Gateways:
         if known is not None and self._clock() < until:
             return known
         found = await self._read(*key, known)
-        self._known[key] = (self._clock() + (KNOWN_SECONDS if isinstance(found, GatewayFacts) else UNKNOWN_SECONDS), found)
+        self._known[key] = (
+            self._clock() + (KNOWN_SECONDS if isinstance(found, GatewayFacts) else UNKNOWN_SECONDS),
+            found,
+        )
         return found
 
-    async def _read(self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None) -> GatewayFacts | Problem:
-        """What was ``known`` holds on where the API server does not answer. Of a Gateway that is not for him a tenant hears what he hears of one that
-        is not there."""
+    async def _read(
+        self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None
+    ) -> GatewayFacts | Problem:
+        """What was ``known`` holds on where the API server does not answer. Of a Gateway that is
+        not for him a tenant hears what he hears of one that is not there.
+        """
         unknown = Problem(
             "GatewayUnknown",
-            f"spec.traffic.gateway: no Gateway {namespace}/{name} that takes routes of this namespace can be read, or its GatewayClass is gone; "
-            "correct the name, or ask the platform team",
+            f"spec.traffic.gateway: no Gateway {namespace}/{name} that takes routes of this namespace can be"
+            " read, or its GatewayClass is gone; correct the name, or ask the platform team",
         )
         try:
             gateway = await self._kube.get(GATEWAY, namespace, name)
@@ -66,10 +78,17 @@ class Gateways:
             return unknown
         if not own and not _takes_others(gateway):
             return unknown
-        return GatewayFacts(f"{namespace}/{name}", of_class, str(found["spec"]["controllerName"]), supported_features(found))
+        return GatewayFacts(
+            f"{namespace}/{name}", of_class, str(found["spec"]["controllerName"]), supported_features(found)
+        )
 
 
 def _takes_others(gateway: Object) -> bool:
-    """Whether any listener takes routes of other namespaces; which those are where a selector says, is the gateway's to know."""
+    """Whether any listener takes routes of other namespaces; which those are where a selector says,
+    is the gateway's to know.
+    """
     listeners = gateway["spec"].get("listeners") or []
-    return any(((x.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same") in ("All", "Selector") for x in listeners)
+    return any(
+        ((x.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same") in ("All", "Selector")
+        for x in listeners
+    )

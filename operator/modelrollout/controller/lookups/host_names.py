@@ -1,11 +1,16 @@
-"""Claims of host names as Leases in the operator's namespace: one for each name, called after its hash.
+"""Claims of host names as Leases in the operator's namespace: one for each name, called after its
+hash.
 
-A ModelDeployment holds a name for as long as it asks for it or its routes carry it. Safe by the Leases alone, whatever any process remembers:
-- a name is claimed by a create, and then looked at once more for claims that overlap it: of two leaders that claim overlapping names at one time,
-  at least one sees the other's, and gives its own back;
-- a claim is given up only after a live read of its ModelDeployment, made after the Lease was read, said that it does not need the name any more.
-- a claim that is reserved is not given up but released: its Lease says when, and goes once the time is over.
-A Lease that somebody deleted is claimed anew by whoever serves the name: nobody else is given a name that a route of ours carries.
+A ModelDeployment holds a name for as long as it asks for it or its routes carry it. Safe by the
+Leases alone, whatever any process remembers:
+- a name is claimed by a create, and then looked at once more for claims that overlap it: of two
+  leaders that claim overlapping names at one time, at least one sees the other's, and gives its own
+  back;
+- a claim is given up only after a live read of its ModelDeployment, made after the Lease was read,
+  said that it does not need the name any more.
+- a claim that is reserved is not given up but released: its Lease says when, and goes once the time
+  is over. A Lease that somebody deleted is claimed anew by whoever serves the name: nobody else is
+  given a name that a route of ours carries.
 """
 
 from __future__ import annotations
@@ -36,7 +41,16 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.resources.common import controller_of
-from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, carried, foreign_route, holder_of
+from modelrollout.traffic.hostnames import (
+    Claim,
+    Claims,
+    ForeignRoutes,
+    Known,
+    asked_as_stored,
+    carried,
+    foreign_route,
+    holder_of,
+)
 
 log = logging.getLogger(__name__)
 _SAME_TIME = timedelta(seconds=2)  # the API server writes whole seconds
@@ -44,15 +58,24 @@ _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
 
 
 class HostClaims:
-    """``known`` is what a pass reads. The Leases are looked at anew with every resync, and whenever something is to be written."""
+    """``known`` is what a pass reads. The Leases are looked at anew with every resync, and whenever
+    something is to be written.
+    """
 
     def __init__(
-        self, kube: Kube, store: Store, config: OperatorConfig, namespace: str, may_write: Callable[[], bool], now: Callable[[], datetime]
+        self,
+        kube: Kube,
+        store: Store,
+        config: OperatorConfig,
+        namespace: str,
+        may_write: Callable[[], bool],
+        now: Callable[[], datetime],
     ) -> None:
         self._kube, self._store, self._config, self._namespace = kube, store, config, namespace
         self._may_write, self._now = may_write, now
         self._claims, self._foreign = Claims(), ForeignRoutes()
-        self._takers: dict[str, str] = {}  # foreign routes that take a host name, as logged, by holder
+        # foreign routes that take a host name, as logged, by holder
+        self._takers: dict[str, str] = {}
         self._blind = ""  # where foreign routes cannot be looked at, as logged
 
     def known(self) -> Known:
@@ -60,7 +83,9 @@ class HostClaims:
         return Known(self._claims, self._foreign, self._own_routes, self._config.hostnames.only_by_policy)
 
     async def refresh(self) -> None:
-        """Read all claims and all foreign routes, and give up the claims of ModelDeployments that are gone: what a crash has left."""
+        """Read all claims and all foreign routes, and give up the claims of ModelDeployments that
+        are gone: what a crash has left.
+        """
         listed = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
         self._claims = Claims(claim for lease in listed if (claim := claim_of(lease)))
         await self._look_at_foreign()
@@ -72,12 +97,16 @@ class HostClaims:
                 await self._look(claim)
 
     async def settle(self, seen: Seen) -> bool:
-        """Claim what is free, give back what is not needed, look whether what is in the way still is; True when anything is not as it was known."""
+        """Claim what is free, give back what is not needed, look whether what is in the way still
+        is; True when anything is not as it was known.
+        """
         stands, holder, changed = seen.hostnames, holder_of(seen.deployment), False
         self._log_taker(holder, stands.taker)
         former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
-            changed |= await self._take(Claim(host, holder), served=host in stands.live, former=former.get(host))
+            changed |= await self._take(
+                Claim(host, holder), served=host in stands.live, former=former.get(host)
+            )
         for claim in stands.rewrite:
             changed |= await self._rewrite(claim)
         for claim in (*(c for host in stands.stale if (c := self._claims.get(host))), *stands.in_the_way):
@@ -105,7 +134,12 @@ class HostClaims:
             return True
         self._claims.put(mine)
         if not served and (other := await self._overlapping(mine)):
-            log.info("%s overlaps %s, which %s claimed at the same time: given back", mine.host, other.host, other.holder)
+            log.info(
+                "%s overlaps %s, which %s claimed at the same time: given back",
+                mine.host,
+                other.host,
+                other.holder,
+            )
             await self._give_up(mine, lease)
             self._claims.put(other)
             return True
@@ -113,7 +147,9 @@ class HostClaims:
         return True
 
     async def _write(self, mine: Claim, former: Claim | None) -> Object:
-        """Create the Lease, or take one that is there and nobody's (somebody has emptied it) or ``former``."""
+        """Create the Lease, or take one that is there and nobody's (somebody has emptied it) or
+        ``former``.
+        """
         metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace}
         lease = self._lease(mine, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata})
         try:
@@ -127,16 +163,32 @@ class HostClaims:
     def _lease(self, claim: Claim, live: Object) -> Object:
         """``live`` with what the claim says."""
         labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
-        told = {names.ANNOTATION_RESERVED: claim.reserved, names.ANNOTATION_VERSION: claim.version, names.ANNOTATION_RELEASED: claim.released}
+        told = {
+            names.ANNOTATION_RESERVED: claim.reserved,
+            names.ANNOTATION_VERSION: claim.version,
+            names.ANNOTATION_RELEASED: claim.released,
+        }
         annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in told.items() if v}
         since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
-        spec = {"holderIdentity": claim.holder, "acquireTime": since or self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-        return {**live, "metadata": {**live["metadata"], "labels": labels, "annotations": annotations}, "spec": spec}
+        spec = {
+            "holderIdentity": claim.holder,
+            "acquireTime": since or self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
+        return {
+            **live,
+            "metadata": {**live["metadata"], "labels": labels, "annotations": annotations},
+            "spec": spec,
+        }
 
     async def _rewrite(self, claim: Claim) -> bool:
         """Have the Lease say what is to outlive its holder, if it still is his."""
         lease = await self._read(claim.host)
-        if lease is None or _holder(lease) != claim.holder or claim_of(lease) == claim or not self._may_write():
+        if (
+            lease is None
+            or _holder(lease) != claim.holder
+            or claim_of(lease) == claim
+            or not self._may_write()
+        ):
             return self._note(claim.host, lease)
         try:
             await self._kube.replace(LEASE, self._lease(claim, lease))
@@ -152,10 +204,19 @@ class HostClaims:
         else:
             leases = [lease for w in wildcards_over(mine.host) if (lease := await self._read(w))]
         found = (claim for lease in leases if (claim := claim_of(lease)))
-        return next((c for c in found if c.host != mine.host and c.holder != mine.holder and overlap(c.host, mine.host)), None)
+        return next(
+            (
+                c
+                for c in found
+                if c.host != mine.host and c.holder != mine.holder and overlap(c.host, mine.host)
+            ),
+            None,
+        )
 
     async def _look(self, claim: Claim) -> bool:
-        """Give a claim up that is not needed any more; True when it is another than was known, or nobody's."""
+        """Give a claim up that is not needed any more; True when it is another than was known, or
+        nobody's.
+        """
         lease = await self._read(claim.host)
         if lease is None or claim_of(lease) != claim:
             return self._note(claim.host, lease)
@@ -165,7 +226,9 @@ class HostClaims:
         return True
 
     async def _is_needed(self, claim: Claim) -> bool:
-        """By the live answer, read after the Lease: what this process remembers may be older than the claim."""
+        """By the live answer, read after the Lease: what this process remembers may be older than
+        the claim.
+        """
         try:
             live = await self._kube.get(MODEL_DEPLOYMENT, *claim.key)
         except NotFound:
@@ -182,14 +245,22 @@ class HostClaims:
         )
 
     async def _give_up(self, claim: Claim, lease: Object) -> bool:
-        """Delete the Lease, if it is as it was read; one that is reserved says only that it was given up, until its time is over."""
+        """Delete the Lease, if it is as it was read; one that is reserved says only that it was
+        given up, until its time is over.
+        """
         if not self._may_write() or (claim.until is not None and claim.until > self._now()):
             return False
         metadata = lease["metadata"]
         if claim.reserved and claim.version and claim.until is None:
             return await self._rewrite(replace(claim, released=stamp(self._now())))
         try:
-            await self._kube.delete(LEASE, self._namespace, metadata["name"], uid=metadata["uid"], resource_version=metadata["resourceVersion"])
+            await self._kube.delete(
+                LEASE,
+                self._namespace,
+                metadata["name"],
+                uid=metadata["uid"],
+                resource_version=metadata["resourceVersion"],
+            )
         except (Conflict, NotFound):
             return self._note(claim.host, await self._read(claim.host))
         self._claims.drop(claim.host)
@@ -228,27 +299,39 @@ class HostClaims:
         return filter(self._is_ours, self._routes())
 
     async def _look_at_foreign(self) -> None:
-        """Routes without our label, and those that carry it and that no ModelDeployment controls."""
+        """Routes without our label, and those that carry it and that no ModelDeployment
+        controls.
+        """
         found = [o for o in self._routes() if not self._is_ours(o)]
-        unseen = f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
+        unseen = (
+            f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
+        )
         everywhere: list[str | None] = [None]
         for resource in (HTTP_ROUTE, GRPC_ROUTE):
             if not await self._kube.has_kind(resource):
                 continue
             for namespace in self._config.namespaces or everywhere:
                 try:
-                    listed = await self._kube.list(resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=_for_foreign)
+                    listed = await self._kube.list(
+                        resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=_for_foreign
+                    )
                     found += listed.items
                 except Forbidden as e:
                     unseen = f"{resource.plural}: {e.message}"
         if unseen and unseen != self._blind:
-            log.warning("whether a foreign route takes the host name of a ModelDeployment is not seen in %s", unseen)
+            log.warning(
+                "whether a foreign route takes the host name of a ModelDeployment is not seen in %s", unseen
+            )
         self._blind = unseen
         self._foreign = ForeignRoutes(route for o in found if (route := foreign_route(o)))
 
     def _is_ours(self, route: Object) -> bool:
         metadata = route["metadata"]
-        owner = self._store.get(MODEL_DEPLOYMENT, metadata.get("namespace"), (metadata.get("labels") or {}).get(names.LABEL_NAME, ""))
+        owner = self._store.get(
+            MODEL_DEPLOYMENT,
+            metadata.get("namespace"),
+            (metadata.get("labels") or {}).get(names.LABEL_NAME, ""),
+        )
         return owner is not None and controller_of(route) == owner["metadata"]["uid"]
 
 
@@ -288,4 +371,9 @@ def _holder(lease: Object) -> str:
 def _for_foreign(route: Object) -> Object:
     """Of a route, what says which requests it takes."""
     metadata = {k: route["metadata"][k] for k in ("namespace", "name") if k in route["metadata"]}
-    return {"kind": route["kind"], "metadata": metadata, "spec": route.get("spec"), "status": route.get("status")}
+    return {
+        "kind": route["kind"],
+        "metadata": metadata,
+        "spec": route.get("spec"),
+        "status": route.get("status"),
+    }

@@ -1,6 +1,8 @@
-"""What Kueue says of a Job that it holds back: it stands in the Workload that it made for the Job, not in the Job.
+"""What Kueue says of a Job that it holds back: it stands in the Workload that it made for the Job,
+not in the Job.
 
-Read as the sources of Kueue 0.14 to 0.19 write it. Its messages are passed on, never parsed; of its reasons only those count that time does not heal.
+Read as the sources of Kueue 0.14 to 0.19 write it. Its messages are passed on, never parsed; of its
+reasons only those count that time does not heal.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from modelrollout.rollout.snapshot import Problem, Work, since
 log = logging.getLogger(__name__)
 
 LABEL_JOB_UID = "kueue.x-k8s.io/job-uid"  # on the Workload
-PATIENCE_SECONDS = 10.0  # a Workload is made within a second, and says of most Jobs at once why they wait; of those behind others perhaps never
-# Reasons of the condition QuotaReserved: the queue is missing or stopped (by default all of this is Inadmissible), or no quota is ever enough.
+# a Workload is made within a second, and says of most Jobs at once why they wait; of those behind
+# others perhaps never
+PATIENCE_SECONDS = 10.0
+# Reasons of the condition QuotaReserved: the queue is missing or stopped (by default all of this is
+# Inadmissible), or no quota is ever enough.
 _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"})
 
 
@@ -43,7 +48,11 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     newest = max(workloads, key=lambda w: w["metadata"].get("creationTimestamp") or "", default=None)
     new = since(_queued_since(job), now) < PATIENCE_SECONDS
     if newest is None:
-        return replace(s.work, unheard=True) if new else replace(s.work, queued=_without_workload(job, s.work.queued))
+        return (
+            replace(s.work, unheard=True)
+            if new
+            else replace(s.work, queued=_without_workload(job, s.work.queued))
+        )
     return replace(s.work, queued=told(job, newest), unheard=new and not _conditions(newest))
 
 
@@ -70,37 +79,63 @@ def told(job: Object, workload: Object) -> Problem:
     queue = spec.get("queueName")
     where = f"LocalQueue {queue}" if queue else "hands without a LocalQueue"
     who = f"Job {job['metadata']['name']} in Kueue's {where} (Workload {workload['metadata']['name']})"
-    finished, evicted, reserved = (conditions.get(kind) or {} for kind in ("Finished", "Evicted", "QuotaReserved"))
+    finished, evicted, reserved = (
+        conditions.get(kind) or {} for kind in ("Finished", "Evicted", "QuotaReserved")
+    )
     if finished.get("status") == "True":
-        text = f"{who} was given up before it ran: {finished.get('message')}; put that right and delete the Job: it is made anew"
+        text = (
+            f"{who} was given up before it ran: {finished.get('message')}; put that right and delete the Job:"
+            " it is made anew"
+        )
         return Problem("NotAdmissible", text)
     if spec.get("active") is False:
         why = f": {evicted.get('message')}" if evicted.get("status") == "True" else ""
-        return Problem("NotAdmissible", f"{who} is deactivated{why}; set spec.active of the Workload to true, or delete the Job: it is made anew")
+        return Problem(
+            "NotAdmissible",
+            f"{who} is deactivated{why}; set spec.active of the Workload to true, or delete the Job: it is"
+            " made anew",
+        )
     why = reserved.get("message", "")
     if reserved.get("status") == "False" and reserved.get("reason") in _UNFIT:
         return Problem("NotAdmissible", f"{who} cannot be admitted: {why}; {_remedy(job, queue)}")
     if reserved.get("status") == "True":
         checks = (workload.get("status") or {}).get("admissionChecks") or []
-        not_ready = "; ".join(f"{c['name']} is {c['state']} {c.get('message') or ''}".strip() for c in checks if c.get("state") != "Ready")
+        not_ready = "; ".join(
+            f"{c['name']} is {c['state']} {c.get('message') or ''}".strip()
+            for c in checks
+            if c.get("state") != "Ready"
+        )
         why = f"it has its quota{f', and admission checks are open: {not_ready}' if not_ready else ''}"
     return Problem("Queued", f"{who} waits to be admitted, without time limit{f': {why}' if why else ''}")
 
 
 def _remedy(job: Object, queue: str | None) -> str:
     if (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
-        return "correct spec.optimization.queueName or spec.optimization.resources, or have the queue put right"
+        return (
+            "correct spec.optimization.queueName or spec.optimization.resources, or have the queue put right"
+        )
     if queue:
         return "have the queue put right"
-    return "Kueue takes Jobs without a queue name here: have it leave this namespace out, or make a LocalQueue called default"
+    return (
+        "Kueue takes Jobs without a queue name here: have it leave this namespace out, or make a LocalQueue"
+        " called default"
+    )
 
 
 def _without_workload(job: Object, queued: Problem) -> Problem:
-    """Kueue may be down, or refuse to make one: it says so in its log, and newer ones in an Event of the Job."""
+    """Kueue may be down, or refuse to make one: it says so in its log, and newer ones in an Event
+    of the Job.
+    """
     labels = job["metadata"].get("labels") or {}
     if LABEL_QUEUE not in labels:
         return queued  # somebody suspended it
     priority = labels.get(LABEL_PRIORITY)
-    named = f", and is there a WorkloadPriorityClass {priority} (spec.optimization.queuePriorityClass)" if priority else ""
+    named = (
+        f", and is there a WorkloadPriorityClass {priority} (spec.optimization.queuePriorityClass)"
+        if priority
+        else ""
+    )
     text = f"Kueue has made no Workload for it: does its manager run, does it manage this namespace{named}?"
-    return replace(queued, message=f"{queued.message}; {text} See kubectl describe job {job['metadata']['name']}")
+    return replace(
+        queued, message=f"{queued.message}; {text} See kubectl describe job {job['metadata']['name']}"
+    )

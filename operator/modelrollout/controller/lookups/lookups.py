@@ -1,5 +1,6 @@
-"""What a pass looks up beside its own objects: who prepares the same, host names, slots of RolloutPolicies, free GPUs, why a Job is queued or has no
-pod."""
+"""What a pass looks up beside its own objects: who prepares the same, host names, slots of
+RolloutPolicies, free GPUs, why a Job is queued or has no pod.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ from modelrollout.rollout.snapshot import Gpus, Snapshot
 
 
 class Admission:
-    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Tune or Provision costs nothing here."""
+    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Tune or
+    Provision costs nothing here.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,12 @@ class Admission:
         children = seen.children.items()
         pods = [o for (kind, _), o in children if kind == POD.kind]
         pods = [pod for (kind, _), o in children if kind == DEPLOYMENT.kind for pod in of_server(pods, o)]
-        s = replace(seen.snapshot, servers=self._versions.noted((seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods))
+        s = replace(
+            seen.snapshot,
+            servers=self._versions.noted(
+                (seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods
+            ),
+        )
         s = self.fleets.looked(seen, s)
         if beyond(s):
             s = replace(s, slots=await self.slots.larger(seen))
@@ -74,7 +82,11 @@ class Admission:
             return replace(s, gpus=await self._gpus(seen, late, 1)) if late else s
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem
-            return replace(s, gpus=await self._for_all(seen, rollout.revision)) if problem and problem.reason == "Unschedulable" else s
+            return (
+                replace(s, gpus=await self._for_all(seen, rollout.revision))
+                if problem and problem.reason == "Unschedulable"
+                else s
+            )
         if frozen(s.rules, self._now()):
             return s
         slots = await self.slots.view(seen)

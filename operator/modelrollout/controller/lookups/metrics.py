@@ -1,4 +1,6 @@
-"""Measure the present step with Prometheus and judge it. The I/O of analysis, called between observe and decide."""
+"""Measure the present step with Prometheus and judge it. The I/O of analysis, called between
+observe and decide.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,22 @@ from modelrollout.rollout.strategy import with_traffic
 log = logging.getLogger(__name__)
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
-LABELLED_WITHIN_SECONDS = 86_400.0  # of a version that is tried again, labels for its former try come as late as this
+# of a version that is tried again, labels for its former try come as late as this
+LABELLED_WITHIN_SECONDS = 86_400.0
 ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
-MORE_SECONDS = 1.0  # a look may take this much longer than the provider's time-out: reading the bounds is a second question
+# a look may take this much longer than the provider's time-out: reading the bounds is a second
+# question
+MORE_SECONDS = 1.0
 
-_NO_PROMETHEUS = Problem("NoSource", "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand")
+_NO_PROMETHEUS = Problem(
+    "NoSource",
+    "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
+)
 _UNPROTECTED = snapshot.Problem(
     "Unprotected",
-    "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of the operator's lets only the gateway's "
-    "proxies in: set networkPolicy.models in the chart (docs/network.md), or see that another policy does",
+    "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
+    " the operator's lets only the gateway's proxies in: set networkPolicy.models in the chart"
+    " (docs/network.md), or see that another policy does",
 )
 
 
@@ -61,15 +70,29 @@ class PrometheusAssessor:
         self._readers: dict[str, PrometheusReader] = {}
 
     async def verify(self) -> None:
-        """See whether those count who should; what has changed goes to the log. Nobody's verdict waits for it."""
+        """See whether those count who should; what has changed goes to the log. Nobody's verdict
+        waits for it.
+        """
         gateway = self._config.gateway_metrics
         wanted = [s for s in SOURCES if s != "gateway" or gateway.profile != "none"]
-        providers = {s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted}
+        providers = {
+            s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted
+        }
         scrapes = {p.name: await self._reader(p).scrape() for p in providers.values() if p is not None}
-        found = {s: d for s, p in providers.items() if (d := doubt(s, scrapes[p.name] if p else None, self._config))}
+        found = {
+            s: d
+            for s, p in providers.items()
+            if (d := doubt(s, scrapes[p.name] if p else None, self._config))
+        }
         for source, d in found.items():
             if self.doubts.get(source) != d:
-                log.warning("evidence of %s: %s: %s%s", source, d.reason, d.message, f": {d.targets}" if d.targets else "")
+                log.warning(
+                    "evidence of %s: %s: %s%s",
+                    source,
+                    d.reason,
+                    d.message,
+                    f": {d.targets}" if d.targets else "",
+                )
         for source in self.doubts.keys() - found.keys():
             log.info("evidence of %s: only those count who should", source)
         self.doubts = found
@@ -84,11 +107,19 @@ class PrometheusAssessor:
         return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
 
     async def assess(self, s: Snapshot) -> Assessment | None:
-        """The verdict on the present step from its first measurement until now; problems of a provider are verdicts too."""
+        """The verdict on the present step from its first measurement until now; problems of a
+        provider are verdicts too.
+        """
         rollout = s.status.rollout
         if rollout is not None and rollout.stage == "Shadow":
             return await self._agreement(s)
-        if s.spec is None or rollout is None or rollout.step is None or rollout.revision is None or rollout.number is None:
+        if (
+            s.spec is None
+            or rollout is None
+            or rollout.step is None
+            or rollout.revision is None
+            or rollout.number is None
+        ):
             return None
         now = self._now()
         metrics = to_measure(s, now)
@@ -109,7 +140,9 @@ class PrometheusAssessor:
             promql=s.rules.promql,
             queries=s.rules.queries(self._config.queries),
         )
-        readings = await self._readings(self._by_provider(metrics, s, target), target, counts_of(step.metrics), now)
+        readings = await self._readings(
+            self._by_provider(metrics, s, target), target, counts_of(step.metrics), now
+        )
         found = judged(s, metrics, readings, now, split=target.profile == "traefik")
         return replace(found, doubt=self._doubt(_sources(metrics, target)))
 
@@ -120,11 +153,24 @@ class PrometheusAssessor:
             return None
         assert rollout.revision is not None and rollout.number is not None
         canary = RevisionRef(revision=rollout.revision, number=rollout.number)
-        target = Target(namespace=s.namespace, name=s.name, canary=canary, stable=s.status.stable, profile="none", sources=self._sources)
+        target = Target(
+            namespace=s.namespace,
+            name=s.name,
+            canary=canary,
+            stable=s.status.stable,
+            profile="none",
+            sources=self._sources,
+        )
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
-        return Assessment(verdict.verdict, verdict.reason, verdict.message, (verdict,), self._doubt(("pods",)) or self._open_to_all(s.namespace))
+        return Assessment(
+            verdict.verdict,
+            verdict.reason,
+            verdict.message,
+            (verdict,),
+            self._doubt(("pods",)) or self._open_to_all(s.namespace),
+        )
 
     async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
         provider = self._config.prometheus_for(name)
@@ -137,14 +183,28 @@ class PrometheusAssessor:
             return Measurement(before, problem=_late(provider))
 
     async def _readings(
-        self, asked: Mapping[str | None, list[Metric]], target: Target, counters: Mapping[str, Counts], now: datetime
+        self,
+        asked: Mapping[str | None, list[Metric]],
+        target: Target,
+        counters: Mapping[str, Counts],
+        now: datetime,
     ) -> dict[str, Reading]:
         """From all providers side by side: together they take no longer than the slowest may."""
-        looks = await asyncio.gather(*(self._from(provider, of_provider, target, counters, now) for provider, of_provider in asked.items()))
+        looks = await asyncio.gather(
+            *(
+                self._from(provider, of_provider, target, counters, now)
+                for provider, of_provider in asked.items()
+            )
+        )
         return {name: reading for found in looks for name, reading in found.items()}
 
     async def _from(
-        self, name: str | None, metrics: list[Metric], target: Target, counters: Mapping[str, Counts], now: datetime
+        self,
+        name: str | None,
+        metrics: list[Metric],
+        target: Target,
+        counters: Mapping[str, Counts],
+        now: datetime,
     ) -> dict[str, Reading]:
         provider = self._config.prometheus_for(name)
         if provider is None:
@@ -155,16 +215,22 @@ class PrometheusAssessor:
         except TimeoutError:
             return _all(metrics, _late(provider))
 
-    def _by_provider(self, metrics: Sequence[Metric], s: Snapshot, target: Target) -> dict[str | None, list[Metric]]:
-        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the analysis names another. Who answers what a policy
-        demands is for policies to say, never for the spec that is judged."""
+    def _by_provider(
+        self, metrics: Sequence[Metric], s: Snapshot, target: Target
+    ) -> dict[str | None, list[Metric]]:
+        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the
+        analysis names another. Who answers what a policy demands is for policies to say, never for
+        the spec that is judged.
+        """
         assert s.spec is not None
         gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
         mandatory = {m.name for m in s.mandatory}
         found: dict[str | None, list[Metric]] = {}
         for metric in metrics:
             named = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
-            found.setdefault(named or (gateway if metric.name in ("errors", "latency") else None), []).append(metric)
+            found.setdefault(named or (gateway if metric.name in ("errors", "latency") else None), []).append(
+                metric
+            )
         return found
 
     async def close(self) -> None:
@@ -179,7 +245,9 @@ class PrometheusAssessor:
 
 
 def _rows_seconds(s: Snapshot, now: datetime) -> float:
-    """How far back the version on trial has answered what may be labelled now; 0 for one that has been stable before, which may be long ago."""
+    """How far back the version on trial has answered what may be labelled now; 0 for one that has
+    been stable before, which may be long ago.
+    """
     rollout = s.status.rollout
     revision = s.revision(rollout.revision) if rollout else None
     if rollout is None or revision is None or revision.status.retired is not None:
@@ -190,12 +258,17 @@ def _rows_seconds(s: Snapshot, now: datetime) -> float:
 def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:
     """Who counts for these metrics."""
     names = {m.name for m in metrics if m.query is None}
-    by_gateway: list[Source] = ["gateway" if target.profile != "none" else "pods"] if names & {"errors", "latency"} else []
+    by_gateway: list[Source] = (
+        ["gateway" if target.profile != "none" else "pods"] if names & {"errors", "latency"} else []
+    )
     return by_gateway + (["feedback"] if "accuracy" in names else [])
 
 
 def _late(provider: PrometheusProvider) -> Problem:
-    return Problem("ProviderTimeout", f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s")
+    return Problem(
+        "ProviderTimeout",
+        f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s",
+    )
 
 
 def _all(metrics: Sequence[Metric], problem: Problem) -> dict[str, Reading]:

@@ -1,4 +1,6 @@
-"""Why a Job has no pod: a ResourceQuota, a LimitRange, an admission webhook. The Job controller says so in an Event, not in the Job's status."""
+"""Why a Job has no pod: a ResourceQuota, a LimitRange, an admission webhook. The Job controller
+says so in an Event, not in the Job's status.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ PATIENCE_SECONDS = 5.0  # a pod is made within milliseconds; what would it cost 
 async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     """The work, with what was in the way of its pod."""
     s, job = seen.snapshot, seen.job
-    if job is None or not s.work.podless or s.work.idle_since is None or since(s.work.idle_since, now) < PATIENCE_SECONDS:
+    if (
+        job is None
+        or not s.work.podless
+        or s.work.idle_since is None
+        or since(s.work.idle_since, now) < PATIENCE_SECONDS
+    ):
         return s.work
     selector = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"
     try:
@@ -29,9 +36,14 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     if not events:
         return s.work
     last = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-    told = f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change spec.optimization.resources, or what the namespace allows"
+    told = (
+        f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change"
+        " spec.optimization.resources, or what the namespace allows"
+    )
     return replace(s.work, problem=Problem("PodRefused", told))
 
 
 def _kept(event: Object) -> Object:
-    return {"metadata": {"name": event["metadata"]["name"]}} | {k: event[k] for k in ("lastTimestamp", "eventTime", "message") if k in event}
+    return {"metadata": {"name": event["metadata"]["name"]}} | {
+        k: event[k] for k in ("lastTimestamp", "eventTime", "message") if k in event
+    }

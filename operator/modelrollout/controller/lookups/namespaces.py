@@ -1,4 +1,6 @@
-"""Labels of namespaces, for policies that choose by them. Read one by one, so that the right to get is enough, and only while some policy asks."""
+"""Labels of namespaces, for policies that choose by them. Read one by one, so that the right to get
+is enough, and only while some policy asks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Namespaces:
         return self._known.get(namespace, (None, None))[1]
 
     async def look(self, namespace: str) -> None:
-        """Read its labels, unless that was done a moment ago. Those that were known stand while the API server cannot be asked."""
+        """Read its labels, unless that was done a moment ago. Those that were known stand while the
+        API server cannot be asked.
+        """
         now, before = self._now(), self._known.get(namespace)
         if before is not None and now - before[0] < FRESH:
             return

@@ -1,4 +1,6 @@
-"""RolloutPolicies as last seen: which of them match, what they say together, and their own status."""
+"""RolloutPolicies as last seen: which of them match, what they say together, and their own
+status.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +19,51 @@ from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, Not
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, combine, frozen, read
 from modelrollout.rollout.snapshot import stamp
 
-# A changed policy wakes those that it matches, this many a second: each looks at what it has in memory and mostly does nothing.
+# A changed policy wakes those that it matches, this many a second: each looks at what it has in
+# memory and mostly does nothing.
 WAKE_PER_SECOND = 50
-MOST_RULES = 10_000  # combinations of namespaces and labels that are remembered: anybody may change his labels
+# combinations of namespaces and labels that are remembered: anybody may change his labels
+MOST_RULES = 10_000
 LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
 
 
 class Policies:
-    """Reads the store, and of the API server the labels of namespaces; writes only the policies' own status."""
+    """Reads the store, and of the API server the labels of namespaces; writes only the policies'
+    own status.
+    """
 
     def __init__(
-        self, kube: Kube, store: Store, wake: Callable[[Key, float], None], now: Callable[[], datetime], uniform: Callable[[], float] = random.random
+        self,
+        kube: Kube,
+        store: Store,
+        wake: Callable[[Key, float], None],
+        now: Callable[[], datetime],
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._kube, self._store, self._wake, self._now, self._uniform = kube, store, wake, now, uniform
         self._namespaces = Namespaces(kube, now)
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
         self._state: tuple[Any, ...] = ()
-        self._known: dict[str, Policy] = {}  # as of the last pass over it: whom it matched then has to be woken as well
+        # as of the last pass over it: whom it matched then has to be woken as well
+        self._known: dict[str, Policy] = {}
 
     def rules(self, deployment: Object) -> Rules:
-        """What holds for a ModelDeployment. Without policies this costs nothing; equal namespaces and labels are combined once."""
+        """What holds for a ModelDeployment. Without policies this costs nothing; equal namespaces
+        and labels are combined once.
+        """
         policies = self.all()
         if not policies:
             return NO_RULES
         about = namespace, labels, of_namespace = self._about(deployment)
         told = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
         by = sorted({key for p in policies if p.selector for key in p.selector.namespace_labels or {}})
-        key = (namespace, *(labels.get(name) for name in told), of_namespace is None, *((of_namespace or {}).get(name) for name in by))
+        key = (
+            namespace,
+            *(labels.get(name) for name in told),
+            of_namespace is None,
+            *((of_namespace or {}).get(name) for name in by),
+        )
         if key not in self._rules:
             if len(self._rules) >= MOST_RULES:
                 self._rules.clear()
@@ -57,12 +76,19 @@ class Policies:
             await self._namespaces.look(namespace)
 
     def all(self) -> list[Policy]:
-        """Every policy, read once for each generation; one that is being deleted counts until it is gone."""
+        """Every policy, read once for each generation; one that is being deleted counts until it is
+        gone.
+        """
         objects = self._store.all(ROLLOUT_POLICY)
-        state = tuple((o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation")) for o in objects)
+        state = tuple(
+            (o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation"))
+            for o in objects
+        )
         if state != self._state:
             self._state, self._rules = state, {}
-            self._read = {o["metadata"]["name"]: self._once(mark, o) for mark, o in zip(state, objects, strict=True)}
+            self._read = {
+                o["metadata"]["name"]: self._once(mark, o) for mark, o in zip(state, objects, strict=True)
+            }
         return [policy for _, policy in self._read.values()]
 
     def _once(self, mark: tuple[Any, ...], obj: Object) -> tuple[tuple[Any, ...], Policy]:
@@ -74,7 +100,9 @@ class Policies:
         self._known = {p.name: p for p in self.all()}
 
     async def reconcile(self, name: str) -> float | None:
-        """One pass over a policy: wake whom its change concerns, and write its status if that differs."""
+        """One pass over a policy: wake whom its change concerns, and write its status if that
+        differs.
+        """
         policy = next((p for p in self.all() if p.name == name), None)
         before = self._known.get(name)
         if policy is not None and policy.selector and policy.selector.namespace_labels:
@@ -101,9 +129,14 @@ class Policies:
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:
         changed = list(policies)
-        found = [o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)]
+        found = [
+            o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)
+        ]
         for o in found:
-            self._wake((o["metadata"]["namespace"], o["metadata"]["name"]), self._uniform() * len(found) / WAKE_PER_SECOND)
+            self._wake(
+                (o["metadata"]["namespace"], o["metadata"]["name"]),
+                self._uniform() * len(found) / WAKE_PER_SECOND,
+            )
 
     def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:
         metadata = deployment["metadata"]
@@ -120,8 +153,15 @@ class Policies:
         blind = bool(policy.selector and policy.selector.namespace_labels) and any(
             self._about(o)[2] is None for o in self._store.all(MODEL_DEPLOYMENT)
         )
-        unseen = "; the operator may not read all namespaces, and selector.namespaceLabels counts as met there: grant it get on namespaces"
-        words = f"it holds{unseen if blind else ''}" if accepted else f"{policy.error}; until it is corrected, what it matches starts no rollout"
+        unseen = (
+            "; the operator may not read all namespaces, and selector.namespaceLabels counts as met there:"
+            " grant it get on namespaces"
+        )
+        words = (
+            f"it holds{unseen if blind else ''}"
+            if accepted
+            else f"{policy.error}; until it is corrected, what it matches starts no rollout"
+        )
         before = next((c for c in old.conditions if c.type == "Accepted"), None)
         same = before is not None and before.status == str(accepted)
         condition = Condition(

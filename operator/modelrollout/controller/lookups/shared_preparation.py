@@ -1,5 +1,6 @@
-"""Who of a namespace prepares for all that ask for the same, from what the store last saw. Nothing of it is written anywhere: a Job that is there,
-and what a status says of its end, tell the next leader the same. What this process remembers spares a second Job while the first is on its way.
+"""Who of a namespace prepares for all that ask for the same, from what the store last saw. Nothing
+of it is written anywhere: a Job that is there, and what a status says of its end, tell the next
+leader the same. What this process remembers spares a second Job while the first is on its way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Fleets:
     def __init__(self, store: Store, wake: Callable[[Key, float], None], clock: Callable[[], float]) -> None:
         self._store, self._wake, self._clock = store, wake, clock
         self._chosen: dict[tuple[str, str], _Chosen] = {}  # by namespace and work
-        self._works: dict[Key, tuple[str, str]] = {}  # namespace and work of those who were in Prepare at their last pass
+        # namespace and work of those who were in Prepare at their last pass
+        self._works: dict[Key, tuple[str, str]] = {}
         self._waiting: dict[tuple[str, str], set[str]] = {}
 
     def looked(self, seen: Seen, s: Snapshot) -> Snapshot:
@@ -42,7 +44,13 @@ class Fleets:
         key, rollout = (s.namespace, s.name), s.status.rollout
         work = _work(self._store, seen.deployment) if rollout and rollout.stage == "Prepare" else None
         revision = s.revision(rollout.revision) if rollout else None
-        if work is None or rollout is None or rollout.sha256 is None or revision is None or revision.prepared is not None:
+        if (
+            work is None
+            or rollout is None
+            or rollout.sha256 is None
+            or revision is None
+            or revision.prepared is not None
+        ):
             self.gone(key)
             return s
         place = (s.namespace, work)
@@ -52,10 +60,15 @@ class Fleets:
         if s.work.state != "Absent":
             self._waiting.get(place, set()).discard(s.name)
             return s
-        asking = (o for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256)) if _counts(o, rollout.started))
+        asking = (
+            o
+            for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256))
+            if _counts(o, rollout.started)
+        )
         members = [m for o in asking if _work(self._store, o) == work and (m := _member(self._store, o))]
         mine = next((m for m in members if m.name == s.name), None)
-        if mine is None or mine.works:  # a Job that counts for nothing is there: it goes, and another comes
+        # a Job that counts for nothing is there: it goes, and another comes
+        if mine is None or mine.works:
             return s
         found = outcome(mine, members)
         if found.by is None and (chosen := self._choose(place, members)) != s.name:
@@ -96,7 +109,9 @@ def _rollout(deployment: Object) -> Mapping[str, Any]:
 
 
 def _counts(deployment: Object, began: str) -> bool:
-    """Whether it can be of use to a rollout that began then; a cheap look, for there may be thousands of one source."""
+    """Whether it can be of use to a rollout that began then; a cheap look, for there may be
+    thousands of one source.
+    """
     rollout = _rollout(deployment)
     artifact = rollout.get("artifact")
     prepared = artifact.get("prepared") if isinstance(artifact, Mapping) else None
@@ -114,20 +129,32 @@ def _work(store: Store, deployment: Object) -> str | None:
 
 
 def _is_over(job: Object) -> bool:
-    """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for it."""
+    """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for
+    it.
+    """
     conditions = (job.get("status") or {}).get("conditions") or []
-    return bool(job["metadata"].get("deletionTimestamp")) or any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
+    return bool(job["metadata"].get("deletionTimestamp")) or any(
+        c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions
+    )
 
 
 def _member(store: Store, deployment: Object) -> Member | None:
-    """A ModelDeployment as one that asks for some work; None where its status was not written by an operator of today."""
+    """A ModelDeployment as one that asks for some work; None where its status was not written by an
+    operator of today.
+    """
     metadata, rollout = deployment["metadata"], _rollout(deployment)
     try:
         artifact = ArtifactEvidence.model_validate(rollout["artifact"]) if rollout.get("artifact") else None
         run = names.short_hash([rollout["started"], rollout.get("attempt", 0)], 4)
-        job = store.get(JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run))
+        job = store.get(
+            JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run)
+        )
         revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout["revision"]))
-        refused = Problem(str(rollout.get("reason")), str(rollout.get("message"))) if rollout.get("outcome") == "Rejected" else None
+        refused = (
+            Problem(str(rollout.get("reason")), str(rollout.get("message")))
+            if rollout.get("outcome") == "Rejected"
+            else None
+        )
         began = str(rollout["started"])
         for stamp in (began, artifact.prepared if artifact else None):
             datetime.fromisoformat(stamp or began)
@@ -135,7 +162,10 @@ def _member(store: Store, deployment: Object) -> Member | None:
             name=metadata["name"],
             began=began,
             waits=rollout["stage"] == "Prepare",
-            works=job is not None and revision is not None and controller_of(job) == revision["metadata"]["uid"] and not _is_over(job),
+            works=job is not None
+            and revision is not None
+            and controller_of(job) == revision["metadata"]["uid"]
+            and not _is_over(job),
             artifact=artifact,
             refused=refused if artifact and not artifact.digest else None,
         )

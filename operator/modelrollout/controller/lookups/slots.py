@@ -1,11 +1,14 @@
-"""Slots of RolloutPolicies as Leases in the operator's namespace: one for each slot, named after policy and index.
+"""Slots of RolloutPolicies as Leases in the operator's namespace: one for each slot, named after
+policy and index.
 
 Safe by the Leases alone, whatever any process remembers:
 - a slot is taken by a create, or by a replace of the very state that was seen;
-- a slot is taken away from a rollout only after a live read of its ModelDeployment, made after the Lease was read, said that this rollout is over.
-  A rollout takes a slot only after its start was written, and one that is over never runs again;
-- a rollout goes on only after a list, read after it took its slot, shows it within the limit.
-So a crash leaves at most a slot that nobody needs, which the next one in line, or the next look at all slots, sets free.
+- a slot is taken away from a rollout only after a live read of its ModelDeployment, made after the
+  Lease was read, said that this rollout is over. A rollout takes a slot only after its start was
+  written, and one that is over never runs again;
+- a rollout goes on only after a list, read after it took its slot, shows it within the limit. So a
+  crash leaves at most a slot that nobody needs, which the next one in line, or the next look at all
+  slots, sets free.
 """
 
 from __future__ import annotations
@@ -21,7 +24,18 @@ from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.observe.observation import Seen
 from modelrollout.kube.cache import QUEUED, Key, Store
-from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, AlreadyExists, Conflict, Kube, KubeError, NotFound, Object, Unreadable
+from modelrollout.kube.client import (
+    LEASE,
+    MODEL_DEPLOYMENT,
+    ROLLOUT_POLICY,
+    AlreadyExists,
+    Conflict,
+    Kube,
+    KubeError,
+    NotFound,
+    Object,
+    Unreadable,
+)
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import asked_now, limits_of_gpus
 from modelrollout.rollout.policy.slots import Claim, Held, larger, stand
@@ -31,22 +45,33 @@ from modelrollout.traffic.hostnames import holder_of
 log = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 5.0  # those far back in line share one list for this long
-WOKEN = 12  # how many of those in line are woken when a slot is set free: those who may take it, and those whose place is told
+# how many of those in line are woken when a slot is set free: those who may take it, and those
+# whose place is told
+WOKEN = 12
 
 
 class Slots:
     """``clock`` is monotonic, in seconds."""
 
     def __init__(
-        self, kube: Kube, store: Store, policies: Policies, namespace: str, wake: Callable[[Key, float], None], clock: Callable[[], float]
+        self,
+        kube: Kube,
+        store: Store,
+        policies: Policies,
+        namespace: str,
+        wake: Callable[[Key, float], None],
+        clock: Callable[[], float],
     ) -> None:
         self._kube, self._store, self._policies, self._namespace = kube, store, policies, namespace
         self._wake, self._clock = wake, clock
         self._lists: dict[str, tuple[float, list[Object]]] = {}
-        self._mine: dict[Key, set[str]] = {}  # policies of which a ModelDeployment holds slots, as far as this process knows
+        # policies of which a ModelDeployment holds slots, as far as this process knows
+        self._mine: dict[Key, set[str]] = {}
 
     async def view(self, seen: Seen) -> tuple[Slot, ...]:
-        """How a queued rollout stands with each limit, in order, up to the first that it does not hold."""
+        """How a queued rollout stands with each limit, in order, up to the first that it does not
+        hold.
+        """
         claim = _claim(seen.deployment)
         found: list[Slot] = []
         for limit in seen.snapshot.rules.limits:
@@ -61,14 +86,20 @@ class Slots:
         return tuple(found)
 
     async def larger(self, seen: Seen) -> tuple[Slot, ...]:
-        """How a rollout that asks for more GPUs than its slot has stands with each limit of GPUs."""
+        """How a rollout that asks for more GPUs than its slot has stands with each limit of
+        GPUs.
+        """
         claim = _larger_claim(seen)
         limits = limits_of_gpus(seen.snapshot) if claim is not None else []
         listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
-        return tuple(larger(limit, held, self._queue(limit), claim) for limit, held in listed if claim is not None)
+        return tuple(
+            larger(limit, held, self._queue(limit), claim) for limit, held in listed if claim is not None
+        )
 
     async def settle(self, seen: Seen) -> bool:
-        """Take the slot whose turn it is, or set free what a rollout that is over still holds; True when something was written."""
+        """Take the slot whose turn it is, or set free what a rollout that is over still holds; True
+        when something was written.
+        """
         rollout = seen.snapshot.status.rollout
         if not in_flight(rollout) and _key(seen.deployment) in self._mine:
             return await self._release(seen)
@@ -107,7 +138,9 @@ class Slots:
         at, leases = self._lists.get(policy, (float("-inf"), []))
         if fresh or self._clock() - at >= REMEMBER_SECONDS:
             asked = self._clock()
-            leases = (await self._kube.list(LEASE, self._namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items
+            leases = (
+                await self._kube.list(LEASE, self._namespace, label_selector=f"{names.LABEL_POLICY}={policy}")
+            ).items
             self._lists[policy] = (asked, leases)
         return leases
 
@@ -117,7 +150,14 @@ class Slots:
             claim = _holder(lease)
             if claim is not None:
                 index = int(lease["metadata"]["name"].rpartition("-")[2])
-                found.append((lease, Held(index, claim, int(lease["metadata"]["resourceVersion"]), self._seems_over(claim))))
+                found.append(
+                    (
+                        lease,
+                        Held(
+                            index, claim, int(lease["metadata"]["resourceVersion"]), self._seems_over(claim)
+                        ),
+                    )
+                )
         return found
 
     def _seems_over(self, claim: Claim) -> bool:
@@ -125,12 +165,20 @@ class Slots:
         return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
     def _queue(self, limit: Limit) -> list[Claim]:
-        """Those who wait for a slot of this limit, longest first; who is frozen waits for something else, and who is going or has a spec that nobody
-        can read takes none: the others do not wait for that."""
+        """Those who wait for a slot of this limit, longest first; who is frozen waits for something
+        else, and who is going or has a spec that nobody can read takes none: the others do not wait
+        for that.
+        """
         found: list[tuple[str, str, Claim]] = []
         for o in self._store.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
-            if claim is None or rollout is None or rollout.queue is None or rollout.reason == "Frozen" or not limit.concerns(claim.gpus):
+            if (
+                claim is None
+                or rollout is None
+                or rollout.queue is None
+                or rollout.reason == "Frozen"
+                or not limit.concerns(claim.gpus)
+            ):
                 continue
             if o["metadata"].get("deletionTimestamp") or _is_unreadable(o):
                 continue
@@ -141,7 +189,9 @@ class Slots:
     async def _take(self, limit: Limit, claim: Claim) -> bool:
         await self._clear_ended(limit.policy)
         leases = {lease["metadata"]["name"]: lease for lease in await self._list(limit.policy, fresh=True)}
-        if not stand(limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim).turn:
+        if not stand(
+            limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim
+        ).turn:
             return False  # somebody was faster
         for index in range(limit.slots):
             lease = leases.get(names.slot_name(limit.policy, index))
@@ -158,16 +208,29 @@ class Slots:
         return False
 
     async def _resize(self, seen: Seen, granted: int) -> bool:
-        """Have the slot count what is asked by now where there is room; where two grew at once beyond the limit they shrink back."""
+        """Have the slot count what is asked by now where there is room; where two grew at once
+        beyond the limit they shrink back.
+        """
         claim, limits = _larger_claim(seen), {limit.policy: limit for limit in limits_of_gpus(seen.snapshot)}
         for slot in seen.snapshot.slots:
-            if claim is None or slot.policy not in limits or not (slot.turn or (not slot.held and slot.gpus > granted)):
+            if (
+                claim is None
+                or slot.policy not in limits
+                or not (slot.turn or (not slot.held and slot.gpus > granted))
+            ):
                 continue
             limit = limits[slot.policy]
             leases = self._held(await self._list(limit.policy, fresh=True))
             now = larger(limit, [h for _, h in leases], self._queue(limit), claim)
             gpus = claim.gpus if now.turn else granted if not now.held and now.gpus > granted else now.gpus
-            own = next(((lease, h) for lease, h in leases if (h.claim.holder, h.claim.rollout) == (claim.holder, claim.rollout)), None)
+            own = next(
+                (
+                    (lease, h)
+                    for lease, h in leases
+                    if (h.claim.holder, h.claim.rollout) == (claim.holder, claim.rollout)
+                ),
+                None,
+            )
             if own is None or gpus == now.gpus:
                 continue
             try:
@@ -184,21 +247,37 @@ class Slots:
         annotations = {names.ANNOTATION_ROLLOUT: claim.rollout, names.ANNOTATION_GPUS: str(claim.gpus)}
         spec = {"holderIdentity": claim.holder}
         if lease is not None:
-            await self._kube.replace(LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": spec})
+            await self._kube.replace(
+                LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": spec}
+            )
             return
-        owner = {"apiVersion": names.API_VERSION, "kind": ROLLOUT_POLICY.kind, "name": limit.policy, "uid": limit.uid}
+        owner = {
+            "apiVersion": names.API_VERSION,
+            "kind": ROLLOUT_POLICY.kind,
+            "name": limit.policy,
+            "uid": limit.uid,
+        }
         labels = {names.LABEL_POLICY: limit.policy, names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
         metadata = {
-            "name": names.slot_name(limit.policy, index), "namespace": self._namespace, "labels": labels, "annotations": annotations,
+            "name": names.slot_name(limit.policy, index), "namespace": self._namespace, "labels": labels,
+            "annotations": annotations,
             "ownerReferences": [owner],
         }  # fmt: skip
-        await self._kube.create(LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec})
+        await self._kube.create(
+            LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+        )
 
     async def _clear(self, policy: str, lease: Object) -> bool:
         """Set a slot free, if its Lease is still as it was read."""
-        annotations = {k: v for k, v in (lease["metadata"].get("annotations") or {}).items() if not k.startswith(names.GROUP)}
+        annotations = {
+            k: v
+            for k, v in (lease["metadata"].get("annotations") or {}).items()
+            if not k.startswith(names.GROUP)
+        }
         try:
-            await self._kube.replace(LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": {}})
+            await self._kube.replace(
+                LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": {}}
+            )
         except (Conflict, NotFound):
             return False
         finally:
@@ -214,23 +293,37 @@ class Slots:
         return cleared
 
     async def _is_over(self, claim: Claim) -> bool:
-        """The live answer, read after the Lease: what this process remembers may be older than the slot."""
+        """The live answer, read after the Lease: what this process remembers may be older than the
+        slot.
+        """
         namespace, name, uid = claim.holder.split("/")
         try:
             live: Object | None = await self._kube.get(MODEL_DEPLOYMENT, namespace, name)
         except NotFound:
             live = None
-        except Unreadable:  # it may run, for all that is known; those in line wait as for any other that does not end
+        except Unreadable:
+            # it may run, for all that is known; those in line wait as for any other that does not
+            # end
             return False
         return _is_over(live, uid, claim.rollout)
 
     async def _release(self, seen: Seen) -> bool:
-        """The slots of the rollout that this very status shows as over; those of any other are left to ``_clear_ended``."""
-        rollout, key, uid = seen.snapshot.status.rollout, _key(seen.deployment), seen.deployment["metadata"]["uid"]
+        """The slots of the rollout that this very status shows as over; those of any other are left
+        to ``_clear_ended``.
+        """
+        rollout, key, uid = (
+            seen.snapshot.status.rollout,
+            _key(seen.deployment),
+            seen.deployment["metadata"]["uid"],
+        )
         freed = False
         for policy in sorted(self._mine.get(key, ())):
             for lease, held in self._held(await self._list(policy, fresh=True)):
-                if rollout is not None and held.claim.rollout == rollout.started and held.claim.holder.endswith(f"/{uid}"):
+                if (
+                    rollout is not None
+                    and held.claim.rollout == rollout.started
+                    and held.claim.holder.endswith(f"/{uid}")
+                ):
                     freed |= await self._clear(policy, lease)
         self._mine.pop(key, None)
         if freed:
@@ -245,7 +338,9 @@ class Slots:
         return False
 
     def _tell(self) -> None:
-        waiting = [(r.queue.since, _key(o)) for o in self._store.marked(QUEUED) if (r := _rollout(o)) and r.queue]
+        waiting = [
+            (r.queue.since, _key(o)) for o in self._store.marked(QUEUED) if (r := _rollout(o)) and r.queue
+        ]
         for _, key in sorted(waiting)[:WOKEN]:
             self._wake(key, 0.0)
 
@@ -264,7 +359,9 @@ def _rollout(deployment: Object) -> RolloutStatus | None:
 
 
 def _is_unreadable(deployment: Object) -> bool:
-    """Whether its spec cannot be read, as its condition says: reading every spec for every look would cost too much."""
+    """Whether its spec cannot be read, as its condition says: reading every spec for every look
+    would cost too much.
+    """
     conditions = (deployment.get("status") or {}).get("conditions") or []
     return any(c.get("type") == "Ready" and c.get("reason") == "InvalidSpec" for c in conditions)
 
@@ -280,15 +377,26 @@ def _claim(deployment: Object) -> Claim | None:
 def _larger_claim(seen: Seen) -> Claim | None:
     """What a rollout that holds a slot asks for by now."""
     rollout = seen.snapshot.status.rollout
-    return Claim(holder_of(seen.deployment), rollout.started, asked_now(seen.snapshot)) if rollout is not None else None
+    return (
+        Claim(holder_of(seen.deployment), rollout.started, asked_now(seen.snapshot))
+        if rollout is not None
+        else None
+    )
 
 
 def _holder(lease: Object) -> Claim | None:
     """Who holds the slot; None when nobody does, or nobody that can be read: then it is free."""
     annotations: dict[str, Any] = lease["metadata"].get("annotations") or {}
-    holder, rollout = (lease.get("spec") or {}).get("holderIdentity") or "", annotations.get(names.ANNOTATION_ROLLOUT)
+    holder, rollout = (
+        (lease.get("spec") or {}).get("holderIdentity") or "",
+        annotations.get(names.ANNOTATION_ROLLOUT),
+    )
     gpus = str(annotations.get(names.ANNOTATION_GPUS, "0"))
-    return Claim(holder, rollout, int(gpus) if gpus.isdigit() else 0) if holder.count("/") == 2 and rollout else None
+    return (
+        Claim(holder, rollout, int(gpus) if gpus.isdigit() else 0)
+        if holder.count("/") == 2 and rollout
+        else None
+    )
 
 
 def _is_over(deployment: Object | None, uid: str, started: str) -> bool:

@@ -1,4 +1,6 @@
-"""Which Triton a server is, as its ``GET /v2`` says: asked once of one ready pod of each revision, beside the passes, which never wait for it."""
+"""Which Triton a server is, as its ``GET /v2`` says: asked once of one ready pod of each revision,
+beside the passes, which never wait for it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)
 SECONDS = 3.0  # for an answer
-AGAIN_SECONDS = 60.0  # until a pod that did not answer is asked again: a network policy may forbid it for good
+# until a pod that did not answer is asked again: a network policy may forbid it for good
+AGAIN_SECONDS = 60.0
 AT_ONCE = 4
 MOST_BYTES = 64 << 10
 _MOST_KNOWN = 20_000
@@ -26,9 +29,13 @@ Ask = Callable[[str], Awaitable[str | None]]
 
 
 async def ask(host: str) -> str | None:
-    """The version that the server at ``host`` tells; None where nothing that looks like an answer of Triton's comes."""
+    """The version that the server at ``host`` tells; None where nothing that looks like an answer
+    of Triton's comes.
+    """
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS), trust_env=False) as session:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=SECONDS), trust_env=False
+        ) as session:
             url = f"http://{f'[{host}]' if ':' in host else host}:{names.PORT_HTTP}/v2"
             async with session.get(url, allow_redirects=False) as answer:
                 found = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
@@ -41,7 +48,9 @@ async def ask(host: str) -> str | None:
 class ServerVersions:
     """``wake`` is told when a version has become known."""
 
-    def __init__(self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask) -> None:
+    def __init__(
+        self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask
+    ) -> None:
         self._wake, self._clock, self._ask = wake, clock, ask
         self._known: dict[str, str] = {}  # by the pod's uid
         self._later: dict[str, float] = {}
@@ -49,7 +58,9 @@ class ServerVersions:
         self._few = asyncio.Semaphore(AT_ONCE)
 
     def noted(self, key: Key, servers: dict[str, Server], pods: Iterable[Object]) -> dict[str, Server]:
-        """The servers with the versions that are known; of the others one ready pod each is asked, for a later pass."""
+        """The servers with the versions that are known; of the others one ready pod each is asked,
+        for a later pass.
+        """
         by_revision: dict[str, list[Object]] = {}
         for pod in pods:
             labels = pod["metadata"].get("labels") or {}
@@ -91,5 +102,7 @@ class ServerVersions:
 
 def _is_ready(pod: Object) -> bool:
     status = pod.get("status") or {}
-    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+    ready = any(
+        c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or []
+    )
     return ready and bool(status.get("podIP")) and not pod["metadata"].get("deletionTimestamp")

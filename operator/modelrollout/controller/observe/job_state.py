@@ -9,16 +9,27 @@ from modelrollout.api import names
 from modelrollout.api.uris import lies_below, masked_text
 from modelrollout.contract.tasks import ExitCode
 from modelrollout.controller.apply.diff import strays
-from modelrollout.controller.observe.pods import Ending, ending, of_job, pod_problem, running, starting, starting_since, stuck
+from modelrollout.controller.observe.pods import (
+    Ending,
+    ending,
+    of_job,
+    pod_problem,
+    running,
+    starting,
+    starting_since,
+    stuck,
+)
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.snapshot import Problem, Work
 
 
 def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
-    """``candidates``: pods, whosesoever they are. ``folder``: where artifacts of this namespace lie.
+    """``candidates``: pods, whosesoever they are. ``folder``: where artifacts of this namespace
+    lie.
 
-    A result is the Job's: only pods count that the Job controls and that run what its template says, and only with the Job's own condition.
+    A result is the Job's: only pods count that the Job controls and that run what its template
+    says, and only with the Job's own condition.
     """
     own = of_job(candidates, job)
     template = ((job.get("spec") or {}).get("template") or {}).get("spec") or {}
@@ -26,53 +37,86 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     pods = [pod for pod in own if all(pod is not other for other, _ in strayed)]
     work = _work_of(job, pods)
     if strayed and work.result is None and (work.state != "Running" or not (running(pods) or starting(pods))):
-        # The word of a pod that may have run something else is missing, or it is such a one that is waited for.
+        # The word of a pod that may have run something else is missing, or it is such a one that is
+        # waited for.
         problem = _strayed(job, strayed)
-        return Work("Running", problem=problem, idle_since=work.idle_since) if work.state == "Running" else Work("Failed", problem=problem)
+        return (
+            Work("Running", problem=problem, idle_since=work.idle_since)
+            if work.state == "Running"
+            else Work("Failed", problem=problem)
+        )
     uri = work.result.artifact_uri if work.result else None
-    if uri is None or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
+    if (
+        uri is None
+        or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE
+    ):
         return work
     task = prepare_task(job)
-    # Made by another version of the operator it might have taken anything; and what was published where the store no longer is, is not served from
-    # there: it is made anew.
+    # Made by another version of the operator it might have taken anything; and what was published
+    # where the store no longer is, is not served from there: it is made anew.
     if task is None or task.artifacts.uri != folder:
         return Work()
-    if work.result and not (lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")):
-        text = f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a revision of this namespace records"
-        return Work("Failed", problem=Problem("ArtifactForeign", f"{text}; nothing of it is served: see who may write pods in this namespace"))
+    if work.result and not (
+        lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")
+    ):
+        text = (
+            f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a"
+            " revision of this namespace records"
+        )
+        return Work(
+            "Failed",
+            problem=Problem(
+                "ArtifactForeign",
+                f"{text}; nothing of it is served: see who may write pods in this namespace",
+            ),
+        )
     return work
 
 
 def _strayed(job: Object, strayed: Sequence[tuple[Object, str]]) -> Problem:
-    """Pods that the Job controller has made are named after the Job, and something has changed them; others it adopts by their labels. Who can fake
-    the one or the other has only the choice between a Job that fails and one that is made anew."""
+    """Pods that the Job controller has made are named after the Job, and something has changed
+    them; others it adopts by their labels. Who can fake the one or the other has only the choice
+    between a Job that fails and one that is made anew.
+    """
     name = job["metadata"]["name"]
     foreign = [s for s in strayed if s[0]["metadata"].get("generateName") != f"{name}-"]
     pod, why = (foreign or strayed)[0]
-    told = f"pod {pod['metadata']['name']} is not as its Job's template says: {why}; what it says does not count"
+    told = (
+        f"pod {pod['metadata']['name']} is not as its Job's template says: {why}; what it says does not count"
+    )
     if foreign:
-        return Problem("PodForeign", f"{told}. Somebody passed it off as one of Job {name}, which is made anew for it")
+        return Problem(
+            "PodForeign", f"{told}. Somebody passed it off as one of Job {name}, which is made anew for it"
+        )
     return Problem("PodChanged", f"{told}. Have what changes pods here leave those of the Jobs alone")
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> Work:
-    conditions = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
+    conditions = {
+        c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"
+    }
     end = _shown(ending(pods) or Ending(None, None))
     if "Complete" in conditions:
-        # The pod that did it may be gone while one that failed before it is still there: that one's answer is not the Job's.
+        # The pod that did it may be gone while one that failed before it is still there: that one's
+        # answer is not the Job's.
         return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
     if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
         if end.result.artifact_digest is None:  # said by one that opens files of strangers
-            text = "who reads the model said that an artifact was there already; the file may have taken that container over: see where it comes from"
+            text = (
+                "who reads the model said that an artifact was there already; the file may have taken that"
+                " container over: see where it comes from"
+            )
             return Work("Failed", problem=Problem("OutputRefused", text))
-        return Work("Succeeded", int(ExitCode.OK), end.result)  # for Kubernetes a failure: the containers that would follow must not run
+        # for Kubernetes a failure: the containers that would follow must not run
+        return Work("Succeeded", int(ExitCode.OK), end.result)
     if _taken_back(job, conditions.get("Failed"), end):
         return Work()  # as if it had never been made, and it is made anew
     if "Failed" in conditions or end.hopeless:
         failed = conditions.get("Failed") or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
         return Work("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
-    # When it is admitted its start is set anew together with this condition: until then only the time before the queue is known.
+    # When it is admitted its start is set anew together with this condition: until then only the
+    # time before the queue is known.
     if job["spec"].get("suspend") or "Suspended" in conditions:
         return Work("Running", queued=_queued(job))
     return Work(
@@ -86,16 +130,24 @@ def _work_of(job: Object, pods: Sequence[Object]) -> Work:
 
 
 def _shown(end: Ending) -> Ending:
-    """The last word of a pod, which may be one of an earlier version's, as it may stand in status."""
+    """The last word of a pod, which may be one of an earlier version's, as it may stand in
+    status.
+    """
     result = end.result and end.result.model_copy(update={"message": masked_text(end.result.message)})
-    return replace(end, result=result, problem=end.problem and replace(end.problem, message=masked_text(end.problem.message)))
+    return replace(
+        end,
+        result=result,
+        problem=end.problem and replace(end.problem, message=masked_text(end.problem.message)),
+    )
 
 
 def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
-    """Whether a Job failed only because its queue suspended it while it ran, and its pod did not end in time: that is no try that failed.
+    """Whether a Job failed only because its queue suspended it while it ran, and its pod did not
+    end in time: that is no try that failed.
 
-    The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask who did. It seldom comes to that: a kubelet mostly
-    removes the killed pod before the Job controller looks at it.
+    The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask
+    who did. It seldom comes to that: a kubelet mostly removes the killed pod before the Job
+    controller looks at it.
     """
     killed = failed is not None and failed.get("reason") == "PodFailurePolicy"
     wordless = end == Ending(None, None) or (end.problem is not None and end.problem.reason == "Killed")
@@ -105,20 +157,30 @@ def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
 def _queued(job: Object) -> Problem:
     name, queue = job["metadata"]["name"], (job["metadata"].get("labels") or {}).get(LABEL_QUEUE)
     if queue is None:
-        return Problem("Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit")
-    return Problem("Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit")
+        return Problem(
+            "Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit"
+        )
+    return Problem(
+        "Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit"
+    )
 
 
 def _retried(end: Ending) -> Problem | None:
     """Why the Job is at another try."""
     problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
     if problem is None:
-        return Problem("JobFailed", f"a pod ended with code {end.exit_code} and left no word; it is tried again") if end.exit_code else None
+        return (
+            Problem("JobFailed", f"a pod ended with code {end.exit_code} and left no word; it is tried again")
+            if end.exit_code
+            else None
+        )
     return replace(problem, message=f"{problem.message}; it is tried again, at most {RETRIES} times")
 
 
 def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
-    """Since when no pod of it works: the newest one does not start yet, or the Job controller has made none."""
+    """Since when no pod of it works: the newest one does not start yet, or the Job controller has
+    made none.
+    """
     if running(pods):
         return None
     if waiting := starting(pods):

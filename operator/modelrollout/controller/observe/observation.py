@@ -40,7 +40,14 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, allowed, controller_of, tenant_uri
 from modelrollout.resources.hardening import hardened_as, overlay_of
 from modelrollout.resources.server import fetched, restarted_at
-from modelrollout.rollout.desired import carriers, matched, service_selector, shown_by_gateway, split, stage_job
+from modelrollout.rollout.desired import (
+    carriers,
+    matched,
+    service_selector,
+    shown_by_gateway,
+    split,
+    stage_job,
+)
 from modelrollout.rollout.policy.allowances import not_lent
 from modelrollout.rollout.policy.mandatory_metrics import returns
 from modelrollout.rollout.policy.requirements import gpus_asked, query_refused, unmet
@@ -65,10 +72,21 @@ from modelrollout.rollout.stages.tune import trial
 from modelrollout.rollout.transitions import known_version
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_of, way_of
-from modelrollout.traffic.hostnames import NO_NAMES, Known, Standing, carried, holder_of, stand, told_as, version_of
+from modelrollout.traffic.hostnames import (
+    NO_NAMES,
+    Known,
+    Standing,
+    carried,
+    holder_of,
+    stand,
+    told_as,
+    version_of,
+)
 from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
 
-_FIELD = 500  # characters of a field's path, and of what is wrong with it: keys of maps are the user's, and as long as he likes
+# characters of a field's path, and of what is wrong with it: keys of maps are the user's, and as
+# long as he likes
+_FIELD = 500
 
 
 @dataclass(frozen=True)
@@ -99,16 +117,19 @@ def observe(
     rules: Rules = NO_RULES,
     now: datetime | None = None,
 ) -> Seen | None:
-    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes its children).
+    """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes
+    its children).
 
-    ``known``: of host names (``controller.lookups.host_names``). ``gateway``: of its Gateway (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that
-    match it.
+    ``known``: of host names (``controller.lookups.host_names``). ``gateway``: of its Gateway
+    (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
     deployment = store.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or deployment["metadata"].get("deletionTimestamp"):
         return None
     children = store.children(key)
-    by_name = {(o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")}
+    by_name = {
+        (o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")
+    }
     by_name = own(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
     spec, spec_error = _spec(deployment, rules)
@@ -133,19 +154,39 @@ def observe(
         mandatory=rules.mandatory,
     )
     mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
-    stands = stand(holder_of(deployment), spec, carried(mine), known, rules, *_versions(snapshot), routes=frozenset(map(told_as, mine)))
+    stands = stand(
+        holder_of(deployment),
+        spec,
+        carried(mine),
+        known,
+        rules,
+        *_versions(snapshot),
+        routes=frozenset(map(told_as, mine)),
+    )
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
-        return Seen(deployment, by_name, replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)), kept, stands)
+        return Seen(
+            deployment,
+            by_name,
+            replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)),
+            kept,
+            stands,
+        )
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
     back = now is not None and returns(snapshot, known_version(snapshot), now)
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
-    if refusal is not None:  # only a spec that is accepted claims names, but for its own, which nobody else could have
+    # only a spec that is accepted claims names, but for its own, which nobody else could have
+    if refusal is not None:
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
-    snapshot = replace(snapshot, refusal=refusal or stands.problem or snapshot.mirror.problem, taken=stands.taken, names_since=stands.since)
+    snapshot = replace(
+        snapshot,
+        refusal=refusal or stands.problem or snapshot.mirror.problem,
+        taken=stands.taken,
+        names_since=stands.since,
+    )
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods, folder))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
     wanted = split(snapshot)
@@ -154,11 +195,20 @@ def observe(
         router = ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
     else:
         aim = (spec.rollout, matched(snapshot), shown_by_gateway(snapshot))
-        router = GatewayRouter(key[1], spec.traffic, *aim) if as_asked else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
+        router = (
+            GatewayRouter(key[1], spec.traffic, *aim)
+            if as_asked
+            else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
+        )
         router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
     traffic = router.taken_up(wanted, by_name, snapshot.servers)
-    if not traffic.taken_up and traffic.problem is None and snapshot.refusal and snapshot.refusal.reason in TRAFFIC_REFUSALS:
+    if (
+        not traffic.taken_up
+        and traffic.problem is None
+        and snapshot.refusal
+        and snapshot.refusal.reason in TRAFFIC_REFUSALS
+    ):
         traffic = replace(traffic, problem=snapshot.refusal)
     snapshot = replace(snapshot, traffic=traffic)
     return Seen(deployment, by_name, snapshot, router, stands, folder)
@@ -169,20 +219,38 @@ def _versions(s: Snapshot) -> tuple[str | None, str | None]:
 
     def of(name: str | None) -> str | None:
         revision = s.revision(name)
-        return version_of(revision.input, revision.sha256, revision.status.artifact.digest if revision.status.artifact else "") if revision else None
+        return (
+            version_of(
+                revision.input,
+                revision.sha256,
+                revision.status.artifact.digest if revision.status.artifact else "",
+            )
+            if revision
+            else None
+        )
 
-    flying = s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
+    flying = (
+        s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
+    )
     return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(flying)
 
 
-def _mirror(spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorFacts:
+def _mirror(
+    spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+) -> MirrorFacts:
     if spec.rollout.shadow is None:
         return MirrorFacts()
     way = way_of(spec, gateway, config)
     return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
 
 
-def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | None, config: OperatorConfig, lost: frozenset[str]) -> Router:
+def _kept(
+    by_name: Mapping[tuple[str, str], Object],
+    name: str,
+    stable: str | None,
+    config: OperatorConfig,
+    lost: frozenset[str],
+) -> Router:
     """For a spec that cannot be read: the routes as they are, without a mirror."""
     if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
         return MirrorRouter(KeptRoutes(name, by_name, withheld=lost), name, None, None, config)
@@ -190,14 +258,18 @@ def _kept(by_name: Mapping[tuple[str, str], Object], name: str, stable: str | No
 
 
 def own(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
-    """Pods, and what this very ModelDeployment controls, itself or by its revisions. Labels make nothing its own: everybody can write them.
+    """Pods, and what this very ModelDeployment controls, itself or by its revisions. Labels make
+    nothing its own: everybody can write them.
 
-    What nothing controls is its own only by a record that nobody but the operator writes: a ModelRevision of this name, and what such a one has in
-    status.children. So it is after ``--cascade=orphan``; whatever else has that name is a stranger's, and what an earlier ModelDeployment of the
-    name still controls is about to be taken away by the garbage collector.
+    What nothing controls is its own only by a record that nobody but the operator writes: a
+    ModelRevision of this name, and what such a one has in status.children. So it is after
+    ``--cascade=orphan``; whatever else has that name is a stranger's, and what an earlier
+    ModelDeployment of the name still controls is about to be taken away by the garbage collector.
     """
     uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
-    revisions = [o for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and _is_revision_of(o, uid, name)]
+    revisions = [
+        o for (kind, _), o in by_name.items() if kind == MODEL_REVISION.kind and _is_revision_of(o, uid, name)
+    ]
     recorded = {child for o in revisions for child in (o.get("status") or {}).get("children") or []}
     controllers = {uid, *(o["metadata"]["uid"] for o in revisions)}
 
@@ -205,32 +277,49 @@ def own(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> dict[t
         if kind == MODEL_REVISION.kind:
             return o["metadata"]["uid"] in controllers
         controller = controller_of(o)
-        return kind == POD.kind or controller in controllers or (controller is None and o["metadata"]["uid"] in recorded)
+        return (
+            kind == POD.kind
+            or controller in controllers
+            or (controller is None and o["metadata"]["uid"] in recorded)
+        )
 
     return {(kind, n): o for (kind, n), o in by_name.items() if is_own(kind, o)}
 
 
 def _is_revision_of(revision: Object, uid: str, name: str) -> bool:
     controller = controller_of(revision)
-    return controller == uid or (controller is None and (revision.get("spec") or {}).get("deployment") == name)
+    return controller == uid or (
+        controller is None and (revision.get("spec") or {}).get("deployment") == name
+    )
 
 
 def _lasts(deployment: Object, o: Object) -> bool:
     """Whether ``o`` is the ModelDeployment's own child, and not only for the time of a stage."""
-    return o["kind"] not in (MODEL_REVISION.kind, JOB.kind, POD.kind) and controller_of(o) == deployment["metadata"]["uid"]
+    return (
+        o["kind"] not in (MODEL_REVISION.kind, JOB.kind, POD.kind)
+        and controller_of(o) == deployment["metadata"]["uid"]
+    )
 
 
 def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
     """The spec, with what policies say where spec.rollout leaves a field out."""
     try:
-        return ModelDeploymentSpec.model_validate(spec_in_force(deployment.get("spec") or {}, rules.defaults)), None
+        return (
+            ModelDeploymentSpec.model_validate(spec_in_force(deployment.get("spec") or {}, rules.defaults)),
+            None,
+        )
     except ValidationError as e:
-        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))[:_FIELD]}: {err['msg'][:_FIELD]}" for err in e.errors()[:5])
-        return None, masked_text(f"{told}; correct these fields")  # a map's key is part of a field's path, and the user's
+        told = "; ".join(
+            f"spec.{'.'.join(map(str, err['loc']))[:_FIELD]}: {err['msg'][:_FIELD]}" for err in e.errors()[:5]
+        )
+        # a map's key is part of a field's path, and the user's
+        return None, masked_text(f"{told}; correct these fields")
 
 
 def _status(deployment: Object) -> ModelDeploymentStatus:
-    """The status as far as it can be believed; what somebody else damaged is rebuilt from the revisions and the route (``rollout.recovery``)."""
+    """The status as far as it can be believed; what somebody else damaged is rebuilt from the
+    revisions and the route (``rollout.recovery``).
+    """
     raw = deployment.get("status") or {}
     try:
         return sound(ModelDeploymentStatus.model_validate(raw))
@@ -257,17 +346,26 @@ def _revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[
 
 
 def record(revision: Object) -> Record:
-    """What any revision of a namespace says of its preparation; what pods run is no evidence for others."""
+    """What any revision of a namespace says of its preparation; what pods run is no evidence for
+    others.
+    """
     try:
         status = ModelRevisionStatus.model_validate(revision.get("status") or {})
     except ValidationError:
         status = ModelRevisionStatus()
-    return Record(revision["spec"]["sha256"], revision["spec"]["input"].get("model") or {}, status.artifact, lost(status))
+    return Record(
+        revision["spec"]["sha256"],
+        revision["spec"]["input"].get("model") or {},
+        status.artifact,
+        lost(status),
+    )
 
 
 def _revision_status(revision: Object, server: Object | None, folder: str) -> ModelRevisionStatus:
-    """The revision's status. Where it is empty, the outcome is that of its annotations, and the artifact the one that its pods run, if it is one of
-    this namespace's ``folder``: anybody may have edited the Deployment."""
+    """The revision's status. Where it is empty, the outcome is that of its annotations, and the
+    artifact the one that its pods run, if it is one of this namespace's ``folder``: anybody may
+    have edited the Deployment.
+    """
     try:
         status = ModelRevisionStatus.model_validate(revision.get("status") or {})
     except ValidationError:
@@ -276,9 +374,17 @@ def _revision_status(revision: Object, server: Object | None, folder: str) -> Mo
         annotations = revision["metadata"].get("annotations") or {}
         with contextlib.suppress(ValidationError):
             status = ModelRevisionStatus.model_validate(
-                {"outcome": annotations.get(names.ANNOTATION_OUTCOME, "Pending"), "reason": annotations.get(names.ANNOTATION_REASON, "-")}
+                {
+                    "outcome": annotations.get(names.ANNOTATION_OUTCOME, "Pending"),
+                    "reason": annotations.get(names.ANNOTATION_REASON, "-"),
+                }
             )
-    if status.artifact is None and server is not None and (found := fetched(server)) and lies_below(found.artifact.uri, folder):
+    if (
+        status.artifact is None
+        and server is not None
+        and (found := fetched(server))
+        and lies_below(found.artifact.uri, folder)
+    ):
         artifact = ArtifactEvidence(uri=found.artifact.uri, digest=found.digest, size_before=0, size_after=0)
         tuning = TuningEvidence(chosen=trial(found.serving)) if found.serving else None
         status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
@@ -295,17 +401,30 @@ def _live_split(by_name: Mapping[tuple[str, str], Object], name: str) -> Split:
 
 
 def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> dict[str, Server]:
-    """Replicas and ready ones by revision. A Deployment's counts are believed only for the generation that its controller has seen."""
+    """Replicas and ready ones by revision. A Deployment's counts are believed only for the
+    generation that its controller has seen.
+    """
     found: dict[str, Server] = {}
     for (kind, name), o in by_name.items():
         if kind != DEPLOYMENT.kind:
             continue
         status = o.get("status") or {}
         fresh = status.get("observedGeneration", 0) >= o["metadata"].get("generation", 1)
-        ready = status.get("availableReplicas", 0) if fresh else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
+        ready = (
+            status.get("availableReplicas", 0)
+            if fresh
+            else min(status.get("availableReplicas", 0), o["spec"].get("replicas", 1))
+        )
         # A revision's servers, or the comparer of its shadow.
-        part, revision = _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER, _label(o, names.LABEL_REVISION) or name
-        labelled = (p for p in pods if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part)
+        part, revision = (
+            _label(o, names.LABEL_COMPONENT) or names.COMPONENT_SERVER,
+            _label(o, names.LABEL_REVISION) or name,
+        )
+        labelled = (
+            p
+            for p in pods
+            if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part
+        )
         own = of_server(labelled, o)
         found[name] = Server(
             status.get("replicas", 0),
@@ -338,7 +457,12 @@ def _verbs(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> tup
     return tuple(found)
 
 
-def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object], folder: str) -> Work:
+def _work(
+    job: tuple[str, str] | None,
+    by_name: Mapping[tuple[str, str], Object],
+    pods: Iterable[Object],
+    folder: str,
+) -> Work:
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
         return Work()
@@ -348,7 +472,12 @@ def _work(job: tuple[str, str] | None, by_name: Mapping[tuple[str, str], Object]
 def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
     """The verdict on golden data, once its Job has counted."""
     rollout = s.status.rollout
-    if rollout is None or rollout.stage != "Evaluate" or s.spec is None or s.spec.rollout.analysis.golden is None:
+    if (
+        rollout is None
+        or rollout.stage != "Evaluate"
+        or s.spec is None
+        or s.spec.rollout.analysis.golden is None
+    ):
         return None
     result: TaskResult | None = s.work.result
     if s.work.state != "Succeeded" or result is None:
@@ -386,25 +515,29 @@ def _refusal(
         known = ", ".join(p.name for p in config.prometheus) or "none"
         return Problem(
             "PrometheusNotAllowed",
-            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known: {known}); use one of them or leave it out",
+            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"
+            f" {known}); use one of them or leave it out",
         )
     for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
         if part is not None and kind not in gateway_kinds:
             return Problem(
                 "GatewayAPIMissing",
-                f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave spec.traffic out: "
-                "the weights are then approximated by replica counts",
+                f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave"
+                " spec.traffic out: the weights are then approximated by replica counts",
             )
     if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
         return Problem(
             "GatewayRequired",
-            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take canary or blueGreen",
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take"
+            " canary or blueGreen",
         )
     return route_problem(spec, gateway)
 
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
-    """A Job has one image: what trains (and int4) and what converts other formats are in two, because together they would be a gigabyte."""
+    """A Job has one image: what trains (and int4) and what converts other formats are in two,
+    because together they would be a gigabyte.
+    """
     heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.trainer == "Needed"), None)
     if heavy is None:
         return None
@@ -412,13 +545,15 @@ def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem
     if spec.model.flavour:
         return Problem(
             "ImageFlavoursClash",
-            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image {spec.model.flavour}, and a Job has one; "
-            "leave the step out, or export the model to ONNX where it was trained",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image"
+            f" {spec.model.flavour}, and a Job has one; leave the step out, or export the model to ONNX where"
+            " it was trained",
         )
     if config.images.trainer is None:
         return Problem(
             "TrainerMissing",
-            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the chart's values, or leave it out",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the"
+            " chart's values, or leave it out",
         )
     return None
 
@@ -428,7 +563,10 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     if spec.model.signature:
         found.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
     for i, step in enumerate(spec.optimization.steps):
-        found += [(f"spec.optimization.steps[{i}].{path}.uri", source.uri) for path, source in step.sources().items()]
+        found += [
+            (f"spec.optimization.steps[{i}].{path}.uri", source.uri)
+            for path, source in step.sources().items()
+        ]
     if spec.optimization.gate:
         found.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
     if spec.serving.tune and spec.serving.tune.data:

@@ -19,26 +19,46 @@ from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, 
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
 from modelrollout.rollout.snapshot import Crash, Problem
 
-_IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
-# How tritonserver ends where its one model cannot be loaded: what it says of the model, and its last words, with model control none or explicit.
-_LOAD_FAILED = re.compile(r"(?:failed to load '[^']*' version \d+|[Pp]oll failed for model directory '[^']*'): (.*?)(?:\"?$)", re.MULTILINE)
-_LOAD_FAILED_EXPLICIT = re.compile(r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL)
+_IMAGE_REASONS = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+}
+# How tritonserver ends where its one model cannot be loaded: what it says of the model, and its
+# last words, with model control none or explicit.
+_LOAD_FAILED = re.compile(
+    r"(?:failed to load '[^']*' version \d+|[Pp]oll failed for model directory '[^']*'): (.*?)(?:\"?$)",
+    re.MULTILINE,
+)
+_LOAD_FAILED_EXPLICIT = re.compile(
+    r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL
+)
 _NOT_CREATED = "error: creating server: Internal - failed to load all models"
-# How it ends where it does not know a flag: the flag stands before its long help, of which the termination message has only the end.
+# How it ends where it does not know a flag: the flag stands before its long help, of which the
+# termination message has only the end.
 _USAGE = re.compile(r"^  --[a-z][a-z-]+ <[a-z]+>\n\t", re.MULTILINE)
 _NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
 _TEMPLATE_HASH = "pod-template-hash"  # label of Kubernetes
 _SAID = 300  # characters of what a user's container says that a message has room for
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-# Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under pressure or shutting down) evict.
-_DISRUPTIONS = {"PreemptionByScheduler": "Preempted", "DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost"}
+# Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under
+# pressure or shutting down) evict.
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "Preempted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+}
 _LARGEST = 2**53  # beyond that the API server takes no number for an integer
 _HOPELESS = {"OutOfDisk", "DeadlineExceeded", "OutOfMemory", "ContainerFailed"}
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a Job's pod ended. ``hopeless``: another would end the same way, which the Job controller cannot always tell and tries again."""
+    """How a Job's pod ended. ``hopeless``: another would end the same way, which the Job controller
+    cannot always tell and tries again.
+    """
 
     exit_code: int | None
     result: TaskResult | None
@@ -48,20 +68,30 @@ class Ending:
 
 
 def of_job(pods: Iterable[Object], job: Object) -> list[Object]:
-    """Those of them that this very Job controls. What a pod says counts only where it is as the Job's template has it, too (``controller.observe.job_state``)."""
+    """Those of them that this very Job controls. What a pod says counts only where it is as the
+    Job's template has it, too (``controller.observe.job_state``).
+    """
     return [p for p in pods if controller_of(p) == job["metadata"]["uid"]]
 
 
 def of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
-    """Those of them that a ReplicaSet of this Deployment controls: the Deployment controller calls it after the Deployment and the hash of the
-    template, and a pod carries that hash as a label. ReplicaSets themselves are not watched: who may write one may write pods."""
+    """Those of them that a ReplicaSet of this Deployment controls: the Deployment controller calls
+    it after the Deployment and the hash of the template, and a pod carries that hash as a label.
+    ReplicaSets themselves are not watched: who may write one may write pods.
+    """
     name = deployment["metadata"]["name"]
-    return [p for p in pods if _replica_set_of(p) == f"{name}-{(p['metadata'].get('labels') or {}).get(_TEMPLATE_HASH, '')}"]
+    return [
+        p
+        for p in pods
+        if _replica_set_of(p) == f"{name}-{(p['metadata'].get('labels') or {}).get(_TEMPLATE_HASH, '')}"
+    ]
 
 
 def _replica_set_of(pod: Object) -> str | None:
     owners = pod["metadata"].get("ownerReferences") or []
-    return next((r.get("name") for r in owners if r.get("controller") and r.get("kind") == "ReplicaSet"), None)
+    return next(
+        (r.get("name") for r in owners if r.get("controller") and r.get("kind") == "ReplicaSet"), None
+    )
 
 
 def has_ended(pod: Object) -> bool:
@@ -70,12 +100,21 @@ def has_ended(pod: Object) -> bool:
 
 
 def pod_problem(pods: Iterable[Object]) -> Problem | None:
-    """The first thing that stands in the way of these pods, as a person would find it with kubectl describe."""
+    """The first thing that stands in the way of these pods, as a person would find it with kubectl
+    describe.
+    """
     for pod in _alive(pods):
         status = pod.get("status") or {}
         for condition in status.get("conditions") or []:
-            if condition["type"] == "PodScheduled" and condition["status"] == "False" and condition.get("reason") == "Unschedulable":
-                return Problem("Unschedulable", f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}")
+            if (
+                condition["type"] == "PodScheduled"
+                and condition["status"] == "False"
+                and condition.get("reason") == "Unschedulable"
+            ):
+                return Problem(
+                    "Unschedulable",
+                    f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}",
+                )
         for container in _containers(status):
             problem = _container_problem(pod["metadata"]["name"], container)
             if problem:
@@ -84,7 +123,9 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Once a pod's own containers run, its init containers have done their part; a sidecar that starts anew is what the program beside it expects."""
+    """Once a pod's own containers run, its init containers have done their part; a sidecar that
+    starts anew is what the program beside it expects.
+    """
     if not any("running" in (c.get("state") or {}) for c in status.get("containerStatuses") or []):
         yield from status.get("initContainerStatuses") or []
     yield from status.get("containerStatuses") or []
@@ -96,11 +137,17 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     where = f"pod {pod}, container {container['name']}"
     if reason in _IMAGE_REASONS:
-        return Problem("ImagePullFailed", f"{where}: image {container.get('image')} cannot be pulled: {message}; check the name and imagePullSecrets")
+        return Problem(
+            "ImagePullFailed",
+            f"{where}: image {container.get('image')} cannot be pulled: {message}; check the name and"
+            " imagePullSecrets",
+        )
     if reason in _CONFIG_REASONS:
         return Problem("ContainerConfigError", f"{where}: {message}")
     last = (container.get("lastState") or {}).get("terminated") or state.get("terminated") or {}
-    if reason == "CrashLoopBackOff" or (container.get("restartCount", 0) > 0 and last.get("exitCode", 0) != 0 and not container.get("ready")):
+    if reason == "CrashLoopBackOff" or (
+        container.get("restartCount", 0) > 0 and last.get("exitCode", 0) != 0 and not container.get("ready")
+    ):
         return _why_ended(where, last)
     return None
 
@@ -111,30 +158,45 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
     if told := _result(message):
         return Problem(told.reason, f"{where}: {told.message}")
     if ended.get("reason") == "OOMKilled":
-        return Problem("OutOfMemory", f"{where} was killed for using more memory than its limit; raise resources.limits.memory")
+        return Problem(
+            "OutOfMemory",
+            f"{where} was killed for using more memory than its limit; raise resources.limits.memory",
+        )
     if _USAGE.search(message):
         return Problem(TOO_OLD, f"{where}: {TOO_OLD_WHY}")
     if unloaded := _not_loaded(message):
         return Problem(unloaded.reason, f"{where}: {unloaded.message}")
     if DIED in message:
-        return Problem("ServerCrashed", f"{where}: {DIED}, so the server was started anew; see kubectl logs --previous")
-    return Problem("ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous")
+        return Problem(
+            "ServerCrashed", f"{where}: {DIED}, so the server was started anew; see kubectl logs --previous"
+        )
+    return Problem(
+        "ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous"
+    )
 
 
 def _not_loaded(log: str) -> Problem | None:
     """Why Triton did not load the model, from the end of its log."""
     found = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
     if found is None:
-        return Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why") if _NOT_CREATED in log else None
+        return (
+            Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why")
+            if _NOT_CREATED in log
+            else None
+        )
     why = " ".join(found[1].replace("\\n", " ").split())[:400].rstrip("; ")
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
         return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
-    return Problem("ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?")
+    return Problem(
+        "ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?"
+    )
 
 
 def last_crash(pods: Iterable[Object]) -> Crash | None:
-    """The end of a server that came last, of those that should have gone on. The kubelet has started it anew by then, or waits to."""
+    """The end of a server that came last, of those that should have gone on. The kubelet has
+    started it anew by then, or waits to.
+    """
     found: list[Crash] = []
     for pod in _alive(pods):
         for container in _servers(pod):
@@ -145,7 +207,9 @@ def last_crash(pods: Iterable[Object]) -> Crash | None:
 
 
 def down(pods: Iterable[Object]) -> Problem | None:
-    """Why a server that was ready is not any more. One that starts for the first time is not down."""
+    """Why a server that was ready is not any more. One that starts for the first time is not
+    down.
+    """
     for pod in _alive(pods):
         name, conditions = pod["metadata"]["name"], (pod.get("status") or {}).get("conditions") or []
         unready = next((c for c in conditions if c["type"] == "Ready" and c["status"] == "False"), None)
@@ -154,7 +218,11 @@ def down(pods: Iterable[Object]) -> Problem | None:
             if not container.get("ready") and (ended := _last_end(container)):
                 return _why_ended(f"pod {name}, container {container['name']}", ended)
             if unready and begun and (unready.get("lastTransitionTime") or "") > begun:
-                lost = "its node does not answer" if container.get("ready") else "see kubectl describe and its log"
+                lost = (
+                    "its node does not answer"
+                    if container.get("ready")
+                    else "see kubectl describe and its log"
+                )
                 return Problem("ServerNotReady", f"pod {name} was ready and is not any more: {lost}")
     return None
 
@@ -169,11 +237,17 @@ def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def starting(pods: Iterable[Object]) -> list[Object]:
     """Pods that have neither ended nor been told to, with no container that runs yet."""
-    return [p for p in _alive(pods) if not any("running" in (c.get("state") or {}) for c in _containers(p.get("status") or {}))]
+    return [
+        p
+        for p in _alive(pods)
+        if not any("running" in (c.get("state") or {}) for c in _containers(p.get("status") or {}))
+    ]
 
 
 def starting_since(pod: Object) -> str | None:
-    """Since when such a pod does nothing: from its creation, or, of containers in turn, from the end of the one before."""
+    """Since when such a pod does nothing: from its creation, or, of containers in turn, from the
+    end of the one before.
+    """
     ends = [_ended(c).get("finishedAt") for c in _containers(pod.get("status") or {})]
     return max((t for t in (pod["metadata"].get("creationTimestamp"), *ends) if t), default=None)
 
@@ -189,7 +263,9 @@ def _alive(pods: Iterable[Object]) -> list[Object]:
 
 
 def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
-    """Since when a pod should have ended that was told to and has not: nobody hears of its node any more, or it would be gone within seconds."""
+    """Since when a pod should have ended that was told to and has not: nobody hears of its node any
+    more, or it would be gone within seconds.
+    """
     for pod in pods:
         gone = pod["metadata"].get("deletionTimestamp")
         if gone and not has_ended(pod):
@@ -198,7 +274,9 @@ def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
 
 
 def _result(message: str) -> TaskResult | None:
-    """A stranger's file may have taken the program over: numbers that no status can hold would be written in vain again and again."""
+    """A stranger's file may have taken the program over: numbers that no status can hold would be
+    written in vain again and again.
+    """
     try:
         found = TaskResult.model_validate_json(message)
     except ValidationError:
@@ -224,17 +302,23 @@ def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _that_ended(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Its containers that have ended, or an init container that failed, so that they never began. A sidecar is not asked: it is told to end."""
+    """Its containers that have ended, or an init container that failed, so that they never began. A
+    sidecar is not asked: it is told to end.
+    """
     ended = [c for c in status.get("containerStatuses") or [] if _ended(c)]
-    return ended or [c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0]
+    return ended or [
+        c for c in status.get("initContainerStatuses") or [] if _ended(c).get("exitCode", 0) != 0
+    ]
 
 
 def ending(pods: Iterable[Object]) -> Ending | None:
-    """How the newest of a Job's pods that have ended did so; None when none has. Of containers in turn the one that ended the pod speaks.
+    """How the newest of a Job's pods that have ended did so; None when none has. Of containers in
+    turn the one that ended the pod speaks.
 
-    Of a pod that was taken away, who did so says more than what the program wrote when it was told to end. The program's message is lost with the
-    pod, and absent after a kill: then the reason is the pod's. A user's container leaves neither code nor result, whatever it ends with and says; and
-    of artifacts only those containers speak that open no stranger's file.
+    Of a pod that was taken away, who did so says more than what the program wrote when it was told
+    to end. The program's message is lost with the pod, and absent after a kill: then the reason is
+    the pod's. A user's container leaves neither code nor result, whatever it ends with and says;
+    and of artifacts only those containers speak that open no stranger's file.
     """
     ended = [p for p in pods if has_ended(p)]
     if not ended:
@@ -257,30 +341,45 @@ def ending(pods: Iterable[Object]) -> Ending | None:
 
 
 def _disruption(pod: Object) -> Problem | None:
-    """Why somebody else took the pod away: the condition DisruptionTarget, which Kubernetes sets before it does so."""
+    """Why somebody else took the pod away: the condition DisruptionTarget, which Kubernetes sets
+    before it does so.
+    """
     for condition in pod["status"].get("conditions") or []:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             reason = _DISRUPTIONS.get(condition.get("reason", ""), "Evicted")
-            return Problem(reason, f"{_where(pod)} was taken away: {condition.get('message') or condition.get('reason')}")
+            return Problem(
+                reason, f"{_where(pod)} was taken away: {condition.get('message') or condition.get('reason')}"
+            )
     return None
 
 
 def _pod_ended(pod: Object) -> Problem | None:
     """Why the kubelet ended or refused the whole pod."""
     reason, message = pod["status"].get("reason"), pod["status"].get("message", "")
-    if reason == "Evicted" and "limit" in message:  # its own; when the node is low on something the kubelet speaks of no limit
+    # its own; when the node is low on something the kubelet speaks of no limit
+    if reason == "Evicted" and "limit" in message:
         name = CONTAINER_STEP if f"Container {CONTAINER_STEP} " in message else ""
-        return Problem("OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}")
+        return Problem(
+            "OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}"
+        )
     if reason == "DeadlineExceeded":
-        limit = "spec.serving.tune.timeout" if _component(pod) == names.COMPONENT_TUNE else "spec.optimization.timeout"
-        return Problem("DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise {limit}")
+        limit = (
+            "spec.serving.tune.timeout"
+            if _component(pod) == names.COMPONENT_TUNE
+            else "spec.optimization.timeout"
+        )
+        return Problem(
+            "DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise {limit}"
+        )
     if reason == "Evicted":
         return Problem("Evicted", f"{_where(pod)} was taken away: {message}")
     return Problem("PodRefused", f"{_where(pod)}: {reason}: {message}") if reason else None
 
 
 def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
-    """How the user's own container of an optimization step failed. What it says is a stranger's text: its last line, and never a result."""
+    """How the user's own container of an optimization step failed. What it says is a stranger's
+    text: its last line, and never a result.
+    """
     if done.get("reason") == "OOMKilled":
         return _out_of_memory(pod, CONTAINER_STEP)
     code = done.get("exitCode")
@@ -288,7 +387,11 @@ def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
         return Problem("Evicted", f"{_where(pod)} was told to end while the container of the step ran")
     lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
     last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
-    return Problem("ContainerFailed", f"the container of the step ended with code {code}: {last}; see the log of container {CONTAINER_STEP}")
+    return Problem(
+        "ContainerFailed",
+        f"the container of the step ended with code {code}: {last}; see the log of container"
+        f" {CONTAINER_STEP}",
+    )
 
 
 def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
@@ -301,7 +404,9 @@ def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
         return Problem("Killed", f"{_where(pod)} was killed (SIGKILL), and not for its memory")
     if code in CRASHED:
         return Problem(
-            "JobCrashed", f"{_where(pod)} crashed in native code (signal {code - 128}); its log may say where. The same file would do so again"
+            "JobCrashed",
+            f"{_where(pod)} crashed in native code (signal {code - 128}); its log may say where. The same"
+            " file would do so again",
         )
     return None
 
@@ -310,7 +415,10 @@ def _out_of_memory(pod: Object, container: str) -> Problem:
     limit = _limit(pod, container, "memory")
     used = f"its limit of {limit}" if limit else "the node's memory, for it has no limit"
     who = f"{_where(pod)}{': the container of the step' if container == CONTAINER_STEP else ''}"
-    return Problem("OutOfMemory", f"{who} was killed for using more memory than {used}; raise {_field(pod, container, 'memory')}")
+    return Problem(
+        "OutOfMemory",
+        f"{who} was killed for using more memory than {used}; raise {_field(pod, container, 'memory')}",
+    )
 
 
 def _where(pod: Object) -> str:
@@ -325,13 +433,17 @@ def _component(pod: Object) -> str | None:
 def _limit(pod: Object, container: str, resource: str) -> str | None:
     spec = pod.get("spec") or {}
     for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
-        if found["name"] == container and resource in (limits := (found.get("resources") or {}).get("limits") or {}):
+        if found["name"] == container and resource in (
+            limits := (found.get("resources") or {}).get("limits") or {}
+        ):
             return str(limits[resource])
     return None
 
 
 def _field(pod: Object, container: str, resource: str) -> str:
-    """The field that sizes the container; resolve and evaluate have none, what they read decides."""
+    """The field that sizes the container; resolve and evaluate have none, what they read
+    decides.
+    """
     if container == CONTAINER_STEP:
         return f"the step's container.resources.limits.{resource}, and say retry on the revision"
     if _component(pod) in (None, names.COMPONENT_PREPARE):

@@ -1,4 +1,6 @@
-"""The serving configuration for a latency objective, measured on the production Triton beside this program; the search is ``evaluator.tuning.search``'s."""
+"""The serving configuration for a latency objective, measured on the production Triton beside this
+program; the search is ``evaluator.tuning.search``'s.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, 
 from modelrollout.evaluator.tuning.search import CandidateFailed, Load, Trial, climb, space
 from modelrollout.jobs.errors import bad_input, retryable
 from modelrollout.jobs.log import Progress, say
-from modelrollout.optimizer.model.data import DATA_LIMIT_BYTES, Arrays, batch_rows, batches, match, read_archive
+from modelrollout.optimizer.model.data import (
+    DATA_LIMIT_BYTES,
+    Arrays,
+    batch_rows,
+    batches,
+    match,
+    read_archive,
+)
 from modelrollout.optimizer.store.object_store import Store
 from modelrollout.triton.client import TritonError
 from modelrollout.triton.config import parse, serving_of, with_serving
@@ -26,7 +35,8 @@ from modelrollout.triton.repository import Repository
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 FIELD = "spec.serving.tune"
-REQUESTS, REQUESTS_BYTES = 256, 64 << 20  # different ones that are sent in turns, and how large they are together
+# different ones that are sent in turns, and how large they are together
+REQUESTS, REQUESTS_BYTES = 256, 64 << 20
 TAIL = 5  # requests beyond the objective that a window must be able to show
 SERVER_SECONDS = 300.0  # a server that died under a candidate has so long to come back
 TRIALS, TRIALS_BYTES = 16, 900  # of the others in the result
@@ -35,15 +45,22 @@ MORE_IN_FLIGHT = 0.8  # of the time limit: what is left is for the last comparis
 
 
 def _made_up(specs: Sequence[TensorSpec], rows: int) -> Arrays:
-    """Inputs of the right form: normal numbers, and zeros for integers, which may be indices. Raises JobError where the form is not known."""
-    unknown = [spec for spec in specs if any(d < 0 for d in spec.shape[1:]) or spec.datatype in ("BYTES", "BOOL")]
+    """Inputs of the right form: normal numbers, and zeros for integers, which may be indices.
+    Raises JobError where the form is not known.
+    """
+    unknown = [
+        spec for spec in specs if any(d < 0 for d in spec.shape[1:]) or spec.datatype in ("BYTES", "BOOL")
+    ]
     if unknown:
         raise bad_input(
             "DataNeeded",
-            f"{FIELD}.data: the model's input {unknown[0]} has a size or content that cannot be made up; give data like that of production",
+            f"{FIELD}.data: the model's input {unknown[0]} has a size or content that cannot be made up; give"
+            " data like that of production",
         )
     rng = np.random.default_rng(0)
-    return {spec.name: rng.normal(size=(rows, *spec.shape[1:])).astype(NUMPY[spec.datatype]) for spec in specs}
+    return {
+        spec.name: rng.normal(size=(rows, *spec.shape[1:])).astype(NUMPY[spec.datatype]) for spec in specs
+    }
 
 
 def _arrays(task: TuneTask, specs: Sequence[TensorSpec], rows: int, progress: Progress) -> Arrays:
@@ -51,12 +68,16 @@ def _arrays(task: TuneTask, specs: Sequence[TensorSpec], rows: int, progress: Pr
         return _made_up(specs, rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
-        Store(task.data.location, f"{task.field}.uri").download(path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update)
+        Store(task.data.location, f"{task.field}.uri").download(
+            path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update
+        )
         return match(read_archive(path, task.field), task.data, specs, task.field, labelled=False).inputs
 
 
 def requests(task: TuneTask, specs: Sequence[TensorSpec], progress: Progress) -> tuple[list[bytes], int]:
-    """(encoded requests, samples in each): one sample a request, or as many as the model's fixed first dimension wants."""
+    """(encoded requests, samples in each): one sample a request, or as many as the model's fixed
+    first dimension wants.
+    """
     rows, fill = batch_rows(specs, 1, FIELD)
     arrays = _arrays(task, specs, rows, progress)
     found: list[bytes] = []
@@ -77,16 +98,26 @@ class Bench:
         self._rows = 1
 
     def measure(self, serving: ServingConfig, in_flight: int) -> Load:
-        """One window; raises CandidateFailed, and JobError where the fault is not the candidate's."""
+        """One window; raises CandidateFailed, and JobError where the fault is not the
+        candidate's.
+        """
         task = self._task
         try:
             self._load(serving)
-            seen = window(task.http, self._requests, in_flight, task.window_seconds, math.ceil(TAIL / (1 - task.share)))
+            seen = window(
+                task.http, self._requests, in_flight, task.window_seconds, math.ceil(TAIL / (1 - task.share))
+            )
         except TritonError as error:
             self._loaded = None
             raise CandidateFailed(f"{error.kind}: {error}"[:PROBLEM]) from None
         load = Load(in_flight, seen.rate * self._rows, seen.latency(task.share) * 1e3)
-        say("measured", **serving.model_dump(), in_flight=in_flight, throughput=round(load.throughput, 1), latency_ms=round(load.latency_ms, 3))
+        say(
+            "measured",
+            **serving.model_dump(),
+            in_flight=in_flight,
+            throughput=round(load.throughput, 1),
+            latency_ms=round(load.latency_ms, 3),
+        )
         return load
 
     def _load(self, serving: ServingConfig) -> None:
@@ -96,14 +127,18 @@ class Bench:
         self._wait_for_server()
         self._repository.load(self._task.model, with_serving(self._config, serving))
         if not self._requests:
-            self._requests, self._rows = requests(self._task, self._repository.inputs(self._task.model), self._progress)
+            self._requests, self._rows = requests(
+                self._task, self._repository.inputs(self._task.model), self._progress
+            )
         self._loaded = serving
 
     def _wait_for_server(self) -> None:
         end = time.monotonic() + SERVER_SECONDS
         while not self._repository.is_live():
             if time.monotonic() > end:
-                raise retryable("ServerUnreachable", "no Triton answers beside this program; see the log of its container")
+                raise retryable(
+                    "ServerUnreachable", "no Triton answers beside this program; see the log of its container"
+                )
             time.sleep(1.0)
 
 
@@ -126,7 +161,11 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
         measure = Bench(task, config, repository, progress).measure
         configured, best = climb(start, settings, measure, task.objective_ms, time_left, tell)
     if all(trial.load is None for trial in trials):
-        raise bad_input("InferenceFailed", f"{FIELD}: the server failed under every configuration: {trials[0].problem}; see the log of its container")
+        raise bad_input(
+            "InferenceFailed",
+            f"{FIELD}: the server failed under every configuration: {trials[0].problem}; see the log of its"
+            " container",
+        )
     found = TuneResult(
         configured=_told(configured),
         chosen=_told(best) if best.serving != configured.serving else None,
@@ -141,12 +180,19 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
 def _remarks(task: TuneTask, config: Any, best: Trial) -> list[str]:
     found = []
     if not best.within:
-        found.append(f"nothing keeps {100 * task.share:g} % of the requests within {task.objective_ms:g} ms, so the configured settings stay")
+        found.append(
+            f"nothing keeps {100 * task.share:g} % of the requests within {task.objective_ms:g} ms, so the"
+            " configured settings stay"
+        )
     if task.data is None:
-        found.append(f"measured with inputs that were made up; give {FIELD}.data if the model's time depends on its inputs")
+        found.append(
+            f"measured with inputs that were made up; give {FIELD}.data if the model's time depends on its"
+            " inputs"
+        )
     if not config.max_batch_size:
         found.append(
-            "spec.serving.batching.maxBatchSize is 0, so requests were not joined; set it to the most samples that a client may send at once"
+            "spec.serving.batching.maxBatchSize is 0, so requests were not joined; set it to the most samples"
+            " that a client may send at once"
         )
     return found
 
@@ -168,7 +214,9 @@ def _others(trials: Sequence[Trial], told: Sequence[Trial]) -> tuple[TrialResult
     known = {trial.serving for trial in told}
     kept: list[TrialResult] = []
     room = TRIALS_BYTES
-    for trial in sorted((t for t in trials if t.serving not in known), key=lambda t: t.worth, reverse=True)[:TRIALS]:
+    for trial in sorted((t for t in trials if t.serving not in known), key=lambda t: t.worth, reverse=True)[
+        :TRIALS
+    ]:
         row = _told(trial)
         room -= len(json.dumps(row.model_dump(exclude_defaults=True)))
         if room < 0:

@@ -1,9 +1,11 @@
-"""Which serving configuration of a model is best for a latency objective: the search, with the measuring handed in.
+"""Which serving configuration of a model is best for a latency objective: the search, with the
+measuring handed in.
 
-A configuration is measured by requests of one sample each, a number of them always in flight (a closed loop, as perf_analyzer does), at numbers that
-double until latency breaks the objective or throughput no longer grows. What counts is the highest throughput within the objective. The search climbs
-from the configured settings, one change at a time, for a full grid would take hours; a challenger must beat the present best by a margin, in turns
-with it, so that noise does not choose.
+A configuration is measured by requests of one sample each, a number of them always in flight (a
+closed loop, as perf_analyzer does), at numbers that double until latency breaks the objective or
+throughput no longer grows. What counts is the highest throughput within the objective. The search
+climbs from the configured settings, one change at a time, for a full grid would take hours; a
+challenger must beat the present best by a margin, in turns with it, so that noise does not choose.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ PATIENCE = 2  # so many such steps end the sweep; one may be noise
 MAX_IN_FLIGHT = 1024
 ROUNDS = 3  # of a comparison in turns
 DELAYS_US = (0, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
-DELAY_SHARE = 0.5  # of the objective: a request that waits longer than that has no time left to be computed
+# of the objective: a request that waits longer than that has no time left to be computed
+DELAY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement. ``latency_ms``: what the asked share of the requests kept to; it decides about the objective."""
+    """One measurement. ``latency_ms``: what the asked share of the requests kept to; it decides
+    about the objective.
+    """
 
     in_flight: int
     throughput: float  # samples a second
@@ -43,13 +48,16 @@ class Trial:
 
     @property
     def worth(self) -> tuple[bool, float]:
-        """What trials are ranked by: throughput within the objective; where none is within it, low latency."""
+        """What trials are ranked by: throughput within the objective; where none is within it, low
+        latency.
+        """
         if self.load is None:
             return False, float("-inf")
         return (True, self.load.throughput) if self.within else (False, -self.load.latency_ms)
 
 
-Measure = Callable[[ServingConfig, int], Load]  # with so many requests in flight; raises CandidateFailed
+# with so many requests in flight; raises CandidateFailed
+Measure = Callable[[ServingConfig, int], Load]
 TimeLeft = Callable[[], bool]
 
 
@@ -59,15 +67,18 @@ class CandidateFailed(Exception):
 
 @dataclass(frozen=True)
 class Space:
-    """The settings that may be chosen, each in order; ``batches`` of (0,) where requests cannot be joined."""
+    """The settings that may be chosen, each in order; ``batches`` of (0,) where requests cannot be
+    joined.
+    """
 
     instances: tuple[int, ...]
     batches: tuple[int, ...]
     delays_us: tuple[int, ...]
 
     def neighbours(self, at: ServingConfig) -> Iterator[ServingConfig]:
-        """One setting changed by one place, batches also to their ends: the smallest gain little where the largest gain most. A delay means something
-        only where requests are joined."""
+        """One setting changed by one place, batches also to their ends: the smallest gain little
+        where the largest gain most. A delay means something only where requests are joined.
+        """
         for batch in dict.fromkeys([*_ends(self.batches, at.batch), *_beside(self.batches, at.batch)]):
             yield at.model_copy(update={"batch": batch} if batch else {"batch": 0, "queue_delay_us": 0})
         for count in _beside(self.instances, at.instances):
@@ -87,22 +98,34 @@ def _ends(values: Sequence[int], at: int) -> list[int]:
 
 
 def space(instances: Sequence[int], max_batch: int, objective_ms: float) -> Space:
-    """Batches are powers of two up to ``max_batch`` (the most rows that a request may have; 0: requests are never joined)."""
-    batches = [0, *(2**k for k in range(1, max_batch.bit_length()) if 2**k < max_batch), max_batch] if max_batch > 1 else [0]
+    """Batches are powers of two up to ``max_batch`` (the most rows that a request may have; 0:
+    requests are never joined).
+    """
+    batches = (
+        [0, *(2**k for k in range(1, max_batch.bit_length()) if 2**k < max_batch), max_batch]
+        if max_batch > 1
+        else [0]
+    )
     delays = tuple(us for us in DELAYS_US if us <= 1000 * objective_ms * DELAY_SHARE)
     return Space(tuple(sorted(set(instances))), tuple(batches), delays)
 
 
-def sweep(serving: ServingConfig, measure: Measure, objective_ms: float, start: int, time_left: TimeLeft) -> Trial:
+def sweep(
+    serving: ServingConfig, measure: Measure, objective_ms: float, start: int, time_left: TimeLeft
+) -> Trial:
     """The configuration at its best number of requests in flight, looked for around ``start``."""
     seen: dict[int, Load] = {}
 
     def look(in_flight: int) -> bool:
-        """What breaks the objective is asked twice: something else on the machine may have done it."""
+        """What breaks the objective is asked twice: something else on the machine may have done
+        it.
+        """
         if in_flight not in seen:
             seen[in_flight] = measure(serving, in_flight)
             if seen[in_flight].latency_ms > objective_ms:
-                seen[in_flight] = min(seen[in_flight], measure(serving, in_flight), key=lambda load: load.latency_ms)
+                seen[in_flight] = min(
+                    seen[in_flight], measure(serving, in_flight), key=lambda load: load.latency_ms
+                )
         return seen[in_flight].latency_ms <= objective_ms
 
     level = max(1, start)
@@ -134,8 +157,12 @@ def _between(look: Callable[[int], bool], good: int, bad: int) -> None:
         good, bad = (middle, bad) if look(middle) else (good, middle)
 
 
-def compare(a: Trial, b: Trial, measure: Measure, objective_ms: float, time_left: TimeLeft, rounds: int = ROUNDS) -> tuple[Trial, Trial]:
-    """Both anew and in turns, each at its best number of requests in flight: medians of the rounds that there is time for (one at least)."""
+def compare(
+    a: Trial, b: Trial, measure: Measure, objective_ms: float, time_left: TimeLeft, rounds: int = ROUNDS
+) -> tuple[Trial, Trial]:
+    """Both anew and in turns, each at its best number of requests in flight: medians of the rounds
+    that there is time for (one at least).
+    """
     found: dict[ServingConfig, list[Load]] = {a.serving: [], b.serving: []}
     failed: dict[ServingConfig, str] = {}
     for turn in range(rounds):
@@ -160,7 +187,9 @@ def _median(trial: Trial, loads: Sequence[Load], problem: str | None, objective_
 
 
 def beats(challenger: Trial, best: Trial) -> bool:
-    """Whether it is better by more than the margin. Keeping to the objective beats every throughput that does not."""
+    """Whether it is better by more than the margin. Keeping to the objective beats every throughput
+    that does not.
+    """
     if challenger.load is None or not challenger.within:
         return False
     if best.load is None or not best.within:
@@ -169,9 +198,16 @@ def beats(challenger: Trial, best: Trial) -> bool:
 
 
 def climb(
-    start: ServingConfig, settings: Space, measure: Measure, objective_ms: float, time_left: TimeLeft, tell: Callable[[Trial], None]
+    start: ServingConfig,
+    settings: Space,
+    measure: Measure,
+    objective_ms: float,
+    time_left: TimeLeft,
+    tell: Callable[[Trial], None],
 ) -> tuple[Trial, Trial]:
-    """(what is configured, the best that was found; the same where nothing beats it). ``tell`` hears of every trial as it ends."""
+    """(what is configured, the best that was found; the same where nothing beats it). ``tell``
+    hears of every trial as it ends.
+    """
     first = sweep(start, measure, objective_ms, 1, time_left)
     tell(first)
     best, configured, tried = first, first, {start}

@@ -1,8 +1,10 @@
-"""Exported programs of PyTorch (``torch.export.save``, .pt2): a graph of operators as JSON, weights as PyTorch's files, in a zip.
+"""Exported programs of PyTorch (``torch.export.save``, .pt2): a graph of operators as JSON, weights
+as PyTorch's files, in a zip.
 
-torch.export.load believes the JSON: it looks up anything below ``torch`` that a node names and calls it, evaluates the text of sizes as Python,
-imports modules for containers, and unpickles weights with pickle proper. So the JSON is looked at before, without what is only there for people, and
-weights are read with PyTorch's restricted unpickler, which makes tensors and nothing else.
+torch.export.load believes the JSON: it looks up anything below ``torch`` that a node names and
+calls it, evaluates the text of sizes as Python, imports modules for containers, and unpickles
+weights with pickle proper. So the JSON is looked at before, without what is only there for people,
+and weights are read with PyTorch's restricted unpickler, which makes tensors and nothing else.
 """
 
 from __future__ import annotations
@@ -32,22 +34,49 @@ from modelrollout.optimizer.model.runtime import cpu_limit
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _SYMBOL = re.compile(r"[su]\d{1,9}")
 _FUNCTIONS = frozenset(
-    {"Add", "CeilDiv", "CleanDiv", "FloorDiv", "IntTrueDiv", "Integer", "Max", "Min", "Mod", "ModularIndexing", "Mul", "Pow", "PythonMod", "Symbol"}
+    {
+        "Add",
+        "CeilDiv",
+        "CleanDiv",
+        "FloorDiv",
+        "IntTrueDiv",
+        "Integer",
+        "Max",
+        "Min",
+        "Mod",
+        "ModularIndexing",
+        "Mul",
+        "Pow",
+        "PythonMod",
+        "Symbol",
+    }
 )
 _ARITHMETIC = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.keyword,
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Load, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv,
+    ast.Mod, ast.Pow, ast.USub, ast.keyword,
 )  # fmt: skip
 _LATER = frozenset(
-    {"as_complex", "as_float_lists", "as_int_lists", "as_nested_tensors", "as_optional_tensor", "as_string_to_argument", "parameter_mutation"}
+    {
+        "as_complex",
+        "as_float_lists",
+        "as_int_lists",
+        "as_nested_tensors",
+        "as_optional_tensor",
+        "as_string_to_argument",
+        "parameter_mutation",
+    }
 )
 _NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 _EXPRESSION_LIMIT = 2000  # characters
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
-    """Raises JobError: OperatorRefused, CodeRefused, TensorUnknown, ModelInvalid, those of ``archive.extract``."""
+    """Raises JobError: OperatorRefused, CodeRefused, TensorUnknown, ModelInvalid, those of
+    ``archive.extract``.
+    """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch.export.load asks for the other reader
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # by default named after the user, and the Job's has no name
+    # by default named after the user, and the Job's has no name
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     copied = checked_copy(path, folder)
     import torch
     from torch._dispatch.python import enable_python_dispatcher
@@ -57,25 +86,43 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     program = torch.export.load(copied)
     module = program.module()
     own = list(program.graph_signature.user_inputs)
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in own}
+    values = {
+        node.name: node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in own
+    }
     types = {name: value.dtype for name, value in values.items() if isinstance(value, torch.Tensor)}
     if not own or len(types) < len(own):
-        raise invalid("the program takes no inputs, or other ones than tensors", "export it with tensors as inputs, and the rest fixed")
+        raise invalid(
+            "the program takes no inputs, or other ones than tensors",
+            "export it with tensors as inputs, and the rest fixed",
+        )
     names = [tensor.name for tensor in in_order(own, own, tensors.inputs)] if tensors else own
 
     def predict(arrays: Arrays) -> list[NDArray[Any]]:
-        given = [torch.from_numpy(arrays[name]).to(types[origin]) for name, origin in zip(names, own, strict=True)]
+        given = [
+            torch.from_numpy(arrays[name]).to(types[origin]) for name, origin in zip(names, own, strict=True)
+        ]
         positional, named = _pytree.tree_unflatten(given, program.call_spec.in_spec)
         with torch.no_grad():
             return [tensor.numpy() for tensor in flat(_pytree.tree_leaves(module(*positional, **named)))]
 
     def convert() -> ModelProto:
         outputs = [tensor.name for tensor in tensors.outputs] if tensors else None
-        # Without the dispatcher PyTorch 2.6 takes no linear layer apart whose input has three dimensions, one of them dynamic.
+        # Without the dispatcher PyTorch 2.6 takes no linear layer apart whose input has three
+        # dimensions, one of them dynamic.
         with torch.no_grad(), enable_python_dispatcher():
             try:
-                found = torch.onnx.export(program, dynamo=True, input_names=names, output_names=outputs, external_data=False, verbose=False)
-            except torch.onnx.OnnxExporterError as error:  # a page of advice around what it is about
+                found = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    input_names=names,
+                    output_names=outputs,
+                    external_data=False,
+                    verbose=False,
+                )
+            except torch.onnx.OnnxExporterError as error:
+                # a page of advice around what it is about
                 raise error.__cause__ or error from None
         model: ModelProto = onnx.inliner.inline_local_functions(found.model_proto)
         return model
@@ -84,8 +131,9 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
 
 
 def checked_copy(path: Path, folder: Path) -> Path:
-    """The program as torch.export.load may have it, in a file of ours; raises JobError: OperatorRefused, those of ``pt2_archive.parts`` and
-    ``archive.extract``."""
+    """The program as torch.export.load may have it, in a file of ours; raises JobError:
+    OperatorRefused, those of ``pt2_archive.parts`` and ``archive.extract``.
+    """
     root = folder / "archive"
     found = pt2_archive.parts(root, extract(path, root, UNPACKED_LIMIT_BYTES))
     copied = folder / "source.pt2"
@@ -103,7 +151,9 @@ def checked_copy(path: Path, folder: Path) -> Path:
 
 
 def checked_program(content: bytes) -> Any:
-    """The JSON as PyTorch 2.6 has it; raises JobError: ModelInvalid, OperatorRefused, CodeRefused."""
+    """The JSON as PyTorch 2.6 has it; raises JobError: ModelInvalid, OperatorRefused,
+    CodeRefused.
+    """
     try:
         return _checked(pt2_archive.in_first_terms(json.loads(content)), "")
     except (ValueError, RecursionError) as error:
@@ -115,10 +165,17 @@ def _checked(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_checked(part, key) for part in value]
     if isinstance(value, dict):
-        if foreign := next((name for name in ("class_fqn", "as_custom_obj", "as_graph") if value.get(name)), None):
-            raise code_refused(f"an object of a class of its own, or a program inside of the program ({foreign})")
+        if foreign := next(
+            (name for name in ("class_fqn", "as_custom_obj", "as_graph") if value.get(name)), None
+        ):
+            raise code_refused(
+                f"an object of a class of its own, or a program inside of the program ({foreign})"
+            )
         if unknown := next((name for name in value if name in _LATER), None):
-            raise invalid(f"PyTorch 2.6 has no arguments of the kind {unknown}", "export the model to ONNX where it was trained")
+            raise invalid(
+                f"PyTorch 2.6 has no arguments of the kind {unknown}",
+                "export the model to ONNX where it was trained",
+            )
         return {name: _checked(part, name) for name, part in value.items()}
     if key in ("target", "as_operator"):
         check_target(str(value))
@@ -142,7 +199,9 @@ def _check_containers(value: Any) -> None:
 
 
 def _check_expression(text: str) -> None:
-    """Sizes: numbers, symbols (s0, u1), arithmetic and functions of PyTorch on them; it is evaluated as Python."""
+    """Sizes: numbers, symbols (s0, u1), arithmetic and functions of PyTorch on them; it is
+    evaluated as Python.
+    """
     nodes: list[ast.AST | None] = [None]
     if len(text) <= _EXPRESSION_LIMIT:
         with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
@@ -151,9 +210,15 @@ def _check_expression(text: str) -> None:
     for node in nodes:
         match node:
             case ast.Name():
-                known = node.id in _FUNCTIONS if id(node) in called else _SYMBOL.fullmatch(node.id) is not None
+                known = (
+                    node.id in _FUNCTIONS if id(node) in called else _SYMBOL.fullmatch(node.id) is not None
+                )
             case ast.Constant():
-                known = _SYMBOL.fullmatch(node.value) is not None if isinstance(node.value, str) else isinstance(node.value, (bool, int, float))
+                known = (
+                    _SYMBOL.fullmatch(node.value) is not None
+                    if isinstance(node.value, str)
+                    else isinstance(node.value, (bool, int, float))
+                )
             case ast.Call():
                 known = isinstance(node.func, ast.Name)
             case _:

@@ -1,4 +1,6 @@
-"""Models of other formats than ONNX: told apart, converted in a process of their own (``originals``), and compared with the original."""
+"""Models of other formats than ONNX: told apart, converted in a process of their own
+(``originals``), and compared with the original.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ PARITY_SAMPLES = 2000
 PARITY_ELEMENTS = 1 << 25  # of an input: large images are compared on fewer samples
 UNKNOWN_DIMENSION = 32  # of generated inputs
 SECONDS = 600.0
-# Thresholds of trees and sums of leaves are float32 in ONNX and float64 in LightGBM and scikit-learn: a few samples right at a threshold take the
-# other branch. More than that is a wrong conversion. Networks add up float32 in another order.
+# Thresholds of trees and sums of leaves are float32 in ONNX and float64 in LightGBM and
+# scikit-learn: a few samples right at a threshold take the other branch. More than that is a wrong
+# conversion. Networks add up float32 in another order.
 PARITY_TOLERANCE = 1e-4  # absolute and relative
 PARITY_SHARE = 0.001
 
@@ -76,7 +79,11 @@ def sniff(path: Path) -> SourceFormat | None:
             return "Keras"
         if b"schema.json" in names:
             return "SKLearn"
-        if b"/constants.pkl" in names or b"serialized_exported_program.json" in names or b"archive_format" in names:
+        if (
+            b"/constants.pkl" in names
+            or b"serialized_exported_program.json" in names
+            or b"archive_format" in names
+        ):
             return "PyTorch"
     return "TensorFlow" if is_archive(path) and holds(path, "saved_model.pb") else None
 
@@ -89,15 +96,31 @@ def _tail(path: Path) -> bytes:
 
 
 def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
-    """The format of the file; raises JobError: FormatNotSet (the image of the Job was chosen without knowing it), FormatMismatch."""
+    """The format of the file; raises JobError: FormatNotSet (the image of the Job was chosen
+    without knowing it), FormatMismatch.
+    """
     found = sniff(path) or "ONNX"
     if wanted is None and found != "ONNX":
-        raise bad_input("FormatNotSet", f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses the image")
-    if wanted == "PyTorch" and found == "ONNX" and (refusal := inspect.sniff(path, f"{FIELD}.uri")) and refusal.reason == "PickleRefused":
+        raise bad_input(
+            "FormatNotSet",
+            f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses"
+            " the image",
+        )
+    if (
+        wanted == "PyTorch"
+        and found == "ONNX"
+        and (refusal := inspect.sniff(path, f"{FIELD}.uri"))
+        and refusal.reason == "PickleRefused"
+    ):
         raise refusal  # a checkpoint: PyTorch's, but no program
     if wanted is not None and wanted != found:
-        what = f"is a model of {found}" if found != "ONNX" else f"is not what is read of it ({_SAVES[wanted]})"
-        raise bad_input("FormatMismatch", f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again")
+        what = (
+            f"is a model of {found}" if found != "ONNX" else f"is not what is read of it ({_SAVES[wanted]})"
+        )
+        raise bad_input(
+            "FormatMismatch",
+            f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again",
+        )
     return found
 
 
@@ -110,13 +133,16 @@ def versions(kind: SourceFormat) -> dict[str, str]:
         flavour = FLAVOURS[kind]
         raise bad_input(
             "FlavourMissing",
-            f"{FIELD}.format: {kind} needs the image flavour {flavour}; set images.{flavour} in the operator's configuration",
+            f"{FIELD}.format: {kind} needs the image flavour {flavour}; set images.{flavour} in the"
+            " operator's configuration",
         )
     return {name: version(installed[name][0]) for name in _LIBRARIES[kind]}
 
 
 def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Path:
-    """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of ``apart`` and ``originals.__main__.load``."""
+    """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of ``apart`` and
+    ``originals.__main__.load``.
+    """
     if tensors:
         (folder / TENSORS).write_text(tensors.model_dump_json())
     apart("convert", path, kind, folder)
@@ -127,8 +153,13 @@ _name = attrgetter("name")
 
 
 def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
-    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size may be dynamic where a fixed one was said."""
-    for field, wanted, found in (("inputs", said.inputs, info.inputs), ("outputs", said.outputs, info.outputs)):
+    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size
+    may be dynamic where a fixed one was said.
+    """
+    for field, wanted, found in (
+        ("inputs", said.inputs, info.inputs),
+        ("outputs", said.outputs, info.outputs),
+    ):
         specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
         fits = len(specs) == len(found) and all(
             (s.name, s.datatype, len(s.shape)) == (f.name, f.datatype, len(f.shape))
@@ -144,44 +175,89 @@ def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
 
 
 def apart(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
-    """Run ``originals`` in a process of its own; raises JobError: what it refuses, ModelInvalid where it does not survive the file, ModelTimeout."""
+    """Run ``originals`` in a process of its own; raises JobError: what it refuses, ModelInvalid
+    where it does not survive the file, ModelTimeout.
+    """
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "modelrollout.optimizer.formats.worker", task, kind, str(path), str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "modelrollout.optimizer.formats.worker",
+            task,
+            kind,
+            str(path),
+            str(folder),
+        ]
         kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
-        environment = kept | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "HOME": home, "TMPDIR": home, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = kept | {
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "HOME": home,
+            "TMPDIR": home,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         try:
-            done = subprocess.run(command, cwd=home, env=environment, capture_output=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command, cwd=home, env=environment, capture_output=True, timeout=SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
-            raise bad_input("ModelTimeout", f"{FIELD}.uri: {kind} does not get done with the file in {SECONDS:g} s; {REMEDY}") from None
+            raise bad_input(
+                "ModelTimeout",
+                f"{FIELD}.uri: {kind} does not get done with the file in {SECONDS:g} s; {REMEDY}",
+            ) from None
     if done.returncode == ExitCode.BAD_INPUT:
         reason, message = json.loads((folder / REFUSAL).read_text())
         raise bad_input(reason, message)
     if done.returncode in (OUT_OF_MEMORY, -9):  # only the kernel, out of memory, kills so
         raise MemoryError
     if done.returncode < 0:
-        raise bad_input("ModelInvalid", f"{FIELD}.uri: the file crashes {kind} (signal {-done.returncode}): it is damaged, or made to harm; {REMEDY}")
+        raise bad_input(
+            "ModelInvalid",
+            f"{FIELD}.uri: the file crashes {kind} (signal {-done.returncode}): it is damaged, or made to"
+            f" harm; {REMEDY}",
+        )
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1])
 
 
-def parity(path: Path, kind: SourceFormat, folder: Path, converted: Path, specs: Sequence[TensorSpec], given: Arrays | None) -> dict[str, Any]:
-    """Compare the original with the converted model on ``given`` inputs, PARITY_SAMPLES of them or fewer, or on generated ones.
+def parity(
+    path: Path,
+    kind: SourceFormat,
+    folder: Path,
+    converted: Path,
+    specs: Sequence[TensorSpec],
+    given: Arrays | None,
+) -> dict[str, Any]:
+    """Compare the original with the converted model on ``given`` inputs, PARITY_SAMPLES of them or
+    fewer, or on generated ones.
 
-    Raises JobError: ConversionUnfaithful, NoBatchDimension, InferenceFailed, InferenceTimeout, and those of ``apart``.
+    Raises JobError: ConversionUnfaithful, NoBatchDimension, InferenceFailed, InferenceTimeout, and
+    those of ``apart``.
     """
     inputs = _generated(specs, trees=FLAVOURS[kind] == "trees") if given is None else given
     largest = max(math.prod(array.shape[1:]) for array in inputs.values())
-    inputs = {name: array[: max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, largest)))] for name, array in inputs.items()}
+    inputs = {
+        name: array[: max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, largest)))]
+        for name, array in inputs.items()
+    }
     n = len(next(iter(inputs.values())))
     rows, fill = batch_rows(specs, BATCH_ROWS, FIELD)
     parts = list(batches(inputs, rows, fill))
-    np.savez(folder / QUESTIONS, **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()})  # type: ignore[arg-type]
+    np.savez(
+        folder / QUESTIONS,
+        **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()},
+    )  # type: ignore[arg-type]
     apart("predict", path, kind, folder)
     differences: list[NDArray[np.float64]] = []
     wrong = 0
     with np.load(folder / ANSWERS) as answers:
         wanted = len({name.split("/")[1] for name in answers.files})
-        answered = outputs_of(open_session(converted, "the converted model"), specs, inputs, "the converted model", lambda done, total: None)
+        answered = outputs_of(
+            open_session(converted, "the converted model"),
+            specs,
+            inputs,
+            "the converted model",
+            lambda done, total: None,
+        )
         for i, batch in enumerate(answered):
             original = [_rows(answers[f"{i}/{position}"], batch.rows) for position in range(wanted)]
             ours = [_rows(np.asarray(output), batch.rows) for output in batch.outputs[-wanted:]]
@@ -191,19 +267,29 @@ def parity(path: Path, kind: SourceFormat, folder: Path, converted: Path, specs:
                     got = got[:, 1:]
                 if got.shape != want.shape:
                     raise bad_input(
-                        "ConversionUnfaithful", f"{FIELD}.uri: the converted model gives {list(got.shape)}, the original {list(want.shape)}; {REMEDY}"
+                        "ConversionUnfaithful",
+                        f"{FIELD}.uri: the converted model gives {list(got.shape)}, the original"
+                        f" {list(want.shape)}; {REMEDY}",
                     )
-                close &= np.isclose(got, want, rtol=PARITY_TOLERANCE, atol=PARITY_TOLERANCE, equal_nan=True).all(axis=1)
+                close &= np.isclose(
+                    got, want, rtol=PARITY_TOLERANCE, atol=PARITY_TOLERANCE, equal_nan=True
+                ).all(axis=1)
                 differences.append(np.abs(got - want).ravel())
             wrong += int((~close).sum())
     largest_difference = float(np.nanmax(np.concatenate(differences), initial=0.0))
     if wrong > PARITY_SHARE * n:
         raise bad_input(
             "ConversionUnfaithful",
-            f"{FIELD}.uri: the converted model answers otherwise on {wrong} of {n} {'generated ' if given is None else ''}samples, by up to "
-            f"{largest_difference:.3g}; {REMEDY}",
+            f"{FIELD}.uri: the converted model answers otherwise on {wrong} of {n}"
+            f" {'generated ' if given is None else ''}samples, by up to {largest_difference:.3g}; {REMEDY}",
         )
-    return {"from": kind, "samples": n, "generated": given is None, "apart": wrong, "largestDifference": largest_difference}
+    return {
+        "from": kind,
+        "samples": n,
+        "generated": given is None,
+        "apart": wrong,
+        "largestDifference": largest_difference,
+    }
 
 
 def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
@@ -215,11 +301,15 @@ def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
 
 
 def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
-    """Inputs where nobody gave any, PARITY_SAMPLES of them or fewer: normal numbers (for trees of several scales, so that thresholds far from 0 are
-    met too), whole numbers 0 and 1, which are indices of every table."""
+    """Inputs where nobody gave any, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
+    several scales, so that thresholds far from 0 are met too), whole numbers 0 and 1, which are
+    indices of every table.
+    """
     rng = np.random.default_rng(0)
     shapes = {spec.name: tuple(UNKNOWN_DIMENSION if d < 0 else d for d in spec.shape[1:]) for spec in specs}
-    n = max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, *(math.prod(shape) for shape in shapes.values()))))
+    n = max(
+        1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, *(math.prod(shape) for shape in shapes.values())))
+    )
     found: Arrays = {}
     for spec in specs:
         dtype, shape = NUMPY[spec.datatype], (n, *shapes[spec.name])

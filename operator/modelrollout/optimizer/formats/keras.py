@@ -1,7 +1,8 @@
 """Keras: .keras, and .h5 of Keras 2 and 3.
 
-A configuration names the classes that Keras makes objects of. Only Keras' own may be named, and none that carries code or leads to other files; the
-weights are HDF5, which may lead to other files, too. Both are looked at before Keras opens anything.
+A configuration names the classes that Keras makes objects of. Only Keras' own may be named, and
+none that carries code or leads to other files; the weights are HDF5, which may lead to other files,
+too. Both are looked at before Keras opens anything.
 """
 
 from __future__ import annotations
@@ -25,23 +26,40 @@ from modelrollout.optimizer.model.data import Arrays
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG_BYTES = 64 << 20
 _MODULES = (
-    "keras", "keras.activations", "keras.constraints", "keras.dtype_policies", "keras.initializers", "keras.layers", "keras.losses", "keras.metrics",
-    "keras.models", "keras.optimizers", "keras.optimizers.schedules", "keras.regularizers", "keras.src.models.functional",
+    "keras", "keras.activations", "keras.constraints", "keras.dtype_policies", "keras.initializers",
+    "keras.layers", "keras.losses", "keras.metrics",
+    "keras.models", "keras.optimizers", "keras.optimizers.schedules", "keras.regularizers",
+    "keras.src.models.functional",
     "keras.src.models.sequential",
 )  # fmt: skip
 _OPERATIONS = "keras.src.ops."  # what x + y of two tensors becomes
 # Of Keras' own: code, other frameworks, or files that a name in the configuration leads to.
 _REFUSED = frozenset(
-    {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup", "IntegerLookup", "TextVectorization"}
+    {
+        "Lambda",
+        "__lambda__",
+        "TFSMLayer",
+        "TorchModuleWrapper",
+        "JaxLayer",
+        "FlaxLayer",
+        "StringLookup",
+        "IntegerLookup",
+        "TextVectorization",
+    }
 )
-_PLAIN = frozenset({"__tensor__", "__numpy__", "__tuple__", "__ellipsis__", "__keras_tensor__", "__typespec__"})
+_PLAIN = frozenset(
+    {"__tensor__", "__numpy__", "__tuple__", "__ellipsis__", "__keras_tensor__", "__typespec__"}
+)
 _RESAVE = "save it again with model.save"
 
 
 def load(path: Path, folder: Path) -> Original:
-    """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of ``check_members``."""
+    """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of
+    ``check_members``.
+    """
     zipped = is_archive(path)
-    named = folder / ("source.keras" if zipped else "source.h5")  # Keras tells its formats by the name's end
+    # Keras tells its formats by the name's end
+    named = folder / ("source.keras" if zipped else "source.h5")
     named.symlink_to(path)
     if zipped:
         check_members(path)
@@ -52,9 +70,13 @@ def load(path: Path, folder: Path) -> Original:
     model = keras.saving.load_model(named, compile=False, safe_mode=True)
     if not isinstance(model, (keras.Sequential, keras.src.models.functional.Functional)) or not model.built:
         raise invalid(
-            "the model does not say what it takes: only Sequential models with an Input and functional ones do", "build it before it is saved"
+            "the model does not say what it takes: only Sequential models with an Input and functional"
+            " ones do",
+            "build it before it is saved",
         )
-    return _original(keras.Model(model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model)
+    return _original(
+        keras.Model(model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else model
+    )
 
 
 def _original(model: Any) -> Original:
@@ -96,7 +118,10 @@ def _configuration(path: Path, zipped: bool) -> Iterator[str]:
                 text = file.attrs["model_config"]
         configuration = json.loads(text)
     except (KeyError, OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise invalid(f"the file holds no whole model of Keras ({str(error).strip() or type(error).__name__})"[:300], _RESAVE) from None
+        raise invalid(
+            f"the file holds no whole model of Keras ({str(error).strip() or type(error).__name__})"[:300],
+            _RESAVE,
+        ) from None
     yield from _foreign(configuration)
 
 
@@ -107,7 +132,9 @@ def _text(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _foreign(value: Any) -> Iterator[str]:
-    """Names of classes and functions in a configuration that are not Keras' own, or that are and carry code."""
+    """Names of classes and functions in a configuration that are not Keras' own, or that are and
+    carry code.
+    """
     if isinstance(value, list):
         for part in value:
             yield from _foreign(part)
@@ -116,17 +143,28 @@ def _foreign(value: Any) -> Iterator[str]:
     name = value.get("class_name")
     if name is not None:
         module, registered = value.get("module"), value.get("registered_name")
-        own = module is None or module in _MODULES or str(module).startswith(_OPERATIONS) or (module, name) == ("builtins", "function")
+        own = (
+            module is None
+            or module in _MODULES
+            or str(module).startswith(_OPERATIONS)
+            or (module, name) == ("builtins", "function")
+        )
         if not isinstance(name, str) or name in _REFUSED or not (own or name in _PLAIN):
             yield f"{module}.{name}" if module else str(name)
-        elif registered is not None and registered not in (name, "function") and not str(registered).startswith("keras>"):
+        elif (
+            registered is not None
+            and registered not in (name, "function")
+            and not str(registered).startswith("keras>")
+        ):
             yield str(registered)
     for part in value.values():
         yield from _foreign(part)
 
 
 def _check_weights(file: Any) -> None:
-    """No link out of the file, no data outside of it, no more than the file itself could hold unpacked."""
+    """No link out of the file, no data outside of it, no more than the file itself could hold
+    unpacked.
+    """
     import h5py
 
     total = 0
@@ -148,12 +186,16 @@ def _check_weights(file: Any) -> None:
                     raise _untrusted(f"{name} in the weights, which lies in another file")
                 total += found.size * found.dtype.itemsize
                 if total > UNPACKED_LIMIT_BYTES:
-                    raise bad_input("TooLarge", f"{FIELD}.uri: the weights say that they have more than {UNPACKED_LIMIT_BYTES} bytes; {_RESAVE}")
+                    raise bad_input(
+                        "TooLarge",
+                        f"{FIELD}.uri: the weights say that they have more than {UNPACKED_LIMIT_BYTES} bytes;"
+                        f" {_RESAVE}",
+                    )
 
 
 def _untrusted(what: str) -> JobError:
     return bad_input(
         "KerasUntrusted",
-        f"{FIELD}.uri: the file holds {what[:200]}: only layers and functions of Keras itself are read, none that carries code or leads to another "
-        "file; export the model to ONNX where it was trained",
+        f"{FIELD}.uri: the file holds {what[:200]}: only layers and functions of Keras itself are read, none"
+        " that carries code or leads to another file; export the model to ONNX where it was trained",
     )

@@ -14,7 +14,9 @@ from modelrollout.optimizer.model.archive import holds
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
-    """Raises JobError: PickleRefused, those of ``torch_script.load`` and ``exported_program.load``."""
+    """Raises JobError: PickleRefused, those of ``torch_script.load`` and
+    ``exported_program.load``.
+    """
     reader = torch_script.load if holds(path, "constants.pkl") else exported_program.load
     try:
         return reader(path, folder, tensors)
@@ -22,9 +24,13 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
         raise
     except UnpicklingError:
         raise bad_input(
-            "PickleRefused", f"{FIELD}.uri: the weights hold other things than tensors, and making those could run any code; export it without them"
+            "PickleRefused",
+            f"{FIELD}.uri: the weights hold other things than tensors, and making those could run any code;"
+            " export it without them",
         ) from None
     except Exception as error:  # of PyTorch, on a file that somebody made
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+            :300
+        ]
         remedy = "save it with that version or an older one, or export the model to ONNX where it was trained"
         raise invalid(f"PyTorch {version('torch')} does not read it: {line}", remedy) from None

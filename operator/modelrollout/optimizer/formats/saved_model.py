@@ -1,7 +1,9 @@
 """TensorFlow SavedModel, as an archive of its folder.
 
-saved_model.pb is read as the message that it is. Of its graph only what the serving signature, its variables and their initialization need is kept,
-and all of that is looked at (``tf_graph.check_graph``) before TensorFlow sees it. Objects, other functions and what saves variables stay behind.
+saved_model.pb is read as the message that it is. Of its graph only what the serving signature, its
+variables and their initialization need is kept, and all of that is looked at
+(``tf_graph.check_graph``) before TensorFlow sees it. Objects, other functions and what saves
+variables stay behind.
 """
 
 from __future__ import annotations
@@ -27,12 +29,17 @@ _RESAVE = "save it again with tf.saved_model.save or model.export"
 
 
 def load(path: Path, folder: Path) -> Original:
-    """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid, ServingSignatureMissing, TypeUnsupported."""
+    """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid,
+    ServingSignatureMissing, TypeUnsupported.
+    """
     root = unpack_folder(path, folder, MARKER)
     wanted, signature = _signature(root / MARKER)
     import tensorflow as tf
 
-    inputs, outputs = ({name: tensors[name].name for name in sorted(tensors)} for tensors in (signature.inputs, signature.outputs))
+    inputs, outputs = (
+        {name: tensors[name].name for name in sorted(tensors)}
+        for tensors in (signature.inputs, signature.outputs)
+    )
     if not inputs:
         raise no_inputs()
     saver, start = wanted.saver_def, wanted.signature_def.get("__saved_model_init_op")
@@ -61,14 +68,22 @@ def load(path: Path, folder: Path) -> Original:
         import tf2onnx
 
         with graph.as_default():
-            frozen = tf2onnx.tf_loader.freeze_session(session, input_names=list(inputs.values()), output_names=list(outputs.values()))
+            frozen = tf2onnx.tf_loader.freeze_session(
+                session, input_names=list(inputs.values()), output_names=list(outputs.values())
+            )
 
         def served(*tensors: Any) -> dict[str, Any]:
             given = {inputs[name]: tensor for name, tensor in zip(inputs, tensors, strict=True)}
-            found = tf.graph_util.import_graph_def(frozen, input_map=given, return_elements=list(outputs.values()), name="")
+            found = tf.graph_util.import_graph_def(
+                frozen, input_map=given, return_elements=list(outputs.values()), name=""
+            )
             return {name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, found, strict=True)}
 
-        return to_onnx(served, [tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in specs.items()], list(outputs))
+        return to_onnx(
+            served,
+            [tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in specs.items()],
+            list(outputs),
+        )
 
     return Original(convert, predict)
 
@@ -90,16 +105,21 @@ def _signature(path: Path) -> tuple[Any, Any]:
     if chosen is None:
         raise bad_input(
             "ServingSignatureMissing",
-            f"{FIELD}.uri: the SavedModel has the signatures {sorted(signatures)[:8]}, and none is called {SIGNATURE}: {_RESAVE}, with "
-            f"signatures={{{SIGNATURE!r}: ...}}",
+            f"{FIELD}.uri: the SavedModel has the signatures {sorted(signatures)[:8]}, and none is called"
+            f" {SIGNATURE}: {_RESAVE}, with signatures={{{SIGNATURE!r}: ...}}",
         )
     if any(not tensor.name for tensor in (*chosen.inputs.values(), *chosen.outputs.values())):
-        raise bad_input("TypeUnsupported", f"{FIELD}.uri: the signature takes or gives sparse or composite tensors; use dense ones")
+        raise bad_input(
+            "TypeUnsupported",
+            f"{FIELD}.uri: the signature takes or gives sparse or composite tensors; use dense ones",
+        )
     return graphs[0], chosen
 
 
 def _needed(graph: Any, tensors: Iterable[str]) -> Any:
-    """The part of a GraphDef that the tensors and operations of these names depend on, with the functions that it calls."""
+    """The part of a GraphDef that the tensors and operations of these names depend on, with the
+    functions that it calls.
+    """
     by_name = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
     kept: set[str] = set()
@@ -121,7 +141,8 @@ def _needed(graph: Any, tensors: Iterable[str]) -> Any:
     found = type(graph)(versions=graph.versions)
     found.node.extend(node for node in graph.node if node.name in kept)
     found.library.function.extend(functions[name] for name in sorted(called))
-    for variable in [node for node in found.node if node.op == "VarHandleOp"]:  # freezing reads a variable by the node of this name
+    # freezing reads a variable by the node of this name
+    for variable in [node for node in found.node if node.op == "VarHandleOp"]:
         read = f"{variable.name}/Read/ReadVariableOp"
         if read not in kept:
             added = found.node.add(name=read, op="ReadVariableOp", input=[variable.name])

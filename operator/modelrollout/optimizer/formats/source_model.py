@@ -20,8 +20,9 @@ REMEDY = "export the model to ONNX where it was trained"
 class Original:
     """A model in its own library.
 
-    ``convert``: the ONNX model, with the original's names and shapes of inputs and outputs. ``predict``: answers to one batch, each [n, ...], in the
-    order of the ONNX model's last outputs (before them it may have others, as the labels of a classifier).
+    ``convert``: the ONNX model, with the original's names and shapes of inputs and outputs.
+    ``predict``: answers to one batch, each [n, ...], in the order of the ONNX model's last outputs
+    (before them it may have others, as the labels of a classifier).
     """
 
     convert: Callable[[], ModelProto]
@@ -44,4 +45,8 @@ def said(kind: str, what: str, error: Exception, remedy: str) -> str:
 
 def code_refused(what: str) -> JobError:
     """The program holds what would run while it is read."""
-    return bad_input("CodeRefused", f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was trained")
+    return bad_input(
+        "CodeRefused",
+        f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was"
+        " trained",
+    )

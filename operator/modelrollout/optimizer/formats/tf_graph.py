@@ -1,7 +1,8 @@
 """Graphs of TensorFlow: what may be in one, and its way to ONNX.
 
-A graph of TensorFlow is a program: it may read and write files, call Python, listen on the network. So nothing of a file comes to TensorFlow but
-operators that only compute (the list below, not what an installed version happens to know), and no text that could name a file.
+A graph of TensorFlow is a program: it may read and write files, call Python, listen on the network.
+So nothing of a file comes to TensorFlow but operators that only compute (the list below, not what
+an installed version happens to know), and no text that could name a file.
 """
 
 from __future__ import annotations
@@ -22,30 +23,39 @@ from modelrollout.optimizer.model.inspect import ELEMENTS_LIMIT
 
 OPSET = 18
 
-# Those that tf2onnx converts and that ONNX has; then what holds graphs together and what brings variables their values.
+# Those that tf2onnx converts and that ONNX has; then what holds graphs together and what brings
+# variables their values.
 _COMPUTING = """
-    Abs Acos Acosh Add AddN AddV2 All Any ArgMax ArgMin Asin Asinh Atan Atan2 Atanh AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3
-    BatchToSpaceND BiasAdd BiasAddV1 BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Cast Ceil CheckNumerics ClipByValue
-    CombinedNonMaxSuppression Concat ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cos Cosh CropAndResize Cumprod Cumsum
-    DepthToSpace DepthwiseConv2dNative Div DivNoNan DynamicPartition DynamicStitch Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims Expm1
-    ExtractImagePatches FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
-    FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual GRUBlockCell Identity IdentityN Invert InvertPermutation IsFinite IsInf IsNan
-    L2Loss LRN LSTMBlockCell LeakyRelu LeftShift Less LessEqual LinSpace Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
-    MatrixBandPart MatrixDeterminant MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixInverse
-    MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 MaxPoolWithArgmax Maximum Mean Min Minimum MirrorPad Mul Neg NonMaxSuppressionV2
-    NonMaxSuppressionV3 NonMaxSuppressionV4 NonMaxSuppressionV5 NotEqual OneHot OnesLike Pack Pad PadV2 ParallelDynamicStitch Pow Prod
-    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 Range Rank RealDiv Reciprocal Relu Relu6 Reshape ResizeArea
-    ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseSequence ReverseV2 RightShift Rint Roll Round Rsqrt ScatterNd SegmentMax SegmentMean
-    SegmentMin SegmentProd SegmentSum Select SelectV2 Selu Shape ShapeN Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToBatchND
-    SpaceToDepth SparseToDense Split SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tan Tanh TensorScatterAdd
-    TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile TopKV2 Transpose TruncateDiv Unique Unpack UnsortedSegmentMax
-    UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Where ZerosLike
-
-    Assert Enter Exit If LoopCond Merge NextIteration NoOp PartitionedCall Placeholder PlaceholderWithDefault StatefulPartitionedCall StatelessIf
-    StatelessWhile Switch TensorArrayGatherV3 TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3 TensorArrayV3 TensorArrayWriteV3
-    TensorListFromTensor TensorListGetItem TensorListLength TensorListReserve TensorListResize TensorListSetItem TensorListStack While
-
-    Assign AssignVariableOp DisableCopyOnRead ReadVariableOp ResourceGather ResourceGatherNd RestoreV2 VarHandleOp VarIsInitializedOp VariableV2
+    Abs Acos Acosh Add AddN AddV2 All Any ArgMax ArgMin Asin Asinh Atan Atan2 Atanh AvgPool
+    AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BiasAddV1 BitwiseAnd
+    BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Cast Ceil CheckNumerics ClipByValue
+    CombinedNonMaxSuppression Concat ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D
+    Conv3DBackpropInputV2 Cos Cosh CropAndResize Cumprod Cumsum DepthToSpace DepthwiseConv2dNative
+    Div DivNoNan DynamicPartition DynamicStitch Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims
+    Expm1 ExtractImagePatches FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars Fill Floor FloorDiv
+    FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater
+    GreaterEqual GRUBlockCell Identity IdentityN Invert InvertPermutation IsFinite IsInf IsNan
+    L2Loss LRN LSTMBlockCell LeakyRelu LeftShift Less LessEqual LinSpace Log Log1p LogSoftmax
+    LogicalAnd LogicalNot LogicalOr MatMul MatrixBandPart MatrixDeterminant MatrixDiag
+    MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixInverse
+    MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 MaxPoolWithArgmax Maximum Mean Min Minimum
+    MirrorPad Mul Neg NonMaxSuppressionV2 NonMaxSuppressionV3 NonMaxSuppressionV4
+    NonMaxSuppressionV5 NotEqual OneHot OnesLike Pack Pad PadV2 ParallelDynamicStitch Pow Prod
+    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4 Range Rank RealDiv
+    Reciprocal Relu Relu6 Reshape ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor
+    ReverseSequence ReverseV2 RightShift Rint Roll Round Rsqrt ScatterNd SegmentMax SegmentMean
+    SegmentMin SegmentProd SegmentSum Select SelectV2 Selu Shape ShapeN Sigmoid Sign Sin Sinh Size
+    Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth SparseToDense Split SplitV Sqrt
+    Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tan Tanh TensorScatterAdd
+    TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile TopKV2 Transpose
+    TruncateDiv Unique Unpack UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd
+    UnsortedSegmentSum Where ZerosLike Assert Enter Exit If LoopCond Merge NextIteration NoOp
+    PartitionedCall Placeholder PlaceholderWithDefault StatefulPartitionedCall StatelessIf
+    StatelessWhile Switch TensorArrayGatherV3 TensorArrayReadV3 TensorArrayScatterV3
+    TensorArraySizeV3 TensorArrayV3 TensorArrayWriteV3 TensorListFromTensor TensorListGetItem
+    TensorListLength TensorListReserve TensorListResize TensorListSetItem TensorListStack While
+    Assign AssignVariableOp DisableCopyOnRead ReadVariableOp ResourceGather ResourceGatherNd
+    RestoreV2 VarHandleOp VarIsInitializedOp VariableV2
 """
 COMPUTING = frozenset(_COMPUTING.split())
 
@@ -65,11 +75,15 @@ def functions_of(node: Any) -> Iterator[str]:
 
 
 def check_graph(graph: Any) -> None:
-    """Raise JobError: OperatorRefused for what does more than compute, TensorTooLarge for constants that unfold beyond 2 GiB."""
+    """Raise JobError: OperatorRefused for what does more than compute, TensorTooLarge for constants
+    that unfold beyond 2 GiB.
+    """
     from tensorflow.core.framework.types_pb2 import DT_STRING
 
     functions = {function.signature.name for function in graph.library.function}
-    foreign = next((node.op for node in nodes(graph) if node.op not in COMPUTING and node.op not in functions), None)
+    foreign = next(
+        (node.op for node in nodes(graph) if node.op not in COMPUTING and node.op not in functions), None
+    )
     if foreign is not None:
         raise operator_refused(foreign)
     total = 0
@@ -79,11 +93,19 @@ def check_graph(graph: Any) -> None:
             for tensor in tensors:
                 total += _elements(tensor.tensor_shape)
                 if total > ELEMENTS_LIMIT:
-                    raise bad_input("TensorTooLarge", f"{FIELD}.uri: its constants say that they have {total} elements; at most {ELEMENTS_LIMIT}")
-                # A variable's values come from the archive's own folder alone.
-                if tensor.dtype == DT_STRING and any(b"://" in text or b"../" in text or text.startswith(b"/") for text in _texts(tensor)):
                     raise bad_input(
-                        "OperatorRefused", f"{FIELD}.uri: node {node.name!r} of the graph holds the name of a file; export the model without it"
+                        "TensorTooLarge",
+                        f"{FIELD}.uri: its constants say that they have {total} elements; at most"
+                        f" {ELEMENTS_LIMIT}",
+                    )
+                # A variable's values come from the archive's own folder alone.
+                if tensor.dtype == DT_STRING and any(
+                    b"://" in text or b"../" in text or text.startswith(b"/") for text in _texts(tensor)
+                ):
+                    raise bad_input(
+                        "OperatorRefused",
+                        f"{FIELD}.uri: node {node.name!r} of the graph holds the name of a file; export the"
+                        " model without it",
                     )
 
 
@@ -100,20 +122,27 @@ def operator_refused(operator: str) -> JobError:
     """An operator that is not among those that compute."""
     return bad_input(
         "OperatorRefused",
-        f"{FIELD}.uri: operator {operator!r} is not one of those that are converted; only those that compute are, none that reads files, calls code, "
-        "or has no match in ONNX: export the model without it, with its preprocessing outside",
+        f"{FIELD}.uri: operator {operator!r} is not one of those that are converted; only those that compute"
+        " are, none that reads files, calls code, or has no match in ONNX: export the model without it, with"
+        " its preprocessing outside",
     )
 
 
-def to_onnx(function: Callable[..., Mapping[str, Any]], signature: Sequence[Any], outputs: Sequence[str]) -> ModelProto:
-    """The ONNX model of a function that gives tensors by name; ``signature``: a TensorSpec with a name for each input, ``outputs``: their order."""
+def to_onnx(
+    function: Callable[..., Mapping[str, Any]], signature: Sequence[Any], outputs: Sequence[str]
+) -> ModelProto:
+    """The ONNX model of a function that gives tensors by name; ``signature``: a TensorSpec with a
+    name for each input, ``outputs``: their order.
+    """
     import tensorflow as tf
     import tf2onnx
 
     traced = tf.function(function, input_signature=list(signature), autograph=False)
     check_graph(traced.get_concrete_function().graph.as_graph_def())
     handlers: dict[str, Any] = {"Erfc": (_erfc, [])}
-    model: ModelProto = tf2onnx.convert.from_function(traced, input_signature=list(signature), opset=OPSET, custom_op_handlers=handlers)[0]
+    model: ModelProto = tf2onnx.convert.from_function(
+        traced, input_signature=list(signature), opset=OPSET, custom_op_handlers=handlers
+    )[0]
     return arranged(model, [spec.name for spec in signature], outputs)
 
 
@@ -127,21 +156,30 @@ def _erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
 
 
 def arranged(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
-    """The model with its inputs and outputs in this order; raises JobError: ConversionFailed, ModelTooLarge."""
+    """The model with its inputs and outputs in this order; raises JobError: ConversionFailed,
+    ModelTooLarge.
+    """
     left = next((n.op_type for n in _onnx_nodes(model.graph) if not onnx.defs.has(n.op_type, n.domain)), None)
     if left is not None:
-        raise bad_input("ConversionFailed", f"{FIELD}.uri: tf2onnx does not convert operator {left!r}; {REMEDY}")
+        raise bad_input(
+            "ConversionFailed", f"{FIELD}.uri: tf2onnx does not convert operator {left!r}; {REMEDY}"
+        )
     for values, names in ((model.graph.input, inputs), (model.graph.output, outputs)):
         found = {value.name: value for value in values}
         if set(found) != set(names):
             raise bad_input(
-                "ConversionFailed", f"{FIELD}.uri: of the tensors {sorted(names)} tf2onnx keeps {sorted(found)}; export the model without the others"
+                "ConversionFailed",
+                f"{FIELD}.uri: of the tensors {sorted(names)} tf2onnx keeps {sorted(found)}; export the model"
+                " without the others",
             )
         ordered = [found[name] for name in names]
         del values[:]
         values.extend(ordered)
     if model.ByteSize() > PROTOBUF_LIMIT:
-        raise bad_input("ModelTooLarge", f"{FIELD}.uri: {model.ByteSize()} bytes as ONNX; an ONNX file ends at 2 GiB: use a smaller model")
+        raise bad_input(
+            "ModelTooLarge",
+            f"{FIELD}.uri: {model.ByteSize()} bytes as ONNX; an ONNX file ends at 2 GiB: use a smaller model",
+        )
     return model
 
 
@@ -154,10 +192,18 @@ def _onnx_nodes(graph: GraphProto) -> Iterator[Any]:
 
 
 def served_type(name: str, dtype: Any) -> Any:
-    """numpy's type of an input or output; raises JobError (TypeUnsupported) for text and for what numpy does not have."""
-    if not (dtype.is_floating or dtype.is_integer or dtype.is_bool) or dtype.name == "bfloat16" or dtype.is_quantized:
+    """numpy's type of an input or output; raises JobError (TypeUnsupported) for text and for what
+    numpy does not have.
+    """
+    if (
+        not (dtype.is_floating or dtype.is_integer or dtype.is_bool)
+        or dtype.name == "bfloat16"
+        or dtype.is_quantized
+    ):
         raise bad_input(
-            "TypeUnsupported", f"{FIELD}.uri: tensor {name!r} is {dtype.name}, which cannot be served; export the model with numbers there"
+            "TypeUnsupported",
+            f"{FIELD}.uri: tensor {name!r} is {dtype.name}, which cannot be served; export the model with"
+            " numbers there",
         )
     return dtype.as_numpy_dtype
 

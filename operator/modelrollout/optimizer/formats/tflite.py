@@ -1,4 +1,6 @@
-"""TensorFlow Lite (LiteRT), run by LiteRT's own interpreter: it has no operators of TensorFlow, which could do anything."""
+"""TensorFlow Lite (LiteRT), run by LiteRT's own interpreter: it has no operators of TensorFlow,
+which could do anything.
+"""
 
 from __future__ import annotations
 
@@ -59,17 +61,23 @@ def load(path: Path, folder: Path) -> Original:
 
 
 def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs and outputs by the names of the model's signature, or by their own where it has none."""
+    """Inputs and outputs by the names of the model's signature, or by their own where it has
+    none.
+    """
     signatures = interpreter.get_signature_list()
     if len(signatures) > 1:
         raise bad_input(
             "ServingSignatureMissing",
-            f"{FIELD}.uri: the model has the signatures {sorted(signatures)[:8]}; convert it with the one that is to be served",
+            f"{FIELD}.uri: the model has the signatures {sorted(signatures)[:8]}; convert it with the one"
+            " that is to be served",
         )
     if signatures:
         runner = interpreter.get_signature_runner()
         return runner.get_input_details(), runner.get_output_details()
-    inputs, outputs = ({d["name"]: d for d in details} for details in (interpreter.get_input_details(), interpreter.get_output_details()))
+    inputs, outputs = (
+        {d["name"]: d for d in details}
+        for details in (interpreter.get_input_details(), interpreter.get_output_details())
+    )
     return inputs, outputs
 
 

@@ -1,8 +1,10 @@
 """TorchScript: a program of PyTorch's own language and its weights, in a zip (``torch.jit.save``).
 
-libtorch reads it in C++, with an unpickler that calls nothing of Python. Two things in a file would do more than lie there while it is loaded:
-classes with ``__setstate__``, whose code runs, and pickles that name classes of libtorch itself. Both are refused by what the file says; what nobody
-needs of it is left behind. Then the program is compiled, not run, and every operator that ``forward`` can come to is looked at.
+libtorch reads it in C++, with an unpickler that calls nothing of Python. Two things in a file would
+do more than lie there while it is loaded: classes with ``__setstate__``, whose code runs, and
+pickles that name classes of libtorch itself. Both are refused by what the file says; what nobody
+needs of it is left behind. Then the program is compiled, not run, and every operator that
+``forward`` can come to is looked at.
 """
 
 from __future__ import annotations
@@ -30,24 +32,32 @@ from modelrollout.optimizer.model.runtime import cpu_limit
 from modelrollout.triton.tensors import NUMPY
 
 OPSET = 18
-BATCH, ANY_SIZE = 2, 32  # of the example that export follows the program with: its dynamic dimensions
+# of the example that export follows the program with: its dynamic dimensions
+BATCH, ANY_SIZE = 2, 32
 
-_READ = re.compile(r"version|byteorder|\.data/version|data\.pkl|constants\.pkl|code/.+\.py|(data|constants)/[A-Za-z0-9_.-]+")
+_READ = re.compile(
+    r"version|byteorder|\.data/version|data\.pkl|constants\.pkl|code/.+\.py|(data|constants)/[A-Za-z0-9_.-]+"
+)
 _PICKLED = ("data.pkl", "constants.pkl")
 _RUNS = (b"__setstate__", b"__forward_hooks__", b"__forward_pre_hooks__", b"torch.classes")
-_STORAGE = re.compile(r"torch ([A-Za-z0-9]+Storage|device)|torch\._utils _rebuild_\w+|torch\.jit\._pickle \w+|collections OrderedDict")
+_STORAGE = re.compile(
+    r"torch ([A-Za-z0-9]+Storage|device)|torch\._utils _rebuild_\w+|torch\.jit\._pickle \w+|collections"
+    r" OrderedDict"
+)
 _RESAVE = "save it again with torch.jit.save(torch.jit.script(model), path)"
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
-    """Raises JobError: ConfigMissing, CodeRefused, OperatorRefused, TensorUnknown, TypeUnsupported, ModelInvalid, those of ``archive.extract``.
+    """Raises JobError: ConfigMissing, CodeRefused, OperatorRefused, TensorUnknown, TypeUnsupported,
+    ModelInvalid, those of ``archive.extract``.
 
-    ``convert`` raises TensorMismatch."""
+    ``convert`` raises TensorMismatch.
+    """
     if tensors is None:
         raise bad_input(
             "ConfigMissing",
-            "spec.serving.triton.inputs: TorchScript does not say what it takes: give inputs and outputs with name, dataType and shape, the "
-            "batch first",
+            "spec.serving.triton.inputs: TorchScript does not say what it takes: give inputs and outputs with"
+            " name, dataType and shape, the batch first",
         )
     copied = checked_copy(path, folder)
     import torch
@@ -59,7 +69,9 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
     for kind in _kinds(module.inlined_graph):
         check_kind(kind)
     arguments = module.forward.schema.arguments[1:]
-    inputs = in_order([a.name for a in arguments], [a.name for a in arguments if not a.has_default_value()], tensors.inputs)
+    inputs = in_order(
+        [a.name for a in arguments], [a.name for a in arguments if not a.has_default_value()], tensors.inputs
+    )
     types = {tensor.name: numpy_type(tensor) for tensor in (*inputs, *tensors.outputs)}
     names = [tensor.name for tensor in inputs]
 
@@ -74,11 +86,16 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
         with torch.no_grad():
             try:
                 count = len(flat(module(*given)))
-            except RuntimeError as error:  # the interpreter's: a traceback of the program, what is wrong at its end
+            except RuntimeError as error:
+                # the interpreter's: a traceback of the program, what is wrong at its end
                 line = str(error).strip().rpartition("\n")[2][:300]
                 raise _mismatch("inputs", f"the program does not run on such tensors ({line})") from None
             if count != len(tensors.outputs):
-                raise _mismatch("outputs", f"{len(tensors.outputs)} tensors, and the program gives {count}, which have to stand there in its order")
+                raise _mismatch(
+                    "outputs",
+                    f"{len(tensors.outputs)} tensors, and the program gives {count}, which have to stand"
+                    " there in its order",
+                )
             torch.onnx.export(
                 module,
                 given,
@@ -95,7 +112,9 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
 
 
 def checked_copy(path: Path, folder: Path) -> Path:
-    """What libtorch reads of the file, in a file of ours; raises JobError: ModelInvalid, CodeRefused and those of ``archive.extract``."""
+    """What libtorch reads of the file, in a file of ours; raises JobError: ModelInvalid,
+    CodeRefused and those of ``archive.extract``.
+    """
     root = folder / "archive"
     names = {name.partition("/")[2]: root / name for name in extract(path, root, UNPACKED_LIMIT_BYTES)}
     kept = {name: file for name, file in names.items() if _READ.fullmatch(name)}
@@ -119,7 +138,9 @@ def _check_code(code: bytes, name: str) -> None:
 
 
 def _check_pickle(content: bytes, name: str) -> None:
-    """Every class that it names is a part of tensors, or of the program itself. Nothing is unpickled here."""
+    """Every class that it names is a part of tensors, or of the program itself. Nothing is
+    unpickled here.
+    """
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if not isinstance(argument, str):
@@ -136,8 +157,9 @@ def _check_pickle(content: bytes, name: str) -> None:
 def _code_refused(what: str) -> JobError:
     return bad_input(
         "CodeRefused",
-        f"{FIELD}.uri: {what}: code that would run while the file is read, as in models that PyTorch has quantized; give the float model, and let a "
-        "step of spec.optimization quantize it, or export the model to ONNX where it was trained",
+        f"{FIELD}.uri: {what}: code that would run while the file is read, as in models that PyTorch has"
+        " quantized; give the float model, and let a step of spec.optimization quantize it, or export the"
+        " model to ONNX where it was trained",
     )
 
 
@@ -158,9 +180,11 @@ def _mismatch(field: str, what: str) -> JobError:
 
 
 def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[Tensor]) -> list[Tensor]:
-    """Inputs in the order of the program's arguments: by their names, or, where no name is one of them, as they stand.
+    """Inputs in the order of the program's arguments: by their names, or, where no name is one of
+    them, as they stand.
 
-    Raises JobError: TensorUnknown."""
+    Raises JobError: TensorUnknown.
+    """
     by_name = {tensor.name: tensor for tensor in given}
     if by_name.keys().isdisjoint(arguments):
         found = list(given)
@@ -171,7 +195,8 @@ def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[
     if not whole:
         raise bad_input(
             "TensorUnknown",
-            f"spec.serving.triton.inputs: the program takes {list(arguments)[:16]}, and the inputs are {list(by_name)[:16]}; name all that it takes",
+            f"spec.serving.triton.inputs: the program takes {list(arguments)[:16]}, and the inputs are"
+            f" {list(by_name)[:16]}; name all that it takes",
         )
     return found
 
@@ -181,21 +206,29 @@ def numpy_type(tensor: Tensor) -> Any:
     found = NUMPY.get(tensor.data_type)
     if found is None or found.kind == "O":
         raise bad_input(
-            "TypeUnsupported", f"spec.serving.triton: tensor {tensor.name!r} is {tensor.data_type}, which is not converted; take numbers, and cast"
+            "TypeUnsupported",
+            f"spec.serving.triton: tensor {tensor.name!r} is {tensor.data_type}, which is not converted; take"
+            " numbers, and cast",
         )
     return found
 
 
 def dynamic(tensor: Tensor) -> dict[int, str]:
     """Names of dynamic dimensions, the batch the same in all tensors."""
-    return {axis: f"{tensor.name}_{axis}" if axis else "n" for axis, size in enumerate(tensor.shape) if size < 0}
+    return {
+        axis: f"{tensor.name}_{axis}" if axis else "n" for axis, size in enumerate(tensor.shape) if size < 0
+    }
 
 
 def example(tensor: Tensor) -> NDArray[Any]:
     """Numbers of the tensor's type; whole ones are 0, which is an index of every table."""
     shape = [(ANY_SIZE if axis else BATCH) if size < 0 else size for axis, size in enumerate(tensor.shape)]
     dtype = numpy_type(tensor)
-    return np.random.default_rng(0).normal(size=shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
+    return (
+        np.random.default_rng(0).normal(size=shape).astype(dtype)
+        if dtype.kind == "f"
+        else np.zeros(shape, dtype)
+    )
 
 
 def flat(answer: Any) -> list[Any]:
@@ -203,5 +236,9 @@ def flat(answer: Any) -> list[Any]:
     if isinstance(answer, (tuple, list)):
         return [tensor for part in answer for tensor in flat(part)]
     if not hasattr(answer, "numpy"):
-        raise bad_input("TypeUnsupported", f"{FIELD}.uri: the model gives a {type(answer).__name__}; let it give a tensor, or a tuple of tensors")
+        raise bad_input(
+            "TypeUnsupported",
+            f"{FIELD}.uri: the model gives a {type(answer).__name__}; let it give a tensor, or a tuple of"
+            " tensors",
+        )
     return [answer]

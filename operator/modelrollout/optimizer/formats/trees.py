@@ -1,5 +1,6 @@
-"""scikit-learn (skops), XGBoost (JSON, UBJ) and LightGBM (txt). None of these formats runs code when it is read; pickles of the same libraries do,
-and are refused before anything comes here."""
+"""scikit-learn (skops), XGBoost (JSON, UBJ) and LightGBM (txt). None of these formats runs code
+when it is read; pickles of the same libraries do, and are refused before anything comes here.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ Predictor = Callable[[NDArray[np.float32]], NDArray[Any]]
 def _original(kind: SourceFormat, model: Any, predict: Predictor, features: int) -> Original:
     """``predict``: scores [n, k], the score of class 1 [n], or numbers [n]."""
     if not 0 < features <= MAX_FEATURES:
-        raise invalid(f"{kind} says that the model takes {features} features; 1 to {MAX_FEATURES} are possible")
-    return Original(lambda: _converted(kind, model, features), lambda arrays: [np.asarray(predict(arrays[INPUT]))])
+        raise invalid(
+            f"{kind} says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
+        )
+    return Original(
+        lambda: _converted(kind, model, features), lambda arrays: [np.asarray(predict(arrays[INPUT]))]
+    )
 
 
 def load_xgboost(path: Path, folder: Path) -> Original:
@@ -40,7 +45,9 @@ def load_xgboost(path: Path, folder: Path) -> Original:
     named.symlink_to(path)  # XGBoost tells its formats by the name's end
     booster = xgboost.Booster()
     booster.load_model(named)
-    return _original("XGBoost", booster, lambda x: booster.predict(xgboost.DMatrix(x)), booster.num_features())
+    return _original(
+        "XGBoost", booster, lambda x: booster.predict(xgboost.DMatrix(x)), booster.num_features()
+    )
 
 
 def load_lightgbm(path: Path, _: Path) -> Original:
@@ -57,12 +64,18 @@ def load_sklearn(path: Path, _: Path) -> Original:
     if unknown:
         raise bad_input(
             "SkopsUntrusted",
-            f"{FIELD}.uri: the file holds types that skops does not trust ({', '.join(unknown)[:200]}); export it to ONNX instead",
+            f"{FIELD}.uri: the file holds types that skops does not trust ({', '.join(unknown)[:200]});"
+            " export it to ONNX instead",
         )
     model = skops.io.load(path, trusted=[_TREE])
     for tree in _trees(model, set()):
         _check_tree(tree)
-    return _original("SKLearn", model, model.predict_proba if hasattr(model, "predict_proba") else model.predict, int(model.n_features_in_))
+    return _original(
+        "SKLearn",
+        model,
+        model.predict_proba if hasattr(model, "predict_proba") else model.predict,
+        int(model.n_features_in_),
+    )
 
 
 def _trees(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -87,12 +100,19 @@ def _trees(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _check_tree(tree: Any) -> None:
-    """scikit-learn follows the node numbers of a tree without looking: one that leads out of it, or back, would read foreign memory or never end."""
+    """scikit-learn follows the node numbers of a tree without looking: one that leads out of it, or
+    back, would read foreign memory or never end.
+    """
     nodes = np.arange(tree.node_count)
     left, right = tree.children_left, tree.children_right
     inner = left != -1
     sound = bool(
-        ((left[inner] > nodes[inner]) & (left[inner] < tree.node_count) & (right[inner] > nodes[inner]) & (right[inner] < tree.node_count)).all()
+        (
+            (left[inner] > nodes[inner])
+            & (left[inner] < tree.node_count)
+            & (right[inner] > nodes[inner])
+            & (right[inner] < tree.node_count)
+        ).all()
         and (right[~inner] == -1).all()
         and ((tree.feature[inner] >= 0) & (tree.feature[inner] < tree.n_features)).all()
     )
@@ -103,12 +123,16 @@ def _check_tree(tree: Any) -> None:
 def _converted(kind: SourceFormat, model: Any, features: int) -> ModelProto:
     """Input ``x`` float32 [n, features], outputs as skl2onnx names them."""
     if kind == "SKLearn":
-        skl2onnx, types = (importlib.import_module(name) for name in ("skl2onnx", "skl2onnx.common.data_types"))
+        skl2onnx, types = (
+            importlib.import_module(name) for name in ("skl2onnx", "skl2onnx.common.data_types")
+        )
         options = {"zipmap": False} if hasattr(model, "predict_proba") else None
         inputs = [(INPUT, types.FloatTensorType([None, features]))]
         found: ModelProto = skl2onnx.to_onnx(model, initial_types=inputs, options=options, target_opset=OPSET)
     else:
-        tools, types = (importlib.import_module(name) for name in ("onnxmltools", "onnxmltools.convert.common.data_types"))
+        tools, types = (
+            importlib.import_module(name) for name in ("onnxmltools", "onnxmltools.convert.common.data_types")
+        )
         inputs = [(INPUT, types.FloatTensorType([None, features]))]
         if kind == "XGBoost":
             found = tools.convert_xgboost(model, initial_types=inputs, target_opset=OPSET)

@@ -1,9 +1,12 @@
-"""``python -m modelrollout.optimizer.formats TASK FORMAT FILE FOLDER``: read a model in its own library.
+"""``python -m modelrollout.optimizer.formats TASK FORMAT FILE FOLDER``: read a model in its own
+library.
 
-``convert``: write FOLDER/converted.onnx; ``predict``: answer FOLDER/questions.npz (arrays ``BATCH/NAME``) in FOLDER/answers.npz (``BATCH/POSITION``).
+``convert``: write FOLDER/converted.onnx; ``predict``: answer FOLDER/questions.npz (arrays
+``BATCH/NAME``) in FOLDER/answers.npz (``BATCH/POSITION``).
 
-A process of its own, because these libraries follow what a file says without looking: a crash of the Job itself would leave no reason. What
-it refuses is in FOLDER/refusal.json, with exit code 10. FOLDER/tensors.json, where there is one, says what the model takes and gives.
+A process of its own, because these libraries follow what a file says without looking: a crash of
+the Job itself would leave no reason. What it refuses is in FOLDER/refusal.json, with exit code 10.
+FOLDER/tensors.json, where there is one, says what the model takes and gives.
 """
 
 from __future__ import annotations
@@ -23,7 +26,19 @@ from numpy.typing import NDArray
 
 from modelrollout.contract.tasks import ExitCode, SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.formats import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL, TENSORS, keras, pytorch, saved_model, tflite, trees
+from modelrollout.optimizer.formats import (
+    ANSWERS,
+    CONVERTED,
+    OUT_OF_MEMORY,
+    QUESTIONS,
+    REFUSAL,
+    TENSORS,
+    keras,
+    pytorch,
+    saved_model,
+    tflite,
+    trees,
+)
 from modelrollout.optimizer.formats.source_model import REMEDY, Original, said
 from modelrollout.optimizer.model.data import Arrays
 
@@ -38,14 +53,18 @@ _LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
 
 
 def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Original:
-    """The model in its own library; ``tensors``: what it takes and gives, for a format that does not say it. Raises JobError: ModelInvalid and those
-    of the loaders."""
+    """The model in its own library; ``tensors``: what it takes and gives, for a format that does
+    not say it. Raises JobError: ModelInvalid and those of the loaders.
+    """
     try:
         return pytorch.load(path, folder, tensors) if kind == "PyTorch" else _LOADERS[kind](path, folder)
     except JobError:
         raise
     except Exception as error:  # libraries with errors of their own, on a file that somebody made
-        raise bad_input("ModelInvalid", said(kind, "does not read it", error, "save it again with the library's present version")) from None
+        raise bad_input(
+            "ModelInvalid",
+            said(kind, "does not read it", error, "save it again with the library's present version"),
+        ) from None
 
 
 def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:

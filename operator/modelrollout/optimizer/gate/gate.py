@@ -1,4 +1,6 @@
-"""The gate of prepare: the original and the optimized model on held-out data, and a verdict on every metric, in all and in each slice."""
+"""The gate of prepare: the original and the optimized model on held-out data, and a verdict on
+every metric, in all and in each slice.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import Average, ExitCode, Gate, GateBudget, GateMetric, MetricResult, Paired, TaskResult
+from modelrollout.contract.tasks import (
+    Average,
+    ExitCode,
+    Gate,
+    GateBudget,
+    GateMetric,
+    MetricResult,
+    Paired,
+    TaskResult,
+)
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers, average_of, count_pairs, estimate
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import ModelInfo
-from modelrollout.optimizer.model.runtime import Advance, check_label_range, open_session, outputs_of, scores_of, scores_or_classes, values_of
+from modelrollout.optimizer.model.runtime import (
+    Advance,
+    check_label_range,
+    open_session,
+    outputs_of,
+    scores_of,
+    scores_or_classes,
+    values_of,
+)
 from modelrollout.statistics.paired import Z_95, Estimate, GateDecision, accuracies, allowed_loss, judge, z_of
 
 FIELD = "spec.optimization.gate.data"
@@ -39,7 +58,9 @@ def labels_wanted(gate: Gate) -> str | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The verdicts: ``metrics`` in the order of the spec, the decision on the worst one, and what the report keeps."""
+    """The verdicts: ``metrics`` in the order of the spec, the decision on the worst one, and what
+    the report keeps.
+    """
 
     metrics: tuple[MetricResult, ...]
     decision: GateDecision
@@ -48,23 +69,39 @@ class Measured:
     report: dict[str, Any]
 
 
-def run_gate(gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress) -> Measured:
-    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by identity: only limits of the value count for it.
+def run_gate(
+    gate: Gate, held_out: Data, original: Path, optimized: Path, info: ModelInfo, progress: Progress
+) -> Measured:
+    """Both models on the held-out data, and the verdict. An untouched model has lost nothing, by
+    identity: only limits of the value count for it.
 
-    Raises JobError: OutputNotClasses, OutputNotNumbers, OutputNotScores, OutputNotFinite, LabelsOutOfRange, InferenceFailed, AverageImpossible,
-    TopCountTooLarge, AucUndefined, SliceInvalid.
+    Raises JobError: OutputNotClasses, OutputNotNumbers, OutputNotScores, OutputNotFinite,
+    LabelsOutOfRange, InferenceFailed, AverageImpossible, TopCountTooLarge, AucUndefined,
+    SliceInvalid.
     """
     same = optimized == original
     with progress.stage("gate"):
-        before, classes = answers(gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update)
+        before, classes = answers(
+            gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update
+        )
         if held_out.labels is not None:
             check_label_range(held_out.labels, classes, FIELD)
-        after = before if same else answers(gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update)[0]
+        after = (
+            before
+            if same
+            else answers(
+                gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update
+            )[0]
+        )
     return judged(gate, held_out, before, after, classes, FIELD, same=same)
 
 
-def answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance) -> tuple[Answers, int | None]:
-    """(answers, number of classes where scores tell it); only what the metrics need is kept. ``field`` names the data in messages."""
+def answers(
+    gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance
+) -> tuple[Answers, int | None]:
+    """(answers, number of classes where scores tell it); only what the metrics need is kept.
+    ``field`` names the data in messages.
+    """
     names = {metric.name for metric in gate.metrics}
     parts: list[Answers] = []
     known: int | None = None
@@ -83,7 +120,15 @@ def answers(gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: st
                 assert held_out.labels is not None
                 ranks = _ranks(found, held_out.labels[start : start + count])
         parts.append(Answers(classes, ranks, scores))
-    return Answers(*(_joined([getattr(part, name) for part in parts]) for name in ("classes", "ranks", "scores", "values"))), known
+    return (
+        Answers(
+            *(
+                _joined([getattr(part, name) for part in parts])
+                for name in ("classes", "ranks", "scores", "values")
+            )
+        ),
+        known,
+    )
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -91,14 +136,27 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many other classes score as high as the label's or higher: [n]. NaN counts as higher; labels out of range are told later."""
+    """How many other classes score as high as the label's or higher: [n]. NaN counts as higher;
+    labels out of range are told later.
+    """
     own = scores[np.arange(len(labels)), np.clip(labels, 0, scores.shape[1] - 1)][:, None]
     ranks: NDArray[np.int64] = (~(scores < own)).sum(axis=1) - 1
     return ranks
 
 
-def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes: int | None, data_field: str, *, same: bool) -> Measured:
-    """The verdicts on both models' answers to the held-out data, which ``data_field`` names in messages."""
+def judged(
+    gate: Gate,
+    held_out: Data,
+    before: Answers,
+    after: Answers,
+    classes: int | None,
+    data_field: str,
+    *,
+    same: bool,
+) -> Measured:
+    """The verdicts on both models' answers to the held-out data, which ``data_field`` names in
+    messages.
+    """
     results: list[MetricResult] = []
     decisions: list[tuple[GateDecision, str]] = []
     told: list[dict[str, Any]] = []
@@ -106,17 +164,29 @@ def judged(gate: Gate, held_out: Data, before: Answers, after: Answers, classes:
     for index, metric in enumerate(gate.metrics):
         field = field_metric(index)
         if metric.name == "topK" and classes is not None and (metric.k or 1) >= classes:
-            raise bad_input("TopCountTooLarge", f"{field}.k: {metric.k}, but the model has {classes} classes: every answer would be right; lower k")
+            raise bad_input(
+                "TopCountTooLarge",
+                f"{field}.k: {metric.k}, but the model has {classes} classes: every answer would be right;"
+                " lower k",
+            )
         average = (
             average_of(metric, held_out.labels, classes, field)
             if metric.name in ("precision", "recall", "f1") and held_out.labels is not None
             else None
         )
         found = list(_judged_parts(metric, average, field, data_field, labels, held_out, before, after, same))
-        worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))  # the whole comes first, so it wins among equals
+        # the whole comes first, so it wins among equals
+        worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))
         results.append(worst.result(metric.name))
         decisions.append((worst.decision, f"{field}.slices" if worst.slice else field))
-        told.append({"name": metric.name, "average": average, "k": metric.k, "judged": [part.report() for part in found]})
+        told.append(
+            {
+                "name": metric.name,
+                "average": average,
+                "k": metric.k,
+                "judged": [part.report() for part in found],
+            }
+        )
     decision, field = max(decisions, key=lambda d: _ORDER.index(d[0].verdict))
     paired, slices = None, {}
     if held_out.labels is not None and before.classes is not None and after.classes is not None:
@@ -163,7 +233,11 @@ class _Part:
         )
 
     def report(self) -> dict[str, Any]:
-        return {**self.result(self.estimate.name).model_dump(exclude={"name", "slice"}), "slice": self.slice, "message": self.decision.message}
+        return {
+            **self.result(self.estimate.name).model_dump(exclude={"name", "slice"}),
+            "slice": self.slice,
+            "message": self.decision.message,
+        }
 
 
 def _short(value: float) -> float:
@@ -183,7 +257,14 @@ def _judged_parts(
     same: bool,
 ) -> Iterator[_Part]:
     def part(name: str | None, budget: GateBudget, mask: NDArray[np.bool_], z: float) -> _Part:
-        e = estimate(metric, average, None if labels is None else labels[mask], before.rows(mask), after.rows(mask), data_field)
+        e = estimate(
+            metric,
+            average,
+            None if labels is None else labels[mask],
+            before.rows(mask),
+            after.rows(mask),
+            data_field,
+        )
         counted = GateBudget(min=budget.min, max=budget.max) if same else budget
         decision = judge(e, counted, z)
         if name:
@@ -197,28 +278,40 @@ def _judged_parts(
     if not values or len(values) > MAX_SLICE_VALUES:
         raise bad_input(
             "SliceInvalid",
-            f"{field}.slices: the slices {sorted(held_out.slices)} of {data_field} have {len(values)} values in all; a budget needs 1 to "
-            f"{MAX_SLICE_VALUES} of them: group rare ones together",
+            f"{field}.slices: the slices {sorted(held_out.slices)} of {data_field} have {len(values)} values"
+            f" in all; a budget needs 1 to {MAX_SLICE_VALUES} of them: group rare ones together",
         )
     for name, value in values:
         yield part(f"{name}={value}", metric.slices, held_out.slices[name] == value, z_of(len(values)))
 
 
-def by_slice(data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very many."""
+def by_slice(
+    data: Data, labels: NDArray[np.int64], baseline: NDArray[np.int64], candidate: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
+    """Paired counts of each value of each slice; the largest MAX_SLICE_VALUES of a slice with very
+    many.
+    """
     report: dict[str, dict[str, Any]] = {}
     for name, values in data.slices.items():
         kinds, counts = np.unique(values, return_counts=True)
         kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
-        report[name] = {str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump() for v in sorted(kept) for m in (values == v,)}
+        report[name] = {
+            str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump()
+            for v in sorted(kept)
+            for m in (values == v,)
+        }
     return report
 
 
 def raise_failure(measured: Measured, evidence: TaskResult) -> None:
-    """Raise JobError with the evidence unless the verdict is a pass; the message tells every metric that did not."""
+    """Raise JobError with the evidence unless the verdict is a pass; the message tells every metric
+    that did not.
+    """
     if measured.decision.verdict == "Successful":
         return
     code = ExitCode.GATE_FAILED if measured.decision.verdict == "Failed" else ExitCode.GATE_INCONCLUSIVE
     others = [f"{m.name}: {m.reason}" for m in measured.metrics if m.verdict != "Successful"]
     more = f" (all that did not pass: {', '.join(others)})" if len(others) > 1 else ""
-    raise JobError(code, measured.decision.reason, f"{measured.field}: {measured.decision.message}{more}", evidence)
+    raise JobError(
+        code, measured.decision.reason, f"{measured.field}: {measured.decision.message}{more}", evidence
+    )

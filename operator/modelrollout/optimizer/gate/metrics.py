@@ -1,7 +1,9 @@
-"""Metrics of two models on the same samples, as the numbers that ``modelrollout.statistics.paired`` judges. No I/O.
+"""Metrics of two models on the same samples, as the numbers that ``modelrollout.statistics.paired``
+judges. No I/O.
 
-Values agree with scikit-learn's functions of the same names (zero_division=0; macro averages over the classes that have samples). Each
-metric also gives its influence function: how much each sample moves it, times n, with mean 0 over the samples.
+Values agree with scikit-learn's functions of the same names (zero_division=0; macro averages over
+the classes that have samples). Each metric also gives its influence function: how much each sample
+moves it, times n, with mean 0 over the samples.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ ERRORS: frozenset[MetricName] = frozenset({"mae", "mse"})
 class Answers:
     """What a model said on n samples; only what the metrics need is there.
 
-    ``classes``: [n], -1 where a score is NaN; ``ranks``: [n], how many other classes score at least as high as the label's (a tie is against the
-    model); ``scores``: [n, k], or [n, 1] of class 1; ``values``: [n] of a regression.
+    ``classes``: [n], -1 where a score is NaN; ``ranks``: [n], how many other classes score at least
+    as high as the label's (a tie is against the model); ``scores``: [n, k], or [n, 1] of class 1;
+    ``values``: [n] of a regression.
     """
 
     classes: Classes | None = None
@@ -47,7 +50,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A value, its influence function [n], and the squares of the pairs of samples to add (statistics.paired)."""
+    """A value, its influence function [n], and the squares of the pairs of samples to add
+    (statistics.paired).
+    """
 
     value: float
     influence: Floats
@@ -71,7 +76,9 @@ def _count_right(right_b: NDArray[np.bool_], right_c: NDArray[np.bool_]) -> Pair
 
 
 def average_of(metric: GateMetric, labels: Classes | None, classes: int | None, field: str) -> Average | None:
-    """The average that counts, None for metrics without; raises JobError (AverageImpossible) for Binary with more than two classes."""
+    """The average that counts, None for metrics without; raises JobError (AverageImpossible) for
+    Binary with more than two classes.
+    """
     if metric.name not in _RATES:
         return None
     assert labels is not None
@@ -79,29 +86,48 @@ def average_of(metric: GateMetric, labels: Classes | None, classes: int | None, 
     if metric.average == "Binary" and not two:
         raise bad_input(
             "AverageImpossible",
-            f"{field}: average: Binary needs labels 0 and 1, but there are {classes or int(labels.max()) + 1} classes; use Macro or Weighted",
+            f"{field}: average: Binary needs labels 0 and 1, but there are {classes or int(labels.max()) + 1}"
+            " classes; use Macro or Weighted",
         )
     return metric.average or ("Binary" if two else "Macro")
 
 
-def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floats | None, before: Answers, after: Answers, field: str) -> Estimate:
-    """The metric on all samples of ``before`` and ``after``; ``field`` names the data in messages. Raises JobError: AucUndefined, OutputNotFinite."""
+def estimate(
+    metric: GateMetric,
+    average: Average | None,
+    labels: Classes | Floats | None,
+    before: Answers,
+    after: Answers,
+    field: str,
+) -> Estimate:
+    """The metric on all samples of ``before`` and ``after``; ``field`` names the data in messages.
+    Raises JobError: AucUndefined, OutputNotFinite.
+    """
     name = metric.name
     if name == "agreement":
         assert before.classes is not None and after.classes is not None
-        return share_estimate(name, _count_right(np.ones(len(before.classes), np.bool_), before.classes == after.classes))
+        return share_estimate(
+            name, _count_right(np.ones(len(before.classes), np.bool_), before.classes == after.classes)
+        )
     assert labels is not None
     if name == "accuracy":
         assert before.classes is not None and after.classes is not None
         return share_estimate(name, count_pairs(labels.astype(np.int64), before.classes, after.classes))
     if name == "topK":
         assert before.ranks is not None and after.ranks is not None
-        return share_estimate(name, _count_right(before.ranks < (metric.k or 1), after.ranks < (metric.k or 1)))
+        return share_estimate(
+            name, _count_right(before.ranks < (metric.k or 1), after.ranks < (metric.k or 1))
+        )
     if name in ERRORS:
         with np.errstate(over="ignore", invalid="ignore"):
             found = _errors(name, labels.astype(np.float64), before, after)
-        if not np.isfinite((found.squares, found.spread, found.added)).all():  # no comparison with a budget would be true: it would pass
-            raise bad_input("OutputNotFinite", f"{field}: errors of this size ({name}) are beyond what float64 holds; scale labels and outputs")
+        # no comparison with a budget would be true: it would pass
+        if not np.isfinite((found.squares, found.spread, found.added)).all():
+            raise bad_input(
+                "OutputNotFinite",
+                f"{field}: errors of this size ({name}) are beyond what float64 holds; scale labels and"
+                " outputs",
+            )
         return found
     classes = labels.astype(np.int64)
     if name == "auc":
@@ -109,7 +135,9 @@ def estimate(metric: GateMetric, average: Average | None, labels: Classes | Floa
         return _paired(name, _auc(classes, before.scores, field), _auc(classes, after.scores, field))
     assert average is not None and before.classes is not None and after.classes is not None
     rate = _RATES[name]
-    return _paired(name, *(_averaged(rate, average, classes, answers) for answers in (before.classes, after.classes)))
+    return _paired(
+        name, *(_averaged(rate, average, classes, answers) for answers in (before.classes, after.classes))
+    )
 
 
 def _paired(name: str, before: _Measured, after: _Measured) -> Estimate:
@@ -128,8 +156,9 @@ def _paired(name: str, before: _Measured, after: _Measured) -> Estimate:
 
 
 def _errors(name: str, truth: Floats, before: Answers, after: Answers) -> Estimate:
-    """Mean errors. The added samples are as large as the largest difference seen, and at least as the mean error: the same answers on few samples
-    prove little."""
+    """Mean errors. The added samples are as large as the largest difference seen, and at least as
+    the mean error: the same answers on few samples prove little.
+    """
     assert before.values is not None and after.values is not None
     off_b, off_c = (
         np.abs(answers.values - truth) if name == "mae" else (answers.values - truth) ** 2
@@ -154,7 +183,8 @@ def _errors(name: str, truth: Floats, before: Answers, after: Answers) -> Estima
     )
 
 
-# (true positives, false positives, false negatives) of one class as [n] flags -> (numerator, denominator) by sample; the value is the ratio of sums
+# (true positives, false positives, false negatives) of one class as [n] flags -> (numerator,
+# denominator) by sample; the value is the ratio of sums
 _Rate = Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]
 _RATES: dict[str, _Rate] = {
     "precision": lambda tp, fp, _: (tp, tp + fp),
@@ -178,7 +208,8 @@ def _averaged(rate: _Rate, average: Average, labels: Classes, classes: Classes) 
         influence += weight * (above - own * below) * n / max(size, 1.0)
         if average == "Weighted":
             influence += (truth - weight) * own
-        # One sample that turns from right to wrong moves a rate by at most 1/size, an F1 by at most 2/size.
+        # One sample that turns from right to wrong moves a rate by at most 1/size, an F1 by at most
+        # 2/size.
         added += 2 * (weight * n * float(above.max(initial=1.0)) / max(size, 1.0)) ** 2
     return _Measured(value, influence, added, len(kinds))
 
@@ -192,20 +223,23 @@ def _midranks(values: Floats) -> Floats:
 
 
 def _auc(labels: Classes, scores: Floats, field: str) -> _Measured:
-    """Class 1 against class 0; with several classes the mean of one against the rest over those with samples. DeLong's components, by midranks."""
+    """Class 1 against class 0; with several classes the mean of one against the rest over those
+    with samples. DeLong's components, by midranks.
+    """
     n = len(labels)
     kinds = [1] if scores.shape[1] <= 2 else np.unique(labels).tolist()
     value, influence, added = 0.0, np.zeros(n), 0.0
     for kind in kinds:
         column = scores[:, -1] if scores.shape[1] <= 2 else scores[:, kind]
         truth = labels == kind
-        column = np.where(np.isnan(column), np.where(truth, -np.inf, np.inf), column)  # a score that is NaN is against the model
+        # a score that is NaN is against the model
+        column = np.where(np.isnan(column), np.where(truth, -np.inf, np.inf), column)
         yes, no = int(truth.sum()), int((~truth).sum())
         if not yes or not no:
             raise bad_input(
                 "AucUndefined",
-                f"{field}.labels: auc needs samples of class {kind} and of others, there are {yes} and {no} (each slice alone); "
-                "add samples, or use another metric",
+                f"{field}.labels: auc needs samples of class {kind} and of others, there are {yes} and {no}"
+                " (each slice alone); add samples, or use another metric",
             )
         ranks = _midranks(column)
         below = np.empty(n)  # share of the other kind that a sample is on the right side of

@@ -1,8 +1,9 @@
-"""A model that comes as an archive: one .onnx file with the files that its large tensors lie in, a SavedModel, or a folder for another backend of
-Triton. Nothing leaves the folder.
+"""A model that comes as an archive: one .onnx file with the files that its large tensors lie in, a
+SavedModel, or a folder for another backend of Triton. Nothing leaves the folder.
 
-Every member is looked at before the first byte is written: names that lead out of the folder, links, devices and archives larger than the limit
-are refused by name. External data is read from the archive's own files only, and put into the model or into one file beside it (``files``).
+Every member is looked at before the first byte is written: names that lead out of the folder,
+links, devices and archives larger than the limit are refused by name. External data is read from
+the archive's own files only, and put into the model or into one file beside it (``files``).
 """
 
 from __future__ import annotations
@@ -29,15 +30,26 @@ from modelrollout.optimizer.model.inspect import all_tensors, parse, save_as_ext
 from modelrollout.triton.layout import MODEL_FILE
 
 MAX_MEMBERS = 10_000
-UNPACKED_LIMIT_BYTES = 3 << 30  # of what is converted to ONNX: the libraries that do it end at 2 GiB, as protobuf does
+# of what is converted to ONNX: the libraries that do it end at 2 GiB, as protobuf does
+UNPACKED_LIMIT_BYTES = 3 << 30
 _CHUNK = 1 << 20
-_LONG_HEADERS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
+_LONG_HEADERS = frozenset(
+    {
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    }
+)
 _HEADER_LIMIT_BYTES = 1 << 20
 _FIELD = "spec.model.uri"
 
-# What the readers raise for archives that are damaged, encrypted, or packed in a way that they do not know.
+# What the readers raise for archives that are damaged, encrypted, or packed in a way that they do
+# not know.
 _BROKEN: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, OverflowError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError,
+    NotImplementedError, ValueError, OverflowError,
 )  # fmt: skip
 
 
@@ -52,14 +64,21 @@ def is_archive(path: Path) -> bool:
     """Whether the file is a zip or (packed) tar archive, by its first bytes."""
     with path.open("rb") as file:
         head = file.read(512)
-    return head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or head[257:262] == b"ustar"
+    return (
+        head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
+        or head[257:262] == b"ustar"
+    )
 
 
 def holds(path: Path, name: str) -> bool:
-    """Whether a file of this name is in the archive, in whatever folder; False for what is no archive that can be read."""
+    """Whether a file of this name is in the archive, in whatever folder; False for what is no
+    archive that can be read.
+    """
     try:
         with _reader(path) as reader:
-            return any(member.plain and PurePosixPath(member.name).name == name for member in reader.members())
+            return any(
+                member.plain and PurePosixPath(member.name).name == name for member in reader.members()
+            )
     except JobError:  # too large, which ``unpack`` tells
         return False
     except _BROKEN:
@@ -67,16 +86,23 @@ def holds(path: Path, name: str) -> bool:
 
 
 def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
-    """Raise JobError (ArchiveBroken, ArchiveUnsafe, TooLarge) for an archive that another library will unpack."""
+    """Raise JobError (ArchiveBroken, ArchiveUnsafe, TooLarge) for an archive that another library
+    will unpack.
+    """
     with _told(), _reader(path) as reader:
         _check(list(reader.members()), limit)
 
 
-def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES, *, keep: bool = True) -> Path | None:
-    """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below ``folder`` and split where one file would have more than
-    ``one_file`` bytes; None where the archive holds no .onnx file. Unless it is to be kept the archive is deleted as soon as it is unpacked.
+def unpack(
+    path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES, *, keep: bool = True
+) -> Path | None:
+    """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below
+    ``folder`` and split where one file would have more than ``one_file`` bytes; None where the
+    archive holds no .onnx file. Unless it is to be kept the archive is deleted as soon as it is
+    unpacked.
 
-    Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of ``model.parse`` and ``gather``.
+    Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of
+    ``model.parse`` and ``gather``.
     """
     root = folder / "archive"
     with _told():
@@ -93,16 +119,22 @@ def unpack(path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES,
 
 
 def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
-    """The folder in an archive that holds the one file named ``marker``; raises JobError as ``unpack`` does."""
+    """The folder in an archive that holds the one file named ``marker``; raises JobError as
+    ``unpack`` does.
+    """
     with _told():
         found = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
     if found is None:
-        raise bad_input("ModelInvalid", f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole")
+        raise bad_input(
+            "ModelInvalid", f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole"
+        )
     return found.parent
 
 
 def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | None:
-    """Everything in the archive written below ``root``; the one file whose name ends so, None where there is none: nothing is written then."""
+    """Everything in the archive written below ``root``; the one file whose name ends so, None where
+    there is none: nothing is written then.
+    """
     with _reader(path, limit) as reader:
         members = list(reader.members())
         models = [m.name for m in members if m.plain and f"/{m.name}".endswith(ending)]
@@ -112,7 +144,10 @@ def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | No
         if len(models) > 1:
             named = ", ".join(sorted(models)[:5])
             what = ending.removeprefix("/")
-            raise bad_input("ArchiveAmbiguous", f"{_FIELD}: the archive holds {len(models)} {what} files ({named}); keep one")
+            raise bad_input(
+                "ArchiveAmbiguous",
+                f"{_FIELD}: the archive holds {len(models)} {what} files ({named}); keep one",
+            )
         for member in members:
             if member.plain:
                 _write(reader, member, root / member.name)
@@ -120,7 +155,9 @@ def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | No
 
 
 def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:
-    """All files of an archive, in ``root``; their names. Raises JobError: ArchiveBroken, ArchiveUnsafe, TooLarge."""
+    """All files of an archive, in ``root``; their names. Raises JobError: ArchiveBroken,
+    ArchiveUnsafe, TooLarge.
+    """
     with _told(), _reader(path, limit) as reader:
         members = list(reader.members())
         _check(members, limit)
@@ -141,7 +178,9 @@ def _told() -> Iterator[None]:
             raise  # the disk's, not the archive's
         line = (str(error).splitlines() or [""])[0][:200]
         raise bad_input(
-            "ArchiveBroken", f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it anew, without a password"
+            "ArchiveBroken",
+            f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it anew, without a"
+            " password",
         ) from None
 
 
@@ -163,13 +202,19 @@ class _Zip:
 
 
 class _Entry(tarfile.TarInfo):
-    """A member's header. Long names and attributes are headers before it, which tarfile reads into memory whole."""
+    """A member's header. Long names and attributes are headers before it, which tarfile reads into
+    memory whole.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         found = super().frombuf(buf, encoding, errors)
         if found.type in _LONG_HEADERS and found.size > _HEADER_LIMIT_BYTES:
-            raise bad_input("TooLarge", f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES}; pack it anew")
+            raise bad_input(
+                "TooLarge",
+                f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES};"
+                " pack it anew",
+            )
         return found
 
 
@@ -186,7 +231,8 @@ class _Tar:
         total = 0
         for entry in self._tar:
             total += entry.size
-            if len(self._entries) > MAX_MEMBERS or total > self._limit:  # every look at the next one unpacks what lies between
+            # every look at the next one unpacks what lies between
+            if len(self._entries) > MAX_MEMBERS or total > self._limit:
                 raise _too_large(total, self._limit)
             self._entries.setdefault(entry.name, entry)
             if not entry.isdir():
@@ -211,17 +257,37 @@ def _reader(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Iterator[_Zip | _T
 
 def _check(members: list[_Member], limit: int) -> None:
     if len(members) > MAX_MEMBERS:
-        raise bad_input("TooLarge", f"{_FIELD}: the archive holds {len(members)} files, more than {MAX_MEMBERS}; pack the model and its data only")
+        raise bad_input(
+            "TooLarge",
+            f"{_FIELD}: the archive holds {len(members)} files, more than {MAX_MEMBERS}; pack the model and"
+            " its data only",
+        )
     seen: set[str] = set()
     for member in members:
         parts = PurePosixPath(member.name)
         if not member.plain:
-            raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a link or a device; pack plain files only")
-        if parts.is_absolute() or ".." in parts.parts or "\\" in member.name or "\0" in member.name or ":" in member.name or not parts.parts:
-            raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive leads out of its folder; pack it with relative names")
+            raise bad_input(
+                "ArchiveUnsafe",
+                f"{_FIELD}: {member.name!r} in the archive is a link or a device; pack plain files only",
+            )
+        if (
+            parts.is_absolute()
+            or ".." in parts.parts
+            or "\\" in member.name
+            or "\0" in member.name
+            or ":" in member.name
+            or not parts.parts
+        ):
+            raise bad_input(
+                "ArchiveUnsafe",
+                f"{_FIELD}: {member.name!r} in the archive leads out of its folder; pack it with relative"
+                " names",
+            )
         if str(parts) in seen:
             raise bad_input(
-                "ArchiveUnsafe", f"{_FIELD}: {member.name!r} is in the archive twice, so that it is not clear what was meant; pack it once"
+                "ArchiveUnsafe",
+                f"{_FIELD}: {member.name!r} is in the archive twice, so that it is not clear what was meant;"
+                " pack it once",
             )
         seen.add(str(parts))
     total = sum(member.size for member in members)
@@ -230,7 +296,11 @@ def _check(members: list[_Member], limit: int) -> None:
 
 
 def _too_large(total: int, limit: int) -> JobError:
-    return bad_input("TooLarge", f"{_FIELD}: {total} bytes or more unpacked, more than the limit of {limit}; pack the model and its data only")
+    return bad_input(
+        "TooLarge",
+        f"{_FIELD}: {total} bytes or more unpacked, more than the limit of {limit}; pack the model and its"
+        " data only",
+    )
 
 
 def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
@@ -242,19 +312,31 @@ def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
             while chunk := source.read(_CHUNK):
                 done += len(chunk)
                 if done > member.size:
-                    raise bad_input("ArchiveBroken", f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it anew")
+                    raise bad_input(
+                        "ArchiveBroken",
+                        f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it anew",
+                    )
                 file.write(chunk)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise bad_input("ArchiveUnsafe", f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew") from None
+        raise bad_input(
+            "ArchiveUnsafe",
+            f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew",
+        ) from None
 
 
-def gather(model: ModelProto, folder: Path, root: Path, target: Path, limit: int, one_file: int = ONE_FILE_BYTES) -> None:
-    """Write the model with its external data inside it, or split. ``folder``: where locations begin; files must lie in ``root``.
+def gather(
+    model: ModelProto, folder: Path, root: Path, target: Path, limit: int, one_file: int = ONE_FILE_BYTES
+) -> None:
+    """Write the model with its external data inside it, or split. ``folder``: where locations
+    begin; files must lie in ``root``.
 
-    Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge, TooLarge (tensors may share bytes, and be more than the files).
+    Raises JobError: ExternalDataUnsafe, ExternalDataMissing, ModelTooLarge, TooLarge (tensors may
+    share bytes, and be more than the files).
     """
     root = root.resolve()
-    found = [(tensor, _part(tensor, folder, root)) for tensor in all_tensors(model) if files.is_external(tensor)]
+    found = [
+        (tensor, _part(tensor, folder, root)) for tensor in all_tensors(model) if files.is_external(tensor)
+    ]
     if (total := sum(part.length for _, part in found)) > limit:
         raise _too_large(total, limit)
     outside = {tensor.name: part for tensor, part in found}
@@ -273,11 +355,17 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
     path = PurePosixPath(location)
     if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
         raise bad_input(
-            "ExternalDataUnsafe", f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive; {save_as_external}"
+            "ExternalDataUnsafe",
+            f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive;"
+            f" {save_as_external}",
         )
     file = folder / path
     if not file.is_file() or not file.resolve().is_relative_to(root):
-        raise bad_input("ExternalDataMissing", f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack it too")
+        raise bad_input(
+            "ExternalDataMissing",
+            f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack"
+            " it too",
+        )
     size = file.stat().st_size
     try:
         offset = int(where.get("offset", "0"))
@@ -287,7 +375,7 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
     if offset < 0 or length < 0 or offset + length > size:
         raise bad_input(
             "ExternalDataMissing",
-            f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and {where.get('length', 'all')} more of "
-            f"{location!r}, which has {size}; {save_as_external}",
+            f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and"
+            f" {where.get('length', 'all')} more of {location!r}, which has {size}; {save_as_external}",
         )
     return files.Part(file, offset, length)

@@ -1,4 +1,6 @@
-"""Data sets: .npz archives whose arrays are matched with a model's inputs. Arrays of objects (pickles) are never loaded."""
+"""Data sets: .npz archives whose arrays are matched with a model's inputs. Arrays of objects
+(pickles) are never loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ DATA_LIMIT_BYTES = 8 << 30  # unpacked; a data set is held in memory
 
 MAX_ARRAYS = 1024
 
-# What zipfile, its decompressors and numpy raise for files that are damaged, encrypted or made to harm.
+# What zipfile, its decompressors and numpy raise for files that are damaged, encrypted or made to
+# harm.
 _BROKEN: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, TypeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, NotImplementedError,
+    ValueError, TypeError, OverflowError,
     SyntaxError, TokenError,
 )  # fmt: skip
 
@@ -39,7 +43,8 @@ _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 
 @dataclass(frozen=True)
 class Data:
-    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64, None if not asked for; ``slices``: each [n].
+    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64,
+    None if not asked for; ``slices``: each [n].
 
     ``targets``: [n] float64, the labels of a regression.
     """
@@ -68,7 +73,10 @@ class Data:
         if any(a.dtype == np.object_ for a in rows):
             return {tuple(map(tuple, (a[i].tolist() for a in rows))) for i in range(self.n)}
         # Digests: the samples themselves may fill half of the memory, and would be there twice.
-        return {hashlib.blake2b(b"".join(a[i].tobytes() for a in rows), digest_size=16).digest() for i in range(self.n)}
+        return {
+            hashlib.blake2b(b"".join(a[i].tobytes() for a in rows), digest_size=16).digest()
+            for i in range(self.n)
+        }
 
     def duplicates(self) -> int:
         """Samples that repeat an earlier one in all inputs: they are no new information."""
@@ -95,8 +103,9 @@ def read_archive(path: Path, field: str) -> Arrays:
             if size > limit or len(entries) > MAX_ARRAYS:
                 raise bad_input(
                     "TooLarge",
-                    f"{field}.uri: {size} bytes unpacked in {len(entries)} arrays, more than the limit of {limit} (half of the Job's memory, at most "
-                    f"{DATA_LIMIT_BYTES}) or of {MAX_ARRAYS} arrays; use fewer samples, or raise spec.optimization.resources.limits.memory",
+                    f"{field}.uri: {size} bytes unpacked in {len(entries)} arrays, more than the limit of"
+                    f" {limit} (half of the Job's memory, at most {DATA_LIMIT_BYTES}) or of {MAX_ARRAYS}"
+                    " arrays; use fewer samples, or raise spec.optimization.resources.limits.memory",
                 )
             for entry in entries:
                 what = f"array {entry.filename.removesuffix('.npy')!r}"
@@ -105,35 +114,58 @@ def read_archive(path: Path, field: str) -> Arrays:
                 if entry.filename.removesuffix(".npy") in arrays:
                     raise bad_input("DataNotNpz", f"{field}.uri: {what} is there twice; {_REMEDY}")
                 with archive.open(entry) as file:
-                    arrays[entry.filename.removesuffix(".npy")] = _read_array(file, entry.file_size, what, field)
+                    arrays[entry.filename.removesuffix(".npy")] = _read_array(
+                        file, entry.file_size, what, field
+                    )
     except _BROKEN:
-        raise bad_input("DataNotNpz", f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted; {_REMEDY}") from None
+        raise bad_input(
+            "DataNotNpz",
+            f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted;"
+            f" {_REMEDY}",
+        ) from None
     return arrays
 
 
 def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[Any]:
-    """One .npy file of ``size`` bytes; raises JobError (DataPickleRefused, DataNotNpz) or one of _BROKEN."""
+    """One .npy file of ``size`` bytes; raises JobError (DataPickleRefused, DataNotNpz) or one of
+    _BROKEN.
+    """
     version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):  # 3.0 is for names of fields in other alphabets, and no input of a model has fields
-        raise bad_input("DataNotNpz", f"{field}.uri: {what} has format version {version}; store plain numbers or fixed-width strings")
+    # 3.0 is for names of fields in other alphabets, and no input of a model has fields
+    if version not in ((1, 0), (2, 0)):
+        raise bad_input(
+            "DataNotNpz",
+            f"{field}.uri: {what} has format version {version}; store plain numbers or fixed-width strings",
+        )
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = header(file)
     if dtype.hasobject:
         raise bad_input(
-            "DataPickleRefused", f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or fixed-width strings"
+            "DataPickleRefused",
+            f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or"
+            " fixed-width strings",
         )
     wanted = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or wanted != size - file.tell():
         raise bad_input(
-            "DataNotNpz", f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds {size - file.tell()}; {_REMEDY}"
+            "DataNotNpz",
+            f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds"
+            f" {size - file.tell()}; {_REMEDY}",
         )
     plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
     if dtype.kind == "U" and wanted:
         letters = plain.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-        # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can write.
+        # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can
+        # write.
         if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
-            raise bad_input("DataNotNpz", f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}")
-    return plain.view(dtype).reshape(shape, order="F" if by_columns else "C") if wanted else np.empty(shape, dtype)
+            raise bad_input(
+                "DataNotNpz", f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}"
+            )
+    return (
+        plain.view(dtype).reshape(shape, order="F" if by_columns else "C")
+        if wanted
+        else np.empty(shape, dtype)
+    )
 
 
 def _shape_text(shape: Sequence[int]) -> str:
@@ -141,67 +173,106 @@ def _shape_text(shape: Sequence[int]) -> str:
 
 
 def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArray[Any]:
-    """The array in the model's type and shape; raises JobError: DataShapeMismatch, DataTypeMismatch, DataNotFinite, DataEmpty."""
+    """The array in the model's type and shape; raises JobError: DataShapeMismatch,
+    DataTypeMismatch, DataNotFinite, DataEmpty.
+    """
     where = f"{field}.uri: array {name!r}"
     want = NUMPY[spec.datatype]
     if array.ndim == 0 or len(array) == 0:
-        raise bad_input("DataEmpty", f"{where} has shape {list(array.shape)}: no samples; the first dimension counts them")
+        raise bad_input(
+            "DataEmpty", f"{where} has shape {list(array.shape)}: no samples; the first dimension counts them"
+        )
     if spec.shape[1:] == (1,) and array.ndim == 1:
         array = array[:, None]  # Triton serves [n] as [n, 1]
-    if array.ndim != len(spec.shape) or any(w >= 0 and w != h for w, h in zip(spec.shape[1:], array.shape[1:], strict=True)):
+    if array.ndim != len(spec.shape) or any(
+        w >= 0 and w != h for w, h in zip(spec.shape[1:], array.shape[1:], strict=True)
+    ):
         raise bad_input(
             "DataShapeMismatch",
-            f"{where} has shape {list(array.shape)}, the model's input {spec.name!r} wants {_shape_text((-1, *spec.shape[1:]))}; "
-            "reshape the data as in training",
+            f"{where} has shape {list(array.shape)}, the model's input {spec.name!r} wants"
+            f" {_shape_text((-1, *spec.shape[1:]))}; reshape the data as in training",
         )
     if want == np.object_:
         if array.dtype.kind not in "US":
-            raise bad_input("DataTypeMismatch", f"{where} is {array.dtype}, the model's input {spec.name!r} wants strings; store them as such")
+            raise bad_input(
+                "DataTypeMismatch",
+                f"{where} is {array.dtype}, the model's input {spec.name!r} wants strings; store them as"
+                " such",
+            )
         return array.astype(np.str_).astype(np.object_)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
-        raise bad_input("DataNotFinite", f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples")
+        raise bad_input(
+            "DataNotFinite", f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples"
+        )
     if array.dtype != want:
-        # Floats may change width. Integers may when no value changes; they never become floats: whole numbers where a model wants
-        # floats are mostly pixels that were not scaled, and would be answered with garbage and no error.
-        same = array.dtype.kind == want.kind == "f" or (array.dtype.kind in "iu" and want.kind in "iu" and bool(np.all(array.astype(want) == array)))
+        # Floats may change width. Integers may when no value changes; they never become floats:
+        # whole numbers where a model wants floats are mostly pixels that were not scaled, and would
+        # be answered with garbage and no error.
+        same = array.dtype.kind == want.kind == "f" or (
+            array.dtype.kind in "iu" and want.kind in "iu" and bool(np.all(array.astype(want) == array))
+        )
         if not same:
             raise bad_input(
                 "DataTypeMismatch",
-                f"{where} is {array.dtype}, the model's input {spec.name!r} wants {want}; preprocess it as in training and store {want}",
+                f"{where} is {array.dtype}, the model's input {spec.name!r} wants {want}; preprocess it as in"
+                f" training and store {want}",
             )
         array = array.astype(want)
     return array
 
 
 def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str, *, numbers: bool) -> NDArray[Any]:
-    """[n] integer classes, or finite ``numbers``; raises JobError: LabelsMissing, LabelsNotInteger, LabelsNotNumbers, LabelsShape, LabelsLength."""
+    """[n] integer classes, or finite ``numbers``; raises JobError: LabelsMissing, LabelsNotInteger,
+    LabelsNotNumbers, LabelsShape, LabelsLength.
+    """
     labels = arrays.get(dataset.labels)
     if labels is None:
         raise bad_input(
-            "LabelsMissing", f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the array of labels or add it"
+            "LabelsMissing",
+            f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the"
+            " array of labels or add it",
         )
     if numbers and (labels.dtype.kind not in "iuf" or not np.isfinite(labels).all()):
         raise bad_input(
-            "LabelsNotNumbers", f"{field}.labels: array {dataset.labels!r} ({labels.dtype}) does not hold finite numbers, which mae and mse need"
+            "LabelsNotNumbers",
+            f"{field}.labels: array {dataset.labels!r} ({labels.dtype}) does not hold finite numbers, which"
+            " mae and mse need",
         )
     if not numbers and labels.dtype.kind not in "iu":
-        raise bad_input("LabelsNotInteger", f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers from 0")
+        raise bad_input(
+            "LabelsNotInteger",
+            f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers"
+            " from 0",
+        )
     if labels.ndim != 1:
         raise bad_input(
-            "LabelsShape", f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one label a sample, shape [n]"
+            "LabelsShape",
+            f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one label a"
+            " sample, shape [n]",
         )
     if len(labels) != n:
-        raise bad_input("LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one")
+        raise bad_input(
+            "LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one"
+        )
     return labels.astype(np.float64 if numbers else np.int64)
 
 
 def match(
-    arrays: Arrays, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, labelled: bool, numbers: bool = False, sliced: bool | None = None
+    arrays: Arrays,
+    dataset: DataSet,
+    inputs: Sequence[TensorSpec],
+    field: str,
+    *,
+    labelled: bool,
+    numbers: bool = False,
+    sliced: bool | None = None,
 ) -> Data:
-    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice with the only input.
+    """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice
+    with the only input.
 
-    ``numbers``: labels are those of a regression; ``sliced``: whether slices are read, left out: where there are labels.
+    ``numbers``: labels are those of a regression; ``sliced``: whether slices are read, left out:
+    where there are labels.
     """
     aside = {dataset.labels, *dataset.slices}
     candidates = [name for name in arrays if name not in aside]
@@ -212,40 +283,65 @@ def match(
     if missing:
         raise bad_input(
             "DataInputMissing",
-            f"{field}.uri: the archive has no array for the model's inputs {missing}, only {sorted(candidates)}; {_REMEDY}, one for each input",
+            f"{field}.uri: the archive has no array for the model's inputs {missing}, only"
+            f" {sorted(candidates)}; {_REMEDY}, one for each input",
         )
     fitted = {spec.name: _fit(arrays[names[spec.name]], names[spec.name], spec, field) for spec in inputs}
     lengths = {name: len(array) for name, array in fitted.items()}
     n = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
-        raise bad_input("DataLengthMismatch", f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree")
+        raise bad_input(
+            "DataLengthMismatch",
+            f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree",
+        )
     labels = _labels(arrays, dataset, n, field, numbers=numbers) if labelled else None
     slices = dataset.slices if (labelled if sliced is None else sliced) else ()
     for name in slices:
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
-            raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample")
+            raise bad_input(
+                "SliceInvalid",
+                f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample",
+            )
         if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
-            raise bad_input("SliceInvalid", f"{field}.slices: array {name!r} has NaN, which is equal to no value; write a value of its own for it")
-    return Data(fitted, None if numbers else labels, {name: arrays[name] for name in slices}, labels if numbers else None)
+            raise bad_input(
+                "SliceInvalid",
+                f"{field}.slices: array {name!r} has NaN, which is equal to no value; write a value of its"
+                " own for it",
+            )
+    return Data(
+        fitted,
+        None if numbers else labels,
+        {name: arrays[name] for name in slices},
+        labels if numbers else None,
+    )
 
 
 def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[int, bool]:
-    """Rows of a request and whether the last one must be filled up to it: a fixed first dimension leaves no choice."""
+    """Rows of a request and whether the last one must be filled up to it: a fixed first dimension
+    leaves no choice.
+    """
     fixed = {spec.shape[0] for spec in inputs if spec.shape[0] >= 0}
     if len(fixed) > 1:
         raise bad_input(
-            "NoBatchDimension", f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it with a batch dimension"
+            "NoBatchDimension",
+            f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it"
+            " with a batch dimension",
         )
     return (fixed.pop(), True) if fixed else (wanted, False)
 
 
 def batches(inputs: Mapping[str, NDArray[Any]], rows: int, fill: bool) -> Iterator[tuple[int, Arrays]]:
-    """(samples, arrays) in order; with ``fill`` a short last batch repeats its last sample, whose answers are to be dropped."""
+    """(samples, arrays) in order; with ``fill`` a short last batch repeats its last sample, whose
+    answers are to be dropped.
+    """
     n = len(next(iter(inputs.values())))
     for start in range(0, n, rows):
         part = {name: array[start : start + rows] for name, array in inputs.items()}
         count = min(rows, n - start)
         if fill and count < rows:
-            part = {name: np.concatenate([array, np.repeat(array[-1:], rows - count, axis=0)]) for name, array in part.items()}
+            part = {
+                name: np.concatenate([array, np.repeat(array[-1:], rows - count, axis=0)])
+                for name, array in part.items()
+            }
         yield count, part

@@ -1,7 +1,9 @@
-"""A model on disk: ``model.onnx`` alone, or *split*: the graph there, its large weights in ``model.onnx.data`` beside it.
+"""A model on disk: ``model.onnx`` alone, or *split*: the graph there, its large weights in
+``model.onnx.data`` beside it.
 
-A protobuf message cannot exceed 2 GiB, and to write one takes several times its size in memory. So what exceeds ONE_FILE_BYTES is split. A split
-model has a folder to itself, in which its data always has the same name: it can be copied, published and served without being rewritten.
+A protobuf message cannot exceed 2 GiB, and to write one takes several times its size in memory. So
+what exceeds ONE_FILE_BYTES is split. A split model has a folder to itself, in which its data always
+has the same name: it can be copied, published and served without being rewritten.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 PROTOBUF_LIMIT = (2 << 30) - 1  # of a message; ONNX goes beyond it only with external data
-SMALL_BYTES = 1024  # what is no larger stays in the graph: shape inference wants to know the constants that are shapes
+# what is no larger stays in the graph: shape inference wants to know the constants that are shapes
+SMALL_BYTES = 1024
 _ALIGNED = 4096  # ONNX Runtime maps weights into memory page by page
 _CHUNK = 16 << 20
 
@@ -83,18 +86,29 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 def beside(tensor: TensorProto, model: Path) -> Part:
-    """Where an external tensor of a model lies that is already split; raises ValueError for numbers that are none."""
+    """Where an external tensor of a model lies that is already split; raises ValueError for numbers
+    that are none.
+    """
     where = {entry.key: entry.value for entry in tensor.external_data}
-    return Part(model.with_name(where.get("location", "")), int(where.get("offset", "0")), int(where.get("length", "-1")))
+    return Part(
+        model.with_name(where.get("location", "")),
+        int(where.get("offset", "0")),
+        int(where.get("length", "-1")),
+    )
 
 
 def save(model: ModelProto, path: Path, one_file: int = ONE_FILE_BYTES, origin: Origin | None = None) -> None:
-    """Write the model: split if one file would have more than ``one_file`` bytes; then ``model`` is left without its large weights.
+    """Write the model: split if one file would have more than ``one_file`` bytes; then ``model`` is
+    left without its large weights.
 
-    Weights that are in other files are copied from their ``origin``. Equal models give equal bytes. Raises JobError: ModelTooLarge.
+    Weights that are in other files are copied from their ``origin``. Equal models give equal bytes.
+    Raises JobError: ModelTooLarge.
     """
     remove(path)
-    if not any(map(is_external, model.graph.initializer)) and sum(len(t.raw_data) for t in model.graph.initializer) <= one_file:
+    if (
+        not any(map(is_external, model.graph.initializer))
+        and sum(len(t.raw_data) for t in model.graph.initializer) <= one_file
+    ):
         content = _encoded(model)
         if len(content) <= one_file:
             path.write_bytes(content)
@@ -109,7 +123,9 @@ def save(model: ModelProto, path: Path, one_file: int = ONE_FILE_BYTES, origin: 
 
 
 def save_graph(model: ModelProto, path: Path) -> None:
-    """Write the graph alone; weights that lie beside it stay there. Raises JobError: ModelTooLarge."""
+    """Write the graph alone; weights that lie beside it stay there. Raises JobError:
+    ModelTooLarge.
+    """
     path.write_bytes(_encoded(model))
 
 
@@ -127,8 +143,9 @@ def graph_too_large() -> JobError:
     """More than protobuf takes, and not in the weights, which can lie outside."""
     return bad_input(
         "ModelTooLarge",
-        "spec.model.uri: the graph has more than 2 GiB outside of its initializers, in constants of its nodes or of their bodies; export it with the "
-        "weights as initializers, which can lie in a file of their own",
+        "spec.model.uri: the graph has more than 2 GiB outside of its initializers, in constants of its nodes"
+        " or of their bodies; export it with the weights as initializers, which can lie in a file of"
+        " their own",
     )
 
 
@@ -189,7 +206,9 @@ def fold(model: Path, one_file: int = ONE_FILE_BYTES) -> None:
 
 
 def inferred(model: Path) -> ModelProto:
-    """The whole model with the shapes of its tensors, also where it is too large for shape inference to be given it whole."""
+    """The whole model with the shapes of its tensors, also where it is too large for shape
+    inference to be given it whole.
+    """
     if not is_split(model):
         return onnx.shape_inference.infer_shapes(onnx.load(model))
     found = onnx.shape_inference.infer_shapes(onnx.load(model, load_external_data=False))

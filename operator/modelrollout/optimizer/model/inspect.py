@@ -1,6 +1,7 @@
 """Is it an ONNX model that can be served, and what does it take and give?
 
-Nothing in a file is ever executed to find out what it is: formats are told apart by their first bytes, pickles are refused unread.
+Nothing in a file is ever executed to find out what it is: formats are told apart by their first
+bytes, pickles are refused unread.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ _CONSTANTS_IR = 4  # the first version of the format in which a constant need no
 
 ELEMENTS_LIMIT = 1 << 31  # of one tensor: what a file says beyond it is a mistake or a trap
 
-# Operators that every ONNX Runtime has. Anything else is a library that would have to be loaded, that is, code.
+# Operators that every ONNX Runtime has. Anything else is a library that would have to be loaded,
+# that is, code.
 KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 # Of com.microsoft, those that read other files or run what they carry.
 _REFUSED_OPS = frozenset({"EPContext", "PyOp"})
 
 save_as_external = "save it with onnx.save(model, path, save_as_external_data=True), and pack the folder"
 
-_EXPORT = "export it to ONNX: torch.onnx.export for PyTorch, skl2onnx for scikit-learn, tf2onnx for TensorFlow and Keras, jax2onnx for JAX"
+_EXPORT = (
+    "export it to ONNX: torch.onnx.export for PyTorch, skl2onnx for scikit-learn, tf2onnx for TensorFlow and"
+    " Keras, jax2onnx for JAX"
+)
 
 # (offset, bytes, what it is)
 _FORMATS: tuple[tuple[int, bytes, str], ...] = (
@@ -92,7 +97,9 @@ _QUANTIZED_OPS = frozenset(
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a checked model takes and gives, its default opset, and whether it is quantized already."""
+    """What a checked model takes and gives, its default opset, and whether it is quantized
+    already.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -101,7 +108,9 @@ class ModelInfo:
 
 
 def _pickle(head: bytes) -> bool:
-    """Protocols 2 to 5 begin with PROTO and their number; joblib and torch's old format are such pickles."""
+    """Protocols 2 to 5 begin with PROTO and their number; joblib and torch's old format are such
+    pickles.
+    """
     return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
@@ -121,8 +130,14 @@ def sniff(path: Path, field: str) -> JobError | None:
         except (zipfile.BadZipFile, OSError):
             names = []
         if any(name.endswith(".pkl") for name in names):
-            return bad_input("PickleRefused", f"{field}: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}")
-        return bad_input("NotOnnx", f"{field}: the file is a zip archive (Keras, or a packed model) without an .onnx file; {_EXPORT}")
+            return bad_input(
+                "PickleRefused",
+                f"{field}: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}",
+            )
+        return bad_input(
+            "NotOnnx",
+            f"{field}: the file is a zip archive (Keras, or a packed model) without an .onnx file; {_EXPORT}",
+        )
     for offset, magic, what in _FORMATS:
         if head[offset : offset + len(magic)] == magic:
             return bad_input("NotOnnx", f"{field}: the file is {what}, not an ONNX file; {_EXPORT}")
@@ -143,7 +158,9 @@ def _varint(data: memoryview, at: int) -> tuple[int, int] | None:
 
 
 def ending(data: bytes) -> Literal["whole", "cut", "foreign"]:
-    """How a serialized ModelProto ends: at the end of a field, inside one, or it is no such message at all."""
+    """How a serialized ModelProto ends: at the end of a field, inside one, or it is no such message
+    at all.
+    """
     view, at = memoryview(data), 0
     while at < len(view):
         tag = _varint(view, at)
@@ -160,22 +177,36 @@ def ending(data: bytes) -> Literal["whole", "cut", "foreign"]:
 
 
 def parse(path: Path, field: str = FIELD) -> ModelProto:
-    """The message in the file: weights that lie beside it are not read. Raises JobError: ModelTooLarge, ModelTruncated, NotOnnx."""
+    """The message in the file: weights that lie beside it are not read. Raises JobError:
+    ModelTooLarge, ModelTruncated, NotOnnx.
+    """
     size = path.stat().st_size
     if size > files.PROTOBUF_LIMIT:
-        raise bad_input("ModelTooLarge", f"{field}: {size} bytes in one file, but one of ONNX ends at 2 GiB, as protobuf does; {save_as_external}")
+        raise bad_input(
+            "ModelTooLarge",
+            f"{field}: {size} bytes in one file, but one of ONNX ends at 2 GiB, as protobuf does;"
+            f" {save_as_external}",
+        )
     data = path.read_bytes()
     model = ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
         if ending(data) == "cut":
-            raise bad_input("ModelTruncated", f"{field}: the file ends in the middle (after {size} bytes); upload it again") from None
+            raise bad_input(
+                "ModelTruncated",
+                f"{field}: the file ends in the middle (after {size} bytes); upload it again",
+            ) from None
         deep = " or nests its graphs deeper than protobuf allows" if ending(data) == "whole" else ""
         raise bad_input("NotOnnx", f"{field}: the file is not an ONNX file{deep}; {_EXPORT}") from None
     if not model.HasField("graph"):
-        # A SavedModel is a protobuf too: schema version 1, then graphs in the field that ONNX uses for the producer's name.
-        what = "a TensorFlow SavedModel" if data.startswith(b"\x08\x01\x12") else "not an ONNX file (it holds no graph)"
+        # A SavedModel is a protobuf too: schema version 1, then graphs in the field that ONNX uses
+        # for the producer's name.
+        what = (
+            "a TensorFlow SavedModel"
+            if data.startswith(b"\x08\x01\x12")
+            else "not an ONNX file (it holds no graph)"
+        )
         raise bad_input("NotOnnx", f"{field}: the file is {what}; {_EXPORT}")
     return model
 
@@ -198,13 +229,16 @@ def _node_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]
 
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that the file holds, wherever ONNX lets one lie; one that is overlooked may name a file of ours as its data."""
+    """Every tensor that the file holds, wherever ONNX lets one lie; one that is overlooked may name
+    a file of ours as its data.
+    """
     yield from _graph_tensors(model.graph)
     for training in model.training_info:
         yield from _graph_tensors(training.initialization)
         yield from _graph_tensors(training.algorithm)
     for function in model.functions:
-        yield from _node_tensors(function.attribute_proto)  # what a call takes where it says nothing
+        # what a call takes where it says nothing
+        yield from _node_tensors(function.attribute_proto)
         yield from _node_tensors(a for node in function.node for a in node.attribute)
 
 
@@ -220,28 +254,49 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     datatype = _ONNX_TYPES.get(tensor.elem_type)
     if datatype is None:
         known = TensorProto.DataType.items()
-        name = next((name for name, number in known if number == tensor.elem_type), f"{tensor.elem_type}, which ONNX does not know")
-        raise bad_input("TypeUnsupported", f"{field}: {what} {value.name!r} has type {name}; it cannot be served: cast it, for example to FLOAT")
+        name = next(
+            (name for name, number in known if number == tensor.elem_type),
+            f"{tensor.elem_type}, which ONNX does not know",
+        )
+        raise bad_input(
+            "TypeUnsupported",
+            f"{field}: {what} {value.name!r} has type {name}; it cannot be served: cast it, for example to"
+            " FLOAT",
+        )
     if not tensor.HasField("shape"):
-        raise bad_input("ShapeUnknown", f"{field}: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are fine)")
-    fixed = math.prod(d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value > 0)
+        raise bad_input(
+            "ShapeUnknown",
+            f"{field}: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are"
+            " fine)",
+        )
+    fixed = math.prod(
+        d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value > 0
+    )
     if fixed > ELEMENTS_LIMIT or any(d.dim_value < 0 for d in tensor.shape.dim):
         raise bad_input(
             "TensorTooLarge",
-            f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most {ELEMENTS_LIMIT} elements",
+            f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most"
+            f" {ELEMENTS_LIMIT} elements",
         )
     if any(d.WhichOneof("value") == "dim_value" and not d.dim_value for d in tensor.shape.dim):
         raise bad_input(
-            "ModelInvalid", f"{field}: {what} {value.name!r} has a dimension of size 0, which no request fills; name a dynamic one instead"
+            "ModelInvalid",
+            f"{field}: {what} {value.name!r} has a dimension of size 0, which no request fills; name a"
+            " dynamic one instead",
         )
-    return TensorSpec(value.name, datatype, tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim))
+    return TensorSpec(
+        value.name,
+        datatype,
+        tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim),
+    )
 
 
 def check(path: Path, field: str = FIELD) -> ModelInfo:
     """Check the file; ``field`` names it in messages.
 
-    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData, ExternalDataMissing, CustomOperator, TensorTooLarge,
-    ModelInvalid, TypeUnsupported, ShapeUnknown.
+    Raises JobError: ModelTruncated, PickleRefused, NotOnnx, ModelTooLarge, ExternalData,
+    ExternalDataMissing, CustomOperator, TensorTooLarge, ModelInvalid, TypeUnsupported,
+    ShapeUnknown.
     """
     refusal = sniff(path, field)
     if refusal:
@@ -256,21 +311,35 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
     if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
         try:
             model = onnx.shape_inference.infer_shapes(model)
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             raise _invalid(error, field) from None
-    initializers = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    initializers = {t.name for t in model.graph.initializer} | {
+        s.values.name for s in model.graph.sparse_initializer
+    }
     info = ModelInfo(
         # Up to IR version 3 initializers were listed as inputs too.
-        inputs=tuple(_spec(value, "input", field) for value in model.graph.input if value.name not in initializers),
+        inputs=tuple(
+            _spec(value, "input", field) for value in model.graph.input if value.name not in initializers
+        ),
         outputs=tuple(_spec(value, "output", field) for value in model.graph.output),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
     )
     if not info.inputs or not info.outputs:
         missing = "outputs" if info.inputs else "inputs"
-        raise bad_input("ModelInvalid", f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it takes and gives")
+        raise bad_input(
+            "ModelInvalid",
+            f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it"
+            " takes and gives",
+        )
     try:
-        onnx.checker.check_model(str(path) if external else model)  # only with a path does it find what lies beside
+        # only with a path does it find what lies beside
+        onnx.checker.check_model(str(path) if external else model)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise _invalid(error, field) from None
     return info
@@ -278,7 +347,10 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
 
 def _invalid(error: Exception, field: str) -> JobError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return bad_input("ModelInvalid", f"{field}: the ONNX checker says: {line}; export the model again, with a released opset")
+    return bad_input(
+        "ModelInvalid",
+        f"{field}: the ONNX checker says: {line}; export the model again, with a released opset",
+    )
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -308,18 +380,23 @@ def _of_function(function: FunctionProto) -> Iterator[NodeProto]:
 
 
 def sort_nodes(graph: GraphProto) -> None:
-    """Put each node after those that it depends on, also through the body of an If, Loop or Scan, which the tools that rewrite graphs do not see.
+    """Put each node after those that it depends on, also through the body of an If, Loop or Scan,
+    which the tools that rewrite graphs do not see.
 
     ONNX wants that order. A graph with a circle is left as it is.
     """
     nodes = list(graph.node)
     maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    waits = [{maker[name] for inner in _nodes([node]) for name in inner.input if name in maker} - {at} for at, node in enumerate(nodes)]
+    waits = [
+        {maker[name] for inner in _nodes([node]) for name in inner.input if name in maker} - {at}
+        for at, node in enumerate(nodes)
+    ]
     followers: dict[int, list[int]] = {}
     for at, before in enumerate(waits):
         for other in before:
             followers.setdefault(other, []).append(at)
-    ready = [at for at, before in enumerate(waits) if not before]  # sorted, so a heap: equal graphs give equal files
+    # sorted, so a heap: equal graphs give equal files
+    ready = [at for at, before in enumerate(waits) if not before]
     order: list[int] = []
     while ready:
         order.append(heapq.heappop(ready))
@@ -333,13 +410,17 @@ def sort_nodes(graph: GraphProto) -> None:
 
 
 def constants_inside(path: Path, target: Path) -> Path:
-    """The model without the inputs that only repeat its constants, written to ``target``; ``path`` where there are none.
+    """The model without the inputs that only repeat its constants, written to ``target``; ``path``
+    where there are none.
 
-    Up to IR version 3 every constant was an input, too, and exporters can still be told so (``keep_initializers_as_inputs``). Steps rewrite
-    constants: the shapes of those inputs would no longer fit, and new constants would lack theirs.
+    Up to IR version 3 every constant was an input, too, and exporters can still be told so
+    (``keep_initializers_as_inputs``). Steps rewrite constants: the shapes of those inputs would no
+    longer fit, and new constants would lack theirs.
     """
     model = parse(path)
-    names = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    names = {t.name for t in model.graph.initializer} | {
+        s.values.name for s in model.graph.sparse_initializer
+    }
     kept = [value for value in model.graph.input if value.name not in names]
     if len(kept) == len(model.graph.input) and model.ir_version >= _CONSTANTS_IR:
         return path
@@ -353,12 +434,16 @@ def constants_inside(path: Path, target: Path) -> Path:
 
 
 def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
-    """Raise ExternalData for a tensor in another file than a split model has, ExternalDataMissing for one that is not there whole."""
-    if not files.is_split(path) or [e.value for e in tensor.external_data if e.key == "location"] != [DATA_FILE]:
+    """Raise ExternalData for a tensor in another file than a split model has, ExternalDataMissing
+    for one that is not there whole.
+    """
+    if not files.is_split(path) or [e.value for e in tensor.external_data if e.key == "location"] != [
+        DATA_FILE
+    ]:
         raise bad_input(
             "ExternalData",
-            f"{field}: tensor {tensor.name!r} lies in another file; save all in one: onnx.save(model, path, save_as_external_data=False), "
-            "or pack model and data into one .zip or .tar",
+            f"{field}: tensor {tensor.name!r} lies in another file; save all in one: onnx.save(model, path,"
+            " save_as_external_data=False), or pack model and data into one .zip or .tar",
         )
     size = files.data_of(path).stat().st_size
     try:
@@ -370,46 +455,60 @@ def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
     if part.offset < 0 or part.offset + part.length > size or part.length != wanted:
         raise bad_input(
             "ExternalDataMissing",
-            f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, and says that it is {part.length} bytes of {DATA_FILE!r} from "
-            f"{part.offset} on, which has {size}; export it again",
+            f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, and says that it is"
+            f" {part.length} bytes of {DATA_FILE!r} from {part.offset} on, which has {size}; export it again",
         )
 
 
 def _check_operators(model: ModelProto, field: str) -> None:
-    """Raise CustomOperator for an operator that ONNX Runtime alone does not have, ModelInvalid for functions that call themselves: it would inline
-    them without end."""
+    """Raise CustomOperator for an operator that ONNX Runtime alone does not have, ModelInvalid for
+    functions that call themselves: it would inline them without end.
+    """
     functions = {(f.domain, f.name): f for f in model.functions}
     for node in _all_nodes(model):
-        if (node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in functions) or node.op_type in _REFUSED_OPS:
+        if (
+            node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in functions
+        ) or node.op_type in _REFUSED_OPS:
             raise bad_input(
                 "CustomOperator",
-                f"{field}: operator {node.op_type!r} of domain {node.domain or 'ai.onnx'!r} is not one of ONNX; custom operators are code, "
-                "which is never loaded: export the model without it",
+                f"{field}: operator {node.op_type!r} of domain {node.domain or 'ai.onnx'!r} is not one of"
+                " ONNX; custom operators are code, which is never loaded: export the model without it",
             )
-    calls = {key: {(n.domain, n.op_type) for n in _of_function(f)} & functions.keys() for key, f in functions.items()}
+    calls = {
+        key: {(n.domain, n.op_type) for n in _of_function(f)} & functions.keys()
+        for key, f in functions.items()
+    }
     while calls:
         leaves = {key for key, called in calls.items() if not called & calls.keys()}
         if not leaves:
-            raise bad_input("ModelInvalid", f"{field}: function {sorted(calls)[0][1]!r} calls itself; export the model without local functions")
+            raise bad_input(
+                "ModelInvalid",
+                f"{field}: function {sorted(calls)[0][1]!r} calls itself; export the model without local"
+                " functions",
+            )
         calls = {key: called for key, called in calls.items() if key not in leaves}
 
 
 def _check_size(tensor: TensorProto, field: str) -> None:
-    """Raise TensorTooLarge or ModelInvalid for a tensor that says of itself what its data does not bear out."""
+    """Raise TensorTooLarge or ModelInvalid for a tensor that says of itself what its data does not
+    bear out.
+    """
     if not tensor.dims:
         return
     elements = math.prod(tensor.dims)
     if min(tensor.dims) < 0 or elements > ELEMENTS_LIMIT:
         raise bad_input(
             "TensorTooLarge",
-            f"{field}: tensor {tensor.name!r} says that it has shape {list(tensor.dims)[:8]}; at most {ELEMENTS_LIMIT} elements",
+            f"{field}: tensor {tensor.name!r} says that it has shape {list(tensor.dims)[:8]}; at most"
+            f" {ELEMENTS_LIMIT} elements",
         )
     if tensor.HasField("raw_data"):
         bits = _BITS.get(tensor.data_type)
         if bits is not None and (elements * bits + 7) // 8 != len(tensor.raw_data):
             raise bad_input(
                 "ModelInvalid",
-                f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, but {len(tensor.raw_data)} bytes; export it again",
+                f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, but"
+                f" {len(tensor.raw_data)} bytes; export it again",
             )
 
 

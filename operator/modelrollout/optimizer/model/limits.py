@@ -9,7 +9,9 @@ _CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 def memory_limit() -> int | None:
-    """Bytes that this process may use: the container's limit (cgroup v2, then v1) or that of its address space; None: none is set."""
+    """Bytes that this process may use: the container's limit (cgroup v2, then v1) or that of its
+    address space; None: none is set.
+    """
     found = [resource.getrlimit(resource.RLIMIT_AS)[0]]
     for path in _CGROUP:
         try:

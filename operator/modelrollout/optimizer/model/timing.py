@@ -1,7 +1,8 @@
 """How long models take, measured in turns.
 
-The runs of all models alternate on one thread, and what counts is that thread's CPU time: the latency on a machine with nothing else to do. On a busy
-one, which a node that runs Jobs is, the wall clock mostly says how long the thread waited for a core.
+The runs of all models alternate on one thread, and what counts is that thread's CPU time: the
+latency on a machine with nothing else to do. On a busy one, which a node that runs Jobs is, the
+wall clock mostly says how long the thread waited for a core.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def open_single(path: Path) -> Any:
 
 
 def in_turns(sessions: Sequence[Any], requests: Sequence[Arrays], runs: int) -> NDArray[np.float64]:
-    """[sessions, runs] seconds of CPU time; run i asks every session ``requests[i % len(requests)]``. A tenth as many runs before warm up."""
+    """[sessions, runs] seconds of CPU time; run i asks every session ``requests[i %
+    len(requests)]``. A tenth as many runs before warm up.
+    """
     found = np.zeros((len(sessions), runs))
     for run in range(-(runs // 10) - 1, runs):
         request = requests[run % len(requests)]

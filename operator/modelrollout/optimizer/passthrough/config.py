@@ -1,7 +1,10 @@
-"""config.pbtxt of a model that is served as it is: written from the tensors that spec names, or the author's own, checked and completed.
+"""config.pbtxt of a model that is served as it is: written from the tensors that spec names, or the
+author's own, checked and completed.
 
-The author's file is read with Triton's own schema, and a new one is written. What spec.serving says is the operator's (name, version, batching); what
-only the author can know stays (tensors, parameters, instances). What would load a library, read another file, or need a second model is refused.
+The author's file is read with Triton's own schema, and a new one is written. What spec.serving says
+is the operator's (name, version, batching); what only the author can know stays (tensors,
+parameters, instances). What would load a library, read another file, or need a second model is
+refused.
 """
 
 from __future__ import annotations
@@ -24,20 +27,28 @@ DIMENSION_LIMIT = 1 << 31
 
 _KEPT = frozenset(
     {
-        "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization", "dynamic_batching", "instance_group", "parameters",
+        "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization",
+        "dynamic_batching", "instance_group", "parameters",
         "model_warmup", "model_transaction_policy", "response_cache", "model_metrics", "metric_tags",
     }
 )  # fmt: skip
 _OURS = frozenset({"name", "platform", "backend", "default_model_filename", "version_policy"})
 _REFUSED = {
-    "ensemble_scheduling": "an ensemble needs other models, and one is served here; put the steps into one model, or deploy each for itself",
-    "sequence_batching": "the requests of a sequence must reach one pod, and a canary divides requests; keep the state in the client",
+    "ensemble_scheduling": (
+        "an ensemble needs other models, and one is served here; put the steps into one model, or deploy each"
+        " for itself"
+    ),
+    "sequence_batching": (
+        "the requests of a sequence must reach one pod, and a canary divides requests; keep the state in the"
+        " client"
+    ),
     "model_operations": "it loads a shared library; put the operators into the Triton image",
     "model_repository_agents": "agents change the files after they were checked; leave it out",
     "runtime": "it names code to run the model with; leave it out",
     "cc_model_filenames": "one file is served; choose the GPU with spec.serving.nodeSelector",
 }
-# What vLLM's backend takes and gives (auto_complete_config of its model.py); written out, because servers here complete nothing by themselves.
+# What vLLM's backend takes and gives (auto_complete_config of its model.py); written out, because
+# servers here complete nothing by themselves.
 _VLLM_INPUTS = (
     ("text_input", "TYPE_STRING", 1, False),
     ("image", "TYPE_STRING", -1, True),
@@ -72,13 +83,15 @@ class Config:
 def written(served: Served, own: bytes | None, batching: Batching, instance_kind: str) -> Config:
     """The configuration to serve with; ``own``: the author's config.pbtxt, if the archive has one.
 
-    Raises JobError: ConfigMissing, ConfigAmbiguous, ConfigInvalid, ConfigMismatch, ConfigUnsupported, BatchingImpossible.
+    Raises JobError: ConfigMissing, ConfigAmbiguous, ConfigInvalid, ConfigMismatch,
+    ConfigUnsupported, BatchingImpossible.
     """
     kind = KINDS[served.backend]
     if own is not None and served.inputs:
         raise bad_input(
             "ConfigAmbiguous",
-            "spec.serving.triton.inputs: config.pbtxt in the archive names them, too; leave them out in one of the two",
+            "spec.serving.triton.inputs: config.pbtxt in the archive names them, too; leave them out in one"
+            " of the two",
         )
     if own is not None:
         config = kept(_read(own), served)
@@ -90,26 +103,35 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
     else:
         raise bad_input(
             "ConfigMissing",
-            "spec.serving.triton: nothing says what the model takes and gives: name inputs and outputs, or pack its config.pbtxt into the archive",
+            "spec.serving.triton: nothing says what the model takes and gives: name inputs and outputs, or"
+            " pack its config.pbtxt into the archive",
         )
     if served.backend == "VLLM":
         _complete_vllm(config)
     _check_tensors(config)
     config.backend, config.platform, config.default_model_filename = kind.backend, kind.platform, kind.file
     if not config.instance_group:
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(kind.instance_kind or instance_kind))
-    return Config(printed(config), *(tuple(_specs(config, tensors)) for tensors in (config.input, config.output)))
+        config.instance_group.add(
+            count=1, kind=pb.ModelInstanceGroup.Kind.Value(kind.instance_kind or instance_kind)
+        )
+    return Config(
+        printed(config), *(tuple(_specs(config, tensors)) for tensors in (config.input, config.output))
+    )
 
 
 def _from_spec(served: Served, batching: Batching) -> Any:
-    inputs, outputs = ([TensorSpec(t.name, t.data_type, t.shape) for t in tensors] for tensors in (served.inputs, served.outputs))
+    inputs, outputs = (
+        [TensorSpec(t.name, t.data_type, t.shape) for t in tensors]
+        for tensors in (served.inputs, served.outputs)
+    )
     try:
         return message(inputs, outputs, batching)
     except BatchingImpossible as error:
         raise bad_input(
             "BatchingImpossible",
-            f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; set maxBatchSize: "
-            "0, or -1 as that dimension if the model takes any batch",
+            f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but the first dimension of"
+            f" {error.tensor} is fixed; set maxBatchSize: 0, or -1 as that dimension if the model takes any"
+            " batch",
         ) from None
 
 
@@ -130,22 +152,36 @@ def _read(own: bytes) -> Any:
 def kept(config: Any, served: Served) -> Any:
     """What the author's file says and may say."""
     kind = KINDS[served.backend]
-    for field, want in (("backend", {kind.backend}), ("platform", {kind.platform}), ("default_model_filename", {kind.file})):
+    for field, want in (
+        ("backend", {kind.backend}),
+        ("platform", {kind.platform}),
+        ("default_model_filename", {kind.file}),
+    ):
         found = getattr(config, field)
         if found and found not in want:
-            remedy = f"rename the file to {kind.file}" if field == "default_model_filename" else "correct one of the two"
+            remedy = (
+                f"rename the file to {kind.file}"
+                if field == "default_model_filename"
+                else "correct one of the two"
+            )
             raise bad_input(
-                "ConfigMismatch", f"spec.serving.triton.backend: {served.backend}, but config.pbtxt says {field}: {found[:100]!r}; {remedy}"
+                "ConfigMismatch",
+                f"spec.serving.triton.backend: {served.backend}, but config.pbtxt says {field}:"
+                f" {found[:100]!r}; {remedy}",
             )
     for descriptor, _ in config.ListFields():
         if descriptor.name not in _KEPT | _OURS:
-            raise _unsupported(descriptor.name, _REFUSED.get(descriptor.name, "it is not known here; leave it out"))
+            raise _unsupported(
+                descriptor.name, _REFUSED.get(descriptor.name, "it is not known here; leave it out")
+            )
     for field, why in _paths(config, served):
         raise _unsupported(field, why)
     for group in config.instance_group:
         if group.gpus or group.secondary_devices or group.host_policy or group.passive:
             raise _unsupported(
-                "instance_group", "gpus, secondary_devices, host_policy and passive depend on the node, and pods run on any; leave them out"
+                "instance_group",
+                "gpus, secondary_devices, host_policy and passive depend on the node, and pods run on any;"
+                " leave them out",
             )
     for field in _OURS:
         config.ClearField(field)
@@ -157,7 +193,9 @@ def _unsupported(field: str, why: str) -> JobError:
 
 
 def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
-    """Fields that make Triton read files, with what speaks against them. Only a model that may run code may name some."""
+    """Fields that make Triton read files, with what speaks against them. Only a model that may run
+    code may name some.
+    """
     for output in config.output:
         if output.label_filename:
             yield "label_filename", "the file is not served; leave it out, and name classes in the client"
@@ -166,11 +204,19 @@ def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
             yield "model_warmup", "input_data_file is not served; use zero_data or random_data"
     for name, parameter in config.parameters.items():
         if not served.code and any(c in parameter.string_value for c in "/\\"):
-            yield f"parameters {name[:100]!r}", "it names a path, from which a library could be loaded; put what is needed into the Triton image"
+            yield (
+                f"parameters {name[:100]!r}",
+                (
+                    "it names a path, from which a library could be loaded; put what is needed into the"
+                    " Triton image"
+                ),
+            )
 
 
 def _batch(config: Any, batching: Batching) -> None:
-    """spec.serving.batching, where it says something, within what the author says that the model can do."""
+    """spec.serving.batching, where it says something, within what the author says that the model
+    can do.
+    """
     most = config.max_batch_size
     if most < 0:
         raise _invalid(f"max_batch_size: {most} is negative")
@@ -179,8 +225,9 @@ def _batch(config: Any, batching: Batching) -> None:
     if batching.max_batch_size > most:
         raise bad_input(
             "BatchingImpossible",
-            f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but config.pbtxt says max_batch_size: {most}; "
-            f"{f'ask for at most {most}' if most else 'set maxBatchSize: 0'}, or make a model that takes larger batches",
+            f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but config.pbtxt says"
+            f" max_batch_size: {most}; {f'ask for at most {most}' if most else 'set maxBatchSize: 0'}, or"
+            " make a model that takes larger batches",
         )
     config.max_batch_size = batching.max_batch_size
     config.ClearField("dynamic_batching")
@@ -213,7 +260,9 @@ def _check_tensors(config: Any) -> None:
             if tensor.data_type == pb.TYPE_INVALID or tensor.data_type not in pb.DataType.values():
                 raise _invalid(f"{where} has no data_type, for example TYPE_FP32")
             if not tensor.dims or any(d == 0 or not -1 <= d <= DIMENSION_LIMIT for d in tensor.dims):
-                raise _invalid(f"{where} has dims {list(tensor.dims)[:16]}; give each as a size, or as -1 for any")
+                raise _invalid(
+                    f"{where} has dims {list(tensor.dims)[:16]}; give each as a size, or as -1 for any"
+                )
 
 
 def _specs(config: Any, tensors: Any) -> Iterator[TensorSpec]:

@@ -1,4 +1,6 @@
-"""OpenVINO's model.xml: read with expat as it comes, without document types and entities, so that it can refer to nothing and grow into nothing."""
+"""OpenVINO's model.xml: read with expat as it comes, without document types and entities, so that
+it can refer to nothing and grow into nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +30,40 @@ class _Seen:
 
 
 def _invalid(what: str) -> NoReturn:
-    raise bad_input("BackendFileInvalid", f"{FIELD}: model.xml: {what}; save the model with openvino.save_model")
+    raise bad_input(
+        "BackendFileInvalid", f"{FIELD}: model.xml: {what}; save the model with openvino.save_model"
+    )
 
 
 def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """A network whose weights lie within ``weights`` bytes, with these tensors; raises JobError: BackendFileInvalid, TensorUnknown."""
+    """A network whose weights lie within ``weights`` bytes, with these tensors; raises JobError:
+    BackendFileInvalid, TensorUnknown.
+    """
     seen = _read(path)
     if seen.root != "net" or not seen.parameters or not seen.results:
         _invalid("this is no OpenVINO model (net, with Parameter and Result layers)")
     if seen.end > weights:
-        _invalid(f"its weights end at byte {seen.end} of model.bin, which has {weights}: one of the two files is cut off, or of another model")
-    for what, told, known, count in (("inputs", inputs, seen.inputs, seen.parameters), ("outputs", outputs, seen.outputs, seen.results)):
+        _invalid(
+            f"its weights end at byte {seen.end} of model.bin, which has {weights}: one of the two files is"
+            " cut off, or of another model"
+        )
+    for what, told, known, count in (
+        ("inputs", inputs, seen.inputs, seen.parameters),
+        ("outputs", outputs, seen.outputs, seen.results),
+    ):
         unknown = sorted({t.name for t in told} - known)
         if unknown:
             raise bad_input(
                 "TensorUnknown",
-                f"spec.serving.triton.{what} (or config.pbtxt): no {unknown[0]!r} in the model; it has {', '.join(sorted(known)[:8]) or 'none'}",
+                f"spec.serving.triton.{what} (or config.pbtxt): no {unknown[0]!r} in the model; it has"
+                f" {', '.join(sorted(known)[:8]) or 'none'}",
             )
         if len(told) != count and what == "inputs":
-            raise bad_input("TensorUnknown", f"spec.serving.triton.inputs (or config.pbtxt): {len(told)} inputs are named, the model has {count}")
+            raise bad_input(
+                "TensorUnknown",
+                f"spec.serving.triton.inputs (or config.pbtxt): {len(told)} inputs are named, the model has"
+                f" {count}",
+            )
 
 
 def _read(path: Path) -> _Seen:
@@ -71,7 +88,10 @@ def _read(path: Path) -> _Seen:
                 seen.inputs |= found
 
     def doctype(*_: object) -> NoReturn:
-        _invalid("it has a document type, which a model needs not, and which could make a small file grow without end")
+        _invalid(
+            "it has a document type, which a model needs not, and which could make a small file grow"
+            " without end"
+        )
 
     parser.StartElementHandler = start
     parser.StartDoctypeDeclHandler = doctype

@@ -1,10 +1,13 @@
-"""A source that another backend of Triton serves as it is: its files found, looked at without being run, and its configuration written.
+"""A source that another backend of Triton serves as it is: its files found, looked at without being
+run, and its configuration written.
 
-There is no runtime for these formats in the Job, so what is checked is form: the right file in the right place, whole, and nothing in it that would
-run code unless that was allowed. Whether it loads and answers well is seen on the real server, before it gets any traffic.
+There is no runtime for these formats in the Job, so what is checked is form: the right file in the
+right place, whole, and nothing in it that would run code unless that was allowed. Whether it loads
+and answers well is seen on the real server, before it gets any traffic.
 
-Triton looks for a backend's library in the model's folder first (core, backend_model.cc): a file libtriton_tensorrt.so beside model.plan would be
-loaded. So only files that the backend is known to read are served, and libraries and scripts are refused by name.
+Triton looks for a backend's library in the model's folder first (core, backend_model.cc): a file
+libtriton_tensorrt.so beside model.plan would be loaded. So only files that the backend is known to
+read are served, and libraries and scripts are refused by name.
 """
 
 from __future__ import annotations
@@ -36,7 +39,24 @@ _GRAPH_MAGIC = b"\x08\x01\x12"  # saved_model_schema_version: 1, and the first m
 _REACHING_OPS = (b"ReadFile", b"WriteFile", b"MatchingFiles", b"PyFunc", b"PyFuncStateless", b"EagerPyFunc")
 # What can run, or is unpickled, in one backend or another.
 _CODE = frozenset(
-    {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".exe", ".jar", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".pt2", ".ckpt"}
+    {
+        ".py",
+        ".pyc",
+        ".pyd",
+        ".so",
+        ".dll",
+        ".dylib",
+        ".sh",
+        ".exe",
+        ".jar",
+        ".pkl",
+        ".pickle",
+        ".joblib",
+        ".pt",
+        ".pth",
+        ".pt2",
+        ".ckpt",
+    }
 )
 _OPENVINO_WEIGHTS = "model.bin"
 
@@ -52,41 +72,66 @@ class PassedThrough:
     warnings: tuple[str, ...]
 
 
-def pass_through(source: Path, served: Served, batching: Batching, instance_kind: str, folder: Path, limit: int) -> PassedThrough:
-    """Check ``source`` for its backend; what is unpacked of it lies in ``folder``, at most ``limit`` bytes.
+def pass_through(
+    source: Path, served: Served, batching: Batching, instance_kind: str, folder: Path, limit: int
+) -> PassedThrough:
+    """Check ``source`` for its backend; what is unpacked of it lies in ``folder``, at most
+    ``limit`` bytes.
 
-    Raises JobError: those of archives and of the configuration, BackendFileMissing, BackendFileInvalid, BackendFileAmbiguous, PickleRefused,
-    CodeRefused, NameRefused, TensorUnknown, and those of ``vllm_engine``.
+    Raises JobError: those of archives and of the configuration, BackendFileMissing,
+    BackendFileInvalid, BackendFileAmbiguous, PickleRefused, CodeRefused, NameRefused,
+    TensorUnknown, and those of ``vllm_engine``.
     """
     if served.backend == "Python" and not served.code:
-        raise bad_input("CodeRefused", "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve another format")
+        raise bad_input(
+            "CodeRefused",
+            "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve"
+            " another format",
+        )
     found, own, outside = _found(source, served.backend, folder, limit)
     files = servable(found, served)
     left = sorted(outside | found.keys() - files.keys())
     config = written(served, own, batching, instance_kind)
     _check(files, served, config, folder)
-    told = f"files of the archive that {served.backend} does not read are not served: {', '.join(left[:5])}{', ...' if left[5:] else ''}"
+    told = (
+        f"files of the archive that {served.backend} does not read are not served:"
+        f" {', '.join(left[:5])}{', ...' if left[5:] else ''}"
+    )
     return PassedThrough(files, config.text, config.inputs, config.outputs, (told,) if left else ())
 
 
-def _found(source: Path, backend: Backend, folder: Path, limit: int) -> tuple[dict[str, Path], bytes | None, set[str]]:
-    """(the files of the version's folder by their names there, config.pbtxt if there is one, names of other files)."""
+def _found(
+    source: Path, backend: Backend, folder: Path, limit: int
+) -> tuple[dict[str, Path], bytes | None, set[str]]:
+    """(the files of the version's folder by their names there, config.pbtxt if there is one, names
+    of other files).
+    """
     kind = KINDS[backend]
     if source.stat().st_size == 0:
         raise bad_input("ModelTruncated", f"{FIELD}: the file is empty; upload it again")
     if not is_archive(source) or (backend == "TorchScript" and _is_torch(source)):
         if backend not in _SINGLE:
-            raise bad_input("BackendFileMissing", f"{FIELD}: {backend} needs a folder: pack {kind.file} and what belongs to it into a .zip or .tar")
+            raise bad_input(
+                "BackendFileMissing",
+                f"{FIELD}: {backend} needs a folder: pack {kind.file} and what belongs to it into a .zip or"
+                " .tar",
+            )
         return {kind.file: source}, None, set()
     root = folder / "archive"
-    names = [n for n in extract(source, root, limit) if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(n).parts)]
+    names = [
+        n
+        for n in extract(source, root, limit)
+        if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(n).parts)
+    ]
     configs = [n for n in names if PurePosixPath(n).name == CONFIG_FILE]
     if len(configs) > 1:
         raise _ambiguous(f"{len(configs)} files {CONFIG_FILE}", configs)
     entry = _entry(names, backend, PurePosixPath(configs[0]).parent if configs else None)
     top = "" if entry.as_posix() == "." else f"{entry.as_posix()}/"
     prefix = f"{kind.file}/" if backend == "SavedModel" else ""
-    files = {f"{prefix}{n.removeprefix(top)}": root / n for n in names if n.startswith(top) and n not in configs}
+    files = {
+        f"{prefix}{n.removeprefix(top)}": root / n for n in names if n.startswith(top) and n not in configs
+    }
     own = None
     if configs:
         with (root / configs[0]).open("rb") as file:
@@ -95,7 +140,9 @@ def _found(source: Path, backend: Backend, folder: Path, limit: int) -> tuple[di
 
 
 def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) -> PurePosixPath:
-    """The folder of the backend's file. ``model``: the folder of config.pbtxt, in or one below which it must be, as in Triton's repository."""
+    """The folder of the backend's file. ``model``: the folder of config.pbtxt, in or one below
+    which it must be, as in Triton's repository.
+    """
     wanted = _GRAPH_FILE if backend == "SavedModel" else KINDS[backend].file
     found = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == wanted]
     if model is not None:
@@ -106,29 +153,49 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
         found = [p for p in found if len(p.parts) == depth]
     if not found:
         where = f" beside {CONFIG_FILE} or in a folder below it" if model is not None else ""
-        raise bad_input("BackendFileMissing", f"{FIELD}: {backend} serves {wanted}, which the archive does not hold{where}; pack it, or rename it")
+        raise bad_input(
+            "BackendFileMissing",
+            f"{FIELD}: {backend} serves {wanted}, which the archive does not hold{where}; pack it, or"
+            " rename it",
+        )
     if len(found) > 1:
         raise _ambiguous(f"{len(found)} files {wanted}", [p.as_posix() for p in found])
     return found[0]
 
 
 def _ambiguous(what: str, where: Sequence[str]) -> JobError:
-    return bad_input("BackendFileAmbiguous", f"{FIELD}: the archive holds {what} ({', '.join(sorted(where)[:5])}); keep one model in one version")
+    return bad_input(
+        "BackendFileAmbiguous",
+        f"{FIELD}: the archive holds {what} ({', '.join(sorted(where)[:5])}); keep one model in one version",
+    )
 
 
 def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
     """What is served; raises JobError: CodeRefused, NameRefused, TooLarge."""
     kept = {name: path for name, path in files.items() if served.code or _reads(name, served.backend)}
-    if code := next((name for name in sorted(files) if not served.code and _is_code(name, served.backend)), None):
-        remedy = "say spec.serving.triton.code: Allowed" if served.backend == "VLLM" else "put libraries into the Triton image"
-        raise bad_input("CodeRefused", f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}")
+    if code := next(
+        (name for name in sorted(files) if not served.code and _is_code(name, served.backend)), None
+    ):
+        remedy = (
+            "say spec.serving.triton.code: Allowed"
+            if served.backend == "VLLM"
+            else "put libraries into the Triton image"
+        )
+        raise bad_input(
+            "CodeRefused", f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}"
+        )
     if odd := next((name for name in sorted(kept) if not is_name(name) or name == REPORT), None):
         raise bad_input(
             "NameRefused",
-            f"{FIELD}: {odd[:250]!r} in the archive: at most 200 letters, digits and . _ + - are possible, and {REPORT} is taken; rename it",
+            f"{FIELD}: {odd[:250]!r} in the archive: at most 200 letters, digits and . _ + - are possible,"
+            f" and {REPORT} is taken; rename it",
         )
     if len(kept) > MAX_FILES:
-        raise bad_input("TooLarge", f"{FIELD}: the archive holds {len(kept)} files to serve, more than {MAX_FILES}; pack the model and its data only")
+        raise bad_input(
+            "TooLarge",
+            f"{FIELD}: the archive holds {len(kept)} files to serve, more than {MAX_FILES}; pack the model"
+            " and its data only",
+        )
     return kept
 
 
@@ -148,7 +215,8 @@ def _is_code(name: str, backend: Backend) -> bool:
     if name == KINDS[backend].file:
         return False
     suffixes = PurePosixPath(name.lower()).suffixes
-    return any(s in _CODE for s in suffixes) or (backend == "VLLM" and suffixes[-1:] == [".bin"])  # pickled weights
+    # pickled weights
+    return any(s in _CODE for s in suffixes) or (backend == "VLLM" and suffixes[-1:] == [".bin"])
 
 
 def _check(files: dict[str, Path], served: Served, config: Config, folder: Path) -> None:
@@ -164,13 +232,20 @@ def _check(files: dict[str, Path], served: Served, config: Config, folder: Path)
         case "OpenVINO":
             weights = files.get(_OPENVINO_WEIGHTS)
             if weights is None:
-                raise bad_input("BackendFileMissing", f"{FIELD}: OpenVINO needs {_OPENVINO_WEIGHTS} beside model.xml; pack both")
+                raise bad_input(
+                    "BackendFileMissing",
+                    f"{FIELD}: OpenVINO needs {_OPENVINO_WEIGHTS} beside model.xml; pack both",
+                )
             openvino.check(path, weights.stat().st_size, config.inputs, config.outputs)
         case "Python":
             if b"TritonPythonModel" not in path.read_bytes():
-                raise _invalid("model.py has no class TritonPythonModel, which Triton's Python backend looks for")
+                raise _invalid(
+                    "model.py has no class TritonPythonModel, which Triton's Python backend looks for"
+                )
         case "VLLM":
-            files[KINDS["VLLM"].file] = vllm.resolved(path, files.keys(), folder / "engine.json", code=served.code)
+            files[KINDS["VLLM"].file] = vllm.resolved(
+                path, files.keys(), folder / "engine.json", code=served.code
+            )
 
 
 def _invalid(what: str) -> JobError:
@@ -186,14 +261,24 @@ def _check_plan(path: Path) -> None:
             start = 4 + int.from_bytes(head[:4], "little")
             file.seek(start)
             if file.read(4) == _PLAN_MAGIC:
-                raise _invalid(f"the plan has a header of another tool in front, which TensorRT does not read; cut off its first {start} bytes")
+                raise _invalid(
+                    "the plan has a header of another tool in front, which TensorRT does not read; cut off"
+                    f" its first {start} bytes"
+                )
     _refuse_pickle(head)
-    raise _invalid(f"this is no TensorRT plan (it begins with {head[:8]!r}, not {_PLAN_MAGIC!r}); upload what trtexec --saveEngine wrote")
+    raise _invalid(
+        f"this is no TensorRT plan (it begins with {head[:8]!r}, not {_PLAN_MAGIC!r}); upload what trtexec"
+        " --saveEngine wrote"
+    )
 
 
 def _refuse_pickle(head: bytes) -> None:
     if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
-        raise bad_input("PickleRefused", f"{FIELD}: the file is a Python pickle: loading it could run any code, so it is never opened here")
+        raise bad_input(
+            "PickleRefused",
+            f"{FIELD}: the file is a Python pickle: loading it could run any code, so it is never opened"
+            " here",
+        )
 
 
 def _torch_names(path: Path) -> list[str]:
@@ -206,12 +291,16 @@ def _torch_names(path: Path) -> list[str]:
 
 
 def _is_torch(path: Path) -> bool:
-    """Whether a zip archive is itself what torch writes, not something that a model was packed into."""
+    """Whether a zip archive is itself what torch writes, not something that a model was packed
+    into.
+    """
     return any(name in ("data.pkl", "constants.pkl") for name in _torch_names(path))
 
 
 def _check_torchscript(path: Path) -> None:
-    """A program in TorchScript has its code and constants; libtorch reads its pickles with a reader of its own, which calls nothing of Python."""
+    """A program in TorchScript has its code and constants; libtorch reads its pickles with a reader
+    of its own, which calls nothing of Python.
+    """
     names = _torch_names(path)
     if "constants.pkl" in names and "data.pkl" in names and any(name.startswith("code/") for name in names):
         return
@@ -221,9 +310,13 @@ def _check_torchscript(path: Path) -> None:
     if "data.pkl" in names:
         raise bad_input(
             "PickleRefused",
-            f"{FIELD}: the file is a PyTorch checkpoint, a pickle, and no TorchScript; save it with torch.jit.script(model).save(path)",
+            f"{FIELD}: the file is a PyTorch checkpoint, a pickle, and no TorchScript; save it with"
+            " torch.jit.script(model).save(path)",
         )
-    raise _invalid(f"this is no TorchScript file (it begins with {head[:8]!r}); save it with torch.jit.script(model).save(path)")
+    raise _invalid(
+        f"this is no TorchScript file (it begins with {head[:8]!r}); save it with"
+        " torch.jit.script(model).save(path)"
+    )
 
 
 def _check_graph(path: Path) -> None:
@@ -235,5 +328,7 @@ def _check_graph(path: Path) -> None:
             for op in _REACHING_OPS:
                 if content.find(bytes([0x12, len(op)]) + op) >= 0:
                     raise bad_input(
-                        "CodeRefused", f"{FIELD}: {_GRAPH_FILE} uses {op.decode()}, which reaches outside the model; export it without that operator"
+                        "CodeRefused",
+                        f"{FIELD}: {_GRAPH_FILE} uses {op.decode()}, which reaches outside the model; export"
+                        " it without that operator",
                     )

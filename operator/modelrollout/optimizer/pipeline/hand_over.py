@@ -1,6 +1,8 @@
-"""What the containers of a prepare Job hand to one another: what was fetched, in one folder, and what was made of it, in another.
+"""What the containers of a prepare Job hand to one another: what was fetched, in one folder, and
+what was made of it, in another.
 
-Who reads what was made takes it for a stranger's: a file that takes its converter over may leave anything there.
+Who reads what was made takes it for a stranger's: a file that takes its converter over may leave
+anything there.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _PLACE = re.compile(r"made-\d{1,4}")
 
 
 class Inputs(BaseModel):
-    """What was fetched: the source as SOURCE, and the n-th of the others, by their fields, as ``source-n``."""
+    """What was fetched: the source as SOURCE, and the n-th of the others, by their fields, as
+    ``source-n``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +42,8 @@ class Inputs(BaseModel):
 class _Made(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    files: dict[str, str | None]  # by the name under which it is served, where it lies; None: it is the source as it was fetched
+    # by the name under which it is served, where it lies; None: it is the source as it was fetched
+    files: dict[str, str | None]
     config: str
     report: dict[str, Any]
 
@@ -53,8 +58,12 @@ def read_fetched(work: Path) -> Inputs:
     return Inputs.model_validate_json((work / _FETCHED).read_text())
 
 
-def write_made(work: Path, made: Path, files: dict[str, Path], config: str, report: dict[str, Any]) -> TaskResult:
-    """The files of the version, moved where they are out of what is cleared, its config.pbtxt and the report."""
+def write_made(
+    work: Path, made: Path, files: dict[str, Path], config: str, report: dict[str, Any]
+) -> TaskResult:
+    """The files of the version, moved where they are out of what is cleared, its config.pbtxt and
+    the report.
+    """
     places: dict[str, str | None] = {}
     for number, (name, path) in enumerate(files.items()):
         if path == work / SOURCE:
@@ -71,7 +80,9 @@ def write_made(work: Path, made: Path, files: dict[str, Path], config: str, repo
 
 
 def read_made(work: Path, made: Path, limit: int) -> tuple[dict[str, Path], str, dict[str, Any]]:
-    """(files, config.pbtxt, report), at most ``limit`` bytes of files; raises JobError (OutputRefused)."""
+    """(files, config.pbtxt, report), at most ``limit`` bytes of files; raises JobError
+    (OutputRefused).
+    """
     try:
         found = _Made.model_validate_json(_plain(made / _MADE, REPORT_LIMIT_BYTES).read_bytes())
     except (ValidationError, RecursionError):
@@ -80,14 +91,19 @@ def read_made(work: Path, made: Path, limit: int) -> tuple[dict[str, Path], str,
         raise refused("it names no files, or files that cannot be served")
     if any(place is not None and not _PLACE.fullmatch(place) for place in found.files.values()):
         raise refused("it names files elsewhere")
-    files = {name: work / SOURCE if place is None else _plain(made / place, limit) for name, place in found.files.items()}
+    files = {
+        name: work / SOURCE if place is None else _plain(made / place, limit)
+        for name, place in found.files.items()
+    }
     if sum(path.stat().st_size for path in files.values()) > limit:
         raise refused(f"its files have more than {limit} bytes")
     return files, found.config, found.report
 
 
 def _plain(path: Path, limit: int) -> Path:
-    """A plain file, and nothing that leads elsewhere: what wrote it has ended, so it stays what it is."""
+    """A plain file, and nothing that leads elsewhere: what wrote it has ended, so it stays what it
+    is.
+    """
     try:
         found = os.lstat(path)
     except OSError as error:
@@ -101,6 +117,6 @@ def refused(why: str) -> JobError:
     """What was made is not to be served."""
     return bad_input(
         "OutputRefused",
-        f"what the container that reads the model has left is not what was asked for: {why}; the file may have taken that container over: see where "
-        "it comes from",
+        f"what the container that reads the model has left is not what was asked for: {why}; the file may"
+        " have taken that container over: see where it comes from",
     )

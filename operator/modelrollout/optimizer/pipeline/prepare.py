@@ -1,8 +1,10 @@
-"""Prepare: data and source are fetched and verified, the model is checked, optimized, gated on held-out data, and published.
+"""Prepare: data and source are fetched and verified, the model is checked, optimized, gated on
+held-out data, and published.
 
-The result has the key of everything that it depends on. Where a ModelRevision of the namespace records an artifact of the same key, and the operator
-says so, that one is taken; what else lies in the store is never looked at. The report holds no times and no names of places, so that equal work gives
-equal bytes.
+The result has the key of everything that it depends on. Where a ModelRevision of the namespace
+records an artifact of the same key, and the operator says so, that one is taken; what else lies in
+the store is never looked at. The report holds no times and no names of places, so that equal work
+gives equal bytes.
 """
 
 from __future__ import annotations
@@ -97,11 +99,16 @@ class _Source(NamedTuple):
 
 
 def _sources(task: PrepareTask) -> dict[str, _Source]:
-    """Everything besides the source model that is fetched, by the field that names it; raises JobError (CalibrationMissing)."""
+    """Everything besides the source model that is fetched, by the field that names it; raises
+    JobError (CalibrationMissing).
+    """
     for index, step in enumerate(task.steps):
         if isinstance(step, Int8Step) and step.method == "Static" and step.calibration is None:
             where = steps.field_of(index, step)
-            raise bad_input("CalibrationMissing", f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic")
+            raise bad_input(
+                "CalibrationMissing",
+                f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic",
+            )
     found = {
         f"{steps.field_of(index, step)}.{name}": _Source(wanted, step, name)
         for index, step in enumerate(task.steps)
@@ -112,8 +119,12 @@ def _sources(task: PrepareTask) -> dict[str, _Source]:
     return found
 
 
-def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[TensorSpec]) -> tuple[dict[str, Data], dict[str, Path]]:
-    """Data sets that fit the source model's ``inputs``, and models that can be run, by their fields; raises JobError."""
+def _checked(
+    task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[TensorSpec]
+) -> tuple[dict[str, Data], dict[str, Path]]:
+    """Data sets that fit the source model's ``inputs``, and models that can be run, by their
+    fields; raises JobError.
+    """
     labels = labels_wanted(task.gate) if task.gate else None
     data: dict[str, Data] = {}
     models: dict[str, Path] = {}
@@ -127,9 +138,19 @@ def _checked(task: PrepareTask, files: dict[str, _DataFile], inputs: Sequence[Te
             continue
         arrays = read_archive(path, field)
         if step is None or source.judges:
-            data[field] = match(arrays, wanted, inputs, field, labelled=labels is not None, numbers=labels == "numbers", sliced=True)
+            data[field] = match(
+                arrays,
+                wanted,
+                inputs,
+                field,
+                labelled=labels is not None,
+                numbers=labels == "numbers",
+                sliced=True,
+            )
         else:
-            data[field] = match(arrays, wanted, inputs, field, labelled=steps.labels_in(step, name, arrays, wanted.labels))
+            data[field] = match(
+                arrays, wanted, inputs, field, labelled=steps.labels_in(step, name, arrays, wanted.labels)
+            )
     return data, models
 
 
@@ -139,20 +160,32 @@ def _expect_own_data(task: PrepareTask, files: dict[str, Fetched]) -> None:
         if source.step and source.judges and FIELD_GATE in files and files[field] == files[FIELD_GATE]:
             raise bad_input(
                 "SelectionIsHeldOut",
-                f"{field}.uri: the file is that of {FIELD_GATE}: a model chosen by its held-out samples would be judged too well; give auto samples "
-                "of its own, for example a part of the validation data",
+                f"{field}.uri: the file is that of {FIELD_GATE}: a model chosen by its held-out samples would"
+                " be judged too well; give auto samples of its own, for example a part of the validation"
+                " data",
             )
 
 
 def tools(recipe: Sequence[Step]) -> dict[str, str]:
     """What shapes the result besides its inputs. Raises JobError (ToolMissing)."""
-    always = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
-    return always | {name: v for i, step in enumerate(recipe) for name, v in steps.tools(step, steps.field_of(i, step)).items()}
+    always = {
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+    return always | {
+        name: v
+        for i, step in enumerate(recipe)
+        for name, v in steps.tools(step, steps.field_of(i, step)).items()
+    }
 
 
 def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None) -> dict[str, Any]:
-    """Everything that the artifact depends on; data sets and source by their digests, never by where they lie. ``signer``: digest of the public key
-    that the source was verified with, so that what nobody has verified is not taken for what was."""
+    """Everything that the artifact depends on; data sets and source by their digests, never by
+    where they lie. ``signer``: digest of the public key that the source was verified with, so that
+    what nobody has verified is not taken for what was.
+    """
 
     def told(wanted: DataSet | ModelFile, field: str) -> dict[str, Any]:
         if isinstance(wanted, ModelFile):
@@ -175,7 +208,11 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
         "source": task.sha256,
         "format": task.format or "ONNX",
         "steps": [recipe(index, step) for index, step in enumerate(task.steps)],
-        "gate": {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]} if task.gate else None,
+        "gate": (
+            {"data": told(task.gate.data, FIELD_GATE), "metrics": [m.model_dump() for m in task.gate.metrics]}
+            if task.gate
+            else None
+        ),
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
         "tools": tools(task.steps) | versions(task.format or "ONNX"),
@@ -188,7 +225,9 @@ def key_of(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
 
 
-def _result(task: PrepareTask, report: dict[str, Any], uri: str | None, digest: str | None, *, reused: bool = False) -> TaskResult:
+def _result(
+    task: PrepareTask, report: dict[str, Any], uri: str | None, digest: str | None, *, reused: bool = False
+) -> TaskResult:
     """The summary, from the report alone: a reused one says the same as the first."""
     gate = report["gate"]
     paired = Paired.model_validate(gate["paired"]) if gate and gate["paired"] else None
@@ -204,15 +243,24 @@ def _result(task: PrepareTask, report: dict[str, Any], uri: str | None, digest: 
         accuracy_before=gate["accuracyBefore"] if gate else None,
         accuracy_after=gate["accuracyAfter"] if gate else None,
         paired=paired,
-        drop_interval=drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right) if paired else None,
+        drop_interval=(
+            drop_interval(paired.n, paired.only_baseline_right, paired.only_candidate_right)
+            if paired
+            else None
+        ),
         samples=gate["samples"] if gate else None,
         metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
-        search=next((Search.model_validate(step["search"]) for step in report["steps"] if step["kind"] == "auto"), None),
+        search=next(
+            (Search.model_validate(step["search"]) for step in report["steps"] if step["kind"] == "auto"),
+            None,
+        ),
     )
 
 
 def interface_of(inputs: Sequence[str], outputs: Sequence[str]) -> Interface:
-    """What clients rely on, from tensors as the report has them (``x: FP32 [n, 64]``); their order is no part of it."""
+    """What clients rely on, from tensors as the report has them (``x: FP32 [n, 64]``); their order
+    is no part of it.
+    """
     takes, gives = (dict(sorted(t.rsplit(": ", 1) for t in tensors)) for tensors in (inputs, outputs))
     digest = hashlib.sha256(canonical_json([takes, gives]).encode()).hexdigest()[:32]
     if len(canonical_json([takes, gives])) > MAX_INTERFACE_BYTES:
@@ -228,15 +276,18 @@ def _file_entry(content: bytes | Path) -> tuple[bytes | Path, str, int]:
 
 
 def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
-    """Do all of it, or this container's part; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE carry the numbers and publish nothing.
+    """Do all of it, or this container's part; raises JobError. GATE_FAILED and GATE_INCONCLUSIVE
+    carry the numbers and publish nothing.
 
-    What is fetched is a stranger's file: who has Secrets does not open it (``Fetch``, ``Publish``), and who opens it has none.
+    What is fetched is a stranger's file: who has Secrets does not open it (``Fetch``, ``Publish``),
+    and who opens it has none.
     """
     work, made = Path(WORK_DIR), Path(MADE_DIR)
     match task.part:
         case "Fetch":
             if result := _fetch(task, progress, work):
-                raise JobError(ExitCode.REUSED, result.reason, result.message, result)  # the containers that follow must not start
+                # the containers that follow must not start
+                raise JobError(ExitCode.REUSED, result.reason, result.message, result)
             return TaskResult(message="fetched and verified")
         case "Publish":
             return _publish(task, progress, work, made)
@@ -254,22 +305,30 @@ def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
 
 
 def _fetch(task: PrepareTask, progress: Progress, work: Path) -> TaskResult | None:
-    """Download and verify everything into ``work``; what a revision records of the same work instead, and then no model is fetched."""
+    """Download and verify everything into ``work``; what a revision records of the same work
+    instead, and then no model is fetched.
+    """
     files: dict[str, Fetched] = {}
     with progress.stage("data"):
         for number, (field, (wanted, _, _)) in enumerate(_sources(task).items()):
             store = Store(wanted.location, f"{field}.uri")
-            files[field] = store.download(work / f"source-{number}", max_bytes=task.max_bytes, advance=progress.update)
+            files[field] = store.download(
+                work / f"source-{number}", max_bytes=task.max_bytes, advance=progress.update
+            )
             if isinstance(wanted, ModelFile) and wanted.sha256:
                 expect_digest(files[field], wanted.sha256, field, wanted.location.uri)
     _expect_own_data(task, files)
     signer = load_key(task.signature) if task.signature else None
-    inputs = inputs_of(task, {field: fetched.sha256 for field, fetched in files.items()}, signer[1] if signer else None)
+    inputs = inputs_of(
+        task, {field: fetched.sha256 for field, fetched in files.items()}, signer[1] if signer else None
+    )
     key = key_of(inputs)
     if result := _recorded(task, key, progress):
         return result
     with progress.stage("fetch"):
-        source = Store(task.source, FIELD_SOURCE).download(work / SOURCE, max_bytes=task.max_bytes, advance=progress.update)
+        source = Store(task.source, FIELD_SOURCE).download(
+            work / SOURCE, max_bytes=task.max_bytes, advance=progress.update
+        )
     expect_digest(source, task.sha256, "spec.model", task.source.uri)
     if task.signature and signer:
         with progress.stage("signature"):
@@ -278,7 +337,9 @@ def _fetch(task: PrepareTask, progress: Progress, work: Path) -> TaskResult | No
     return None
 
 
-def _hand_over(task: PrepareTask, applied: steps.Applied, files: dict[str, _DataFile], made: Path) -> TaskResult:
+def _hand_over(
+    task: PrepareTask, applied: steps.Applied, files: dict[str, _DataFile], made: Path
+) -> TaskResult:
     """To the user's container what it reads, to the one after it what was done so far."""
     index, step = next((i, s) for i, s in enumerate(task.steps) if isinstance(s, ContainerStep))
     data = files.get(f"{steps.field_of(index, step)}.data")
@@ -304,26 +365,38 @@ def _recorded(task: PrepareTask, key: str, progress: Progress) -> TaskResult | N
         with progress.stage("look-up"):
             report = artifact.find(_below(task, found.uri), found.digest)
         if report is None:
-            LOGGER.warning("a recorded artifact is gone, or another lies there: made anew", extra={"fields": {"artifact": found.uri}})
+            LOGGER.warning(
+                "a recorded artifact is gone, or another lies there: made anew",
+                extra={"fields": {"artifact": found.uri}},
+            )
             continue
         try:
             result = _result(task, report, found.uri, found.digest, reused=True)
         except (KeyError, TypeError, ValueError):
-            LOGGER.warning("the report of a recorded artifact has an unknown form: made anew", extra={"fields": {"artifact": found.uri}})
+            LOGGER.warning(
+                "the report of a recorded artifact has an unknown form: made anew",
+                extra={"fields": {"artifact": found.uri}},
+            )
             continue
         return result
     return None
 
 
 def _convert(task: PrepareTask, progress: Progress, work: Path, made: Path) -> TaskResult:
-    """What is to be served, from what was fetched, into ``made``: for the container that publishes, or before that for the user's."""
-    with tempfile.TemporaryDirectory(dir=made) as folder:  # where it is to be, so that nothing large is copied
+    """What is to be served, from what was fetched, into ``made``: for the container that publishes,
+    or before that for the user's.
+    """
+    # where it is to be, so that nothing large is copied
+    with tempfile.TemporaryDirectory(dir=made) as folder:
         return _converted(task, progress, Path(folder), work, made)
 
 
 def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, made: Path) -> TaskResult:
     given = hand_over.read_fetched(work)
-    files = {field: _DataFile(work / f"source-{number}", given.files[field], field) for number, field in enumerate(_sources(task))}
+    files = {
+        field: _DataFile(work / f"source-{number}", given.files[field], field)
+        for number, field in enumerate(_sources(task))
+    }
     source, fetched = work / SOURCE, given.source
     if task.served:
         return hand_over.write_made(work, made, *_pass_through(task, task.served, source, folder, progress))
@@ -334,7 +407,10 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
             source = convert(original, kind, folder, task.tensors)
     elif is_archive(source):
         with progress.stage("unpack"):
-            source = unpack(source, folder, task.max_bytes, task.one_file_bytes, keep=task.part != "Whole") or source
+            source = (
+                unpack(source, folder, task.max_bytes, task.one_file_bytes, keep=task.part != "Whole")
+                or source
+            )
     with progress.stage("check"):
         info = check(source)
         if task.tensors:
@@ -345,12 +421,14 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
         except BatchingImpossible as error:
             raise bad_input(
                 "BatchingImpossible",
-                f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension of {error.tensor} is fixed; "
-                "set maxBatchSize: 0, or export the model with a dynamic batch dimension",
+                f"spec.serving.batching.maxBatchSize: {task.batching.max_batch_size}, but the first dimension"
+                f" of {error.tensor} is fixed; set maxBatchSize: 0, or export the model with a dynamic batch"
+                " dimension",
             ) from None
         data, models = _checked(task, files, info.inputs)
     warnings = [
-        f"{field}: {shared} different samples of it are among the held-out ones of {FIELD_GATE} too: the accuracy after is too optimistic"
+        f"{field}: {shared} different samples of it are among the held-out ones of {FIELD_GATE} too: the"
+        " accuracy after is too optimistic"
         for field, found in _sources(task).items()
         if found.step and found.judges and (shared := data[field].shared(data[FIELD_GATE]))
     ]
@@ -358,9 +436,14 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
     if kind != "ONNX":
         with progress.stage("parity"):
             sample = data.get(FIELD_GATE) or next(iter(data.values()), None)
-            conversion = parity(original, kind, folder, source, info.inputs, sample.inputs if sample else None)
+            conversion = parity(
+                original, kind, folder, source, info.inputs, sample.inputs if sample else None
+            )
         if conversion["generated"]:
-            warnings.append("the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on real ones")
+            warnings.append(
+                "the conversion was compared on generated inputs; give spec.optimization.gate.data to compare"
+                " on real ones"
+            )
     recipe = task.steps
     if task.part == "BeforeContainer":
         recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
@@ -386,21 +469,36 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
     if task.steps:
         open_session(optimized, "the optimized model")
         if not task.gate:
-            warnings.append("optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate")
+            warnings.append(
+                "optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate"
+            )
         if optimized != source and size_after >= fetched.size:
-            warnings.append(f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights are few")
-        if FIELD_GATE in files and any(file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE):
-            warnings.append("a step's data and held-out data are the same file: the accuracy after is too optimistic; use different samples")
+            warnings.append(
+                f"the optimized model is not smaller ({fetched.size} to {size_after} bytes): its weights"
+                " are few"
+            )
+        if FIELD_GATE in files and any(
+            file.fetched == files[FIELD_GATE].fetched for field, file in files.items() if field != FIELD_GATE
+        ):
+            warnings.append(
+                "a step's data and held-out data are the same file: the accuracy after is too optimistic; use"
+                " different samples"
+            )
 
     measured: Measured | None = None
     if task.gate:
         measured = run_gate(task.gate, data[FIELD_GATE], source, optimized, info, progress)
         if measured.report["duplicates"]:
             warnings.append(
-                f"{measured.report['duplicates']} of {measured.report['samples']} held-out samples repeat others: they add no information"
+                f"{measured.report['duplicates']} of {measured.report['samples']} held-out samples repeat"
+                " others: they add no information"
             )
     report: dict[str, Any] = {
-        "model": {"inputs": [str(t) for t in info.inputs], "outputs": [str(t) for t in info.outputs], "opset": info.opset},
+        "model": {
+            "inputs": [str(t) for t in info.inputs],
+            "outputs": [str(t) for t in info.outputs],
+            "opset": info.opset,
+        },
         "sizeBefore": fetched.size,
         "sizeAfter": size_after,
         "conversion": conversion,
@@ -413,7 +511,9 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
     return hand_over.write_made(work, made, files_of(optimized), config, report)
 
 
-def _pass_through(task: PrepareTask, served: Served, source: Path, folder: Path, progress: Progress) -> tuple[dict[str, Path], str, dict[str, Any]]:
+def _pass_through(
+    task: PrepareTask, served: Served, source: Path, folder: Path, progress: Progress
+) -> tuple[dict[str, Path], str, dict[str, Any]]:
     """(files of the version, config.pbtxt, report) of a source that is served as it is."""
     with progress.stage("check"):
         found = pass_through(source, served, task.batching, task.instance_kind, folder, task.max_bytes)
@@ -431,9 +531,11 @@ def _pass_through(task: PrepareTask, served: Served, source: Path, folder: Path,
 
 
 def _publish(task: PrepareTask, progress: Progress, work: Path, made: Path) -> TaskResult:
-    """Put what was made into the store, once it is seen to be what was asked for: whoever made it has read a stranger's file.
+    """Put what was made into the store, once it is seen to be what was asked for: whoever made it
+    has read a stranger's file.
 
-    Names, configuration and sizes are looked at; that the gate's numbers are what they say is the word of who measured them.
+    Names, configuration and sizes are looked at; that the gate's numbers are what they say is the
+    word of who measured them.
     """
     with progress.stage("verify"):
         given = hand_over.read_fetched(work)
@@ -453,4 +555,6 @@ def _publish(task: PrepareTask, progress: Progress, work: Path, made: Path) -> T
             CONFIG_FILE: _file_entry(config.encode()),
             artifact.REPORT: _file_entry(json.dumps(report, indent=1, sort_keys=True).encode()),
         }
-        return result.model_copy(update={"artifact_digest": artifact.publish(_below(task, uri), given.key, entries)})
+        return result.model_copy(
+            update={"artifact_digest": artifact.publish(_below(task, uri), given.key, entries)}
+        )

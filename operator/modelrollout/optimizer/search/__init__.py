@@ -1,1 +1,3 @@
-"""What the step ``auto`` decides: which candidate comes next, and which one is taken. Pure: outcomes in, decision out."""
+"""What the step ``auto`` decides: which candidate comes next, and which one is taken. Pure:
+outcomes in, decision out.
+"""

@@ -1,4 +1,6 @@
-"""The optimization steps: one file for each family, one entry here. A step's function is imported when it is asked for: most need no JAX."""
+"""The optimization steps: one file for each family, one entry here. A step's function is imported
+when it is asked for: most need no JAX.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def field_of(index: int, step: Step) -> str:
 
 # What the field's libraries raise for graphs that they do not foresee, besides their own errors.
 _UNFORESEEN: tuple[type[Exception], ...] = (
-    *ORT_ERRORS, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ProtobufError, ValueError, RuntimeError, AssertionError,
+    *ORT_ERRORS, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ProtobufError, ValueError,
+    RuntimeError, AssertionError,
     LookupError, TypeError, AttributeError, ArithmeticError,
 )  # fmt: skip
 
@@ -63,7 +66,9 @@ def run(step: Step, work: Work) -> dict[str, Any]:
         tell_memory(error)
         LOGGER.exception("the step failed", extra={"fields": {"step": work.field}})
         line = (str(error).strip().splitlines() or [""])[0][:200]
-        raise _failed(work.field, f"its library does not handle this model ({type(error).__name__}: {line})") from None
+        raise _failed(
+            work.field, f"its library does not handle this model ({type(error).__name__}: {line})"
+        ) from None
     if work.target.exists():
         files.fold(work.target, work.one_file)
         try:
@@ -75,7 +80,9 @@ def run(step: Step, work: Work) -> dict[str, Any]:
 
 
 def _failed(where: str, why: str) -> JobError:
-    return bad_input("StepFailed", f"{where}: {why}; leave the step out, put it elsewhere, or use another one")
+    return bad_input(
+        "StepFailed", f"{where}: {why}; leave the step out, put it elsewhere, or use another one"
+    )
 
 
 def _run(step: Step, work: Work) -> dict[str, Any]:
@@ -115,7 +122,9 @@ def _run(step: Step, work: Work) -> dict[str, Any]:
 
 
 def tools(step: Step, where: str) -> dict[str, str]:
-    """Versions of the distributions that shape this step's result, besides those of every Job. Raises JobError (ToolMissing)."""
+    """Versions of the distributions that shape this step's result, besides those of every Job.
+    Raises JobError (ToolMissing).
+    """
     match step:
         case PruneStep(training=None):
             names: tuple[str, ...] = ()
@@ -124,14 +133,20 @@ def tools(step: Step, where: str) -> dict[str, str]:
         case Int4Step():
             names = _INT4
         case AutoStep():  # searches with what the image has
-            return {name: version(name) for name in (*_INT4, *(_TRAINING if step.training else ())) if installed(name)}
+            return {
+                name: version(name)
+                for name in (*_INT4, *(_TRAINING if step.training else ()))
+                if installed(name)
+            }
         case _:
             names = ()
     try:
         return {name: version(name) for name in names}
     except PackageNotFoundError as error:
         raise bad_input(
-            "ToolMissing", f"{where}: this image has no {error.name}; the step needs the image that trains (trainer.image in the chart's values)"
+            "ToolMissing",
+            f"{where}: this image has no {error.name}; the step needs the image that trains (trainer.image in"
+            " the chart's values)",
         ) from None
 
 
@@ -160,7 +175,8 @@ def labels_in(step: Step, name: str, arrays: Container[str], labels: str) -> boo
         case AutoStep() if name == "calibration":
             return False
         case Int8Step():
-            return step.leave_out == "BySensitivity" and labels in arrays  # without labels the answers are compared with the float model's
+            # without labels the answers are compared with the float model's
+            return step.leave_out == "BySensitivity" and labels in arrays
         case DistillStep():
             return step.hard_labels > 0
         case ContainerStep():
@@ -192,7 +208,8 @@ def apply(
     one_file: int = ONE_FILE_BYTES,
     earlier: Applied | None = None,
 ) -> Applied:
-    """All steps in order; ``data`` and ``models`` by their whole field (``spec.optimization.steps[0].int8.calibration``). Raises JobError.
+    """All steps in order; ``data`` and ``models`` by their whole field
+    (``spec.optimization.steps[0].int8.calibration``). Raises JobError.
 
     ``earlier``: what was made of the first steps in another container; it goes on after them.
     """
@@ -225,13 +242,17 @@ def apply(
                 if left.is_relative_to(folder):
                     files.remove(left)
             path = target
-        applied.done.append({"kind": step.kind} | done | {"sizeBefore": before, "sizeAfter": files.size_of(path)})
+        applied.done.append(
+            {"kind": step.kind} | done | {"sizeBefore": before, "sizeAfter": files.size_of(path)}
+        )
     return replace(applied, path=path)
 
 
 def _ready(model: Path, folder: Path, one_file: int) -> Path:
-    """The model as steps want it, in ``folder`` where it has to be written anew: no input repeats a constant, and what is too large for one file is
-    split, also if it came in one: what the libraries add to a message that is nearly 2 GiB would be too much for it."""
+    """The model as steps want it, in ``folder`` where it has to be written anew: no input repeats a
+    constant, and what is too large for one file is split, also if it came in one: what the
+    libraries add to a message that is nearly 2 GiB would be too much for it.
+    """
     found = constants_inside(model, _placed(folder))
     if files.is_split(found) or files.size_of(found) <= one_file:
         return found

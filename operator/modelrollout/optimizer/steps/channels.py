@@ -1,8 +1,9 @@
 """Which channels of a graph can be removed, and what must be cut with each.
 
-The output channels of a Conv, Gemm or MatMul are a *space*. It passes through what works on each channel by itself; tensors that are added
-share one space; a Flatten makes a channel a block of features. A space is fixed where something depends on it that is not understood here:
-then its channels stay, which is safe.
+The output channels of a Conv, Gemm or MatMul are a *space*. It passes through what works on each
+channel by itself; tensors that are added share one space; a Flatten makes a channel a block of
+features. A space is fixed where something depends on it that is not understood here: then its
+channels stay, which is safe.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Sum"})
 
 @dataclass(frozen=True)
 class _Layout:
-    """The channels along ``axis`` of a tensor, from first to last: (space, features that each of its channels takes)."""
+    """The channels along ``axis`` of a tensor, from first to last: (space, features that each of
+    its channels takes).
+    """
 
     axis: int
     parts: tuple[tuple[int, int], ...]
@@ -73,7 +76,9 @@ class _Cut:
 
 @dataclass(frozen=True)
 class Product:
-    """A Conv, Gemm or MatMul with constant weights. ``inputs_axis`` of the weight meets ``tensor_axis`` of the tensor that comes in."""
+    """A Conv, Gemm or MatMul with constant weights. ``inputs_axis`` of the weight meets
+    ``tensor_axis`` of the tensor that comes in.
+    """
 
     weight: str
     inputs_axis: int
@@ -100,7 +105,9 @@ class Channels:
         self._depthwise: list[tuple[str, tuple[tuple[int, int], ...]]] = []
         self._reshapes: set[str] = set()
         self._layouts: dict[str, _Layout] = {}
-        self._shapes = {v.name: v.type.tensor_type.shape for v in (*graph.input, *graph.value_info, *graph.output)}
+        self._shapes = {
+            v.name: v.type.tensor_type.shape for v in (*graph.input, *graph.value_info, *graph.output)
+        }
         taken = set(_taken_by_bodies(graph))
         others = [*taken, *(output.name for output in graph.output)]  # use a constant, too
         self._uses = Counter([*(name for node in graph.node for name in node.input), *others])
@@ -136,7 +143,11 @@ class Channels:
     def free(self) -> dict[int, int]:
         """Size of each space whose channels can be removed."""
         fixed = {self._root(space) for space in self._fixed}
-        return {space: size for space, size in enumerate(self._sizes) if self._root(space) == space and space not in fixed}
+        return {
+            space: size
+            for space, size in enumerate(self._sizes)
+            if self._root(space) == space and space not in fixed
+        }
 
     def size(self, space: int) -> int:
         """How many channels it has."""
@@ -171,7 +182,12 @@ class Channels:
             understood, result = self._product(node, attributes)
         elif kind in _EACH_BY_ITSELF or (kind in _POOLS and layout and layout.axis == 1):
             result = layout
-        elif kind == "BatchNormalization" and layout and layout.axis == 1 and all(self._own(name) for name in node.input[1:]):
+        elif (
+            kind == "BatchNormalization"
+            and layout
+            and layout.axis == 1
+            and all(self._own(name) for name in node.input[1:])
+        ):
             self._cuts += [_Cut(name, 0, layout.parts) for name in node.input[1:]]
             result = layout
         elif kind in _ELEMENTWISE:
@@ -181,7 +197,9 @@ class Channels:
         elif kind == "ReduceMean":
             result = self._reduced(node, layout, attributes)
             understood = result is not None
-        elif (kind == "Flatten" and attributes.get("axis", 1) == 1) or (kind == "Reshape" and self._flattens(node)):
+        elif (kind == "Flatten" and attributes.get("axis", 1) == 1) or (
+            kind == "Reshape" and self._flattens(node)
+        ):
             result = self._flattened(x, layout)
             understood = result is not None
         elif kind == "Transpose" and layout and "perm" in attributes:
@@ -212,14 +230,19 @@ class Channels:
                 return False, None
             outputs_axis = 0 if attributes.get("transB") else 1
             inputs_axis, tensor_axis, out_axis = 1 - outputs_axis, rank - 1, rank - 1
-        if layout and (layout.axis != tensor_axis or sum(self._sizes[s] * b for s, b in layout.parts) != weight.shape[inputs_axis]):
+        if layout and (
+            layout.axis != tensor_axis
+            or sum(self._sizes[s] * b for s, b in layout.parts) != weight.shape[inputs_axis]
+        ):
             return False, None
         space = self._new(weight.shape[outputs_axis])
         parts = ((space, 1),)
         self._cuts.append(_Cut(w, outputs_axis, parts))
         if layout:
             self._cuts.append(_Cut(w, inputs_axis, layout.parts))
-        self.products.append(Product(w, inputs_axis, outputs_axis, x, tensor_axis, space, layout.parts if layout else ()))
+        self.products.append(
+            Product(w, inputs_axis, outputs_axis, x, tensor_axis, space, layout.parts if layout else ())
+        )
         if bias and bias[0]:
             shape = self.weights[bias[0]].shape
             if shape and shape[-1] == self._sizes[space] and self.weights[bias[0]].size == self._sizes[space]:
@@ -232,7 +255,12 @@ class Channels:
         """Depthwise convolutions keep their channels apart; other groups are not understood."""
         x, w, *bias = node.input
         layout = self._layouts.get(x)
-        if layout is None or layout.axis != 1 or self.weights[w].shape[0] != groups or sum(self._sizes[s] * b for s, b in layout.parts) != groups:
+        if (
+            layout is None
+            or layout.axis != 1
+            or self.weights[w].shape[0] != groups
+            or sum(self._sizes[s] * b for s, b in layout.parts) != groups
+        ):
             return False, None
         self._cuts += [_Cut(name, 0, layout.parts) for name in (w, *bias) if name]
         self._depthwise.append((w, layout.parts))
@@ -245,7 +273,12 @@ class Channels:
         if not any(layouts):
             return True, None
         first, ranks = layouts[0], {self._rank(name) for name in tensors}
-        if first is None or len(ranks) != 1 or None in ranks or any(other is None or not self._alike(first, other) for other in layouts):
+        if (
+            first is None
+            or len(ranks) != 1
+            or None in ranks
+            or any(other is None or not self._alike(first, other) for other in layouts)
+        ):
             return False, None
         rank = ranks.pop() or 0
         cuts = []
@@ -266,7 +299,9 @@ class Channels:
         return True, first
 
     def _alike(self, a: _Layout, b: _Layout) -> bool:
-        return a.axis == b.axis and [(self._sizes[s], n) for s, n in a.parts] == [(self._sizes[s], n) for s, n in b.parts]
+        return a.axis == b.axis and [(self._sizes[s], n) for s, n in a.parts] == [
+            (self._sizes[s], n) for s, n in b.parts
+        ]
 
     def _concat(self, node: NodeProto, axis: int) -> tuple[bool, _Layout | None]:
         layouts = [self._layouts.get(name) for name in node.input]
@@ -292,7 +327,12 @@ class Channels:
     def _flattens(self, node: NodeProto) -> bool:
         """Whether a Reshape is a Flatten: [n, a, b, ...] to [n, features]."""
         shape, x = self.weights.get(node.input[1]), node.input[0]
-        if shape is None or shape.shape != (2,) or (self._rank(x) or 0) < 3 or (shape[0] > 0 and shape[0] != self._width(x, 0)):
+        if (
+            shape is None
+            or shape.shape != (2,)
+            or (self._rank(x) or 0) < 3
+            or (shape[0] > 0 and shape[0] != self._width(x, 0))
+        ):
             return False
         features = [self._width(x, axis) for axis in range(1, self._rank(x) or 0)]
         if None in features or (shape[1] != -1 and shape[1] != np.prod([f for f in features if f])):
@@ -312,7 +352,11 @@ class Channels:
         axes = {int(a) % rank for a in given}
         if layout.axis in axes:
             return None
-        return layout if attributes.get("keepdims", 1) else replace(layout, axis=layout.axis - sum(a < layout.axis for a in axes))
+        return (
+            layout
+            if attributes.get("keepdims", 1)
+            else replace(layout, axis=layout.axis - sum(a < layout.axis for a in axes))
+        )
 
     def _flattened(self, x: str, layout: _Layout | None) -> _Layout | None:
         rank = self._rank(x)
@@ -338,14 +382,18 @@ class Channels:
         """Numbers in all float constants when each space keeps so many channels."""
         shapes = {name: list(value.shape) for name, value in self.weights.items() if value.dtype.kind == "f"}
         for cut in self._cuts:
-            shapes[cut.initializer][cut.axis] = sum(counts.get(self._root(s), self._sizes[s]) * block for s, block in cut.parts)
+            shapes[cut.initializer][cut.axis] = sum(
+                counts.get(self._root(s), self._sizes[s]) * block for s, block in cut.parts
+            )
         return int(sum(np.prod(shape, dtype=np.int64) for shape in shapes.values()))
 
     def cut(self, keep: Keep) -> ModelProto:
         """The model with only these channels."""
         weights = dict(self.weights)
         for cut in self._cuts:
-            weights[cut.initializer] = np.take(weights[cut.initializer], self._features(cut.parts, keep), axis=cut.axis)
+            weights[cut.initializer] = np.take(
+                weights[cut.initializer], self._features(cut.parts, keep), axis=cut.axis
+            )
         for name in self._reshapes:
             weights[name] = np.array([0, -1], np.int64)
         model = ModelProto()
@@ -353,7 +401,9 @@ class Channels:
         del model.graph.value_info[:]  # shapes that are no longer true
         for tensor in model.graph.initializer:
             if weights[tensor.name] is not self.weights[tensor.name]:
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name)
+                )
         groups = {w: len(self._features(parts, keep)) for w, parts in self._depthwise}
         for node in model.graph.node:
             if len(node.input) > 1 and node.input[1] in groups:

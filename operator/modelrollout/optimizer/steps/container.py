@@ -1,4 +1,6 @@
-"""A step that is the user's own image: what is laid before it, and what is taken from it. Its answer is a file of a stranger."""
+"""A step that is the user's own image: what is laid before it, and what is taken from it. Its
+answer is a file of a stranger.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from modelrollout.contract.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, MAX_MODEL_BYTES, OUT_DIR, ContainerStep
+from modelrollout.contract.tasks import (
+    HANDED_DATA,
+    HANDED_MODEL,
+    IN_DIR,
+    MAX_MODEL_BYTES,
+    OUT_DIR,
+    ContainerStep,
+)
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import ModelInfo, check
@@ -27,7 +36,8 @@ def lay_out(model: Path, data: Path | None) -> None:
 def container(step: ContainerStep, work: Work) -> dict[str, Any]:
     """Take the model that the container wrote, if it can be served in the other's place.
 
-    Raises JobError: ContainerOutputMissing, ContainerOutputInvalid, ContainerOutputMismatch, and those of ``check``.
+    Raises JobError: ContainerOutputMissing, ContainerOutputInvalid, ContainerOutputMismatch, and
+    those of ``check``.
     """
     made = Path(OUT_DIR) / HANDED_MODEL
     what = f"{work.field}: {made}"
@@ -38,7 +48,8 @@ def container(step: ContainerStep, work: Work) -> dict[str, Any]:
     if _face(info) != _face(before):
         raise bad_input(
             "ContainerOutputMismatch",
-            f"{what} takes and gives {_told(info)}, the source model {_told(before)}; clients rely on them: keep names, types and shapes",
+            f"{what} takes and gives {_told(info)}, the source model {_told(before)}; clients rely on them:"
+            " keep names, types and shapes",
         )
     open_session(work.target, what)
     return {"image": step.image}
@@ -50,21 +61,28 @@ def _take(path: Path, target: Path, what: str, limit: int) -> None:
 
 
 def _opened(path: Path, what: str, limit: int) -> BinaryIO:
-    """A plain file and nothing that leads elsewhere: the container may have left a link to what only we can read, or a pipe without an end."""
+    """A plain file and nothing that leads elsewhere: the container may have left a link to what
+    only we can read, or a pipe without an end.
+    """
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise bad_input(
-            "ContainerOutputMissing", f"{what} is not there; the container has to write the model there before it ends with code 0"
+            "ContainerOutputMissing",
+            f"{what} is not there; the container has to write the model there before it ends with code 0",
         ) from None
     except OSError as error:
-        raise bad_input("ContainerOutputInvalid", f"{what} cannot be read ({error.strerror}); write a plain file that its owner can read") from None
+        raise bad_input(
+            "ContainerOutputInvalid",
+            f"{what} cannot be read ({error.strerror}); write a plain file that its owner can read",
+        ) from None
     status = os.fstat(opened)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(opened)
         raise bad_input(
             "ContainerOutputInvalid",
-            f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in {DATA_FILE} beside it where it is larger",
+            f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in"
+            f" {DATA_FILE} beside it where it is larger",
         )
     return os.fdopen(opened, "rb")
 

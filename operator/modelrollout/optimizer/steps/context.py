@@ -1,4 +1,5 @@
-"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns what it did, for the report.
+"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns
+what it did, for the report.
 
 A step that writes no ``target`` leaves the model as it is.
 """
@@ -17,7 +18,9 @@ from modelrollout.optimizer.model.runtime import Advance
 
 @dataclass(frozen=True)
 class Work:
-    """One step's work. ``data`` and ``models`` are fetched and checked, by the field's path below the step (``training.data``)."""
+    """One step's work. ``data`` and ``models`` are fetched and checked, by the field's path below
+    the step (``training.data``).
+    """
 
     field: str  # what messages call the step: spec.optimization.steps[0].int8
     source: Path  # what the step before made
@@ -35,5 +38,11 @@ class Work:
 
     @property
     def max_drop(self) -> float | None:
-        """The smallest loss of accuracy that the gate allows; None: no gate, or none against the original."""
-        return min((m.max_drop for m in self.gate.metrics if m.max_drop is not None), default=None) if self.gate else None
+        """The smallest loss of accuracy that the gate allows; None: no gate, or none against the
+        original.
+        """
+        return (
+            min((m.max_drop for m in self.gate.metrics if m.max_drop is not None), default=None)
+            if self.gate
+            else None
+        )

@@ -1,4 +1,6 @@
-"""Distillation: the source model, which knows more than the labels say, teaches a smaller one (Hinton et al. 2015)."""
+"""Distillation: the source model, which knows more than the labels say, teaches a smaller one
+(Hinton et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _LEAST = 1e-30  # of a probability, before its logarithm
 def distill(step: DistillStep, work: Work) -> dict[str, Any]:
     """Train the student; the teacher is the model as it was given.
 
-    Raises JobError: StudentMismatch, NothingToPrune, SparsityTooHigh, OutputNotClasses, and those of training.
+    Raises JobError: StudentMismatch, NothingToPrune, SparsityTooHigh, OutputNotClasses, and those
+    of training.
     """
     from modelrollout.optimizer.training.fit import Recipe, Soft, fit
     from modelrollout.optimizer.training.network import Network
@@ -32,7 +35,8 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
     data, where = work.data["training.data"], f"{work.field}.training"
     if work.source != work.original:
         work.warn(
-            f"{work.field}: it begins from the source model, so what the steps before it made is thrown away; leave them out, or put them after it"
+            f"{work.field}: it begins from the source model, so what the steps before it made is thrown away;"
+            " leave them out, or put them after it"
         )
     teacher = check(work.original)
     done: dict[str, Any]
@@ -42,7 +46,11 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
     else:
         assert step.size is not None  # the API server's rule
         if teacher.quantized:
-            raise bad_input("AlreadyQuantized", f"{work.field}.size: a quantized model cannot be narrowed; give a student, or the model in float")
+            raise bad_input(
+                "AlreadyQuantized",
+                f"{work.field}.size: a quantized model cannot be narrowed; give a student, or the model in"
+                " float",
+            )
         model, done = narrowed(Channels(files.inferred(work.original)), 1 - step.size, work.field, {})
         student = work.target
         files.save(model, student, work.one_file)
@@ -56,7 +64,9 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
 
 
 def teacher_scores(path: Path, info: ModelInfo, data: Data, work: Work) -> NDArray[np.float32]:
-    """[n, classes] logits of the teacher; where it gives probabilities, their logarithms, which are the logits but for a constant."""
+    """[n, classes] logits of the teacher; where it gives probabilities, their logarithms, which are
+    the logits but for a constant.
+    """
     session = open_session(path, work.field)
     names = [output.name for output in session.get_outputs()]
     rows, fill = batch_rows(info.inputs, BATCH_ROWS, work.field)
@@ -80,6 +90,7 @@ def _expect_same_face(student: ModelInfo, teacher: ModelInfo, field: str) -> Non
     if face(student) != face(teacher):
         raise bad_input(
             "StudentMismatch",
-            f"{field}.student: it takes and gives {[str(t) for t in (*student.inputs, *student.outputs)]}, the source model "
-            f"{[str(t) for t in (*teacher.inputs, *teacher.outputs)]}; give the student the same inputs and outputs",
+            f"{field}.student: it takes and gives {[str(t) for t in (*student.inputs, *student.outputs)]},"
+            f" the source model {[str(t) for t in (*teacher.inputs, *teacher.outputs)]}; give the student the"
+            " same inputs and outputs",
         )

@@ -1,6 +1,8 @@
-"""Graph optimization by ONNX Runtime at its basic level: only standard operators, the same on every machine.
+"""Graph optimization by ONNX Runtime at its basic level: only standard operators, the same on every
+machine.
 
-Later levels fuse into operators of ONNX Runtime's own and of this CPU; it does that by itself when it loads the model.
+Later levels fuse into operators of ONNX Runtime's own and of this CPU; it does that by itself when
+it loads the model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def graph(_: GraphStep, work: Work) -> dict[str, Any]:
     options.optimized_model_filepath = str(work.target)
     if files.is_split(work.source):
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA_FILE)
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(files.SMALL_BYTES))
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(files.SMALL_BYTES)
+        )
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -32,7 +36,11 @@ def graph(_: GraphStep, work: Work) -> dict[str, Any]:
     before, after = parse(work.source), parse(work.target)
     after.ir_version = before.ir_version
     used = {node.domain for node in after.graph.node}
-    kept = [o for o in after.opset_import if o.domain in used | {""} or any(o.domain == b.domain for b in before.opset_import)]
+    kept = [
+        o
+        for o in after.opset_import
+        if o.domain in used | {""} or any(o.domain == b.domain for b in before.opset_import)
+    ]
     del after.opset_import[:]
     after.opset_import.extend(kept)
     files.save_graph(after, work.target)

@@ -23,22 +23,36 @@ _SMALL = 16  # numbers; what is smaller is not worth a Cast
 
 
 def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
-    """Write the model with weights of 16 bit; raises JobError: AlreadyQuantized, OpsetTooOld, OutOfRange, NothingToConvert."""
+    """Write the model with weights of 16 bit; raises JobError: AlreadyQuantized, OpsetTooOld,
+    OutOfRange, NothingToConvert.
+    """
     if work.info.quantized:
-        raise bad_input("AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps")
+        raise bad_input(
+            "AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps"
+        )
     model = files.inferred(work.source) if files.is_split(work.source) else onnx.load(work.source)
     weights = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     if not weights:
-        raise bad_input("NothingToConvert", f"{work.field}: the model has no float32 weights; remove the step")
+        raise bad_input(
+            "NothingToConvert", f"{work.field}: the model has no float32 weights; remove the step"
+        )
     if step.type == "BFloat16":
         if work.info.opset < BFLOAT16_OPSET:
-            raise bad_input("OpsetTooOld", f"{work.field}: opset {work.info.opset}, BFloat16 needs {BFLOAT16_OPSET} or later; export with opset 17")
+            raise bad_input(
+                "OpsetTooOld",
+                f"{work.field}: opset {work.info.opset}, BFloat16 needs {BFLOAT16_OPSET} or later; export"
+                " with opset 17",
+            )
         converted = _bfloat16(model)
     else:
         largest = max(float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in weights)
         if largest > float(np.finfo(np.float16).max):
-            raise bad_input("OutOfRange", f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16")
-        model = to_float16(model, keep_io_types=True, disable_shape_infer=files.is_split(work.source))  # it could not
+            raise bad_input(
+                "OutOfRange",
+                f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16",
+            )
+        # it could not
+        model = to_float16(model, keep_io_types=True, disable_shape_infer=files.is_split(work.source))
         sort_nodes(model.graph)  # it adds its casts at the end
         converted = sum(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
     files.save(model, work.target, work.one_file)
@@ -46,14 +60,18 @@ def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
 
 
 def _bfloat16(model: ModelProto) -> int:
-    """Store weights as bfloat16 and cast them back before use, which ONNX Runtime folds when it loads the model. Returns how many."""
+    """Store weights as bfloat16 and cast them back before use, which ONNX Runtime folds when it
+    loads the model. Returns how many.
+    """
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALL:
             continue
         name, stored = tensor.name, f"{tensor.name}_bfloat16"
         values = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
-        tensor.CopyFrom(helper.make_tensor(stored, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True))
+        tensor.CopyFrom(
+            helper.make_tensor(stored, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True)
+        )
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{stored}_cast", to=TensorProto.FLOAT))
     nodes = list(model.graph.node)
     del model.graph.node[:]

@@ -1,6 +1,7 @@
 """int8, and which operators stay in float.
 
-The choice is made on the calibration data alone: to choose by the gate's held-out data would bend the gate's verdict.
+The choice is made on the calibration data alone: to choose by the gate's held-out data would bend
+the gate's verdict.
 """
 
 from __future__ import annotations
@@ -21,21 +22,37 @@ SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
 
 
 def int8(step: Int8Step, work: Work) -> dict[str, Any]:
-    """Quantize; by sensitivity leave the worst nodes out, one by one, until the calibration data shows no larger loss than allowed.
+    """Quantize; by sensitivity leave the worst nodes out, one by one, until the calibration data
+    shows no larger loss than allowed.
 
     Raises JobError: AlreadyQuantized, OpsetTooOld, NothingToQuantize, QuantizationFailed.
     """
     calibration = work.data.get("calibration")
     options = Options(work.symmetric, step.calibration_method, step.per_channel)
-    with Quantizer(work.source, work.info, calibration.inputs if calibration else None, options, work.field) as quantizer:
+    with Quantizer(
+        work.source, work.info, calibration.inputs if calibration else None, options, work.field
+    ) as quantizer:
         done = quantizer.write(work.target)
         if quantizer.captured:
-            work.warn(f"{work.field}: left in float, because the body of a Loop, If or Scan takes their outputs: {', '.join(quantizer.captured)}")
-        report: dict[str, Any] = {"method": step.method, "symmetric": work.symmetric and calibration is not None}
+            work.warn(
+                f"{work.field}: left in float, because the body of a Loop, If or Scan takes their outputs:"
+                f" {', '.join(quantizer.captured)}"
+            )
+        report: dict[str, Any] = {
+            "method": step.method,
+            "symmetric": work.symmetric and calibration is not None,
+        }
         if calibration is not None:
-            report |= {"calibrationMethod": step.calibration_method, "perChannel": step.per_channel, "captured": list(quantizer.captured)}
+            report |= {
+                "calibrationMethod": step.calibration_method,
+                "perChannel": step.per_channel,
+                "captured": list(quantizer.captured),
+            }
             if step.leave_out == "BySensitivity" and work.max_drop is None:
-                work.warn(f"{work.field}.leaveOut: the gate has no maxDrop, so there is no budget to keep: every operator is quantized")
+                work.warn(
+                    f"{work.field}.leaveOut: the gate has no maxDrop, so there is no budget to keep: every"
+                    " operator is quantized"
+                )
             elif step.leave_out == "BySensitivity" and work.max_drop is not None:
                 report |= _leave_out(quantizer, work, calibration, work.max_drop)
                 done = report.pop("done", done)
@@ -46,7 +63,9 @@ def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: flo
     answers = _classes(work.source, work, calibration)
 
     def loss() -> float:
-        """Of accuracy on the calibration data; without labels there, the share of answers that changed, which is never less."""
+        """Of accuracy on the calibration data; without labels there, the share of answers that
+        changed, which is never less.
+        """
         now = _classes(work.target, work, calibration)
         if calibration.labels is None:
             return float(np.mean(now != answers))
@@ -66,7 +85,10 @@ def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: flo
         if now <= allowed:
             break
     else:
-        work.warn(f"{work.field}: with {len(left)} operators in float the calibration data still shows a loss of {now:.4f}; the gate decides")
+        work.warn(
+            f"{work.field}: with {len(left)} operators in float the calibration data still shows a loss of"
+            f" {now:.4f}; the gate decides"
+        )
     return {
         "done": done,
         "calibrationLoss": now,
@@ -77,7 +99,13 @@ def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: flo
 
 
 def _classes(path: Path, work: Work, calibration: Data) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return predict(open_session(path, work.field), work.info.inputs, calibration.inputs, f"{work.field}.calibration", work.advance)[0]
+    return predict(
+        open_session(path, work.field),
+        work.info.inputs,
+        calibration.inputs,
+        f"{work.field}.calibration",
+        work.advance,
+    )[0]
 
 
 def _sensitivity(quantizer: Quantizer, work: Work, calibration: Data) -> dict[str, float]:
@@ -89,7 +117,11 @@ def _sensitivity(quantizer: Quantizer, work: Work, calibration: Data) -> dict[st
         session = open_session(path, work.field)
         found = []
         for count, part in batches(sample, rows, fill):
-            found += [a[:count].astype(np.float64).ravel() for a in session.run(None, part) if a.dtype.kind == "f" and a.ndim]
+            found += [
+                a[:count].astype(np.float64).ravel()
+                for a in session.run(None, part)
+                if a.dtype.kind == "f" and a.ndim
+            ]
         return np.concatenate(found)
 
     float_outputs = outputs(quantizer.prepared)

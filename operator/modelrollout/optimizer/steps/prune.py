@@ -1,4 +1,6 @@
-"""Pruning: whole channels, or weights one by one, the least important first; then training, so that the others take over."""
+"""Pruning: whole channels, or weights one by one, the least important first; then training, so that
+the others take over.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.context import Work
 
 ACTIVATION_SAMPLES = 512
-LANES = 8  # kept channels are a multiple of this where there are many: vector units work on that many at once
+# kept channels are a multiple of this where there are many: vector units work on that many at once
+LANES = 8
 _STEPS = 256  # how finely the share of removed channels is searched
 
-Activations = dict[str, NDArray[np.float64]]  # by weight: mean size of what meets each of its input channels
+# by weight: mean size of what meets each of its input channels
+Activations = dict[str, NDArray[np.float64]]
 
 
 def prune(step: PruneStep, work: Work) -> dict[str, Any]:
@@ -33,7 +37,10 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
     Raises JobError: AlreadyQuantized, NothingToPrune, SparsityTooHigh, and those of training.
     """
     if work.info.quantized:
-        raise bad_input("AlreadyQuantized", f"{work.field}: the model is quantized already; put this step before int8 and int4")
+        raise bad_input(
+            "AlreadyQuantized",
+            f"{work.field}: the model is quantized already; put this step before int8 and int4",
+        )
     channels = Channels(files.inferred(work.source))
     data = work.data.get("training.data")
     activations = _activations(channels, data, work) if step.importance == "Activation" and data else {}
@@ -44,7 +51,10 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
         model, masks = _zeroed(channels, step.sparsity, work.field, activations)
         kept = sum(int(mask.sum()) for mask in masks.values())
         done = {"weightsBefore": sum(mask.size for mask in masks.values()), "weightsAfter": kept}
-        work.warn(f"{work.field}: unstructured pruning makes the model no faster with ONNX Runtime, and its file smaller only where it is compressed")
+        work.warn(
+            f"{work.field}: unstructured pruning makes the model no faster with ONNX Runtime, and its file"
+            " smaller only where it is compressed"
+        )
     files.save(model, work.target, work.one_file)
     if step.training and data:
         done |= trained(work.target, work.target, step.training, data, work, masks)
@@ -53,7 +63,9 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
     return {"granularity": step.granularity, "importance": step.importance, "sparsity": step.sparsity} | done
 
 
-def trained(path: Path, target: Path, training: Training, data: Data, work: Work, masks: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
+def trained(
+    path: Path, target: Path, training: Training, data: Data, work: Work, masks: dict[str, NDArray[np.bool_]]
+) -> dict[str, Any]:
     """Fine-tune the model at ``path`` on labels; returns the losses."""
     from modelrollout.optimizer.training.fit import Recipe, fit
     from modelrollout.optimizer.training.network import Network
@@ -66,16 +78,25 @@ def trained(path: Path, target: Path, training: Training, data: Data, work: Work
     return {"losses": losses}
 
 
-def narrowed(channels: Channels, sparsity: float, field: str, activations: Activations) -> tuple[ModelProto, dict[str, Any]]:
-    """(the model with the same share of channels removed everywhere, so that ``sparsity`` of all weights are gone; what was done)."""
+def narrowed(
+    channels: Channels, sparsity: float, field: str, activations: Activations
+) -> tuple[ModelProto, dict[str, Any]]:
+    """(the model with the same share of channels removed everywhere, so that ``sparsity`` of all
+    weights are gone; what was done).
+    """
     free = channels.free()
     total = channels.weights_left({})
     if not free:
-        raise bad_input("NothingToPrune", f"{field}: the model has no channels that can be removed; leave the step out")
+        raise bad_input(
+            "NothingToPrune", f"{field}: the model has no channels that can be removed; leave the step out"
+        )
 
     def counts(share: float) -> dict[int, int]:
         left = {space: max(1, math.ceil(size * (1 - share))) for space, size in free.items()}
-        return {s: min(free[s], math.ceil(n / LANES) * LANES) if free[s] >= 4 * LANES else n for s, n in left.items()}
+        return {
+            s: min(free[s], math.ceil(n / LANES) * LANES) if free[s] >= 4 * LANES else n
+            for s, n in left.items()
+        }
 
     for step in range(1, _STEPS):
         chosen = counts(step / _STEPS)
@@ -84,20 +105,31 @@ def narrowed(channels: Channels, sparsity: float, field: str, activations: Activ
     else:
         most = 1 - channels.weights_left(chosen) / total
         raise bad_input(
-            "SparsityTooHigh", f"{field}: at most {most:.2f} of the weights lie in channels that can be removed, not {sparsity}; ask for less"
+            "SparsityTooHigh",
+            f"{field}: at most {most:.2f} of the weights lie in channels that can be removed, not {sparsity};"
+            " ask for less",
         )
     importance = _importance(channels, activations)
-    keep = {space: np.sort(np.argsort(-importance[space], kind="stable")[:count]) for space, count in chosen.items()}
+    keep = {
+        space: np.sort(np.argsort(-importance[space], kind="stable")[:count])
+        for space, count in chosen.items()
+    }
     done = {
         "weightsBefore": total,
         "weightsAfter": channels.weights_left(chosen),
-        "channels": {p.weight: [free[s], chosen[s]] for p in channels.products if (s := channels.root(p.space)) in chosen and s is not None},
+        "channels": {
+            p.weight: [free[s], chosen[s]]
+            for p in channels.products
+            if (s := channels.root(p.space)) in chosen and s is not None
+        },
     }
     return channels.cut(keep), done
 
 
 def _importance(channels: Channels, activations: Activations) -> dict[int, NDArray[np.float64]]:
-    """By space: of each channel. Its filter's norm; or, with activations, what it sends times the norm of the weights that take it."""
+    """By space: of each channel. Its filter's norm; or, with activations, what it sends times the
+    norm of the weights that take it.
+    """
     found: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(1))
     for product in channels.products:
         weight = channels.weights[product.weight].astype(np.float64)
@@ -122,7 +154,9 @@ def _norms(weight: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     return np.asarray(np.sqrt((weight**2).sum(axis=others)))
 
 
-def _zeroed(channels: Channels, sparsity: float, field: str, activations: Activations) -> tuple[ModelProto, dict[str, NDArray[np.bool_]]]:
+def _zeroed(
+    channels: Channels, sparsity: float, field: str, activations: Activations
+) -> tuple[ModelProto, dict[str, NDArray[np.bool_]]]:
     """(the model with ``sparsity`` of each weight zero, which ones are kept)."""
     masks: dict[str, NDArray[np.bool_]] = {}
     for product in channels.products:
@@ -136,24 +170,33 @@ def _zeroed(channels: Channels, sparsity: float, field: str, activations: Activa
         mask[order[: round(sparsity * score.size)]] = False
         masks[product.weight] = mask.reshape(score.shape)
     if not masks:
-        raise bad_input("NothingToPrune", f"{field}: the model has no Conv, Gemm or MatMul with weights of its own; leave the step out")
+        raise bad_input(
+            "NothingToPrune",
+            f"{field}: the model has no Conv, Gemm or MatMul with weights of its own; leave the step out",
+        )
     model = ModelProto()
     model.CopyFrom(channels.model)
     for tensor in model.graph.initializer:
         if tensor.name in masks:
-            tensor.CopyFrom(numpy_helper.from_array(channels.weights[tensor.name] * masks[tensor.name], tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(channels.weights[tensor.name] * masks[tensor.name], tensor.name)
+            )
     return model, masks
 
 
 def _activations(channels: Channels, data: Data, work: Work) -> Activations:
-    """Mean absolute value of each channel that comes into each product, on the first samples of the training data."""
+    """Mean absolute value of each channel that comes into each product, on the first samples of the
+    training data.
+    """
     model = ModelProto()
     model.CopyFrom(channels.model)
     inputs = {spec.name for spec in work.info.inputs}
     wanted = sorted({product.tensor for product in channels.products} - inputs)
     present = {output.name for output in model.graph.output}
     known = {value.name: value for value in model.graph.value_info}
-    model.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in present)
+    model.graph.output.extend(
+        known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in present
+    )
     watched = work.target.parent / "activations" / work.target.name
     watched.parent.mkdir(exist_ok=True)
     files.save(model, watched, work.one_file)

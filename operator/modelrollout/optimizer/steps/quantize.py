@@ -1,4 +1,6 @@
-"""Quantization to 8 bit with ONNX Runtime. The result is again an ONNX file with the same inputs and outputs, in float."""
+"""Quantization to 8 bit with ONNX Runtime. The result is again an ONNX file with the same inputs
+and outputs, in float.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 q: Any = onnxruntime.quantization  # it has no types
 
-# QuantizeLinear and DequantizeLinear know an axis, which per-channel scales need, from this opset on.
+# QuantizeLinear and DequantizeLinear know an axis, which per-channel scales need, from this opset
+# on.
 PER_CHANNEL_OPSET = 13
 
-# ONNX Runtime's dynamic quantization would also turn Conv into ConvInteger, which it cannot run with signed weights on the CPU.
+# ONNX Runtime's dynamic quantization would also turn Conv into ConvInteger, which it cannot run
+# with signed weights on the CPU.
 DYNAMIC_OPS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "EmbedLayerNormalization")
 
 # Operators with weights: they decide the size and most of the time.
@@ -49,9 +53,13 @@ class _Reader(CalibrationDataReader):
 
 
 def _tidy(path: Path) -> Counter[str]:
-    """Drop the imports of operator sets that no node uses (ONNX Runtime adds its own, which other runtimes need not know); returns the operators."""
+    """Drop the imports of operator sets that no node uses (ONNX Runtime adds its own, which other
+    runtimes need not know); returns the operators.
+    """
     model = parse(path)
-    used = {node.domain for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes} | {f.domain for f in model.functions}
+    used = {
+        node.domain for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes
+    } | {f.domain for f in model.functions}
     kept = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -62,12 +70,18 @@ def _tidy(path: Path) -> Counter[str]:
 
 def _has_subgraph(model: onnx.ModelProto) -> bool:
     """Whether nodes may hide in an If, Loop or Scan: then no import is dropped."""
-    return any(attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute)
+    return any(
+        attribute.HasField("g") or attribute.graphs
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to quantize. ``symmetric``: activations without a zero point, which TensorRT demands; elsewhere a zero point keeps more accuracy."""
+    """How to quantize. ``symmetric``: activations without a zero point, which TensorRT demands;
+    elsewhere a zero point keeps more accuracy.
+    """
 
     symmetric: bool = False
     calibration_method: Literal["MinMax", "Entropy", "Percentile"] = "MinMax"
@@ -75,26 +89,35 @@ class Options:
 
 
 class Quantizer:
-    """A model made ready for quantization; one measurement of its activations serves any choice of nodes. Close it (``with``)."""
+    """A model made ready for quantization; one measurement of its activations serves any choice of
+    nodes. Close it (``with``).
+    """
 
-    def __init__(self, source: Path, info: ModelInfo, calibration: Arrays | None, options: Options, field: str) -> None:
+    def __init__(
+        self, source: Path, info: ModelInfo, calibration: Arrays | None, options: Options, field: str
+    ) -> None:
         """Static (QDQ) with calibration inputs, Dynamic without.
 
         Raises JobError: AlreadyQuantized, NothingToQuantize, OpsetTooOld, QuantizationFailed.
         """
         if info.quantized:
-            raise bad_input("AlreadyQuantized", f"{field}: the model is quantized already; remove the step, or give the model in float")
+            raise bad_input(
+                "AlreadyQuantized",
+                f"{field}: the model is quantized already; remove the step, or give the model in float",
+            )
         if not info.opset:  # trees, of the operators in ai.onnx.ml alone
             raise bad_input(
                 "NothingToQuantize",
-                f"{field}: the model uses no operator of ONNX's default domain, so none with weights to quantize; remove the step",
+                f"{field}: the model uses no operator of ONNX's default domain, so none with weights to"
+                " quantize; remove the step",
             )
         self._per_channel = options.per_channel
         if info.opset < PER_CHANNEL_OPSET and self._per_channel:
             if calibration is not None:
                 raise bad_input(
                     "OpsetTooOld",
-                    f"{field}: opset {info.opset}, static quantization per channel needs {PER_CHANNEL_OPSET} or later; export with opset_version=17",
+                    f"{field}: opset {info.opset}, static quantization per channel needs {PER_CHANNEL_OPSET}"
+                    " or later; export with opset_version=17",
                 )
             self._per_channel = False
         self._info, self._calibration, self._options, self._field = info, calibration, options, field
@@ -117,7 +140,8 @@ class Quantizer:
         model = parse(self.prepared)
         name_nodes(model)
         files.save_graph(model, self.prepared)
-        # The static quantizer does not see what the body of a Loop, If or Scan takes from outside, and folds a ReLU before it away.
+        # The static quantizer does not see what the body of a Loop, If or Scan takes from outside,
+        # and folds a ReLU before it away.
         self.captured = feeding_bodies(model) if calibration is not None else ()
 
     def __enter__(self) -> Quantizer:
@@ -132,19 +156,32 @@ class Quantizer:
             with _bounded_sessions():
                 yield
         except _ERRORS as error:
-            raise refused("QuantizationFailed", self._field, error, "remove the step, use the other method, or export with a newer opset") from None
+            raise refused(
+                "QuantizationFailed",
+                self._field,
+                error,
+                "remove the step, use the other method, or export with a newer opset",
+            ) from None
 
     def candidates(self) -> list[str]:
         """Names of the nodes with weights that Static quantizes, in the graph's order."""
-        return [n.name for n in parse(self.prepared).graph.node if n.op_type in WEIGHTED_OPS and n.name not in self.captured]
+        return [
+            n.name
+            for n in parse(self.prepared).graph.node
+            if n.op_type in WEIGHTED_OPS and n.name not in self.captured
+        ]
 
-    def write(self, target: Path, *, left_out: Collection[str] = (), only: Collection[str] | None = None) -> dict[str, Any]:
-        """Write the int8 model without the nodes ``left_out``, or with ``only`` some. Returns what was done, for the report.
+    def write(
+        self, target: Path, *, left_out: Collection[str] = (), only: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        """Write the int8 model without the nodes ``left_out``, or with ``only`` some. Returns what
+        was done, for the report.
 
         Raises JobError: NothingToQuantize, QuantizationFailed.
         """
         files.remove(target)  # the quantizer would add to data that is there
-        split = files.is_split(self.prepared)  # then its result is, too, under the name that ours has
+        # then its result is, too, under the name that ours has
+        split = files.is_split(self.prepared)
         with self._refusals():
             if self._calibration is None:
                 q.quantize_dynamic(
@@ -178,16 +215,22 @@ class Quantizer:
             if name in {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "DynamicQuantizeLSTM"}
         }
         if not done:
-            remedy = "use method Static with calibration data" if self._calibration is None else "remove the step"
+            remedy = (
+                "use method Static with calibration data" if self._calibration is None else "remove the step"
+            )
             raise bad_input(
-                "NothingToQuantize", f"{self._field}: the model has no operator that this method quantizes ({sorted(operators)}); {remedy}"
+                "NothingToQuantize",
+                f"{self._field}: the model has no operator that this method quantizes ({sorted(operators)});"
+                f" {remedy}",
             )
         return {"operators": done}
 
 
 @contextmanager
 def _bounded_sessions() -> Iterator[None]:
-    """The quantizer asks for sessions with default options, and lets nobody say how many threads they have."""
+    """The quantizer asks for sessions with default options, and lets nobody say how many threads
+    they have.
+    """
     default = ort.SessionOptions
     ort.SessionOptions = session_options
     try:
@@ -197,7 +240,9 @@ def _bounded_sessions() -> Iterator[None]:
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """A name for every node of the graph that has none, or shares one: nodes are left out by name."""
+    """A name for every node of the graph that has none, or shares one: nodes are left out by
+    name.
+    """
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:
@@ -223,7 +268,11 @@ def feeding_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in model.graph.node if taken.intersection(node.output))
 
 
-def quantize(source: Path, target: Path, info: ModelInfo, calibration: Arrays | None, *, symmetric: bool, field: str) -> dict[str, Any]:
-    """Write the int8 model with every node that can be quantized; returns what was done. Raises as ``Quantizer`` and its ``write``."""
+def quantize(
+    source: Path, target: Path, info: ModelInfo, calibration: Arrays | None, *, symmetric: bool, field: str
+) -> dict[str, Any]:
+    """Write the int8 model with every node that can be quantized; returns what was done. Raises as
+    ``Quantizer`` and its ``write``.
+    """
     with Quantizer(source, info, calibration, Options(symmetric=symmetric), field) as quantizer:
         return quantizer.write(target)

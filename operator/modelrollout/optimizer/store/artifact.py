@@ -1,8 +1,11 @@
-"""A prepared repository in the artifact store: ``<artifacts>/<key>-<salt>-<try>/manifest.json`` and the files that it lists.
+"""A prepared repository in the artifact store: ``<artifacts>/<key>-<salt>-<try>/manifest.json`` and
+the files that it lists.
 
-The manifest maps Triton's file names to SHA-256, size and path below the folder. A folder belongs to one run of one Job: the key is that of what was
-made, the salt the operator's for the Job, the try the run's own. So nobody can lay anything there beforehand, and a run that was killed half-way is
-not in its successor's way. What lies in the store is believed by the digest that a ModelRevision records, and by nothing else.
+The manifest maps Triton's file names to SHA-256, size and path below the folder. A folder belongs
+to one run of one Job: the key is that of what was made, the salt the operator's for the Job, the
+try the run's own. So nobody can lay anything there beforehand, and a run that was killed half-way
+is not in its successor's way. What lies in the store is believed by the digest that a ModelRevision
+records, and by nothing else.
 """
 
 from __future__ import annotations
@@ -61,13 +64,22 @@ def digest_of(manifest: bytes) -> str:
 
 
 def parse_manifest(content: bytes, what: str) -> Manifest:
-    """The manifest; raises JobError (ArtifactCorrupt) for another form or a path that leaves the folder."""
+    """The manifest; raises JobError (ArtifactCorrupt) for another form or a path that leaves the
+    folder.
+    """
     try:
         manifest = Manifest.model_validate_json(content)
     except (ValidationError, RecursionError):
-        raise bad_input("ArtifactCorrupt", f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again") from None
+        raise bad_input(
+            "ArtifactCorrupt",
+            f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again",
+        ) from None
     if any(not is_name(name) or not _PATH.fullmatch(entry.path) for name, entry in manifest.files.items()):
-        raise bad_input("ArtifactCorrupt", f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared again")
+        raise bad_input(
+            "ArtifactCorrupt",
+            f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared"
+            " again",
+        )
     return manifest
 
 
@@ -78,7 +90,10 @@ def parse_report(content: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise bad_input("ArtifactCorrupt", f"{what}: report.json is no JSON object; delete the folder, and it is prepared again")
+        raise bad_input(
+            "ArtifactCorrupt",
+            f"{what}: report.json is no JSON object; delete the folder, and it is prepared again",
+        )
     return found
 
 
@@ -101,12 +116,15 @@ def folder_of(key: str, salt: str) -> str:
 
 
 def key_in(uri: str) -> str:
-    """The key of what lies there, as the name of the folder says; an earlier operator's folders have nothing else in their names."""
+    """The key of what lies there, as the name of the folder says; an earlier operator's folders
+    have nothing else in their names.
+    """
     return uri.rstrip("/").rpartition("/")[2].partition("-")[0]
 
 
 def find(store: Store, digest: str) -> dict[str, Any] | None:
-    """The report of the whole artifact whose manifest has this digest; None where it is gone, replaced or damaged: then it is made anew.
+    """The report of the whole artifact whose manifest has this digest; None where it is gone,
+    replaced or damaged: then it is made anew.
 
     The model file is not read again, only its size is looked at; servers check its digest anyway.
     """
@@ -114,7 +132,9 @@ def find(store: Store, digest: str) -> dict[str, Any] | None:
     if content is None or digest_of(content) != digest:
         return None
     manifest = parse_manifest(content, store.uri)
-    if REPORT not in manifest.files or any(store.size(entry.path) != entry.size for entry in manifest.files.values()):
+    if REPORT not in manifest.files or any(
+        store.size(entry.path) != entry.size for entry in manifest.files.values()
+    ):
         return None
     report = store.read(manifest.files[REPORT].path, max_bytes=REPORT_LIMIT_BYTES)
     if report is None or hashlib.sha256(report).hexdigest() != manifest.files[REPORT].sha256:
@@ -123,19 +143,27 @@ def find(store: Store, digest: str) -> dict[str, Any] | None:
 
 
 def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]]) -> str:
-    """Put the files (content, sha256, size), and last the manifest; returns the artifact's digest, which is never read back from the store.
+    """Put the files (content, sha256, size), and last the manifest; returns the artifact's digest,
+    which is never read back from the store.
 
     Raises JobError (ArtifactInTheWay) where another manifest lies there.
     """
-    manifest = Manifest(key=key, files={name: entry_for(name, sha256, size) for name, (_, sha256, size) in sorted(files.items())})
+    manifest = Manifest(
+        key=key,
+        files={name: entry_for(name, sha256, size) for name, (_, sha256, size) in sorted(files.items())},
+    )
     for name, entry in manifest.files.items():
         store.write(entry.path, files[name][0])
     content = manifest.encoded()
     # A write that was repeated after a lost answer finds its own.
-    if not store.write(MANIFEST, content, "create") and store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES) != content:
+    if (
+        not store.write(MANIFEST, content, "create")
+        and store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES) != content
+    ):
         raise bad_input(
             "ArtifactInTheWay",
-            f"{store.uri}: another manifest.json lies where this Job was to write, and none of it is taken; nobody but the operator's Jobs may write "
-            "to the artifact store: see who has its keys, then retry the revision",
+            f"{store.uri}: another manifest.json lies where this Job was to write, and none of it is taken;"
+            " nobody but the operator's Jobs may write to the artifact store: see who has its keys, then"
+            " retry the revision",
         )
     return digest_of(content)

@@ -1,7 +1,9 @@
-"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made for long, goes.
+"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made for
+long, goes.
 
-What is referred to was read from the cluster **before** the store is listed: a Job takes again only what a revision refers to, and its own folder is
-young. The folder is listed once more right before it goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
+What is referred to was read from the cluster **before** the store is listed: a Job takes again only
+what a revision refers to, and its own folder is young. The folder is listed once more right before
+it goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
 """
 
 from __future__ import annotations
@@ -41,10 +43,11 @@ def doomed(
     before: datetime,
     untouched: frozenset[str] = frozenset(),
 ) -> dict[str, Folder]:
-    """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was written since ``before``.
+    """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was
+    written since ``before``.
 
-    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all; ``untouched``: whose stay. What is not named like an
-    artifact is not ours, and stays.
+    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all;
+    ``untouched``: whose stay. What is not named like an artifact is not ours, and stays.
     """
     folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
     for found in objects:
@@ -55,7 +58,11 @@ def doomed(
         folder.newest = max(folder.newest, found.modified)
         folder.size += found.size
     base = root.rstrip("/")
-    return {name: folder for name, folder in folders.items() if f"{base}/{name}" not in kept and folder.newest < before}
+    return {
+        name: folder
+        for name, folder in folders.items()
+        if f"{base}/{name}" not in kept and folder.newest < before
+    }
 
 
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
@@ -69,16 +76,25 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
     with progress.stage("delete"):
         for number, (name, folder) in enumerate(sorted(found.items())):
             progress.update(number, len(found))
-            say("would delete" if task.dry_run else "delete", artifact=name, bytes=folder.size, newest=folder.newest.isoformat())
+            say(
+                "would delete" if task.dry_run else "delete",
+                artifact=name,
+                bytes=folder.size,
+                newest=folder.newest.isoformat(),
+            )
             if task.dry_run or _delete(task, name, before):
                 freed += folder.size
     verb = "would free" if task.dry_run else "freed"
-    return TaskResult(message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed)
+    return TaskResult(
+        message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed
+    )
 
 
 def _delete(task: CleanTask, name: str, before: datetime) -> bool:
     """False where something was written into the folder since it was listed."""
-    store = Store(task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD)
+    store = Store(
+        task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD
+    )
     found = [file for file in store.list() if "/" not in file.name]
     if any(file.modified >= before for file in found):
         LOGGER.info("written meanwhile", extra={"fields": {"artifact": name}})
@@ -89,7 +105,8 @@ def _delete(task: CleanTask, name: str, before: datetime) -> bool:
 
 
 def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """URIs in use, and namespaces to leave untouched, as ``modelrollout references`` writes them; raises JobError (ReferencesInvalid).
+    """URIs in use, and namespaces to leave untouched, as ``modelrollout references`` writes them;
+    raises JobError (ReferencesInvalid).
 
     An unread list must never look like an empty one.
     """
@@ -98,5 +115,7 @@ def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
         uris = frozenset(str(uri).rstrip("/") for uri in found["artifacts"])
         untouched = frozenset(map(str, found["untouched"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise bad_input("ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted") from None
+        raise bad_input(
+            "ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted"
+        ) from None
     return uris, untouched

@@ -1,8 +1,11 @@
-"""HTTP as stores speak it: streamed, tried again, resumed, and led nowhere but where the operator's configuration says.
+"""HTTP as stores speak it: streamed, tried again, resumed, and led nowhere but where the operator's
+configuration says.
 
-A redirect is followed only by GET and HEAD, only to the prefixes that the store's configuration names (its own among them), never from https to http.
-What opens the store goes to its own host alone. A name of another host may not lead to this machine or to the addresses that only its node knows (a
-cloud's metadata service answers there): they are looked up first, and the connection goes to the address that was looked at.
+A redirect is followed only by GET and HEAD, only to the prefixes that the store's configuration
+names (its own among them), never from https to http. What opens the store goes to its own host
+alone. A name of another host may not lead to this machine or to the addresses that only its node
+knows (a cloud's metadata service answers there): they are looked up first, and the connection goes
+to the address that was looked at.
 """
 
 from __future__ import annotations
@@ -40,12 +43,23 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 
 Kind = Literal[
-    "BucketMissing", "KeyUnknown", "ObjectMissing", "Refused", "NotResolved", "WrongRegion", "Status", "Certificate", "Redirected", "Unreachable"
+    "BucketMissing",
+    "KeyUnknown",
+    "ObjectMissing",
+    "Refused",
+    "NotResolved",
+    "WrongRegion",
+    "Status",
+    "Certificate",
+    "Redirected",
+    "Unreachable",
 ]
 
 
 class Fault(Exception):
-    """Why a store did not do what was asked. ``detail``: of Redirected, where it leads and why not, fit to be shown."""
+    """Why a store did not do what was asked. ``detail``: of Redirected, where it leads and why not,
+    fit to be shown.
+    """
 
     def __init__(self, kind: Kind, status: int = 0, detail: str = "") -> None:
         super().__init__(f"{kind} {status} {detail}".strip())
@@ -64,22 +78,29 @@ def fault_of(status: int, told: str) -> Fault:
         return Fault("KeyUnknown" if any(code in told for code in _UNKNOWN_KEY) else "ObjectMissing", status)
     if status in (401, 403):
         return Fault("Refused", status)
-    region = "AuthorizationHeaderMalformed" in told or ("AuthorizationQueryParametersError" in told and "region" in told)
-    if region or status in _REDIRECTS:  # one without a Location: so S3 says that the bucket is elsewhere
+    region = "AuthorizationHeaderMalformed" in told or (
+        "AuthorizationQueryParametersError" in told and "region" in told
+    )
+    # one without a Location: so S3 says that the bucket is elsewhere
+    if region or status in _REDIRECTS:
         return Fault("WrongRegion", status)
     return Fault("Status", status)
 
 
 @dataclass(frozen=True)
 class Client:
-    """One store. ``address`` gives the URL for a method and a path, and is asked anew for every try: a signature has its time."""
+    """One store. ``address`` gives the URL for a method and a path, and is asked anew for every
+    try: a signature has its time.
+    """
 
     address: Callable[[str, str], str]
     retry: RetryConfig
     headers: Mapping[str, str] = field(default_factory=dict)  # with what opens it
     leads_to: tuple[str, ...] = ()
     allow_http: bool = False
-    _own: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(timeout=_TIMEOUT, retries=False))
+    _own: urllib3.PoolManager = field(
+        default_factory=lambda: urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+    )
 
     def size(self, path: str) -> int:
         """Bytes of an object; raises Fault."""
@@ -87,7 +108,8 @@ class Client:
             return _length(answer)
 
     def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
-        """Size and content of an object; what breaks off goes on where it was, if the object has a mark (ETag) that it is still the same.
+        """Size and content of an object; what breaks off goes on where it was, if the object has a
+        mark (ETag) that it is still the same.
 
         Raises Fault, also while it is read.
         """
@@ -116,7 +138,10 @@ class Client:
         if isinstance(content, bytes):
             with self._answer("PUT", path, {"Content-Length": str(len(content))}, content):
                 return
-        with content.open("rb") as file, self._answer("PUT", path, {"Content-Length": str(content.stat().st_size)}, file):
+        with (
+            content.open("rb") as file,
+            self._answer("PUT", path, {"Content-Length": str(content.stat().st_size)}, file),
+        ):
             pass
 
     def _content(self, path: str, answer: BaseHTTPResponse, size: int) -> Generator[bytes, None, None]:
@@ -125,7 +150,8 @@ class Client:
         while True:
             try:
                 with contextlib.closing(answer):
-                    while chunk := answer.read1(CHUNK_BYTES):  # what is there: of a trickle nothing else would ever be seen
+                    # what is there: of a trickle nothing else would ever be seen
+                    while chunk := answer.read1(CHUNK_BYTES):
                         done += len(chunk)
                         yield chunk
                         if time.monotonic() > until:
@@ -142,25 +168,35 @@ class Client:
                 answer = self._asked("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
             except Fault as fault:
                 raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
-            if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(
+                f"bytes {done}-"
+            ):
                 answer.close()
-                raise Fault("Unreachable")  # it does not go on where it was: another object by now, or no ranges
+                # it does not go on where it was: another object by now, or no ranges
+                raise Fault("Unreachable")
 
     @contextlib.contextmanager
-    def _answer(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None) -> Iterator[BaseHTTPResponse]:
+    def _answer(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> Iterator[BaseHTTPResponse]:
         with contextlib.closing(self._asked(method, path, headers, body)) as answer:
             yield answer
             with contextlib.suppress(HTTPError):
-                answer.read(_ERROR_BYTES)  # whose connection was read to the end of the answer is used again
+                # whose connection was read to the end of the answer is used again
+                answer.read(_ERROR_BYTES)
 
     def _pauses(self) -> Iterator[float]:
         """Seconds before each further try."""
         told = self.retry.get("backoff")
         for number in range(self.retry.get("max_retries", 0)):
             pause = told["init_backoff"].total_seconds() * float(told["base"]) ** number if told else 1.0
-            yield random.uniform(0.5, 1.0) * (min(pause, told["max_backoff"].total_seconds()) if told else pause)
+            yield random.uniform(0.5, 1.0) * (
+                min(pause, told["max_backoff"].total_seconds()) if told else pause
+            )
 
-    def _asked(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None) -> BaseHTTPResponse:
+    def _asked(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> BaseHTTPResponse:
         """An answer of 2xx, after as many tries as it takes; raises Fault."""
         pauses = self._pauses()
         while True:
@@ -176,7 +212,13 @@ class Client:
                 fault = fault_of(answer.status, told.decode("latin-1"))
             except HTTPError as error:
                 fault = _unanswered(error)
-            pause = next(pauses, None) if fault.kind in ("Unreachable", "NotResolved") or fault.status >= 500 or fault.status in _AGAIN else None
+            pause = (
+                next(pauses, None)
+                if fault.kind in ("Unreachable", "NotResolved")
+                or fault.status >= 500
+                or fault.status in _AGAIN
+                else None
+            )
             if pause is None:
                 raise fault
             time.sleep(pause)
@@ -192,23 +234,40 @@ class Client:
                 return answer
             answer.close()
             url = self._allowed(method, url, location)
-            away = away or origin(url) != own  # who has once been elsewhere is sent nothing that opens the store, though it leads back
-        raise Fault("Redirected", detail=f"leads on and on: after {MOST_REDIRECTS} redirects, to {_shown(url)}")
+            # who has once been elsewhere is sent nothing that opens the store, though it leads back
+            away = away or origin(url) != own
+        raise Fault(
+            "Redirected", detail=f"leads on and on: after {MOST_REDIRECTS} redirects, to {_shown(url)}"
+        )
 
-    def _sent(self, method: str, url: str, headers: Mapping[str, str], body: Any, away: bool) -> BaseHTTPResponse:
+    def _sent(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any, away: bool
+    ) -> BaseHTTPResponse:
         sent = {"User-Agent": "modelrollout", "Accept-Encoding": "identity", **headers}
-        options: dict[str, Any] = {"body": body, "redirect": False, "preload_content": False, "decode_content": False}
+        options: dict[str, Any] = {
+            "body": body,
+            "redirect": False,
+            "preload_content": False,
+            "decode_content": False,
+        }
         scheme, host, port = origin(url)
         if not away or _literal(host):
             return self._own.request(method, url, headers=sent, **options)
         address = _looked_up(host, port)
         pool: urllib3.HTTPConnectionPool
         if scheme == "https":
-            pool = urllib3.HTTPSConnectionPool(address, port, timeout=_TIMEOUT, retries=False, server_hostname=host)
+            pool = urllib3.HTTPSConnectionPool(
+                address, port, timeout=_TIMEOUT, retries=False, server_hostname=host
+            )
         else:
             pool = urllib3.HTTPConnectionPool(address, port, timeout=_TIMEOUT, retries=False)
         parts = urlsplit(url)
-        return pool.urlopen(method, parts._replace(scheme="", netloc="").geturl() or "/", headers={**sent, "Host": parts.netloc}, **options)
+        return pool.urlopen(
+            method,
+            parts._replace(scheme="", netloc="").geturl() or "/",
+            headers={**sent, "Host": parts.netloc},
+            **options,
+        )
 
     def _allowed(self, method: str, url: str, location: str) -> str:
         """Where a redirect leads; raises Fault where it may not."""
@@ -220,12 +279,25 @@ class Client:
             parts = urlsplit(target)
         except ValueError:
             raise Fault("Redirected", detail="redirects to an address that cannot be read") from None
-        if re.search(r"[\x00-\x20\x7f\\]", location) or "@" in parts.netloc or any(part in (".", "..") for part in unquote(parts.path).split("/")):
-            raise Fault("Redirected", detail="redirects to an address with a user name, dots for folders, or letters that do not belong there")
+        if (
+            re.search(r"[\x00-\x20\x7f\\]", location)
+            or "@" in parts.netloc
+            or any(part in (".", "..") for part in unquote(parts.path).split("/"))
+        ):
+            raise Fault(
+                "Redirected",
+                detail=(
+                    "redirects to an address with a user name, dots for folders, or letters that do not"
+                    " belong there"
+                ),
+            )
         if scheme == "http" and (url.startswith("https:") or not self.allow_http):
             raise Fault("Redirected", detail=f"redirects to plain http, {_shown(target)}")
         if not any(_below(target, prefix) for prefix in self.leads_to):
-            raise Fault("Redirected", detail=f"redirects to {_shown(target)}, which the store's configuration does not name")
+            raise Fault(
+                "Redirected",
+                detail=f"redirects to {_shown(target)}, which the store's configuration does not name",
+            )
         return target
 
 
@@ -257,22 +329,42 @@ def _looked_up(host: str, port: int) -> str:
         raise Fault("NotResolved") from None
     for address in found:
         if near(address):
-            raise Fault("Redirected", detail=f"redirects to {host}, whose address {address} belongs to a node or a metadata service")
+            raise Fault(
+                "Redirected",
+                detail=(
+                    f"redirects to {host}, whose address {address} belongs to a node or a metadata service"
+                ),
+            )
     return random.choice(found)
 
 
 def near(address: str) -> bool:
-    """Whether the address is this machine's, its link's, or nobody's: none that a name of another host should have."""
+    """Whether the address is this machine's, its link's, or nobody's: none that a name of another
+    host should have.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
-    return ip.is_link_local or ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved or ip in _METADATA
+    return (
+        ip.is_link_local
+        or ip.is_loopback
+        or ip.is_unspecified
+        or ip.is_multicast
+        or ip.is_reserved
+        or ip in _METADATA
+    )
 
 
 def _length(answer: BaseHTTPResponse) -> int:
-    """The announced size; an answer that ends when the connection does might be half of it, and so might one of a part."""
+    """The announced size; an answer that ends when the connection does might be half of it, and so
+    might one of a part.
+    """
     told = answer.headers.get("Content-Length", "")
-    if not re.fullmatch(r"[0-9]{1,18}", told) or answer.headers.get("Transfer-Encoding") or answer.status == 206:
+    if (
+        not re.fullmatch(r"[0-9]{1,18}", told)
+        or answer.headers.get("Transfer-Encoding")
+        or answer.status == 206
+    ):
         raise Fault("Unreachable")
     return int(told)
 

@@ -1,4 +1,6 @@
-"""The init container of a server: a prepared repository from the artifact store into ``<target>/<model>/``, every byte checked."""
+"""The init container of a server: a prepared repository from the artifact store into
+``<target>/<model>/``, every byte checked.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,11 @@ def _holds(path: Path, entry: artifact.Entry) -> bool:
 
 
 def _tuned(store: Store, entry: artifact.Entry, serving: ServingConfig) -> bytes:
-    """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose; equal inputs give equal bytes."""
-    from modelrollout.triton.config import parse, printed, with_serving  # not needed by a fetch without them
+    """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose;
+    equal inputs give equal bytes.
+    """
+    # not needed by a fetch without them
+    from modelrollout.triton.config import parse, printed, with_serving
 
     return printed(with_serving(parse(_stored(store, entry).decode()), serving)).encode()
 
@@ -53,18 +58,27 @@ def _expect(asked: str, config: bytes, files: Collection[str]) -> None:
     try:
         served = None if asked == "{}" else Served.model_validate_json(asked)
     except ValidationError:
-        raise bad_input("TaskInvalid", f"{SERVES_ENV}: {asked[:100]!r} is not understood; are operator and image of one version?") from None
+        raise bad_input(
+            "TaskInvalid",
+            f"{SERVES_ENV}: {asked[:100]!r} is not understood; are operator and image of one version?",
+        ) from None
     expect_servable(served, files, config.decode(errors="replace"))
 
 
 def _corrupt(store: Store, entry: artifact.Entry) -> JobError:
-    return bad_input("ArtifactCorrupt", f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the revision")
+    return bad_input(
+        "ArtifactCorrupt",
+        f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the"
+        " revision",
+    )
 
 
 def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
-    """Place ``<target>/<model>/config.pbtxt`` and the files in ``<target>/<model>/<number>/`` in one rename; a second run finds them and ends.
+    """Place ``<target>/<model>/config.pbtxt`` and the files in ``<target>/<model>/<number>/`` in
+    one rename; a second run finds them and ends.
 
-    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, OutputRefused, and those of the store.
+    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, OutputRefused, and those of
+    the store.
     """
     if not _MODEL_NAME.match(task.model):
         raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
@@ -72,17 +86,28 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     with progress.stage("manifest"):
         content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
         if content is None:
-            raise bad_input("ArtifactMissing", f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared again")
+            raise bad_input(
+                "ArtifactMissing",
+                f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared"
+                " again",
+            )
         if artifact.digest_of(content).removeprefix("sha256:") != task.digest.removeprefix("sha256:"):
             raise bad_input(
                 "ArtifactDigestMismatch",
-                f"{store.uri}: manifest.json is not the one that the revision was proven with: it was replaced; retry the revision to prove it anew",
+                f"{store.uri}: manifest.json is not the one that the revision was proven with: it was"
+                " replaced; retry the revision to prove it anew",
             )
         manifest = artifact.parse_manifest(content, store.uri)
     config = manifest.files.get(CONFIG_FILE)
-    version = {name: entry for name, entry in manifest.files.items() if name not in (CONFIG_FILE, artifact.REPORT)}
+    version = {
+        name: entry for name, entry in manifest.files.items() if name not in (CONFIG_FILE, artifact.REPORT)
+    }
     if config is None or not version:
-        raise bad_input("ArtifactCorrupt", f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the revision")
+        raise bad_input(
+            "ArtifactCorrupt",
+            f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the"
+            " revision",
+        )
     if (asked := os.environ.get(SERVES_ENV)) is not None:
         with progress.stage("check"):
             _expect(asked, _stored(store, config), version)
@@ -98,9 +123,15 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     size = sum(entry.size for entry in version.values())
     with progress.stage("verify"):
         there = final / CONFIG_FILE
-        configured = _holds(there, config) if tuned is None else there.is_file() and there.read_bytes() == tuned
-        if configured and all(_holds(final / name, entry) for name, entry in wanted.items() if name != CONFIG_FILE):
-            return TaskResult(message="already in place", artifact_digest=task.digest, artifact_size_bytes=size, reused=True)
+        configured = (
+            _holds(there, config) if tuned is None else there.is_file() and there.read_bytes() == tuned
+        )
+        if configured and all(
+            _holds(final / name, entry) for name, entry in wanted.items() if name != CONFIG_FILE
+        ):
+            return TaskResult(
+                message="already in place", artifact_digest=task.digest, artifact_size_bytes=size, reused=True
+            )
     for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(left)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))

@@ -1,8 +1,10 @@
 """Objects in S3 and behind HTTP: streamed, hashed, limited in size, and every failure told apart.
 
-What is read comes through a client of ours, for S3 to addresses that obstore signs: obstore follows every redirect, takes what it finds there for the
-object, and sends a session's token along. It writes, lists and deletes in S3. Its own texts are never passed on: they are pages long, and a store's
-error body may echo what was sent to it. What they are searched for is stable in object_store 0.14 and held by tests against a real HTTP server.
+What is read comes through a client of ours, for S3 to addresses that obstore signs: obstore follows
+every redirect, takes what it finds there for the object, and sends a session's token along. It
+writes, lists and deletes in S3. Its own texts are never passed on: they are pages long, and a
+store's error body may echo what was sent to it. What they are searched for is stable in
+object_store 0.14 and held by tests against a real HTTP server.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 # About 15 s of tries for a store that is away; the Job's own retries come on top. Tests set fewer.
-RETRY: RetryConfig = {"max_retries": 6, "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2}}
-# obstore's own limit of 30 s is for a whole request, body included: too short for gigabytes. A dead connection is seen by read_timeout.
+RETRY: RetryConfig = {
+    "max_retries": 6,
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+}
+# obstore's own limit of 30 s is for a whole request, body included: too short for gigabytes. A dead
+# connection is seen by read_timeout.
 _TIMEOUTS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "6h"}
 _SIGNED_FOR = timedelta(minutes=15)  # until a request begins, on clocks that need not agree
 
@@ -50,7 +56,9 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Listed:
-    """An object below a place: its name there, bytes, and when it was last written, by the store's clock."""
+    """An object below a place: its name there, bytes, and when it was last written, by the store's
+    clock.
+    """
 
     name: str
     size: int
@@ -58,16 +66,27 @@ class Listed:
 
 
 def _secret(folder: Path, key: str) -> str | None:
-    """One key of a mounted Secret; surrounding white space is a file's last newline, never part of a key."""
+    """One key of a mounted Secret; surrounding white space is a file's last newline, never part of
+    a key.
+    """
     path = folder / key
     return path.read_text().strip() or None if path.is_file() else None
 
 
 def _s3_credentials(folder: Path, field: str) -> dict[str, str]:
-    access, secret, token = (_secret(folder, f"AWS_{key}") for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"))
+    access, secret, token = (
+        _secret(folder, f"AWS_{key}") for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+    )
     if not access or not secret:
-        missing = " and ".join(key for key, value in (("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", secret)) if not value)
-        raise denied("CredentialsIncomplete", f"{field}: the Secret {folder.name!r} has no {missing}; S3 needs both keys")
+        missing = " and ".join(
+            key
+            for key, value in (("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", secret))
+            if not value
+        )
+        raise denied(
+            "CredentialsIncomplete",
+            f"{field}: the Secret {folder.name!r} has no {missing}; S3 needs both keys",
+        )
     found = {"access_key_id": access, "secret_access_key": hide(secret)}
     return found | {"session_token": hide(token)} if token else found
 
@@ -77,19 +96,31 @@ def _http_headers(folder: Path, field: str) -> dict[str, str]:
     if token:
         return {"authorization": f"Bearer {hide(token)}"}
     if user and password:
-        return {"authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"}
-    raise denied("CredentialsIncomplete", f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of them")
+        return {
+            "authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"
+        }
+    raise denied(
+        "CredentialsIncomplete",
+        f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of"
+        " them",
+    )
 
 
 def _credentials_folder(location: Location, root: Path, field: str) -> Path | None:
     if location.credentials is None:
         return None
     folder = root / location.credentials
-    # The mount is optional: a Secret that does not exist is seen as a folder with nothing but the kubelet's own "..data".
-    if folder.parent != root or not folder.is_dir() or all(entry.name.startswith("..") for entry in folder.iterdir()):
+    # The mount is optional: a Secret that does not exist is seen as a folder with nothing but the
+    # kubelet's own "..data".
+    if (
+        folder.parent != root
+        or not folder.is_dir()
+        or all(entry.name.startswith("..") for entry in folder.iterdir())
+    ):
         raise denied(
             "CredentialsMissing",
-            f"{field}: the Secret with its credentials is empty or not there; create it in this namespace, or correct secretRef.name",
+            f"{field}: the Secret with its credentials is empty or not there; create it in this namespace, or"
+            " correct secretRef.name",
         )
     return folder
 
@@ -125,7 +156,8 @@ def _fault(error: BaseError | FileNotFoundError) -> Fault:
     text = str(error)
     if isinstance(error, FileNotFoundError):
         return fault_of(404, text)
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or "(code: AccessDenied)" in text:  # so DeleteObjects says it, with a 200
+    # so DeleteObjects says it, with a 200
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or "(code: AccessDenied)" in text:
         return Fault("Refused")
     if "dns error" in text:
         return Fault("NotResolved")
@@ -139,9 +171,18 @@ def _fault(error: BaseError | FileNotFoundError) -> Fault:
 
 
 class Store:
-    """A place in a store: one object, or a folder of objects below it. ``field`` is what error messages name."""
+    """A place in a store: one object, or a folder of objects below it. ``field`` is what error
+    messages name.
+    """
 
-    def __init__(self, location: Location, field: str, credentials_root: Path = Path(CREDENTIALS_DIR), *, bucket: bool = False) -> None:
+    def __init__(
+        self,
+        location: Location,
+        field: str,
+        credentials_root: Path = Path(CREDENTIALS_DIR),
+        *,
+        bucket: bool = False,
+    ) -> None:
         """``bucket``: the URI may also be a whole bucket."""
         self.field = field
         self.uri = location.uri
@@ -152,23 +193,35 @@ class Store:
             parts = urlsplit(location.uri)
             _ = parts.port
         except ValueError:  # whose text may hold all of it
-            raise bad_input("UriInvalid", f"{field}: not a URI; write s3://BUCKET/KEY or http(s)://HOST/PATH") from None
+            raise bad_input(
+                "UriInvalid", f"{field}: not a URI; write s3://BUCKET/KEY or http(s)://HOST/PATH"
+            ) from None
         if parts.scheme not in ("s3", "http", "https"):
             raise bad_input(
-                "UnsupportedScheme", f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write s3://BUCKET/KEY or http(s)://HOST/PATH"
+                "UnsupportedScheme",
+                f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write s3://BUCKET/KEY or"
+                " http(s)://HOST/PATH",
             )
         self._prefix = parts.path.strip("/")
         names = self._prefix if parts.scheme == "s3" else unquote(self._prefix)
         whole = bucket and not names
         if not parts.netloc or not (names or whole):
-            raise bad_input("UriInvalid", f"{field}: {location.uri!r} names no object; write s3://BUCKET/KEY or http(s)://HOST/PATH")
+            raise bad_input(
+                "UriInvalid",
+                f"{field}: {location.uri!r} names no object; write s3://BUCKET/KEY or http(s)://HOST/PATH",
+            )
         if not whole and any(part in ("", ".", "..") for part in names.split("/")):
-            raise bad_input("UriInvalid", f"{field}: {location.uri!r} has an empty, '.' or '..' segment in its path; write the key without them")
+            raise bad_input(
+                "UriInvalid",
+                f"{field}: {location.uri!r} has an empty, '.' or '..' segment in its path; write the key"
+                " without them",
+            )
         address = (location.endpoint or "https://s3") if parts.scheme == "s3" else location.uri
         if address.startswith("http://") and not location.allow_http:
             raise bad_input(
                 "InsecureStore",
-                f"{field}: plain http is not allowed for this store; use https, or set allowHttp for it in the operator's configuration",
+                f"{field}: plain http is not allowed for this store; use https, or set allowHttp for it in"
+                " the operator's configuration",
             )
         folder = _credentials_folder(location, credentials_root, field)
         self._s3: S3Store | None = None
@@ -176,11 +229,15 @@ class Store:
             keys = _s3_credentials(folder, field) if folder else None
             # Without keys obstore would ask the cloud's metadata service: anonymous has to be said.
             self._s3 = _s3(parts.netloc, location, keys or {"skip_signature": True})
-            self._client = Client(_signed(self._s3) if keys else _unsigned(_s3(parts.netloc, location, _NO_KEYS)), RETRY)
+            self._client = Client(
+                _signed(self._s3) if keys else _unsigned(_s3(parts.netloc, location, _NO_KEYS)), RETRY
+            )
         else:
             base = f"{parts.scheme}://{parts.netloc}"
             headers = _http_headers(folder, field) if folder else {}
-            self._client = Client(lambda _, path: f"{base}/{path}", RETRY, headers, location.leads_to or (), location.allow_http)
+            self._client = Client(
+                lambda _, path: f"{base}/{path}", RETRY, headers, location.leads_to or (), location.allow_http
+            )
 
     def _path(self, name: str) -> str:
         """As the client takes it: of HTTP percent-encoded, as in the URI."""
@@ -202,25 +259,37 @@ class Store:
             case "BucketMissing":
                 return bad_input("BucketMissing", f"{what}: the bucket does not exist; correct the URI")
             case "KeyUnknown":
-                return denied("AccessDenied", f"{what}: the store does not know the access key; check the Secret's keys")
+                return denied(
+                    "AccessDenied", f"{what}: the store does not know the access key; check the Secret's keys"
+                )
             case "ObjectMissing":
-                return bad_input("ObjectMissing", f"{what} does not exist; correct the URI or upload the file")
+                return bad_input(
+                    "ObjectMissing", f"{what} does not exist; correct the URI or upload the file"
+                )
             case "Refused" if self._anonymous:
                 return denied(
-                    "CredentialsMissing", f"{what}: the store wants credentials and none were given; set credentials: {{secretRef: {{name: ...}}}}"
+                    "CredentialsMissing",
+                    f"{what}: the store wants credentials and none were given; set credentials: {{secretRef:"
+                    " {name: ...}}",
                 )
             case "Refused":
                 return denied(
                     "AccessDenied",
-                    f"{what}: the store refused the credentials; check the Secret's keys and the right to read (S3 also answers so for a missing "
-                    "object)",
+                    f"{what}: the store refused the credentials; check the Secret's keys and the right to"
+                    " read (S3 also answers so for a missing object)",
                 )
             case "NotResolved":
                 return retryable(
-                    "StoreNotResolved", f"{what}: the store's host name does not resolve; check the URI, the store's endpoint and the cluster's DNS"
+                    "StoreNotResolved",
+                    f"{what}: the store's host name does not resolve; check the URI, the store's endpoint and"
+                    " the cluster's DNS",
                 )
             case "WrongRegion":
-                return bad_input("WrongRegion", f"{what}: the bucket lies in another region; set the store's region in the operator's configuration")
+                return bad_input(
+                    "WrongRegion",
+                    f"{what}: the bucket lies in another region; set the store's region in the operator's"
+                    " configuration",
+                )
             case "Redirected":
                 remedy = (
                     "correct the store's endpoint and region: redirects of S3 are not followed"
@@ -230,19 +299,32 @@ class Store:
                 return bad_input("RedirectRefused", f"{what}: the store {fault.detail}; {remedy}")
             case "Status" if fault.status // 100 == 4 and fault.status not in (408, 425, 429):
                 return bad_input(
-                    "StoreRefused", f"{what}: the store refused the request with status {fault.status}; check the URI and the store's configuration"
+                    "StoreRefused",
+                    f"{what}: the store refused the request with status {fault.status}; check the URI and the"
+                    " store's configuration",
                 )
             case "Status":
-                return retryable("StoreUnavailable", f"{what}: the store answered with status {fault.status}; it will be tried again")
+                return retryable(
+                    "StoreUnavailable",
+                    f"{what}: the store answered with status {fault.status}; it will be tried again",
+                )
             case "Certificate":
                 return bad_input(
-                    "CertificateRefused", f"{what}: the store's TLS certificate is not trusted; use one that the image's CA bundle knows"
+                    "CertificateRefused",
+                    f"{what}: the store's TLS certificate is not trusted; use one that the image's CA bundle"
+                    " knows",
                 )
-        return retryable("StoreUnreachable", f"{what}: the store does not answer or broke the connection; check the endpoint and network policies")
+        return retryable(
+            "StoreUnreachable",
+            f"{what}: the store does not answer or broke the connection; check the endpoint and network"
+            " policies",
+        )
 
     def chunks(self, max_bytes: int, advance: Advance | None = None, name: str = "") -> Iterator[bytes]:
         """The object's bytes; at most ``max_bytes``, else TooLarge."""
-        too_large = bad_input("TooLarge", f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes")
+        too_large = bad_input(
+            "TooLarge", f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes"
+        )
         with self._told_apart(name):
             total, content = self._client.get(self._path(name))
             with closing(content):
@@ -257,7 +339,9 @@ class Store:
                         advance(done, total)
                     yield chunk
 
-    def download(self, target: Path, *, max_bytes: int, advance: Advance | None = None, name: str = "") -> Fetched:
+    def download(
+        self, target: Path, *, max_bytes: int, advance: Advance | None = None, name: str = ""
+    ) -> Fetched:
         """Write the object to ``target``; at most ``max_bytes``, else TooLarge."""
         digest, size = hashlib.sha256(), 0
         with target.open("wb") as file:
@@ -294,10 +378,13 @@ class Store:
                 return None
             raise
 
-    def write(self, name: str, content: bytes | Path, mode: Literal["create", "overwrite"] = "overwrite") -> bool:
+    def write(
+        self, name: str, content: bytes | Path, mode: Literal["create", "overwrite"] = "overwrite"
+    ) -> bool:
         """Put an object below this place; False when ``mode`` is create and it was there already.
 
-        A store that cannot create conditionally (status 501, or HTTP altogether) is written unconditionally.
+        A store that cannot create conditionally (status 501, or HTTP altogether) is written
+        unconditionally.
         """
         with self._told_apart(name):
             if self._s3 is None:
@@ -315,7 +402,10 @@ class Store:
 
     def _listed(self) -> S3Store:
         if self._s3 is None:
-            raise bad_input("TaskInvalid", f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with s3://")
+            raise bad_input(
+                "TaskInvalid",
+                f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with s3://",
+            )
         return self._s3
 
     def list(self) -> Iterator[Listed]:
@@ -323,7 +413,11 @@ class Store:
         with self._told_apart():
             for chunk in obstore.list(self._listed(), prefix=self._prefix or None):
                 for found in chunk:
-                    yield Listed(found["path"].removeprefix(self._path("")).lstrip("/"), found["size"], found["last_modified"])
+                    yield Listed(
+                        found["path"].removeprefix(self._path("")).lstrip("/"),
+                        found["size"],
+                        found["last_modified"],
+                    )
 
     def delete(self, name: str) -> None:
         """Remove an object below this place, which is in S3; that it is gone already is well."""
@@ -336,11 +430,14 @@ class Store:
 
 
 def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:
-    """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` holds ``uri`` and ``sha256``."""
+    """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` holds ``uri``
+    and ``sha256``.
+    """
     if found.sha256 != wanted.removeprefix("sha256:"):
         raise JobError(
             ExitCode.BAD_INPUT,
             "DigestMismatch",
-            f"{field}.uri: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file was replaced after it was pinned: "
-            f"correct {field}.sha256, or publish each version under a URI of its own",
+            f"{field}.uri: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file"
+            f" was replaced after it was pinned: correct {field}.sha256, or publish each version under a URI"
+            " of its own",
         )

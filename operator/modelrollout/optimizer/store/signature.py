@@ -1,8 +1,11 @@
-"""Is the model the one that the holder of a key has signed? Verified on the bytes, before anything of them is parsed.
+"""Is the model the one that the holder of a key has signed? Verified on the bytes, before anything
+of them is parsed.
 
-The format is that of OpenSSF model signing (``model_signing sign key``): a Sigstore bundle whose DSSE envelope holds an in-toto statement with the
-SHA-256 of the file. The package model-signing itself is used by the tests only: 1.1.1 brings 50 MB in 25 packages (online verification, TUF,
-requests), and does not import with the sigstore that it resolves to unless pyOpenSSL is added; cryptography is 17 MB with what it needs.
+The format is that of OpenSSF model signing (``model_signing sign key``): a Sigstore bundle whose
+DSSE envelope holds an in-toto statement with the SHA-256 of the file. The package model-signing
+itself is used by the tests only: 1.1.1 brings 50 MB in 25 packages (online verification, TUF,
+requests), and does not import with the sigstore that it resolves to unless pyOpenSSL is added;
+cryptography is 17 MB with what it needs.
 """
 
 from __future__ import annotations
@@ -27,22 +30,34 @@ LIMIT_BYTES = 1 << 20
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
-_HASHES: dict[str, hashes.HashAlgorithm] = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    "secp256r1": hashes.SHA256(),
+    "secp384r1": hashes.SHA384(),
+    "secp521r1": hashes.SHA512(),
+}
 _SIGN = "sign it with: model_signing sign key MODEL --private_key KEY --signature MODEL.sig"
 
 
 def load_key(signature: Signature) -> tuple[ec.EllipticCurvePublicKey, str]:
-    """(the public key, SHA-256 of its DER form); raises JobError (SignerKeyInvalid, SignerKeyMissing)."""
+    """(the public key, SHA-256 of its DER form); raises JobError (SignerKeyInvalid,
+    SignerKeyMissing).
+    """
     path = Path(signature.key_file)
     if not path.is_file():
-        raise bad_input("SignerKeyMissing", f"{FIELD}.keySecretRef: the Secret or its key {path.name!r} is not there; create it in this namespace")
+        raise bad_input(
+            "SignerKeyMissing",
+            f"{FIELD}.keySecretRef: the Secret or its key {path.name!r} is not there; create it in this"
+            " namespace",
+        )
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
         raise bad_input(
-            "SignerKeyInvalid", f"{FIELD}.keySecretRef: key {path.name!r} is no public key in PEM form on the curve P-256, P-384 or P-521; {_SIGN}"
+            "SignerKeyInvalid",
+            f"{FIELD}.keySecretRef: key {path.name!r} is no public key in PEM form on the curve P-256, P-384"
+            f" or P-521; {_SIGN}",
         )
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return key, hashlib.sha256(der).hexdigest()
@@ -55,7 +70,9 @@ def verify(signature: Signature, key: ec.EllipticCurvePublicKey, sha256: str) ->
         content = b"".join(store.chunks(LIMIT_BYTES))
     except JobError as error:
         if error.reason == "ObjectMissing":
-            raise bad_input("SignatureMissing", f"{FIELD}: there is no {signature.location.uri}; {_SIGN}, and upload it") from None
+            raise bad_input(
+                "SignatureMissing", f"{FIELD}: there is no {signature.location.uri}; {_SIGN}, and upload it"
+            ) from None
         raise
     check(content, key, sha256)
 
@@ -73,16 +90,27 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
         signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise _malformed("it is no Sigstore bundle with a DSSE envelope") from None
-    if certified:  # also where its key is the one in the Secret: nobody would look at its dates, its chain and its name
-        raise bad_input("SignatureUnsupported", f"{FIELD}: the signature is of a certificate or an identity (keyless), not of a key; {_SIGN}")
+    # also where its key is the one in the Secret: nobody would look at its dates, its chain and its
+    # name
+    if certified:
+        raise bad_input(
+            "SignatureUnsupported",
+            f"{FIELD}: the signature is of a certificate or an identity (keyless), not of a key; {_SIGN}",
+        )
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
     if not any(_is_of(key, one, signed) for one in signatures):
-        raise bad_input("SignatureInvalid", f"{FIELD}: the signature is not of the key in keySecretRef, or was changed; {_SIGN}")
+        raise bad_input(
+            "SignatureInvalid",
+            f"{FIELD}: the signature is not of the key in keySecretRef, or was changed; {_SIGN}",
+        )
     # From here on the payload is what the signer wrote, not what somebody put there.
     if kind != _PAYLOAD_TYPE:
         raise _malformed(f"its payload is {kind!r}, not {_PAYLOAD_TYPE}")
     if _digest(payload) != sha256.removeprefix("sha256:"):
-        raise bad_input("SignatureInvalid", f"{FIELD}: the signature is of another file (sha256 {_digest(payload)}); {_SIGN}")
+        raise bad_input(
+            "SignatureInvalid",
+            f"{FIELD}: the signature is of another file (sha256 {_digest(payload)}); {_SIGN}",
+        )
 
 
 def _is_of(key: ec.EllipticCurvePublicKey, signature: bytes, signed: bytes) -> bool:
@@ -104,7 +132,10 @@ def _digest(payload: bytes) -> str:
             raise _malformed(f"it uses {resource['algorithm']!r}; sign with hash sha256")
         return str(resource["digest"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _malformed("its statement does not name one file; sign the model file itself (or the archive), not its folder") from None
+        raise _malformed(
+            "its statement does not name one file; sign the model file itself (or the archive), not its"
+            " folder"
+        ) from None
 
 
 def _malformed(what: str) -> JobError:

@@ -1,6 +1,8 @@
-"""The training loop: Adam with a rate that falls to nothing, on labels, on a teacher's scores, or on a mix of both.
+"""The training loop: Adam with a rate that falls to nothing, on labels, on a teacher's scores, or
+on a mix of both.
 
-The order of the samples comes from a fixed seed, so that the same inputs give the same weights on the same kind of machine.
+The order of the samples comes from a fixed seed, so that the same inputs give the same weights on
+the same kind of machine.
 """
 
 from __future__ import annotations
@@ -51,12 +53,16 @@ def fit(
     soft: Soft | None = None,
     masks: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> tuple[Parameters, list[float]]:
-    """(weights, mean loss of each epoch). ``masks``: weights that stay zero where False. Raises JobError: TrainingDataTooSmall, LabelsOutOfRange,
-    TrainingDiverged."""
+    """(weights, mean loss of each epoch). ``masks``: weights that stay zero where False. Raises
+    JobError: TrainingDataTooSmall, LabelsOutOfRange, TrainingDiverged.
+    """
     rows = network.fixed_rows or min(recipe.batch_size, data.n)
     in_epoch = data.n // rows
     if not in_epoch:
-        raise bad_input("TrainingDataTooSmall", f"{field}: {data.n} samples, but the model's first dimension is fixed to {rows}; give more")
+        raise bad_input(
+            "TrainingDataTooSmall",
+            f"{field}: {data.n} samples, but the model's first dimension is fixed to {rows}; give more",
+        )
     if data.labels is not None and (soft is None or soft.hard_share):
         check_label_range(data.labels, network.classes, f"{field}.data")
     total = in_epoch * recipe.epochs
@@ -89,7 +95,10 @@ def fit(
             advance(epoch * in_epoch + at + 1, total)
         losses.append(float(f"{float(jnp.mean(jnp.stack(seen))):.4g}"))
     if losses and not np.isfinite(losses[-1]):
-        raise bad_input("TrainingDiverged", f"{field}: the loss is no number after {recipe.epochs} epochs; lower training.learningRate")
+        raise bad_input(
+            "TrainingDiverged",
+            f"{field}: the loss is no number after {recipe.epochs} epochs; lower training.learningRate",
+        )
     return {name: np.asarray(w) for name, w in weights.items()}, losses
 
 
@@ -102,5 +111,9 @@ def _loss(network: Network, soft: Soft | None, weights: Parameters, batch: dict[
     if soft and hard_share < 1:
         # T^2 keeps the gradients' size when the temperature changes (Hinton et al. 2015)
         targets = jax.nn.softmax(batch["scores"] / soft.temperature)
-        loss += (1 - hard_share) * soft.temperature**2 * optax.softmax_cross_entropy(logits / soft.temperature, targets).mean()
+        loss += (
+            (1 - hard_share)
+            * soft.temperature**2
+            * optax.softmax_cross_entropy(logits / soft.temperature, targets).mean()
+        )
     return loss

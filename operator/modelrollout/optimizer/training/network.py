@@ -1,4 +1,6 @@
-"""An ONNX classifier as a JAX function of its weights, and back. There is no well-kept library for it that installs beside today's onnx."""
+"""An ONNX classifier as a JAX function of its weights, and back. There is no well-kept library for
+it that installs beside today's onnx.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,14 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     "PRelu": (1,),
     "Gather": (0,),
 }
-_TO_SCORES = ("Softmax", "LogSoftmax", "Sigmoid", "Identity")  # what may come after the logits: none changes which is the largest
+# what may come after the logits: none changes which is the largest
+_TO_SCORES = ("Softmax", "LogSoftmax", "Sigmoid", "Identity")
 
 
 class Network:
-    """The part of a graph that leads to its class scores. ``weights``: float32 arrays by the initializer's name."""
+    """The part of a graph that leads to its class scores. ``weights``: float32 arrays by the
+    initializer's name.
+    """
 
     def __init__(self, path: Path, sample: Arrays, field: str) -> None:
         """``sample``: a few inputs, to find the scores and to compare with ONNX Runtime.
@@ -53,7 +58,10 @@ class Network:
         self._field = field
         info = check(path)
         if info.quantized:
-            raise bad_input("AlreadyQuantized", f"{field}: a quantized model cannot be trained; put this step before int8 and int4")
+            raise bad_input(
+                "AlreadyQuantized",
+                f"{field}: a quantized model cannot be trained; put this step before int8 and int4",
+            )
         rows, fill = batch_rows(info.inputs, BATCH_ROWS, field)
         self.fixed_rows = rows if fill else None
         self.model = _modern(onnx.load(path), field)
@@ -68,11 +76,19 @@ class Network:
         self.logits = self._logits()
         self._nodes = self._needed()
         known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        trained = {node.input[i] for node in self._nodes for i in _WEIGHTS.get(node.op_type, ()) if i < len(node.input) and node.input[i] in known}
+        trained = {
+            node.input[i]
+            for node in self._nodes
+            for i in _WEIGHTS.get(node.op_type, ())
+            if i < len(node.input) and node.input[i] in known
+        }
         self.weights = {name: known[name] for name in sorted(trained) if known[name].dtype == np.float32}
         self._constants = {name: value for name, value in known.items() if name not in self.weights}
         if not self.weights:
-            raise bad_input("TrainingUnsupported", f"{field}: the model has no float32 weights to train; give it in float32")
+            raise bad_input(
+                "TrainingUnsupported",
+                f"{field}: the model has no float32 weights to train; give it in float32",
+            )
         self._compare(part, outputs[index])
 
     def _logits(self) -> str:
@@ -82,17 +98,26 @@ class Network:
         return name
 
     def _needed(self) -> list[onnx.NodeProto]:
-        """Nodes that the scores depend on, in order; raises TrainingUnsupported for one that is not known."""
+        """Nodes that the scores depend on, in order; raises TrainingUnsupported for one that is not
+        known.
+        """
         wanted, kept = {self.scores}, []
         for node in reversed(self.model.graph.node):
             if wanted.intersection(node.output):
                 kept.append(node)
                 wanted.update(node.input)
-        unknown = sorted({n.op_type for n in kept if n.op_type not in {*OPERATORS, "Constant"} or n.domain not in ("", "ai.onnx")})
+        unknown = sorted(
+            {
+                n.op_type
+                for n in kept
+                if n.op_type not in {*OPERATORS, "Constant"} or n.domain not in ("", "ai.onnx")
+            }
+        )
         if unknown:
             raise bad_input(
                 "TrainingUnsupported",
-                f"{self._field}: this operator cannot train through {', '.join(unknown)}; train the model where it was made, or leave the step out",
+                f"{self._field}: this operator cannot train through {', '.join(unknown)}; train the model"
+                " where it was made, or leave the step out",
             )
         return kept[::-1]
 
@@ -107,22 +132,34 @@ class Network:
             if node.op_type == "Constant":
                 values[node.output[0]] = _constant(attributes)
             else:
-                values[node.output[0]] = OPERATORS[node.op_type](attributes, *(values[name] for name in node.input))
+                values[node.output[0]] = OPERATORS[node.op_type](
+                    attributes, *(values[name] for name in node.input)
+                )
         found = values[target]
         return found.reshape((found.shape[0], -1)) if wanted is None else found
 
     def _compare(self, inputs: Arrays, expected: NDArray[Any]) -> None:
-        """ONNX Runtime's scores must come out: an operator that is understood otherwise would be trained wrongly without a word."""
+        """ONNX Runtime's scores must come out: an operator that is understood otherwise would be
+        trained wrongly without a word.
+        """
         try:
-            found = np.asarray(jax.jit(partial(self.run, wanted=self.scores))(self.weights, {k: jnp.asarray(v) for k, v in inputs.items()}))
+            found = np.asarray(
+                jax.jit(partial(self.run, wanted=self.scores))(
+                    self.weights, {k: jnp.asarray(v) for k, v in inputs.items()}
+                )
+            )
         except (UnsupportedError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise bad_input("TrainingUnsupported", f"{self._field}: {said}; train the model where it was made, or leave the step out") from None
+            raise bad_input(
+                "TrainingUnsupported",
+                f"{self._field}: {said}; train the model where it was made, or leave the step out",
+            ) from None
         scale = float(np.abs(expected).max()) or 1.0
         if found.shape != expected.shape or float(np.abs(found - expected).max()) > PARITY * scale:
             raise bad_input(
                 "TrainingUnsupported",
-                f"{self._field}: the training framework and ONNX Runtime give different scores for this model; train it where it was made",
+                f"{self._field}: the training framework and ONNX Runtime give different scores for this"
+                " model; train it where it was made",
             )
 
     def save(self, weights: Mapping[str, Any], path: Path, one_file: int = ONE_FILE_BYTES) -> None:
@@ -131,7 +168,9 @@ class Network:
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
             if tensor.name in weights:
-                tensor.CopyFrom(numpy_helper.from_array(np.asarray(weights[tensor.name], np.float32), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(np.asarray(weights[tensor.name], np.float32), tensor.name)
+                )
         files.save(model, path, one_file)
 
 
@@ -151,4 +190,7 @@ def _modern(model: onnx.ModelProto, field: str) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(model, CONVERTED_OPSET)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         said = (str(error).splitlines() or [""])[0][:200]
-        raise bad_input("TrainingUnsupported", f"{field}: opset {opset} is too old, and cannot be converted: {said}; export with opset 17") from None
+        raise bad_input(
+            "TrainingUnsupported",
+            f"{field}: opset {opset} is too old, and cannot be converted: {said}; export with opset 17",
+        ) from None

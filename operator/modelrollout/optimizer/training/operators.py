@@ -1,7 +1,8 @@
 """The ONNX operators (as of opset 13 to 22) that can be trained through, in JAX.
 
-Each takes the node's attributes and its inputs (None where left out), and gives its first output. What is known before training, such as the
-shape for a Reshape, is numpy and stays numpy: JAX traces only what depends on inputs or weights.
+Each takes the node's attributes and its inputs (None where left out), and gives its first output.
+What is known before training, such as the shape for a Reshape, is numpy and stays numpy: JAX traces
+only what depends on inputs or weights.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ def _lib(*values: Any) -> ModuleType:
 # -- products
 
 
-def _spatial_padding(a: Attributes, shape: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+def _spatial_padding(
+    a: Attributes, shape: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
     """(before, after) of each spatial dimension; ``window`` with its dilation."""
     auto, n = a.get("auto_pad", b"NOTSET").decode(), len(window)
     if auto == "VALID":
         return [(0, 0)] * n
     if auto.startswith("SAME"):
-        total = [max(0, (-(-size // stride) - 1) * stride + w - size) for size, w, stride in zip(shape, window, strides, strict=True)]
+        total = [
+            max(0, (-(-size // stride) - 1) * stride + w - size)
+            for size, w, stride in zip(shape, window, strides, strict=True)
+        ]
         return [(t // 2, t - t // 2) if auto == "SAME_UPPER" else (t - t // 2, t // 2) for t in total]
     pads = a.get("pads", [0] * 2 * n)
     return list(zip(pads[:n], pads[n:], strict=True))
@@ -143,7 +149,14 @@ def _elementwise(name: str) -> Operator:
 
 OPERATORS |= {
     onnx_name: _elementwise(name)
-    for onnx_name, name in (("Add", "add"), ("Sub", "subtract"), ("Mul", "multiply"), ("Pow", "power"), ("Equal", "equal"), ("Greater", "greater"))
+    for onnx_name, name in (
+        ("Add", "add"),
+        ("Sub", "subtract"),
+        ("Mul", "multiply"),
+        ("Pow", "power"),
+        ("Equal", "equal"),
+        ("Greater", "greater"),
+    )
 }
 
 
@@ -227,7 +240,11 @@ def _pool_window(a: Attributes, x: Any) -> tuple[tuple[int, ...], tuple[int, ...
         raise UnsupportedError("pooling with ceil_mode or dilations")
     kernel = a["kernel_shape"]
     strides = a.get("strides", [1] * len(kernel))
-    return (1, 1, *kernel), (1, 1, *strides), [(0, 0), (0, 0), *_spatial_padding(a, x.shape[2:], kernel, strides)]
+    return (
+        (1, 1, *kernel),
+        (1, 1, *strides),
+        [(0, 0), (0, 0), *_spatial_padding(a, x.shape[2:], kernel, strides)],
+    )
 
 
 @_operator("MaxPool")
@@ -256,15 +273,21 @@ def _global_max_pool(_: Attributes, x: Any) -> Any:
 
 def _reduction(name: str) -> Operator:
     def reduced(a: Attributes, x: Any, axes: Any = None) -> Any:
-        given = a.get("axes") if axes is None else [int(i) for i in axes]  # an attribute before opset 18 (13 for ReduceSum), then an input
+        # an attribute before opset 18 (13 for ReduceSum), then an input
+        given = a.get("axes") if axes is None else [int(i) for i in axes]
         if not given and a.get("noop_with_empty_axes"):
             return x
-        return getattr(_lib(x), name)(x, axis=tuple(given) if given else None, keepdims=bool(a.get("keepdims", 1)))
+        return getattr(_lib(x), name)(
+            x, axis=tuple(given) if given else None, keepdims=bool(a.get("keepdims", 1))
+        )
 
     return reduced
 
 
-OPERATORS |= {f"Reduce{onnx_name}": _reduction(name) for onnx_name, name in (("Mean", "mean"), ("Sum", "sum"), ("Max", "max"), ("Prod", "prod"))}
+OPERATORS |= {
+    f"Reduce{onnx_name}": _reduction(name)
+    for onnx_name, name in (("Mean", "mean"), ("Sum", "sum"), ("Max", "max"), ("Prod", "prod"))
+}
 
 
 # -- shapes
@@ -306,7 +329,9 @@ def _concat(a: Attributes, *values: Any) -> Any:
 def _slice(_: Attributes, x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
     cut = [slice(None)] * x.ndim
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        cut[int(axes[i]) if axes is not None else i] = slice(int(start), int(end), int(steps[i]) if steps is not None else 1)
+        cut[int(axes[i]) if axes is not None else i] = slice(
+            int(start), int(end), int(steps[i]) if steps is not None else 1
+        )
     return x[tuple(cut)]
 
 

@@ -1,7 +1,8 @@
-"""What a spec takes that is not its own: images, a service account, Secrets of its namespace, and nodes that others need.
+"""What a spec takes that is not its own: images, a service account, Secrets of its namespace, and
+nodes that others need.
 
-Whoever may write ModelDeployments names these without having any right to them. RolloutPolicies say which there are to name. Every message names the
-field and the remedy.
+Whoever may write ModelDeployments names these without having any right to them. RolloutPolicies say
+which there are to name. Every message names the field and the remedy.
 """
 
 from __future__ import annotations
@@ -29,9 +30,16 @@ class NamedSecret(NamedTuple):
     uri: str | None
 
 
-def not_lent(rules: Rules, spec: ModelDeploymentSpec, namespace: str, config: OperatorConfig) -> Problem | None:
+def not_lent(
+    rules: Rules, spec: ModelDeploymentSpec, namespace: str, config: OperatorConfig
+) -> Problem | None:
     """The first thing that the spec may not take."""
-    return _image(rules, spec, config) or _account(rules, spec, config) or _secret(rules, spec, config) or keeps_others_off(spec, namespace)
+    return (
+        _image(rules, spec, config)
+        or _account(rules, spec, config)
+        or _secret(rules, spec, config)
+        or keeps_others_off(spec, namespace)
+    )
 
 
 def secrets(spec: ModelDeploymentSpec) -> Iterator[NamedSecret]:
@@ -40,7 +48,9 @@ def secrets(spec: ModelDeploymentSpec) -> Iterator[NamedSecret]:
 
 
 def keeps_others_off(spec: ModelDeploymentSpec, namespace: str) -> Problem | None:
-    """Required anti-affinity holds for both sides: the scheduler keeps those others off the node for as long as the pod is there."""
+    """Required anti-affinity holds for both sides: the scheduler keeps those others off the node
+    for as long as the pod is there.
+    """
     terms: Any = spec.serving.affinity or {}
     for key in ("podAntiAffinity", _ANTI_AFFINITY):
         terms = terms.get(key) if isinstance(terms, dict) else None
@@ -54,8 +64,9 @@ def keeps_others_off(spec: ModelDeploymentSpec, namespace: str) -> Problem | Non
             which = f"namespaces: {', '.join(others)}" if others else "namespaceSelector"
             return Problem(
                 "AffinityNotAllowed",
-                f"{field}.{which}: required anti-affinity would keep pods of other namespaces off the node; leave namespaces and namespaceSelector "
-                "out, or write it as preferredDuringSchedulingIgnoredDuringExecution",
+                f"{field}.{which}: required anti-affinity would keep pods of other namespaces off the node;"
+                " leave namespaces and namespaceSelector out, or write it as"
+                " preferredDuringSchedulingIgnoredDuringExecution",
             )
     return None
 
@@ -67,19 +78,28 @@ def _image(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> P
             return _needs_policy("ImageNotAllowed", f"{field}: {image}", "allowedSources.images")
         for name, prefixes in allowed:
             if not any(_holds(prefix, image) for prefix in prefixes):
-                return Problem("ImageNotAllowed", f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(prefixes)}; push it there")
+                return Problem(
+                    "ImageNotAllowed",
+                    f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(prefixes)}; push it"
+                    " there",
+                )
     return None
 
 
 def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
-    """No token is mounted; but a cloud gives an account's identity to its pods by its name alone."""
+    """No token is mounted; but a cloud gives an account's identity to its pods by its name
+    alone.
+    """
     field, named = "spec.serving.serviceAccountName", spec.serving.service_account_name
     if not rules.accounts and named not in (None, DEFAULT_ACCOUNT) and config.workloads.only_by_policy:
         return _needs_policy("ServiceAccountNotAllowed", f"{field}: {named}", "allowedServiceAccounts")
     for name, patterns in rules.accounts:
         if not _fits(named or DEFAULT_ACCOUNT, patterns):
             what = named or f"it is left out, so pods run as {DEFAULT_ACCOUNT}"
-            return Problem("ServiceAccountNotAllowed", f"{field}: {what}: RolloutPolicy {name} allows only {', '.join(patterns)}; name one of them")
+            return Problem(
+                "ServiceAccountNotAllowed",
+                f"{field}: {what}: RolloutPolicy {name} allows only {', '.join(patterns)}; name one of them",
+            )
     return None
 
 
@@ -93,17 +113,23 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
             return _needs_policy("SecretNotAllowed", f"{field}: {secret}", "allowedSecrets")
         for name, patterns in rules.secrets:
             if not _fits(secret, patterns):
-                known = [*patterns, "each store's own Secret, which is used when none is named"] if uri else patterns
+                known = (
+                    [*patterns, "each store's own Secret, which is used when none is named"]
+                    if uri
+                    else patterns
+                )
                 told = f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
-                return Problem("SecretNotAllowed", f"{told}; name one of them, leave it out, or have it allowed")
+                return Problem(
+                    "SecretNotAllowed", f"{told}; name one of them, leave it out, or have it allowed"
+                )
     return None
 
 
 def _needs_policy(reason: str, what: str, field: str) -> Problem:
     return Problem(
         reason,
-        f"{what}: no RolloutPolicy allows any ({field}), and the operator's configuration says workloads.onlyByPolicy; leave it out, or have the "
-        "platform team allow it",
+        f"{what}: no RolloutPolicy allows any ({field}), and the operator's configuration says"
+        " workloads.onlyByPolicy; leave it out, or have the platform team allow it",
     )
 
 
@@ -134,6 +160,8 @@ def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
 
 
 def _holds(prefix: str, image: str) -> bool:
-    """Whether the image lies in that registry or folder, or is of that repository. What follows a registry's name and a colon is a port, no tag."""
+    """Whether the image lies in that registry or folder, or is of that repository. What follows a
+    registry's name and a colon is a port, no tag.
+    """
     place = prefix.rstrip("/")
     return image.startswith(f"{place}/") or ("/" in place and image.startswith((f"{place}:", f"{place}@")))

@@ -1,6 +1,8 @@
-"""What a freeze holds: no weight rises while one is in force, also none that was decided before and waits for pods.
+"""What a freeze holds: no weight rises while one is in force, also none that was decided before and
+waits for pods.
 
-Whatever lowers a weight, and what a person says, goes through."""
+Whatever lowers a weight, and what a person says, goes through.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from modelrollout.rollout.transitions import at_step, enter, reached, weight
 def held(s: Snapshot, move: Move, now: datetime) -> Move:
     """The move, or none where it would raise a weight in a freeze.
 
-    One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a promote by hand is carried out and told: the
-    right to say it is apart from the right to edit a model.
+    One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a
+    promote by hand is carried out and told: the right to say it is apart from the right to edit a
+    model.
     """
     rollout = move.status.rollout
     if rollout is None or not in_flight(rollout) or rollout.mode == "Rollback":
@@ -34,14 +37,21 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     before = s.status.rollout
     if before is not None and before.stage == "Shadow" and before.shadow is not None:
-        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+        # it was said when the mirror still had to be taken out
+        by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
-        return Move(move.status, (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")), move.requeue_after)
+        return Move(
+            move.status,
+            (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")),
+            move.requeue_after,
+        )
     return Move(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 
 
 def _is_on_its_way(s: Snapshot, move: Move) -> bool:
-    """Whether a weight was decided before the freeze began and still waits for pods: they may come hours later, in the midst of it."""
+    """Whether a weight was decided before the freeze began and still waits for pods: they may come
+    hours later, in the midst of it.
+    """
     rollout = s.status.rollout
     if (
         rollout is None
@@ -56,7 +66,12 @@ def _is_on_its_way(s: Snapshot, move: Move) -> bool:
         return False
     if rollout.stage == "Promote":
         return not has_all_pods(s)
-    return rollout.stage == "Canary" and step.phase == "Shifting" and step.former < step.weight and not has_pods_for(s, step)
+    return (
+        rollout.stage == "Canary"
+        and step.phase == "Shifting"
+        and step.former < step.weight
+        and not has_pods_for(s, step)
+    )
 
 
 def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:

@@ -1,7 +1,8 @@
 """Metrics that policies demand: up to ``maxFirstWeight`` a spec decides, beyond it they do.
 
-Whatever strategy, steps and ``onInconclusive`` say: no weight rises beyond it, and nothing is promoted, without the Successful verdict of every
-mandatory metric on the weight before. What lowers a weight, what goes back to a version within its window, and what a person says goes through.
+Whatever strategy, steps and ``onInconclusive`` say: no weight rises beyond it, and nothing is
+promoted, without the Successful verdict of every mandatory metric on the weight before. What lowers
+a weight, what goes back to a version within its window, and what a person says goes through.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from modelrollout.rollout.transitions import weight
 
 
 def first_weight(s: Snapshot) -> int | None:
-    """Percent that a revision may have before the mandatory metrics have proven it; None where nothing is demanded of what is in flight: it is a
-    version that has served, within the window in which that counts."""
+    """Percent that a revision may have before the mandatory metrics have proven it; None where
+    nothing is demanded of what is in flight: it is a version that has served, within the window in
+    which that counts.
+    """
     rollout = s.status.rollout
     if s.rules.first_weight is None or rollout is None or not in_flight(rollout):
         return s.rules.first_weight
@@ -25,7 +28,9 @@ def first_weight(s: Snapshot) -> int | None:
 
 
 def returns(s: Snapshot, target: Revision | None, now: datetime) -> bool:
-    """Whether it is a version that was stable, within the window in which that counts, and for the clients of today's host names."""
+    """Whether it is a version that was stable, within the window in which that counts, and for the
+    clients of today's host names.
+    """
     last = target.status.retired if target is not None else None
     if target is None or last is None or not within_window(s, target, now):
         return False
@@ -33,8 +38,13 @@ def returns(s: Snapshot, target: Revision | None, now: datetime) -> bool:
 
 
 def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
-    """Whether what was proven of the revision still counts; without a window it always does. When it was stable last is not known of every one."""
-    window, last = s.spec.rollout.rollback_window if s.spec else None, target.status.retired or target.status.finished
+    """Whether what was proven of the revision still counts; without a window it always does. When
+    it was stable last is not known of every one.
+    """
+    window, last = (
+        (s.spec.rollout.rollback_window if s.spec else None),
+        target.status.retired or target.status.finished,
+    )
     return window is None or (last is not None and since(last, now) <= seconds(window))
 
 
@@ -47,24 +57,48 @@ def steps_of(s: Snapshot) -> list[Step]:
 def unproven(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     """Why the weight in ``status`` may not be given: words for a message; None where it may."""
     rollout, most = status.rollout, first_weight(s)
-    if rollout is None or most is None or baseline(s) is None or weight(status) <= max(most, weight(s.status)):
+    if (
+        rollout is None
+        or most is None
+        or baseline(s) is None
+        or weight(status) <= max(most, weight(s.status))
+    ):
         return None
     last = rollout.history[-1] if rollout.history else None
-    shared = last is not None and last.weight > 0  # what a preview was asked proves nothing of everybody's requests
+    # what a preview was asked proves nothing of everybody's requests
+    shared = last is not None and last.weight > 0
     asked = weight(status)
-    proven = {m.name for m in last.metrics if m.verdict == "Successful" and (m.next_weight or asked) >= asked} if last and shared else set()
+    proven = (
+        {m.name for m in last.metrics if m.verdict == "Successful" and (m.next_weight or asked) >= asked}
+        if last and shared
+        else set()
+    )
     missing = sorted({m.name for m in s.rules.mandatory if not m.dry_run} - proven)
     if not missing:
         return None
-    policies = ", ".join(name for name, gates in s.rules.gates if any(m.name in missing for m in gates.metrics or ()))
-    told = f"RolloutPolicy {policies} (gates.metrics) gives no more than {most} % without a verdict of {', '.join(missing)}"
+    policies = ", ".join(
+        name for name, gates in s.rules.gates if any(m.name in missing for m in gates.metrics or ())
+    )
+    told = (
+        f"RolloutPolicy {policies} (gates.metrics) gives no more than {most} % without a verdict of"
+        f" {', '.join(missing)}"
+    )
     return f"{told}; promote by hand, or abort"
 
 
 def too_coarse(s: Snapshot) -> bool:
-    """Without a gateway pods are the weight: whether those that are ready would give the revision more than the first weight, unproven."""
+    """Without a gateway pods are the weight: whether those that are ready would give the revision
+    more than the first weight, unproven.
+    """
     rollout, stable, most = s.status.rollout, s.status.stable, first_weight(s)
-    if s.gateway or most is None or stable is None or rollout is None or rollout.step is None or rollout.step.weight > most:
+    if (
+        s.gateway
+        or most is None
+        or stable is None
+        or rollout is None
+        or rollout.step is None
+        or rollout.step.weight > most
+    ):
         return False
     old, new = s.server(stable.revision).ready, s.server(rollout.revision).ready
     return 100 * new > most * (old + new)

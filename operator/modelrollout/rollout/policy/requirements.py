@@ -1,4 +1,6 @@
-"""What the policies in force demand of a spec before a version of it is rolled out. Every message names the field and the remedy."""
+"""What the policies in force demand of a spec before a version of it is rolled out. Every message
+names the field and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,23 @@ from modelrollout.rollout.snapshot import Problem
 from modelrollout.rollout.strategy import strategy_of
 
 
-def unmet(rules: Rules, spec: ModelDeploymentSpec, uris: Sequence[tuple[str, str]], gpus: int, *, returns: bool = False) -> Problem | None:
-    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields; ``gpus``: those that a new revision asks for;
-    ``returns``: it goes back to a version within its window, which may have all requests at once."""
+def unmet(
+    rules: Rules,
+    spec: ModelDeploymentSpec,
+    uris: Sequence[tuple[str, str]],
+    gpus: int,
+    *,
+    returns: bool = False,
+) -> Problem | None:
+    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields;
+    ``gpus``: those that a new revision asks for; ``returns``: it goes back to a version within its
+    window, which may have all requests at once.
+    """
     for name, why in rules.broken:
-        return Problem("PolicyInvalid", f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}")
+        return Problem(
+            "PolicyInvalid",
+            f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}",
+        )
     if problem := outside(rules, uris):
         return problem
     if problem := _code(rules, spec):
@@ -41,41 +55,62 @@ def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
         for field, uri in uris:
             prefixes = sources.models if field == "spec.model.uri" else sources.data
             if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
-                return Problem("SourceNotAllowed", f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there")
+                return Problem(
+                    "SourceNotAllowed",
+                    f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there",
+                )
     return None
 
 
 def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """Why this spec could not give a new version as little as the first weight, where metrics are demanded."""
+    """Why this spec could not give a new version as little as the first weight, where metrics are
+    demanded.
+    """
     most = rules.first_weight
     if most is None:
         return None
     policy = next(name for name, gates in rules.gates if any(not m.dry_run for m in gates.metrics or ()))
     demand = f"RolloutPolicy {policy} (gates.metrics) gives a new version {most} % at first"
     if spec.rollout.ab_test:
-        return Problem("GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary")
+        return Problem(
+            "GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary"
+        )
     pods = max(1, spec.serving.replicas)
-    if spec.traffic.gateway is not None or (strategy_of(spec.rollout) == "Canary" and most * (pods + 1) >= 100):
+    if spec.traffic.gateway is not None or (
+        strategy_of(spec.rollout) == "Canary" and most * (pods + 1) >= 100
+    ):
         return None
     fewest = -(-100 // most) - 1
-    remedy = f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
-    return Problem("GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}")
+    remedy = (
+        f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
+    )
+    return Problem(
+        "GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}"
+    )
 
 
-def query_refused(rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str) -> Problem | None:
-    """The first query of the spec's own that is not asked: because none is, or because this one cannot be bound to the namespace by ``label``."""
+def query_refused(
+    rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str
+) -> Problem | None:
+    """The first query of the spec's own that is not asked: because none is, or because this one
+    cannot be bound to the namespace by ``label``.
+    """
     for metric in spec.rollout.analysis.metrics or ():
         if metric.query is None or metric.query in rules.promql:
             continue
         field = f"spec.rollout.analysis.metrics[{metric.name}].query"
         if rules.queries(unless_said) == "Templates":
-            strict = (f"RolloutPolicy {policy} says gates.queries: Templates" for policy, g in rules.gates if g.queries == "Templates")
+            strict = (
+                f"RolloutPolicy {policy} says gates.queries: Templates"
+                for policy, g in rules.gates
+                if g.queries == "Templates"
+            )
             why = next(strict, "no RolloutPolicy says gates.queries: Own")
             known = ", ".join(sorted(rules.templates)) or "none yet"
             return Problem(
                 "QueryNotAllowed",
-                f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which there are: {known}; "
-                "or have the platform team write one, or allow own queries",
+                f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which"
+                f" there are: {known}; or have the platform team write one, or allow own queries",
             )
         if problem := own_query_problem(metric.query, namespace, name, label):
             return Problem(problem.kind, f"{field}: {problem.message}")
@@ -86,32 +121,42 @@ def too_small(limit: Limit, gpus: int) -> Problem | None:
     """Why the pods of a new revision could not even run alone."""
     if limit.gpus is None or gpus <= limit.gpus:
         return None
-    text = f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows {limit.gpus} to all rollouts"
+    text = (
+        f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows"
+        f" {limit.gpus} to all rollouts"
+    )
     return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
 
 
 def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """Whether the model would run its own code without being allowed to: some policy must name its place, and none that names places may leave it
-    out."""
+    """Whether the model would run its own code without being allowed to: some policy must name its
+    place, and none that names places may leave it out.
+    """
     triton = spec.serving.triton
     if triton.code is None and triton.backend != "Python":
         return None
     text = f"spec.serving.triton.code: {spec.model.uri} may run its own code, which "
     places = [(name, sources.code) for name, sources in rules.sources if sources.code is not None]
     if not places:
-        remedy = "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a format without code"
+        remedy = (
+            "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a"
+            " format without code"
+        )
         return Problem("CodeNotAllowed", f"{text}no RolloutPolicy allows; {remedy}")
     for name, prefixes in places:
         if not any(lies_in(spec.model.uri, prefix) for prefix in prefixes):
             return Problem(
-                "CodeNotAllowed", f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve another format"
+                "CodeNotAllowed",
+                f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve"
+                " another format",
             )
     return None
 
 
 def golden_unmet(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """What lacks of the golden data that policies demand. Asked for again when they are counted: a spec can be edited under way, and a first version
-    has no other proof."""
+    """What lacks of the golden data that policies demand. Asked for again when they are counted: a
+    spec can be edited under way, and a first version has no other proof.
+    """
     for name, gates in rules.gates:
         if told := next(_golden_missing(gates, spec), None):
             return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
@@ -142,17 +187,23 @@ def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
     for metric in gate.metrics if gate is not None and spec.optimization.steps else ():
         if metric.max_drop is None or metric.max_drop > gates.max_drop:
             shown = "it has none" if metric.max_drop is None else f"{metric.max_drop:g} is more than that"
-            yield f"spec.optimization.gate.metrics[{metric.name}].maxDrop: at most {gates.max_drop:g}, {shown}"
+            yield (
+                f"spec.optimization.gate.metrics[{metric.name}].maxDrop: at most {gates.max_drop:g}, {shown}"
+            )
 
 
 def gpus_asked(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """GPUs (and other extended resources) that all pods of a new revision ask for together, by resource name."""
+    """GPUs (and other extended resources) that all pods of a new revision ask for together, by
+    resource name.
+    """
     pods = max(1, spec.serving.replicas)
     return {kind: count * pods for kind, count in gpus_of_pod(spec).items()}
 
 
 def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """Extended resources of one pod: they have a domain in their name and are whole, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb."""
+    """Extended resources of one pod: they have a domain in their name and are whole, such as
+    nvidia.com/gpu or nvidia.com/mig-1g.10gb.
+    """
     limits = spec.serving.resources.limits or {}
     found = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
     return {kind: count for kind, count in found.items() if count > 0}

@@ -1,7 +1,8 @@
-"""RolloutPolicies: read, matched, and combined into what holds for one ModelDeployment. The strictest of all that match, whatever their order.
+"""RolloutPolicies: read, matched, and combined into what holds for one ModelDeployment. The
+strictest of all that match, whatever their order.
 
-A policy that cannot be read fails closed: what it matches starts no rollout and raises no weight until it is corrected, because nobody knows what it
-forbids. Rollbacks work all the same.
+A policy that cannot be read fails closed: what it matches starts no rollout and raises no weight
+until it is corrected, because nobody knows what it forbids. Rollbacks work all the same.
 """
 
 from __future__ import annotations
@@ -19,21 +20,31 @@ from cronsim import CronSim, CronSimError
 from pydantic import ValidationError
 
 from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
-from modelrollout.api.v1alpha1.policy import AllowedSources, FreezeWindow, PolicyGates, PolicySelector, RolloutPolicySpec
+from modelrollout.api.v1alpha1.policy import (
+    AllowedSources,
+    FreezeWindow,
+    PolicyGates,
+    PolicySelector,
+    RolloutPolicySpec,
+)
 from modelrollout.config import Queries
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
-_BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})  # among the defaults in force: what a spec says counts only within them
+# among the defaults in force: what a spec says counts only within them
+_BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})
 _DEADLINE: str = Rollout.model_fields["progress_deadline"].default
 RESERVED = "720h"  # likewise of names
 FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
 _CHAINED = 64  # windows that follow one another without a gap
-_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)  # of a single window
+# of a single window
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A RolloutPolicy as read. ``error`` says why it cannot be; then only the selector counts (None: it matches everything)."""
+    """A RolloutPolicy as read. ``error`` says why it cannot be; then only the selector counts
+    (None: it matches everything).
+    """
 
     name: str
     uid: str
@@ -41,9 +52,12 @@ class Policy:
     selector: PolicySelector | None
     error: str | None = None
 
-    def matches(self, namespace: str, labels: Mapping[str, str], of_namespace: Mapping[str, str] | None) -> bool:
-        """Whether it is for a ModelDeployment of that namespace with these labels. ``of_namespace``: the namespace's own; where they are not known
-        (None) the policy holds."""
+    def matches(
+        self, namespace: str, labels: Mapping[str, str], of_namespace: Mapping[str, str] | None
+    ) -> bool:
+        """Whether it is for a ModelDeployment of that namespace with these labels.
+        ``of_namespace``: the namespace's own; where they are not known (None) the policy holds.
+        """
         if self.selector is None:
             return True
         patterns = self.selector.namespaces
@@ -70,7 +84,9 @@ class Limit:
 
     @property
     def slots(self) -> int:
-        """How many rollouts there can be: one without GPUs needs no slot where only GPUs are limited."""
+        """How many rollouts there can be: one without GPUs needs no slot where only GPUs are
+        limited.
+        """
         return min(n for n in (self.rollouts, self.gpus) if n is not None)
 
     def concerns(self, gpus: int) -> bool:
@@ -80,23 +96,30 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the policies that match one ModelDeployment say together; nothing at all when there is none."""
+    """What the policies that match one ModelDeployment say together; nothing at all when there is
+    none.
+    """
 
     names: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()  # (policy, why it cannot be read)
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of spec.rollout, on the wire, and its bounds
+    # of spec.rollout, on the wire, and its bounds
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
     hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
     accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
-    limits: tuple[Limit, ...] = ()  # by policy name: slots are taken in this order, so that two rollouts never wait for each other
+    # by policy name: slots are taken in this order, so that two rollouts never wait for each other
+    limits: tuple[Limit, ...] = ()
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
-    reserve_names: str | None = None  # how long a name stays with the version that served last under it; None: it does not
-    first_weight: int | None = None  # percent that a version may have before these have proven it; None: nothing is demanded
-    promql: frozenset[str] = frozenset()  # every query that these policies have anywhere: who repeats one has none of his own
+    # how long a name stays with the version that served last under it; None: it does not
+    reserve_names: str | None = None
+    # percent that a version may have before these have proven it; None: nothing is demanded
+    first_weight: int | None = None
+    # every query that these policies have anywhere: who repeats one has none of his own
+    promql: frozenset[str] = frozenset()
 
     def queries(self, unless_said: Queries) -> Queries:
         """Whether a spec may have queries of its own."""
@@ -114,7 +137,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Freeze:
-    """No rollout begins and no weight rises until then; None: until somebody corrects the policy."""
+    """No rollout begins and no weight rises until then; None: until somebody corrects the
+    policy.
+    """
 
     until: datetime | None
     message: str
@@ -154,14 +179,20 @@ def _check(window: FreezeWindow, where: str) -> None:
         try:
             zone = ZoneInfo(window.timezone)
         except (KeyError, ValueError, OSError):
-            raise ValueError(f"{where}.timezone: there is no time zone {window.timezone!r}; write for example Europe/Berlin") from None
+            raise ValueError(
+                f"{where}.timezone: there is no time zone {window.timezone!r}; write for example"
+                " Europe/Berlin"
+            ) from None
         try:
             if len(window.schedule.split()) != 5:
                 raise CronSimError("it needs five parts")
             next(CronSim(window.schedule, datetime(2024, 1, 1, tzinfo=zone)))
         except (CronSimError, StopIteration) as e:
             why = str(e) or "it never comes"
-            raise ValueError(f"{where}.schedule: {window.schedule!r}: {why}; write minute hour day month weekday, for example 0 16 * * FRI") from None
+            raise ValueError(
+                f"{where}.schedule: {window.schedule!r}: {why}; write minute hour day month weekday, for"
+                " example 0 16 * * FRI"
+            ) from None
         if window.duration is None or seconds(window.duration) <= 0:
             raise ValueError(f"{where}.duration: say how long it lasts, for example 63h")
     elif window.start is None or window.end is None:
@@ -176,7 +207,9 @@ def _check(window: FreezeWindow, where: str) -> None:
 
 
 def combine(policies: Iterable[Policy]) -> Rules:
-    """What these policies, all of which match, say together; in order of their names, whatever the order given."""
+    """What these policies, all of which match, say together; in order of their names, whatever the
+    order given.
+    """
     found = sorted(policies, key=lambda p: p.name)
     if not found:
         return NO_RULES
@@ -191,10 +224,14 @@ def combine(policies: Iterable[Policy]) -> Rules:
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
-    deadline = max((g.min_progress_deadline for _, g in gates if g.min_progress_deadline), key=seconds, default=None)
+    deadline = max(
+        (g.min_progress_deadline for _, g in gates if g.min_progress_deadline), key=seconds, default=None
+    )
     mandatory = tuple(m for _, g in gates for m in g.metrics or ())
     first = _first_weight(gates) if any(not m.dry_run for m in mandatory) else None
-    defaults |= {k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None}
+    defaults |= {
+        k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None
+    }
     return Rules(
         names=tuple(p.name for p in found),
         broken=tuple((p.name, p.error) for p in found if p.error),
@@ -202,17 +239,27 @@ def combine(policies: Iterable[Policy]) -> Rules:
         gates=gates,
         sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
         hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
-        accounts=tuple((p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts),
-        secrets=tuple((p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None),
+        accounts=tuple(
+            (p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts
+        ),
+        secrets=tuple(
+            (p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None
+        ),
         freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
         limits=tuple(
-            Limit(p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold)
+            Limit(
+                p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold
+            )
             for p in found
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
         templates=templates,
         mandatory=mandatory,
-        reserve_names=None if first is None else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED),
+        reserve_names=(
+            None
+            if first is None
+            else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED)
+        ),
         first_weight=first,
         promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
     )
@@ -233,14 +280,21 @@ def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
 
 
 def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec of a ModelDeployment, on the wire, with what policies say where spec.rollout leaves a field out."""
+    """The spec of a ModelDeployment, on the wire, with what policies say where spec.rollout leaves
+    a field out.
+    """
     return {**spec, "rollout": effective(spec.get("rollout") or {}, defaults)} if defaults else spec
 
 
 def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is shorter than theirs is as long as theirs."""
+    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is
+    shorter than theirs is as long as theirs.
+    """
     found = filled(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
-    for key, bound, unless_said in (("bake", "bake", None), ("progressDeadline", "minProgressDeadline", _DEADLINE)):
+    for key, bound, unless_said in (
+        ("bake", "bake", None),
+        ("progressDeadline", "minProgressDeadline", _DEADLINE),
+    ):
         own, least = found.get(key, unless_said), defaults.get(bound)
         with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
             if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
@@ -249,7 +303,9 @@ def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists are taken whole."""
+    """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists
+    are taken whole.
+    """
     found = dict(given)
     for key, value in defaults.items():
         if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping):
@@ -260,13 +316,19 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
 
 
 def frozen(rules: Rules, now: datetime) -> Freeze | None:
-    """The freeze that is in force, until the end of the last window of those that follow one another; None when there is none."""
+    """The freeze that is in force, until the end of the last window of those that follow one
+    another; None when there is none.
+    """
     if rules.broken:
         name, why = rules.broken[0]
-        return Freeze(None, f"RolloutPolicy {name} cannot be read, so nothing climbs until it is corrected: {why}")
+        return Freeze(
+            None, f"RolloutPolicy {name} cannot be read, so nothing climbs until it is corrected: {why}"
+        )
     until, policy, reason = now, "", ""
     for _ in range(_CHAINED):
-        ends = [(end, name, w.reason or "") for name, w in rules.freezes if (end := _end(w, until)) is not None]
+        ends = [
+            (end, name, w.reason or "") for name, w in rules.freezes if (end := _end(w, until)) is not None
+        ]
         later = max(ends, default=None)
         if later is None or later[0] <= until:
             break
@@ -274,11 +336,15 @@ def frozen(rules: Rules, now: datetime) -> Freeze | None:
     if not policy:
         return None
     why = f" ({reason})" if reason else ""
-    return Freeze(until, f"RolloutPolicy {policy} freezes rollouts until {_told(until)}{why}; rollbacks and aborts work")
+    return Freeze(
+        until, f"RolloutPolicy {policy} freezes rollouts until {_told(until)}{why}; rollbacks and aborts work"
+    )
 
 
 def _moment(text: str) -> datetime:
-    """Whoever writes 9999 means for ever: that is the end of the millennium here, to which every zone and duration can be added."""
+    """Whoever writes 9999 means for ever: that is the end of the millennium here, to which every
+    zone and duration can be added.
+    """
     return min(max(datetime.fromisoformat(text), _FIRST), _LAST)
 
 
@@ -293,23 +359,29 @@ def _end(window: FreezeWindow, now: datetime) -> datetime | None:
         first, last = _moment(window.start), _moment(window.end)
         return last if first <= now < last else None
     assert window.duration is not None
-    begun: datetime | None = _last(window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0))
-    # In UTC: the difference of two local times would leave out the hour that summer time takes or gives.
+    begun: datetime | None = _last(
+        window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0)
+    )
+    # In UTC: the difference of two local times would leave out the hour that summer time takes or
+    # gives.
     end = begun + timedelta(seconds=seconds(window.duration)) if begun else None
     return end if end is not None and now < end else None
 
 
-@functools.lru_cache(maxsize=1024)  # asked for by every pass of every rollout, and the same for a minute
+# asked for by every pass of every rollout, and the same for a minute
+@functools.lru_cache(maxsize=1024)
 def _last(schedule: str, timezone: str, minute: datetime) -> datetime | None:
     """The latest time of the schedule up to and with that minute."""
     local = (minute + timedelta(seconds=1)).astimezone(ZoneInfo(timezone))
     found: datetime | None = next(CronSim(schedule, local, reverse=True), None)
     if found is None:
         return None
-    # Backwards CronSim takes the hour that the end of summer time repeats for one: forwards again, to what it skipped.
+    # Backwards CronSim takes the hour that the end of summer time repeats for one: forwards again,
+    # to what it skipped.
     later: datetime
     for later in CronSim(schedule, found):
-        if later.astimezone(UTC) > minute:  # in UTC: local times of one zone compare without regard to the repeated hour
+        # in UTC: local times of one zone compare without regard to the repeated hour
+        if later.astimezone(UTC) > minute:
             break
         found = later
     return found.astimezone(UTC)

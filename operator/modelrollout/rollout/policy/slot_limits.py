@@ -1,4 +1,6 @@
-"""What a rollout may do with the slot that it holds: as many pods as its GPUs are for, and for as long as the policy says."""
+"""What a rollout may do with the slot that it holds: as many pods as its GPUs are for, and for as
+long as the policy says.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,14 @@ def beyond(s: Snapshot) -> Problem | None:
     if s.spec is None or slot is None or held is None or s.spec.serving.replicas <= held:
         return None
     policies = ", ".join(limit.policy for limit in limits_of_gpus(s))
-    text = f"spec.serving.replicas: {s.spec.serving.replicas} ask for {asked_now(s)} GPUs, the slot of RolloutPolicy {policies} has {slot.gpus}"
-    return Problem("WaitingForSlot", f"{text}: the others wait until limits.gpus has room for them, or until the rollout is over")
+    text = (
+        f"spec.serving.replicas: {s.spec.serving.replicas} ask for {asked_now(s)} GPUs, the slot of"
+        f" RolloutPolicy {policies} has {slot.gpus}"
+    )
+    return Problem(
+        "WaitingForSlot",
+        f"{text}: the others wait until limits.gpus has room for them, or until the rollout is over",
+    )
 
 
 def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
@@ -50,9 +58,17 @@ def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
     slot = slot_of(s)
     if slot is None:
         return None
-    longest = [(seconds(x.max_hold), x) for x in s.rules.limits if x.max_hold is not None and x.concerns(slot.gpus)]
+    longest = [
+        (seconds(x.max_hold), x) for x in s.rules.limits if x.max_hold is not None and x.concerns(slot.gpus)
+    ]
     least, limit = min(longest, key=lambda found: found[0], default=(0.0, None))
     if limit is None or since(slot.since, now) <= least:
         return None
-    text = f"it has held a slot of RolloutPolicy {limit.policy} for longer than limits.maxHold {limit.max_hold}"
-    return Problem(TOO_LONG, f"{text}, so others come now: say retry once it can go through in that time, or have the policy raised")
+    text = (
+        f"it has held a slot of RolloutPolicy {limit.policy} for longer than limits.maxHold {limit.max_hold}"
+    )
+    return Problem(
+        TOO_LONG,
+        f"{text}, so others come now: say retry once it can go through in that time, or have the policy"
+        " raised",
+    )

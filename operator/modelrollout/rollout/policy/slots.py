@@ -1,4 +1,6 @@
-"""Slots of a RolloutPolicy: who holds them, and whose turn it is. The Leases are ``controller.lookups.slots``'s."""
+"""Slots of a RolloutPolicy: who holds them, and whose turn it is. The Leases are
+``controller.lookups.slots``'s.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from modelrollout.rollout.snapshot import Slot
 
 @dataclass(frozen=True)
 class Claim:
-    """A ModelDeployment's rollout: ``holder`` is namespace/name/uid, ``rollout`` the start of the rollout."""
+    """A ModelDeployment's rollout: ``holder`` is namespace/name/uid, ``rollout`` the start of the
+    rollout.
+    """
 
     holder: str
     rollout: str
@@ -25,7 +29,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Held:
-    """A slot that is taken. ``version``: the Lease's resourceVersion, by which those who took slots can be ordered: it grows with every write."""
+    """A slot that is taken. ``version``: the Lease's resourceVersion, by which those who took slots
+    can be ordered: it grows with every write.
+    """
 
     index: int
     claim: Claim
@@ -36,8 +42,9 @@ class Held:
 def within(limit: Limit, held: Sequence[Held], mine: Held) -> bool:
     """Whether ``mine`` is within the limit, counted in the order in which the slots were taken.
 
-    Two leaders (one of them late) may take two slots at the same time, when the limit was lowered or the GPUs do not suffice for both. The list that
-    each reads afterwards holds its own slot and all that were taken before, so that the later one sees that it is over the limit.
+    Two leaders (one of them late) may take two slots at the same time, when the limit was lowered
+    or the GPUs do not suffice for both. The list that each reads afterwards holds its own slot and
+    all that were taken before, so that the later one sees that it is over the limit.
     """
     before = [h for h in held if h.version <= mine.version]
     if limit.rollouts is not None and len(before) > limit.rollouts:
@@ -46,29 +53,39 @@ def within(limit: Limit, held: Sequence[Held], mine: Held) -> bool:
 
 
 def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
-    """How ``mine`` stands with the limit. ``queue``: all that wait for a slot of this policy, longest first.
+    """How ``mine`` stands with the limit. ``queue``: all that wait for a slot of this policy,
+    longest first.
 
-    Nobody overtakes: a small rollout does not slip past a large one that waits for GPUs, or that would wait for ever. One that asks for more GPUs
-    than there are for all together (the limit was lowered meanwhile) has no turn, and nobody waits behind it.
+    Nobody overtakes: a small rollout does not slip past a large one that waits for GPUs, or that
+    would wait for ever. One that asks for more GPUs than there are for all together (the limit was
+    lowered meanwhile) has no turn, and nobody waits behind it.
     """
     own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     holders = tuple(sorted(h.claim.told for h in held if h is not own and not h.ended))
     if own is not None:
         return Slot(limit.policy, within(limit, held, own), False, 1, 1, holders, own.claim.gpus)
     working = [h for h in held if not h.ended]
-    waiting = [c for c in queue if c.holder not in {h.claim.holder for h in working} and (limit.gpus is None or c.gpus <= limit.gpus)]
+    waiting = [
+        c
+        for c in queue
+        if c.holder not in {h.claim.holder for h in working} and (limit.gpus is None or c.gpus <= limit.gpus)
+    ]
     position = next((i for i, c in enumerate(waiting) if c.holder == mine.holder), len(waiting))
     ahead = waiting[:position]
     room = len(working) + len(ahead) < limit.slots
     if limit.gpus is not None:
-        room = room and sum(h.claim.gpus for h in working) + sum(c.gpus for c in ahead) + mine.gpus <= limit.gpus
+        room = (
+            room and sum(h.claim.gpus for h in working) + sum(c.gpus for c in ahead) + mine.gpus <= limit.gpus
+        )
     return Slot(limit.policy, False, room, position + 1, max(len(waiting), position + 1), holders)
 
 
 def larger(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
-    """How a rollout that holds a slot stands with the GPUs that it asks for by now: ``turn`` where its slot may count them all.
+    """How a rollout that holds a slot stands with the GPUs that it asks for by now: ``turn`` where
+    its slot may count them all.
 
-    Who waits for a slot goes first, as everywhere. ``held`` is False where the slot is beyond the limit: another one grew at the same time.
+    Who waits for a slot goes first, as everywhere. ``held`` is False where the slot is beyond the
+    limit: another one grew at the same time.
     """
     own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     if own is None:
@@ -77,4 +94,10 @@ def larger(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Cla
     waiting = [c for c in queue if limit.gpus is None or c.gpus <= limit.gpus]
     room = limit.gpus is None or (not waiting and sum(h.claim.gpus for h in others) + mine.gpus <= limit.gpus)
     holders = tuple(sorted(h.claim.told for h in others))
-    return Slot(limit.policy, within(limit, held, own), room and own.claim.gpus < mine.gpus, holders=holders, gpus=own.claim.gpus)
+    return Slot(
+        limit.policy,
+        within(limit, held, own),
+        room and own.claim.gpus < mine.gpus,
+        holders=holders,
+        gpus=own.claim.gpus,
+    )

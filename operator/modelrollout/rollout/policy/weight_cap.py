@@ -1,4 +1,6 @@
-"""What mandatory metrics hold: no weight rises beyond the first without their verdict (``rollout.policy.mandatory_metrics``), whatever a stage has decided."""
+"""What mandatory metrics hold: no weight rises beyond the first without their verdict
+(``rollout.policy.mandatory_metrics``), whatever a stage has decided.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ DEMANDED = "MetricsDemanded"
 
 
 def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
-    """The move, or the weight that was reached, judged on, where the move would go beyond it unproven.
+    """The move, or the weight that was reached, judged on, where the move would go beyond it
+    unproven.
 
     One place for all strategies, so that no stage can forget it.
     """
@@ -24,14 +27,20 @@ def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
         return move
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     last = before.history[-1] if before.history else None
-    if last is not None and last.reason == "PromotedByUser":  # a pause step came between, in which steps may have been edited
+    # a pause step came between, in which steps may have been edited
+    if last is not None and last.reason == "PromotedByUser":
         by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
     if before.stage == "Shadow" and before.shadow is not None:
-        by_hand = by_hand or before.shadow.promoted is not None  # it was said when the mirror still had to be taken out
+        # it was said when the mirror still had to be taken out
+        by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
-        return Move(move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after)
+        return Move(
+            move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after
+        )
     if before.step is None:
         return Move(s.status, requeue_after=CHECK_SECONDS)
     judged_on = s.status if before.stage == "Canary" else enter(s.status, "Canary", now)
-    back = at_step(judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False)
+    back = at_step(
+        judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False
+    )
     return Move(back, (Event(DEMANDED, why, "Warning"),))

@@ -1,4 +1,6 @@
-"""One file for each stage: a function from a snapshot to the next state, or to waiting for something named."""
+"""One file for each stage: a function from a snapshot to the next state, or to waiting for
+something named.
+"""
 
 from __future__ import annotations
 

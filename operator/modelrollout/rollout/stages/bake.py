@@ -1,4 +1,6 @@
-"""bake: the promoted revision has all traffic and is watched, while the former stable keeps its pods."""
+"""bake: the promoted revision has all traffic and is watched, while the former stable keeps its
+pods.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,38 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, StepEvidence, StepStatus, seconds
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    MetricStatus,
+    ModelDeploymentStatus,
+    StepEvidence,
+    StepStatus,
+    seconds,
+)
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Snapshot, since, stamp
-from modelrollout.rollout.stages.canary import inconclusive, interval, proven_worse, rewritten, with_metrics, with_news
+from modelrollout.rollout.stages.canary import (
+    inconclusive,
+    interval,
+    proven_worse,
+    rewritten,
+    with_metrics,
+    with_news,
+)
 from modelrollout.rollout.stages.waiting import Move, remaining
 from modelrollout.rollout.transitions import enter, record, succeed
 
 
 def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
-    """Watch the revision; there is no traffic on the former stable to compare with, so its counts of the last judged step are what stands for it."""
+    """Watch the revision; there is no traffic on the former stable to compare with, so its counts
+    of the last judged step are what stands for it.
+    """
     assert s.spec is not None and s.status.rollout is not None
     reference = [
-        MetricStatus(name=name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=counted)
+        MetricStatus(
+            name=name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=counted
+        )
         for name, counted in _former(s.status.rollout.history).items()
     ]
     step = StepStatus(
@@ -36,18 +56,25 @@ def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
 
 
 def _former(history: Sequence[StepEvidence]) -> dict[str, Counter]:
-    """What stable has shown at the last weight, by metric. A pause there is a record of its own, of which a person may have made seconds: the record
-    with the most requests."""
+    """What stable has shown at the last weight, by metric. A pause there is a record of its own, of
+    which a person may have made seconds: the record with the most requests.
+    """
     found: dict[str, Counter] = {}
     for evidence in history:
         for m in evidence.metrics:
-            if evidence.weight == history[-1].weight and m.stable is not None and m.stable.total >= found.get(m.name, m.stable).total:
+            if (
+                evidence.weight == history[-1].weight
+                and m.stable is not None
+                and m.stable.total >= found.get(m.name, m.stable).total
+            ):
                 found[m.name] = m.stable
     return found
 
 
 def bake(s: Snapshot, now: datetime) -> Move:
-    """Back to the former stable when proven worse; stable after the time, if it could be measured: the counts of one look cover all of it."""
+    """Back to the former stable when proven worse; stable after the time, if it could be measured:
+    the counts of one look cover all of it.
+    """
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     rollout, step = s.status.rollout, s.status.rollout.step
     found = s.assessment or Assessment("Error", "NoData", "nothing was measured", tuple(step.metrics))
@@ -64,7 +91,12 @@ def bake(s: Snapshot, now: datetime) -> Move:
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
     if left <= 0 and rollout.held is None:
         if found.verdict != "Error":
-            return _over(s, record(with_metrics(s.status, found, now), found.verdict, found.reason, now), found.message, now)
+            return _over(
+                s,
+                record(with_metrics(s.status, found, now), found.verdict, found.reason, now),
+                found.message,
+                now,
+            )
         if remaining(s, now) <= 0:
             return _unmeasured(s, step, found, now)
     requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
@@ -73,12 +105,22 @@ def bake(s: Snapshot, now: datetime) -> Move:
 
 def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Move:
     assert s.spec is not None and s.status.rollout is not None
-    text = f"not measured until progressDeadline {s.spec.rollout.progress_deadline} after bake: {found.message}"
+    text = (
+        f"not measured until progressDeadline {s.spec.rollout.progress_deadline} after bake: {found.message}"
+    )
     if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.status.rollout.revision).ready > 0:
-        return _over(s, record(with_metrics(s.status, found, now), "Inconclusive", "PromotedByPolicy", now), f"as onInconclusive says: {text}", now)
+        return _over(
+            s,
+            record(with_metrics(s.status, found, now), "Inconclusive", "PromotedByPolicy", now),
+            f"as onInconclusive says: {text}",
+            now,
+        )
     return inconclusive(s, step, found.reason, text, now, may_promote=False)
 
 
 def _over(s: Snapshot, status: ModelDeploymentStatus, message: str, now: datetime) -> Move:
     assert status.rollout is not None
-    return Move(succeed(s, status, now, "Promoted"), (Event("Promoted", f"revision {status.rollout.revision} stays: {message}"),))
+    return Move(
+        succeed(s, status, now, "Promoted"),
+        (Event("Promoted", f"revision {status.rollout.revision} stays: {message}"),),
+    )

@@ -1,4 +1,6 @@
-"""evaluate: golden data once through the served Triton at 0 % traffic, paired with stable: the authoritative gate."""
+"""evaluate: golden data once through the served Triton at 0 % traffic, paired with stable: the
+authoritative gate.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from modelrollout.rollout.transitions import change, fail
 def evaluate(s: Snapshot, now: datetime) -> Move:
     """Judge the golden answers, then go on."""
     assert s.spec is not None and s.status.rollout is not None
-    if s.status.stable is None and s.status.rollout.mode == "Update" and (problem := golden_unmet(s.rules, s.spec)):
+    if (
+        s.status.stable is None
+        and s.status.rollout.mode == "Update"
+        and (problem := golden_unmet(s.rules, s.spec))
+    ):
         return wait_or_fail(s, now, problem, "golden data")
     if s.spec.rollout.analysis.golden is None:
         return Move(after_evaluate(s, s.status, now))
@@ -29,10 +35,14 @@ def evaluate(s: Snapshot, now: datetime) -> Move:
         return again(s, now, RESULT_LOST)
     if evidence.verdict != "Successful":
         rejected = fail(s.status, now, "Rejected", evidence.reason, evidence.message)
-        return Move(change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),))
+        return Move(
+            change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),)
+        )
     return Move(change(after_evaluate(s, s.status, now), evaluation=evidence), (_event(evidence),))
 
 
 def _event(evidence: EvaluationEvidence) -> Event:
     against = f", stable {evidence.stable_accuracy:.4f}" if evidence.stable_accuracy is not None else ""
-    return Event("Evaluated", f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples")
+    return Event(
+        "Evaluated", f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples"
+    )

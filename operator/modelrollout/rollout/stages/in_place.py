@@ -1,6 +1,8 @@
-"""surge InPlace: where the pods of a new revision find no GPU, stable gives up some of its own, down to a floor that spec states.
+"""surge InPlace: where the pods of a new revision find no GPU, stable gives up some of its own,
+down to a floor that spec states.
 
-Nothing is given up on a guess: only when the scheduler has said that a pod of the new revision fits nowhere.
+Nothing is given up on a guess: only when the scheduler has said that a pod of the new revision fits
+nowhere.
 """
 
 from __future__ import annotations
@@ -18,23 +20,42 @@ LACKS = frozenset({"Unschedulable", "InsufficientGPU"})
 def give_way(s: Snapshot) -> Move | None:
     """Take turns on the GPUs; None where nothing lacks, or where there is nothing (more) to give.
 
-    Two steps: first the new revision asks for no more than it needs, and only if that does not fit either does stable give up that many.
+    Two steps: first the new revision asks for no more than it needs, and only if that does not fit
+    either does stable give up that many.
     """
     rollout, stable = s.status.rollout, baseline(s)
     assert s.spec is not None and rollout is not None
     server, at = s.server(rollout.revision), rollout.in_place
-    if s.spec.serving.surge != "InPlace" or stable is None or server.problem is None or server.problem.reason not in LACKS:
+    if (
+        s.spec.serving.surge != "InPlace"
+        or stable is None
+        or server.problem is None
+        or server.problem.reason not in LACKS
+    ):
         return None
     least = floor(s.spec)
     if at is None:
         of = max(s.server(stable.revision).asked, s.spec.serving.replicas)
         if least >= of:
             return None
-        text = f"no node has room for all pods of {rollout.revision}: it makes do with {room(s.spec)}, stable keeps at least {least} of {of}"
-        return Move(change(s.status, in_place=InPlaceStatus(of=of, keeps=of)), (Event("InPlace", text),), CHECK_SECONDS)
+        text = (
+            f"no node has room for all pods of {rollout.revision}: it makes do with {room(s.spec)}, stable"
+            f" keeps at least {least} of {of}"
+        )
+        return Move(
+            change(s.status, in_place=InPlaceStatus(of=of, keeps=of)),
+            (Event("InPlace", text),),
+            CHECK_SECONDS,
+        )
     wanted = carriers(s)[rollout.revision or ""]
     keeps = max(least, at.of - wanted)
     if server.asked != wanted or keeps >= at.keeps:
         return None
-    text = f"stable {stable.revision} keeps {keeps} of {at.of} pods, the others make room for {rollout.revision}"
-    return Move(change(s.status, in_place=at.model_copy(update={"keeps": keeps})), (Event("InPlace", text),), CHECK_SECONDS)
+    text = (
+        f"stable {stable.revision} keeps {keeps} of {at.of} pods, the others make room for {rollout.revision}"
+    )
+    return Move(
+        change(s.status, in_place=at.model_copy(update={"keeps": keeps})),
+        (Event("InPlace", text),),
+        CHECK_SECONDS,
+    )

@@ -1,7 +1,8 @@
 """What the stages with a Job have in common: it waits, works, is lost, or ends badly.
 
-A Job tries its pod again by itself where that may help (``resources.jobs``); what it cannot see or not tell apart is decided here. The Job of another
-attempt has another name, and the one before goes away.
+A Job tries its pod again by itself where that may help (``resources.jobs``); what it cannot see or
+not tell apart is decided here. The Job of another attempt has another name, and the one before goes
+away.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from modelrollout.rollout.transitions import change, fail
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure
 SOON_SECONDS = 2.0  # to hear why a Job that was just queued waits
-LOST_SECONDS = 60.0  # a pod that should be gone and is not: its node does not answer. Nothing that it may still publish does harm
-RESULT_LOST = Problem("ResultLost", "the Job's result was lost with its pod; see what deletes pods in this namespace")
+# a pod that should be gone and is not: its node does not answer. Nothing that it may still publish
+# does harm
+LOST_SECONDS = 60.0
+RESULT_LOST = Problem(
+    "ResultLost", "the Job's result was lost with its pod; see what deletes pods in this namespace"
+)
 
 
 def under_way(s: Snapshot, now: datetime, waiting_for: str) -> Move:
-    """The Job has not ended. While it works it has a limit of its own; progressDeadline is for the time in which no pod of it does, and while it is
-    queued there is none."""
+    """The Job has not ended. While it works it has a limit of its own; progressDeadline is for the
+    time in which no pod of it does, and while it is queued there is none.
+    """
     work = s.work
     if work.queued:
         return wait(s, work.queued, SOON_SECONDS if work.unheard else CHECK_SECONDS, latest=True)
@@ -40,15 +46,24 @@ def again(s: Snapshot, now: datetime, problem: Problem) -> Move:
     if rollout.attempt < MAX_LOST:
         return Move(change(s.status, attempt=rollout.attempt + 1))
     message = f"{problem.message}; that was try {rollout.attempt + 1}, say retry when the cause is gone"
-    return Move(fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),))
+    return Move(
+        fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
+    )
 
 
 def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
-    """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason of its own, or ended by a stranger's pod, it runs
-    again."""
+    """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason
+    of its own, or ended by a stranger's pod, it runs again.
+    """
     result, problem = work.result, work.problem
     if problem and problem.reason in ("Killed", "PodForeign"):
         return again(s, now, problem)
     reason = result.reason if result else problem.reason if problem else "JobFailed"
-    message = result.message if result else problem.message if problem else "the Job failed and left no message; see its pod's log"
+    message = (
+        result.message
+        if result
+        else problem.message
+        if problem
+        else "the Job failed and left no message; see its pod's log"
+    )
     return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))

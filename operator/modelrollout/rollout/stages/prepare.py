@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ArtifactEvidence, GateMetricEvidence, Interface, SearchEvidence, SearchPoint, Stage
+from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
+    GateMetricEvidence,
+    Interface,
+    SearchEvidence,
+    SearchPoint,
+    Stage,
+)
 from modelrollout.contract.tasks import ExitCode, Search, TaskResult
 from modelrollout.rollout.compatibility import changed, served
 from modelrollout.rollout.snapshot import Event, Problem, Snapshot, baseline, stamp
@@ -31,12 +38,29 @@ def prepare(s: Snapshot, now: datetime) -> Move:
     if shared.artifact is not None:
         taken = shared.artifact.model_copy(update={"reused": True})
         if shared.refused:
-            return _rejected(s, now, replace(shared.refused, message=f"{shared.refused.message} (the same work was done for {shared.by})"), taken)
-        return _onward(s, taken, now, Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"))
+            return _rejected(
+                s,
+                now,
+                replace(
+                    shared.refused,
+                    message=f"{shared.refused.message} (the same work was done for {shared.by})",
+                ),
+                taken,
+            )
+        return _onward(
+            s,
+            taken,
+            now,
+            Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"),
+        )
     if shared.by is not None:
-        text = f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what comes of it is taken here"
+        text = (
+            f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what"
+            " comes of it is taken here"
+        )
         return wait(s, Problem(_TOGETHER, text), latest=True)
-    if rollout.reason == _TOGETHER:  # its own turn has come: how long it waited for another counts for no deadline of its own
+    # its own turn has come: how long it waited for another counts for no deadline of its own
+    if rollout.reason == _TOGETHER:
         return Move(enter(s.status, "Prepare", now))
     if work.state == "Running" or work.state == "Absent":
         return under_way(s, now, "the prepare Job")
@@ -56,17 +80,24 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
     assert rollout is not None
     if rollout.mode == "Update":
         if problem := changed(s, artifact.interface):
-            rejected = change(fail(s.status, now, "Rejected", problem.reason, problem.message), artifact=artifact)
+            rejected = change(
+                fail(s.status, now, "Rejected", problem.reason, problem.message), artifact=artifact
+            )
             return Move(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
         if baseline(s) is not None and (artifact.interface is None or served(s) is None):
-            text = "inputs and outputs were not compared with those of stable: an older operator prepared one of the two"
+            text = (
+                "inputs and outputs were not compared with those of stable: an older operator prepared one of"
+                " the two"
+            )
             events = (*events, Event("SignatureUnknown", text))
     following: Stage = "Tune" if is_wanted(s) else "Provision"
     return Move(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
 def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Move:
-    """By the gate. The evidence stays readable; the artifact itself was not published, so there is no digest to serve."""
+    """By the gate. The evidence stays readable; the artifact itself was not published, so there is
+    no digest to serve.
+    """
     rejected = fail(s.status, now, "Rejected", problem.reason, problem.message)
     if evidence:
         rejected = change(rejected, artifact=evidence)
@@ -110,7 +141,10 @@ def _search(found: Search) -> SearchEvidence:
 
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
-    size = f"{evidence.size_before} -> {evidence.size_after} bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
+    size = (
+        f"{evidence.size_before} -> {evidence.size_after}"
+        f" bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
+    )
     if not evidence.metrics:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)

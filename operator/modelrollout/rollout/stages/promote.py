@@ -16,7 +16,9 @@ from modelrollout.rollout.transitions import enter, retire, succeed
 
 
 def promote(s: Snapshot, now: datetime) -> Move:
-    """Bring the revision to its full size, then give it everything; it becomes stable (or bakes) once the data plane has taken that up."""
+    """Bring the revision to its full size, then give it everything; it becomes stable (or bakes)
+    once the data plane has taken that up.
+    """
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     if s.status.stable is not None and not has_all_pods(s):
@@ -28,13 +30,21 @@ def promote(s: Snapshot, now: datetime) -> Move:
         return wait(s, s.traffic.problem, left)
     proven = rollout.mode == "Rollback" and rollout.proven
     if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
-        return Move(begin_bake(s, now), (Event("BakeStarted", f"revision {rollout.revision} has all traffic and is watched"),))
+        return Move(
+            begin_bake(s, now),
+            (Event("BakeStarted", f"revision {rollout.revision} has all traffic and is watched"),),
+        )
     outcome: Outcome = "Stable" if proven or s.status.stable is None else "Promoted"
-    return Move(succeed(s, s.status, now, outcome), (Event(outcome, f"revision {rollout.revision} serves all traffic"),))
+    return Move(
+        succeed(s, s.status, now, outcome),
+        (Event(outcome, f"revision {rollout.revision} serves all traffic"),),
+    )
 
 
 def _until_taken_up(s: Snapshot, now: datetime) -> float:
-    """Seconds to wait for the data plane: a gateway accepts a route before its processes have it, and Ready is said when they do."""
+    """Seconds to wait for the data plane: a gateway accepts a route before its processes have it,
+    and Ready is said when they do.
+    """
     assert s.status.rollout is not None
     return max(0.0, s.settle_seconds - since(s.status.rollout.since, now)) if s.traffic.taken_up else 5.0
 
@@ -44,12 +54,15 @@ def _waits_for_pods(s: Snapshot, now: datetime) -> Move:
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     found, step = s.assessment, rollout.step
-    # Whoever is to decide is asked in the last step: in Promote the rollout would go on by itself when the pods come.
+    # Whoever is to decide is asked in the last step: in Promote the rollout would go on by itself
+    # when the pods come.
     back = replace(s, status=enter(s.status, "Canary", now))
     if found is not None and found.verdict == "Failed" and step is not None:
         return proven_worse(back, found, now)
     if step is not None and remaining(s, now) <= 0:
-        text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
+        text = (
+            f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {too_few(s).message}"
+        )
         return inconclusive(back, step, too_few(s).reason, text, now, may_promote=False)
     if given := give_way(s):
         return given
@@ -63,5 +76,9 @@ def revert(s: Snapshot, now: datetime) -> Move:
     if (left := _until_taken_up(s, now)) > 0:
         return Move(s.status, requeue_after=left)
     ended = enter(s.status, "Failed", now, reason=rollout.reason, message=rollout.message, step=None)
-    event = Event(rollout.outcome or "RolledBack", f"revision {rollout.revision}: {rollout.message}; stable has all traffic", "Warning")
+    event = Event(
+        rollout.outcome or "RolledBack",
+        f"revision {rollout.revision}: {rollout.message}; stable has all traffic",
+        "Warning",
+    )
     return Move(retire(ended, rollout.revision, rollout.number, now, s.settle_seconds), (event,))

@@ -1,7 +1,8 @@
 """provision: Triton pods with the model loaded.
 
-GPU use begins here (or in tune, where a version is tuned first), so this is where a rollout waits for what a RolloutPolicy limits: it is queued,
-without pods, until it has its slots. What comes before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
+GPU use begins here (or in tune, where a version is tuned first), so this is where a rollout waits
+for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. What comes
+before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from modelrollout.rollout.stages.in_place import LACKS, give_way
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
-TOLD_POSITIONS = 10  # each rollout that leaves the queue moves all behind it: further back the place is not told, or that would be many writes
+# each rollout that leaves the queue moves all behind it: further back the place is not told, or
+# that would be many writes
+TOLD_POSITIONS = 10
 
 
 def provision(s: Snapshot, now: datetime) -> Move:
-    """Go on once every replica that the trial begins with serves the model: a weight never rises on pods that are not there."""
+    """Go on once every replica that the trial begins with serves the model: a weight never rises on
+    pods that are not there.
+    """
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     if rollout.queue is not None:
@@ -39,7 +44,12 @@ def provision(s: Snapshot, now: datetime) -> Move:
     if given := give_way(s):
         return given
     problem = server.problem
-    if problem is not None and problem.reason == "Unschedulable" and s.gpus is not None and s.gpus.free < s.gpus.needed:
+    if (
+        problem is not None
+        and problem.reason == "Unschedulable"
+        and s.gpus is not None
+        and s.gpus.free < s.gpus.needed
+    ):
         problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
     if problem is not None and problem.reason in LACKS and limit is not None:
@@ -47,16 +57,26 @@ def provision(s: Snapshot, now: datetime) -> Move:
         if left <= 0:
             return _unscheduled(s, problem, limit, now)
         return wait(s, problem, min(CHECK_SECONDS, left, max(0.2, remaining(s, now))))
-    return wait_or_fail(s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded")
+    return wait_or_fail(
+        s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded"
+    )
 
 
 def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Move:
     if version is None:
         asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
-        return wait_or_fail(s, now, None, f"the version of Triton, in which RolloutPolicy {policy} wants no known flaws: {asks}")
+        return wait_or_fail(
+            s,
+            now,
+            None,
+            f"the version of Triton, in which RolloutPolicy {policy} wants no known flaws: {asks}",
+        )
     if problem := known_flaws(version):
         message = f"{problem.message}; RolloutPolicy {policy} demands it"
-        return Move(fail(s.status, now, "Rejected", problem.reason, message), (Event(problem.reason, message, "Warning"),))
+        return Move(
+            fail(s.status, now, "Rejected", problem.reason, message),
+            (Event(problem.reason, message, "Warning"),),
+        )
     return Move(enter(s.status, "Evaluate", now))
 
 
@@ -71,7 +91,9 @@ def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
 
 
 def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
-    """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are free."""
+    """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are
+    free.
+    """
     assert s.spec is not None and s.status.rollout is not None
     if freeze := frozen(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
@@ -84,19 +106,27 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
             return wait(s, problem)
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
-            return _in_line(s, queue, slot) if slot else wait(s)  # the Leases cannot be read: s.refused says why
+            # the Leases cannot be read: s.refused says why
+            return _in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
         if s.gpus is None:
-            text = "spec.serving.surge is Wait, but the operator may not look at nodes (capacity.lookAtNodes): the pods are made at once"
+            text = (
+                "spec.serving.surge is Wait, but the operator may not look at nodes (capacity.lookAtNodes):"
+                " the pods are made at once"
+            )
             events = (Event("CapacityUnknown", text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
-    return Move(enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events)
+    return Move(
+        enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
+    )
 
 
 def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
-    """What is held from now on. Replicas may have been edited since the Leases were taken: those count."""
+    """What is held from now on. Replicas may have been edited since the Leases were taken: those
+    count.
+    """
     counted = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
     limited = any(limit.concerns(queue.gpus) for limit in s.rules.limits)
     return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
@@ -106,18 +136,26 @@ def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:
     if slot.turn:
         return Move(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
     position = slot.position if slot.position <= TOLD_POSITIONS else None
-    place = f"{_ordinal(slot.position)} of {slot.waiting}" if position else f"more than {TOLD_POSITIONS} are before it"
+    place = (
+        f"{_ordinal(slot.position)} of {slot.waiting}"
+        if position
+        else f"more than {TOLD_POSITIONS} are before it"
+    )
     held = _holders(s.namespace, slot.holders)
     problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
     moved = wait(s, problem)
     if moved.status is s.status and position == queue.position:
         return moved
-    status: ModelDeploymentStatus = change(moved.status, queue=queue.model_copy(update={"position": position}), message=problem.message)
+    status: ModelDeploymentStatus = change(
+        moved.status, queue=queue.model_copy(update={"position": position}), message=problem.message
+    )
     return Move(status, moved.events, moved.requeue_after)
 
 
 def _holders(namespace: str, holders: Sequence[str]) -> str:
-    """Who holds the slots; of those in other namespaces how many, for their names are no tenant's business."""
+    """Who holds the slots; of those in other namespaces how many, for their names are no tenant's
+    business.
+    """
     own = [h for h in holders if h.startswith(f"{namespace}/")]
     others = [f"{n} of other namespaces"] if (n := len(holders) - len(own)) else []
     return f"held by {', '.join(own + others)}" if holders else "none is free"
@@ -134,7 +172,9 @@ def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Move:
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
     if queue.short_since is None:
         moved = wait(s, problem)
-        told = change(moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None}))
+        told = change(
+            moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None})
+        )
         return Move(told, moved.events, moved.requeue_after)
     left = seconds(limit) - since(queue.short_since, now)
     if left <= 0:
@@ -143,9 +183,14 @@ def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Move:
 
 
 def _numbers(gpus: Gpus) -> str:
-    return f"the pods of the new revision need {gpus.needed} {gpus.kind}, {gpus.free} of {gpus.total} are free on the {gpus.nodes} nodes that fit"
+    return (
+        f"the pods of the new revision need {gpus.needed} {gpus.kind}, {gpus.free} of {gpus.total} are free"
+        f" on the {gpus.nodes} nodes that fit"
+    )
 
 
 def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Move:
     message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
-    return Move(fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),))
+    return Move(
+        fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
+    )

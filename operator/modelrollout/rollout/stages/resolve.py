@@ -16,10 +16,21 @@ def resolve(s: Snapshot, now: datetime) -> Move:
     if work.state == "Succeeded" and work.result and work.result.sha256:
         status = allocate(s, s.status, work.result.sha256, now)
         assert status.rollout is not None
-        if s.status.stable and status.rollout.revision == s.status.stable.revision and s.revision(status.rollout.revision):
+        if (
+            s.status.stable
+            and status.rollout.revision == s.status.stable.revision
+            and s.revision(status.rollout.revision)
+        ):
             # The source still is what stable was made of: there is nothing to roll out.
             same = enter(s.status, "Done", now, outcome="Stable", sha256=work.result.sha256)
-            return Move(same, (Event("Unchanged", f"the source is still that of stable revision {status.rollout.revision}"),))
+            return Move(
+                same,
+                (
+                    Event(
+                        "Unchanged", f"the source is still that of stable revision {status.rollout.revision}"
+                    ),
+                ),
+            )
         return Move(status)
     if work.state == "Succeeded":
         return again(s, now, RESULT_LOST)

@@ -1,7 +1,9 @@
-"""shadow: the gateway mirrors requests to a comparer, which asks both revisions; clients get stable's answers and notice nothing.
+"""shadow: the gateway mirrors requests to a comparer, which asks both revisions; clients get
+stable's answers and notice nothing.
 
-The clients' route has the mirror in Mirroring and Observing only. Before that the comparer starts and the gateway shows that it would take the mirror
-up; after that (Leaving, or Revert) the data plane gets time to forget it, and only then does anything that it names go away.
+The clients' route has the mirror in Mirroring and Observing only. Before that the comparer starts
+and the gateway shows that it would take the mirror up; after that (Leaving, or Revert) the data
+plane gets time to forget it, and only then does anything that it names go away.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet"
 
 
 def shadow(s: Snapshot, now: datetime) -> Move:
-    """One phase after the other; an edited spec begins anew, one that asks for no shadow any more leaves."""
+    """One phase after the other; an edited spec begins anew, one that asks for no shadow any more
+    leaves.
+    """
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.shadow is not None
     at, wanted = s.status.rollout.shadow, s.spec.rollout.shadow
     if at.phase == "Leaving":
@@ -29,15 +33,29 @@ def shadow(s: Snapshot, now: datetime) -> Move:
     if wanted is None:
         return Move(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
     if at.outputs != outputs_of(wanted):
-        return Move(in_shadow(s.status, "Starting", now, outputs=outputs_of(wanted), metric=None, measured=None, observed_since=None))
+        return Move(
+            in_shadow(
+                s.status,
+                "Starting",
+                now,
+                outputs=outputs_of(wanted),
+                metric=None,
+                measured=None,
+                observed_since=None,
+            )
+        )
     if at.phase == "Paused":
-        return Move(s.status, requeue_after=CHECK_SECONDS)  # for a cause: only somebody who says promote or abort ends it
-    if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:  # clients may see it: the mirror goes at once
+        # for a cause: only somebody who says promote or abort ends it
+        return Move(s.status, requeue_after=CHECK_SECONDS)
+    # clients may see it: the mirror goes at once
+    if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:
         return _inconclusive(s, s.traffic.problem.reason, s.traffic.problem.message, now)
     if at.phase == "Observing":
         return _observing(s, at, now)
     if remaining(s, now) <= 0:
-        problem = _in_the_way(s, at) or Problem("MirrorNotTakenUp", s.traffic.message or "the gateway has not taken the mirror up")
+        problem = _in_the_way(s, at) or Problem(
+            "MirrorNotTakenUp", s.traffic.message or "the gateway has not taken the mirror up"
+        )
         return _inconclusive(s, problem.reason, _late(s, problem.message), now)
     return {"Starting": _starting, "Accepted": _accepted, "Mirroring": _mirroring}[at.phase](s, at, now)
 
@@ -82,7 +100,9 @@ def _mirroring(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
 
 def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
     assert s.spec is not None and s.spec.rollout.shadow is not None and s.status.rollout is not None
-    found = s.assessment or Assessment("Error", "NoData", "nothing was measured", (at.metric,) if at.metric else ())
+    found = s.assessment or Assessment(
+        "Error", "NoData", "nothing was measured", (at.metric,) if at.metric else ()
+    )
     if found.verdict == "Failed":
         return _disagrees(s, found, now)
     server = s.server(s.status.rollout.revision)
@@ -92,11 +112,16 @@ def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
     wanted = s.spec.rollout.shadow
     stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted.for_ else 0.0
     if found.verdict == "Successful" and stay <= 0:
-        return Move(in_shadow(_measured(s.status, found, now), "Leaving", now), (Event("ShadowPassed", found.message),))
+        return Move(
+            in_shadow(_measured(s.status, found, now), "Leaving", now),
+            (Event("ShadowPassed", found.message),),
+        )
     if found.verdict != "Successful" and remaining(s, now) <= 0:
         return _inconclusive(s, found.reason, _late(s, found.message), now, may_promote=server.ready > 0)
     interval = max(1.0, seconds(s.spec.rollout.analysis.interval))
-    return Move(_rewritten(s, at, found, now), requeue_after=max(0.2, min(interval, stay)) if stay > 0 else interval)
+    return Move(
+        _rewritten(s, at, found, now), requeue_after=max(0.2, min(interval, stay)) if stay > 0 else interval
+    )
 
 
 def _leaving(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
@@ -111,7 +136,10 @@ def _disagrees(s: Snapshot, found: Assessment, now: datetime) -> Move:
     assert s.spec is not None
     status, event = _measured(s.status, found, now), Event(found.reason, found.message, "Warning")
     if s.spec.rollout.on_failure == "Pause":
-        return Move(_paused(status, found.reason, f"{found.message}; onFailure is Pause: promote or abort", now), (event,))
+        return Move(
+            _paused(status, found.reason, f"{found.message}; onFailure is Pause: promote or abort", now),
+            (event,),
+        )
     return Move(revert(status, now, "Rejected", found.reason, found.message), (event,))
 
 
@@ -121,12 +149,20 @@ def _late(s: Snapshot, message: str) -> str:
 
 
 def _inconclusive(s: Snapshot, reason: str, text: str, now: datetime, *, may_promote: bool = False) -> Move:
-    """As spec says. ``may_promote``: requests were mirrored, and it is evidence alone that lacks."""
+    """As spec says. ``may_promote``: requests were mirrored, and it is evidence alone that
+    lacks.
+    """
     assert s.spec is not None
     status = _measured(s.status, s.assessment, now) if s.assessment else s.status
     if s.spec.rollout.on_inconclusive == "Promote" and may_promote:
-        event = Event("PromotedByPolicy", f"the shadow ends unproven, as onInconclusive says: {reason}: {text}", "Warning")
-        return Move(in_shadow(status, "Leaving", now, override=f"onInconclusive Promote at {SHADOW_STEP}"), (event,))
+        event = Event(
+            "PromotedByPolicy",
+            f"the shadow ends unproven, as onInconclusive says: {reason}: {text}",
+            "Warning",
+        )
+        return Move(
+            in_shadow(status, "Leaving", now, override=f"onInconclusive Promote at {SHADOW_STEP}"), (event,)
+        )
     event = Event("Inconclusive", text, "Warning")
     if s.spec.rollout.on_inconclusive == "Rollback":
         return Move(revert(status, now, "Rejected", reason, text), (event,))
@@ -143,16 +179,29 @@ def _measured(status: ModelDeploymentStatus, found: Assessment, now: datetime) -
     if not found.metrics:
         return status
     metric = found.metrics[0].model_copy(update={"message": cut(found.metrics[0].message)})
-    return change(status, shadow=status.rollout.shadow.model_copy(update={"metric": metric, "measured": stamp(now)}))
+    return change(
+        status, shadow=status.rollout.shadow.model_copy(update={"metric": metric, "measured": stamp(now)})
+    )
 
 
 def _rewritten(s: Snapshot, at: ShadowStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
-    """The status with the new measurement if that is news: trouble that came or went, the baseline, or much later."""
+    """The status with the new measurement if that is news: trouble that came or went, the baseline,
+    or much later.
+    """
     assert s.status.rollout is not None
     problem = Problem(found.reason, cut(found.message)) if found.verdict == "Error" else None
     reason = problem.reason if problem else None
     metric = found.metrics[0] if found.metrics else None
-    baseline = (at.metric is None or at.metric.canary is None) and metric is not None and metric.canary is not None
-    if s.status.rollout.reason == reason and not baseline and at.measured is not None and since(at.measured, now) < REWRITE_SECONDS:
+    baseline = (
+        (at.metric is None or at.metric.canary is None) and metric is not None and metric.canary is not None
+    )
+    if (
+        s.status.rollout.reason == reason
+        and not baseline
+        and at.measured is not None
+        and since(at.measured, now) < REWRITE_SECONDS
+    ):
         return s.status
-    return change(_measured(s.status, found, now), reason=reason, message=problem.message if problem else None)
+    return change(
+        _measured(s.status, found, now), reason=reason, message=problem.message if problem else None
+    )

@@ -1,4 +1,6 @@
-"""tune: instances and batches by measurement on a Triton of its own, before the first pods of a version."""
+"""tune: instances and batches by measurement on a Triton of its own, before the first pods of a
+version.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,25 @@ from modelrollout.rollout.transitions import enter
 
 
 def is_wanted(s: Snapshot) -> bool:
-    """Whether the version in flight is tuned first: once, and never when it has served or has pods, whose template must not change."""
+    """Whether the version in flight is tuned first: once, and never when it has served or has pods,
+    whose template must not change.
+    """
     rollout = s.status.rollout
     assert rollout is not None and s.spec is not None
     revision = s.revision(rollout.revision)
     if s.spec.serving.tune is None or rollout.mode == "Rollback" or revision is None:
         return False
-    return revision.status.tuning is None and revision.status.outcome not in SERVED and s.server(revision.name).asked == 0
+    return (
+        revision.status.tuning is None
+        and revision.status.outcome not in SERVED
+        and s.server(revision.name).asked == 0
+    )
 
 
 def tune(s: Snapshot, now: datetime) -> Move:
-    """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's evidence decides."""
+    """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's
+    evidence decides.
+    """
     rollout, work = s.status.rollout, s.work
     assert rollout is not None and s.spec is not None
     if rollout.queue is not None:
@@ -40,7 +50,9 @@ def tune(s: Snapshot, now: datetime) -> Move:
         return again(s, now, RESULT_LOST)
     evidence = _evidence(asked, work.result, work.result.tuned)
     unmet = evidence.configured is not None and evidence.chosen is None and not evidence.configured.within
-    event = Event("ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal")
+    event = Event(
+        "ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal"
+    )
     return Move(enter(s.status, "Provision", now, tuning=evidence), (event,))
 
 
@@ -49,12 +61,16 @@ def served_with(tuning: TuningEvidence | None) -> ServingConfig | None:
     if tuning is None or tuning.chosen is None:
         return None
     chosen = tuning.chosen
-    return ServingConfig(instances=chosen.instances, batch=chosen.batch, queue_delay_us=chosen.queue_delay_microseconds)
+    return ServingConfig(
+        instances=chosen.instances, batch=chosen.batch, queue_delay_us=chosen.queue_delay_microseconds
+    )
 
 
 def trial(serving: ServingConfig) -> TuningTrial:
     """Settings of which nothing else is known."""
-    return TuningTrial(instances=serving.instances, batch=serving.batch, queue_delay_microseconds=serving.queue_delay_us)
+    return TuningTrial(
+        instances=serving.instances, batch=serving.batch, queue_delay_microseconds=serving.queue_delay_us
+    )
 
 
 def _evidence(asked: Tune, result: TaskResult, found: TuneResult) -> TuningEvidence:
@@ -89,4 +105,8 @@ def _measured(t: TuningTrial) -> str:
 def settings(t: TuningTrial) -> str:
     """``2 instances, batches of 16 within 500 us``."""
     instances = f"{t.instances} instance{'s' if t.instances != 1 else ''}"
-    return f"{instances}, batches of {t.batch} within {t.queue_delay_microseconds} us" if t.batch else f"{instances}, requests one by one"
+    return (
+        f"{instances}, batches of {t.batch} within {t.queue_delay_microseconds} us"
+        if t.batch
+        else f"{instances}, requests one by one"
+    )

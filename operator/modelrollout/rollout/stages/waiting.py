@@ -10,7 +10,8 @@ from modelrollout.rollout.snapshot import Event, Problem, Snapshot, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
-GRACE_SECONDS = 600.0  # what a stage may need to get on after nobody has looked for long: pods start, Jobs run
+# what a stage may need to get on after nobody has looked for long: pods start, Jobs run
+GRACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -22,24 +23,33 @@ class Move:
     requeue_after: float | None = None
 
 
-def wait(s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False) -> Move:
-    """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``: its last words stand, not its first."""
+def wait(
+    s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
+) -> Move:
+    """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``:
+    its last words stand, not its first.
+    """
     rollout = s.status.rollout
     assert rollout is not None
     problem = problem or s.refused
     reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
     if rollout.reason == reason and (not latest or rollout.message == message):
-        # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take turns): the first stand.
+        # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take
+        # turns): the first stand.
         return Move(s.status, requeue_after=requeue_after)
-    events = (Event(problem.reason, problem.message, "Warning"),) if problem and rollout.reason != reason else ()
+    events = (
+        (Event(problem.reason, problem.message, "Warning"),) if problem and rollout.reason != reason else ()
+    )
     return Move(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
 def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> float:
-    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it has passed. ``idle_since``: it counts from then.
+    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it
+    has passed. ``idle_since``: it counts from then.
 
-    It waits while somebody holds the rollout. Time in which no operator looked may have taken all of it: a new leader gives every stage
-    ``GRACE_SECONDS`` of its own (or the whole deadline, if that is shorter).
+    It waits while somebody holds the rollout. Time in which no operator looked may have taken all
+    of it: a new leader gives every stage ``GRACE_SECONDS`` of its own (or the whole deadline, if
+    that is shorter).
     """
     assert s.spec is not None and s.status.rollout is not None
     rollout = s.status.rollout
@@ -54,7 +64,9 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
     return max(left, grace)
 
 
-def wait_or_fail(s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None) -> Move:
+def wait_or_fail(
+    s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
+) -> Move:
     """Wait until the progress deadline, then fail with what stood in the way."""
     left = remaining(s, now, idle_since)
     problem = problem or s.refused

@@ -1,4 +1,6 @@
-"""What a gateway can do, as its GatewayClass says, and what a spec needs of it. What is missing is refused by name, never skipped."""
+"""What a gateway can do, as its GatewayClass says, and what a spec needs of it. What is missing is
+refused by name, never skipped.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ from modelrollout.rollout.snapshot import Problem
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
 PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
-METHOD_MATCHING = "HTTPRouteMethodMatching"  # without it a route would open what manages the servers
+# without it a route would open what manages the servers
+METHOD_MATCHING = "HTTPRouteMethodMatching"
 _CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
 
 
 @dataclass(frozen=True)
 class GatewayFacts:
-    """A Gateway's class as last read. ``features`` is None where its controller does not say what it supports."""
+    """A Gateway's class as last read. ``features`` is None where its controller does not say what
+    it supports.
+    """
 
     gateway: str
     gateway_class: str
@@ -28,7 +33,9 @@ class GatewayFacts:
 
 
 def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | None:
-    """Names in ``status.supportedFeatures``; None when nothing is listed. Gateway API 1.0 wrote plain names, later ones write objects."""
+    """Names in ``status.supportedFeatures``; None when nothing is listed. Gateway API 1.0 wrote
+    plain names, later ones write objects.
+    """
     listed = (gateway_class.get("status") or {}).get("supportedFeatures")
     if not listed:
         return None
@@ -36,10 +43,11 @@ def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | Non
 
 
 def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
-    """Features that the spec's routes need, each with the field that asks for it. (What a mirror needs: ``traffic.gateway_api.mirror``.)
+    """Features that the spec's routes need, each with the field that asks for it. (What a mirror
+    needs: ``traffic.gateway_api.mirror``.)
 
-    Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no feature of its own: a gateway that has none
-    refuses the route.
+    Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no
+    feature of its own: a gateway that has none refuses the route.
     """
     if spec.traffic.gateway is None:
         return {}
@@ -52,7 +60,8 @@ def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
 
 
 def missing_features(needed: Iterable[str], supported: frozenset[str] | None) -> tuple[str, ...]:
-    """Those of ``needed`` that the class is known not to have, in their order; none where nothing is known.
+    """Those of ``needed`` that the class is known not to have, in their order; none where nothing
+    is known.
 
     A list that leaves out everything that all gateways have says nothing about that.
     """
@@ -63,16 +72,30 @@ def missing_features(needed: Iterable[str], supported: frozenset[str] | None) ->
 
 
 def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None) -> Problem | None:
-    """What the gateway is known to lack for the spec's routes. Where nothing is known, what it says of the routes themselves decides."""
+    """What the gateway is known to lack for the spec's routes. Where nothing is known, what it says
+    of the routes themselves decides.
+    """
     needed = needed_features(spec)
     missing = missing_features(needed, facts.features) if isinstance(facts, GatewayFacts) else ()
     if not missing or not isinstance(facts, GatewayFacts):
         return None
-    return feature_missing(" and ".join(dict.fromkeys(needed[name] for name in missing)), facts, missing, "take another gateway, or leave it out")
+    return feature_missing(
+        " and ".join(dict.fromkeys(needed[name] for name in missing)),
+        facts,
+        missing,
+        "take another gateway, or leave it out",
+    )
 
 
 def feature_missing(field: str, facts: GatewayFacts, missing: Iterable[str], remedy: str) -> Problem:
     """The refusal of a spec whose gateway lacks something."""
-    listed = "does not say what it supports" if facts.features is None else f"does not support {', '.join(missing)}"
-    text = f"{field}: GatewayClass {facts.gateway_class} of Gateway {facts.gateway} (controller {facts.controller}) {listed}; {remedy}"
+    listed = (
+        "does not say what it supports"
+        if facts.features is None
+        else f"does not support {', '.join(missing)}"
+    )
+    text = (
+        f"{field}: GatewayClass {facts.gateway_class} of Gateway {facts.gateway} (controller"
+        f" {facts.controller}) {listed}; {remedy}"
+    )
     return Problem("GatewayFeatureMissing", text)

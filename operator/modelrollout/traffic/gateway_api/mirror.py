@@ -1,12 +1,16 @@
-"""The mirror of shadow traffic: which way the gateway offers, the objects for it, and a router that puts it into the HTTPRoute and takes it out.
+"""The mirror of shadow traffic: which way the gateway offers, the objects for it, and a router that
+puts it into the HTTPRoute and takes it out.
 
-Through Traefik a TraefikService stands between route and stable, which takes three steps, because Traefik builds nothing of a route that names a
-service it does not know, and clients would see that (docs/design/0005-shadow.md):
+Through Traefik a TraefikService stands between route and stable, which takes three steps, because
+Traefik builds nothing of a route that names a service it does not know, and clients would see that
+(docs/design/0005-shadow.md):
 
-1. The TraefikService, and a route for a path that nobody calls. Only once the gateway has accepted that route and the data plane had time to take
-   both up does the clients' route name the TraefikService.
+1. The TraefikService, and a route for a path that nobody calls. Only once the gateway has accepted
+   that route and the data plane had time to take both up does the clients' route name the
+   TraefikService.
 2. The clients' route names it.
-3. The clients' route names the Service again; the rest goes when the data plane had time to take that up.
+3. The clients' route names the Service again; the rest goes when the data plane had time to take
+   that up.
 """
 
 from __future__ import annotations
@@ -54,35 +58,58 @@ class Mirror:
     shadow: Shadow
 
 
-def way_of(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, config: OperatorConfig) -> MirrorWay | Problem:
+def way_of(
+    spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, config: OperatorConfig
+) -> MirrorWay | Problem:
     """How this gateway mirrors what the spec asks for, or why it cannot."""
     shadow = spec.rollout.shadow
     assert shadow is not None
     if spec.traffic.gateway is None or spec.traffic.http is None:
-        text = "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and http, or leave rollout.shadow out"
+        text = (
+            "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and"
+            " http, or leave rollout.shadow out"
+        )
         return Problem("GatewayRequired", text)
     if facts is None:
-        return Problem("GatewayUnknown", "spec.rollout.shadow: what the gateway supports has not been read yet")
+        return Problem(
+            "GatewayUnknown", "spec.rollout.shadow: what the gateway supports has not been read yet"
+        )
     if isinstance(facts, Problem):
         return facts
     needed = [REQUEST_MIRROR, *([PERCENTAGE_MIRROR] if shadow.percent < 100 else [])]
-    # Of a mirror nothing tells whether the gateway takes it up, unlike of a route: where it does not say that it can, it cannot.
+    # Of a mirror nothing tells whether the gateway takes it up, unlike of a route: where it does
+    # not say that it can, it cannot.
     missing = tuple(needed) if facts.features is None else missing_features(needed, facts.features)
     if not missing:
         return "RequestMirror"
     if facts.controller != TRAEFIK_CONTROLLER:
         fixable = "set percent to 100" if missing == (PERCENTAGE_MIRROR,) else "use a gateway that does"
-        return feature_missing("spec.rollout.shadow", facts, missing, f"{fixable}, or leave rollout.shadow out")
+        return feature_missing(
+            "spec.rollout.shadow", facts, missing, f"{fixable}, or leave rollout.shadow out"
+        )
     if not config.shadow.traefik:
-        remedy = "Traefik can mirror by its own TraefikService: run it with providers.kubernetesCRD and set shadow.traefik in the operator's chart"
-        return feature_missing("spec.rollout.shadow", facts, missing, f"{remedy}, or leave rollout.shadow out")
+        remedy = (
+            "Traefik can mirror by its own TraefikService: run it with providers.kubernetesCRD and set"
+            " shadow.traefik in the operator's chart"
+        )
+        return feature_missing(
+            "spec.rollout.shadow", facts, missing, f"{remedy}, or leave rollout.shadow out"
+        )
     return "TraefikService"
 
 
 def mirror_of(s: Snapshot) -> Mirror | None:
-    """The mirror that the written state asks for. After Revert what belongs to it is left where it is while the canary drains (``act``)."""
+    """The mirror that the written state asks for. After Revert what belongs to it is left where it
+    is while the canary drains (``act``).
+    """
     rollout, stable = s.status.rollout, baseline(s)
-    if s.spec is None or rollout is None or rollout.revision is None or rollout.number is None or stable is None:
+    if (
+        s.spec is None
+        or rollout is None
+        or rollout.revision is None
+        or rollout.number is None
+        or stable is None
+    ):
         return None
     shadow = rollout.shadow
     if shadow is None or shadow.mirror is None or rollout.stage not in ("Shadow", "Revert"):
@@ -97,12 +124,20 @@ def mirror_of(s: Snapshot) -> Mirror | None:
 
 
 class MirrorRouter:
-    """Another router with a mirror, or with none: then one that was left in the route is taken out. ``name``: of the route of the clients.
+    """Another router with a mirror, or with none: then one that was left in the route is taken out.
+    ``name``: of the route of the clients.
 
     ``spec`` is None where it cannot be read, and then there is no mirror.
     """
 
-    def __init__(self, inner: Router, name: str, spec: ModelDeploymentSpec | None, mirror: Mirror | None, config: OperatorConfig) -> None:
+    def __init__(
+        self,
+        inner: Router,
+        name: str,
+        spec: ModelDeploymentSpec | None,
+        mirror: Mirror | None,
+        config: OperatorConfig,
+    ) -> None:
         self._inner, self._name, self._spec, self._mirror, self._config = inner, name, spec, mirror, config
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
@@ -110,11 +145,24 @@ class MirrorRouter:
         found: list[Object] = []
         mirror, routes = self._mirror, self._inner.children(owner, split)
         if mirror is not None and self._spec is not None:
-            found.append(comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config))
+            found.append(
+                comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config)
+            )
             found.append(comparer_service(owner, mirror.canary))
             if mirror.way == "TraefikService":
-                found.append(traefik_mirror(owner, mirror.canary, mirror.stable, mirror.shadow.percent, self._config.shadow.max_body_bytes))
-                if of_clients := next((r for r in routes if r["kind"] == "HTTPRoute" and r["metadata"]["name"] == self._name), None):
+                found.append(
+                    traefik_mirror(
+                        owner,
+                        mirror.canary,
+                        mirror.stable,
+                        mirror.shadow.percent,
+                        self._config.shadow.max_body_bytes,
+                    )
+                )
+                if of_clients := next(
+                    (r for r in routes if r["kind"] == "HTTPRoute" and r["metadata"]["name"] == self._name),
+                    None,
+                ):
                     found.append(trial_route(owner, of_clients, mirror.canary, mirror.stable))
         return found + [self._mirrored(route) for route in routes]
 
@@ -128,15 +176,24 @@ class MirrorRouter:
             return with_request_mirror(route, mirror.canary, mirror.shadow.percent)
         return without_mirror(with_traefik_mirror(route, mirror.stable))
 
-    def taken_up(self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]) -> Traffic:
-        """As the inner router says, with the mirror in the clients' route where it is to be, and else without one."""
+    def taken_up(
+        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
+    ) -> Traffic:
+        """As the inner router says, with the mirror in the clients' route where it is to be, and
+        else without one.
+        """
         routed = self._mirror is not None and self._mirror.routed
-        if any(kind == "HTTPRoute" and is_of_clients(n, self._name) and is_mirrored(route) != routed for (kind, n), route in seen.items()):
+        if any(
+            kind == "HTTPRoute" and is_of_clients(n, self._name) and is_mirrored(route) != routed
+            for (kind, n), route in seen.items()
+        ):
             return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
         return self._inner.taken_up(split, seen, servers)
 
     def tried(self, seen: Mapping[tuple[str, str], Object]) -> Traffic:
-        """Whether the gateway would take the mirror up, as it says of the route that nobody calls."""
+        """Whether the gateway would take the mirror up, as it says of the route that nobody
+        calls.
+        """
         if self._mirror is None:
             return Traffic(False)
         if self._mirror.way == "RequestMirror":
@@ -145,4 +202,8 @@ class MirrorRouter:
         if route is None:
             return Traffic(False, "the route that tries the mirror out is not written yet")
         problem = refusal_of("HTTPRoute", route)
-        return Traffic(False, problem.message, problem) if problem else Traffic(accepted(route), "the gateway has not accepted the mirror yet")
+        return (
+            Traffic(False, problem.message, problem)
+            if problem
+            else Traffic(accepted(route), "the gateway has not accepted the mirror yet")
+        )

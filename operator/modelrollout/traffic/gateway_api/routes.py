@@ -1,9 +1,11 @@
-"""Gateway API routes: an HTTPRoute or GRPCRoute of our own for each host name of a ModelDeployment, weights over Services of revisions.
+"""Gateway API routes: an HTTPRoute or GRPCRoute of our own for each host name of a ModelDeployment,
+weights over Services of revisions.
 
-One for each name, because Traefik ranks all names of a route by the longest of them. They open what clients may ask (``resources.endpoints``) and
-nothing else of the servers.
+One for each name, because Traefik ranks all names of a route by the longest of them. They open what
+clients may ask (``resources.endpoints``) and nothing else of the servers.
 
-The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it did not write (PEERS.md, GitOps).
+The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it
+did not write (PEERS.md, GitOps).
 """
 
 from __future__ import annotations
@@ -24,8 +26,14 @@ Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry,
 
 
 def client_rules(split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Rule]:
-    """Requests with all of ``headers`` go to the revision ``matched``, if there is one, and the others where ``split`` says."""
-    apart = [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))] if matched else []
+    """Requests with all of ``headers`` go to the revision ``matched``, if there is one, and the
+    others where ``split`` says.
+    """
+    apart = (
+        [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))]
+        if matched
+        else []
+    )
     return [*apart, ([], split)]
 
 
@@ -36,25 +44,44 @@ def preview_rules(revision: str) -> list[Rule]:
 
 def routes(owner: Owner, traffic: Traffic, rules: list[Rule]) -> list[Object]:
     """The routes that the spec asks for; none without a gateway."""
-    return _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, rules) if traffic.gateway else []
+    return (
+        _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, rules)
+        if traffic.gateway
+        else []
+    )
 
 
 def preview_routes(owner: Owner, gateway: GatewayRef, preview: Preview, revision: str) -> list[Object]:
     """Routes NAME-preview of the preview's own host names to one revision."""
-    return _routes(owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, preview_rules(revision))
+    return _routes(
+        owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, preview_rules(revision)
+    )
 
 
-def _routes(owner: Owner, name: str, gateway: GatewayRef, http: Hostnames | None, grpc: Hostnames | None, rules: list[Rule]) -> list[Object]:
-    """Further ones before the first: where another name becomes the first, the one that was has its own route by then."""
+def _routes(
+    owner: Owner,
+    name: str,
+    gateway: GatewayRef,
+    http: Hostnames | None,
+    grpc: Hostnames | None,
+    rules: list[Rule],
+) -> list[Object]:
+    """Further ones before the first: where another name becomes the first, the one that was has its
+    own route by then.
+    """
     return [
-        _route(kind, owner, name if i == 0 else f"{name}-{names.short_hash(host, _DIGITS)}", gateway, host, rules)
+        _route(
+            kind, owner, name if i == 0 else f"{name}-{names.short_hash(host, _DIGITS)}", gateway, host, rules
+        )
         for kind, listed in (("HTTPRoute", http), ("GRPCRoute", grpc))
         for i, host in reversed(list(enumerate(listed.hostnames if listed else ())))
     ]
 
 
 def backends_of(o: Object) -> set[tuple[str, str]]:
-    """Kind and name of all that a route, or a TraefikService that mirrors, sends requests to; nothing for other kinds."""
+    """Kind and name of all that a route, or a TraefikService that mirrors, sends requests to;
+    nothing for other kinds.
+    """
     spec = o.get("spec") or {}
     refs = [spec["mirroring"], *spec["mirroring"].get("mirrors", [])] if "mirroring" in spec else []
     for rule in (spec.get("rules") or []) if o["kind"] in ("HTTPRoute", "GRPCRoute") else []:
@@ -100,9 +127,15 @@ def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, host: str, r
 def rendered_rules(kind: str, model: str, rules: list[Rule]) -> list[Object]:
     """The rules as a route of that kind has them."""
     port = names.PORT_HTTP if kind == "HTTPRoute" else names.PORT_GRPC
-    return [{"matches": matches(kind, model, headers), "backendRefs": _backends(split, port)} for headers, split in rules]
+    return [
+        {"matches": matches(kind, model, headers), "backendRefs": _backends(split, port)}
+        for headers, split in rules
+    ]
 
 
 def _backends(split: Split, port: int) -> list[Object]:
     """References to the Services of revisions."""
-    return [{"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight} for revision, weight in split]
+    return [
+        {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
+        for revision, weight in split
+    ]

@@ -1,4 +1,6 @@
-"""How long queries of one namespace's own pause after one that took too long: doubling, up to a bound. Times are Unix seconds."""
+"""How long queries of one namespace's own pause after one that took too long: doubling, up to a
+bound. Times are Unix seconds.
+"""
 
 from __future__ import annotations
 
@@ -26,5 +28,7 @@ class Pause:
 
 def after_trouble(before: Pause | None, now: float) -> Pause:
     """The pause that begins now."""
-    seconds = FIRST_SECONDS if before is None or before.forgotten(now) else min(2 * before.seconds, LONGEST_SECONDS)
+    seconds = (
+        FIRST_SECONDS if before is None or before.forgotten(now) else min(2 * before.seconds, LONGEST_SECONDS)
+    )
     return Pause(now + seconds, seconds)

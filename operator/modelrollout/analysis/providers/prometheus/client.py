@@ -1,6 +1,8 @@
-"""Prometheus as a provider: instant queries through prometheus-api-client, which is synchronous, on a bounded pool of threads.
+"""Prometheus as a provider: instant queries through prometheus-api-client, which is synchronous, on
+a bounded pool of threads.
 
-Every way to fail has its own name. No message holds a credential: texts of exceptions, which may hold the URL, are not passed on.
+Every way to fail has its own name. No message holds a credential: texts of exceptions, which may
+hold the URL, are not passed on.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from modelrollout.analysis.providers.prometheus import namespace_queries
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.config import PrometheusProvider
 
-MAX_ANSWER_BYTES = 2 << 20  # a query of a user may match everything; that must not cost the operator its memory
+# a query of a user may match everything; that must not cost the operator its memory
+MAX_ANSWER_BYTES = 2 << 20
 MAX_TARGETS_BYTES = 16 << 20  # some 5,000 targets, or the configuration
 MAX_SERIES = 10_000
 HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
 OWN_MORE_SECONDS = 0.5  # after its limit for an own query a Prometheus has said that it ended it
-CONNECT_SHARE = 0.5  # of the time-out, for the connection: so that one that never comes is told from a slow query
+# of the time-out, for the connection: so that one that never comes is told from a slow query
+CONNECT_SHARE = 0.5
 _BROKEN = "connection broken"
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
 _JOB = re.compile(r"- job_name: (?:\"(.*)\"|'(.*)'|(.*))")
@@ -53,20 +57,29 @@ class _TooLargeError(Exception):
 class PrometheusReader:
     """Asks one Prometheus. Made once for a provider and shared; ``await close()`` at the end."""
 
-    def __init__(self, provider: PrometheusProvider, *, threads: int = 4, patience: float = namespace_queries.PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        provider: PrometheusProvider,
+        *,
+        threads: int = 4,
+        patience: float = namespace_queries.PATIENCE_SECONDS,
+    ) -> None:
         """``patience``: seconds that a look waits for queries of a namespace's own."""
         self._provider = provider
         self._own = namespace_queries.OwnQueries(provider.name, self._own_now, patience=patience)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
-        self._gone: tuple[Problem, float] | None = None  # no connection, and until when (the loop's time) nobody tries another
+        # no connection, and until when (the loop's time) nobody tries another
+        self._gone: tuple[Problem, float] | None = None
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
-        """Answers in the order of the queries, asked side by side; never raises for what the provider does, and takes ``timeout_seconds`` at most.
+        """Answers in the order of the queries, asked side by side; never raises for what the
+        provider does, and takes ``timeout_seconds`` at most.
 
-        Where no connection was had, for as long again nobody else waits for one: many rollouts would hold all workers of the queue in turn. A query
-        that is slow is its author's alone and not remembered.
+        Where no connection was had, for as long again nobody else waits for one: many rollouts
+        would hold all workers of the queue in turn. A query that is slow is its author's alone and
+        not remembered.
         """
         loop = asyncio.get_running_loop()
         if self._gone is not None and loop.time() < self._gone[1]:
@@ -77,7 +90,9 @@ class PrometheusReader:
         return answers
 
     async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
-        """The same for queries that a namespace wrote itself, by a key for each: apart from all others (``own.OwnQueries``)."""
+        """The same for queries that a namespace wrote itself, by a key for each: apart from all
+        others (``own.OwnQueries``).
+        """
         if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
             return dict.fromkeys(queries, self._gone[0])
         return await self._own.ask(namespace, queries)
@@ -92,14 +107,19 @@ class PrometheusReader:
     async def _ask(self, query: str) -> Answer | Problem:
         loop = asyncio.get_running_loop()
         try:
-            # The limit includes the wait for a thread: a Prometheus that hangs holds up its own questions and nothing else.
+            # The limit includes the wait for a thread: a Prometheus that hangs holds up its own
+            # questions and nothing else.
             async with asyncio.timeout(self._provider.timeout_seconds):
                 return await loop.run_in_executor(self._pool, self._ask_now, query)
         except TimeoutError:
-            return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+            return self._problem(
+                "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+            )
 
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
-        """What the query would have answered at each time: evenly spaced Unix seconds, growing. Each request has the provider's time-out."""
+        """What the query would have answered at each time: evenly spaced Unix seconds, growing.
+        Each request has the provider's time-out.
+        """
         found: dict[int, Answer] = {}
         if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
             return self._gone[0]
@@ -108,9 +128,13 @@ class PrometheusReader:
             part = times[start : start + HISTORY_POINTS]
             try:
                 async with asyncio.timeout(self._provider.timeout_seconds):
-                    answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._history_now, query, part, step)
+                    answers = await asyncio.get_running_loop().run_in_executor(
+                        self._pool, self._history_now, query, part, step
+                    )
             except TimeoutError:
-                return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+                return self._problem(
+                    "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                )
             if isinstance(answers, Problem):
                 return answers
             found |= answers
@@ -122,22 +146,34 @@ class PrometheusReader:
             async with asyncio.timeout(2 * self._provider.timeout_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._scrape_now)
         except TimeoutError:
-            return self._problem("ProviderTimeout", f"did not answer within {2 * self._provider.timeout_seconds:g} s")
+            return self._problem(
+                "ProviderTimeout", f"did not answer within {2 * self._provider.timeout_seconds:g} s"
+            )
 
     def _scrape_now(self) -> Scrape | Problem:
-        result = self._guarded(lambda client: (client.get_targets(state="active")["activeTargets"], _configuration(client)))
+        result = self._guarded(
+            lambda client: (client.get_targets(state="active")["activeTargets"], _configuration(client))
+        )
         if isinstance(result, Problem):
             return result
         active, configuration = result
         try:
-            found = tuple(ScrapeTarget(str(t["scrapePool"]), dict(t["labels"]), dict(t["discoveredLabels"])) for t in active)
+            found = tuple(
+                ScrapeTarget(str(t["scrapePool"]), dict(t["labels"]), dict(t["discoveredLabels"]))
+                for t in active
+            )
         except (KeyError, TypeError, ValueError):
             return self._problem("BadAnswer", "lists its targets in a form of its own")
         return Scrape(found, frozenset({t.pool for t in found} - obeying(configuration)))
 
     def _history_now(self, query: str, times: Sequence[int], step: int) -> dict[int, Answer] | Problem:
         def ask(client: PrometheusConnect) -> Any:
-            return client.custom_query_range(query, datetime.fromtimestamp(times[0], UTC), datetime.fromtimestamp(times[-1], UTC), f"{step}s")
+            return client.custom_query_range(
+                query,
+                datetime.fromtimestamp(times[0], UTC),
+                datetime.fromtimestamp(times[-1], UTC),
+                f"{step}s",
+            )
 
         result = self._guarded(ask)
         if isinstance(result, Problem):
@@ -152,17 +188,30 @@ class PrometheusReader:
         return {t: Answer(tuple(series)) for t, series in at.items()}
 
     def _ask_now(self, query: str) -> Answer | Problem:
-        result = self._guarded(lambda client: client.custom_query(query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}))
+        result = self._guarded(
+            lambda client: client.custom_query(
+                query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}
+            )
+        )
         return result if isinstance(result, Problem) else self._read(result)
 
     def _own_now(self, query: str) -> Answer | Problem:
-        """Prometheus is to end it first. A server that dies of it breaks off the connection: that is the query's fault until proven otherwise."""
+        """Prometheus is to end it first. A server that dies of it breaks off the connection: that
+        is the query's fault until proven otherwise.
+        """
         limit = min(namespace_queries.LIMIT_SECONDS, self._provider.timeout_seconds)
-        timeouts: Any = (CONNECT_SHARE * limit, limit + OWN_MORE_SECONDS)  # the library says int, and passes it on
-        result = self._guarded(lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts))
+        # the library says int, and passes it on
+        timeouts: Any = (CONNECT_SHARE * limit, limit + OWN_MORE_SECONDS)
+        result = self._guarded(
+            lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts)
+        )
         if isinstance(result, Problem):
             broken = result.kind == "ProviderUnreachable" and result.message.endswith(_BROKEN)
-            return self._problem("ProviderError", f"broke off while it answered: {_BROKEN}") if broken else result
+            return (
+                self._problem("ProviderError", f"broke off while it answered: {_BROKEN}")
+                if broken
+                else result
+            )
         return self._read(result)
 
     def _guarded(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
@@ -170,13 +219,20 @@ class PrometheusReader:
         try:
             credentials = self._credentials()
         except OSError as e:
-            return self._problem("ProviderDenied", f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})")
+            return self._problem(
+                "ProviderDenied",
+                f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})",
+            )
         try:
             return ask(self._connect(credentials))
         except requests.exceptions.ConnectTimeout:
-            return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: no answer to a connection")
+            return self._problem(
+                "ProviderUnreachable", f"cannot be reached at {self._host()}: no answer to a connection"
+            )
         except requests.exceptions.Timeout:
-            return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+            return self._problem(
+                "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+            )
         except PrometheusApiClientException as e:
             return self._refused(str(e))
         except _TooLargeError as e:
@@ -185,7 +241,9 @@ class PrometheusReader:
             return self._foreign()
         except requests.exceptions.RequestException as e:
             if "ReadTimeoutError" in repr(e):  # while the body was read
-                return self._problem("ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s")
+                return self._problem(
+                    "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                )
             return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: {_cause(e)}")
         except (ValueError, KeyError, TypeError, RecursionError):
             return self._foreign()
@@ -196,11 +254,17 @@ class PrometheusReader:
             if isinstance(result, list) and len(result) == 2 and not isinstance(result[0], dict):
                 return Answer((Series({}, float(result[1]), float(result[0])),))
             if len(result) > MAX_SERIES:
-                return self._problem("QueryRejected", f"answers with {len(result)} series: aggregate the query to one")
-            return Answer(tuple(Series(r["metric"], float(r["value"][1]), float(r["value"][0])) for r in result))
+                return self._problem(
+                    "QueryRejected", f"answers with {len(result)} series: aggregate the query to one"
+                )
+            return Answer(
+                tuple(Series(r["metric"], float(r["value"][1]), float(r["value"][0])) for r in result)
+            )
         except (KeyError, IndexError, TypeError, ValueError):
             return self._problem(
-                "BadAnswer", "answers with something else than an instant vector or a number: leave range selectors out of the query"
+                "BadAnswer",
+                "answers with something else than an instant vector or a number: leave range selectors out of"
+                " the query",
             )
 
     def _refused(self, text: str) -> Problem:
@@ -211,18 +275,30 @@ class PrometheusReader:
         if status in (400, 422):
             return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_said(text)}")
         if status == 404:
-            return self._problem("BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path")
+            return self._problem(
+                "BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path"
+            )
         if status == 503 and "timed out" in _said(text):
             return self._problem("ProviderTimeout", f"ended the query itself{_said(text)}")
         return self._problem("ProviderError", f"fails (HTTP {status})")
 
     def _foreign(self) -> Problem:
-        return self._problem("BadAnswer", "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?")
+        return self._problem(
+            "BadAnswer",
+            "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?",
+        )
 
     def _credentials(self) -> _Credentials:
-        """As the files say now: a mounted Secret changes under a running operator. Raises OSError."""
+        """As the files say now: a mounted Secret changes under a running operator. Raises
+        OSError.
+        """
         p = self._provider
-        return _Credentials(*(Path(f).read_text().strip() if f else None for f in (p.token_file, p.username_file, p.password_file)))
+        return _Credentials(
+            *(
+                Path(f).read_text().strip() if f else None
+                for f in (p.token_file, p.username_file, p.password_file)
+            )
+        )
 
     def _connect(self, credentials: _Credentials) -> PrometheusConnect:
         with self._lock:
@@ -235,7 +311,11 @@ class PrometheusReader:
         session.stream = True  # so that _bounded reads the body, not the library
         session.hooks["response"].append(_bounded(self._provider.timeout_seconds))
         headers = {"Authorization": f"Bearer {credentials.token}"} if credentials.token else None
-        auth = (credentials.username, credentials.password or "") if credentials.username and not credentials.token else None
+        auth = (
+            (credentials.username, credentials.password or "")
+            if credentials.username and not credentials.token
+            else None
+        )
         return PrometheusConnect(
             url=self._provider.url.rstrip("/"),
             headers=headers,
@@ -255,7 +335,10 @@ class PrometheusReader:
 
 def _configuration(client: PrometheusConnect) -> str:
     """The configuration that is loaded, which Prometheus shows without its secrets."""
-    url, limits = f"{client.url}/api/v1/status/config", {"timeout": client._timeout, "headers": client.headers, "auth": client.auth}
+    url, limits = (
+        f"{client.url}/api/v1/status/config",
+        {"timeout": client._timeout, "headers": client.headers, "auth": client.auth},
+    )
     response = client._session.get(url, **limits)
     if response.status_code != 200:
         raise PrometheusApiClientException(f"HTTP Status Code {response.status_code}")
@@ -263,7 +346,9 @@ def _configuration(client: PrometheusConnect) -> str:
 
 
 def obeying(configuration: str) -> frozenset[str]:
-    """Jobs whose targets cannot overwrite labels. By lines, as Prometheus writes them: a parser would take a minute for what some clusters have."""
+    """Jobs whose targets cannot overwrite labels. By lines, as Prometheus writes them: a parser
+    would take a minute for what some clusters have.
+    """
     found: dict[str, bool] = {}
     job = None
     for line in configuration.splitlines():
@@ -276,7 +361,9 @@ def obeying(configuration: str) -> frozenset[str]:
 
 
 def _bounded(limit_seconds: float) -> Any:
-    """A response hook that reads the body within a limit of bytes and of time: the time-out of requests is for each read, not for all."""
+    """A response hook that reads the body within a limit of bytes and of time: the time-out of
+    requests is for each read, not for all.
+    """
 
     def read(response: requests.Response, **_: object) -> None:
         deadline, body = time.monotonic() + limit_seconds, bytearray()
@@ -286,7 +373,10 @@ def _bounded(limit_seconds: float) -> Any:
             body += chunk
             if len(body) > most:
                 response.close()
-                raise _TooLargeError(f"answers with more than {most >> 20} MiB{': aggregate the query to one series' if queried else ''}")
+                raise _TooLargeError(
+                    f"answers with more than {most >> 20}"
+                    f" MiB{': aggregate the query to one series' if queried else ''}"
+                )
             if time.monotonic() > deadline:
                 response.close()
                 raise requests.exceptions.ReadTimeout

@@ -1,7 +1,8 @@
-"""PromQL that a namespace wrote itself, made to read that namespace's series only, and no more of them than a query may cost.
+"""PromQL that a namespace wrote itself, made to read that namespace's series only, and no more of
+them than a query may cost.
 
-What is sent is written anew from the syntax tree, never the given text: whatever two parsers read differently in that text, only words that are
-written here reach Prometheus.
+What is sent is written anew from the syntax tree, never the given text: whatever two parsers read
+differently in that text, only words that are written here reach Prometheus.
 """
 
 from __future__ import annotations
@@ -23,19 +24,31 @@ MAX_CHARS = 2000
 MAX_SIGNS = 200  # operators and brackets: the parser recurses natively and takes quadratic time
 MAX_DEPTH = 50
 LONGEST_OFFSET_SECONDS = 7 * 86400.0
-MOST_READ_SECONDS = 86400.0  # of each series: ranges times the steps of the subqueries around them, over all selectors
+# of each series: ranges times the steps of the subqueries around them, over all selectors
+MOST_READ_SECONDS = 86400.0
 INSTANT_SECONDS = 60.0  # what a selector without a range counts for
 
 _SIGN = re.compile(r"[-+*/%^]|[<>=!~]+|[({\[]|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_OPERATORS = frozenset(["+", "-", "*", "/", "%", "^", "atan2", "==", "!=", "<", "<=", ">", ">=", "and", "or", "unless"])
+_OPERATORS = frozenset(
+    ["+", "-", "*", "/", "%", "^", "atan2", "==", "!=", "<", "<=", ">", ">=", "and", "or", "unless"]
+)
 _AGGREGATIONS = frozenset(
-    ["sum", "avg", "count", "min", "max", "group", "stddev", "stdvar", "topk", "bottomk", "count_values", "quantile"]
+    ["sum", "avg", "count", "min", "max", "group", "stddev", "stdvar", "topk", "bottomk", "count_values",
+        "quantile"]
 )  # fmt: skip
 # Pairs, because the parser's enumerations have no hash.
-_MATCHES = ((promql.MatchOp.Equal, "="), (promql.MatchOp.NotEqual, "!="), (promql.MatchOp.Re, "=~"), (promql.MatchOp.NotRe, "!~"))
-_SIDES = ((promql.VectorMatchCardinality.ManyToOne, "group_left"), (promql.VectorMatchCardinality.OneToMany, "group_right"))
+_MATCHES = (
+    (promql.MatchOp.Equal, "="),
+    (promql.MatchOp.NotEqual, "!="),
+    (promql.MatchOp.Re, "=~"),
+    (promql.MatchOp.NotRe, "!~"),
+)
+_SIDES = (
+    (promql.VectorMatchCardinality.ManyToOne, "group_left"),
+    (promql.VectorMatchCardinality.OneToMany, "group_right"),
+)
 
 
 class _RefusedError(Exception):
@@ -44,25 +57,36 @@ class _RefusedError(Exception):
 
 @functools.lru_cache(maxsize=1024)  # asked for at every pass over a spec
 def confined(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | Problem:
-    """The query with the namespace's matcher in every selector; ``QueryNotAllowed`` where it cannot have one, or would read too much.
+    """The query with the namespace's matcher in every selector; ``QueryNotAllowed`` where it cannot
+    have one, or would read too much.
 
     ``label``: in which the scrape says where a target runs; a target could set any other itself.
     """
     try:
         if len(query) > MAX_CHARS:
-            raise _RefusedError(f"it has {len(query)} characters, an own query at most {MAX_CHARS}: shorten it, or {USE_A_TEMPLATE}")
+            raise _RefusedError(
+                f"it has {len(query)} characters, an own query at most {MAX_CHARS}: shorten it, or"
+                f" {USE_A_TEMPLATE}"
+            )
         if len(_SIGN.findall(query)) > MAX_SIGNS:
-            raise _RefusedError(f"it has more than {MAX_SIGNS} operators and brackets: simplify it, or {USE_A_TEMPLATE}")
+            raise _RefusedError(
+                f"it has more than {MAX_SIGNS} operators and brackets: simplify it, or {USE_A_TEMPLATE}"
+            )
         if "`" in query and "\\" in query:  # raw to Prometheus, an escape to the parser
-            raise _RefusedError("a string in backticks and a backslash do not go together in an own query: write the string in quotes")
+            raise _RefusedError(
+                "a string in backticks and a backslash do not go together in an own query: write the string"
+                " in quotes"
+            )
         writer = _Writer(namespace, label)
         text = writer.write(_parsed(query))
         if not writer.selectors:
-            raise _RefusedError(f"it selects no series, so nothing binds it to namespace {namespace}: {USE_A_TEMPLATE}")
+            raise _RefusedError(
+                f"it selects no series, so nothing binds it to namespace {namespace}: {USE_A_TEMPLATE}"
+            )
         if writer.read_seconds > MOST_READ_SECONDS:
             raise _RefusedError(
-                f"it reads {_span(writer.read_seconds)} of each series, an own query at most {_span(MOST_READ_SECONDS)}: "
-                f"shorter ranges, longer subquery steps, or {USE_A_TEMPLATE}"
+                f"it reads {_span(writer.read_seconds)} of each series, an own query at most"
+                f" {_span(MOST_READ_SECONDS)}: shorter ranges, longer subquery steps, or {USE_A_TEMPLATE}"
             )
         if not all(_bound(selector, namespace, label) for selector in _selectors(_parsed(text))):
             raise _RefusedError(f"it cannot be bound to namespace {namespace}: {USE_A_TEMPLATE}")
@@ -75,9 +99,12 @@ def _parsed(query: str) -> promql.Expr:
     try:
         return promql.parse(query)
     except ValueError as e:
-        raise _RefusedError(f"it is no PromQL that can be read ({str(e)[:200]}): correct it, or {USE_A_TEMPLATE}") from None
+        raise _RefusedError(
+            f"it is no PromQL that can be read ({str(e)[:200]}): correct it, or {USE_A_TEMPLATE}"
+        ) from None
     except BaseException as e:
-        if type(e).__name__ != "PanicException":  # of the parser: no Exception, and nowhere to be imported from
+        # of the parser: no Exception, and nowhere to be imported from
+        if type(e).__name__ != "PanicException":
             raise
         raise _RefusedError(f"it has a number that cannot be read: correct it, or {USE_A_TEMPLATE}") from None
 
@@ -117,30 +144,45 @@ class _Writer:
             case promql.BinaryExpr():
                 return f"({self.write(e.lhs, below)}) {_operator(e)} ({self.write(e.rhs, below)})"
             case promql.Call():
-                if e.func.experimental or e.func.name == "info":  # info() reads series that no selector names
-                    raise _RefusedError(f"{e.func.name}() is not for own queries: leave it out, or {USE_A_TEMPLATE}")
+                # info() reads series that no selector names
+                if e.func.experimental or e.func.name == "info":
+                    raise _RefusedError(
+                        f"{e.func.name}() is not for own queries: leave it out, or {USE_A_TEMPLATE}"
+                    )
                 return f"{e.func.name}({', '.join(self.write(a, below) for a in e.args)})"
         raise _RefusedError(f"it has something that is not for own queries: {USE_A_TEMPLATE}")
 
     def _selector(self, e: promql.VectorSelector, length: float) -> str:
         if e.matchers.or_matchers:
-            raise _RefusedError('a selector with "or" is not for own queries: write two, with or between them')
-        names = [e.name] if e.name else [m.value for m in e.matchers.matchers if m.name == "__name__" and m.op == promql.MatchOp.Equal]
+            raise _RefusedError(
+                'a selector with "or" is not for own queries: write two, with or between them'
+            )
+        names = (
+            [e.name]
+            if e.name
+            else [
+                m.value for m in e.matchers.matchers if m.name == "__name__" and m.op == promql.MatchOp.Equal
+            ]
+        )
         if not names:
-            raise _RefusedError(f"a selector without the name of a metric would read everything: name it, or {USE_A_TEMPLATE}")
+            raise _RefusedError(
+                f"a selector without the name of a metric would read everything: name it, or {USE_A_TEMPLATE}"
+            )
         matchers = [f"{self.label}={_quoted(self.namespace)}"]
         for m in e.matchers.matchers:
             if m.name == self.label:
                 if m.op != promql.MatchOp.Equal or m.value != self.namespace:
                     raise _RefusedError(
-                        f"it selects by the label {self.label}, which is always {self.namespace} in an own query: leave the matcher out, "
-                        f"or {USE_A_TEMPLATE}"
+                        f"it selects by the label {self.label}, which is always {self.namespace} in an own"
+                        f" query: leave the matcher out, or {USE_A_TEMPLATE}"
                     )
                 continue
             sign = next(sign for op, sign in _MATCHES if op == m.op)
             matchers.append(f"{_label(m.name)}{sign}{_quoted(m.value)}")
         self.selectors += 1
-        self.read_seconds += max(length, INSTANT_SECONDS) * functools.reduce(lambda a, b: a * b, self._steps, 1.0)
+        self.read_seconds += max(length, INSTANT_SECONDS) * functools.reduce(
+            lambda a, b: a * b, self._steps, 1.0
+        )
         return f"{_name(e.name) if e.name else ''}{{{', '.join(matchers)}}}"
 
     def _subquery(self, e: promql.SubqueryExpr, below: int) -> str:
@@ -176,7 +218,9 @@ def _operator(e: promql.BinaryExpr) -> str:
     if m.matching is not None:
         kind = "on" if m.matching.type == promql.LabelModifierType.Include else "ignoring"
         words.append(f"{kind} ({', '.join(map(_label, m.matching.labels))})")
-    words += [f"{side} ({', '.join(map(_label, m.group_labels or []))})" for card, side in _SIDES if card == m.card]
+    words += [
+        f"{side} ({', '.join(map(_label, m.group_labels or []))})" for card, side in _SIDES if card == m.card
+    ]
     return " ".join(words)
 
 
@@ -186,7 +230,9 @@ def _moved(offset: timedelta | None, at: promql.AtModifier | None) -> str:
     if offset is None:
         return ""
     if abs(offset.total_seconds()) > LONGEST_OFFSET_SECONDS:
-        raise _RefusedError(f"its offset is longer than {_span(LONGEST_OFFSET_SECONDS)}: shorten it, or {USE_A_TEMPLATE}")
+        raise _RefusedError(
+            f"its offset is longer than {_span(LONGEST_OFFSET_SECONDS)}: shorten it, or {USE_A_TEMPLATE}"
+        )
     return f" offset {'-' if offset < timedelta(0) else ''}{_span(abs(offset.total_seconds()))}"
 
 
@@ -210,13 +256,19 @@ def _quoted(text: str) -> str:
 
 def _label(name: str) -> str:
     if not _LABEL.fullmatch(name):
-        raise _RefusedError(f"the label {name!r} is not for own queries, only letters, digits and underscores are: {USE_A_TEMPLATE}")
+        raise _RefusedError(
+            f"the label {name!r} is not for own queries, only letters, digits and underscores are:"
+            f" {USE_A_TEMPLATE}"
+        )
     return name
 
 
 def _name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise _RefusedError(f"the metric {name!r} is not for own queries, only letters, digits, underscores and colons are: {USE_A_TEMPLATE}")
+        raise _RefusedError(
+            f"the metric {name!r} is not for own queries, only letters, digits, underscores and colons are:"
+            f" {USE_A_TEMPLATE}"
+        )
     return name
 
 
@@ -235,4 +287,6 @@ def _selectors(e: promql.Expr) -> Iterator[promql.VectorSelector]:
 
 def _bound(selector: promql.VectorSelector, namespace: str, label: str) -> bool:
     matchers = [m for m in selector.matchers.matchers if m.name == label]
-    return [(m.op, m.value) for m in matchers] == [(promql.MatchOp.Equal, namespace)] and not selector.matchers.or_matchers
+    return [(m.op, m.value) for m in matchers] == [
+        (promql.MatchOp.Equal, namespace)
+    ] and not selector.matchers.or_matchers

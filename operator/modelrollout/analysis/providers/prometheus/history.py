@@ -1,4 +1,6 @@
-"""How stable's requests fail together, as the hour before a step has shown it: the looks from which a step's dispersion starts (dispersion.py)."""
+"""How stable's requests fail together, as the hour before a step has shown it: the looks from which
+a step's dispersion starts (dispersion.py).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from modelrollout.analysis.providers.prometheus.promql import Query, Target
 from modelrollout.statistics.dispersion import Spread, widened
 
 HISTORY_SECONDS, LOOK_SECONDS = 3600, 60
-_OUTAGE = 100.0  # squared standard errors of independent requests from the usual share: clusters of twenty come as far as that, hardly more
+# squared standard errors of independent requests from the usual share: clusters of twenty come as
+# far as that, hardly more
+_OUTAGE = 100.0
 
 
 def times_before(now: float) -> list[int]:
@@ -21,7 +25,9 @@ def times_before(now: float) -> list[int]:
 
 
 def usual(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str, Spread[float]]:
-    """The spread of each reading of the metric. ``stable`` is a target whose canary it is; ``past`` has an answer for each time."""
+    """The spread of each reading of the metric. ``stable`` is a target whose canary it is; ``past``
+    has an answer for each time.
+    """
     looks: dict[str, list[Raw]] = {}
     for at in sorted(past):
         for name, reading in read(query, past[at], stable).items():
@@ -31,8 +37,10 @@ def usual(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str,
 
 
 def counted(looks: Iterable[Raw]) -> list[tuple[float, float]]:
-    """(requests, bad ones) between each two looks, of processes that both have. One that restarts or is new sets its baseline and counts
-    nothing: what it counted before it was first seen belongs to no minute."""
+    """(requests, bad ones) between each two looks, of processes that both have. One that restarts
+    or is new sets its baseline and counts nothing: what it counted before it was first seen belongs
+    to no minute.
+    """
     found: list[tuple[float, float]] = []
     last: dict[str, Sample] = {}
     for raw in looks:
@@ -48,7 +56,9 @@ def counted(looks: Iterable[Raw]) -> list[tuple[float, float]]:
 
 
 def spread(minutes: Sequence[tuple[float, float]]) -> Spread[float]:
-    """Of all minutes but those of an outage, which is no way in which requests usually fail: with it the rollout would see nothing any more."""
+    """Of all minutes but those of an outage, which is no way in which requests usually fail: with
+    it the rollout would see nothing any more.
+    """
     busy = [(n, bad) for n, bad in minutes if n > 0]
     total, wrong = sum(n for n, _ in busy), sum(bad for _, bad in busy)
     centre = (median(bad / n for n, bad in busy) or wrong / total) if busy else 0.0

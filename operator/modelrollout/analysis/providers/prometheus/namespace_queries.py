@@ -1,6 +1,8 @@
-"""Queries that namespaces wrote themselves: asked in the background, one at a time for each namespace, and not at all for a while after trouble.
+"""Queries that namespaces wrote themselves: asked in the background, one at a time for each
+namespace, and not at all for a while after trouble.
 
-A look takes what has come and waits for the rest only a moment, so no query of a tenant holds up a built-in metric, a worker, or somebody else.
+A look takes what has come and waits for the rest only a moment, so no query of a tenant holds up a
+built-in metric, a worker, or somebody else.
 """
 
 from __future__ import annotations
@@ -26,21 +28,31 @@ _TROUBLE = ("ProviderTimeout", "ProviderError")
 
 
 class OwnQueries:
-    """Of one provider. ``ask`` is synchronous and runs on threads of its own; ``provider`` is the name to tell."""
+    """Of one provider. ``ask`` is synchronous and runs on threads of its own; ``provider`` is the
+    name to tell.
+    """
 
     def __init__(
-        self, provider: str, ask: Callable[[str], Answer | Problem], *, patience: float = PATIENCE_SECONDS, now: Callable[[], float] = time.time
+        self,
+        provider: str,
+        ask: Callable[[str], Answer | Problem],
+        *,
+        patience: float = PATIENCE_SECONDS,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._provider, self._ask, self._patience, self._now = provider, ask, patience, now
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"prometheus-{provider}-own")
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._tasks: defaultdict[str, dict[str, asyncio.Task[None]]] = defaultdict(dict)  # by namespace and key
+        # by namespace and key
+        self._tasks: defaultdict[str, dict[str, asyncio.Task[None]]] = defaultdict(dict)
         self._answers: defaultdict[str, dict[str, tuple[Answer | Problem, float]]] = defaultdict(dict)
         self._pauses: dict[str, Pause] = {}
         self._swept = now()
 
     async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
-        """What is known of each query, by the key that names it from look to look: the newest answer, or why there is none yet."""
+        """What is known of each query, by the key that names it from look to look: the newest
+        answer, or why there is none yet.
+        """
         if not queries:
             return {}
         self._sweep()
@@ -67,13 +79,15 @@ class OwnQueries:
             self._answers[namespace][key] = paused, self._now()
         elif len(tasks) < MOST_WAITING:
             before = self._answers[namespace].get(key)
-            if before is not None and isinstance(before[0], Problem) and before[0].kind == "QueriesPaused":  # no longer
+            # no longer
+            if before is not None and isinstance(before[0], Problem) and before[0].kind == "QueriesPaused":
                 del self._answers[namespace][key]
             tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
 
     async def _run(self, namespace: str, key: str, promql: str) -> None:
         try:
-            async with self._turns[namespace]:  # until the thread is done: a look that gave up frees nothing
+            # until the thread is done: a look that gave up frees nothing
+            async with self._turns[namespace]:
                 answer: Answer | Problem | None = self._paused(namespace)
                 if answer is None:
                     answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
@@ -93,7 +107,9 @@ class OwnQueries:
                 del self._answers[namespace][key]
             return found[0]
         return Problem(
-            "QueryPending", f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are asked one at a time"
+            "QueryPending",
+            f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are"
+            " asked one at a time",
         )
 
     def _paused(self, namespace: str) -> Problem | None:
@@ -103,8 +119,9 @@ class OwnQueries:
         until = datetime.fromtimestamp(pause.until, UTC)
         return Problem(
             "QueriesPaused",
-            f"own queries of namespace {namespace} to Prometheus {self._provider} are paused until {until:%H:%M:%S} UTC: one was not answered within "
-            f"{LIMIT_SECONDS:g} s; make it cheaper (fewer series, shorter ranges), or ask the platform team for a template",
+            f"own queries of namespace {namespace} to Prometheus {self._provider} are paused until"
+            f" {until:%H:%M:%S} UTC: one was not answered within {LIMIT_SECONDS:g} s; make it cheaper (fewer"
+            " series, shorter ranges), or ask the platform team for a template",
         )
 
     def _sweep(self) -> None:

@@ -15,9 +15,10 @@ from modelrollout.statistics.dispersion import Spread
 
 Side = Literal["canary", "stable"]
 
-# gRPC statuses that are the server's fault: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-# UNKNOWN (2) is left out. Traefik 3.6 looks for the status in the headers only: a success, whose status comes in the trailers, is counted as 2,
-# and so is a refused connection. Errors of Triton come without a message, hence in the headers, and are counted right
+# gRPC statuses that are the server's fault: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED,
+# INTERNAL, UNAVAILABLE, DATA_LOSS. UNKNOWN (2) is left out. Traefik 3.6 looks for the status in the
+# headers only: a success, whose status comes in the trailers, is counted as 2, and so is a refused
+# connection. Errors of Triton come without a message, hence in the headers, and are counted right
 # (docs/reasons-analysis.md, Blind spots).
 GRPC_BAD = frozenset({"4", "8", "12", "13", "14", "15"})
 _SHOWN = 300  # characters of a user's query or labels in a message: it lives in status
@@ -25,8 +26,10 @@ _SHOWN = 300  # characters of a user's query or labels in a message: it lives in
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The raw counters of both sides at one moment; a side without series has an empty one. ``usual``: how stable's bad share has varied before
-    that, as far as it is known; of a look that sets a baseline."""
+    """The raw counters of both sides at one moment; a side without series has an empty one.
+    ``usual``: how stable's bad share has varied before that, as far as it is known; of a look that
+    sets a baseline.
+    """
 
     canary: Raw
     stable: Raw
@@ -38,7 +41,9 @@ class _NoBoundError(Exception):
 
 
 def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Look | float | Problem]:
-    """The readings of a metric: its own, and with slices one of each as ``METRIC/SLICE``. A problem is a problem of all."""
+    """The readings of a metric: its own, and with slices one of each as ``METRIC/SLICE``. A problem
+    is a problem of all.
+    """
     if isinstance(answer, Problem):
         whole: Look | float | Problem = answer
     elif query.shape == "value":
@@ -49,7 +54,11 @@ def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Lo
     for part in query.slices:
         if isinstance(answer, Answer) and not isinstance(whole, Problem):
             # A process without a label of this slice counts 0 of it: its scrape stands for that.
-            of_part = tuple(s for s in answer.series if s.labels.get(READING) == "scraped" or s.labels.get("slice") == part)
+            of_part = tuple(
+                s
+                for s in answer.series
+                if s.labels.get(READING) == "scraped" or s.labels.get("slice") == part
+            )
             found[f"{query.metric}/{part}"] = read_counters(query, Answer(of_part), target)
         else:
             found[f"{query.metric}/{part}"] = whole
@@ -57,7 +66,9 @@ def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Lo
 
 
 def read_counters(query: Query, answer: Answer, target: Target) -> Look | Problem:
-    """Raw counters by side and process. Problem ``EvidenceImplausible`` for what no counter can be, ``NotABucketBound`` (bounds not named yet)."""
+    """Raw counters by side and process. Problem ``EvidenceImplausible`` for what no counter can be,
+    ``NotABucketBound`` (bounds not named yet).
+    """
     sides = _sides(query, target)
     found: dict[Side, dict[str, list[Series]]] = {"canary": defaultdict(list), "stable": defaultdict(list)}
     for series in answer.series:
@@ -65,9 +76,14 @@ def read_counters(query: Query, answer: Answer, target: Target) -> Look | Proble
         if side is not None:
             found[side][_process(series, process)].append(series)
     try:
-        look = {side: Raw({p: _sample(query, series) for p, series in processes.items()}) for side, processes in found.items()}
+        look = {
+            side: Raw({p: _sample(query, series) for p, series in processes.items()})
+            for side, processes in found.items()
+        }
     except _NoBoundError:
-        return Problem("NotABucketBound", f"{query.objective:g} s is no bucket bound of the gateway's histogram")
+        return Problem(
+            "NotABucketBound", f"{query.objective:g} s is no bucket bound of the gateway's histogram"
+        )
     except ValueError as e:
         return impossible(f"{query.metric}: {e}")
     return Look(look["canary"], look["stable"])
@@ -80,11 +96,16 @@ def read_value(query: Query, answer: Answer) -> float | Problem:
     if len(answer.series) > 1:
         shown = ", ".join(str(dict(s.labels)) for s in answer.series[:3])[:_SHOWN]
         return Problem(
-            "SeveralSeries", f"the query of {query.metric} gives {len(answer.series)} series ({shown}): aggregate it to one, e.g. with sum or max"
+            "SeveralSeries",
+            f"the query of {query.metric} gives {len(answer.series)} series ({shown}): aggregate it to one,"
+            " e.g. with sum or max",
         )
     value = answer.series[0].value
     if not math.isfinite(value):
-        return Problem("NotANumber", f"the query of {query.metric} gives {value}: often a division by 0; guard the divisor with  > 0")
+        return Problem(
+            "NotANumber",
+            f"the query of {query.metric} gives {value}: often a division by 0; guard the divisor with  > 0",
+        )
     return value
 
 
@@ -92,17 +113,27 @@ def name_bounds(problem: Problem, bounds: Answer) -> Problem:
     """The problem with the bounds that exist."""
     known = sorted({b for s in bounds.series if math.isfinite(b := _number(s.labels.get("le", "")))})
     named = ", ".join(f"{b * 1000:g}ms" if b < 1 else f"{b:g}s" for b in known) or "none"
-    return Problem(problem.kind, f"{problem.message}; its bounds are {named}: choose one of them, or configure the gateway's buckets")
+    return Problem(
+        problem.kind,
+        f"{problem.message}; its bounds are {named}: choose one of them, or configure the gateway's buckets",
+    )
 
 
 def _side_label(query: Query) -> str:
-    return {"codes": "service", "buckets": "service", "outcomes": "revision", "labels": "version", "pairs": "canary"}[query.shape]
+    return {
+        "codes": "service",
+        "buckets": "service",
+        "outcomes": "revision",
+        "labels": "version",
+        "pairs": "canary",
+    }[query.shape]
 
 
 def _sides(query: Query, target: Target) -> dict[str, tuple[Side, str]]:
     """Value of the side's label to the side and what tells its counters apart within one process.
 
-    HTTP and gRPC are counters of their own: the gateway may drop and create one of them while the other goes on.
+    HTTP and gRPC are counters of their own: the gateway may drop and create one of them while the
+    other goes on.
     """
     sides: dict[str, tuple[Side, str]] = {}
     revisions: list[tuple[Side, str, int]] = [("canary", target.canary.revision, target.canary.number)]
@@ -110,7 +141,10 @@ def _sides(query: Query, target: Target) -> dict[str, tuple[Side, str]]:
         revisions.append(("stable", target.stable.revision, target.stable.number))
     for side, revision, number in revisions:
         if query.shape in ("codes", "buckets"):
-            sides |= {label: (side, protocol) for label, protocol in service_labels(target.namespace, revision).items()}
+            sides |= {
+                label: (side, protocol)
+                for label, protocol in service_labels(target.namespace, revision).items()
+            }
         else:
             sides[revision if query.shape == "outcomes" else str(number)] = (side, "")
     return sides
@@ -148,7 +182,11 @@ def _is_bad(query: Query, series: Series) -> bool:
         return code in GRPC_BAD if grpc else code.startswith("5")
     if query.shape == "pairs":
         return series.labels.get("result") != "agree"
-    return series.labels.get(READING) == "bad" if query.shape == "outcomes" else series.labels.get("result") == "wrong"
+    return (
+        series.labels.get(READING) == "bad"
+        if query.shape == "outcomes"
+        else series.labels.get("result") == "wrong"
+    )
 
 
 def _number(text: str) -> float:

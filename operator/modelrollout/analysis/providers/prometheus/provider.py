@@ -12,7 +12,15 @@ from modelrollout.analysis.plausibility import FEW, more_labels_than_rows
 from modelrollout.analysis.problem import Answer, Problem
 from modelrollout.analysis.providers.prometheus.history import times_before, usual
 from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read
-from modelrollout.analysis.providers.prometheus.promql import READING, Query, Target, agreement_query, bounds_query, build, rows_query
+from modelrollout.analysis.providers.prometheus.promql import (
+    READING,
+    Query,
+    Target,
+    agreement_query,
+    bounds_query,
+    build,
+    rows_query,
+)
 from modelrollout.api.v1alpha1 import Counter, Metric
 from modelrollout.statistics.dispersion import Spread
 
@@ -27,10 +35,15 @@ class Reader(Protocol):
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem: ...
 
 
-async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts], now: float) -> dict[str, Reading]:
-    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is read for its baseline, with what stable has
-    shown in the hour before ``now`` (Unix seconds)."""
-    fresh = [m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))]
+async def look(
+    reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts], now: float
+) -> dict[str, Reading]:
+    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is
+    read for its baseline, with what stable has shown in the hour before ``now`` (Unix seconds).
+    """
+    fresh = [
+        m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))
+    ]
     plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
     answers, own, before, implausible = await asyncio.gather(
@@ -44,39 +57,70 @@ async def look(reader: Reader, target: Target, metrics: Sequence[Metric], counte
     found: dict[str, Reading] = {}
     for metric, wrong in zip(metrics, implausible, strict=True):
         plan = plans[metric.name]
-        readings = dict.fromkeys(_names(metric), plan) if isinstance(plan, Problem) else read(plan, answers[metric.name], target)
+        readings = (
+            dict.fromkeys(_names(metric), plan)
+            if isinstance(plan, Problem)
+            else read(plan, answers[metric.name], target)
+        )
         if wrong is not None:
             readings = dict.fromkeys(_names(metric), wrong)
         of_metric = readings[metric.name]
         if isinstance(of_metric, Problem) and of_metric.kind == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
-            readings = {metric.name: bounds if isinstance(bounds, Problem) else name_bounds(of_metric, bounds)}
-        elif metric in fresh and isinstance(plan, Query) and isinstance(of_metric, Look) and _is_no_baseline(plan, of_metric, target):
-            text = f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins when it has"
+            readings = {
+                metric.name: bounds if isinstance(bounds, Problem) else name_bounds(of_metric, bounds)
+            }
+        elif (
+            metric in fresh
+            and isinstance(plan, Query)
+            and isinstance(of_metric, Look)
+            and _is_no_baseline(plan, of_metric, target)
+        ):
+            text = (
+                f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins"
+                " when it has"
+            )
             readings = {metric.name: Problem("NoData", text)}
         found |= readings
-    return {name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r for name, r in found.items()}
+    return {
+        name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r
+        for name, r in found.items()
+    }
 
 
-async def _labels(reader: Reader, target: Target, metric: Metric, counters: Mapping[str, Counts]) -> Problem | None:
-    """What is wrong with the labels that were counted before; nothing where servers are not scraped, or nobody knows all that they have answered."""
+async def _labels(
+    reader: Reader, target: Target, metric: Metric, counters: Mapping[str, Counts]
+) -> Problem | None:
+    """What is wrong with the labels that were counted before; nothing where servers are not
+    scraped, or nobody knows all that they have answered.
+    """
     labels, per_row = (counters.get(metric.name) or Counts()).canary, target.sources.labels_per_row
-    if metric.name != "accuracy" or metric.query is not None or labels is None or not per_row or not target.rows_seconds or labels.total <= FEW:
+    if (
+        metric.name != "accuracy"
+        or metric.query is not None
+        or labels is None
+        or not per_row
+        or not target.rows_seconds
+        or labels.total <= FEW
+    ):
         return None
     [answer] = await reader.ask([rows_query(target)])
     if isinstance(answer, Problem):
         return None
     found = {s.labels.get(READING): s.value for s in answer.series}
-    if len(found) < 3 or found["servers"] < target.pods:  # one that is not scraped yet may have answered most
+    # one that is not scraped yet may have answered most
+    if len(found) < 3 or found["servers"] < target.pods:
         return None
     return more_labels_than_rows(labels, found["count"], found["scraped"], per_row)
 
 
 def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:
-    """Whether those that count requests have not been scraped yet, by a Prometheus that has lost its data, or that has not come to new pods.
+    """Whether those that count requests have not been scraped yet, by a Prometheus that has lost
+    its data, or that has not come to new pods.
 
-    What it scrapes next has counted before: weeks of stable, or the golden inputs that went to the pods of the canary, and none of that belongs to
-    the step. A gateway has no counter of a canary before its first request. Labels of answers: their counter begins with the first.
+    What it scrapes next has counted before: weeks of stable, or the golden inputs that went to the
+    pods of the canary, and none of that belongs to the step. A gateway has no counter of a canary
+    before its first request. Labels of answers: their counter begins with the first.
     """
     canary, stable = bool(look.canary.processes), bool(look.stable.processes)
     if query.shape == "outcomes":  # Triton's own: pods of both sides run
@@ -98,8 +142,12 @@ async def _ask_own(reader: Reader, target: Target, queries: Sequence[Query]) -> 
     return {metric: answers[key] for metric, key in keys.items()}
 
 
-async def usual_before(reader: Reader, target: Target, metric: Metric, now: float) -> dict[str, Spread[float]]:
-    """How stable's bad share has varied in the hour before ``now``, by reading; nothing where nobody can tell: a provider that is slow, no stable."""
+async def usual_before(
+    reader: Reader, target: Target, metric: Metric, now: float
+) -> dict[str, Spread[float]]:
+    """How stable's bad share has varied in the hour before ``now``, by reading; nothing where
+    nobody can tell: a provider that is slow, no stable.
+    """
     if target.stable is None:
         return {}
     stable = replace(target, canary=target.stable, stable=None)

@@ -1,4 +1,6 @@
-"""Whether those who may count by the configuration (queries.Sources) are those who do, by what Prometheus says of its targets."""
+"""Whether those who may count by the configuration (queries.Sources) are those who do, by what
+Prometheus says of its targets.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from modelrollout.analysis.problem import Problem
 from modelrollout.api.selectors import fit, parse
 from modelrollout.config import OperatorConfig
 
-Source = Literal["gateway", "feedback", "pods"]  # pods: the comparer and the servers, in the model's namespace
+# pods: the comparer and the servers, in the model's namespace
+Source = Literal["gateway", "feedback", "pods"]
 SOURCES: tuple[Source, ...] = ("gateway", "feedback", "pods")
 _NAMED = 10  # targets in a line of the log
 _READ = "docs/install.md, Who may count"
@@ -18,7 +21,9 @@ _READ = "docs/install.md, Who may count"
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """Something that is scraped: the labels that its series get, and those with which it was found."""
+    """Something that is scraped: the labels that its series get, and those with which it was
+    found.
+    """
 
     pool: str  # the job_name of its configuration
     labels: Mapping[str, str]
@@ -26,7 +31,9 @@ class ScrapeTarget:
 
     @property
     def namespace(self) -> str | None:
-        """Where it runs, whatever its labels say; None: it is none of the cluster's pods, but whoever configures Prometheus has named it."""
+        """Where it runs, whatever its labels say; None: it is none of the cluster's pods, but
+        whoever configures Prometheus has named it.
+        """
         return self.discovered.get("__meta_kubernetes_namespace")
 
     @property
@@ -38,7 +45,9 @@ class ScrapeTarget:
         return f"{self.namespace}/{self.pod or self.labels.get('instance', '?')} (job {self.pool})"
 
     def astray(self, label: str) -> bool:
-        """Whether its series may say another namespace than its own. Jobs for single services, such as the API server's, often set none: let be."""
+        """Whether its series may say another namespace than its own. Jobs for single services, such
+        as the API server's, often set none: let be.
+        """
         said = self.labels.get(label)
         return said != self.namespace and (said is not None or self.pod is not None)
 
@@ -53,7 +62,8 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody knows.
+    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody
+    knows.
 
     ``message`` is for every team to read; ``targets``, who runs where, for the platform.
     """
@@ -72,33 +82,68 @@ def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfi
         "pods": ("", [], ""),
     }[source]
     if field and not selector:
-        return Doubt("Unverified", f"{field} is not set: whoever Prometheus scrapes may write the counters that this is judged by ({_READ})")
+        return Doubt(
+            "Unverified",
+            f"{field} is not set: whoever Prometheus scrapes may write the counters that this is judged by"
+            f" ({_READ})",
+        )
     if scrape is None:
         return Doubt("Unverified", "no Prometheus is configured")
     if isinstance(scrape, Problem):
-        return Doubt("Unverified", f"nobody knows whether others count: {scrape.message} when asked for its targets ({_READ})")
+        return Doubt(
+            "Unverified",
+            f"nobody knows whether others count: {scrape.message} when asked for its targets ({_READ})",
+        )
     trusted = {*config.scrape.trusted_namespaces, *gateway.namespaces, *feedback.namespaces}
     label = config.scrape.namespace_label
-    free = [t for t in scrape.targets if t.pool in scrape.honoring and t.namespace is not None and t.namespace not in trusted]
+    free = [
+        t
+        for t in scrape.targets
+        if t.pool in scrape.honoring and t.namespace is not None and t.namespace not in trusted
+    ]
     if free:
         remedy = "leave that out, or name their namespaces in scrape.trustedNamespaces"
         return _foreign(free, "are scraped with honor_labels and may write any label", remedy)
     if source == "pods":
-        astray = [t for t in scrape.targets if t.namespace is not None and t.namespace not in trusted and t.astray(label)]
-        return _foreign(astray, f"do not have their namespace in the label {label}", "set it in the scrape, after any labelmap") if astray else None
+        astray = [
+            t
+            for t in scrape.targets
+            if t.namespace is not None and t.namespace not in trusted and t.astray(label)
+        ]
+        return (
+            _foreign(
+                astray,
+                f"do not have their namespace in the label {label}",
+                "set it in the scrape, after any labelmap",
+            )
+            if astray
+            else None
+        )
     matchers = parse(selector)
     fitting = [t for t in scrape.targets if fit(matchers, t.labels)]
     if not fitting:
         return Doubt(
-            "Unverified", f"no target of Prometheus fits {field} {selector}, so nothing is counted: correct it, or have it scraped ({_READ})"
+            "Unverified",
+            f"no target of Prometheus fits {field} {selector}, so nothing is counted: correct it, or have it"
+            f" scraped ({_READ})",
         )
     others = [t for t in fitting if t.namespace is not None and t.namespace not in namespaces]
-    where = f"run elsewhere than in {', '.join(namespaces) or 'what Prometheus names itself'} and fit {field} {selector}"
-    return _foreign(others, where, "choose a label that no pod and no monitor of theirs can set") if others else None
+    where = (
+        f"run elsewhere than in {', '.join(namespaces) or 'what Prometheus names itself'} and fit {field}"
+        f" {selector}"
+    )
+    return (
+        _foreign(others, where, "choose a label that no pod and no monitor of theirs can set")
+        if others
+        else None
+    )
 
 
 def _foreign(targets: Iterable[ScrapeTarget], what: str, remedy: str) -> Doubt:
     found = sorted({t.name for t in targets})
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    message = f"targets of Prometheus that {what} ({len(found)}, which the operator's log names): {remedy} ({_READ})"
+    message = (
+        f"targets of Prometheus that {what} ({len(found)}, which the operator's log names): {remedy}"
+        f" ({_READ})"
+    )
     return Doubt("ForeignTargets", message, ", ".join(found[:_NAMED]) + more)

@@ -1,7 +1,9 @@
-"""``auto``: candidates are made with the other steps, judged on data of the search's own, timed, and the best one within the budget is taken.
+"""``auto``: candidates are made with the other steps, judged on data of the search's own, timed,
+and the best one within the budget is taken.
 
-A candidate is within the budget if every metric of the gate passes on that data, and the 95 % interval of every loss lies within its budget: stricter
-than the gate, because the best of many is partly the luckiest of many.
+A candidate is within the budget if every metric of the gate passes on that data, and the 95 %
+interval of every loss lies within its budget: stricter than the gate, because the best of many is
+partly the luckiest of many.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Out
 from modelrollout.optimizer.steps.context import Work
 from modelrollout.statistics.frontier import OBJECTIVES, Point, choose, cost_of, enough, frontier
 
-CALIBRATION_SAMPLES = 256  # set aside of the data where no calibration data is given, at most a quarter of it
+# set aside of the data where no calibration data is given, at most a quarter of it
+CALIBRATION_SAMPLES = 256
 REQUESTS = 64  # different ones that latency is measured with
-MOST_RUNS, LEAST_RUNS, TIMING_SECONDS = 400, 15, 1.5  # of one latency: as many as fit into that time
+# of one latency: as many as fit into that time
+MOST_RUNS, LEAST_RUNS, TIMING_SECONDS = 400, 15, 1.5
 MOST_POINTS = 12  # in the summary; the report has all
 
 
@@ -41,7 +45,9 @@ class _TimeIsUpError(Exception):
 
 @dataclass(frozen=True)
 class _Made:
-    """A model that was made and judged. ``done`` and ``warnings``: those of its steps, from the source on."""
+    """A model that was made and judged. ``done`` and ``warnings``: those of its steps, from the
+    source on.
+    """
 
     point: Point
     path: Path
@@ -52,31 +58,54 @@ class _Made:
 
     def told(self) -> dict[str, Any]:
         """For the report."""
-        return {**self.point._asdict(), "value": self.value, "interval": list(self.interval), "steps": self.done}
+        return {
+            **self.point._asdict(),
+            "value": self.value,
+            "interval": list(self.interval),
+            "steps": self.done,
+        }
 
     def summary(self) -> SearchPoint:
         """For the termination message."""
         p = self.point
-        return SearchPoint(p.name, p.size, p.milliseconds, float(f"{self.value:.6g}"), float(f"{self.interval[1]:.4g}"), p.within)
+        return SearchPoint(
+            p.name,
+            p.size,
+            p.milliseconds,
+            float(f"{self.value:.6g}"),
+            float(f"{self.interval[1]:.4g}"),
+            p.within,
+        )
 
 
 class _Judge:
     """Accuracy against the original model, and latency against the source of the search.
 
-    ``metric``, its value ``before`` and what is ``allowed`` of a loss: of the gate's first metric, on this data.
+    ``metric``, its value ``before`` and what is ``allowed`` of a loss: of the gate's first metric,
+    on this data.
     """
 
     def __init__(self, gate: Gate, data: Data, work: Work) -> None:
         """Raises JobError: SelectionUnfit, and those of reading answers."""
         self._gate, self._data, self._work, self._field = gate, data, work, f"{work.field}.data"
-        self._before, self._classes = answers(gate, data, open_session(work.original, self._field), work.info, self._field, work.advance)
+        self._before, self._classes = answers(
+            gate, data, open_session(work.original, self._field), work.info, self._field, work.advance
+        )
         if data.labels is not None:
             check_label_range(data.labels, self._classes, self._field)
         untouched = self._judged(self._before)
         if untouched.decision.verdict != "Successful":
-            raise bad_input("SelectionUnfit", f"{self._field}: on this data not even the model as it was given passes: {untouched.decision.message}")
+            raise bad_input(
+                "SelectionUnfit",
+                f"{self._field}: on this data not even the model as it was given passes:"
+                f" {untouched.decision.message}",
+            )
         first = untouched.report["metrics"][0]
-        self.metric, self.before, self.allowed = first["name"], first["judged"][0]["before"], first["judged"][0]["allowed"]
+        self.metric, self.before, self.allowed = (
+            first["name"],
+            first["judged"][0]["before"],
+            first["judged"][0]["allowed"],
+        )
         rows, fill = batch_rows(work.info.inputs, 1, self._field)
         some = data.rows(np.arange(min(data.n, rows * REQUESTS)))
         self._requests = [part for count, part in batches(some.inputs, rows, fill)]
@@ -88,17 +117,27 @@ class _Judge:
     def _judged(self, after: Answers) -> Measured:
         return judged(self._gate, self._data, self._before, after, self._classes, self._field, same=False)
 
-    def made(self, name: str, path: Path, done: list[dict[str, Any]], warnings: list[str], advance: Advance) -> _Made:
+    def made(
+        self, name: str, path: Path, done: list[dict[str, Any]], warnings: list[str], advance: Advance
+    ) -> _Made:
         """Judge and time it; raises JobError for a model that does not run or does not answer."""
         after = self._before
         if path != self._work.original:
-            after = answers(self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance)[0]
+            after = answers(
+                self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance
+            )[0]
         measured = self._judged(after)
-        first = measured.report["metrics"][0]["judged"][0]  # the whole of the data, by the gate's first metric
+        # the whole of the data, by the gate's first metric
+        first = measured.report["metrics"][0]["judged"][0]
         before, value = first["before"], first["after"]
-        within = measured.decision.verdict == "Successful" and all(m.allowed is None or m.interval[1] <= m.allowed for m in measured.metrics)
-        seconds_of = np.median(in_turns([self._session, open_single(path)], self._requests, self._runs), axis=1)
-        milliseconds = self._milliseconds * float(seconds_of[1] / seconds_of[0])  # by the ratio: the machine may be busier than it was
+        within = measured.decision.verdict == "Successful" and all(
+            m.allowed is None or m.interval[1] <= m.allowed for m in measured.metrics
+        )
+        seconds_of = np.median(
+            in_turns([self._session, open_single(path)], self._requests, self._runs), axis=1
+        )
+        # by the ratio: the machine may be busier than it was
+        milliseconds = self._milliseconds * float(seconds_of[1] / seconds_of[0])
         point = Point(
             name=name,
             size=files.size_of(path),
@@ -120,7 +159,11 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
     judge = _Judge(_gate_for(work.gate, data, work), data, work)
     source = judge.made(SOURCE, work.source, [], [], work.advance)
     means = _means(step, work)
-    given = replace(work, data={"calibration": calibration} | {name: d for name, d in work.data.items() if name == "training.data"})
+    given = replace(
+        work,
+        data={"calibration": calibration}
+        | {name: d for name, d in work.data.items() if name == "training.data"},
+    )
 
     made, best = {SOURCE: source}, source
     outcomes: dict[str, Outcome] = {}
@@ -136,26 +179,41 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
             cut = candidate.name
             break
         except (JobError, MemoryError) as error:
-            if isinstance(error, JobError) and error.code not in (ExitCode.BAD_INPUT, ExitCode.OUT_OF_RESOURCES):
+            if isinstance(error, JobError) and error.code not in (
+                ExitCode.BAD_INPUT,
+                ExitCode.OUT_OF_RESOURCES,
+            ):
                 raise
             files.remove(target)
             outcomes[candidate.name] = "Refused"
-            refused[candidate.name] = f"{error.reason}: {error.message}" if isinstance(error, JobError) else "OutOfMemory"
+            refused[candidate.name] = (
+                f"{error.reason}: {error.message}" if isinstance(error, JobError) else "OutOfMemory"
+            )
         else:
             made[candidate.name] = found
             outcomes[candidate.name] = "Within" if found.point.within else "Beyond"
-            best = made[choose(source.point, [m.point for m in made.values() if m is not source], step.objective).name]
+            best = made[
+                choose(source.point, [m.point for m in made.values() if m is not source], step.objective).name
+            ]
         kept = {source.path, best.path, made[candidate.base].path, target}
         for path in {m.path for m in made.values()} - kept:
             files.remove(path)
-        say("tried", candidate=candidate.name, outcome=outcomes[candidate.name], best=best.point.name, bestSize=best.point.size)
+        say(
+            "tried",
+            candidate=candidate.name,
+            outcome=outcomes[candidate.name],
+            best=best.point.name,
+            bestSize=best.point.size,
+        )
 
     if best is not source:
         files.copy(best.path, work.target)
     for text in (*_findings(step, work, list(made.values()), best, cut, refused), *best.warnings):
         work.warn(text)
     frontiers = {o: [p.name for p in frontier([m.point for m in made.values()], o)] for o in OBJECTIVES}
-    shown = dict.fromkeys([best.point.name, SOURCE, *(name for names in frontiers.values() for name in names)])
+    shown = dict.fromkeys(
+        [best.point.name, SOURCE, *(name for names in frontiers.values() for name in names)]
+    )
     search = Search(
         objective=step.objective,
         metric=judge.metric,
@@ -179,7 +237,9 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
 
 
 def _make(candidate: Candidate, base: _Made, target: Path, work: Work, judge: _Judge, ends: float) -> _Made:
-    """Raises _TimeIsUpError also in the middle of it, for training may take long; a file that was begun is left to the Job's folder."""
+    """Raises _TimeIsUpError also in the middle of it, for training may take long; a file that was
+    begun is left to the Job's folder.
+    """
 
     def advance(done: int, total: int | None) -> None:
         if monotonic() >= ends:
@@ -189,7 +249,15 @@ def _make(candidate: Candidate, base: _Made, target: Path, work: Work, judge: _J
     advance(0, None)
     warnings: list[str] = []
     data = {name: work.data[name] for name in candidate.step.sources()}
-    inner = replace(work, source=base.path, target=target, info=check(base.path), data=data, advance=advance, warn=warnings.append)
+    inner = replace(
+        work,
+        source=base.path,
+        target=target,
+        info=check(base.path),
+        data=data,
+        advance=advance,
+        warn=warnings.append,
+    )
     done = {"kind": candidate.step.kind} | steps.run(candidate.step, inner)
     return judge.made(candidate.name, target, [*base.done, done], [*base.warnings, *warnings], advance)
 
@@ -201,25 +269,38 @@ def _divided(work: Work) -> tuple[Data, Data]:
         return work.data["calibration"], data
     count = min(CALIBRATION_SAMPLES, data.n // 4)
     if not count:
-        raise bad_input("SelectionUnfit", f"{work.field}.data: {data.n} samples are too few to search with; give hundreds, better thousands")
-    aside = np.linspace(0, data.n - 1, count).astype(np.int64)  # from all over the data: it may be sorted
-    return replace(data.rows(aside), labels=None, targets=None), data.rows(np.setdiff1d(np.arange(data.n), aside))
+        raise bad_input(
+            "SelectionUnfit",
+            f"{work.field}.data: {data.n} samples are too few to search with; give hundreds, better"
+            " thousands",
+        )
+    # from all over the data: it may be sorted
+    aside = np.linspace(0, data.n - 1, count).astype(np.int64)
+    return replace(data.rows(aside), labels=None, targets=None), data.rows(
+        np.setdiff1d(np.arange(data.n), aside)
+    )
 
 
 def _gate_for(gate: Gate, data: Data, work: Work) -> Gate:
     """The gate's metrics, without the budgets of slices that this data does not have."""
     if data.slices or not any(metric.slices for metric in gate.metrics):
         return gate
-    work.warn(f"{work.field}.data: it names no slices, so the search did not look at the budgets that the gate has for them")
-    return gate.model_copy(update={"metrics": tuple(metric.model_copy(update={"slices": None}) for metric in gate.metrics)})
+    work.warn(
+        f"{work.field}.data: it names no slices, so the search did not look at the budgets that the gate has"
+        " for them"
+    )
+    return gate.model_copy(
+        update={"metrics": tuple(metric.model_copy(update={"slices": None}) for metric in gate.metrics)}
+    )
 
 
 def _means(step: AutoStep, work: Work) -> Means:
     trains = step.training is not None and steps.can_train()
     if step.training is not None and not trains:
         work.warn(
-            f"{work.field}.training: nothing that trains was tried, because this image has no JAX; set trainer.image in the chart's values (models "
-            "that are converted to ONNX take the image of their format, which does not train)"
+            f"{work.field}.training: nothing that trains was tried, because this image has no JAX; set"
+            " trainer.image in the chart's values (models that are converted to ONNX take the image of their"
+            " format, which does not train)"
         )
     return Means(
         calibration=step.calibration or step.data,
@@ -229,27 +310,38 @@ def _means(step: AutoStep, work: Work) -> Means:
     )
 
 
-def _findings(step: AutoStep, work: Work, made: list[_Made], best: _Made, cut: str | None, refused: dict[str, str]) -> list[str]:
+def _findings(
+    step: AutoStep, work: Work, made: list[_Made], best: _Made, cut: str | None, refused: dict[str, str]
+) -> list[str]:
     """What the user should know of the search."""
     source, others = made[0], made[1:]
     found = []
     if best is source:
-        better = [m for m in others if cost_of(step.objective)(m.point) <= enough(source.point, step.objective)]
+        better = [
+            m for m in others if cost_of(step.objective)(m.point) <= enough(source.point, step.objective)
+        ]
         closest = min(better, key=lambda m: m.interval[1], default=None)
         word = "smaller" if step.objective == "Size" else "faster"
         if closest:
-            why = f"{closest.point.name} came closest, with a loss of {closest.point.loss:.4g} (95 % interval up to {closest.interval[1]:.4g})"
+            why = (
+                f"{closest.point.name} came closest, with a loss of {closest.point.loss:.4g} (95 % interval"
+                f" up to {closest.interval[1]:.4g})"
+            )
         else:
             reasons = [f"{name} ({text.split(':')[0]})" for name, text in refused.items()]
             why = f"{len(others)} candidates could be made, not: {', '.join(reasons) or 'none'}"
-        found.append(f"{work.field}: nothing that keeps the budget is at least 5 % {word}, so the model stays as it was: {why}")
+        found.append(
+            f"{work.field}: nothing that keeps the budget is at least 5 % {word}, so the model stays as it"
+            f" was: {why}"
+        )
     if cut:
         found.append(
-            f"{work.field}: the time limit of {step.time_limit} ended the search at {cut}, after {len(others)} candidates; a longer timeLimit may "
-            "find a better one"
+            f"{work.field}: the time limit of {step.time_limit} ended the search at {cut}, after"
+            f" {len(others)} candidates; a longer timeLimit may find a better one"
         )
     if step.objective == "Latency" and work.hardware != "any":
         found.append(
-            f"{work.field}.objective: latency was measured on the Job's CPU, which is no proof for the GPU that will serve the model; Size says more"
+            f"{work.field}.objective: latency was measured on the Job's CPU, which is no proof for the GPU"
+            " that will serve the model; Size says more"
         )
     return found

@@ -1,7 +1,9 @@
-"""PURE: which candidate a search tries next, by what came of those before. Cheap and likely ones come first, so that a short limit finds something.
+"""PURE: which candidate a search tries next, by what came of those before. Cheap and likely ones
+come first, so that a short limit finds something.
 
-The order depends on outcomes alone, never on a clock. Calibration methods are tried while int8 loses too much; pruning and distillation climb a
-ladder while the budget is kept, and what keeps it is quantized as well. Unstructured pruning is not tried: the file stays as large and the model as
+The order depends on outcomes alone, never on a clock. Calibration methods are tried while int8
+loses too much; pruning and distillation climb a ladder while the budget is kept, and what keeps it
+is quantized as well. Unstructured pruning is not tried: the file stays as large and the model as
 slow with ONNX Runtime, so that it could never be chosen.
 """
 
@@ -11,7 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from modelrollout.contract.tasks import DataSet, DistillStep, GraphStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step, Training
+from modelrollout.contract.tasks import (
+    DataSet,
+    DistillStep,
+    GraphStep,
+    HalfPrecisionStep,
+    Int4Step,
+    Int8Step,
+    PruneStep,
+    Step,
+    Training,
+)
 
 Outcome = Literal["Within", "Beyond", "Refused"]  # keeps the budget, does not, could not be made
 
@@ -26,7 +38,9 @@ LARGER_SIZES = (0.5,)
 
 @dataclass(frozen=True)
 class Means:
-    """What there is to search with. ``training`` None: nothing that trains; ``sensitivity``: there is a maxDrop to leave operators out by."""
+    """What there is to search with. ``training`` None: nothing that trains; ``sensitivity``: there
+    is a maxDrop to leave operators out by.
+    """
 
     calibration: DataSet
     training: Training | None = None
@@ -44,20 +58,32 @@ class Candidate:
 
 
 def next_candidate(means: Means, outcomes: Mapping[str, Outcome]) -> Candidate | None:
-    """The first that has no outcome yet; None: all is tried. The base of what is returned is the source or has the outcome Within."""
-    return next((candidate for candidate in _in_order(means, outcomes) if candidate.name not in outcomes), None)
+    """The first that has no outcome yet; None: all is tried. The base of what is returned is the
+    source or has the outcome Within.
+    """
+    return next(
+        (candidate for candidate in _in_order(means, outcomes) if candidate.name not in outcomes), None
+    )
 
 
 def _in_order(means: Means, outcomes: Mapping[str, Outcome]) -> Iterator[Candidate]:
-    """All candidates that the outcomes so far call for; what follows one without an outcome is not meant yet."""
+    """All candidates that the outcomes so far call for; what follows one without an outcome is not
+    meant yet.
+    """
     yield Candidate("graph", GraphStep())
     int8 = {
         "int8": Int8Step(method="Static", calibration=means.calibration),
-        "int8-percentile": Int8Step(method="Static", calibration=means.calibration, calibration_method="Percentile"),
-        "int8-entropy": Int8Step(method="Static", calibration=means.calibration, calibration_method="Entropy"),
+        "int8-percentile": Int8Step(
+            method="Static", calibration=means.calibration, calibration_method="Percentile"
+        ),
+        "int8-entropy": Int8Step(
+            method="Static", calibration=means.calibration, calibration_method="Entropy"
+        ),
     }
     if means.sensitivity:
-        int8["int8-sensitivity"] = Int8Step(method="Static", calibration=means.calibration, leave_out="BySensitivity")
+        int8["int8-sensitivity"] = Int8Step(
+            method="Static", calibration=means.calibration, leave_out="BySensitivity"
+        )
     for name, step in int8.items():
         yield Candidate(name, step)
         if outcomes.get(name) != "Beyond":
@@ -87,7 +113,9 @@ def _in_order(means: Means, outcomes: Mapping[str, Outcome]) -> Iterator[Candida
         return Candidate(name, PruneStep(sparsity=sparsity, importance=importance, training=means.training))
 
     def ladder(rungs: list[list[Candidate]]) -> Iterator[Candidate]:
-        """Up to the first rung none of whose candidates keeps the budget; of a rung, the next where the one before loses too much."""
+        """Up to the first rung none of whose candidates keeps the budget; of a rung, the next where
+        the one before loses too much.
+        """
         for rung in rungs:
             for candidate in rung:
                 yield candidate
