@@ -133,8 +133,10 @@ class Arena:
             subject.stable = subject.tried
         for subject in self.subjects:
             self.until(
-                f"the first version of {subject.name} is stable", lambda s=subject: self.is_ready(s), 180
-            )  # type: ignore[misc]
+                f"the first version of {subject.name} is stable",
+                lambda s=subject: self.is_ready(s),  # type: ignore[misc]
+                180,
+            )
         for subject in self.subjects:
             self._send(subject, live)
         self.say(f"two ModelDeployments serve under {2 * self._rate:g} requests/s")

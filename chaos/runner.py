@@ -252,9 +252,9 @@ class Runner:
                 arena.next_version(subject, good=True)
                 arena.until(
                     f"{subject.name} is well again",
-                    lambda s=subject: arena.is_ready(s) and self._has_digest(s),
+                    lambda s=subject: arena.is_ready(s) and self._has_digest(s),  # type: ignore[misc]
                     180,
-                )  # type: ignore[misc]
+                )
                 subject.stable = subject.tried
             except (ChaosError, DemoError) as e:
                 arena.say(f"    {e}")

@@ -318,9 +318,9 @@ class Sandbox:
             for node in NODES:
                 self._until(
                     "containerd's socket",
-                    lambda node=node: _listens(str(self.state.containerd(node))),
+                    lambda node=node: _listens(str(self.state.containerd(node))),  # type: ignore[misc]
                     f"containerd-{node}",
-                )  # type: ignore[misc]
+                )
             self._start(*(f"kubelet-{n}" for n in NODES), "capacity")
             self.kubectl(
                 c,

@@ -84,7 +84,7 @@ def lies_in(uri: str, prefix: str) -> bool:
 Queries = Literal["Templates", "Own"]
 
 
-class Store(_Config):
+class StoreConfig(_Config):
     """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is
     fetched.
     """
@@ -129,7 +129,7 @@ class Store(_Config):
         return lies_in(uri, self.uri)
 
 
-class ArtifactStore(Store):
+class ArtifactStoreConfig(StoreConfig):
     """Where prepared models are kept: Jobs write there, servers read."""
 
     read_secret_name: str | None = Field(
@@ -146,7 +146,7 @@ class ArtifactStore(Store):
         return self.secret_name is not None and self.read_secret_name in (None, self.secret_name)
 
 
-class PrometheusProvider(_Config):
+class PrometheusConfig(_Config):
     """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the
     operator's pod.
     """
@@ -206,7 +206,7 @@ class Scrape(_Config):
     )
 
 
-class Images(_Config):
+class ImagesConfig(_Config):
     """Images of Jobs and servers, best by digest."""
 
     optimizer: str
@@ -237,7 +237,7 @@ class Images(_Config):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
 
 
-class Drain(_Config):
+class DrainConfig(_Config):
     """How a server goes away without losing a request: grace = pre_stop + exit_timeout + margin,
     all in seconds.
     """
@@ -247,7 +247,7 @@ class Drain(_Config):
     margin_seconds: int = 5
 
 
-class Shadow(_Config):
+class ShadowConfig(_Config):
     """Limits of the comparer of shadow traffic, and whether Traefik mirrors for us."""
 
     traefik: bool = Field(
@@ -285,7 +285,7 @@ class WorkloadRules(_Config):
     )
 
 
-class Capacity(_Config):
+class CapacityConfig(_Config):
     """Whether the operator may look how many GPUs are free."""
 
     look_at_nodes: bool = Field(
@@ -348,7 +348,7 @@ class PeersAtPorts(Peers):
         return self
 
 
-class NetworkPolicies(_Config):
+class NetworkPoliciesConfig(_Config):
     """Who reaches the pods of ModelDeployments and whom these reach. Without this the operator
     looks at no NetworkPolicy.
     """
@@ -398,9 +398,9 @@ class NetworkPolicies(_Config):
 class OperatorConfig(_Config):
     """Everything that a platform team decides once for the cluster."""
 
-    stores: Annotated[list[Store], Field(min_length=1)]
-    artifacts: ArtifactStore
-    prometheus: list[PrometheusProvider] = Field(default_factory=list)
+    stores: Annotated[list[StoreConfig], Field(min_length=1)]
+    artifacts: ArtifactStoreConfig
+    prometheus: list[PrometheusConfig] = Field(default_factory=list)
     queries: Queries = Field(
         "Templates",
         description=(
@@ -412,13 +412,13 @@ class OperatorConfig(_Config):
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
     feedback_metrics: FeedbackMetrics = Field(default_factory=FeedbackMetrics)
     scrape: Scrape = Field(default_factory=Scrape)
-    images: Images
-    drain: Drain = Field(default_factory=Drain)
-    shadow: Shadow = Field(default_factory=Shadow)
+    images: ImagesConfig
+    drain: DrainConfig = Field(default_factory=DrainConfig)
+    shadow: ShadowConfig = Field(default_factory=ShadowConfig)
     hostnames: HostnameRules = Field(default_factory=HostnameRules)
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
-    capacity: Capacity = Field(default_factory=Capacity)
-    network_policies: NetworkPolicies | None = Field(
+    capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    network_policies: NetworkPoliciesConfig | None = Field(
         None, description="Left out: the operator neither writes nor looks at NetworkPolicies."
     )
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
@@ -426,11 +426,11 @@ class OperatorConfig(_Config):
     resync_seconds: float = Field(300.0, gt=0)
     job_ttl_seconds: int = 3600
 
-    def store_for(self, uri: str) -> Store | None:
+    def store_for(self, uri: str) -> StoreConfig | None:
         """The store with the longest prefix that holds ``uri``, or None: then it is not allowed."""
         return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
 
-    def prometheus_for(self, name: str | None) -> PrometheusProvider | None:
+    def prometheus_for(self, name: str | None) -> PrometheusConfig | None:
         """The provider with that name; the first one when no name is given; None when there is
         none.
         """

@@ -170,12 +170,12 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
             "spec": {"odd": True},
         }
 
-        def taken_up() -> bool:
+        def programmed() -> bool:
             """The API server says nowhere when it goes by the new definition."""
             kept = raw.send("POST", f"{MDEPS}?dryRun=All", json.dumps(probe))
             return kept.status_code == 201 and "odd" in kept.json()["spec"]
 
-        stage.until("the schema is gone", taken_up, 30)
+        stage.until("the schema is gone", programmed, 30)
         codes = pool.submit(flood, 2, 350)
         took.append(victim.rolled_out())
         stored = codes.result().count(201)

@@ -22,12 +22,12 @@ from pydantic.alias_generators import to_camel
 
 from modelrollout.cli import main
 from modelrollout.config import (
-    ArtifactStore,
+    ArtifactStoreConfig,
     FeedbackMetrics,
-    NetworkPolicies,
+    NetworkPoliciesConfig,
     OperatorConfig,
-    PrometheusProvider,
-    Store,
+    PrometheusConfig,
+    StoreConfig,
     load_config,
 )
 from modelrollout.contract.tasks import CleanTask
@@ -125,14 +125,14 @@ class TestWithoutHelm:
 
     def test_stores_and_providers_have_the_fields_of_the_configuration(self) -> None:
         properties = schema()["properties"]
-        store = {f.alias for f in Store.model_fields.values()}
+        store = {f.alias for f in StoreConfig.model_fields.values()}
         assert set(properties["stores"]["items"]["properties"]) == store
         assert (
             set(properties["artifacts"]["properties"])
-            == {f.alias for f in ArtifactStore.model_fields.values()}
+            == {f.alias for f in ArtifactStoreConfig.model_fields.values()}
             > store
         )
-        provider = {f.alias for f in PrometheusProvider.model_fields.values()}
+        provider = {f.alias for f in PrometheusConfig.model_fields.values()}
         from_secrets = {"tokenFile", "usernameFile", "passwordFile"}
         assert (
             set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"}
@@ -734,7 +734,7 @@ class TestPoliciesOfModels:
             if o
         ]
 
-    def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPolicies | None:
+    def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPoliciesConfig | None:
         (found,) = [o for o in objects if o["kind"] == "ConfigMap"]
         (tmp_path / "config.yaml").write_text(found["data"]["config.yaml"])
         return load_config(tmp_path / "config.yaml").network_policies
@@ -776,7 +776,7 @@ class TestPoliciesOfModels:
 
     def test_the_values_are_those_of_the_configuration(self) -> None:
         models = values()["networkPolicy"]["models"]
-        fields = {f.alias: f for f in NetworkPolicies.model_fields.values()}
+        fields = {f.alias: f for f in NetworkPoliciesConfig.model_fields.values()}
         assert set(models) | {"operatorNamespace"} == set(fields) and models["mode"] == "Ignore", (
             "the chart knows where it runs"
         )

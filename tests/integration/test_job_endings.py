@@ -19,11 +19,11 @@ import pytest_asyncio
 from modelrollout.api.v1alpha1 import Optimization
 from modelrollout.contract.tasks import CONTAINER_STEP, ExitCode
 from modelrollout.controller.lookups import kueue, missing_pod
-from modelrollout.controller.observe.job_state import work_of
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.observe.job_state import job_state
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
-from modelrollout.rollout.snapshot import Work
+from modelrollout.rollout.snapshot import JobState
 from tests.unit.resources import objects as o
 from tests.unit.rollout import builders as b
 
@@ -116,13 +116,13 @@ async def made(
     return await kube.create(JOB, job)
 
 
-async def work(kube: Kube, namespace: str) -> Work:
-    return work_of(
+async def work(kube: Kube, namespace: str) -> JobState:
+    return job_state(
         await kube.get(JOB, namespace, NAME), (await kube.list(POD, namespace)).items, "s3://artifacts/all/ml"
     )
 
 
-async def until(kube: Kube, namespace: str, holds: Callable[[Work], bool]) -> Work:
+async def until(kube: Kube, namespace: str, holds: Callable[[JobState], bool]) -> JobState:
     for _ in range(300):
         found = await work(kube, namespace)
         if holds(found):
@@ -340,18 +340,18 @@ async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_non
             break
         await asyncio.sleep(0.1)
     assert [c["reason"] for c in conditions if c["type"] == "Failed"] == ["PodFailurePolicy"]
-    assert await work(kube, namespace) == Work()
+    assert await work(kube, namespace) == JobState()
     await kube.merge_patch(POD, namespace, at_work["name"], {"metadata": {"finalizers": None}})
-    assert await until(kube, namespace, lambda w: w == Work())
+    assert await until(kube, namespace, lambda w: w == JobState())
 
 
-def _seen(namespace: str, job: Object, at: Work) -> Seen:
+def _seen(namespace: str, job: Object, at: JobState) -> Observation:
     """A rollout whose prepare Job this is."""
     s = replace(b.second("Prepare", work=at), namespace=namespace)
     children = b.children(s)
     assert children.work is not None
     deployment = {"metadata": {"name": "digits", "namespace": namespace}, "kind": MODEL_DEPLOYMENT.kind}
-    return Seen(deployment, {(JOB.kind, children.work[1]): job}, s, None)
+    return Observation(deployment, {(JOB.kind, children.work[1]): job}, s, None)
 
 
 @contextlib.asynccontextmanager
@@ -431,8 +431,8 @@ async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and
             WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
         )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
-        found = await kueue.asked(kube, seen, datetime.now(UTC))
-        assert found.queued and found.queued.reason == "NotAdmissible" and not found.unheard
+        found = await kueue.with_queue_reason(kube, seen, datetime.now(UTC))
+        assert found.queued and found.queued.reason == "NotAdmissible" and not found.result_pending
         assert (
             "Workload job-mine" in found.queued.message
             and "LocalQueue optimizers doesn't exist" in found.queued.message
@@ -463,10 +463,10 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
             break
         await asyncio.sleep(0.1)
     job = await made(kube, namespace)
-    seen_work = await until(kube, namespace, lambda w: w.podless and w.idle_since is not None)
+    seen_work = await until(kube, namespace, lambda w: w.no_pod_created and w.idle_since is not None)
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
-        found = await missing_pod.asked(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
+        found = await missing_pod.explain_missing_pod(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
         if found.problem:
             break
         await asyncio.sleep(0.1)

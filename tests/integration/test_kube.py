@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from modelrollout.kube.cache import Store
+from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.client import (
     DEPLOYMENT,
     EVENT,
@@ -178,7 +178,7 @@ async def test_status_is_written_only_to_the_state_that_was_seen(
         await kube.replace_status(
             widget, {**written, "metadata": {**written["metadata"], "uid": str(uuid.uuid4())}}
         )
-    store = Store()
+    store = ObjectCache()
     store.read(widget, written)
     cached = store.get(widget, namespace, "w")
     assert cached is not None
@@ -188,7 +188,7 @@ async def test_status_is_written_only_to_the_state_that_was_seen(
 
 
 async def test_the_store_follows_real_versions(kube: Kube, namespace: str) -> None:
-    store = Store()
+    store = ObjectCache()
     first = await kube.create(CONFIG_MAP, config_map(namespace, "a"))
     store.written(CONFIG_MAP, first, guarded=True)
     assert not store.observe(CONFIG_MAP, {"type": "ADDED", "object": first})

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from modelrollout.kube.client import NETWORK_POLICY, Kube, Object, Resource
-from modelrollout.resources.network_policies import policies, says_the_same
+from modelrollout.resources.network_policies import is_equivalent, policies
 from tests.network_policies import allowed
 from tests.unit.resources import objects as o
 from tests.unit.resources.test_network import CONFIG, ENDS, INSIDE, POLICIES, PORTS
@@ -44,9 +44,9 @@ async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespa
     kept = []
     for wanted in made_for(namespace):
         answer = await kube.create(NETWORK_POLICY, wanted)
-        assert says_the_same(answer, wanted), answer["spec"]
+        assert is_equivalent(answer, wanted), answer["spec"]
         again = await kube.apply(NETWORK_POLICY, wanted, uid=answer["metadata"]["uid"])
-        assert says_the_same(again, wanted)
+        assert is_equivalent(again, wanted)
         kept.append({**again, "metadata": {**again["metadata"], "namespace": "ml"}})
     for who in ENDS:
         for to in ENDS:
@@ -79,4 +79,4 @@ async def test_what_somebody_else_changes_is_put_back_by_one_apply(
         uid = (await kube.create(NETWORK_POLICY, wanted))["metadata"]["uid"]
         another = await kube.merge_patch(NETWORK_POLICY, namespace, name, {"metadata": {}, "spec": change})
         back = await kube.apply(NETWORK_POLICY, wanted, uid=uid)
-        assert says_the_same(back, wanted), (another["spec"], back["spec"])
+        assert is_equivalent(back, wanted), (another["spec"], back["spec"])

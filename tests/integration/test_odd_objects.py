@@ -27,8 +27,8 @@ import yaml
 from modelrollout.api import names
 from modelrollout.controller import watch
 from modelrollout.controller.intake import Intake
-from modelrollout.controller.unreadable import UnreadObjects
-from modelrollout.kube.cache import Key, Store
+from modelrollout.controller.unreadable import UnreadableObjects
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
@@ -147,8 +147,8 @@ async def test_the_watch_stands_everything_that_the_api_server_takes(
     await place.define(MODEL_DEPLOYMENT, OPEN)
     mine = place.of(MODEL_DEPLOYMENT)
     woken: list[Key] = []
-    unread = UnreadObjects(Events(place.kube, instance="test"), lambda: False)
-    store = Store(unread.note)
+    unread = UnreadableObjects(Events(place.kube, instance="test"), lambda: False)
+    store = ObjectCache(unread.note)
     place.kube.on_unread = unread.note
     intake = Intake(place.kube, store, unread, [mine, POD], woken.append)
     registry = watch.registry(intake, [mine, POD], os.environ["MODELROLLOUT_KUBECONFIG"], None)

@@ -20,9 +20,9 @@ from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
-from modelrollout.controller.lookups.slots import Slots
-from modelrollout.controller.observe.observation import Seen
-from modelrollout.kube.cache import Key, Store
+from modelrollout.controller.lookups.slots import SlotLeases
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     DEPLOYMENT,
     LEASE,
@@ -97,12 +97,12 @@ class Process:
     """What one operator process has of policies and slots."""
 
     def __init__(self, kube: Kube, namespace: str) -> None:
-        self.kube, self.namespace, self.store = kube, namespace, Store()
+        self.kube, self.namespace, self.store = kube, namespace, ObjectCache()
         self.woken: list[Key] = []
         self.policies = Policies(
             kube, self.store, lambda key, _: self.woken.append(key), lambda: datetime.now(UTC)
         )
-        self.slots = Slots(
+        self.slots = SlotLeases(
             kube, self.store, self.policies, namespace, lambda key, _: self.woken.append(key), time.monotonic
         )
 
@@ -116,7 +116,7 @@ class Process:
         assert o is not None
         status = ModelDeploymentStatus.model_validate(o["status"])
         rules = self.policies.rules(o)
-        seen = Seen(o, {}, Snapshot(name, self.namespace, 1, None, status, rules=rules), None)
+        seen = Observation(o, {}, Snapshot(name, self.namespace, 1, None, status, rules=rules), None)
         if status.rollout is not None and status.rollout.queue is not None:
             seen = replace(seen, snapshot=replace(seen.snapshot, slots=await self.slots.view(seen)))
             if all(slot.held for slot in seen.snapshot.slots):

@@ -17,14 +17,14 @@ import requests
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.problem import Answer, MeasurementProblem
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.confinement import confined
-from modelrollout.analysis.providers.prometheus.parse import Look, read_counters
+from modelrollout.analysis.providers.prometheus.confinement import confine
+from modelrollout.analysis.providers.prometheus.parse import CounterReading, read_counters
 from modelrollout.analysis.providers.prometheus.promql import Query, Target, build
-from modelrollout.analysis.providers.prometheus.provider import look
+from modelrollout.analysis.providers.prometheus.provider import read_metrics
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
-from modelrollout.config import PrometheusProvider
+from modelrollout.config import PrometheusConfig
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
 
 ERRORS = Metric(name="errors", max_increase=0.005)
@@ -38,7 +38,9 @@ async def measure(
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
-        await look(reader, target, metrics, counters, time.time()), counters, stable=target.stable is not None
+        await read_metrics(reader, target, metrics, counters, time.time()),
+        counters,
+        stable=target.stable is not None,
     )
 
 
@@ -104,7 +106,7 @@ async def bench(served: tuple[Exporter, str]) -> AsyncIterator[Bench]:
     """Names of its own for each test, and an exporter that exports nothing yet."""
     exporter, url = served
     exporter.lines.clear()
-    reader = PrometheusReader(PrometheusProvider(name="main", url=url))
+    reader = PrometheusReader(PrometheusConfig(name="main", url=url))
     name = f"digits{next(_NUMBERS)}"
     target = Target(
         "a",
@@ -209,14 +211,14 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
     query = build(ERRORS, bench.target, baseline=False)
     assert isinstance(query, Query)
     found = await bench.reader.history(query.promql, [now - 7200, now - 3600, now])
-    assert not isinstance(found, Problem), found
+    assert not isinstance(found, MeasurementProblem), found
     assert list(found) == [now - 7200, now - 3600, now] and found[now - 7200] == Answer(())
     then = read_counters(query, found[now], bench.target)
-    assert isinstance(then, Look)
+    assert isinstance(then, CounterReading)
     [sample] = then.stable.processes.values()
     assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
     refused = await bench.reader.history("sum(", [1, 2])
-    assert isinstance(refused, Problem) and refused.kind == "QueryRejected"
+    assert isinstance(refused, MeasurementProblem) and refused.kind == "QueryRejected"
 
 
 async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:
@@ -314,7 +316,7 @@ class TestOwnQueries:
     @pytest.fixture
     async def tenants(self, pods: tuple[str, Mapping[str, Exporter]]) -> AsyncIterator[Tenants]:
         url, exporters = pods
-        reader = PrometheusReader(PrometheusProvider(name="main", url=url), patience=5.0)
+        reader = PrometheusReader(PrometheusConfig(name="main", url=url), patience=5.0)
         await _until(reader, "count(max_over_time(memory[10s:1s])) == 4")
         yield Tenants(url, exporters, reader)
         await reader.close()
@@ -378,7 +380,7 @@ class TestOwnQueries:
     )
     async def test_what_is_sent_means_what_was_written(self, tenants: Tenants, query: str) -> None:
         """The text that is written anew, against the given one with a matcher put in by hand."""
-        sent, at = confined(query, "b"), time.time()
+        sent, at = confine(query, "b"), time.time()
         assert isinstance(sent, str), sent
         assert await tenants.raw(sent, at) == await tenants.raw(
             query.replace("memory", 'memory{namespace="b"}'), at
@@ -389,7 +391,7 @@ class TestOwnQueries:
     ) -> None:
         tenants.exporters["a"].lines |= {f'memory{{pod="p{i}"}}': i for i in range(2000)}
         dear = "sum(sum_over_time(deriv(memory[1m])[24m:1s]))"
-        quick = PrometheusReader(PrometheusProvider(name="main", url=tenants.url))
+        quick = PrometheusReader(PrometheusConfig(name="main", url=tenants.url))
         await _until(quick, "count(memory) > 2000")
         metrics = [Metric(name=f"own-{i}", query=dear, max=1e9) for i in range(16)]
         waits, kinds = [], set()
@@ -427,11 +429,11 @@ async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(b
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         gone = PrometheusReader(
-            PrometheusProvider(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}")
+            PrometheusConfig(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}")
         )
         found = (await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
             "errors"
         ]
         await gone.close()
-    assert isinstance(found.problem, Problem) and found.problem.kind == "ProviderUnreachable"
+    assert isinstance(found.problem, MeasurementProblem) and found.problem.kind == "ProviderUnreachable"
     assert found.canary == first.canary

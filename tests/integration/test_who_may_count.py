@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.problem import Answer, MeasurementProblem
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.parse import Look, read_counters
+from modelrollout.analysis.providers.prometheus.parse import CounterReading, read_counters
 from modelrollout.analysis.providers.prometheus.promql import (
     Sources,
     Target,
@@ -26,7 +26,7 @@ from modelrollout.analysis.providers.prometheus.promql import (
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, Source, doubt
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
-from modelrollout.config import OperatorConfig, PrometheusProvider
+from modelrollout.config import OperatorConfig, PrometheusConfig
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
 
 NEW, OLD = "digits-new", "digits-old"
@@ -163,7 +163,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 async def scraped(
     request: pytest.FixtureRequest, cluster: Cluster
 ) -> AsyncIterator[tuple[str, PrometheusReader]]:
-    reader = PrometheusReader(PrometheusProvider(name="main", url=cluster.urls[request.param]))
+    reader = PrometheusReader(PrometheusConfig(name="main", url=cluster.urls[request.param]))
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
             [answer] = await reader.ask(["count(up == 1) == 5"])
@@ -195,11 +195,11 @@ async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> lis
         if metric == "agreement"
         else build(wanted, target, baseline=True)
     )
-    assert not isinstance(query, Problem)
+    assert not isinstance(query, MeasurementProblem)
     [answer] = await reader.ask([query.promql])
     assert isinstance(answer, Answer), answer
     look = read_counters(query, answer, target)
-    assert isinstance(look, Look), look
+    assert isinstance(look, CounterReading), look
     return sorted((s.total, s.bad) for s in look.canary.processes.values())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
@@ -27,9 +27,9 @@ from modelrollout.api.v1alpha1 import (
     StepEvidence,
 )
 from modelrollout.controller.observe.observation import _status
-from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import measured
+from modelrollout.rollout.desired import needs_measurement
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from tests.unit.rollout import builders as b
 
@@ -108,15 +108,15 @@ def with_wrong(wire: dict[str, Any], place: tuple[Any, ...], wrong: Any) -> dict
 def two_passes(s: Snapshot) -> None:
     for seconds in (1, 40):
         s = replace(s, assessment=None)
-        if measured(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
-            asked = to_measure(s, b.at(seconds))
-            look = Look(
+        if needs_measurement(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
+            asked = metrics_due(s, b.at(seconds))
+            look = CounterReading(
                 Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})
             )
             found = (
                 asked
                 if isinstance(asked, Assessment)
-                else judged(s, asked, {m.name: look for m in asked}, b.at(seconds))
+                else assess(s, asked, {m.name: look for m in asked}, b.at(seconds))
             )
             s = replace(s, assessment=found)
         plan = decide(s, b.at(seconds))

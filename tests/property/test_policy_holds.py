@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentSpec
 from modelrollout.kube.client import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISION, KubeError
-from modelrollout.rollout.policy.requirements import unmet
+from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from tests.property.test_decide import STRATEGIES, canary
@@ -126,7 +126,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
     def edit(self, **changes: Any) -> None:
         self.wanted |= changes
         spec = self.spec()
-        self.world.refusal = unmet(self.world.rules, spec, (), 0)
+        self.world.refusal = first_violation(self.world.rules, spec, (), 0)
         self.world.edit(spec)
         self.world.reconcile()
 

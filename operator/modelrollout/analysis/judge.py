@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import ceil, log
 
 from modelrollout.analysis.counters import spread_of
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 from modelrollout.statistics.dispersion import dispersion
 from modelrollout.statistics.sequential import (
@@ -101,7 +101,7 @@ def judge(
     metric: Metric,
     canary: Counter | None,
     stable: Counter | None,
-    problem: Problem | None,
+    problem: MeasurementProblem | None,
     value: float | None,
     weight: int,
     next_weight: int,

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.process_groups import fold_all
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
 
-Reading = Look | float | Problem
+Reading = CounterReading | float | MeasurementProblem
 BEYOND = "BeyondLimits"
 SLICE_FAILED = "SliceAccuracyLow"
 
@@ -38,7 +38,7 @@ class Measurement:
     canary: Counter | None = None
     stable: Counter | None = None
     value: float | None = None
-    problem: Problem | None = None
+    problem: MeasurementProblem | None = None
 
 
 def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
@@ -55,9 +55,9 @@ def fold_in(
     found: dict[str, Measurement] = {}
     for name, reading in readings.items():
         before = counters.get(name) or Counts()
-        if isinstance(reading, Problem):
+        if isinstance(reading, MeasurementProblem):
             found[name] = Measurement(before.canary, before.stable, problem=reading)
-        elif isinstance(reading, Look):
+        elif isinstance(reading, CounterReading):
             found[name] = Measurement(
                 fold_all(before.canary, reading.canary),
                 _of_stable(before.stable, reading) if stable else None,
@@ -67,7 +67,7 @@ def fold_in(
     return found
 
 
-def _of_stable(before: Counter | None, reading: Look) -> Counter:
+def _of_stable(before: Counter | None, reading: CounterReading) -> Counter:
     counted = fold_all(before, reading.stable)
     return (
         counted

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
 
 MAX_METRICS = 32  # status has room for no more
@@ -15,7 +15,7 @@ DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
 
 def effective_metrics(
     analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]
-) -> list[Metric] | Problem:
+) -> list[Metric] | MeasurementProblem:
     """The metrics in force. Of one name the spec's own wins over a template's, and an earlier
     template over a later one.
 
@@ -27,7 +27,7 @@ def effective_metrics(
     unknown = [name for name in asked if name not in templates]
     if unknown:
         known = ", ".join(sorted(templates)) or "none"
-        return Problem(
+        return MeasurementProblem(
             "UnknownTemplate",
             f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are:"
             f" {known}",
@@ -40,7 +40,7 @@ def effective_metrics(
     for metric in mandatory:
         found[metric.name] = stricter(found[metric.name], metric) if metric.name in found else metric
     if len(found) > MAX_METRICS:
-        return Problem(
+        return MeasurementProblem(
             "TooManyMetrics",
             f"{len(found)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer"
             " templates",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from math import log
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter
 from modelrollout.statistics.sequential import share_log_evidence
 
@@ -23,14 +23,16 @@ _ALPHA = 1e-6  # over all looks at a step
 REMEDY = "gatewayMetrics.selector says who may count (docs/install.md)"
 
 
-def impossible(what: str) -> Problem:
+def impossible_counts(what: str) -> MeasurementProblem:
     """Of a counter that no process has."""
-    return Problem(
+    return MeasurementProblem(
         "EvidenceImplausible", f"{what}: nobody counts like that, and nothing is judged by it; {REMEDY}"
     )
 
 
-def off_weight(canary: Counter | None, stable: Counter | None, weight: int) -> Problem | None:
+def share_off_weight(
+    canary: Counter | None, stable: Counter | None, weight: int
+) -> MeasurementProblem | None:
     """The canary's share of the requests is far above the weight that the gateway was given,
     proven. Only for requests that it splits one by one.
     """
@@ -43,7 +45,7 @@ def off_weight(canary: Counter | None, stable: Counter | None, weight: int) -> P
         f"{canary.total:.0f} of {seen:.0f} requests ({100 * canary.total / seen:.1f} %) were counted on the"
         f" canary at weight {weight}"
     )
-    return Problem(
+    return MeasurementProblem(
         "EvidenceImplausible",
         f"{counted}: the gateway does not keep to the weight, or somebody else counts; {REMEDY}",
     )
@@ -51,7 +53,7 @@ def off_weight(canary: Counter | None, stable: Counter | None, weight: int) -> P
 
 def more_labels_than_rows(
     labels: Counter | None, rows: float, scraped: float, per_row: float
-) -> Problem | None:
+) -> MeasurementProblem | None:
     """More labels of the version had come, when they were last looked at, than its servers had
     answered rows at ``scraped``, no earlier.
     """
@@ -67,6 +69,6 @@ def more_labels_than_rows(
         "feedback.selector says who may count, feedback.labelsPerRow how many labels a row may get"
         " (docs/install.md)"
     )
-    return Problem(
+    return MeasurementProblem(
         "EvidenceImplausible", f"{counted}: somebody else counts, or a row has several labels; {remedy}"
     )

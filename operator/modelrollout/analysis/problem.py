@@ -33,7 +33,7 @@ ProblemKind = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class MeasurementProblem:
     """Why there is no number. ``message`` is for people and holds no secret."""
 
     kind: ProblemKind

@@ -23,8 +23,8 @@ from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Reading
-from modelrollout.analysis.problem import Problem, ProblemKind
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.problem import MeasurementProblem, ProblemKind
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.times import stamp
 from modelrollout.statistics.dispersion import Spread
 
@@ -117,9 +117,9 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 
 def _wire(reading: Reading) -> object:
-    if isinstance(reading, Problem):
+    if isinstance(reading, MeasurementProblem):
         return {"problem": reading.kind, "message": reading.message}
-    if isinstance(reading, Look):
+    if isinstance(reading, CounterReading):
         sides = (("canary", reading.canary), ("stable", reading.stable))
         counters = {
             side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides
@@ -132,13 +132,15 @@ def _reading(value: object) -> Reading:
     if isinstance(value, dict) and "problem" in value:
         if value["problem"] not in get_args(ProblemKind):
             raise ValueError(f"unknown problem {value['problem']!r}")
-        return Problem(value["problem"], str(value.get("message", "")))
+        return MeasurementProblem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):
         canary, stable = (
             Raw({str(p): Sample(*map(float, s)) for p, s in value[side].items()})
             for side in ("canary", "stable")
         )
-        return Look(canary, stable, Spread(*map(float, value["usual"])) if "usual" in value else None)
+        return CounterReading(
+            canary, stable, Spread(*map(float, value["usual"])) if "usual" in value else None
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ValueError(f"{value!r} is no reading")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, Shadow, VerdictName
 from modelrollout.statistics.sequential import share_interval
 
@@ -19,7 +19,7 @@ _LARGEST_PLAN = 10_000_000  # pairs; more than this is "never" for a rollout
 
 
 def judge_agreement(
-    shadow: Shadow, pairs: Counter | None, problem: Problem | None, alpha: float
+    shadow: Shadow, pairs: Counter | None, problem: MeasurementProblem | None, alpha: float
 ) -> MetricStatus:
     """The verdict on ``pairs`` (bad: disagreements and failures of the canary). ``alpha``: its
     false-alarm budget.

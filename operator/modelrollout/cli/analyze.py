@@ -17,11 +17,11 @@ from rich.text import Text
 from modelrollout.analysis.eta import counted_seconds
 from modelrollout.analysis.measurement import Reading, counts_of
 from modelrollout.analysis.metrics import effective_metrics
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read
+from modelrollout.analysis.providers.prometheus.parse import CounterReading, name_bounds, read
 from modelrollout.analysis.providers.prometheus.promql import Query, Target, bounds_query, build
-from modelrollout.analysis.providers.prometheus.provider import look, usual_before
+from modelrollout.analysis.providers.prometheus.provider import baseline_before, read_metrics
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,
@@ -37,8 +37,8 @@ from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.manifest import Manifest, changed, from_cluster, from_file
 from modelrollout.cli.verbs import in_flight
-from modelrollout.config import PrometheusProvider
-from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.config import PrometheusConfig
+from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
@@ -179,7 +179,7 @@ def reader(url: str, token_file: Path | None) -> PrometheusReader:
             " give a token in --token-file"
         )
     return PrometheusReader(
-        PrometheusProvider(
+        PrometheusConfig(
             name=url,
             url=url,
             token_file=str(token_file) if token_file else None,
@@ -196,7 +196,7 @@ async def past(
     asked.
     """
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
-    assert not isinstance(metrics, Problem)
+    assert not isinstance(metrics, MeasurementProblem)
     found: dict[int, dict[str, Reading]] = {t: {} for t in times}
     for metric in metrics:
         plan = build(metric, target, baseline=False)
@@ -205,24 +205,28 @@ async def past(
             if isinstance(plan, Query)
             else dict.fromkeys(times, plan)
         )
-        if isinstance(answers, Problem):
+        if isinstance(answers, MeasurementProblem):
             raise Unanswered(f"{metric.name}: {answers.message}")
         bounds = None
         for t, answer in answers.items():
-            readings = {metric.name: plan} if isinstance(plan, Problem) else read(plan, answer, target)
+            readings = (
+                {metric.name: plan} if isinstance(plan, MeasurementProblem) else read(plan, answer, target)
+            )
             problem = readings[metric.name]
-            if isinstance(problem, Problem) and problem.kind == "NotABucketBound":
+            if isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound":
                 if bounds is None:
                     [bounds] = await source.ask([bounds_query(target)])
                 readings = {
-                    metric.name: bounds if isinstance(bounds, Problem) else name_bounds(problem, bounds)
+                    metric.name: bounds
+                    if isinstance(bounds, MeasurementProblem)
+                    else name_bounds(problem, bounds)
                 }
             found[t] |= readings
-        before = await usual_before(source, target, metric, times[0])
+        before = await baseline_before(source, target, metric, times[0])
         found[times[0]] |= {
             n: replace(r, usual=before.get(n))
             for n, r in found[times[0]].items()
-            if n in before and isinstance(r, Look)
+            if n in before and isinstance(r, CounterReading)
         }
     return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
 
@@ -302,7 +306,7 @@ async def present(
         spec=found.spec,
         status=found.status,
     )
-    metrics = to_measure(s, now)
+    metrics = metrics_due(s, now)
     if isinstance(metrics, Assessment):
         return metrics
     window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
@@ -318,8 +322,11 @@ async def present(
         window,
         flying.step.weight,
     )
-    return judged(
-        s, metrics, await look(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()), now
+    return assess(
+        s,
+        metrics,
+        await read_metrics(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()),
+        now,
     )
 
 

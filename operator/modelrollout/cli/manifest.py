@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from modelrollout.analysis.metrics import effective_metrics
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
@@ -100,7 +100,7 @@ def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDep
     """
     rules = m.rules or NO_RULES
     found = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
-    if isinstance(found, Problem):
+    if isinstance(found, MeasurementProblem):
         if m.rules is None:
             raise Refused(
                 "spec.rollout.analysis.templates: not allowed to list rolloutpolicies, where they are: bind"

@@ -16,7 +16,7 @@ from modelrollout.kube.client import (
     Resource,
     Unreadable,
 )
-from modelrollout.resources.server import fetched
+from modelrollout.resources.server import fetch_task
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ def _uris(status: Any) -> Iterator[str]:
 
 
 def _fetched(server: Object) -> Iterator[str]:
-    task = fetched(server)
+    task = fetch_task(server)
     if task is not None:
         yield task.artifact.uri

@@ -87,14 +87,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerAnswer:
     """What a revision said with status 200."""
 
     body: bytes
     header_length: int | None
 
 
-class Bodies:
+class BodyQueue:
     """How often each body has counted, of those that came last. Kept are digests."""
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
@@ -119,13 +119,13 @@ class Bodies:
 Failure = Literal["Failed", "Unreachable"]
 
 
-class Asker(Protocol):
+class InferenceClient(Protocol):
     """Asks a revision at ``host:port``; never raises for what the revision does."""
 
-    async def ask(self, address: str, request: Request) -> Answer | Failure: ...
+    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure: ...
 
 
-class HttpAsker:
+class HttpInferenceClient:
     """One connection for each request: a Service balances connections, and none is left to be
     closed by a pod that goes away.
     """
@@ -139,7 +139,7 @@ class HttpAsker:
             timeout=timeout, connector=aiohttp.TCPConnector(force_close=True, limit=0)
         )
 
-    async def ask(self, address: str, request: Request) -> Answer | Failure:
+    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure:
         try:
             async with self._session.post(
                 f"http://{address}{self._path}", data=request.body, headers=request.headers
@@ -152,7 +152,7 @@ class HttpAsker:
                     if len(body) > MAX_ANSWER_BYTES:
                         return "Failed"
                 length = response.headers.get(_HEADER_LENGTH)
-                return Answer(bytes(body), int(length) if length is not None else None)
+                return ServerAnswer(bytes(body), int(length) if length is not None else None)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             return "Unreachable"
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -162,7 +162,7 @@ class HttpAsker:
         await self._session.close()
 
 
-class Counts(Collector):
+class AgreementCounters(Collector):
     """``modelrollout_shadow_total`` by result; every result exists from the start, so that its
     first count is seen.
     """
@@ -193,14 +193,14 @@ class Comparer:
     ``queue`` bodies wait, ``concurrency`` are asked.
     """
 
-    def __init__(self, task: CompareTask, asker: Asker) -> None:
+    def __init__(self, task: CompareTask, asker: InferenceClient) -> None:
         self._task, self._asker = task, asker
         self._tolerances = {o.name: o for o in task.outputs}
         self._infer = re.compile(rf"/v2/models/{re.escape(task.model)}(/versions/[^/]+)?/infer")
         self._waiting: asyncio.Queue[Request] = asyncio.Queue(task.queue)
-        self._bodies = Bodies()
+        self._bodies = BodyQueue()
         self._reading = 0
-        self.counts = Counts(task)
+        self.counts = AgreementCounters(task)
 
     def app(self) -> web.Application:
         """What the gateway mirrors to: any path and method."""
@@ -218,7 +218,7 @@ class Comparer:
             self._reading += 1
             try:
                 body = await request.read()
-                if self._bodies.enough(Bodies.digest(body)):
+                if self._bodies.enough(BodyQueue.digest(body)):
                     self.counts.add("repeated")
                     return web.Response(status=202)
                 self._waiting.put_nowait(
@@ -242,7 +242,7 @@ class Comparer:
 
     def _counted(self, request: Request, result: Result) -> Result:
         if result in PAIRS:
-            digest = Bodies.digest(request.body)
+            digest = BodyQueue.digest(request.body)
             if self._bodies.enough(digest):  # others with this body were asked at the same time
                 return "repeated"
             self._bodies.count(digest)
@@ -254,13 +254,13 @@ class Comparer:
             self._asker.ask(self._task.stable_http, request),
             self._asker.ask(self._task.candidate_http, request),
         )
-        if not isinstance(stable, Answer):
+        if not isinstance(stable, ServerAnswer):
             return "stable_error"
-        if not isinstance(canary, Answer):
+        if not isinstance(canary, ServerAnswer):
             return "unreachable" if canary == "Unreachable" else "canary_error"
         return await asyncio.to_thread(self._judge, canary, stable)
 
-    def _judge(self, canary: Answer, stable: Answer) -> Result:
+    def _judge(self, canary: ServerAnswer, stable: ServerAnswer) -> Result:
         try:
             expected = decode(stable.body, stable.header_length)
         except UnreadableError:
@@ -300,7 +300,7 @@ async def serve(
         # not the main thread
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop.set)
-    asker = HttpAsker(task)
+    asker = HttpInferenceClient(task)
     comparer = Comparer(task, asker)
     workers = [asyncio.create_task(comparer.work()) for _ in range(task.concurrency)]
     # A body goes on as it came, compressed or not; access logs would name paths and addresses of

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.controller.unreadable import UnreadObjects
+from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.kube import decoding
-from modelrollout.kube.cache import Key, Store, owner
+from modelrollout.kube.cache import Key, ObjectCache, owner
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Kube, Object, Resource
-from modelrollout.kube.decoding import Unread, UnreadableError
-from modelrollout.kube.projection import kept
+from modelrollout.kube.decoding import UnreadableError, UnreadableObject
+from modelrollout.kube.projection import project
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Intake:
     def __init__(
         self,
         kube: Kube,
-        store: Store,
-        unread: UnreadObjects,
+        store: ObjectCache,
+        unread: UnreadableObjects,
         resources: Iterable[Resource],
         wake: Callable[[Key], None],
     ) -> None:
@@ -115,7 +115,7 @@ class Intake:
         asked = self._unread.now()
         selector = "" if resource in UNLABELLED else OURS
         listing = await self._kube.list(
-            resource, namespace, label_selector=selector, keep=partial(kept, resource)
+            resource, namespace, label_selector=selector, keep=partial(project, resource)
         )
         unread = {(u.namespace, u.name) for u in listing.unread}
         items: list[Object] = []
@@ -134,7 +134,7 @@ class Intake:
         self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
-    def _unreadable(self, resource: Resource, found: Unread, *, gone: bool) -> None:
+    def _unreadable(self, resource: Resource, found: UnreadableObject, *, gone: bool) -> None:
         """What was last seen of it goes too, or it would be acted on for ever."""
         if gone:
             self._unread.clear(resource, found.namespace, found.name, found.version)

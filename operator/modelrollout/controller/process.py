@@ -18,13 +18,13 @@ from modelrollout.api import names
 from modelrollout.config import OperatorConfig, load_config
 from modelrollout.controller import watch
 from modelrollout.controller.intake import OURS, Intake
-from modelrollout.controller.lookups.lookups import Admission
-from modelrollout.controller.lookups.metrics import PrometheusAssessor
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.lookups.lookups import Lookups
+from modelrollout.controller.lookups.metrics import MetricsAssessor
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
-from modelrollout.controller.unreadable import UnreadObjects
+from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.controller.workqueue import WorkQueue, run_workers
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -50,7 +50,7 @@ from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
 from modelrollout.rollout.snapshot import Event
 from modelrollout.telemetry import logs
-from modelrollout.telemetry.health import HealthServer, once, within
+from modelrollout.telemetry.health import HealthServer, check_age, check_flag
 from modelrollout.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -108,11 +108,11 @@ class Operator:
             kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow
         )
         self._events = Events(kube, instance=identity)
-        self._unread = UnreadObjects(self._events, self._elector.is_leader)
+        self._unread = UnreadableObjects(self._events, self._elector.is_leader)
         kube.on_unread = self._unread.note
-        self._store = Store(self._unread.note)
-        self._assessor = PrometheusAssessor(config)
-        self._admission = Admission(
+        self._store = ObjectCache(self._unread.note)
+        self._assessor = MetricsAssessor(config)
+        self._admission = Lookups(
             kube,
             self._store,
             config,
@@ -166,10 +166,10 @@ class Operator:
             )
         health = HealthServer(
             self._metrics.registry,
-            alive={"workers": within(self._queue.stalled_for, STUCK_SECONDS, "no worker moved")},
+            alive={"workers": check_age(self._queue.stalled_for, STUCK_SECONDS, "no worker moved")},
             ready={
-                "watch": once(lambda: self._synced, "the watch has not started"),
-                "api": within(self._kube.silent_for, SILENT_SECONDS, "the API server is silent"),
+                "watch": check_flag(lambda: self._synced, "the watch has not started"),
+                "api": check_age(self._kube.silent_for, SILENT_SECONDS, "the API server is silent"),
             },
         )
         port = await health.start("0.0.0.0", health_port)
@@ -201,7 +201,7 @@ class Operator:
             await self._assessor.close()
         await watching
 
-    async def post(self, seen: Seen, event: Event) -> None:
+    async def post(self, seen: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
         self._metrics.event_posted(seen.snapshot.namespace, event.type, event.reason)
         await self._events.post(seen.deployment, event.type, event.reason, event.message)
@@ -279,7 +279,7 @@ class Operator:
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()
-        with logs.about(namespace=key[0], name=key[1]):
+        with logs.log_context(namespace=key[0], name=key[1]):
             try:
                 again = await self._reconciler.reconcile(key)
             except Conflict as e:

@@ -15,9 +15,9 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
 from modelrollout.controller.lookups.gateways import Gateways
-from modelrollout.controller.lookups.lookups import Admission
-from modelrollout.controller.observe.observation import Seen, observe
-from modelrollout.kube.cache import Key, Store
+from modelrollout.controller.lookups.lookups import Lookups
+from modelrollout.controller.observe.observation import Observation, observe
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -28,10 +28,10 @@ from modelrollout.kube.client import (
     NotFound,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import measured
+from modelrollout.rollout.desired import needs_measurement
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Event, Problem, Snapshot
-from modelrollout.rollout.status import told_exposed
+from modelrollout.rollout.status import exposure_message
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
@@ -54,7 +54,7 @@ class Assessor(Protocol):
 class Reporter(Protocol):
     """Posts Kubernetes events; never raises."""
 
-    async def post(self, seen: Seen, event: Event) -> None: ...
+    async def post(self, seen: Observation, event: Event) -> None: ...
 
 
 class Reconciler:
@@ -63,18 +63,18 @@ class Reconciler:
     def __init__(
         self,
         kube: Kube,
-        store: Store,
+        store: ObjectCache,
         config: OperatorConfig,
         assessor: Assessor,
         reporter: Reporter,
-        admission: Admission,
+        admission: Lookups,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
-        looking_since: Callable[[], datetime | None] = lambda: None,
+        leading_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._store, self._config = kube, store, config
         self._assessor, self._reporter, self._admission = assessor, reporter, admission
-        self._now, self._may_write, self._looking_since = now, may_write, looking_since
+        self._now, self._may_write, self._looking_since = now, may_write, leading_since
         self._actor = Actor(kube, store, config, may_write)
         self._gateways = Gateways(kube)
         # What the last pass could not write, to be told in status. Memory only: the next try finds
@@ -129,9 +129,9 @@ class Reconciler:
             )
         s = replace(
             looked,
-            refused=refused,
-            exposed=self._exposed.get(key, told_exposed(looked.status)),
-            looking_since=self._looking_since(),
+            write_problem=refused,
+            exposed=self._exposed.get(key, exposure_message(looked.status)),
+            leading_since=self._looking_since(),
         )
         s = await self._measured(s)
         seen = replace(seen, snapshot=s)
@@ -150,7 +150,7 @@ class Reconciler:
             narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
             if narrowed:
                 await self._reporter.post(
-                    seen, Event("RoutesNarrowed", f"{', '.join(s.too_wide)}: {ROUTES_NARROWED}")
+                    seen, Event("RoutesNarrowed", f"{', '.join(s.overly_open)}: {ROUTES_NARROWED}")
                 )
                 return 0.0
             wrote = await self._isolate(key, seen)
@@ -177,7 +177,7 @@ class Reconciler:
         ]
         return min(waits, default=None)
 
-    async def _isolate(self, key: Key, seen: Seen) -> bool:
+    async def _isolate(self, key: Key, seen: Observation) -> bool:
         """NetworkPolicies; True too when there is news for the status: the next pass tells it."""
         if seen.snapshot.spec is None:  # nobody can say who is to be let in: they stay
             return False
@@ -185,9 +185,9 @@ class Reconciler:
         return wrote or self._exposed[key] != seen.snapshot.exposed
 
     async def _measured(self, s: Snapshot) -> Snapshot:
-        return replace(s, assessment=await self._assessor.assess(s)) if measured(s) else s
+        return replace(s, assessment=await self._assessor.assess(s)) if needs_measurement(s) else s
 
-    async def _transition(self, seen: Seen, status: ModelDeploymentStatus) -> bool:
+    async def _transition(self, seen: Observation, status: ModelDeploymentStatus) -> bool:
         """Write the new state, if the object is still what the pass has seen; False where the API
         server has dropped all that was new in it.
         """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from modelrollout.kube.cache import number
 from modelrollout.kube.client import Resource
-from modelrollout.kube.decoding import Unread
+from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.events import Events
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class _Entry:
     told: float
 
 
-class UnreadObjects:
+class UnreadableObjects:
     """What cannot be read now. ``may_post``: whether this process posts events, which only the
     leader does.
     """
@@ -47,7 +47,7 @@ class UnreadObjects:
         self._cleared: OrderedDict[_Id, int] = OrderedDict()
         self._posting: set[asyncio.Task[None]] = set()
 
-    def note(self, resource: Resource, unread: Unread) -> None:
+    def note(self, resource: Resource, unread: UnreadableObject) -> None:
         """An object was met that cannot be read."""
         i, now = (resource, unread.namespace, unread.name), self._clock()
         version = number(unread.version)
@@ -104,7 +104,7 @@ class UnreadObjects:
             del self._known[i]
         return dict(Counter((resource.kind, namespace) for resource, namespace, _ in self._known))
 
-    def _tell(self, resource: Resource, unread: Unread) -> None:
+    def _tell(self, resource: Resource, unread: UnreadableObject) -> None:
         called = _called(unread.namespace, unread.name)
         log.warning(
             "%s %s is left out, as if it were not there: it %s; correct it or delete it",

@@ -27,7 +27,7 @@ from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.gate.metrics import count_pairs
 from modelrollout.optimizer.model.data import Arrays, Data, batch_rows, batches, match, read_archive
 from modelrollout.optimizer.model.runtime import check_label_range, scores_or_classes
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.statistics.paired import accuracies, drop_interval, z_of
 from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
 
@@ -235,7 +235,7 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "golden.npz"
         with progress.stage("data"):
-            Store(task.data.location, f"{FIELD}.uri").download(
+            ObjectStore(task.data.location, f"{FIELD}.uri").download(
                 path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update
             )
             arrays = read_archive(path, FIELD)

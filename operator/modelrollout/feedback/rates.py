@@ -17,7 +17,7 @@ class TooManyError(Exception):
         self.retry_after = retry_after
 
 
-class Bodies:
+class BodyBudget:
     """Memory for bodies that are being read: ``total`` bytes, of which one tenant may hold
     ``per_tenant``.
     """

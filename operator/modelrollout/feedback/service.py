@@ -32,7 +32,7 @@ from prometheus_client.registry import Collector
 from modelrollout.feedback.auth import AUDIENCE, Authorizer, Identity, UnavailableError
 from modelrollout.feedback.items import BadRequestError, Item, parse
 from modelrollout.feedback.ledger import Ledger, Limits
-from modelrollout.feedback.rates import Bodies, TooManyError
+from modelrollout.feedback.rates import BodyBudget, TooManyError
 from modelrollout.feedback.settings import FeedbackLimits, FeedbackSettings
 from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer, room_for
 from modelrollout.telemetry.rate import Rate
@@ -67,7 +67,7 @@ class FeedbackService:
             Rate(rate, max(1.0, rate * BURST_SECONDS), clock=clock)
             for rate in (rates.requests_per_second, rates.requests_per_second_namespace)
         )
-        self._bodies = Bodies(BODIES_BYTES, BODIES_BYTES_TENANT)
+        self._bodies = BodyBudget(BODIES_BYTES, BODIES_BYTES_TENANT)
         self._registry = CollectorRegistry()
         self._registry.register(self._ledger)
         self._refused = Counter(

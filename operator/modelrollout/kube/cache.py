@@ -18,8 +18,8 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.kube import decoding
 from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
-from modelrollout.kube.decoding import Unread
-from modelrollout.kube.projection import kept
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.projection import project
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
 _Id = tuple[Resource, str, str]
@@ -80,13 +80,15 @@ _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
 }
 
 
-class Store:
+class ObjectCache:
     """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to.
 
     ``on_unread`` is told of what is left out for want of memory.
     """
 
-    def __init__(self, on_unread: Callable[[Resource, Unread], None] = lambda resource, unread: None) -> None:
+    def __init__(
+        self, on_unread: Callable[[Resource, UnreadableObject], None] = lambda resource, unread: None
+    ) -> None:
         self._on_unread = on_unread
         self._held: Counter[str] = Counter()  # bytes by namespace
         self._entries: dict[_Id, _Entry] = {}
@@ -224,7 +226,7 @@ class Store:
             due = entry.unseen and from_watch and new == old
             entry.unseen = entry.unseen and not due
             return due
-        due = entry.unseen or not _same(entry.obj, kept(i[0], obj))
+        due = entry.unseen or not _same(entry.obj, project(i[0], obj))
         if not self._put(i, obj):
             return True
         if not from_watch and entry.unseen:
@@ -250,12 +252,12 @@ class Store:
         """
         key = owner(i[0], obj)
         entry = self._entries.get(i)
-        obj = kept(i[0], obj)
+        obj = project(i[0], obj)
         weight = decoding.weigh(obj)
         if self._held[i[1]] + weight - (entry.weight if entry else 0) > decoding.NAMESPACE_BYTES:
             if entry:
                 self._drop(i)
-            self._on_unread(i[0], decoding.left_out(obj))
+            self._on_unread(i[0], decoding.omitted(obj))
             return False
         if entry and entry.key and entry.key != key:
             self._unlink(entry.key, i)

@@ -28,7 +28,7 @@ from kubernetes.aio.client.exceptions import OpenApiException
 
 from modelrollout.api import names
 from modelrollout.kube import decoding
-from modelrollout.kube.decoding import NotJsonError, Page, TooLargeError, Unread, UnreadableError
+from modelrollout.kube.decoding import NotJsonError, Page, TooLargeError, UnreadableError, UnreadableObject
 from modelrollout.kube.field_ownership import taken_over
 
 Object = dict[str, Any]
@@ -158,7 +158,7 @@ class Listing(NamedTuple):
 
     items: list[Object]
     resource_version: str
-    unread: tuple[Unread, ...] = ()
+    unread: tuple[UnreadableObject, ...] = ()
 
 
 class Kube:
@@ -178,7 +178,7 @@ class Kube:
         timeout: float,
         clock: Callable[[], float],
         on_request: Callable[[str, str, str], None] | None,
-        on_unread: Callable[[Resource, Unread], None] | None = None,
+        on_unread: Callable[[Resource, UnreadableObject], None] | None = None,
         field_manager: str = names.FIELD_MANAGER,
     ) -> None:
         self._load = load
@@ -306,7 +306,7 @@ class Kube:
         keep: Callable[[Object], Object],
     ) -> Listing:
         items: list[Object] = []
-        unread: list[Unread] = []
+        unread: list[UnreadableObject] = []
         held: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
         version = ""
         async for page in self._pages(
@@ -320,7 +320,7 @@ class Kube:
                 where = read["metadata"].get("namespace") or ""
                 weight = decoding.weigh(item)
                 if held[where] + weight > decoding.NAMESPACE_BYTES:
-                    unread.append(decoding.left_out(item))
+                    unread.append(decoding.omitted(item))
                     continue
                 held[where] += weight
                 items.append(item)

@@ -69,7 +69,7 @@ class NotJsonError(UnreadableError):
 
 
 @dataclass(frozen=True)
-class Unread:
+class UnreadableObject:
     """An object that cannot be read. What is not known of it is empty."""
 
     namespace: str
@@ -164,7 +164,7 @@ class Page:
     """
 
     items: list[Object]
-    unread: list[Unread]
+    unread: list[UnreadableObject]
     resource_version: str
     token: str
 
@@ -207,7 +207,7 @@ def _page(raw: bytes) -> Page:
     """
     text = raw.decode("utf-8", "replace")
     items: list[Object] = []
-    unread: list[Unread] = []
+    unread: list[UnreadableObject] = []
     metadata: Any = {}
     scan = JSONDecoder().raw_decode
 
@@ -256,11 +256,11 @@ def _page(raw: bytes) -> Page:
     )
 
 
-def named(value: Any, why: str) -> Unread:
+def named(value: Any, why: str) -> UnreadableObject:
     """Which object it is that was read, and cannot be worked with."""
     metadata = value.get("metadata") if isinstance(value, Mapping) else None
     marks = {k: v for k in _MARKS if isinstance(metadata, Mapping) and isinstance(v := metadata.get(k), str)}
-    return Unread(
+    return UnreadableObject(
         marks.get("namespace", ""),
         marks.get("name", ""),
         marks.get("uid", ""),
@@ -269,14 +269,14 @@ def named(value: Any, why: str) -> Unread:
     )
 
 
-def left_out(item: Object) -> Unread:
+def omitted(item: Object) -> UnreadableObject:
     """One for which there is no memory."""
     return named(
         item, f"is beyond the {NAMESPACE_BYTES >> 20} MiB of memory for the objects of its namespace"
     )
 
 
-def identify(raw: bytes, path: tuple[str, ...], why: str) -> Unread:
+def identify(raw: bytes, path: tuple[str, ...], why: str) -> UnreadableObject:
     """Which object it is that cannot be read, from the metadata at ``path`` (a list's items have
     the key ""); whatever the rest looks like.
     """
@@ -320,7 +320,7 @@ def identify(raw: bytes, path: tuple[str, ...], why: str) -> Unread:
                 key = token.decode("utf-8", "replace").strip('"')
             elif tuple(where[1:]) == path and key in _MARKS and sign == b'"':
                 marks[key] = token.decode("utf-8", "replace").strip('"')
-    return Unread(
+    return UnreadableObject(
         marks.get("namespace", ""),
         marks.get("name", ""),
         marks.get("uid", ""),

@@ -33,7 +33,7 @@ _CONTAINER_STATUS = ("name", "image", "ready", "restartCount", "state", "lastSta
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 
 
-def kept(resource: Resource, obj: Object) -> Object:
+def project(resource: Resource, obj: Object) -> Object:
     """The object as it is kept."""
     if resource == POD:
         spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))

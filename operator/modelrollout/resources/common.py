@@ -13,7 +13,7 @@ from kubernetes.utils.quantity import parse_quantity
 from modelrollout.api import names
 from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
-from modelrollout.config import OperatorConfig, Store
+from modelrollout.config import OperatorConfig, StoreConfig
 from modelrollout.contract.tasks import CREDENTIALS_DIR, Location
 
 Object = dict[str, Any]
@@ -146,7 +146,7 @@ class Located:
         ]
 
 
-def locate(uri: str, store: Store, credentials: Credentials | None, folder: str) -> Located:
+def locate(uri: str, store: StoreConfig, credentials: Credentials | None, folder: str) -> Located:
     """Join a URI with its store; endpoint, region and where redirects may lead come from the store,
     never from a user.
     """
@@ -173,7 +173,7 @@ class NotAllowedError(ValueError):
         )
 
 
-def allowed(field: str, uri: str, config: OperatorConfig) -> Store:
+def store_for_field(field: str, uri: str, config: OperatorConfig) -> StoreConfig:
     """The store of a URI; raises NotAllowedError with the field's path."""
     store = config.store_for(uri)
     if store is None:

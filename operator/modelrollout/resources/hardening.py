@@ -79,7 +79,7 @@ LIVENESS: Object = {
 }
 
 
-def hardened(template: Object, model: str, version: str = VERSION) -> Object:
+def harden(template: Object, model: str, version: str = VERSION) -> Object:
     """The pod template with all of this over it; equal to the template if it has it already. A
     version that is not known is taken for the latest.
     """
@@ -95,7 +95,7 @@ def hardened(template: Object, model: str, version: str = VERSION) -> Object:
     }
 
 
-def hardened_as(template: Object, model: str) -> str | None:
+def hardening_version(template: Object, model: str) -> str | None:
     """The version of it that this pod template has, also one that the API server has filled with
     defaults; None: it is not hardened.
 

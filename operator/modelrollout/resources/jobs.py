@@ -64,7 +64,6 @@ from modelrollout.resources.common import (
     Located,
     Object,
     Owner,
-    allowed,
     artifact_location,
     bounded,
     container_security,
@@ -73,6 +72,7 @@ from modelrollout.resources.common import (
     metadata,
     on_disk,
     pod_security,
+    store_for_field,
     tenant_uri,
 )
 from modelrollout.resources.hardening import MODELS
@@ -117,7 +117,7 @@ def _data(
     field: str, data: Data, fallback: Credentials | None, config: OperatorConfig, folder: str
 ) -> tuple[DataSet, Located]:
     located = locate(
-        data.uri, allowed(f"{field}.uri", data.uri, config), data.credentials or fallback, folder
+        data.uri, store_for_field(f"{field}.uri", data.uri, config), data.credentials or fallback, folder
     )
     return DataSet(location=located.location, labels=data.labels, slices=tuple(data.slices or ())), located
 
@@ -145,7 +145,7 @@ def _step(
             case ModelFile():
                 where = locate(
                     value.uri,
-                    allowed(f"{field}.uri", value.uri, config),
+                    store_for_field(f"{field}.uri", value.uri, config),
                     value.credentials or fallback,
                     folder,
                 )
@@ -272,7 +272,9 @@ def resolve_job(owner: Owner, name: str, model: Model, serving: Serving, config:
     """Pins the digest of the source; belongs to the ModelDeployment, since there is no revision
     yet.
     """
-    source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
+    source = locate(
+        model.uri, store_for_field("spec.model.uri", model.uri, config), model.credentials, "source"
+    )
     return _job(
         owner,
         name,
@@ -304,7 +306,9 @@ def prepare_job(
     """Fetch, verify, optimize, gate, publish; belongs to the revision. ``salt``: random, for this
     Job; ``recorded``: (URI, digest) of artifacts that it may take again.
     """
-    source = locate(model.uri, allowed("spec.model.uri", model.uri, config), model.credentials, "source")
+    source = locate(
+        model.uri, store_for_field("spec.model.uri", model.uri, config), model.credentials, "source"
+    )
     artifacts = artifact_location(config, tenant_uri(config, owner.namespace))
     located = [source]
     signature, signer = _signature(model, config)
@@ -572,7 +576,9 @@ def _signature(
     if wanted is None:
         return None, []
     uri = wanted.uri or f"{model.uri}.sig"
-    where = locate(uri, allowed("spec.model.signature.uri", uri, config), model.credentials, "signature")
+    where = locate(
+        uri, store_for_field("spec.model.signature.uri", uri, config), model.credentials, "signature"
+    )
     ref = wanted.key_secret_ref
     secret = {
         "secretName": ref.name,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.config import NetworkPolicies, Peers
+from modelrollout.config import NetworkPoliciesConfig, Peers
 from modelrollout.resources.common import Object, Owner, labels, metadata
 
 # What a wide range does not mean: addresses of the link, where nodes and clouds answer, and
@@ -29,7 +29,7 @@ _NAMESPACE = "kubernetes.io/metadata.name"
 _MODEL = (names.PORT_HTTP, names.PORT_GRPC)
 
 
-def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> list[Object]:
+def policies(owner: Owner, clients: Sequence[str], config: NetworkPoliciesConfig) -> list[Object]:
     """Those of a ModelDeployment (their owner); ``clients``: the namespaces that it names."""
     callers = _peers(
         config.proxies.model_copy(update={"namespaces": sorted({*config.proxies.namespaces, *clients})})
@@ -53,7 +53,7 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPolicies) -> l
     ]
 
 
-def says_the_same(live: Object, wanted: Object) -> bool:
+def is_equivalent(live: Object, wanted: Object) -> bool:
     """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds
     to it opens something.
     """

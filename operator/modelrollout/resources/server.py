@@ -35,7 +35,7 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, hardened
+from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, harden
 
 # Version of what this file renders. A revision keeps the template it was made with, so raising this
 # restarts no pod.
@@ -153,7 +153,7 @@ def template(
         },
         "spec": spec,
     }
-    return hardened(made, deployment)
+    return harden(made, deployment)
 
 
 def _serves(serving: Serving) -> Object:
@@ -320,7 +320,7 @@ def beside(
     return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
-def fetched(server: Object) -> FetchTask | None:
+def fetch_task(server: Object) -> FetchTask | None:
     """What the pods of a Deployment fetch and with what settings they serve it; the evidence of
     last resort where a revision's status was lost.
     """

@@ -19,8 +19,8 @@ from modelrollout.analysis.measurement import (
     judge_all,
 )
 from modelrollout.analysis.metrics import effective_metrics
-from modelrollout.analysis.plausibility import off_weight
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.plausibility import share_off_weight
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy as stepping
@@ -28,14 +28,14 @@ from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline, since
 
 
-def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
+def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     """The metrics to look at, or the assessment that stands without a look: the initial delay, a
     template that is not there.
     """
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     step, analysis = stepping.with_traffic(s.status.rollout.step), s.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
-    if isinstance(metrics, Problem):
+    if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
     delay = delay_seconds(step, analysis)
     if delay and counted_seconds(step, analysis, now) <= 0:
@@ -46,7 +46,7 @@ def to_measure(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     return metrics
 
 
-def judged(
+def assess(
     s: Snapshot,
     metrics: Sequence[Metric],
     readings: Mapping[str, Reading],
@@ -110,5 +110,5 @@ def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:
     """Without the look that made the counts implausible: what is wrong with it may pass, and then
     nothing is lost.
     """
-    problem = None if m.problem else off_weight(m.canary, m.stable, weight)
+    problem = None if m.problem else share_off_weight(m.canary, m.stable, weight)
     return m if problem is None else Measurement(before.canary, before.stable, problem=problem)

@@ -11,11 +11,11 @@ REASON = "SignatureChanged"
 _SHOWN = 8  # changes that a message lists
 
 
-def changed(s: Snapshot, new: Interface | None) -> Problem | None:
+def interface_change(s: Snapshot, new: Interface | None) -> Problem | None:
     """What speaks against the new version's interface; None when it is that of stable, when the
     change is declared, or when nothing is known.
     """
-    old = served(s)
+    old = served_interface(s)
     if old is None or new is None or old.digest == new.digest or is_declared(s, REASON):
         return None
     told = changes(old, new)
@@ -27,7 +27,7 @@ def changed(s: Snapshot, new: Interface | None) -> Problem | None:
     return Problem(REASON, text)
 
 
-def served(s: Snapshot) -> Interface | None:
+def served_interface(s: Snapshot) -> Interface | None:
     """Interface of the stable revision; None when there is none, or when it was prepared before
     interfaces were kept.
     """

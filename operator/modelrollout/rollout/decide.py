@@ -7,13 +7,13 @@ from datetime import datetime
 
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
-from modelrollout.rollout.desired import desired, has_all_pods, only_traffic, revision_status
-from modelrollout.rollout.pod_restarts import waiting, withdrawn
-from modelrollout.rollout.policy.freeze import held
-from modelrollout.rollout.policy.rules import frozen
-from modelrollout.rollout.policy.slot_limits import asked_now, held_too_long, slot_of
-from modelrollout.rollout.policy.weight_cap import demanded
-from modelrollout.rollout.recovery import rebuilt
+from modelrollout.rollout.desired import desired, desired_traffic_only, has_all_pods, revision_status
+from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
+from modelrollout.rollout.policy.freeze import block_while_frozen
+from modelrollout.rollout.policy.rules import active_freeze
+from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
+from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
+from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
     Desired,
@@ -24,8 +24,8 @@ from modelrollout.rollout.snapshot import (
     still_draining,
 )
 from modelrollout.rollout.stages import STAGES
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
-from modelrollout.rollout.status import news, present
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
+from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
     allocate,
     begin,
@@ -37,22 +37,24 @@ from modelrollout.rollout.transitions import (
     revert,
 )
 
-Check = Callable[[Snapshot, datetime], Move | None]
+Check = Callable[[Snapshot, datetime], Transition | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
     """One step: a transition to write, or the children that the written state asks for."""
     if s.spec is None:
         return _without_spec(s, now)
-    move = next((found for check in CHECKS if (found := check(s, now)) is not None), Move(s.status))
-    move = demanded(s, held(s, move, now), now)
+    move = next((found for check in CHECKS if (found := check(s, now)) is not None), Transition(s.status))
+    move = cap_unproven_weight(s, block_while_frozen(s, move, now), now)
     if _replaces_unrecorded(s, move):
         return Plan(s.status, desired(s, now), requeue_after=0.0)
-    status = present(s, move.status, now)
+    status = derive_status(s, move.status, now)
     if status != s.status:
-        return Plan(status, None, tuple(dict.fromkeys((*move.events, *news(s, status, now)))))
+        return Plan(
+            status, None, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now))))
+        )
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
-    if (not waits and s.refusal) or waiting(s, s.status) is not None:
+    if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # what stands in the way of it may be another object, whose events wake somebody else
         waits.append(CHECK_SECONDS)
     return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
@@ -68,15 +70,15 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
     rollout = s.status.rollout
     if move is None and rollout is not None and rollout.stage == "Revert":
         move = STAGES["Revert"](s, now)
-    status = present(s, move.status if move else s.status, now)
+    status = derive_status(s, move.status if move else s.status, now)
     if status != s.status:
-        return Plan(status, None, (*(move.events if move else ()), *news(s, status, now)))
+        return Plan(status, None, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
     if rollout is not None and rollout.stage == "Revert":
-        return Plan(status, only_traffic(s), requeue_after=move.requeue_after if move else None)
-    return Plan(status, Desired(narrow=True) if s.too_wide else None)
+        return Plan(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
+    return Plan(status, Desired(narrow=True) if s.overly_open else None)
 
 
-def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
+def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:
     """A new rollout takes the place of the old one in status only after the old one's evidence
     stands in its revision.
     """
@@ -84,16 +86,16 @@ def _replaces_unrecorded(s: Snapshot, move: Move) -> bool:
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
-def lost(s: Snapshot, now: datetime) -> Move | None:
+def recover_lost_status(s: Snapshot, now: datetime) -> Transition | None:
     """Status names no stable revision although there are revisions: somebody emptied or damaged it,
     or a backup brought none.
     """
-    status = rebuilt(s, now)
+    status = recover(s, now)
     if status is None:
         return None
     stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
     found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
-    return Move(
+    return Transition(
         status,
         (
             Event(
@@ -105,13 +107,13 @@ def lost(s: Snapshot, now: datetime) -> Move | None:
     )
 
 
-def asked(s: Snapshot, now: datetime) -> Move | None:
+def carry_out_verb(s: Snapshot, now: datetime) -> Transition | None:
     """A verb that was not handled yet."""
     verb = verbs.unhandled(s)
     return verbs.carry_out(s, verb, now) if verb else None
 
 
-def superseded(s: Snapshot, now: datetime) -> Move | None:
+def end_superseded(s: Snapshot, now: datetime) -> Transition | None:
     """The spec asks for another version than the one in flight: end it, stable first."""
     rollout = s.status.rollout
     assert s.spec is not None
@@ -133,7 +135,9 @@ def superseded(s: Snapshot, now: datetime) -> Move | None:
         return None
     message = f"spec (generation {s.generation}) asks for another version"
     end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") else fail
-    return Move(end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),))
+    return Transition(
+        end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),)
+    )
 
 
 def _waits_in_trial(s: Snapshot) -> bool:
@@ -146,13 +150,13 @@ def _waits_in_trial(s: Snapshot) -> bool:
     )
 
 
-def too_old(s: Snapshot, now: datetime) -> Move | None:
+def withdraw_failed_restart(s: Snapshot, now: datetime) -> Transition | None:
     """New pods were asked for whose image does not know the flags of hardened servers."""
-    found = withdrawn(s)
-    return Move(found[0], (found[1],)) if found else None
+    found = withdraw_incompatible_restart(s)
+    return Transition(found[0], (found[1],)) if found else None
 
 
-def overdue(s: Snapshot, now: datetime) -> Move | None:
+def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
     """A slot that was held too long: back to stable, whoever paused it and however long its own
     deadlines are.
     """
@@ -163,13 +167,13 @@ def overdue(s: Snapshot, now: datetime) -> Move | None:
         return None  # it is about to end
     event = (Event(problem.reason, problem.message, "Warning"),)
     if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable is not None:
-        return Move(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
-    return Move(fail(s.status, now, "Failed", problem.reason, problem.message), event)
+        return Transition(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
+    return Transition(fail(s.status, now, "Failed", problem.reason, problem.message), event)
 
 
-def enlarged(s: Snapshot, now: datetime) -> Move | None:
+def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
     """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
-    slot, wanted = slot_of(s), asked_now(s)
+    slot, wanted = slot_of(s), gpus_requested(s)
     # where a limit came after the slot there is none of it
     counted = [x for x in s.slots if x.gpus]
     if (
@@ -179,10 +183,10 @@ def enlarged(s: Snapshot, now: datetime) -> Move | None:
         or not all(x.held and x.gpus >= wanted for x in counted)
     ):
         return None
-    return Move(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
+    return Transition(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
 
 
-def stage(s: Snapshot, now: datetime) -> Move | None:
+def run_stage(s: Snapshot, now: datetime) -> Transition | None:
     """The stage of the rollout in flight."""
     rollout = s.status.rollout
     if rollout is None or not in_flight(rollout):
@@ -190,7 +194,7 @@ def stage(s: Snapshot, now: datetime) -> Move | None:
     return STAGES[rollout.stage](s, now)
 
 
-def start(s: Snapshot, now: datetime) -> Move | None:
+def start_rollout(s: Snapshot, now: datetime) -> Transition | None:
     """Begin a rollout when spec asks for a version that is neither stable nor known to be bad."""
     assert s.spec is not None
     status = s.status
@@ -209,30 +213,41 @@ def start(s: Snapshot, now: datetime) -> Move | None:
         )
         if same and not is_declared(s, rollout.reason):
             return None
-    if s.refusal:
+    if s.spec_problem:
         # No rollout begins, so that it begins by itself once the reason is gone.
-        return Move(status, (Event(s.refusal.reason, s.refusal.message, "Warning"),), CHECK_SECONDS)
-    if freeze := frozen(s.rules, now):
-        return Move(status, requeue_after=freeze.left(now))
+        return Transition(
+            status, (Event(s.spec_problem.reason, s.spec_problem.message, "Warning"),), CHECK_SECONDS
+        )
+    if freeze := active_freeze(s.rules, now):
+        return Transition(status, requeue_after=freeze.left(now))
     if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
             f"revision {known.name} is this very version and ended as {known.status.outcome}"
             f" ({known.status.reason}); say retry on it to try it again, or change the model"
         )
-        held = fail(
+        failed = fail(
             begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256),
             now,
             known.status.outcome,
             "Quarantined",
             message,
         )
-        return Move(held, (Event("Quarantined", message, "Warning"),))
+        return Transition(failed, (Event("Quarantined", message, "Warning"),))
     sha256 = known.sha256 if known is not None else s.spec.model.sha256
     begun = begin(s, now, "Resolve")
-    return Move(
+    return Transition(
         allocate(s, begun, sha256, now) if sha256 else begun,
         (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),),
     )
 
 
-CHECKS: tuple[Check, ...] = (lost, asked, too_old, superseded, overdue, enlarged, stage, start)
+CHECKS: tuple[Check, ...] = (
+    recover_lost_status,
+    carry_out_verb,
+    withdraw_failed_restart,
+    end_superseded,
+    end_overdue,
+    enlarge_slot,
+    run_stage,
+    start_rollout,
+)

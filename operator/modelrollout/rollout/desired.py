@@ -16,10 +16,10 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
 )
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.in_place import floor, room, sharing
-from modelrollout.rollout.pod_restarts import asked_at, to_harden
+from modelrollout.rollout.in_place import active_in_place, canary_room, stable_floor
+from modelrollout.rollout.pod_restarts import restart_requested_at, revisions_to_harden
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, too_coarse
-from modelrollout.rollout.policy.slot_limits import beyond, pods_held
+from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
 from modelrollout.rollout.snapshot import (
     NOT_READY,
     SERVED,
@@ -29,11 +29,11 @@ from modelrollout.rollout.snapshot import (
     Revision,
     Snapshot,
     Split,
+    artifact_is_unusable,
     baseline,
-    carrier,
     in_flight,
-    lost,
     rollout_id,
+    serving_revision,
     since,
     still_draining,
 )
@@ -45,24 +45,24 @@ _SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake
 
 def desired(s: Snapshot, now: datetime) -> Desired:
     """Everything that is to exist now; what is not named goes away."""
-    loaded, shares = carrier(s.status), split(s)
+    loaded, shares = serving_revision(s.status), split(s)
     servers = replicas(s, now)
     return Desired(
         new_revision=_new_revision(s),
         work=stage_job(s.status, s),
         servers=servers,
-        restarts={name: at for name in servers if (at := asked_at(s, name))},
-        hardened=to_harden(s, servers),
+        restarts={name: at for name in servers if (at := restart_requested_at(s, name))},
+        hardened=revisions_to_harden(s, servers),
         ends_first=frozenset(
             name
             for name in servers
             if (record := s.status.restarts.get(name)) and record.allow_downtime and not record.done
         ),
-        narrow=bool(s.too_wide),
+        narrow=bool(s.overly_open),
         split=shares,
         draining=frozenset(still_draining(s, now)),
-        matched=matched(s),
-        preview=preview(s),
+        matched=header_revision(s),
+        preview=preview_revision(s),
         selector=service_selector(s),
         budget=loaded.revision if loaded else shares[0][0] if shares else None,
         revision_status=revision_status(s),
@@ -70,23 +70,23 @@ def desired(s: Snapshot, now: datetime) -> Desired:
     )
 
 
-def only_traffic(s: Snapshot) -> Desired:
+def desired_traffic_only(s: Snapshot) -> Desired:
     """What a rollback needs where spec cannot be read: the weights; everything else stays as it
     is.
     """
     shares = split(s)
-    servers = {name: server.asked for name, server in s.servers.items()}
+    servers = {name: server.desired_replicas for name, server in s.servers.items()}
     return Desired(
-        servers=servers, split=shares, selector=shares[0][0] if shares else None, narrow=bool(s.too_wide)
+        servers=servers, split=shares, selector=shares[0][0] if shares else None, narrow=bool(s.overly_open)
     )
 
 
-def measured(s: Snapshot) -> bool:
+def needs_measurement(s: Snapshot) -> bool:
     """Whether the revision in flight is to be judged now, on its traffic or on what is mirrored."""
     rollout = s.status.rollout
     if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
         return rollout.shadow.phase == "Observing" or (
-            rollout.shadow.phase == "Mirroring" and s.traffic.taken_up
+            rollout.shadow.phase == "Mirroring" and s.traffic.programmed
         )
     if rollout is None or rollout.step is None or s.spec is None:
         return False
@@ -95,7 +95,7 @@ def measured(s: Snapshot) -> bool:
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
     return rollout.stage == "Bake" or (
         rollout.stage == "Canary"
-        and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.taken_up)
+        and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.programmed)
     )
 
 
@@ -149,7 +149,7 @@ def candidate(rollout: RolloutStatus | None) -> str | None:
     )
 
 
-def carriers(s: Snapshot) -> dict[str, int]:
+def replicas_with_traffic(s: Snapshot) -> dict[str, int]:
     """Replicas of stable and of the candidate.
 
     While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at
@@ -164,28 +164,34 @@ def carriers(s: Snapshot) -> dict[str, int]:
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
-    shared = sharing(status)
+    shared = active_in_place(status)
     if stable:
-        found[stable] = max(full, s.server(stable).asked) if divided else full
+        found[stable] = max(full, s.server(stable).desired_replicas) if divided else full
         if shared is not None:
-            found[stable] = max(shared.keeps, floor(s.spec))
+            found[stable] = max(shared.keeps, stable_floor(s.spec))
     if new and new != stable and rollout:
-        found[new] = max(1, full) if shared is None or rollout.stage == "Bake" else room(s.spec)
+        found[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
         if rollout.stage == "Revert":
-            found[new] = s.server(new).asked or found[new]
+            found[new] = s.server(new).desired_replicas or found[new]
         elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             found[new] = trial_pods(s)
         elif s.gateway and rollout.stage in ("Canary", "Promote"):
             # Who finds no GPU asks for no more than is needed.
-            kept = s.server(new).asked if shared is None else min(s.server(new).ready, s.server(new).asked)
+            kept = (
+                s.server(new).desired_replicas
+                if shared is None
+                else min(s.server(new).ready, s.server(new).desired_replicas)
+            )
             found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], kept)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Replica-weighted: as near to the weight as whole pods allow; the status shows the real
             # share.
             found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
-        held = pods_held(s)
+        held = pods_covered_by_slot(s)
         # what carries requests stays
-        found[new] = found[new] if held is None else min(found[new], max(held, s.server(new).asked))
+        found[new] = (
+            found[new] if held is None else min(found[new], max(held, s.server(new).desired_replicas))
+        )
     return found
 
 
@@ -197,9 +203,9 @@ def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
     autoscaler asked for comes from a time in which the load was divided.
     """
     assert s.spec is not None
-    found, status, full = carriers(s), s.status, s.spec.serving.replicas
+    found, status, full = replicas_with_traffic(s), s.status, s.spec.serving.replicas
     left = still_draining(s, now)
-    taken_over = carrier(status)
+    taken_over = serving_revision(status)
     lately = (
         status.rollout is not None
         and status.rollout.stage == "Bake"
@@ -210,9 +216,11 @@ def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
         and taken_over.revision in found
         and (lately or any(r != taken_over.revision for r in left))
     ):
-        found[taken_over.revision] = max(found[taken_over.revision], s.server(taken_over.revision).asked)
+        found[taken_over.revision] = max(
+            found[taken_over.revision], s.server(taken_over.revision).desired_replicas
+        )
     for revision in left:
-        found.setdefault(revision, s.server(revision).asked or max(1, full))
+        found.setdefault(revision, s.server(revision).desired_replicas or max(1, full))
     return found
 
 
@@ -222,17 +230,17 @@ def trial_pods(s: Snapshot) -> int:
     """
     assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
-    shared = sharing(s.status)
+    shared = active_in_place(s.status)
     if (
         stepping.strategy_of(s.spec.rollout) != "Canary"
         or (rollout and rollout.mode == "Rollback" and rollout.proven)
         or baseline(s) is None
     ):
-        return full if shared is None else room(s.spec)
+        return full if shared is None else canary_room(s.spec)
     steps, step = steps_of(s), rollout.step if rollout else None
     index = stepping.locate(steps, step).index if step else 0
     named = [x.replicas for x in steps[: index + 1] if x.replicas is not None]
-    most = full if shared is None else room(s.spec)
+    most = full if shared is None else canary_room(s.spec)
     if named:
         return min(named[-1], most)
     if (s.spec.rollout.canary or Canary()).scale == "Full" and shared is None:
@@ -270,20 +278,20 @@ def has_all_pods(s: Snapshot) -> bool:
 def _for_everything(s: Snapshot) -> int:
     """Pods that may carry all traffic."""
     assert s.spec is not None
-    return max(1, s.spec.serving.replicas) if sharing(s.status) is None else floor(s.spec)
+    return max(1, s.spec.serving.replicas) if active_in_place(s.status) is None else stable_floor(s.spec)
 
 
-def too_few(s: Snapshot) -> Problem:
+def scaling_problem(s: Snapshot) -> Problem:
     """Why the weight waits."""
     assert s.status.rollout is not None
     server = s.server(s.status.rollout.revision)
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
-    if problem := beyond(s):
+    if problem := waiting_replicas(s):
         return problem
     return Problem(
         "ScalingUp",
-        f"{server.ready} of {server.asked} pods of {s.status.rollout.revision} are ready; more of the traffic"
+        f"{server.ready} of {server.desired_replicas} pods of {s.status.rollout.revision} are ready; more of the traffic"
         " waits for the others",
     )
 
@@ -347,7 +355,7 @@ def _granted(s: Snapshot) -> int:
     )
 
 
-def matched(s: Snapshot) -> str | None:
+def header_revision(s: Snapshot) -> str | None:
     """The revision that gets the requests with the headers of a test, if one is under way and its
     pods are ready.
     """
@@ -371,7 +379,7 @@ def matched(s: Snapshot) -> str | None:
     return rollout.revision
 
 
-def preview(s: Snapshot) -> str | None:
+def preview_revision(s: Snapshot) -> str | None:
     """The revision behind the preview's names: the one on trial, else stable, so that they always
     lead somewhere.
     """
@@ -386,7 +394,7 @@ def preview(s: Snapshot) -> str | None:
     return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
-def shown_by_gateway(s: Snapshot) -> str | None:
+def preview_host_revision(s: Snapshot) -> str | None:
     """The revision behind the preview's host names. Nobody while a share of everybody's requests
     proves the revision to what policies demand: a gateway counts by revision, so what is chosen and
     sent to the preview would be counted with them.
@@ -398,7 +406,7 @@ def shown_by_gateway(s: Snapshot) -> str | None:
         and rollout.step is not None
         and rollout.step.weight > 0
     )
-    return None if proves and first_weight(s) is not None else preview(s)
+    return None if proves and first_weight(s) is not None else preview_revision(s)
 
 
 def service_selector(s: Snapshot) -> str | None:
@@ -464,7 +472,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     old = revision.status
     # What its servers could not load is forgotten by a try that ends for another reason, or the
     # next one would take it again.
-    artifact = rollout.artifact or (None if lost(old) else old.artifact)
+    artifact = rollout.artifact or (None if artifact_is_unusable(old) else old.artifact)
     evaluation = rollout.evaluation or old.evaluation
     outcome: Outcome = rollout.outcome or (
         "Canary" if rollout.stage in ("Canary", "Promote", "Bake") else "Pending"
@@ -505,7 +513,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
         }
     )
     # made anew it may be another model
-    return found.model_copy(update={"retired": None}) if lost(found) else found
+    return found.model_copy(update={"retired": None}) if artifact_is_unusable(found) else found
 
 
 def _without_counters(metric: MetricStatus) -> MetricStatus:

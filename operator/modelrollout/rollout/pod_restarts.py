@@ -20,7 +20,7 @@ TOO_OLD_WHY = (
 )
 
 
-def asked_at(s: Snapshot, revision: str) -> str | None:
+def restart_requested_at(s: Snapshot, revision: str) -> str | None:
     """When new pods of the revision were last asked for, as its pod template is to say."""
     record = s.status.restarts.get(revision)
     if record is None:
@@ -28,7 +28,7 @@ def asked_at(s: Snapshot, revision: str) -> str | None:
     return record.former if record.too_old else record.at
 
 
-def to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
+def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
     """Those of the revisions whose frozen template lacks it and whose pods are to have it: in the
     version that they have, None for the latest.
     """
@@ -46,7 +46,7 @@ def to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
     return found
 
 
-def unhardened(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
+def unhardened_revisions(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
     """Revisions with pods that whoever reaches them inside the cluster can manage: also while the
     last of them are being replaced.
     """
@@ -59,7 +59,7 @@ def unhardened(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
     return found
 
 
-def withdrawn(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
+def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
     """An image that is too old for the flags: the pods that serve stay as they were, and no more of
     the others are made.
     """
@@ -75,7 +75,7 @@ def withdrawn(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
     return None
 
 
-def done(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status with the restarts marked that are over, for what happens to a revision's pods
     later is another matter; without those of pods that are gone: what comes up anew is made anew.
     """
@@ -91,7 +91,7 @@ def done(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     return status.model_copy(update={"restarts": left}) if left != status.restarts else status
 
 
-def waiting(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
+def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
     """A revision whose restart is not done yet, and what stands in its way."""
     for name, record in status.restarts.items():
         if name in s.servers and not (record.done or record.too_old):
@@ -99,9 +99,9 @@ def waiting(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | 
     return None
 
 
-def lacks_gpu(s: Snapshot) -> str | None:
+def restart_without_gpu(s: Snapshot) -> str | None:
     """The revision whose restart finds no place, so that a look at free GPUs is worth it."""
-    found = waiting(s, s.status)
+    found = waiting_restart(s, s.status)
     return (
         found[0]
         if found is not None and found[1] is not None and found[1].reason == "Unschedulable"
@@ -111,8 +111,12 @@ def lacks_gpu(s: Snapshot) -> str | None:
 
 def _is_over(s: Snapshot, name: str, record: RestartStatus) -> bool:
     server = s.server(name)
-    renewed = server.restarted == record.at and server.updated is not None and server.updated >= server.asked
-    return renewed and server.replicas <= server.asked <= server.ready
+    renewed = (
+        server.restarted == record.at
+        and server.updated is not None
+        and server.updated >= server.desired_replicas
+    )
+    return renewed and server.replicas <= server.desired_replicas <= server.ready
 
 
 def _recorded(status: ModelDeploymentStatus, records: Mapping[str, RestartStatus]) -> ModelDeploymentStatus:

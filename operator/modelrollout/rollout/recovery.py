@@ -13,7 +13,7 @@ from datetime import datetime
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot, stamp
-from modelrollout.rollout.transitions import begin, pin
+from modelrollout.rollout.transitions import begin, pinned
 
 _MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
 _LAST_YEAR = 9000  # to later times nothing can be added
@@ -23,7 +23,7 @@ _NAMED = frozenset(
 )
 
 
-def sound(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status without the parts that contradict themselves, so that every later step may rely on
     the rest.
     """
@@ -124,7 +124,7 @@ def _is_time(text: str | None) -> bool:
         return False
 
 
-def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
+def recover(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
     """The state as revisions and the live route show it, if status names no stable revision that
     exists although one has served; None when there is nothing to rebuild or to gain. A rollout in
     flight is given up with it: what it would be compared with is not known.
@@ -163,7 +163,7 @@ def rebuilt(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
         "stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))
     }
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
-        update["pinned"] = pin(s, stable.name)  # somebody went back to it: nothing climbs by itself
+        update["pinned"] = pinned(s, stable.name)  # somebody went back to it: nothing climbs by itself
     return found.model_copy(update=update)
 
 

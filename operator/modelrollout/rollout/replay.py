@@ -16,8 +16,8 @@ from typing import Literal
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Reading, counts_of
 from modelrollout.analysis.metrics import effective_metrics
-from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.v1alpha1 import (
     Canary,
@@ -28,7 +28,7 @@ from modelrollout.api.v1alpha1 import (
     RolloutStatus,
 )
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, since, stamp
 from modelrollout.rollout.stages.canary import UNREACHABLE, canary
 from modelrollout.rollout.transitions import at_step
@@ -81,14 +81,14 @@ class _Known:
 
     def add(self, moment: Moment) -> None:
         for name, reading in moment.readings.items():
-            if isinstance(reading, Look):
+            if isinstance(reading, CounterReading):
                 if reading.usual is not None:
                     self.usual[name] = reading.usual
                 for side, raw in (("canary", reading.canary), ("stable", reading.stable)):
                     for process, sample in raw.processes.items():
                         self.seen[name, side, process] = (moment.at, sample)
 
-    def completed(self, name: str, look: Look, now: datetime) -> Look:
+    def completed(self, name: str, look: CounterReading, now: datetime) -> CounterReading:
         def side(which: str, raw: Raw) -> Raw:
             gone = {
                 p: sample
@@ -100,7 +100,7 @@ class _Known:
             }
             return Raw({**gone, **raw.processes})
 
-        return Look(side("canary", look.canary), side("stable", look.stable), self.usual.get(name))
+        return CounterReading(side("canary", look.canary), side("stable", look.stable), self.usual.get(name))
 
 
 def replay(
@@ -114,7 +114,7 @@ def replay(
     """
     spec = _unattended(spec)
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
-    if isinstance(metrics, Problem):
+    if isinstance(metrics, MeasurementProblem):
         raise ValueError(metrics.message)
     if stepping.strategy_of(spec.rollout) == "Canary" and not any(
         s.weight for s in stepping.steps_of(spec.rollout)
@@ -246,21 +246,21 @@ class _Run:
         step = s.status.rollout.step
         if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
             return None
-        metrics = to_measure(s, moment.at)
+        metrics = metrics_due(s, moment.at)
         if isinstance(metrics, Assessment):
             return metrics
         counts, readings = counts_of(step.metrics), {}
         for name in self._names:
             reading = moment.readings.get(
-                name, Problem("NoData", f"{name}: the recording has no reading of it at this time")
+                name, MeasurementProblem("NoData", f"{name}: the recording has no reading of it at this time")
             )
             fresh = name not in counts or counts[name].canary is None
             readings[name] = (
                 self._known.completed(name, reading, moment.at)
-                if fresh and isinstance(reading, Look)
+                if fresh and isinstance(reading, CounterReading)
                 else reading
             )
-        return judged(s, metrics, readings, moment.at)
+        return assess(s, metrics, readings, moment.at)
 
     def _say(
         self,
@@ -272,7 +272,7 @@ class _Run:
     ) -> None:
         assert status.rollout is not None and status.rollout.step is not None and self._began is not None
         steps, step = stepping.steps_of(self._spec.rollout), status.rollout.step
-        label = stepping.label(steps, stepping.locate(steps, step))
+        label = stepping.step_position(steps, stepping.locate(steps, step))
         self._timeline.append(
             Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics)
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
-from modelrollout.rollout.snapshot import Problem, Shared
+from modelrollout.rollout.snapshot import Problem, SharedPreparation
 
 MOST_RECORDS = 16  # that a Job is told of: those of one source with other steps, data or hardware
 # An earlier operator named folders after the key alone.
@@ -106,7 +106,7 @@ def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str,
     return names.short_hash(words, 32)
 
 
-def worker(members: Iterable[Member], before: str | None = None, *, idle: bool = False) -> str | None:
+def preparer(members: Iterable[Member], before: str | None = None, *, idle: bool = False) -> str | None:
     """Who works for all that wait: whose Job is under way, else who was chosen ``before``, else who
     came first.
 
@@ -123,7 +123,7 @@ def worker(members: Iterable[Member], before: str | None = None, *, idle: bool =
     return order[(order.index(before) + 1) % len(order)] if idle else before
 
 
-def outcome(mine: Member, others: Iterable[Member]) -> Shared:
+def outcome(mine: Member, others: Iterable[Member]) -> SharedPreparation:
     """What came of the same work since the rollout of this one began; the last word of several."""
     begun = datetime.fromisoformat(mine.began)
     told = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
@@ -133,6 +133,6 @@ def outcome(mine: Member, others: Iterable[Member]) -> Shared:
         if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)
     ]
     if not fresh:
-        return Shared()
+        return SharedPreparation()
     artifact, by = max(fresh, key=lambda x: (x[0].prepared or "", x[1].name))
-    return Shared(by=by.name, artifact=artifact, refused=None if artifact.digest else by.refused)
+    return SharedPreparation(by=by.name, artifact=artifact, refused=None if artifact.digest else by.refused)

@@ -21,7 +21,7 @@ from modelrollout.api.v1alpha1 import (
     EvaluationEvidence,
     Metric,
     MetricStatus,
-    MirrorWay,
+    MirrorMethod,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
@@ -52,7 +52,7 @@ class Problem:
     message: str
 
 
-def lost(status: ModelRevisionStatus) -> bool:
+def artifact_is_unusable(status: ModelRevisionStatus) -> bool:
     """Whether a revision failed because of its artifact, as the loader of its servers said."""
     return status.outcome == "Failed" and status.reason in _LOST
 
@@ -61,7 +61,7 @@ NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets 
 
 
 @dataclass(frozen=True)
-class Work:
+class JobState:
     """The Job of the present stage."""
 
     state: Literal["Absent", "Running", "Succeeded", "Failed"] = "Absent"
@@ -70,10 +70,10 @@ class Work:
     problem: Problem | None = None  # of the end; while it runs, what keeps its pod from starting
     retried: Problem | None = None  # why the try before the present one ended
     idle_since: str | None = None  # since when none of its pods works; None: one does
-    podless: bool = False
+    no_pod_created: bool = False
     stuck: tuple[str, Problem] | None = None  # since when a pod should be gone that is not
     queued: Problem | None = None  # it is suspended: its turn has not come
-    unheard: bool = False  # ... and why may be told any moment
+    result_pending: bool = False  # ... and why may be told any moment
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Server:
     replicas: int = 0
     ready: int = 0
     problem: Problem | None = None
-    asked: int = 0  # replicas that the Deployment asks for
+    desired_replicas: int = 0  # replicas that the Deployment asks for
     # when its pods were last asked to start anew, as its template says
     restarted: str | None = None
     # version of what keeps everybody from managing its servers (resources.hardening); None: nothing
@@ -143,7 +143,11 @@ class Revision:
         there any more as it was: another try makes it anew.
         """
         artifact = self.status.artifact
-        return artifact if artifact is not None and artifact.digest and not lost(self.status) else None
+        return (
+            artifact
+            if artifact is not None and artifact.digest and not artifact_is_unusable(self.status)
+            else None
+        )
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether the spec asks for this very version. A spec without a digest takes the digest
@@ -170,18 +174,18 @@ def _within(asked: Any, kept: Any) -> bool:
 class Traffic:
     """Whether the data plane has what the state asks for."""
 
-    taken_up: bool = False
+    programmed: bool = False
     message: str = ""
     problem: Problem | None = None
 
 
 @dataclass(frozen=True)
-class MirrorFacts:
+class MirrorState:
     """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would
     take up the mirror that was made.
     """
 
-    way: MirrorWay | None = None
+    way: MirrorMethod | None = None
     problem: Problem | None = None
     tried: Traffic = Traffic()
 
@@ -225,7 +229,7 @@ class Gpus:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedPreparation:
     """The same work of another ModelDeployment of the namespace."""
 
     by: str | None = None
@@ -245,33 +249,33 @@ class Snapshot:
     revisions: tuple[Revision, ...] = ()
     # uids of what the ModelDeployment itself controls and that lasts
     children: tuple[str, ...] = ()
-    work: Work = Work()
+    work: JobState = JobState()
     servers: Mapping[str, Server] = field(default_factory=dict)
     traffic: Traffic = Traffic()
-    mirror: MirrorFacts = MirrorFacts()
-    shared: Shared = Shared()  # in Prepare, as long as no Job of its own is there
+    mirror: MirrorState = MirrorState()
+    shared: SharedPreparation = SharedPreparation()  # in Prepare, as long as no Job of its own is there
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
     # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
-    refusal: Problem | None = None
+    spec_problem: Problem | None = None
     # why clients may not reach it: somebody else's route takes a host name that it has
     taken: Problem | None = None
     # when it took over the latest of its reserved host names: what was stable before never served
     # their clients
     names_since: datetime | None = None
-    spec_error: str | None = None  # why spec could not even be read
+    parse_error: str | None = None  # why spec could not even be read
     # why the last pass could not write a child: quota, admission, a name that is taken
-    refused: Problem | None = None
+    write_problem: Problem | None = None
     exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
     # what the route (or the stable Service) in the cluster says now; for a status that was lost
     live_split: Split = ()
     # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
-    too_wide: tuple[str, ...] = ()
+    overly_open: tuple[str, ...] = ()
     settle_seconds: float = 3.0
     gateway: bool = False
     # when this leader began to look: what passed while nobody did is nobody's fault
-    looking_since: datetime | None = None
+    leading_since: datetime | None = None
     rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
     # by policy, up to the first that is not held; of a rollout that is queued, or asks for more
     # GPUs than its slot has
@@ -378,7 +382,7 @@ def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
     return {revision: seconds for revision, seconds in left.items() if seconds > 0}
 
 
-def carrier(status: ModelDeploymentStatus) -> RevisionRef | None:
+def serving_revision(status: ModelDeploymentStatus) -> RevisionRef | None:
     """The revision that has the traffic outside of a trial: stable, or what is watched after its
     promotion.
     """

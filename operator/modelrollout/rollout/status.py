@@ -21,10 +21,16 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired import real_share
-from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY, done, unhardened, waiting
+from modelrollout.rollout.pod_restarts import (
+    TOO_OLD,
+    TOO_OLD_WHY,
+    mark_finished,
+    unhardened_revisions,
+    waiting_restart,
+)
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.policy.rules import Freeze, frozen
-from modelrollout.rollout.policy.slot_limits import beyond
+from modelrollout.rollout.policy.rules import Freeze, active_freeze
+from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.security_bulletins import known_flaws
 from modelrollout.rollout.snapshot import (
     NAME_TAKEN,
@@ -32,8 +38,8 @@ from modelrollout.rollout.snapshot import (
     Event,
     Problem,
     Snapshot,
-    carrier,
     in_flight,
+    serving_revision,
     since,
     stamp,
 )
@@ -104,13 +110,13 @@ _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
 
-def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """The status with everything that is derived filled in; equal to the observed one when there is
     no news.
     """
-    status = done(s, status)
+    status = mark_finished(s, status)
     rollout = status.rollout
-    loaded = carrier(status)  # what an autoscaler has to look at
+    loaded = serving_revision(status)  # what an autoscaler has to look at
     server = s.server(loaded.revision) if loaded else None
     flying = in_flight(rollout)
     address = f"{s.name}.{s.namespace}.svc"
@@ -160,7 +166,7 @@ def present(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelD
 def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
     rollout = status.rollout
     if rollout is None:
-        return "Failed" if s.spec_error or s.refusal else "Stable" if status.stable else "Pending"
+        return "Failed" if s.parse_error or s.spec_problem else "Stable" if status.stable else "Pending"
     if (
         rollout.stage in ("Canary", "Bake")
         and rollout.step
@@ -183,14 +189,16 @@ def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
 
 def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> list[Condition]:
     freeze = (
-        frozen(s.rules, now) if s.spec and (in_flight(status.rollout) or not _is_current(s, status)) else None
+        active_freeze(s.rules, now)
+        if s.spec and (in_flight(status.rollout) or not _is_current(s, status))
+        else None
     )
     rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
         rows.append(
             ("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message)
         )
-    if late := beyond(replace(s, status=status)):
+    if late := waiting_replicas(replace(s, status=status)):
         rows.append(("Limited", "True", late.reason, late.message))
     if s.assessment and (doubt := s.assessment.doubt):
         rows.append((VERIFIED, "False", doubt.reason, doubt.message))
@@ -216,7 +224,7 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable
     may serve while a new revision fails.
     """
-    rollout, stable = status.rollout, carrier(status)
+    rollout, stable = status.rollout, serving_revision(status)
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
@@ -329,7 +337,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         rows.append((HEALTHY, "False", fallen[1].reason, f"revision {fallen[0]}: {fallen[1].message}"))
     elif alive:
         rows.append((HEALTHY, "True", "Healthy", ""))
-    if left := unhardened(s, status):
+    if left := unhardened_revisions(s, status):
         old = [name for name in left if (record := status.restarts.get(name)) and record.too_old]
         text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
         if old:
@@ -352,7 +360,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         ((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None
     ):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
-    if late := waiting(s, status):
+    if late := waiting_restart(s, status):
         name, problem = late
         # else at what those pods need
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
@@ -380,7 +388,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     return rows
 
 
-def told_exposed(status: ModelDeploymentStatus) -> Problem | None:
+def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
     """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
     return next(
         (
@@ -392,7 +400,7 @@ def told_exposed(status: ModelDeploymentStatus) -> Problem | None:
     )
 
 
-def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
+def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
     """Events on what has become of the servers, from one status to the next."""
     before, serves = s.status, any(name in s.servers for name in _looked_after(after))
     found: list[Event] = []
@@ -429,16 +437,16 @@ def news(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Even
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     rollout = status.rollout
-    if s.spec_error:
-        return Problem("InvalidSpec", s.spec_error)
+    if s.parse_error:
+        return Problem("InvalidSpec", s.parse_error)
     if (
-        s.refusal
+        s.spec_problem
         and not in_flight(rollout)
-        and (s.refusal.reason in TRAFFIC_REFUSALS or not _is_current(s, status))
+        and (s.spec_problem.reason in TRAFFIC_REFUSALS or not _is_current(s, status))
     ):
-        return s.refusal
-    if s.refused and not in_flight(rollout):
-        return s.refused
+        return s.spec_problem
+    if s.write_problem and not in_flight(rollout):
+        return s.write_problem
     if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
         held = status.stable.revision if status.stable else "none"
         return Problem(

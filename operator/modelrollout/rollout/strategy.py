@@ -66,10 +66,10 @@ def with_traffic(step: StepStatus) -> StepStatus:
     before, which goes on being judged on its counts.
     """
     waits = step.phase == "Shifting" and bool(step.metrics)
-    return former(step) if waits else step
+    return previous_step(step) if waits else step
 
 
-def former(step: StepStatus) -> StepStatus:
+def previous_step(step: StepStatus) -> StepStatus:
     """The step before one whose weight was never given."""
     return step.model_copy(update={"index": step.index - 1, "weight": step.former, "phase": "Observing"})
 
@@ -111,7 +111,7 @@ def next_weight(steps: Sequence[Step], position: Position) -> int:
     return next((s.weight for s in steps[position.index + 1 :] if s.weight is not None), 100)
 
 
-def label(steps: Sequence[Step], position: Position) -> str:
+def step_position(steps: Sequence[Step], position: Position) -> str:
     """``2/4`` as people and verbs name a step."""
     return f"{position.index + 1}/{len(steps)}"
 
@@ -123,4 +123,4 @@ def step_label(rollout: RolloutStatus, steps: Sequence[Step]) -> str:
     assert rollout.step is not None
     if rollout.stage == "Bake":
         return BAKE
-    return label(steps, locate(steps, rollout.step))
+    return step_position(steps, locate(steps, rollout.step))

@@ -23,7 +23,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
-from modelrollout.rollout.in_place import sharing
+from modelrollout.rollout.in_place import active_in_place
 from modelrollout.rollout.snapshot import Revision, Snapshot, draining, since, stamp
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
@@ -49,7 +49,7 @@ def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"message": cut(changes["message"])} if changes.get("message") else changes
 
 
-def pin(s: Snapshot, revision: str) -> Pinned:
+def pinned(s: Snapshot, revision: str) -> Pinned:
     """Hold at ``revision``, against the version that spec asks for now."""
     against = known_version(s)
     return Pinned(
@@ -188,7 +188,7 @@ def succeed(
     if former is None or former.revision == rollout.revision:
         return done
     # In place the new revision waits for the GPUs of the former one.
-    keep = scale_down_delay(s) if sharing(status) is None else s.settle_seconds
+    keep = scale_down_delay(s) if active_in_place(status) is None else s.settle_seconds
     return retire(done, former.revision, former.number, now, keep)
 
 

@@ -9,11 +9,11 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
-from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.snapshot import Event, Snapshot, Verb, in_flight, since, stamp
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.next_stage import in_shadow
-from modelrollout.rollout.stages.waiting import Move
+from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import (
     SHADOW_STEP,
@@ -22,7 +22,7 @@ from modelrollout.rollout.transitions import (
     change,
     enter,
     fail,
-    pin,
+    pinned,
     record,
     revert,
     succeed,
@@ -42,12 +42,12 @@ def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
     return next((v for v in s.verbs if v.key not in known and v.verb in only), None)
 
 
-def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Move | None:
+def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
     """The move that the verb asks for; None while it has to wait for a rollout that ends first."""
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
-        return Move(
+        return Transition(
             _handled(s, s.status, f"{verb.key}:refused {refusal}"),
             (Event("VerbRefused", f"{verb.verb}: {refusal}", "Warning"),),
         )
@@ -55,7 +55,7 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Move | None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
         return move  # first the rollout in flight ends; the verb stays and is carried out then
-    return Move(_handled(s, move.status, verb.key), move.events, move.requeue_after)
+    return Transition(_handled(s, move.status, verb.key), move.events, move.requeue_after)
 
 
 def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDeploymentStatus:
@@ -69,7 +69,7 @@ def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDep
     return status.model_copy(update={"handled_verbs": [*older, *kept[-(_TELL - 1) :], entry]})
 
 
-_Answer = tuple[str | None, Move | None]
+_Answer = tuple[str | None, Transition | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -98,11 +98,11 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         event = Event(
             "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
         )
-        return None, Move(enter(status, "Promote", now, step=step, held=None), (event,))
+        return None, Transition(enter(status, "Promote", now, step=step, held=None), (event,))
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
-        return None, Move(succeed(s, status, now, "Promoted"), (event,))
-    return None, Move(advance(s, status, position, now, _override(verb, present)), (event,))
+        return None, Transition(succeed(s, status, now, "Promoted"), (event,))
+    return None, Transition(advance(s, status, position, now, _override(verb, present)), (event,))
 
 
 def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
@@ -123,7 +123,7 @@ def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         s.status, "Leaving", now, override=_override(verb, SHADOW_STEP), promoted="Full" if full else "Step"
     )
     past = ", and past all steps" if full else ""
-    return None, Move(
+    return None, Transition(
         left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand{past}"),)
     )
 
@@ -162,7 +162,7 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if s.status.rollout.held is not None:
         return "it is paused already", None
     held = change(s.status, held=Held(since=stamp(now), by=verb.nonce[:64]))
-    return None, Move(
+    return None, Transition(
         held,
         (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),),
     )
@@ -182,7 +182,7 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     # The time of the pause counts for no deadline and no pause step.
     begun = datetime.fromisoformat(rollout.step.since) + timedelta(seconds=since(rollout.held.since, now))
     step = rollout.step.model_copy(update={"since": stamp(begun)})
-    return None, Move(
+    return None, Transition(
         change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),)
     )
 
@@ -208,7 +208,9 @@ def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     text = f"the pods of {verb.revision} are replaced one after the other, {how}"
     if not revision.hardened and not s.server(verb.revision).hardened:
         text += f"; {CLIENTS_NOTICE}"
-    return None, Move(s.status.model_copy(update={"restarts": restarts}), (Event("RestartedByUser", text),))
+    return None, Transition(
+        s.status.model_copy(update={"restarts": restarts}), (Event("RestartedByUser", text),)
+    )
 
 
 def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -220,20 +222,20 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     return None, _end(s, now, "AbortedByUser", "aborted by hand")
 
 
-def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Move:
+def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
     rollout = s.status.rollout
     assert rollout is not None
     end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable else fail
-    return Move(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
+    return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 
 def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     assert s.spec is not None
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
-    if s.refusal:
-        return s.refusal.message, None
-    if freeze := frozen(s.rules, now):
+    if s.spec_problem:
+        return s.spec_problem.message, None
+    if freeze := active_freeze(s.rules, now):
         return freeze.message, None
     if not verb.revision:
         stable, sha256 = (
@@ -244,14 +246,14 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
             return f"{stable.name} is stable", None
         begun = begin(s, now, "Resolve")
         again = allocate(s, begun, sha256, now) if sha256 else begun
-        return None, Move(again, (Event("RetriedByUser", "the source is resolved again"),))
+        return None, Transition(again, (Event("RetriedByUser", "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
         return f"spec asks for another version than {verb.revision}", None
     if s.status.stable and s.status.stable.revision == verb.revision:
         return f"{verb.revision} is stable", None
     status = begin(s, now, "Prepare", sha256=revision.sha256, revision=revision.name, number=revision.number)
-    return None, Move(status, (Event("RetriedByUser", f"revision {verb.revision} is tried again"),))
+    return None, Transition(status, (Event("RetriedByUser", f"revision {verb.revision} is tried again"),))
 
 
 def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -288,7 +290,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     )
     # its pods come up anew
     restarts = {name: record for name, record in status.restarts.items() if name != target.name}
-    status = status.model_copy(update={"pinned": pin(s, target.name), "restarts": restarts})
+    status = status.model_copy(update={"pinned": pinned(s, target.name), "restarts": restarts})
     judged = (
         ""
         if proven
@@ -297,7 +299,9 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
             " judged again"
         )
     )
-    return None, Move(status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),))
+    return None, Transition(
+        status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),)
+    )
 
 
 _ACTIONS = {

@@ -37,7 +37,7 @@ class Heartbeat:
         return self._clock() - self._last
 
 
-def within(age: Callable[[], float], limit: float, what: str) -> Check:
+def check_age(age: Callable[[], float], limit: float, what: str) -> Check:
     """Fails while ``age()`` is above ``limit`` seconds."""
 
     def check() -> str | None:
@@ -47,7 +47,7 @@ def within(age: Callable[[], float], limit: float, what: str) -> Check:
     return check
 
 
-def once(done: Callable[[], bool], what: str) -> Check:
+def check_flag(done: Callable[[], bool], what: str) -> Check:
     """Fails while ``done()`` is false."""
     return lambda: None if done() else what
 
@@ -71,7 +71,7 @@ class HealthServer:
     ) -> None:
         self._registry = registry
         self._loop = Heartbeat(clock)
-        self._alive = {"event loop": within(self._loop.age, loop_limit, "last turn"), **alive}
+        self._alive = {"event loop": check_age(self._loop.age, loop_limit, "last turn"), **alive}
         self._ready = {**self._alive, **ready}
         self._server: GuardedServer | None = None
         self._beating: asyncio.Task[None] | None = None

@@ -53,7 +53,7 @@ def redact(text: str) -> str:
 
 
 @contextlib.contextmanager
-def about(*, namespace: str, name: str, revision: str | None = None) -> Iterator[None]:
+def log_context(*, namespace: str, name: str, revision: str | None = None) -> Iterator[None]:
     """Everything logged inside, also by tasks started there, carries these fields.
     (``extra={"name": ...}`` is refused by logging.)
     """

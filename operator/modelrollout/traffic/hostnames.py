@@ -32,7 +32,7 @@ from modelrollout.rollout.snapshot import Problem
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedHost:
     """A host name that a spec asks for; ``kind`` is http or grpc."""
 
     field: str
@@ -250,19 +250,19 @@ def _known_before_it_is_made(spec: ModelDeploymentSpec) -> str | None:
     return version_of(found, spec.model.sha256) if spec.model.sha256 and not _reads_data(found) else None
 
 
-def asked(spec: ModelDeploymentSpec) -> list[Asked]:
+def requested_hosts(spec: ModelDeploymentSpec) -> list[RequestedHost]:
     """Every host name of the spec, for a preview too, with its field."""
     preview = spec.rollout.blue_green.preview if spec.rollout.blue_green else None
     parts = (("spec.traffic", spec.traffic), ("spec.rollout.blueGreen.preview", preview))
     return [
-        Asked(f"{where}.{kind}.hostnames[{i}]", kind, host)
+        RequestedHost(f"{where}.{kind}.hostnames[{i}]", kind, host)
         for where, part in parts
         for kind, listed in (("http", part.http if part else None), ("grpc", part.grpc if part else None))
         for i, host in enumerate(listed.hostnames if listed else ())
     ]
 
 
-def asked_as_stored(spec: Any) -> set[str]:
+def stored_requested_hosts(spec: Any) -> set[str]:
     """The same of a spec as it is stored, whatever it holds."""
     parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
     listed = (_field(_field(part, kind), "hostnames") for part in parts for kind in ("http", "grpc"))
@@ -273,12 +273,12 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-def carried(routes: Iterable[Object]) -> frozenset[str]:
+def hosts_of_routes(routes: Iterable[Object]) -> frozenset[str]:
     """Host names of routes."""
     return frozenset(host for route in routes for host in (route.get("spec") or {}).get("hostnames") or [])
 
 
-def stand(
+def standing(
     holder: str,
     spec: ModelDeploymentSpec | None,
     live: frozenset[str],
@@ -300,10 +300,10 @@ def stand(
     if spec is None:
         return Standing(live, lost)
     gateway = spec.traffic.gateway
-    wanted = asked(spec) if gateway else []
+    wanted = requested_hosts(spec) if gateway else []
     own = names.own_name(namespace, model)
     if rules.reserve_names or known.claims.get(own):
-        wanted = [Asked("metadata.name", "", own), *wanted]
+        wanted = [RequestedHost("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
     wants = _known_before_it_is_made(spec)
     comes = {serves} if serves else {wants, flies or wants}
@@ -384,12 +384,18 @@ def stand(
     )
 
 
-def _is_preview(name: Asked) -> bool:
+def _is_preview(name: RequestedHost) -> bool:
     return name.field.startswith("spec.rollout.")
 
 
 def _reserved(
-    name: Asked, claim: Claim, rules: Rules, *, mine: bool, serves: str | None, comes: Collection[str | None]
+    name: RequestedHost,
+    claim: Claim,
+    rules: Rules,
+    *,
+    mine: bool,
+    serves: str | None,
+    comes: Collection[str | None],
 ) -> Problem | None:
     """Why this version may not come to the clients of a name: another served them last, and nothing
     compares the two.
@@ -414,7 +420,7 @@ def _reserved(
     )
 
 
-def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Problem | None:
+def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules) -> Problem | None:
     """A new claim must lie in what every policy that speaks of host names allows."""
     for policy, patterns in rules.hostnames:
         if not allowed(patterns, namespace, name.host):
@@ -441,7 +447,9 @@ def _not_allowed(name: Asked, namespace: str, known: Known, rules: Rules) -> Pro
     return None
 
 
-def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known: Known) -> Problem | None:
+def _taken(
+    name: RequestedHost, namespace: str, holder: str, claim: Claim | None, known: Known
+) -> Problem | None:
     """Somebody else's claim, or a route of somebody else who has yet to claim what he serves."""
     if claim is None:
         routes = (route for route in known.routes() if _of(route) != holder.rpartition("/")[0])
@@ -449,7 +457,7 @@ def _taken(name: Asked, namespace: str, holder: str, claim: Claim | None, known:
             (
                 Claim(host, f"{_of(route)}/")
                 for route in routes
-                for host in sorted(carried([route]))
+                for host in sorted(hosts_of_routes([route]))
                 if overlap(host, name.host)
             ),
             None,
@@ -494,13 +502,13 @@ def foreign_route(route: Object) -> ForeignRoute | None:
     )
     hosts = tuple(spec.get("hostnames") or ())
     return (
-        ForeignRoute(told_as(route), namespace, gateways, hosts, opens)
+        ForeignRoute(route_name(route), namespace, gateways, hosts, opens)
         if hosts and gateways and opens
         else None
     )
 
 
-def told_as(route: Object) -> str:
+def route_name(route: Object) -> str:
     """How messages name a route."""
     metadata = route["metadata"]
     return f"{route['kind']} {metadata.get('namespace') or ''}/{metadata['name']}"

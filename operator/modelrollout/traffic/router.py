@@ -34,7 +34,7 @@ class Router(Protocol):
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """Objects of the ModelDeployment that carry the split."""
 
-    def taken_up(
+    def programmed(
         self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
     ) -> Traffic:
         """Whether what was last ``seen`` (by kind and name) carries the split and is accepted."""
@@ -69,7 +69,7 @@ class GatewayRouter:
         )
         return routes(owner, self._spec, self._aim.rules(split)) + aside
 
-    def taken_up(
+    def programmed(
         self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
     ) -> Traffic:
         """Every route has these rules, and its gateway has accepted this generation with all
@@ -86,7 +86,7 @@ class GatewayRouter:
         )
 
 
-class KeptRoutes:
+class FrozenRoutes:
     """The routes as they are, where spec or its host names cannot be had: weights follow, and they
     open no more than others do.
 
@@ -130,7 +130,7 @@ class KeptRoutes:
             )
         }
 
-    def taken_up(
+    def programmed(
         self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
     ) -> Traffic:
         """As of ``GatewayRouter``."""
@@ -163,12 +163,12 @@ def _all_carried(
         if is_of_preview(name, model) and not on_trial:
             continue
         found = _carried(kind, seen.get((kind, name)), _rules(route))
-        if not found.taken_up:
+        if not found.programmed:
             return found
     return found
 
 
-def too_wide(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
+def overly_open_routes(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
     """The routes of clients, and of a preview, that open more than clients may ask, made narrow,
     with the backends that they have.
 
@@ -203,7 +203,7 @@ _Rule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
     if route is None or _rules(route) != wanted:
         return Traffic(False, f"{kind} is not written yet")
-    problem = refusal_of(kind, route)
+    problem = rejection(kind, route)
     if problem is not None:
         return Traffic(False, problem.message, problem)
     if not accepted(route):
@@ -281,7 +281,7 @@ def accepted(route: Object) -> bool:
     return {"Accepted", "ResolvedRefs"} <= true
 
 
-def refusal_of(kind: str, route: Object) -> Problem | None:
+def rejection(kind: str, route: Object) -> Problem | None:
     """What the gateway has against the route's present generation."""
     generation = route["metadata"].get("generation", 0)
     for c in _conditions(route):
@@ -308,7 +308,7 @@ class ServiceRouter:
         """None beyond the stable Service, which every ModelDeployment has."""
         return []
 
-    def taken_up(
+    def programmed(
         self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
     ) -> Traffic:
         """The Service selects what it should, and the pods of the split are ready."""

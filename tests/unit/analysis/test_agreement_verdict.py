@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, ProblemKind, Series
 from modelrollout.analysis.providers.prometheus.promql import Target, agreement_query
 from modelrollout.analysis.providers.prometheus.provider import measure_agreement
 from modelrollout.analysis.shadow import judge_agreement
@@ -51,7 +51,7 @@ def test_the_status_says_what_was_seen_and_how_much_is_missing() -> None:
     [("NoData", "Inconclusive"), ("ProviderUnreachable", "Error"), ("NotANumber", "Error")],
 )
 def test_what_keeps_a_number_away_is_no_disagreement(kind: ProblemKind, verdict: str) -> None:
-    found = judge_agreement(SHADOW, Counter(total=300, bad=200), Problem(kind, "as it is"), ALPHA)
+    found = judge_agreement(SHADOW, Counter(total=300, bad=200), MeasurementProblem(kind, "as it is"), ALPHA)
     assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
 
 
@@ -76,14 +76,14 @@ class Prometheus:
     def __init__(self, *series: Series) -> None:
         self.series, self.asked = series, [""]
 
-    async def ask(self, queries: object) -> list[Answer | Problem]:
+    async def ask(self, queries: object) -> list[Answer | MeasurementProblem]:
         self.asked = list(queries)  # type: ignore[call-overload]
         return [Answer(self.series)]
 
-    async def ask_own(self, namespace: str, queries: object) -> dict[str, Answer | Problem]:
+    async def ask_own(self, namespace: str, queries: object) -> dict[str, Answer | MeasurementProblem]:
         raise AssertionError("agreement is nobody's own query")
 
-    async def history(self, query: str, times: object) -> dict[int, Answer] | Problem:
+    async def history(self, query: str, times: object) -> dict[int, Answer] | MeasurementProblem:
         raise AssertionError("agreement has no stable to ask about")
 
 

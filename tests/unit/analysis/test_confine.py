@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus import confinement
-from modelrollout.analysis.providers.prometheus.confinement import confined
+from modelrollout.analysis.providers.prometheus.confinement import confine
 
 OURS = 'namespace="ours"'
 
 
 def text(query: str) -> str:
-    found = confined(query, "ours")
+    found = confine(query, "ours")
     assert isinstance(found, str), found
     return found
 
 
 def refused(query: str) -> str:
-    found = confined(query, "ours")
-    assert isinstance(found, Problem), found
+    found = confine(query, "ours")
+    assert isinstance(found, MeasurementProblem), found
     assert found.kind == "QueryNotAllowed"
     return found.message
 
@@ -142,7 +142,7 @@ _WORDS = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_WORDS, min_size=1, max_size=20).map(" ".join))
 def test_whatever_is_written_nothing_gets_out_and_nothing_is_raised(query: str) -> None:
-    found = confined(query, "ours")
+    found = confine(query, "ours")
     if isinstance(found, str):
         assert all(
             str(s.matchers).count("namespace") == 1 and OURS in str(s.matchers) for s in selectors(found)

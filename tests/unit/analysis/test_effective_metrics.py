@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.metrics import MAX_METRICS, effective_metrics
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice
 
 ERRORS = Metric(name="errors", max_increase=0.005)
@@ -17,7 +17,7 @@ MEMORY = Metric(name="memory", query="x", max=10)
 
 def metrics(analysis: Analysis, *mandatory: Metric, **templates: list[Metric]) -> list[Metric]:
     found = effective_metrics(analysis, templates, mandatory)
-    assert not isinstance(found, Problem), found
+    assert not isinstance(found, MeasurementProblem), found
     return found
 
 
@@ -40,10 +40,10 @@ def test_the_own_metric_wins_and_then_the_earlier_template() -> None:
 
 def test_an_unknown_template_is_named_with_those_that_are_known() -> None:
     found = effective_metrics(Analysis(templates=["web", "oops"]), {"web": [], "batch": []}, ())
-    assert isinstance(found, Problem) and found.kind == "UnknownTemplate"
+    assert isinstance(found, MeasurementProblem) and found.kind == "UnknownTemplate"
     assert "'oops'" in found.message and "batch, web" in found.message
     nothing = effective_metrics(Analysis(templates=["oops"]), {}, ())
-    assert isinstance(nothing, Problem) and "none" in nothing.message
+    assert isinstance(nothing, MeasurementProblem) and "none" in nothing.message
 
 
 def test_a_mandatory_metric_is_added_to_whatever_there_is() -> None:
@@ -98,4 +98,4 @@ def test_slices_of_both_are_watched_each_within_the_smaller_margin() -> None:
 def test_there_is_an_end_to_what_templates_may_add() -> None:
     many = [Metric(name=f"m{i}", query="x", max=1) for i in range(MAX_METRICS + 1)]
     found = effective_metrics(Analysis(templates=["web"]), {"web": many}, ())
-    assert isinstance(found, Problem) and found.kind == "TooManyMetrics"
+    assert isinstance(found, MeasurementProblem) and found.kind == "TooManyMetrics"

@@ -10,9 +10,9 @@ import pytest
 from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus.promql import Sources, Target
-from modelrollout.analysis.providers.prometheus.provider import look
+from modelrollout.analysis.providers.prometheus.provider import read_metrics
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
 from modelrollout.statistics.dispersion import dispersion
 
@@ -26,24 +26,30 @@ QUERY = Metric(name="memory", query="max(x)", max=10)
 class FakeReader:
     """Answers in turn with what it was given for a word in the query."""
 
-    def __init__(self, **answers: Answer | Problem) -> None:
+    def __init__(self, **answers: Answer | MeasurementProblem) -> None:
         self.answers = answers
         self.asked: list[str] = []
         self.own: list[tuple[str, dict[str, str]]] = []
         self.past: list[tuple[str, Sequence[int]]] = []
         self.before: Callable[[int], Answer] | None = None
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
+    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         self.asked += queries
         return [next(a for word, a in self.answers.items() if word in q) for q in queries]
 
-    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+    async def ask_own(
+        self, namespace: str, queries: Mapping[str, str]
+    ) -> dict[str, Answer | MeasurementProblem]:
         self.own.append((namespace, dict(queries)))
         return {key: next(a for word, a in self.answers.items() if word in q) for key, q in queries.items()}
 
-    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem:
         self.past.append((query, times))
-        return {t: self.before(t) for t in times} if self.before else Problem("ProviderTimeout", "slow")
+        return (
+            {t: self.before(t) for t in times}
+            if self.before
+            else MeasurementProblem("ProviderTimeout", "slow")
+        )
 
 
 async def measure(
@@ -51,7 +57,7 @@ async def measure(
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
-        await look(reader, target, metrics, counters, 1_800_000_000.0),
+        await read_metrics(reader, target, metrics, counters, 1_800_000_000.0),
         counters,
         stable=target.stable is not None,
     )
@@ -132,17 +138,18 @@ async def test_the_same_scrape_again_changes_nothing() -> None:
 
 async def test_a_problem_keeps_the_counts_for_when_it_is_over() -> None:
     reader = FakeReader(
-        traefik_service_requests_total=requests(10, old=(100, 1)), max=Problem("ProviderError", "x")
+        traefik_service_requests_total=requests(10, old=(100, 1)),
+        max=MeasurementProblem("ProviderError", "x"),
     )
     before = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
-    reader.answers["traefik_service_requests_total"] = Problem("ProviderUnreachable", "gone")
+    reader.answers["traefik_service_requests_total"] = MeasurementProblem("ProviderUnreachable", "gone")
     found = await measure(reader, TARGET, [ERRORS], {"errors": Counts(before.canary, before.stable)})
-    assert found["errors"].problem == Problem("ProviderUnreachable", "gone")
+    assert found["errors"].problem == MeasurementProblem("ProviderUnreachable", "gone")
     assert (found["errors"].canary, found["errors"].stable) == (before.canary, before.stable)
 
 
 async def test_a_problem_at_the_first_look_leaves_the_baseline_to_the_next() -> None:
-    reader = FakeReader(traefik_service_requests_total=Problem("ProviderTimeout", "slow"))
+    reader = FakeReader(traefik_service_requests_total=MeasurementProblem("ProviderTimeout", "slow"))
     found = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
     assert found.canary is None and found.problem
     reader.answers["traefik_service_requests_total"] = requests(10, new=(900, 100))
@@ -266,7 +273,7 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
         rows(80, 8.0),
         rows(80, 10.0, servers=1),
         Answer(),
-        Problem("ProviderTimeout", "slow"),
+        MeasurementProblem("ProviderTimeout", "slow"),
     ):
         reader.answers["nv_inference_count"] = answer
         assert (await measure(reader, target, [metric], before))["accuracy"].problem is None, answer

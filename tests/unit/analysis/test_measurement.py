@@ -8,8 +8,8 @@ import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Measurement, Reading, carried_of, counts_of, fold_in, judge_all
-from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, Slice, StepEvidence, StepStatus
@@ -17,7 +17,7 @@ from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, Slice, Step
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SLICED = Metric(name="accuracy", max_drop=0.02, slices=[Slice(name="night"), Slice(name="rare")])
 SPIKE = Metric(name="memory", query="x", max=10, for_="30s")
-DOWN = Problem("ProviderUnreachable", "gone")
+DOWN = MeasurementProblem("ProviderUnreachable", "gone")
 
 
 def at(seconds: float) -> datetime:
@@ -38,15 +38,15 @@ def judged(
 
 
 def test_an_overall_gain_does_not_hide_a_loss_on_a_slice() -> None:
-    zero = Look(raw(0, 0, 1), raw(0, 0, 1))
+    zero = CounterReading(raw(0, 0, 1), raw(0, 0, 1))
     first = judged(SLICED, [], NOW, accuracy=zero, accuracy__night=zero, accuracy__rare=zero)
     found = judged(
         SLICED,
         first,
         at(60),
-        accuracy=Look(raw(4000, 200, 2), raw(40_000, 4000, 2)),  # half of stable's wrong answers
-        accuracy__night=Look(raw(300, 120, 2), raw(3000, 300, 2)),
-        accuracy__rare=Look(raw(3, 1, 2), raw(30, 1, 2)),
+        accuracy=CounterReading(raw(4000, 200, 2), raw(40_000, 4000, 2)),  # half of stable's wrong answers
+        accuracy__night=CounterReading(raw(300, 120, 2), raw(3000, 300, 2)),
+        accuracy__rare=CounterReading(raw(3, 1, 2), raw(30, 1, 2)),
     )
     assert [(m.name, m.slice) for m in found] == [
         ("accuracy", None),
@@ -65,19 +65,21 @@ def test_a_slice_with_too_little_data_does_not_hold_the_step() -> None:
         for n in ("accuracy", "accuracy/night")
     ]
     metric = SLICED.model_copy(update={"slices": [Slice(name="night")]})
-    good = Look(raw(4000, 20, 2), raw(40_000, 200, 2))
-    found = judged(metric, before, NOW, accuracy=good, accuracy__night=Look(raw(0, 0, 2), raw(0, 0, 2)))
+    good = CounterReading(raw(4000, 20, 2), raw(40_000, 200, 2))
+    found = judged(
+        metric, before, NOW, accuracy=good, accuracy__night=CounterReading(raw(0, 0, 2), raw(0, 0, 2))
+    )
     assert combine(found).name == "Successful"
 
 
 def test_an_error_remembers_since_when_and_keeps_the_counts() -> None:
-    look = Look(raw(100, 1, 1), raw(100, 1, 1))
+    look = CounterReading(raw(100, 1, 1), raw(100, 1, 1))
     metric = Metric(name="accuracy", max_drop=0.02)
     first = judged(metric, [], NOW, accuracy=look)
     assert first[0].since is None
     down = judged(metric, first, at(5), accuracy=DOWN)
     assert (down[0].verdict, down[0].since, down[0].canary) == ("Error", stamp(at(5)), first[0].canary)
-    still = judged(metric, down, at(50), accuracy=Problem("ProviderTimeout", "slow"))
+    still = judged(metric, down, at(50), accuracy=MeasurementProblem("ProviderTimeout", "slow"))
     assert still[0].since == stamp(at(5)), "trouble of another kind is the same trouble"
     assert judged(metric, still, at(60), accuracy=look)[0].since is None
 
@@ -120,7 +122,7 @@ def test_a_dry_run_is_judged_and_marked() -> None:
 
 
 def test_without_stable_nothing_is_counted_of_it() -> None:
-    found = fold_in({"accuracy": Look(raw(1, 0, 1), raw(1, 0, 1))}, {}, stable=False)
+    found = fold_in({"accuracy": CounterReading(raw(1, 0, 1), raw(1, 0, 1))}, {}, stable=False)
     assert found["accuracy"] == Measurement(canary=Counter(last={"f1": [1, 0, 1]}, scraped=1), stable=None)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus.backoff import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
@@ -26,7 +26,7 @@ from modelrollout.analysis.providers.prometheus.namespace_queries import (
     OwnQueries,
 )
 
-SLOW = Problem("ProviderTimeout", "slow")
+SLOW = MeasurementProblem("ProviderTimeout", "slow")
 
 
 def test_pauses_double_up_to_a_bound_and_are_forgotten_after_as_long_without_trouble() -> None:
@@ -50,7 +50,7 @@ class Prometheus:
 
     def __init__(self) -> None:
         self.gates: dict[str, threading.Event] = {}
-        self.answers: dict[str, Answer | Problem] = {}
+        self.answers: dict[str, Answer | MeasurementProblem] = {}
         self.asked: list[str] = []
         self.now_asked, self.most_asked = 0, 0
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class Prometheus:
     def hang(self, query: str) -> None:
         self.gates[query] = threading.Event()
 
-    def ask(self, query: str) -> Answer | Problem:
+    def ask(self, query: str) -> Answer | MeasurementProblem:
         with self._lock:
             self.asked.append(query)
             self.now_asked += 1
@@ -100,9 +100,9 @@ async def until(look: Callable[[], bool]) -> None:
 
 
 async def test_a_quick_answer_is_there_at_once(own: OwnQueries, prometheus: Prometheus) -> None:
-    prometheus.answers["b"] = Problem("QueryRejected", "no")
+    prometheus.answers["b"] = MeasurementProblem("QueryRejected", "no")
     found = await own.ask("ours", {"1": "a", "2": "b"})
-    assert found == {"1": Answer((Series({}, 1.0, 0),)), "2": Problem("QueryRejected", "no")}
+    assert found == {"1": Answer((Series({}, 1.0, 0),)), "2": MeasurementProblem("QueryRejected", "no")}
     assert await own.ask("ours", {}) == {}
 
 
@@ -112,10 +112,10 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
     prometheus.hang("slow")
     began = time.monotonic()
     found = await own.ask("ours", {"1": "slow"})
-    assert isinstance(found["1"], Problem) and found["1"].kind == "QueryPending"
+    assert isinstance(found["1"], MeasurementProblem) and found["1"].kind == "QueryPending"
     assert time.monotonic() - began < 1
     again = time.monotonic()
-    assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], Problem), (
+    assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], MeasurementProblem), (
         "behind the slow one"
     )
     assert time.monotonic() - again < 0.1, "a namespace that is busy holds up no second look"
@@ -149,7 +149,7 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     found = await own.ask("ours", {"1": "slow", "2": "x"})
     assert found["1"] == SLOW
     paused = found["2"]
-    assert isinstance(paused, Problem) and paused.kind == "QueriesPaused"
+    assert isinstance(paused, MeasurementProblem) and paused.kind == "QueriesPaused"
     assert (
         "namespace ours" in paused.message
         and "until 08:00:30 UTC" in paused.message
@@ -158,11 +158,11 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     assert prometheus.asked == ["slow"]
     assert isinstance((await own.ask("others", {"1": "x"}))["1"], Answer)
     clock.now += 30
-    prometheus.answers["slow"] = Problem("ProviderError", "it died")
-    assert (await own.ask("ours", {"1": "slow"}))["1"] == Problem("ProviderError", "it died")
+    prometheus.answers["slow"] = MeasurementProblem("ProviderError", "it died")
+    assert (await own.ask("ours", {"1": "slow"}))["1"] == MeasurementProblem("ProviderError", "it died")
     clock.now += 59
     assert (
-        isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), Problem)
+        isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), MeasurementProblem)
         and again.kind == "QueriesPaused"
     ), "for twice as long"
     clock.now += 1
@@ -170,7 +170,7 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
 
 
 async def test_a_wrong_query_pauses_nothing(own: OwnQueries, prometheus: Prometheus) -> None:
-    prometheus.answers["wrong"] = Problem("QueryRejected", "no")
+    prometheus.answers["wrong"] = MeasurementProblem("QueryRejected", "no")
     assert isinstance((await own.ask("ours", {"1": "wrong", "2": "x"}))["2"], Answer)
 
 
@@ -183,7 +183,7 @@ async def test_an_answer_that_is_old_serves_once(own: OwnQueries, prometheus: Pr
         assert isinstance((await own.ask("ours", {"1": "x"}))["1"], Answer), "a second look within moments"
     clock.now += FRESH_SECONDS + 1
     assert isinstance((await own.ask("ours", {"1": "x"}))["1"], Answer)
-    assert isinstance((await own.ask("ours", {"1": "x"}))["1"], Problem)
+    assert isinstance((await own.ask("ours", {"1": "x"}))["1"], MeasurementProblem)
 
 
 async def test_memory_is_bounded(own: OwnQueries, prometheus: Prometheus) -> None:

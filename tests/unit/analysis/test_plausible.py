@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelrollout.analysis.plausibility import more_labels_than_rows, off_weight
+from modelrollout.analysis.plausibility import more_labels_than_rows, share_off_weight
 from modelrollout.api.v1alpha1 import Counter
 
 Counts = tuple[float, float]  # of canary and stable
 
 
 def implausible(canary: float, stable: float, weight: int) -> bool:
-    found = off_weight(Counter(total=canary), Counter(total=stable), weight)
+    found = share_off_weight(Counter(total=canary), Counter(total=stable), weight)
     return found is not None and found.kind == "EvidenceImplausible"
 
 
@@ -33,7 +33,7 @@ def test_no_weight_no_requests_and_no_stable_are_no_ground() -> None:
     assert not implausible(0, 100_000, 20) and not implausible(1, 5000, 75), (
         "a canary that crashes has few requests, and must be rolled back"
     )
-    assert off_weight(Counter(total=100), None, 5) is None and off_weight(None, None, 5) is None
+    assert share_off_weight(Counter(total=100), None, 5) is None and share_off_weight(None, None, 5) is None
 
 
 def by_chance(rng: random.Random, weight: int) -> Iterator[Counts]:

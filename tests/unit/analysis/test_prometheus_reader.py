@@ -18,11 +18,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus import client, namespace_queries
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape
-from modelrollout.config import PrometheusProvider
+from modelrollout.config import PrometheusConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-t0ken"
@@ -44,21 +44,21 @@ async def reading(handler: Handler, *, threads: int = 4, **provider: Any) -> Asy
             "url": f"http://127.0.0.1:{server.port}/prefix/",
             "timeout_seconds": 5.0,
         } | provider
-        reader = PrometheusReader(PrometheusProvider.model_validate(settings), threads=threads)
+        reader = PrometheusReader(PrometheusConfig.model_validate(settings), threads=threads)
         try:
             yield reader
         finally:
             await reader.close()
 
 
-async def one(reader: PrometheusReader, query: str = "up") -> Answer | Problem:
+async def one(reader: PrometheusReader, query: str = "up") -> Answer | MeasurementProblem:
     [answer] = await reader.ask([query])
     return answer
 
 
-async def problem(reader: PrometheusReader) -> Problem:
+async def problem(reader: PrometheusReader) -> MeasurementProblem:
     answer = await one(reader)
-    assert isinstance(answer, Problem), answer
+    assert isinstance(answer, MeasurementProblem), answer
     assert SECRET not in answer.message and "main" in answer.message
     return answer
 
@@ -86,7 +86,7 @@ async def listing(
         answered(configuration if isinstance(configuration, web.Response) else {"yaml": configuration}),
     )
     async with TestServer(app) as server:
-        reader = PrometheusReader(PrometheusProvider(name="main", url=f"http://127.0.0.1:{server.port}"))
+        reader = PrometheusReader(PrometheusConfig(name="main", url=f"http://127.0.0.1:{server.port}"))
         try:
             yield reader
         finally:
@@ -124,7 +124,7 @@ async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
 async def test_who_is_scraped_cannot_be_asked(targets: Any, configuration: Any, kind: str) -> None:
     async with listing(targets, configuration) as reader:
         found = await reader.scrape()
-    assert isinstance(found, Problem) and found.kind == kind, found
+    assert isinstance(found, MeasurementProblem) and found.kind == kind, found
 
 
 async def test_answers_come_in_the_order_of_the_queries() -> None:
@@ -273,7 +273,7 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
         start = loop.time()
         answers = await reader.ask(["up"] * 12)
         assert loop.time() - start < 2
-        assert {a.kind for a in answers if isinstance(a, Problem)} == {"ProviderTimeout"} and len(
+        assert {a.kind for a in answers if isinstance(a, MeasurementProblem)} == {"ProviderTimeout"} and len(
             answers
         ) == 12
         release.set()
@@ -283,7 +283,7 @@ async def test_nobody_there_is_unreachable() -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        reader = PrometheusReader(PrometheusProvider(name="main", url=url))
+        reader = PrometheusReader(PrometheusConfig(name="main", url=url))
         found = await problem(reader)
         await reader.close()
     assert found.kind == "ProviderUnreachable" and "refused" in found.message
@@ -351,14 +351,14 @@ async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         reader = PrometheusReader(
-            PrometheusProvider(
+            PrometheusConfig(
                 name="main", url=f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout_seconds=5.0
             )
         )
         tried: list[str] = []
         real = reader._ask_now
 
-        def spy(query: str) -> Answer | Problem:
+        def spy(query: str) -> Answer | MeasurementProblem:
             tried.append(query)
             return real(query)
 
@@ -406,7 +406,9 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
         assert all(isinstance(a, Answer) for a in await reader.ask(["up"] * 16))
         assert time.monotonic() - began < 1
         for look in looks:
-            assert {a.kind for a in (await look).values() if isinstance(a, Problem)} == {"QueryPending"}
+            assert {a.kind for a in (await look).values() if isinstance(a, MeasurementProblem)} == {
+                "QueryPending"
+            }
         assert time.monotonic() - began < 1.5
         assert told == ["2s", "2s"], "Prometheus is told, and has two at a time"
 
@@ -433,16 +435,16 @@ async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(
     async with reading(handler) as reader:
         reader._own._patience = 5.0
         found = await reader.ask_own("ours", {"1": "bad"})
-        assert isinstance(found["1"], Problem) and found["1"].kind == (
+        assert isinstance(found["1"], MeasurementProblem) and found["1"].kind == (
             "ProviderError" if how == "dies" else "ProviderTimeout"
         )
         again = await reader.ask_own("ours", {"2": "quick"})
-        assert isinstance(again["2"], Problem) and again["2"].kind == "QueriesPaused"
+        assert isinstance(again["2"], MeasurementProblem) and again["2"].kind == "QueriesPaused"
         assert isinstance((await reader.ask_own("theirs", {"1": "quick"}))["1"], Answer)
         assert isinstance(await one(reader, "quick"), Answer)
 
 
-async def problem_of(reader: PrometheusReader, query: str) -> Problem:
+async def problem_of(reader: PrometheusReader, query: str) -> MeasurementProblem:
     answer = await one(reader, query)
-    assert isinstance(answer, Problem), answer
+    assert isinstance(answer, MeasurementProblem), answer
     return answer

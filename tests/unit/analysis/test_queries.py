@@ -10,8 +10,13 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.problem import Answer, Problem, Series
-from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read_counters, read_value
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.providers.prometheus.parse import (
+    CounterReading,
+    name_bounds,
+    read_counters,
+    read_value,
+)
 from modelrollout.analysis.providers.prometheus.promql import (
     PLACEHOLDERS,
     Query,
@@ -47,11 +52,11 @@ def query(metric: Metric, target: Target = TARGET, *, baseline: bool = False) ->
     return built
 
 
-def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> Look:
+def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> CounterReading:
     found = read_counters(
         query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target
     )
-    assert isinstance(found, Look), found
+    assert isinstance(found, CounterReading), found
     return found
 
 
@@ -112,7 +117,7 @@ def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
 
 def test_latency_without_a_gateway_has_no_source() -> None:
     problem = build(LATENCY, WITHOUT_GATEWAY, baseline=False)
-    assert isinstance(problem, Problem) and problem.kind == "NoSource"
+    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoSource"
 
 
 def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
@@ -127,7 +132,7 @@ def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
         (triton("digits-old", "good"), 7),
         target=WITHOUT_GATEWAY,
     )
-    assert found == Look(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
+    assert found == CounterReading(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
 
 
 def test_http_errors_are_those_of_the_server() -> None:
@@ -172,12 +177,12 @@ def test_latency_counts_what_is_not_within_the_objective() -> None:
 
 def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
-    assert isinstance(problem, Problem) and problem.kind == "NotABucketBound"
+    assert isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound"
     named = name_bounds(
         problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd")))
     )
     assert named.kind == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
-    assert look(LATENCY) == Look(_raw(), _raw())
+    assert look(LATENCY) == CounterReading(_raw(), _raw())
 
 
 def test_labels_are_those_of_the_models_namespace_whatever_the_scrape_says() -> None:
@@ -247,7 +252,7 @@ def test_accuracy_counts_labels_by_version() -> None:
         (label("2", "right"), 5),
         (label("9", "wrong"), 5),
     )
-    assert found == Look(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
+    assert found == CounterReading(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
@@ -255,7 +260,7 @@ def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) ->
     problem = read_counters(
         query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET
     )
-    assert isinstance(problem, Problem) and problem.kind == "EvidenceImplausible"
+    assert isinstance(problem, MeasurementProblem) and problem.kind == "EvidenceImplausible"
 
 
 def test_more_bad_ones_than_requests_cannot_be() -> None:
@@ -266,7 +271,7 @@ def test_more_bad_ones_than_requests_cannot_be() -> None:
         TARGET,
     )
     assert (
-        isinstance(problem, Problem)
+        isinstance(problem, MeasurementProblem)
         and problem.kind == "EvidenceImplausible"
         and "gatewayMetrics.selector" in problem.message
     )
@@ -292,7 +297,7 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
     metric = CUSTOM.model_copy(update={"query": 'max(rate(x{r="{{revision}}"}[{{window}}]))'})
     problem = build(metric, PLATFORM, baseline=False)
     assert (
-        isinstance(problem, Problem)
+        isinstance(problem, MeasurementProblem)
         and problem.kind == "QueryNotAllowed"
         and "use a template" in problem.message
     )
@@ -303,7 +308,11 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
         "a series may set any other label itself"
     )
     problem = build(CUSTOM.model_copy(update={"query": "vector(1)"}), OWN, baseline=False)
-    assert isinstance(problem, Problem) and problem.kind == "QueryNotAllowed" and "memory" in problem.message
+    assert (
+        isinstance(problem, MeasurementProblem)
+        and problem.kind == "QueryNotAllowed"
+        and "memory" in problem.message
+    )
 
 
 def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
@@ -346,14 +355,14 @@ def test_what_placeholders_stand_for_ends_no_string() -> None:
 def test_an_unknown_placeholder_is_named() -> None:
     metric = CUSTOM.model_copy(update={"query": "sum(x{a='{{canary}}'})"})
     problem = build(metric, OWN, baseline=False)
-    assert isinstance(problem, Problem) and problem.kind == "UnknownPlaceholder"
+    assert isinstance(problem, MeasurementProblem) and problem.kind == "UnknownPlaceholder"
     assert "{{canary}}" in problem.message and "{{revision}}" in problem.message
     assert unknown_placeholders("{{canary}} {{name}} {{}}") == ["canary", ""]
 
 
 def test_a_query_that_needs_stable_waits_for_one() -> None:
     problem = build(CUSTOM, replace(FIRST, promql=PLATFORM.promql), baseline=False)
-    assert isinstance(problem, Problem) and problem.kind == "NoStableData"
+    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoStableData"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +373,7 @@ def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kin
     problem = read_value(
         query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values)))
     )
-    assert isinstance(problem, Problem) and problem.kind == kind
+    assert isinstance(problem, MeasurementProblem) and problem.kind == kind
     assert read_value(query(CUSTOM, PLATFORM), Answer((Series({}, 3.5, 0),))) == 3.5
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
 from modelrollout.analysis.measurement import Reading
-from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,
@@ -25,9 +25,9 @@ GOOD = '{"at": "2026-11-22T12:00:00Z", "readings": {}}'
 
 
 def test_what_is_written_is_read() -> None:
-    look = Look(Raw({"g/http": Sample(12, 3, 1700000000.5)}), Raw())
+    look = CounterReading(Raw({"g/http": Sample(12, 3, 1700000000.5)}), Raw())
     first = replace(look, usual=NO_SPREAD)
-    problem = Problem("ProviderTimeout", "slow")
+    problem = MeasurementProblem("ProviderTimeout", "slow")
     readings: dict[str, Reading] = {
         "errors": look,
         "accuracy/night": first,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.client import obeying
 from modelrollout.analysis.providers.prometheus.scrape_rights import (
     SOURCES,
@@ -79,9 +79,12 @@ def test_what_is_not_set_names_the_field() -> None:
 
 @pytest.mark.parametrize(
     "scrape",
-    [None, Problem("ProviderDenied", "Prometheus main refuses the operator's credentials (HTTP 403)")],
+    [
+        None,
+        MeasurementProblem("ProviderDenied", "Prometheus main refuses the operator's credentials (HTTP 403)"),
+    ],
 )
-def test_where_nobody_can_be_asked_nobody_knows(scrape: Problem | None) -> None:
+def test_where_nobody_can_be_asked_nobody_knows(scrape: MeasurementProblem | None) -> None:
     for source in SOURCES:
         told = doubt(source, scrape, config())
         assert told is not None and told.reason == "Unverified"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from modelrollout.config import (
-    ArtifactStore,
+    ArtifactStoreConfig,
     ConfigError,
-    Images,
-    NetworkPolicies,
+    ImagesConfig,
+    NetworkPoliciesConfig,
     OperatorConfig,
-    PrometheusProvider,
-    Store,
+    PrometheusConfig,
+    StoreConfig,
     load_config,
 )
 
@@ -26,12 +26,12 @@ images: {optimizer: example/optimizer:1, triton: example/triton:1}
 """
 
 
-def config(*stores: Store, prometheus: tuple[str, ...] = ()) -> OperatorConfig:
+def config(*stores: StoreConfig, prometheus: tuple[str, ...] = ()) -> OperatorConfig:
     return OperatorConfig(
-        stores=list(stores) or [Store(name="models", uri="s3://models")],
-        artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
-        images=Images(optimizer="o", triton="t"),
-        prometheus=[PrometheusProvider(name=name, url=f"http://{name}") for name in prometheus],
+        stores=list(stores) or [StoreConfig(name="models", uri="s3://models")],
+        artifacts=ArtifactStoreConfig(name="artifacts", uri="s3://artifacts"),
+        images=ImagesConfig(optimizer="o", triton="t"),
+        prometheus=[PrometheusConfig(name=name, url=f"http://{name}") for name in prometheus],
     )
 
 
@@ -60,12 +60,12 @@ def test_and_nothing_else(uri: str) -> None:
 
 def test_a_prefix_ends_at_a_separator_however_it_is_written() -> None:
     for uri in ("s3://models/team", "s3://models/team/"):
-        store = Store(name="x", uri=uri)
+        store = StoreConfig(name="x", uri=uri)
         assert store.holds("s3://models/team/a") and not store.holds("s3://models/team-b/a")
 
 
 def test_a_host_is_not_its_prefix() -> None:
-    store = Store(name="x", uri="https://models.example.com")
+    store = StoreConfig(name="x", uri="https://models.example.com")
     assert store.holds("https://models.example.com/a")
     assert not store.holds("https://models.example.com.evil.com/a") and not store.holds(
         "https://models.example.com@evil.com/a"
@@ -73,7 +73,10 @@ def test_a_host_is_not_its_prefix() -> None:
 
 
 def test_of_two_stores_the_closer_one_is_meant() -> None:
-    wide, narrow = Store(name="wide", uri="s3://models"), Store(name="narrow", uri="s3://models/team")
+    wide, narrow = (
+        StoreConfig(name="wide", uri="s3://models"),
+        StoreConfig(name="narrow", uri="s3://models/team"),
+    )
     assert (
         config(wide, narrow).store_for("s3://models/team/a")
         == narrow
@@ -128,7 +131,7 @@ PEERS = (
 )
 
 
-def policies(tmp_path: Path, words: str) -> NetworkPolicies:
+def policies(tmp_path: Path, words: str) -> NetworkPoliciesConfig:
     (tmp_path / "config.yaml").write_text(f"{MINIMAL}networkPolicies: {{{words}}}\n")
     found = load_config(tmp_path / "config.yaml").network_policies
     assert found is not None

@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from modelrollout.api import uris
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import RolloutPolicySpec
-from modelrollout.config import ConfigError, OperatorConfig, PrometheusProvider, Store, load_config
+from modelrollout.config import ConfigError, OperatorConfig, PrometheusConfig, StoreConfig, load_config
 from modelrollout.crdgen.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY, crd
 
 CARRYING = (
@@ -303,13 +303,13 @@ def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_pa
 )
 def test_where_a_store_may_lead(store: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError) as error:
-        Store.model_validate({"name": "m", **store})
+        StoreConfig.model_validate({"name": "m", **store})
     assert words in str(error.value)
 
 
 def test_a_password_of_prometheus_has_its_place() -> None:
     with pytest.raises(ValidationError) as error:
-        PrometheusProvider(name="p", url="http://me:hunter2@prometheus:9090")
+        PrometheusConfig(name="p", url="http://me:hunter2@prometheus:9090")
     assert "passwordFile" in str(error.value) and "hunter2" not in str(error.value)
 
 

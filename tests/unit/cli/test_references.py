@@ -22,7 +22,7 @@ from modelrollout.kube.client import (
     Resource,
     Unreadable,
 )
-from modelrollout.kube.decoding import Unread
+from modelrollout.kube.decoding import UnreadableObject
 from tests.unit.controller.fakecluster import Cluster
 
 FETCH = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/running"},"digest":"sha256:aa","model":"digits","number":1}'
@@ -80,10 +80,10 @@ def test_history_rollouts_in_flight_and_what_runs_are_in_use(cluster: Cluster) -
 
 
 def test_where_something_cannot_be_read_nothing_is_deleted(cluster: Cluster) -> None:
-    cluster.unread = [Unread("attacker", "deep", "u", "1", "is nested too deep")]
+    cluster.unread = [UnreadableObject("attacker", "deep", "u", "1", "is nested too deep")]
     found = asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
     assert found.untouched == ("attacker",) and "s3://artifacts/ml/flight" in found.artifacts
-    cluster.unread = [Unread("", "", "", "", "is nested too deep")]
+    cluster.unread = [UnreadableObject("", "", "", "", "is nested too deep")]
     with pytest.raises(Unreadable, match=r"without a name.* is nested too deep"):
         asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
 

@@ -22,13 +22,13 @@ from modelrollout.comparer import server as module
 from modelrollout.comparer.server import (
     MOST_EQUAL,
     RESULTS,
-    Answer,
-    Bodies,
+    AgreementCounters,
+    BodyQueue,
     Comparer,
-    Counts,
     Failure,
-    HttpAsker,
+    HttpInferenceClient,
     Request,
+    ServerAnswer,
     serve,
 )
 from modelrollout.contract.tasks import CompareTask
@@ -54,19 +54,19 @@ def task(stable: str = "stable:1", canary: str = "canary:1", **changes: object) 
     return CompareTask.model_validate(fields | changes)
 
 
-SAME = Answer(body(), None)
+SAME = ServerAnswer(body(), None)
 
 
 class Said:
     """Revisions that answer what they are told to; ``gate`` holds them."""
 
-    def __init__(self, stable: Answer | Failure = SAME, canary: Answer | Failure = SAME) -> None:
+    def __init__(self, stable: ServerAnswer | Failure = SAME, canary: ServerAnswer | Failure = SAME) -> None:
         self.answers = {"stable:1": stable, "canary:1": canary}
         self.asked: list[tuple[str, Request]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def ask(self, address: str, request: Request) -> Answer | Failure:
+    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure:
         self.asked.append((address, request))
         await self.gate.wait()
         return self.answers[address]
@@ -113,17 +113,19 @@ async def test_both_are_asked_with_the_same_body_and_none_of_the_clients_secrets
 @pytest.mark.parametrize(
     ("stable", "canary", "result"),
     [
-        (Answer(body(), None), Answer(body(1.0001), None), "agree"),
-        (Answer(body(), None), Answer(body(2.0), None), "disagree"),
-        (Answer(body(), None), "Failed", "canary_error"),
-        (Answer(body(), None), Answer(b"<html>", None), "canary_error"),
-        (Answer(body(), None), "Unreachable", "unreachable"),
-        ("Failed", Answer(body(), None), "stable_error"),
+        (ServerAnswer(body(), None), ServerAnswer(body(1.0001), None), "agree"),
+        (ServerAnswer(body(), None), ServerAnswer(body(2.0), None), "disagree"),
+        (ServerAnswer(body(), None), "Failed", "canary_error"),
+        (ServerAnswer(body(), None), ServerAnswer(b"<html>", None), "canary_error"),
+        (ServerAnswer(body(), None), "Unreachable", "unreachable"),
+        ("Failed", ServerAnswer(body(), None), "stable_error"),
         ("Unreachable", "Failed", "stable_error"),
-        (Answer(b"<html>", None), Answer(body(), None), "unreadable"),
+        (ServerAnswer(b"<html>", None), ServerAnswer(body(), None), "unreadable"),
     ],
 )
-async def test_how_a_pair_counts(stable: Answer | Failure, canary: Answer | Failure, result: str) -> None:
+async def test_how_a_pair_counts(
+    stable: ServerAnswer | Failure, canary: ServerAnswer | Failure, result: str
+) -> None:
     assert await Comparer(task(), Said(stable, canary)).compare(Request(b"{}", {})) == result
 
 
@@ -182,7 +184,7 @@ async def test_what_does_not_count_does_not_use_a_body_up() -> None:
 
 
 def test_the_memory_of_bodies_is_bounded() -> None:
-    bodies = Bodies(remembered=3)
+    bodies = BodyQueue(remembered=3)
     for _ in range(MOST_EQUAL):
         bodies.count(b"old")
     assert bodies.enough(b"old")
@@ -199,7 +201,7 @@ async def test_a_body_that_is_too_large_is_shed() -> None:
 
 async def test_every_result_is_there_from_the_start_and_names_both_numbers() -> None:
     registry = CollectorRegistry()
-    registry.register(Counts(task()))
+    registry.register(AgreementCounters(task()))
     lines = [
         line
         for line in generate_latest(registry).decode().splitlines()
@@ -248,8 +250,8 @@ async def revision(
     await runner.cleanup()
 
 
-async def asked(address: str, **changes: object) -> Answer | Failure:
-    asker = HttpAsker(task(**changes))  # type: ignore[arg-type]
+async def asked(address: str, **changes: object) -> ServerAnswer | Failure:
+    asker = HttpInferenceClient(task(**changes))  # type: ignore[arg-type]
     try:
         return await asker.ask(address, Request(b"{}", {}))
     finally:

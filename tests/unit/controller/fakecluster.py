@@ -14,10 +14,10 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.config import ArtifactStore, Images, OperatorConfig, Store
+from modelrollout.config import ArtifactStoreConfig, ImagesConfig, OperatorConfig, StoreConfig
 from modelrollout.contract.tasks import TASK_ENV, TaskResult
-from modelrollout.controller.lookups.lookups import Admission
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.lookups.lookups import Lookups
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
@@ -41,7 +41,7 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.kube.decoding import Unread
+from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.rollout.snapshot import Assessment, Event, Snapshot
 from tests.unit.rollout import builders as b
 
@@ -60,9 +60,11 @@ WATCHED = (
     GRPC_ROUTE,
 )
 CONFIG = OperatorConfig(
-    stores=[Store(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")],
-    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
-    images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
+    stores=[
+        StoreConfig(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")
+    ],
+    artifacts=ArtifactStoreConfig(name="artifacts", uri="s3://artifacts", secret_name="s3-writer"),
+    images=ImagesConfig(optimizer="example/optimizer:1", triton="example/triton:1"),
 )
 _Id = tuple[Resource, str, str]
 
@@ -80,7 +82,7 @@ class Cluster:
         self.died_at = ""
         self.before: Callable[[str, Resource, str], None] = lambda verb, resource, name: None
         self.kinds: set[str] = {HTTP_ROUTE.kind, GRPC_ROUTE.kind}
-        self.unread: list[Unread] = []  # what every list leaves out
+        self.unread: list[UnreadableObject] = []  # what every list leaves out
         self._applied: dict[_Id, Object] = {}
         self._version = 0
         self._watchers: list[Callable[[Resource, str, Object], None]] = []
@@ -475,7 +477,7 @@ class Operator:
 
     def __init__(self, cluster: Cluster, config: OperatorConfig = CONFIG) -> None:
         self.cluster = cluster
-        self.store = cache.Store()
+        self.store = cache.ObjectCache()
         self.assessment: Assessment | None = None
         self.events: list[Event] = []
         self.leads = True
@@ -486,7 +488,7 @@ class Operator:
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
         self.woken: list[tuple[str, str]] = []
-        admission = Admission(
+        admission = Lookups(
             cluster,  # type: ignore[arg-type]
             self.store,
             config,
@@ -524,7 +526,7 @@ class Operator:
     async def assess(self, s: Snapshot) -> Assessment | None:
         return self.assessment
 
-    async def post(self, seen: Seen, event: Event) -> None:
+    async def post(self, seen: Observation, event: Event) -> None:
         self.events.append(event)
 
     async def once(self) -> float | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.config import Capacity as Settings
-from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, in_use
+from modelrollout.config import CapacityConfig as Settings
+from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, gpus_in_use
 from modelrollout.kube.client import DEPLOYMENT, NODE, POD, Forbidden, Listing, Object, Resource
 from modelrollout.rollout.snapshot import Gpus
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
@@ -57,13 +57,13 @@ class Api:
 
 def test_allocatable_less_what_pods_on_the_node_asked_for() -> None:
     pods = [pod(2, "n1"), pod(1, "n1", "Succeeded"), pod(1, None), pod(1, "n2", "Pending")]
-    found = free_gpus(pod()["spec"], GPU, 1, 3, [node("n1"), node("n2")], in_use(pods))
+    found = free_gpus(pod()["spec"], GPU, 1, 3, [node("n1"), node("n2")], gpus_in_use(pods))
     assert found == Gpus(GPU, 3, 5, 8, 2)
 
 
 def test_only_whole_pods_count() -> None:
     pods = [pod(3, "n1"), pod(3, "n2")]
-    assert free_gpus(pod(2)["spec"], GPU, 2, 1, [node("n1"), node("n2")], in_use(pods)).free == 0
+    assert free_gpus(pod(2)["spec"], GPU, 2, 1, [node("n1"), node("n2")], gpus_in_use(pods)).free == 0
 
 
 def test_init_containers_do_not_add_up_and_sidecars_do() -> None:

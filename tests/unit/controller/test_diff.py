@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.apply.diff import covers
+from modelrollout.controller.apply.diff import is_up_to_date
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from modelrollout.controller.apply.diff import covers
     ],
 )
 def test_what_the_api_server_adds_does_not_count(live: Any, wanted: Any) -> None:
-    assert covers(live, wanted)
+    assert is_up_to_date(live, wanted)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_the_api_server_adds_does_not_count(live: Any, wanted: Any) -> None
     ],
 )
 def test_what_differs_is_written(live: Any, wanted: Any) -> None:
-    assert not covers(live, wanted)
+    assert not is_up_to_date(live, wanted)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_differs_is_written(live: Any, wanted: Any) -> None:
     [("1", 1), ("500m", "0.5"), ("1Gi", "1024Mi"), ("1k", 1000), ("100m", "0.1"), (2, "2")],
 )
 def test_quantities_are_compared_by_value(live: Any, wanted: Any) -> None:
-    assert covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
+    assert is_up_to_date({"limits": {"x": live}}, {"limits": {"x": wanted}})
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_quantities_are_compared_by_value(live: Any, wanted: Any) -> None:
     [("2", 1), ("1Gi", "1G"), ("1", True), ("abc", 1), ("", 0), ("x", ""), ("nan", "nan2"), (True, "true")],
 )
 def test_other_quantities_and_what_is_none_are_not(live: Any, wanted: Any) -> None:
-    assert not covers({"limits": {"x": live}}, {"limits": {"x": wanted}})
+    assert not is_up_to_date({"limits": {"x": live}}, {"limits": {"x": wanted}})
 
 
 @pytest.mark.parametrize("key", ["selector", "matchLabels"])
 def test_a_selector_with_one_label_more_selects_less(key: str) -> None:
-    assert covers({key: {"a": "1"}}, {key: {"a": "1"}})
-    assert not covers({key: {"a": "1", "b": "2"}}, {key: {"a": "1"}})
-    assert not covers({}, {key: {"a": "1"}})
+    assert is_up_to_date({key: {"a": "1"}}, {key: {"a": "1"}})
+    assert not is_up_to_date({key: {"a": "1", "b": "2"}}, {key: {"a": "1"}})
+    assert not is_up_to_date({}, {key: {"a": "1"}})

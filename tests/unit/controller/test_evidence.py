@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from modelrollout.api.v1alpha1 import Optimization, Tune
 from modelrollout.contract.tasks import CONTAINER_STEP, TASK_ENV, ExitCode, TaskResult
-from modelrollout.controller.apply.diff import strays
-from modelrollout.controller.observe.job_state import work_of
+from modelrollout.controller.apply.diff import foreign_changes
+from modelrollout.controller.observe.job_state import job_state
 from modelrollout.kube.client import JOB, POD, Object
-from modelrollout.kube.projection import kept
+from modelrollout.kube.projection import project
 from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
-from modelrollout.rollout.snapshot import Work
+from modelrollout.rollout.snapshot import JobState
 from tests.unit.controller.fakecluster import of_job
 from tests.unit.resources import objects as o
 
@@ -85,7 +85,7 @@ GOOD = TaskResult(artifact_uri=f"{FOLDER}/{KEY}-{SALT}-0123abcd", artifact_diges
 
 def test_the_jobs_own_pod_is_believed() -> None:
     job = ended("Complete")
-    found = work_of(job, [pod(job, GOOD)], FOLDER)
+    found = job_state(job, [pod(job, GOOD)], FOLDER)
     assert found.state == "Succeeded" and found.result == GOOD
 
 
@@ -104,19 +104,19 @@ def test_a_pod_with_the_labels_alone_is_nobodys_word(owners: list[Object], condi
     job = ended(condition)
     copied = pod(job, GOOD)
     copied["metadata"]["ownerReferences"] = owners
-    assert work_of(job, [copied], FOLDER).result is None
-    assert work_of(made(), [copied], FOLDER).podless, "nor does it hide that the Job has no pod"
+    assert job_state(job, [copied], FOLDER).result is None
+    assert job_state(made(), [copied], FOLDER).no_pod_created, "nor does it hide that the Job has no pod"
 
 
 @pytest.mark.parametrize("code", [0, int(ExitCode.REUSED), int(ExitCode.GATE_FAILED)])
 def test_nothing_is_believed_before_the_job_has_ended_itself(code: int) -> None:
     job = made()
-    assert work_of(job, [pod(job, GOOD, code)], FOLDER).state == "Running"
+    assert job_state(job, [pod(job, GOOD, code)], FOLDER).state == "Running"
 
 
 def test_work_that_was_done_before_counts_where_the_pod_failure_policy_ended_the_job() -> None:
     job = ended("Failed")
-    found = work_of(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
+    found = job_state(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
     assert (found.state, found.exit_code, found.result) == ("Succeeded", 0, GOOD)
 
 
@@ -139,13 +139,13 @@ def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) ->
 def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: str, container: str) -> None:
     """It knows the Job's salt and what is recorded: both stand in its task."""
     job = ended("Failed", kind=kind)
-    found = work_of(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
+    found = job_state(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
     assert (
         (found.state, found.result) == ("Failed", None)
         and found.problem
         and found.problem.reason == "OutputRefused"
     )
-    refused = work_of(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
+    refused = job_state(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
     assert refused.state == "Failed" and refused.result and refused.exit_code == ExitCode.GATE_FAILED
     assert (refused.result.artifact_uri, refused.result.artifact_digest) == (None, None), (
         "what a gate refused would be served at the next try"
@@ -162,10 +162,10 @@ def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
     odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = (
         f'{{"reason": "AccuracyLow", {numbers}}}'
     )
-    found = work_of(job, [odd], FOLDER)
+    found = job_state(job, [odd], FOLDER)
     assert (found.state, found.result) == ("Failed", None) and found.problem
     large = ended_in("convert", job, TaskResult(accuracy_before=1e300), ExitCode.GATE_FAILED)
-    assert work_of(job, [large], FOLDER).result
+    assert job_state(job, [large], FOLDER).result
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, given: str, sa
     nothing.
     """
     wanted, found = ({"containers": [{"name": "job", "image": image}]} for image in (asked, given))
-    assert (strays(found, wanted) is None) is same
+    assert (foreign_changes(found, wanted) is None) is same
 
 
 # --- a pod of the Job's own that runs something else
@@ -288,16 +288,16 @@ def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> No
     strange = pod(job, GOOD)
     change, says = STRANGE[what]
     change(strange["spec"])
-    found = work_of(job, [strange], FOLDER)
+    found = job_state(job, [strange], FOLDER)
     assert (
         (found.state, found.result) == ("Failed", None)
         and found.problem
         and found.problem.reason == "PodChanged"
     )
     assert says in found.problem.message and "what it says does not count" in found.problem.message
-    as_kept = kept(JOB, job), [kept(POD, strange)]
-    assert work_of(*as_kept, FOLDER) == found, "the operator's memory holds all that this is seen by"
-    assert work_of(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, (
+    as_kept = project(JOB, job), [project(POD, strange)]
+    assert job_state(*as_kept, FOLDER) == found, "the operator's memory holds all that this is seen by"
+    assert job_state(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, (
         "and it silences nobody"
     )
 
@@ -307,8 +307,8 @@ def test_a_pod_that_the_job_controller_adopted_by_its_labels_makes_the_job_anew(
     adopted = pod(job, GOOD, int(ExitCode.REUSED))
     del adopted["metadata"]["generateName"]
     first(adopted["spec"])["command"] = ["sh"]
-    for given_job, pods in ((job, [adopted]), (kept(JOB, job), [kept(POD, adopted)])):
-        found = work_of(given_job, pods, FOLDER)
+    for given_job, pods in ((job, [adopted]), (project(JOB, job), [project(POD, adopted)])):
+        found = job_state(given_job, pods, FOLDER)
         assert (
             (found.state, found.result) == ("Failed", None)
             and found.problem
@@ -338,8 +338,8 @@ def test_what_platforms_add_to_pods_takes_nothing_from_them(kind: str, what: str
     job = ended("Complete", kind=kind)
     changed = pod(job, GOOD if kind in ("prepare", "container") else TaskResult())
     ADDED[what](changed["spec"])
-    assert work_of(job, [changed], FOLDER).result is not None
-    assert work_of(kept(JOB, job), [kept(POD, changed)], FOLDER).result is not None
+    assert job_state(job, [changed], FOLDER).result is not None
+    assert job_state(project(JOB, job), [project(POD, changed)], FOLDER).result is not None
 
 
 def fields(kind: str) -> list[tuple[str, int, str]]:
@@ -366,8 +366,8 @@ def test_whatever_a_template_states_of_its_containers_must_be_so(data: st.DataOb
         value.pop(data.draw(st.integers(0, len(value) - 1)))
     else:
         value.pop(data.draw(st.sampled_from(sorted(value))))
-    assert strays(wanted, wanted) is None
-    assert strays(given_spec, wanted) is not None
+    assert foreign_changes(wanted, wanted) is None
+    assert foreign_changes(given_spec, wanted) is not None
 
 
 def test_of_a_users_container_too() -> None:
@@ -375,7 +375,7 @@ def test_of_a_users_container_too() -> None:
     changed = pod(job, GOOD)
     theirs = next(c for c in changed["spec"]["initContainers"] if c["name"] == CONTAINER_STEP)
     theirs["image"] = "another"
-    problem = work_of(job, [changed], FOLDER).problem
+    problem = job_state(job, [changed], FOLDER).problem
     assert problem and f"its container {CONTAINER_STEP} has the image another" in problem.message
 
 
@@ -384,10 +384,10 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
     changed = pod(job)
     changed["status"] = {"phase": "Running", "containerStatuses": [{"name": "job", "state": {"running": {}}}]}
     env(changed["spec"], "PYTHONPATH", "/x")
-    found = work_of(job, [changed], FOLDER)
+    found = job_state(job, [changed], FOLDER)
     assert found.state == "Running" and found.problem and found.problem.reason == "PodChanged"
     real = pod(job, name="real") | {"status": changed["status"]}
-    assert work_of(job, [changed, real], FOLDER).problem is None, "the Job's own pod works"
+    assert job_state(job, [changed, real], FOLDER).problem is None, "the Job's own pod works"
 
 
 # --- where an artifact lies
@@ -414,7 +414,7 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
 )
 def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
     job = ended("Complete")
-    found = work_of(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
+    found = job_state(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
     assert (
         found.state == "Failed"
         and found.result is None
@@ -444,7 +444,7 @@ def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
         told_of = [{"uri": f"{folder}/{KEY}", "digest": DIGEST}]
         task["value"] = json.dumps(json.loads(task["value"]) | {"recorded": told_of})
         answer = GOOD.model_copy(update={"artifact_uri": f"{folder}/{KEY}", "artifact_digest": digest})
-        assert work_of(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
+        assert job_state(job, [pod(job, answer)], FOLDER).state == state, (folder, digest)
 
 
 def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_anew() -> None:
@@ -452,7 +452,7 @@ def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_a
     to say retry.
     """
     job = ended("Complete")
-    assert work_of(job, [pod(job, GOOD)], "s3://moved/ml") == Work()
+    assert job_state(job, [pod(job, GOOD)], "s3://moved/ml") == JobState()
 
 
 def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
@@ -462,4 +462,4 @@ def test_the_job_of_an_earlier_operator_is_made_anew() -> None:
     task["value"] = json.dumps(
         {k: v for k, v in json.loads(task["value"]).items() if k not in ("salt", "recorded")}
     )
-    assert work_of(job, [pod(job, GOOD)], FOLDER) == Work()
+    assert job_state(job, [pod(job, GOOD)], FOLDER) == JobState()

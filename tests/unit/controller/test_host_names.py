@@ -26,7 +26,7 @@ from modelrollout.kube.client import (
     Unavailable,
 )
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
-from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, stand, version_of
+from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, standing, version_of
 from tests.unit.controller.fakecluster import Cluster, Operator
 from tests.unit.rollout import builders as b
 
@@ -225,7 +225,7 @@ def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
         thief = stranger(cluster, HOST)
         await operator.admission.hostnames.refresh()
         known = operator.admission.hostnames.known()
-        asks = stand(holder_of(thief), b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES)
+        asks = standing(holder_of(thief), b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES)
         assert asks.problem and asks.problem.reason == "HostnameTaken", (
             "its route is there, whoever passes first"
         )
@@ -469,7 +469,9 @@ class TestNamesOutliveTheirHolder:
             )
             known = replace(known, claims=Claims([moves]))
             for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
-                found = stand("ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]).problem
+                found = standing(
+                    "ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]
+                ).problem
                 assert (found and found.reason) == problem, (
                     "another that serves just this may take the name over"
                 )
@@ -505,9 +507,11 @@ class TestNamesOutliveTheirHolder:
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )
-            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
-            assert stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (HOST,)
-            found = stand("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
+            assert standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
+            assert standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (
+                HOST,
+            )
+            found = standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
             assert found.problem is not None and found.problem.reason == "NameReserved" and not found.free
 
         run(main())
@@ -541,9 +545,9 @@ class TestNamesOutliveTheirHolder:
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )
-            theirs = stand("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
+            theirs = standing("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
             assert theirs.problem is not None and theirs.problem.reason == "NameReserved" and not theirs.free
-            first = stand("ml/right/u-9", asks, frozenset(), known, rules)
+            first = standing("ml/right/u-9", asks, frozenset(), known, rules)
             assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), (
                 "the version that served there may"
             )
@@ -551,7 +555,7 @@ class TestNamesOutliveTheirHolder:
                 1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}}
             )
             allowed = combine([read({"metadata": {"name": "p"}, "spec": {"allowedHostnames": ["*"]}})])
-            over = stand("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
+            over = standing("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
             assert over is not None and over.reason == "HostnameTaken", "nor as part of a wildcard"
             cluster.user(b.spec(1, pinned=True, traffic=traffic(HOST)))
             await operator.live(rounds=3)
@@ -574,7 +578,7 @@ class TestNamesOutliveTheirHolder:
         )
         assert claim is not None
         known = Known(Claims([claim]), ForeignRoutes(), lambda: (), only_by_policy=False)
-        since = stand("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
+        since = standing("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
         assert since == (datetime(2026, 11, 22, 12, 0, 1, 500000, tzinfo=UTC) if taken_over else None)
 
     def test_a_name_that_has_served_is_none_for_a_preview(self) -> None:

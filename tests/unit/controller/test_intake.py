@@ -19,9 +19,9 @@ from kopf._cogs.clients.api import iter_jsonlines
 from modelrollout.api import names
 from modelrollout.controller import watch
 from modelrollout.controller.intake import LINE_BYTES, Intake
-from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadObjects
+from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadableObjects
 from modelrollout.kube import decoding
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,
@@ -33,7 +33,7 @@ from modelrollout.kube.client import (
     Resource,
     Unavailable,
 )
-from modelrollout.kube.decoding import Unread
+from modelrollout.kube.decoding import UnreadableObject
 from tests.unit.controller.fakecluster import KEY, WATCHED
 
 OURS = {names.LABEL_NAME: KEY[1]}
@@ -54,11 +54,11 @@ class Lists:
 
     def __init__(self) -> None:
         self.items: list[Object] = []
-        self.unread: tuple[Unread, ...] = ()
+        self.unread: tuple[UnreadableObject, ...] = ()
         self.asked: list[tuple[Resource, str | None, str]] = []
         self.error: Exception | None = None
         self.meanwhile: Callable[[], object] = lambda: None
-        self.on_unread: Callable[[Resource, Unread], None] = lambda resource, unread: None
+        self.on_unread: Callable[[Resource, UnreadableObject], None] = lambda resource, unread: None
 
     async def list(
         self,
@@ -83,9 +83,9 @@ class Bench:
     def __init__(self) -> None:
         self.now, self.leads = 0.0, True
         self.events, self.kube, self.woken = Posted(), Lists(), list[Key]()
-        self.unread = UnreadObjects(self.events, lambda: self.leads, lambda: self.now)  # type: ignore[arg-type]
+        self.unread = UnreadableObjects(self.events, lambda: self.leads, lambda: self.now)  # type: ignore[arg-type]
         self.kube.on_unread = self.unread.note
-        self.store = Store(self.unread.note)
+        self.store = ObjectCache(self.unread.note)
         self.intake = Intake(self.kube, self.store, self.unread, WATCHED, self.woken.append)  # type: ignore[arg-type]
 
 
@@ -266,7 +266,7 @@ async def test_a_list_takes_everything_in_and_forgets_what_is_gone(bench: Bench)
     bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, name="was-deep", version=1), False)
     bench.now += 1
     bench.kube.items = [obj(2, name="a"), obj(2, name="odd", status={"phase": 3}), obj(2, name="was-deep")]
-    bench.kube.unread = (Unread(KEY[0], "deep", "u", "2", "is nested too deep"),)
+    bench.kube.unread = (UnreadableObject(KEY[0], "deep", "u", "2", "is nested too deep"),)
     assert await bench.intake.list(MODEL_DEPLOYMENT, None) == "99"
     assert {o["metadata"]["name"] for o in bench.store.all(MODEL_DEPLOYMENT)} == {"a", "was-deep"}
     assert bench.unread.count() == {("ModelDeployment", KEY[0]): 2}
@@ -289,7 +289,7 @@ async def test_a_list_on_its_way_does_not_bring_back_what_went_meanwhile(bench: 
     met.
     """
     bench.intake.line(MODEL_DEPLOYMENT, raw("ADDED", DEEP, version=5), False)
-    bench.kube.unread = (Unread(*KEY, "u", "5", "is nested too deep"),)
+    bench.kube.unread = (UnreadableObject(*KEY, "u", "5", "is nested too deep"),)
     bench.kube.meanwhile = lambda: bench.intake.line(
         MODEL_DEPLOYMENT, raw(kind, "{}" if kind == "MODIFIED" else DEEP, version=6), False
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.config import NetworkPolicies, OperatorConfig
+from modelrollout.config import NetworkPoliciesConfig, OperatorConfig
 from modelrollout.controller import process
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -39,7 +39,9 @@ WRITE: dict[str, Any] = {
 
 
 def config(**changes: Any) -> OperatorConfig:
-    return CONFIG.model_copy(update={"network_policies": NetworkPolicies.model_validate(WRITE | changes)})
+    return CONFIG.model_copy(
+        update={"network_policies": NetworkPoliciesConfig.model_validate(WRITE | changes)}
+    )
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

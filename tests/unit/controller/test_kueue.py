@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.controller.lookups.kueue import LABEL_JOB_UID, PATIENCE_SECONDS, told
+from modelrollout.controller.lookups.kueue import LABEL_JOB_UID, PATIENCE_SECONDS, queue_reason
 from modelrollout.kube.client import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Forbidden, Object, Resource
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
@@ -52,12 +52,12 @@ def job(component: str = names.COMPONENT_PREPARE) -> Object:
 
 
 def test_a_job_that_waits_for_quota() -> None:
-    problem = told(job(), workload(pending(FULL)))
+    problem = queue_reason(job(), workload(pending(FULL)))
     assert problem.reason == "Queued" and problem.message.startswith(
         "Job x in Kueue's LocalQueue optimizers (Workload job-x) waits"
     )
     assert problem.message.endswith(FULL)
-    assert told(job(), workload([])).message.endswith("without time limit"), (
+    assert queue_reason(job(), workload([])).message.endswith("without time limit"), (
         "those behind others in a strict queue have no condition"
     )
 
@@ -66,7 +66,7 @@ def test_a_job_that_waits_for_quota() -> None:
     "reason", ["Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"]
 )
 def test_what_time_does_not_heal_names_the_field(reason: str) -> None:
-    problem = told(job(), workload(pending(MISSING, reason)))
+    problem = queue_reason(job(), workload(pending(MISSING, reason)))
     assert (
         problem.reason == "NotAdmissible"
         and MISSING in problem.message
@@ -75,12 +75,12 @@ def test_what_time_does_not_heal_names_the_field(reason: str) -> None:
 
 
 def test_a_job_without_a_field_for_its_queue_names_what_took_it() -> None:
-    default = told(
+    default = queue_reason(
         job(names.COMPONENT_EVALUATE),
         workload(pending("LocalQueue default is stopped", "Inadmissible"), queue="default"),
     )
     assert default.message.endswith("have the queue put right") and "spec.optimization" not in default.message
-    every = told(
+    every = queue_reason(
         job(names.COMPONENT_RESOLVE),
         workload(pending("LocalQueue  doesn't exist", "Inadmissible"), queue=None),
     )
@@ -89,7 +89,7 @@ def test_a_job_without_a_field_for_its_queue_names_what_took_it() -> None:
 
 def test_a_preempted_job_waits_as_before() -> None:
     why = "Preempted to accommodate a workload (UID: a, JobUID: b) due to prioritization in the ClusterQueue"
-    problem = told(job(), workload([condition("Evicted", "True", "Preempted", why), *pending(why)]))
+    problem = queue_reason(job(), workload([condition("Evicted", "True", "Preempted", why), *pending(why)]))
     assert problem.reason == "Queued" and why in problem.message
 
 
@@ -100,11 +100,11 @@ def test_a_workload_that_is_never_admitted_again_says_so() -> None:
         "Deactivated",
         "The workload is deactivated due to exceeding the maximum number of re-queuing retries",
     )
-    off = told(job(), workload([limit, *pending("...")], spec={"active": False}))
+    off = queue_reason(job(), workload([limit, *pending("...")], spec={"active": False}))
     assert off.reason == "NotAdmissible" and "re-queuing" in off.message and "spec.active" in off.message
-    by_hand = told(job(), workload([], spec={"active": False}))
+    by_hand = queue_reason(job(), workload([], spec={"active": False}))
     assert "is deactivated; set" in by_hand.message
-    failed = told(
+    failed = queue_reason(
         job(),
         workload([condition("Finished", "True", "FailedToStart", "conflict for nodeSelector"), *pending("")]),
     )
@@ -121,7 +121,7 @@ def test_quota_alone_does_not_admit() -> None:
         {"name": "nodes", "state": "Pending", "message": "provisioning"},
         {"name": "budget", "state": "Ready"},
     ]
-    problem = told(job(), workload([reserved], admissionChecks=checks))
+    problem = queue_reason(job(), workload([reserved], admissionChecks=checks))
     assert (
         problem.reason == "Queued"
         and "nodes is Pending provisioning" in problem.message

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
-from modelrollout.config import OperatorConfig, PrometheusProvider
+from modelrollout.config import OperatorConfig, PrometheusConfig
 from modelrollout.controller.lookups import metrics as assess
-from modelrollout.controller.lookups.metrics import PrometheusAssessor
+from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Snapshot, stamp
@@ -29,33 +29,35 @@ V1, V2 = b.revision_name(1), b.revision_name(2)
 class Prometheus(PrometheusReader):
     """Answers with counters by side that a test sets; ``said`` overrides everything."""
 
-    def __init__(self, provider: PrometheusProvider) -> None:
+    def __init__(self, provider: PrometheusConfig) -> None:
         super().__init__(provider)
         self.asked: list[str] = []
         self.own: list[str] = []
-        self.said: Problem | None = None
+        self.said: MeasurementProblem | None = None
         self.hangs = False
         self.scraped = 0.0
         self.requests = {V1: (0, 0), V2: (0, 0)}  # total, bad
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
         self.value = 1.0
         self.closed = False
-        self.scraped_now: Scrape | Problem = Scrape((), frozenset())
+        self.scraped_now: Scrape | MeasurementProblem = Scrape((), frozenset())
 
-    async def scrape(self) -> Scrape | Problem:
+    async def scrape(self) -> Scrape | MeasurementProblem:
         return self.scraped_now
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
+    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         self.asked += queries
         if self.hangs:
             await asyncio.sleep(3600)
         return [self.said or self._answer(q) for q in queries]
 
-    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+    async def ask_own(
+        self, namespace: str, queries: Mapping[str, str]
+    ) -> dict[str, Answer | MeasurementProblem]:
         self.own += queries.values()
         return {key: self._answer(q) for key, q in queries.items()}
 
-    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem:
         return {}
 
     async def close(self) -> None:
@@ -101,13 +103,13 @@ class Bench:
         } | config
         self.now = b.START
         self.providers: dict[str, Prometheus] = {}
-        self.assessor = PrometheusAssessor(
+        self.assessor = MetricsAssessor(
             OperatorConfig.model_validate(fields), lambda: self.now, self._connect
         )
         for name in ("main", "edge"):
-            self.providers[name] = Prometheus(PrometheusProvider(name=name, url=f"http://{name}"))
+            self.providers[name] = Prometheus(PrometheusConfig(name=name, url=f"http://{name}"))
 
-    def _connect(self, provider: PrometheusProvider) -> Prometheus:
+    def _connect(self, provider: PrometheusConfig) -> Prometheus:
         return self.providers[provider.name]
 
     @property
@@ -292,7 +294,7 @@ async def test_no_prometheus_is_an_error_that_names_the_remedy() -> None:
 async def test_an_outage_keeps_the_counts_and_is_timed() -> None:
     bench = Bench()
     first = await bench.look(canary())
-    bench.main.said, bench.now = Problem("ProviderUnreachable", "gone"), b.at(60)
+    bench.main.said, bench.now = MeasurementProblem("ProviderUnreachable", "gone"), b.at(60)
     down = await bench.look(canary(metrics=first.metrics))
     assert (down.verdict, down.reason) == ("Error", "ProviderUnreachable")
     assert (down.metrics[0].canary, down.metrics[0].since) == (first.metrics[0].canary, stamp(b.at(60)))

@@ -10,19 +10,25 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.api.v1alpha1 import Counter, MetricStatus
-from modelrollout.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
-from modelrollout.controller.lookups.metrics import PrometheusAssessor
+from modelrollout.config import (
+    ArtifactStoreConfig,
+    ImagesConfig,
+    OperatorConfig,
+    PrometheusConfig,
+    StoreConfig,
+)
+from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout.snapshot import Snapshot
 from tests.unit.rollout import builders as b
 
 CONFIG = OperatorConfig(
-    stores=[Store(name="models", uri="s3://models")],
-    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
-    images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
-    prometheus=[PrometheusProvider(name="main", url="http://prometheus:9090")],
+    stores=[StoreConfig(name="models", uri="s3://models")],
+    artifacts=ArtifactStoreConfig(name="artifacts", uri="s3://artifacts"),
+    images=ImagesConfig(optimizer="example/optimizer:1", triton="example/triton:1"),
+    prometheus=[PrometheusConfig(name="main", url="http://prometheus:9090")],
 )
 V2 = b.revision_name(2)
 
@@ -40,7 +46,7 @@ def counted(bad: float, total: float) -> dict[str, Any]:
     """Triton's counters of the one pod of version 2."""
     asked: dict[str, Any] = {"queries": []}
 
-    async def ask(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | Problem]:
+    async def ask(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         asked["queries"] += queries
         pod = {"revision": V2, "instance": "10.0.0.1:8002"}
         readings = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
@@ -70,7 +76,7 @@ def test_it_is_compared_with_what_stable_did_before(
     )
     fake = counted(bad, 4000)
     monkeypatch.setattr(PrometheusReader, "ask", fake["ask"])
-    found = asyncio.run(PrometheusAssessor(CONFIG, lambda: b.START).assess(s))
+    found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
     assert found is not None and found.verdict == verdict
     assert (
         found.metrics[0].stable == frozen
@@ -88,5 +94,5 @@ def test_without_a_reference_there_is_no_comparison(monkeypatch: pytest.MonkeyPa
     )
     s = baking(MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen))
     monkeypatch.setattr(PrometheusReader, "ask", counted(400, 4000)["ask"])
-    found = asyncio.run(PrometheusAssessor(CONFIG, lambda: b.START).assess(s))
+    found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
     assert found is not None and (found.verdict, found.reason) == ("Inconclusive", "NoStableData")

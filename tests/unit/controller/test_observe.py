@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.config import ArtifactStore, Images, OperatorConfig, PrometheusProvider, Store
+from modelrollout.config import (
+    ArtifactStoreConfig,
+    ImagesConfig,
+    OperatorConfig,
+    PrometheusConfig,
+    StoreConfig,
+)
 from modelrollout.contract.tasks import TASK_ENV
-from modelrollout.controller.observe.observation import Seen, observe
+from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube import cache
 from modelrollout.kube.client import (
     DEPLOYMENT,
@@ -23,17 +29,24 @@ from modelrollout.kube.client import (
     Object,
     Resource,
 )
-from modelrollout.rollout.snapshot import Server, Work
-from modelrollout.traffic.hostnames import Claim, Claims, ForeignRoutes, Known, asked_as_stored, holder_of
+from modelrollout.rollout.snapshot import JobState, Server
+from modelrollout.traffic.hostnames import (
+    Claim,
+    Claims,
+    ForeignRoutes,
+    Known,
+    holder_of,
+    stored_requested_hosts,
+)
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
 V1, V2 = b.revision_name(1), b.revision_name(2)
 CONFIG = OperatorConfig(
-    stores=[Store(name="models", uri="s3://models")],
-    artifacts=ArtifactStore(name="artifacts", uri="s3://artifacts"),
-    images=Images(optimizer="example/optimizer:1", triton="example/triton:1"),
-    prometheus=[PrometheusProvider(name="main", url="http://prometheus:9090")],
+    stores=[StoreConfig(name="models", uri="s3://models")],
+    artifacts=ArtifactStoreConfig(name="artifacts", uri="s3://artifacts"),
+    images=ImagesConfig(optimizer="example/optimizer:1", triton="example/triton:1"),
+    prometheus=[PrometheusConfig(name="main", url="http://prometheus:9090")],
 )
 ROUTES = frozenset({"HTTPRoute", "GRPCRoute"})
 
@@ -115,13 +128,13 @@ def seen(
     config: OperatorConfig = CONFIG,
     kinds: frozenset[str] = ROUTES,
     known: Known | None = None,
-) -> Seen:
+) -> Observation:
     """Without ``known`` it holds every host name that it asks for."""
-    store = cache.Store()
+    store = cache.ObjectCache()
     for resource, o in objects:
         store.observe(resource, {"type": "ADDED", "object": copy.deepcopy(o)})
     mine = store.get(MODEL_DEPLOYMENT, *KEY)
-    held = [Claim(host, holder_of(mine)) for host in asked_as_stored(mine.get("spec"))] if mine else []
+    held = [Claim(host, holder_of(mine)) for host in stored_requested_hosts(mine.get("spec"))] if mine else []
     found = observe(
         store,
         KEY,
@@ -141,8 +154,8 @@ def test_a_spec_that_cannot_be_read_is_told_by_field() -> None:
     s = seen(deployment(wire)).snapshot
     assert (
         s.spec is None
-        and "spec.surprise" in (s.spec_error or "")
-        and "spec.rollout.canary.steps.0.weight" in (s.spec_error or "")
+        and "spec.surprise" in (s.parse_error or "")
+        and "spec.rollout.canary.steps.0.weight" in (s.parse_error or "")
     )
 
 
@@ -199,7 +212,7 @@ def test_what_is_being_deleted_is_gone() -> None:
 
 
 def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
-    store = cache.Store()
+    store = cache.ObjectCache()
     assert (
         observe(
             store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)
@@ -325,23 +338,25 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
     return found
 
 
-def work(*objects: tuple[Resource, Object]) -> Work:
+def work(*objects: tuple[Resource, Object]) -> JobState:
     return seen(at_stage("Resolve"), *objects).snapshot.work
 
 
 def test_no_job_yet() -> None:
-    assert work() == Work("Absent")
+    assert work() == JobState("Absent")
 
 
 def test_a_job_that_runs() -> None:
-    assert work(*job()) == Work("Running", podless=True)
+    assert work(*job()) == JobState("Running", no_pod_created=True)
     (resource, made), *_ = job()
     made["metadata"]["creationTimestamp"] = "2026-11-22T12:00:00Z"
     name = made["metadata"]["name"]
-    assert work((resource, made)) == Work("Running", podless=True, idle_since="2026-11-22T12:00:00Z")
-    assert work((resource, made), job_pod(name, {"running": {}})) == Work("Running")
+    assert work((resource, made)) == JobState(
+        "Running", no_pod_created=True, idle_since="2026-11-22T12:00:00Z"
+    )
+    assert work((resource, made), job_pod(name, {"running": {}})) == JobState("Running")
     starts = job_pod(name, {"waiting": {"reason": "ContainerCreating"}}, created="2026-11-22T12:03:00Z")
-    assert work((resource, made), starts) == Work("Running", idle_since="2026-11-22T12:03:00Z"), (
+    assert work((resource, made), starts) == JobState("Running", idle_since="2026-11-22T12:03:00Z"), (
         "it counts from this pod on"
     )
 
@@ -418,7 +433,7 @@ def test_a_pod_on_a_node_that_does_not_answer() -> None:
         found.stuck
         and found.stuck[0] == "2026-11-22T12:09:00Z"
         and found.stuck[1].reason == "NodeLost"
-        and not found.podless
+        and not found.no_pod_created
     )
 
 
@@ -431,7 +446,7 @@ def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
     )
     found = work((resource, made))
     assert found.queued and found.queued.reason == "Queued" and told in found.queued.message
-    assert found.idle_since is None and not found.podless, "no deadline runs"
+    assert found.idle_since is None and not found.no_pod_created, "no deadline runs"
     made["spec"]["suspend"] = False
     made["metadata"]["creationTimestamp"] = "2026-11-20T12:00:00Z"
     made["status"] = {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]}
@@ -442,7 +457,9 @@ def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
         "startTime": "2026-11-22T12:00:00Z",
         "conditions": [{"type": "Suspended", "status": "False", "reason": "JobResumed"}],
     }
-    assert work((resource, made)) == Work("Running", idle_since="2026-11-22T12:00:00Z", podless=True)
+    assert work((resource, made)) == JobState(
+        "Running", idle_since="2026-11-22T12:00:00Z", no_pod_created=True
+    )
 
 
 def test_a_job_that_ended_well_with_its_result() -> None:
@@ -488,14 +505,14 @@ def test_a_users_container_at_work_is_no_idleness_and_its_failure_no_other_try()
         "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-11-22T13:00:00Z"}},
     }
 
-    def at(state: Object, **status: Any) -> Work:
+    def at(state: Object, **status: Any) -> JobState:
         own = {"name": "container-step", "state": state}
         return work(
             (resource, made),
             job_pod(made["metadata"]["name"], {"waiting": {}}, initContainerStatuses=[before, own], **status),
         )
 
-    assert at({"running": {}}, phase="Pending") == Work("Running")
+    assert at({"running": {}}, phase="Pending") == JobState("Running")
     assert (
         at({"waiting": {"reason": "PodInitializing"}}, phase="Pending").idle_since == "2026-11-22T13:00:00Z"
     )
@@ -568,7 +585,7 @@ def refusal(
     config: OperatorConfig = CONFIG,
     kinds: frozenset[str] = ROUTES,
 ) -> tuple[str, str] | None:
-    problem = seen(deployment(spec), *others, config=config, kinds=kinds).snapshot.refusal
+    problem = seen(deployment(spec), *others, config=config, kinds=kinds).snapshot.spec_problem
     return (problem.reason, problem.message) if problem else None
 
 

@@ -13,15 +13,15 @@ import pytest
 
 from modelrollout.api import uris
 from modelrollout.cli.cluster import _printable
-from modelrollout.config import Store
+from modelrollout.config import StoreConfig
 from modelrollout.contract.tasks import Location, ResolveTask, TaskResult
-from modelrollout.controller.observe.job_state import work_of
+from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import _spec
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import execute
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.events import Events
-from modelrollout.resources.common import NotAllowedError, allowed
+from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.rules import NO_RULES, read
 from tests.unit.api.test_uris import CARRYING
 from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
@@ -111,9 +111,11 @@ def test_a_key_of_a_map_is_part_of_a_path_and_masked_there() -> None:
 
 @pytest.mark.parametrize("uri", CARRYING)
 def test_no_message_about_a_store_repeats_it(uri: str) -> None:
-    config = CONFIG.model_copy(update={"stores": [Store(name="other", uri="https://other.example.com/")]})
+    config = CONFIG.model_copy(
+        update={"stores": [StoreConfig(name="other", uri="https://other.example.com/")]}
+    )
     with pytest.raises(NotAllowedError) as error:
-        allowed("spec.model.uri", uri, config)
+        store_for_field("spec.model.uri", uri, config)
     assert "hunter2" not in str(error.value)
 
 
@@ -156,7 +158,7 @@ def test_the_last_word_of_an_older_job_is_masked() -> None:
         "spec": {},
         "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "X", "message": "m"}]},
     }
-    work = work_of(job, [pod], "s3://artifacts/ml")
+    work = job_state(job, [pod], "s3://artifacts/ml")
     assert (
         work.result
         and work.result.message == "spec.model.uri: https://***@models.example.com/m.onnx does not exist"

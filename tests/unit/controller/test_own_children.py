@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.api import names
-from modelrollout.controller.observe.observation import own
+from modelrollout.controller.observe.observation import own_children
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -455,7 +455,7 @@ def test_nothing_is_our_own_but_by_a_uid_that_we_control_or_recorded(
     by_name: dict[tuple[str, str], Object],
 ) -> None:
     deployment = {"metadata": {"uid": "md", "name": KEY[1], "namespace": KEY[0]}}
-    found = own(deployment, by_name)
+    found = own_children(deployment, by_name)
     revisions = [o for (kind, _), o in found.items() if kind == MODEL_REVISION.kind]
     recorded = {uid for o in revisions for uid in o["status"]["children"]}
     for (kind, _), o in found.items():
@@ -464,4 +464,4 @@ def test_nothing_is_our_own_but_by_a_uid_that_we_control_or_recorded(
             controller is None and (kind == MODEL_REVISION.kind or o["metadata"]["uid"] in recorded)
         )
     relabelled = {i: {**o, "metadata": {**o["metadata"], "labels": {}}} for i, o in by_name.items()}
-    assert set(own(deployment, relabelled)) == set(found), "labels change nothing"
+    assert set(own_children(deployment, relabelled)) == set(found), "labels change nothing"

@@ -9,14 +9,14 @@ import pytest
 from modelrollout.api import names
 from modelrollout.controller.observe.pods import (
     Ending,
-    down,
+    any_running,
     ending,
     last_crash,
     pod_problem,
-    running,
-    starting,
+    server_down,
+    starting_pods,
     starting_since,
-    stuck,
+    stuck_pod,
 )
 from modelrollout.resources.hardening import DIED
 
@@ -368,14 +368,14 @@ def test_pods_that_start_run_and_hang() -> None:
     done = pod("r", phase="Failed")
     gone = pod("s", phase="Running", containerStatuses=[container(state={"running": {}})])
     gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
-    assert running([works, pulls]) and not running([pulls, done, gone]) and not running([])
-    assert starting([works, pulls, done, gone]) == [pulls]
-    found = stuck([works, gone])
+    assert any_running([works, pulls]) and not any_running([pulls, done, gone]) and not any_running([])
+    assert starting_pods([works, pulls, done, gone]) == [pulls]
+    found = stuck_pod([works, gone])
     assert (
         found
         and found[0] == "2026-01-01T00:05:00Z"
         and found[1].reason == "NodeLost"
-        and stuck([works, pulls, done]) is None
+        and stuck_pod([works, pulls, done]) is None
     )
 
 
@@ -549,11 +549,11 @@ def test_what_was_found_done_holds_whoever_takes_the_pod_away_then() -> None:
 
 def test_a_pod_works_while_one_of_its_containers_does() -> None:
     works: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:11:00Z"}}
-    assert running([of_three(works, NEVER, NEVER, "Pending")]) and running(
+    assert any_running([of_three(works, NEVER, NEVER, "Pending")]) and any_running(
         [of_three(DONE, works, NEVER, "Pending")]
     )
     pulls = of_three(DONE, {"waiting": {"reason": "PodInitializing"}}, NEVER, "Pending")
-    assert starting([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", (
+    assert starting_pods([pulls]) == [pulls] and starting_since(pulls) == "2026-01-01T00:10:00Z", (
         "not since its creation: it has worked"
     )
     assert starting_since(pod(phase="Pending")) == "2026-01-01T00:00:00Z"
@@ -642,16 +642,16 @@ def was_ready(since: str, *containers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_server_that_starts_for_the_first_time_is_not_down() -> None:
-    starting = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
-    assert down([was_ready("2026-11-28T12:00:01Z", starting)]) is None
-    assert down([pod(phase="Pending")]) is None and down([]) is None
+    starting_container = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
+    assert server_down([was_ready("2026-11-28T12:00:01Z", starting_container)]) is None
+    assert server_down([pod(phase="Pending")]) is None and server_down([]) is None
 
 
 def test_a_server_that_was_ready_and_is_not_is_down() -> None:
     unready = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
-    found = down([was_ready("2026-11-28T12:05:00Z", unready)])
+    found = server_down([was_ready("2026-11-28T12:05:00Z", unready)])
     assert found and found.reason == "ServerNotReady"
-    found = down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
+    found = server_down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
     assert found and found.reason == "ServerCrashed" and "139" in found.message
 
 

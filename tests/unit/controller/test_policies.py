@@ -108,7 +108,7 @@ class TestWaking:
         asyncio.run(main())
 
     def test_a_fleet_is_woken_over_time(self) -> None:
-        store, waits = cache.Store(), list[float]()
+        store, waits = cache.ObjectCache(), list[float]()
         for i in range(1000):
             metadata = {"name": f"m{i}", "namespace": "ns", "uid": str(i), "resourceVersion": str(i + 1)}
             store.read(MODEL_DEPLOYMENT, {"metadata": metadata, "spec": {}})
@@ -278,7 +278,7 @@ class TestInTheLoop:
 
 
 def test_equal_objects_are_combined_once() -> None:
-    store = cache.Store()
+    store = cache.ObjectCache()
     store.read(
         ROLLOUT_POLICY,
         {

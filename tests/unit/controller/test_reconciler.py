@@ -34,7 +34,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.resources import jobs
-from modelrollout.resources.server import fetched
+from modelrollout.resources.server import fetch_task
 from tests.unit.controller.fakecluster import Cluster, Operator, of_job
 from tests.unit.rollout import builders as b
 
@@ -119,7 +119,7 @@ def test_a_version_is_served_with_what_was_measured_and_keeps_it() -> None:
         task = json.loads(job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"])
         assert (task["objective_ms"], task["field"]) == (50.0, "spec.rollout.analysis.golden")
         pods = cluster.find(DEPLOYMENT, name)
-        assert pods is not None and fetched(pods).serving == ServingConfig(
+        assert pods is not None and fetch_task(pods).serving == ServingConfig(
             instances=2, batch=8, queue_delay_us=500
         )
         before = json.dumps(pods["spec"])

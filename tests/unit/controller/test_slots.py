@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus
 from modelrollout.controller.lookups.policies import Policies
-from modelrollout.controller.lookups.slots import Slots
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.lookups.slots import SlotLeases
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube import cache
 from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
-from modelrollout.rollout.decide import enlarged
+from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.policy.slot_limits import beyond
-from modelrollout.rollout.policy.slots import Claim, Held, stand, within
+from modelrollout.rollout.policy.slot_limits import waiting_replicas
+from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, is_within_limit, standing
 from tests.unit.controller.fakecluster import Cluster
 from tests.unit.rollout import builders as b
 
@@ -51,11 +51,11 @@ class Process:
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.store = cluster, cache.Store()
+        self.cluster, self.store = cluster, cache.ObjectCache()
         self.woken: list[tuple[str, str]] = []
         policies = Policies(cluster, self.store, lambda key, _: None, lambda: cluster.now)  # type: ignore[arg-type]
         self.policies = policies
-        self.slots = Slots(
+        self.slots = SlotLeases(
             Wire(cluster),  # type: ignore[arg-type]
             self.store,
             policies,
@@ -70,12 +70,12 @@ class Process:
             if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY):
                 self.store.read(resource, o)
 
-    def seen(self, name: str) -> Seen | None:
+    def seen(self, name: str) -> Observation | None:
         o = self.store.get(MODEL_DEPLOYMENT, b.NAMESPACE, name)
         if o is None:
             return None
         status = ModelDeploymentStatus.model_validate(o["status"])
-        return Seen(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None)
+        return Observation(o, {}, b.snapshot(b.spec(2), status, rules=self.policies.rules(o)), None)
 
     async def one_pass(self, name: str) -> None:
         """As the reconciler does it: look, then either the guarded transition, or take, give back,
@@ -325,28 +325,28 @@ def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
 class TestStanding:
     LIMIT = Limit("p", "u", 2, 4)
 
-    def held(self, name: str, version: int, gpus: int = 1, ended: bool = False) -> Held:
-        return Held(version, Claim(f"ns/{name}/u", "r", gpus), version, ended)
+    def held(self, name: str, version: int, gpus: int = 1, ended: bool = False) -> TakenSlot:
+        return TakenSlot(version, SlotRequest(f"ns/{name}/u", "r", gpus), version, ended)
 
     def test_a_small_one_does_not_slip_past_a_large_one(self) -> None:
-        queue = [Claim("ns/large/u", "r", 4), Claim("ns/small/u", "r", 1)]
-        assert not stand(self.LIMIT, [self.held("x", 1)], queue, queue[0]).turn
-        small = stand(self.LIMIT, [self.held("x", 1)], queue, queue[1])
+        queue = [SlotRequest("ns/large/u", "r", 4), SlotRequest("ns/small/u", "r", 1)]
+        assert not standing(self.LIMIT, [self.held("x", 1)], queue, queue[0]).turn
+        small = standing(self.LIMIT, [self.held("x", 1)], queue, queue[1])
         assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
 
     def test_who_asks_for_more_than_the_lowered_limit_holds_up_nobody(self) -> None:
-        queue = [Claim("ns/huge/u", "r", 8), Claim("ns/small/u", "r", 1)]
-        assert not stand(self.LIMIT, [], queue, queue[0]).turn
-        small = stand(self.LIMIT, [], queue, queue[1])
+        queue = [SlotRequest("ns/huge/u", "r", 8), SlotRequest("ns/small/u", "r", 1)]
+        assert not standing(self.LIMIT, [], queue, queue[0]).turn
+        small = standing(self.LIMIT, [], queue, queue[1])
         assert small.turn and (small.position, small.waiting) == (1, 1)
 
     def test_who_took_the_last_one_later_is_over_the_limit(self) -> None:
         both = [self.held("x", 5, 3), self.held("y", 6, 3)]
-        assert within(self.LIMIT, both, both[0]) and not within(self.LIMIT, both, both[1])
+        assert is_within_limit(self.LIMIT, both, both[0]) and not is_within_limit(self.LIMIT, both, both[1])
 
     def test_what_has_ended_makes_room(self) -> None:
-        queue = [Claim("ns/a/u", "r", 1)]
-        assert stand(self.LIMIT, [self.held("x", 1), self.held("y", 2, ended=True)], queue, queue[0]).turn
+        queue = [SlotRequest("ns/a/u", "r", 1)]
+        assert standing(self.LIMIT, [self.held("x", 1), self.held("y", 2, ended=True)], queue, queue[0]).turn
 
 
 ACTIONS = st.one_of(
@@ -489,9 +489,9 @@ class TestGrowing:
         seen = process.seen(name)
         assert seen is not None
         s = replace(seen.snapshot, spec=b.spec(2, replicas=replicas))
-        if beyond(s):
+        if waiting_replicas(s):
             s = replace(s, slots=await process.slots.larger(replace(seen, snapshot=s)))
-        moved = enlarged(s, b.START)
+        moved = enlarge_slot(s, b.START)
         if moved is not None:
             live = await process.cluster.replace_status(
                 MODEL_DEPLOYMENT, {**seen.deployment, "status": moved.status.wire()}

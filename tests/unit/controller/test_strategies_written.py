@@ -339,9 +339,9 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
             assert found
             return found.snapshot
 
-        assert looked().traffic.taken_up and looked().too_wide == ()
+        assert looked().traffic.programmed and looked().overly_open == ()
         widen(cluster, GRPC_ROUTE)
-        assert not looked().traffic.taken_up and looked().too_wide == ("GRPCRoute digits",)
+        assert not looked().traffic.programmed and looked().overly_open == ("GRPCRoute digits",)
 
     run(main())
 

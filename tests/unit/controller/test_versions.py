@@ -12,7 +12,7 @@ from aiohttp import web
 
 from modelrollout.api import names
 from modelrollout.controller.lookups import triton_versions
-from modelrollout.controller.lookups.triton_versions import AGAIN_SECONDS, ServerVersions, ask
+from modelrollout.controller.lookups.triton_versions import AGAIN_SECONDS, ServerVersions, ask_version
 from modelrollout.kube.client import Object
 from modelrollout.rollout.snapshot import Server
 
@@ -125,9 +125,9 @@ def test_whatever_a_pod_answers_is_no_trouble(
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         monkeypatch.setattr(triton_versions.names, "PORT_HTTP", port)
         try:
-            assert await ask("127.0.0.1") == version
+            assert await ask_version("127.0.0.1") == version
         finally:
             await runner.cleanup()
-        assert await ask("127.0.0.1") is None, "nobody is there"
+        assert await ask_version("127.0.0.1") is None, "nobody is there"
 
     run(main())

@@ -20,7 +20,7 @@ from modelrollout.feedback import service as feedback
 from modelrollout.feedback.auth import Identity, KubernetesAuthorizer, UnavailableError
 from modelrollout.feedback.items import Item
 from modelrollout.feedback.ledger import Ledger, Limits
-from modelrollout.feedback.rates import Bodies, TooManyError
+from modelrollout.feedback.rates import BodyBudget, TooManyError
 from modelrollout.feedback.service import FeedbackService, serve
 from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings, SettingsError
 from modelrollout.kube.client import KubeError, Object, Resource, Unavailable
@@ -603,7 +603,7 @@ async def test_bodies_on_their_way_have_room_for_each_tenant(monkeypatch: pytest
 async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
 
-    class Seen(Bodies):
+    class Seen(BodyBudget):
         @contextmanager
         def room(self, tenant: str, size: int) -> Iterator[None]:
             held.append(size)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.kube.cache import TOMBSTONES, Store
+from modelrollout.kube.cache import TOMBSTONES, ObjectCache
 from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Object
 
 KEY = ("ns", "m")
@@ -28,11 +28,11 @@ def event(type_: str | None, value: Object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store()
+def store() -> ObjectCache:
+    return ObjectCache()
 
 
-def test_newer_wins_and_older_or_equal_changes_nothing(store: Store) -> None:
+def test_newer_wins_and_older_or_equal_changes_nothing(store: ObjectCache) -> None:
     assert store.observe(POD, event("ADDED", obj("p", 5, spec={"nodeName": "1"})))
     assert not store.observe(POD, event("MODIFIED", obj("p", 4, spec={"nodeName": "0"})))
     assert not store.observe(POD, event(None, obj("p", 5, spec={"nodeName": "1"})))
@@ -41,7 +41,7 @@ def test_newer_wins_and_older_or_equal_changes_nothing(store: Store) -> None:
     assert store.get(POD, "ns", "p") == obj("p", 10, spec={"nodeName": "2"})
 
 
-def test_noise_is_stored_but_wakes_nobody(store: Store) -> None:
+def test_noise_is_stored_but_wakes_nobody(store: ObjectCache) -> None:
     conditions = [{"type": "Progressing", "status": "True", "lastUpdateTime": "1"}]
     store.observe(DEPLOYMENT, event("ADDED", obj("d", 5, status={"conditions": conditions})))
     later = [{"type": "Progressing", "status": "True", "lastUpdateTime": "2"}]
@@ -52,7 +52,7 @@ def test_noise_is_stored_but_wakes_nobody(store: Store) -> None:
     assert store.observe(DEPLOYMENT, event("MODIFIED", obj("d", 8, status={})))
 
 
-def test_managed_fields_are_not_kept_and_the_events_object_is_not_touched(store: Store) -> None:
+def test_managed_fields_are_not_kept_and_the_events_object_is_not_touched(store: ObjectCache) -> None:
     value = obj("p", 5)
     value["metadata"]["managedFields"] = [{"manager": "x"}]
     store.observe(POD, event("ADDED", value))
@@ -60,7 +60,7 @@ def test_managed_fields_are_not_kept_and_the_events_object_is_not_touched(store:
     assert "managedFields" in value["metadata"]
 
 
-def test_the_echo_of_a_guarded_write_wakes_nobody(store: Store) -> None:
+def test_the_echo_of_a_guarded_write_wakes_nobody(store: ObjectCache) -> None:
     store.observe(MODEL_DEPLOYMENT, event("ADDED", obj("m", 5, owner=None)))
     store.written(MODEL_DEPLOYMENT, obj("m", 6, owner=None, status=1), guarded=True)
     assert (store.get(MODEL_DEPLOYMENT, "ns", "m") or {})["status"] == 1
@@ -68,7 +68,9 @@ def test_the_echo_of_a_guarded_write_wakes_nobody(store: Store) -> None:
     assert store.observe(MODEL_DEPLOYMENT, event("MODIFIED", obj("m", 7, owner=None, status=1, spec=2)))
 
 
-def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_once(store: Store) -> None:
+def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_once(
+    store: ObjectCache,
+) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
     # version 6 was somebody's verb
     store.written(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)
@@ -78,7 +80,7 @@ def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_o
 
 
 def test_an_unguarded_write_that_is_passed_over_by_a_newer_event_counts_even_if_that_is_noise(
-    store: Store,
+    store: ObjectCache,
 ) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
     store.written(MODEL_REVISION, obj("r", 7, verb="promote"), guarded=False)
@@ -86,20 +88,20 @@ def test_an_unguarded_write_that_is_passed_over_by_a_newer_event_counts_even_if_
     assert store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 9, verb="promote")))
 
 
-def test_an_unguarded_write_that_changed_nothing_counts_not(store: Store) -> None:
+def test_an_unguarded_write_that_changed_nothing_counts_not(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
     store.written(POD, obj("p", 5), guarded=False)
     assert not store.observe(POD, event("MODIFIED", obj("p", 5)))
 
 
-def test_a_late_answer_does_not_replace_what_the_watch_brought(store: Store) -> None:
+def test_a_late_answer_does_not_replace_what_the_watch_brought(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 9, spec={"nodeName": "2"})))
     store.written(POD, obj("p", 8, spec={"nodeName": "1"}), guarded=True)
     assert not store.read(POD, obj("p", 7))
     assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "2"}
 
 
-def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: Store) -> None:
+def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
     assert store.observe(POD, event("DELETED", obj("p", 8)))
     store.written(POD, obj("p", 7), guarded=True)
@@ -109,7 +111,7 @@ def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: Store) -> N
     assert store.observe(POD, event("ADDED", obj("p", 9, uid="v")))
 
 
-def test_a_deletion_of_the_former_object_leaves_the_present_one(store: Store) -> None:
+def test_a_deletion_of_the_former_object_leaves_the_present_one(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5, uid="old")))
     store.written(POD, obj("p", 9, uid="new"), guarded=True)
     assert not store.observe(POD, event("DELETED", obj("p", 8, uid="old")))
@@ -117,13 +119,13 @@ def test_a_deletion_of_the_former_object_leaves_the_present_one(store: Store) ->
     assert store.observe(POD, event("DELETED", obj("p", 12, uid="new")))
 
 
-def test_an_object_that_loses_the_label_and_gets_it_again_is_seen_again(store: Store) -> None:
+def test_an_object_that_loses_the_label_and_gets_it_again_is_seen_again(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
     assert store.observe(POD, event("DELETED", obj("p", 6)))  # what a watch with a selector says
     assert store.observe(POD, event("ADDED", obj("p", 7)))
 
 
-def test_gone_removes_that_very_object_for_good(store: Store) -> None:
+def test_gone_removes_that_very_object_for_good(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
     assert not store.gone(POD, "ns", "p", "another")
     assert store.gone(POD, "ns", "p", "u")
@@ -131,7 +133,7 @@ def test_gone_removes_that_very_object_for_good(store: Store) -> None:
     assert not store.observe(POD, event("DELETED", obj("p", 51)))
 
 
-def test_children_are_found_by_label_and_follow_a_changed_one(store: Store) -> None:
+def test_children_are_found_by_label_and_follow_a_changed_one(store: ObjectCache) -> None:
     store.observe(MODEL_DEPLOYMENT, event("ADDED", obj("m", 1, owner=None)))
     store.observe(POD, event("ADDED", obj("p", 2)))
     store.observe(DEPLOYMENT, event("ADDED", obj("d", 3)))
@@ -145,7 +147,7 @@ def test_children_are_found_by_label_and_follow_a_changed_one(store: Store) -> N
     assert len(store.all(POD)) == 3
 
 
-def test_resync_drops_what_vanished_and_reports_whom_that_concerns(store: Store) -> None:
+def test_resync_drops_what_vanished_and_reports_whom_that_concerns(store: ObjectCache) -> None:
     for name, version, owner in (
         ("kept", 1, "a"),
         ("changed", 2, "b"),
@@ -166,13 +168,13 @@ def test_resync_drops_what_vanished_and_reports_whom_that_concerns(store: Store)
     assert not store.observe(POD, event("MODIFIED", obj("vanished", 19, uid="vanished", owner="c")))
 
 
-def test_resync_of_one_namespace_leaves_the_others(store: Store) -> None:
+def test_resync_of_one_namespace_leaves_the_others(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 1)))
     assert store.resync(POD, [], "9", namespace="elsewhere") == set()
     assert store.resync(POD, [], "9", namespace="ns") == {KEY}
 
 
-def test_versions_of_unknown_form_are_taken_from_the_watch_only(store: Store) -> None:
+def test_versions_of_unknown_form_are_taken_from_the_watch_only(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", "abc", spec={"nodeName": "1"})))
     store.written(POD, obj("p", "abd", spec={"nodeName": "2"}), guarded=True)
     assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "1"}
@@ -182,7 +184,7 @@ def test_versions_of_unknown_form_are_taken_from_the_watch_only(store: Store) ->
     assert store.get(POD, "ns", "p") is None
 
 
-def test_memory_of_the_deleted_is_bounded(store: Store) -> None:
+def test_memory_of_the_deleted_is_bounded(store: ObjectCache) -> None:
     for n in range(TOMBSTONES + 10):
         store.observe(POD, event("DELETED", obj("p", n, uid=str(n))))
     assert len(store._tombstones) == TOMBSTONES
@@ -194,7 +196,7 @@ def test_in_any_order_of_events_and_answers_no_foreign_change_is_slept_through(s
     have shown all that others wrote.
     """
     rng = random.Random(seed)
-    store = Store()
+    store = ObjectCache()
     live = obj("r", 1, foreign=0, ours=0)
     watch: list[Object] = [live]  # not delivered yet
     looked = -1

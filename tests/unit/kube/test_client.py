@@ -34,7 +34,7 @@ from modelrollout.kube.client import (
     Unavailable,
     Unreadable,
 )
-from modelrollout.kube.decoding import Unread
+from modelrollout.kube.decoding import UnreadableObject
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-token-value"
@@ -381,7 +381,7 @@ async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(
 
 
 async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> None:
-    told: list[tuple[Any, Unread]] = []
+    told: list[tuple[Any, UnreadableObject]] = []
     kube.on_unread = lambda resource, unread: told.append((resource, unread))
     await answering(
         server,

@@ -8,7 +8,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.contract.tasks import TASK_ENV
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, SERVICE
-from modelrollout.kube.projection import MESSAGE, kept, node_for_capacity, pod_for_capacity
+from modelrollout.kube.projection import MESSAGE, node_for_capacity, pod_for_capacity, project
 
 FILLER = "x" * 1000
 
@@ -51,7 +51,7 @@ def pod() -> dict[str, Any]:
 
 
 def test_a_pod_without_what_fills_it() -> None:
-    found = kept(POD, pod())
+    found = project(POD, pod())
     assert FILLER not in json.dumps(found)
     assert found["spec"]["containers"][0] == {
         "name": "c", "image": "i", "command": ["x"], "resources": {"limits": {"memory": "1Gi"}},
@@ -72,7 +72,7 @@ def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
         "spec": {"suspend": True, "template": pod()},
         "status": {"conditions": []},
     }
-    found = kept(JOB, body)
+    found = project(JOB, body)
     assert "affinity" not in json.dumps(found) and "managedFields" not in json.dumps(found)
     assert found["spec"]["template"]["spec"]["containers"] == [CONTAINER], "by it its pods are compared"
     assert (
@@ -91,7 +91,7 @@ def test_of_others_everything_that_is_compared_stays() -> None:
         "status": {"a": 1},
     }
     for resource in (SERVICE, MODEL_DEPLOYMENT):
-        found = kept(resource, body)
+        found = project(resource, body)
         assert (found["spec"], found["status"]) == (body["spec"], body["status"])
         assert (
             found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
@@ -102,8 +102,8 @@ def test_of_others_everything_that_is_compared_stays() -> None:
 
 def test_objects_without_parts_have_none() -> None:
     for resource in (POD, JOB, SERVICE):
-        assert kept(resource, {"metadata": {"name": "a"}})["metadata"]["name"] == "a"
-        kept(resource, {"metadata": {"name": "a", "annotations": None}, "spec": None, "status": None})
+        assert project(resource, {"metadata": {"name": "a"}})["metadata"]["name"] == "a"
+        project(resource, {"metadata": {"name": "a", "annotations": None}, "spec": None, "status": None})
 
 
 def test_for_capacity_only_what_is_counted() -> None:

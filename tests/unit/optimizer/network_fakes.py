@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from modelrollout.contract.tasks import DataSet, Gate, GateMetric, Location
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 
 SIDE = 8
 CLASSES = 4
@@ -140,7 +140,7 @@ def images(n: int, seed: int = 5) -> Data:
     return Data({"x": x}, labels, {})
 
 
-def work(source: Path, **changes: Any) -> Work:
+def work(source: Path, **changes: Any) -> StepContext:
     """Work on that file; ``warnings`` collects what is warned, ``max_drop`` makes a gate of
     accuracy.
     """
@@ -164,4 +164,4 @@ def work(source: Path, **changes: Any) -> Work:
         "advance": lambda *_: None,
         "warn": warnings.append,
     }
-    return Work(**(fields | changes))
+    return StepContext(**(fields | changes))

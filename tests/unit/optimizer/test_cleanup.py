@@ -18,7 +18,8 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.store import cleanup
 from modelrollout.optimizer.store.cleanup import doomed
-from modelrollout.optimizer.store.object_store import Listed, Store
+from modelrollout.optimizer.store.object_store import Listed
+from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -155,7 +155,7 @@ def test_a_tree_that_leads_out_of_itself(store: ObjectStore, models: dict[str, b
 def test_an_unfaithful_conversion_is_refused(
     store: ObjectStore, models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = isolated.apart
+    real = isolated.run_isolated
 
     def otherwise(task: str, path: Path, kind: Any, folder: Path) -> None:
         real(task, path, kind, folder)
@@ -196,6 +196,6 @@ def test_a_process_that_does_not_survive_the_file_leaves_a_reason(
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(isolated, "SECONDS", 1.0 if reason == "ModelTimeout" else 60.0)
     with pytest.raises(JobError if reason else MemoryError) as error:
-        isolated.apart("convert", tmp_path / "m", "LightGBM", tmp_path)
+        isolated.run_isolated("convert", tmp_path / "m", "LightGBM", tmp_path)
     if isinstance(error.value, JobError):
         assert (error.value.reason, says in error.value.message) == (reason, True)

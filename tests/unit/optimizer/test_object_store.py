@@ -16,7 +16,8 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.pipeline.resolve import resolve
 from modelrollout.optimizer.store import http_client
 from modelrollout.optimizer.store import object_store as fetch
-from modelrollout.optimizer.store.object_store import Store, expect_digest
+from modelrollout.optimizer.store.object_store import ObjectStore as Store
+from modelrollout.optimizer.store.object_store import expect_digest
 from tests.unit.optimizer.job_fakes import ObjectStore, object_store
 
 CONTENT = bytes(range(256)) * 4096

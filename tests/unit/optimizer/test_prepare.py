@@ -39,9 +39,9 @@ from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key_of
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.triton.config import parse, serving_of
 from tests.unit.optimizer.job_fakes import (
     SALT,
@@ -679,7 +679,7 @@ def test_steps_get_the_smallest_budget_of_the_gate(
     found: list[float | None] = []
     real = steps.run
 
-    def spied(step: Step, work: Work) -> dict[str, Any]:
+    def spied(step: Step, work: StepContext) -> dict[str, Any]:
         found.append(work.max_drop)
         return real(step, work)
 

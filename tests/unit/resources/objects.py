@@ -8,14 +8,14 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Data, Golden, Model, Optimization, Serving, Traffic, Tune
 from modelrollout.config import (
-    ArtifactStore,
-    Drain,
-    Images,
-    NetworkPolicies,
+    ArtifactStoreConfig,
+    DrainConfig,
+    ImagesConfig,
+    NetworkPoliciesConfig,
     OperatorConfig,
     Peers,
     PeersAtPorts,
-    Store,
+    StoreConfig,
 )
 from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import Object, Owner
@@ -25,7 +25,7 @@ NAME = "m" + "x" * 38 + "9"  # 40 characters
 SHA = "ab" * 32
 CONFIG = OperatorConfig(
     stores=[
-        Store(
+        StoreConfig(
             name="models",
             uri="s3://models",
             endpoint="http://s3:9000",
@@ -33,20 +33,20 @@ CONFIG = OperatorConfig(
             allow_http=True,
             secret_name="s3-reader",
         ),
-        Store(name="open", uri="https://open.example.com"),
+        StoreConfig(name="open", uri="https://open.example.com"),
     ],
-    artifacts=ArtifactStore(
+    artifacts=ArtifactStoreConfig(
         name="artifacts", uri="s3://artifacts/all", endpoint="http://s3:9000", secret_name="s3-writer"
     ),
-    images=Images(
+    images=ImagesConfig(
         optimizer="example/optimizer@sha256:1",
         trainer="example/trainer@sha256:3",
         triton="example/triton@sha256:2",
         pull_policy="Always",
     ),
-    drain=Drain(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
+    drain=DrainConfig(pre_stop_seconds=12, exit_timeout_seconds=40, margin_seconds=6),
 )
-POLICIES = NetworkPolicies(
+POLICIES = NetworkPoliciesConfig(
     mode="Write",
     proxies=Peers(namespaces=["gateways"]),
     prometheus=Peers(namespaces=["monitoring"]),

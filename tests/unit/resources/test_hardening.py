@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.resources.hardening import DIED, KEY_HEADER, LIVENESS, RESTRICTED, hardened, hardened_as
+from modelrollout.resources.hardening import DIED, KEY_HEADER, LIVENESS, RESTRICTED, harden, hardening_version
 from tests.unit.resources import objects as o
 
 NAME = "digits"
@@ -41,7 +41,7 @@ def server(template: o.Object) -> o.Object:
 def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_else() -> None:
     before = earlier()
     kept = copy.deepcopy(before)
-    after = hardened(before, NAME)
+    after = harden(before, NAME)
     assert before == kept, "the frozen one is left alone"
     old, new = server(before), server(after)
     assert {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} == {
@@ -65,7 +65,7 @@ def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_
 
 
 def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> None:
-    for template in (hardened(earlier(), NAME), o.template()):
+    for template in (harden(earlier(), NAME), o.template()):
         found = server(template)
         args = dict(a.partition("=")[::2] for a in found["args"])
         assert args["--model-control-mode"] == "none" and "--load-model" not in args
@@ -83,12 +83,16 @@ def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> Non
 
 
 def test_what_hardened_as_is_told_from_what_is_not() -> None:
-    old, new = earlier(), hardened(earlier(), NAME)
-    assert hardened_as(old, NAME) is None and hardened_as(new, NAME) == "1" and hardened(new, NAME) == new
+    old, new = earlier(), harden(earlier(), NAME)
+    assert (
+        hardening_version(old, NAME) is None
+        and hardening_version(new, NAME) == "1"
+        and harden(new, NAME) == new
+    )
     live = copy.deepcopy(new)  # what the API server fills in
     server(live)["env"][0]["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
     server(live)["livenessProbe"]["successThreshold"] = 1
-    assert hardened_as(live, NAME)
+    assert hardening_version(live, NAME)
     for spoil in (
         lambda c: c["args"].append("--model-control-mode=explicit"),
         lambda c: c["args"].remove(next(a for a in c["args"] if a.startswith("--grpc-restricted"))),
@@ -97,8 +101,8 @@ def test_what_hardened_as_is_told_from_what_is_not() -> None:
     ):
         bad = copy.deepcopy(new)
         spoil(server(bad))
-        assert not hardened_as(bad, NAME)
-    assert not hardened_as({}, NAME) and not hardened_as({"spec": {"containers": []}}, NAME)
+        assert not hardening_version(bad, NAME)
+    assert not hardening_version({}, NAME) and not hardening_version({"spec": {"containers": []}}, NAME)
 
 
 # --- the probe, with processes of these names
@@ -259,15 +263,15 @@ def test_templates_of_another_form_are_not_hardened_and_break_nothing() -> None:
             "spec": {"containers": [{"name": "triton", "volumeMounts": [{}]}]},
         },
     ]
-    assert [hardened_as(template, NAME) for template in odd] == [None] * len(odd)
+    assert [hardening_version(template, NAME) for template in odd] == [None] * len(odd)
 
 
 def test_what_a_newer_operator_has_laid_over_a_template_is_believed() -> None:
     newer = earlier() | {"metadata": {"annotations": {"modelrollout.dev/hardened": "7"}}}
-    assert hardened_as(newer, NAME) == "7"
+    assert hardening_version(newer, NAME) == "7"
 
 
 def test_version_1_is_what_it_was() -> None:
     """Pods run with it: a change is another version, for an operator's upgrade restarts nothing."""
-    found = server(hardened(earlier(), NAME, "1"))
+    found = server(harden(earlier(), NAME, "1"))
     assert hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16] == "420e94ec9221157e"

@@ -10,13 +10,13 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef, Shadow
-from modelrollout.config import NetworkPolicies
+from modelrollout.config import NetworkPoliciesConfig
 from modelrollout.resources import comparer, network_policies
 from modelrollout.resources.common import Object, Owner
 from tests.network_policies import End, allowed
 from tests.unit.resources import objects as o
 
-CONFIG = NetworkPolicies.model_validate(
+CONFIG = NetworkPoliciesConfig.model_validate(
     {
         "mode": "Write",
         "proxies": {"namespaces": ["envoy-gateway-system"], "addresses": ["10.9.0.7"]},
@@ -187,12 +187,12 @@ def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
 def test_one_word_more_is_another_policy() -> None:
     servers, _, jobs, _ = POLICIES
     kept = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
-    assert jobs["spec"]["ingress"] == [] and network_policies.says_the_same({"spec": kept}, jobs)
-    assert not network_policies.says_the_same({"spec": kept | {"ingress": [{}]}}, jobs)
-    assert not network_policies.says_the_same(
+    assert jobs["spec"]["ingress"] == [] and network_policies.is_equivalent({"spec": kept}, jobs)
+    assert not network_policies.is_equivalent({"spec": kept | {"ingress": [{}]}}, jobs)
+    assert not network_policies.is_equivalent(
         {"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers
     )
-    assert not network_policies.says_the_same(
+    assert not network_policies.is_equivalent(
         {"spec": servers["spec"] | {"policyTypes": ["Egress"]}}, servers
     )
-    assert not network_policies.says_the_same({}, servers)
+    assert not network_policies.is_equivalent({}, servers)

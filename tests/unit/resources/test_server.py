@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Serving
-from modelrollout.config import Drain, Images
+from modelrollout.config import DrainConfig, ImagesConfig
 from modelrollout.contract.tasks import FetchTask, ServingConfig
 from modelrollout.resources import server
 from tests.unit.resources import objects as o
@@ -31,8 +31,8 @@ def test_another_configuration_renders_another_template_and_changes_no_revision(
     frozen = o.template()
     upgraded = o.CONFIG.model_copy(
         update={
-            "images": Images(optimizer="example/optimizer:2", triton="example/triton:2"),
-            "drain": Drain(pre_stop_seconds=1),
+            "images": ImagesConfig(optimizer="example/optimizer:2", triton="example/triton:2"),
+            "drain": DrainConfig(pre_stop_seconds=1),
         }
     )
     assert o.template(config=upgraded) != frozen
@@ -69,13 +69,13 @@ def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
 
 
 def test_what_pods_fetch_can_be_read_back() -> None:
-    found = server.fetched(o.deployment())
+    found = server.fetch_task(o.deployment())
     assert found is not None and (found.artifact.uri, found.digest, found.serving) == (
         "s3://artifacts/all/ml/key",
         "sha256:aa",
         None,
     )
-    assert server.fetched({"spec": {"template": {"spec": {}}}}) is None
+    assert server.fetch_task({"spec": {"template": {"spec": {}}}}) is None
 
 
 def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
@@ -84,7 +84,7 @@ def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
         o.OWNER, o.NAME, 7, o.template(), "s3://artifacts/all/ml/key", "sha256:aa", 2, o.CONFIG, None, best
     )
     assert o.task(tuned)["serving"] == {"instances": 2, "batch": 16, "queue_delay_us": 500}
-    found = server.fetched(tuned)
+    found = server.fetch_task(tuned)
     assert found is not None and found.serving == best
 
 

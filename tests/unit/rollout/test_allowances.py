@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.schema import LocalName
-from modelrollout.rollout.policy.allowances import not_lent, secrets
+from modelrollout.rollout.policy.allowances import allowance_violation, secrets
 from modelrollout.rollout.policy.rules import Policy, combine
 from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout import builders as b
@@ -74,7 +74,7 @@ def spec(**parts: Any) -> ModelDeploymentSpec:
 
 
 def told(given: ModelDeploymentSpec, *policies: Policy, shut: bool = False) -> str:
-    found = not_lent(combine(policies), given, "ml", SHUT if shut else CONFIG)
+    found = allowance_violation(combine(policies), given, "ml", SHUT if shut else CONFIG)
     return f"{found.reason}: {found.message}" if found else ""
 
 

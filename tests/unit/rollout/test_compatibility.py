@@ -14,7 +14,7 @@ from modelrollout.contract.tasks import TaskResult
 from modelrollout.rollout.compatibility import changes
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
-from modelrollout.rollout.snapshot import Revision, Snapshot, Work
+from modelrollout.rollout.snapshot import JobState, Revision, Snapshot
 from tests.unit.rollout import builders as b
 
 OLD = Interface(digest="old", inputs={"x": "FP32 [n, 64]"}, outputs={"y": "FP32 [n, 10]"})
@@ -42,7 +42,11 @@ def prepared(
     )
     revisions = (having(1, old), b.revision(2, prepared=False))
     return b.second(
-        "Prepare", wanted=spec, changes={"mode": mode}, revisions=revisions, work=Work("Succeeded", 0, result)
+        "Prepare",
+        wanted=spec,
+        changes={"mode": mode},
+        revisions=revisions,
+        work=JobState("Succeeded", 0, result),
     )
 
 

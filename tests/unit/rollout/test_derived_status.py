@@ -11,7 +11,7 @@ import pytest
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot
-from modelrollout.rollout.status import present
+from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
 from tests.unit.rollout import builders as b
 
@@ -19,7 +19,7 @@ V1, V2 = b.revision_name(1), b.revision_name(2)
 
 
 def told(s: Snapshot, now: Any = b.START) -> ModelDeploymentStatus:
-    return present(s, s.status, now)
+    return derive_status(s, s.status, now)
 
 
 def truths(status: ModelDeploymentStatus) -> dict[str, str]:
@@ -109,17 +109,19 @@ def test_nothing_yet() -> None:
 
 @pytest.mark.parametrize("reason", ["HostnameTaken", "GatewayAPIMissing"])
 def test_traffic_that_is_refused_is_told_also_where_the_version_serves(reason: str) -> None:
-    status = told(serves(refusal=Problem(reason, "choose another")))
+    status = told(serves(spec_problem=Problem(reason, "choose another")))
     assert truths(status)["Ready"] == "False" and truths(status)["Available"] == "True"
     assert b.condition(Plan(status), "Stalled").reason == reason
 
 
 def test_a_store_that_is_not_allowed_any_more_is_no_trouble_for_what_serves() -> None:
-    assert truths(told(serves(refusal=Problem("StoreNotAllowed", "use another"))))["Ready"] == "True"
+    assert truths(told(serves(spec_problem=Problem("StoreNotAllowed", "use another"))))["Ready"] == "True"
 
 
 def test_a_child_that_cannot_be_written_is_told() -> None:
-    status = told(serves(refused=Problem("NameTaken", "Service digits exists and belongs to somebody else")))
+    status = told(
+        serves(write_problem=Problem("NameTaken", "Service digits exists and belongs to somebody else"))
+    )
     assert (
         b.condition(Plan(status), "Stalled").reason
         == b.condition(Plan(status), "Ready").reason
@@ -222,7 +224,7 @@ def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
 
 
 def test_conditions_have_bounded_messages() -> None:
-    status = told(replace(serves(2), spec=None, spec_error="spec.model.uri: " + "x" * 100_000))
+    status = told(replace(serves(2), spec=None, parse_error="spec.model.uri: " + "x" * 100_000))
     assert all(len(c.message) <= 1024 for c in status.conditions)
 
 

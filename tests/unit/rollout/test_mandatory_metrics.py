@@ -11,7 +11,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.desired import revision_status
-from modelrollout.rollout.policy.requirements import unmet
+from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.test_scenarios import serving, until
@@ -269,11 +269,11 @@ class TestWithoutAWeight:
     def test_it_is_refused_where_the_first_weight_cannot_be_kept(
         self, spec: ModelDeploymentSpec, told: str
     ) -> None:
-        problem = unmet(rules(), spec, (), 0)
+        problem = first_violation(rules(), spec, (), 0)
         assert problem is not None and problem.reason == "GateRequired" and told in problem.message
 
     def test_many_pods_are_a_weight(self) -> None:
-        assert unmet(rules(), b.spec(1, gateway=False, replicas=19), (), 0) is None
+        assert first_violation(rules(), b.spec(1, gateway=False, replicas=19), (), 0) is None
 
     def test_a_strategy_that_is_edited_under_way_gives_no_more(self) -> None:
         world = under(rules())

@@ -92,7 +92,7 @@ def test_a_restart_that_is_over_is_not_told_again_when_replicas_change() -> None
     at = s.status.restarts[V1].at
     over = after(replace(s, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at)}))
     scaled = replace(
-        over, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, asked=5, updated=2)}
+        over, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, desired_replicas=5, updated=2)}
     )
     assert row(decide(scaled, b.at(60)), "Restarted") is None
 
@@ -288,9 +288,9 @@ def test_a_restart_status_holds_what_it_is_given() -> None:
 def test_with_a_spec_that_cannot_be_read_routes_are_narrowed_all_the_same() -> None:
     s = after(
         replace(
-            serves(), spec=None, spec_error="spec.surprise: not permitted", too_wide=("HTTPRoute digits",)
+            serves(), spec=None, parse_error="spec.surprise: not permitted", overly_open=("HTTPRoute digits",)
         )
     )
     plan = decide(s, b.at(5))
     assert plan.desired is not None and plan.desired.narrow and plan.desired.split == ()
-    assert decide(replace(s, too_wide=()), b.at(5)).desired is None
+    assert decide(replace(s, overly_open=()), b.at(5)).desired is None

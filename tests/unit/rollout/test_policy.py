@@ -12,9 +12,17 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.config import Queries
-from modelrollout.rollout.policy.allowances import not_lent
-from modelrollout.rollout.policy.requirements import gpus_asked, query_refused, unmet
-from modelrollout.rollout.policy.rules import NO_RULES, Policy, combine, effective, filled, frozen, read
+from modelrollout.rollout.policy.allowances import allowance_violation
+from modelrollout.rollout.policy.requirements import first_violation, gpus_of_spec, query_violation
+from modelrollout.rollout.policy.rules import (
+    NO_RULES,
+    Policy,
+    active_freeze,
+    combine,
+    effective,
+    read,
+    with_defaults,
+)
 from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout import builders as b
 
@@ -125,20 +133,20 @@ class TestDefaults:
             "canary": {"steps": [{"weight": 1}]},
             "analysis": {"prometheus": "x"},
         }
-        assert filled(given, defaults) == {
+        assert with_defaults(given, defaults) == {
             "canary": {"steps": [{"weight": 1}]}, "analysis": {"interval": "5s", "prometheus": "x"},
             "onFailure": "Rollback",
             "onInconclusive": "Rollback",
         }  # fmt: skip
 
     def test_lists_are_taken_whole(self) -> None:
-        assert filled(
+        assert with_defaults(
             {"canary": {"steps": [{"weight": 50}]}}, {"canary": {"steps": [{"weight": 1}, {"weight": 2}]}}
         ) == {"canary": {"steps": [{"weight": 50}]}}
 
 
 def ends(now: str, *windows: dict[str, Any]) -> str | None:
-    found = frozen(combine([policy(freezeWindows=list(windows))]), utc(now))
+    found = active_freeze(combine([policy(freezeWindows=list(windows))]), utc(now))
     return found.until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") if found and found.until else None
 
 
@@ -211,7 +219,7 @@ class TestFreeze:
                 ],
             ),
         ]
-        found = frozen(combine(two), utc("2026-11-21T12:00:00"))
+        found = active_freeze(combine(two), utc("2026-11-21T12:00:00"))
         assert found is not None
         assert (
             found.message
@@ -256,7 +264,7 @@ class TestFreeze:
     ) -> None:
         broken = policy(freezeWindows=[window])
         assert broken.error is not None and told in broken.error
-        found = frozen(combine([broken]), utc("2026-11-21T12:00:00"))
+        found = active_freeze(combine([broken]), utc("2026-11-21T12:00:00"))
         assert found is not None and found.until is None and found.left(utc("2026-11-21T12:00:00")) == 600.0
 
 
@@ -267,7 +275,9 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
         else []
     )
     rules = combine(policies)
-    found = unmet(rules, spec, uris, sum(gpus_asked(spec).values())) or not_lent(rules, spec, "ml", CONFIG)
+    found = first_violation(rules, spec, uris, sum(gpus_of_spec(spec).values())) or allowance_violation(
+        rules, spec, "ml", CONFIG
+    )
     return f"{found.reason}: {found.message}" if found else None
 
 
@@ -436,7 +446,7 @@ class TestQueries:
         spec = b.spec(
             1, rollout={"analysis": {"metrics": [{**QUERY, "query": text}, {"name": "errors", "max": 0.1}]}}
         )
-        found = query_refused(combine(policies), spec, "ml", "digits", unless_said, "namespace")
+        found = query_violation(combine(policies), spec, "ml", "digits", unless_said, "namespace")
         assert found is None or found.reason == "QueryNotAllowed"
         return found.message if found else None
 
@@ -555,12 +565,12 @@ class TestGolden:
         golden: dict[str, Any] = {"uri": "s3://models/golden.npz"} | (
             {} if minimum is None else {"min": minimum}
         )
-        problem = unmet(self.RULES, b.spec(1, rollout={"analysis": {"golden": golden}}), (), 0)
+        problem = first_violation(self.RULES, b.spec(1, rollout={"analysis": {"golden": golden}}), (), 0)
         assert (problem is None) == (told is None)
         assert problem is None or (
             problem.reason == "GateRequired" and told is not None and told in problem.message
         )
 
     def test_without_golden_data_it_is_asked_for(self) -> None:
-        problem = unmet(self.RULES, b.spec(1), (), 0)
+        problem = first_violation(self.RULES, b.spec(1), (), 0)
         assert problem is not None and "spec.rollout.analysis.golden: give golden data" in problem.message

@@ -15,7 +15,7 @@ SOURCES = [
     PACKAGE / "analysis" / "scrape.py",
     *(
         PACKAGE / "controller" / f"{m}.py"
-        for m in ("observe", "pods", "kueue", "podless", "work", "act", "gateways", "reconciler")
+        for m in ("observe", "pods", "kueue", "no_pod_created", "work", "act", "gateways", "reconciler")
     ),
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")

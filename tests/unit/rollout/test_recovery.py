@@ -11,7 +11,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Revision, Snapshot, Split, Verb
 from tests.unit.rollout import builders as b
 
@@ -130,7 +130,7 @@ def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(
     revisions = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
     s = b.snapshot(
         b.spec(2),
-        sound(wrong),
+        sanitize(wrong),
         revisions=revisions,
         servers={V1: b.ready()},
         live_split=((V1, 100),),
@@ -208,7 +208,7 @@ def damaged(stage: str = "Canary", **changes: Any) -> ModelDeploymentStatus:
     ],
 )
 def test_a_rollout_that_contradicts_itself_is_dropped_and_stable_kept(status: ModelDeploymentStatus) -> None:
-    kept = sound(status)
+    kept = sanitize(status)
     assert kept.rollout is None and kept.stable == status.stable
     s = replace(b.in_canary(), status=kept)
     decide(s, b.START)
@@ -216,12 +216,12 @@ def test_a_rollout_that_contradicts_itself_is_dropped_and_stable_kept(status: Mo
 
 def test_times_of_references_are_not_worth_losing_them() -> None:
     bad = b.ref(1).model_copy(update={"since": "?"})
-    kept = sound(b.status(1, retiring=bad).model_copy(update={"stable": bad}))
+    kept = sanitize(b.status(1, retiring=bad).model_copy(update={"stable": bad}))
     assert kept.stable == b.ref(1).model_copy(update={"since": None}) and kept.retiring is None
 
 
 def test_handled_verbs_of_another_form_are_dropped() -> None:
-    assert sound(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [
+    assert sanitize(b.status(1, handled_verbs=["x", "a:b", f"promote:{V2}:n1"])).handled_verbs == [
         f"promote:{V2}:n1"
     ]
 
@@ -240,7 +240,7 @@ def test_handled_verbs_of_another_form_are_dropped() -> None:
 )
 def test_a_damaged_measurement_is_made_anew_and_the_rollout_goes_on(fields: dict[str, Any]) -> None:
     bad = MetricStatus.model_validate({"name": "errors", "verdict": "Inconclusive", "reason": "x"} | fields)
-    kept = sound(damaged(step=b.step(metrics=[bad]))).rollout
+    kept = sanitize(damaged(step=b.step(metrics=[bad]))).rollout
     assert kept and kept.step == b.step(metrics=[])
 
 
@@ -248,7 +248,7 @@ def test_damaged_evidence_of_an_earlier_step_is_left_out() -> None:
     """A bake would be judged against it, and fail at every look."""
     bad = MetricStatus(name="errors", verdict="Successful", reason="x", stable=Counter(total=5, bad=10))
     record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=1, metrics=[bad])
-    kept = sound(damaged(history=[record])).rollout
+    kept = sanitize(damaged(history=[record])).rollout
     assert kept and kept.step == b.step() and kept.history == [record.model_copy(update={"metrics": []})]
 
 
@@ -256,7 +256,7 @@ def test_a_sound_measurement_is_kept() -> None:
     counter = Counter(last={"g": [1.0, 0.0, 5.0], "#1": [1.0, 0.0, 5.0, 77.0]})
     good = MetricStatus(name="errors", verdict="Error", reason="x", since=b.ago(5), canary=counter)
     status = damaged(step=b.step(metrics=[good]))
-    assert sound(status) is status
+    assert sanitize(status) is status
 
 
 @pytest.mark.parametrize(
@@ -264,4 +264,4 @@ def test_a_sound_measurement_is_kept() -> None:
 )
 def test_a_sound_status_is_left_alone(stage: str) -> None:
     status = damaged(stage)
-    assert sound(status) is status
+    assert sanitize(status) is status

@@ -8,8 +8,8 @@ import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Reading
-from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus.parse import Look
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.strategy import strategy_of
@@ -31,7 +31,7 @@ def moments(
     found = []
     for t in range(0, seconds + 1, 5):
         total = past + per_second * t
-        reading: Reading = Look(
+        reading: Reading = CounterReading(
             *(Raw({"g/http": Sample(total, round(total * share), 1e9 + t)}) for share in (canary, stable))
         )
         if broken and broken[0] <= t < broken[1]:
@@ -81,18 +81,18 @@ def test_what_was_counted_before_the_recording_is_no_evidence() -> None:
     assert run(bad_past).outcome == "Promoted"
 
 
-def _more_bad(m: Moment) -> Look:
+def _more_bad(m: Moment) -> CounterReading:
     look = m.readings["errors"]
-    assert isinstance(look, Look)
+    assert isinstance(look, CounterReading)
     worse = {p: Sample(s.total, s.bad + 500_000, s.scraped) for p, s in look.canary.processes.items()}
-    return Look(Raw(worse), look.stable)
+    return CounterReading(Raw(worse), look.stable)
 
 
 def test_a_process_whose_scrape_fails_when_a_step_begins_does_not_bring_its_past_with_it() -> None:
     looks = []
     for m in moments(0.01, past=1e5):
         both = m.readings["errors"]
-        assert isinstance(both, Look)
+        assert isinstance(both, CounterReading)
         second = {
             p.replace("g", "h"): Sample(s.total, s.total / 2, s.scraped)
             for p, s in both.canary.processes.items()
@@ -101,12 +101,14 @@ def test_a_process_whose_scrape_fails_when_a_step_begins_does_not_bring_its_past
         # Half of what it counted long ago was bad. It is not scraped from the first look of the
         # second step on for a while.
         there = {} if 20 <= t < 400 else {p: Sample(1e6, 5e5, s.scraped) for p, s in second.items()}
-        looks.append(Moment(m.at, {"errors": Look(Raw({**both.canary.processes, **there}), both.stable)}))
+        looks.append(
+            Moment(m.at, {"errors": CounterReading(Raw({**both.canary.processes, **there}), both.stable)})
+        )
     assert run(looks).outcome == "Promoted"
 
 
 def test_an_outage_holds_and_is_told_and_over() -> None:
-    down = Problem("ProviderTimeout", "slow")
+    down = MeasurementProblem("ProviderTimeout", "slow")
     found = run(moments(0.01, broken=(10, 600, down)))
     assert found.outcome == "Promoted"
     assert told(found)[:3] == [("1/3", "Counting"), ("1/3", "ProviderTimeout"), ("1/3", "StepPassed")]
@@ -117,7 +119,7 @@ def test_an_outage_holds_and_is_told_and_over() -> None:
     ("policy", "outcome"), [("Pause", "Paused"), ("Rollback", "RolledBack"), ("Promote", "Promoted")]
 )
 def test_no_verdict_ends_as_the_spec_says(policy: str, outcome: str) -> None:
-    down = Problem("ProviderTimeout", "slow")
+    down = MeasurementProblem("ProviderTimeout", "slow")
     found = run(moments(0.01, broken=(0, 1e9, down)), onInconclusive=policy, progressDeadline="10m")
     assert found.outcome == outcome
     assert next(e.seconds for e in found.timeline if e.what in ("Inconclusive", "PromotedByPolicy")) == 600

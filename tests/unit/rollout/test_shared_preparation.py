@@ -12,11 +12,11 @@ from modelrollout.rollout.shared_preparation import (
     Member,
     Record,
     outcome,
+    preparer,
     recorded,
     work_key,
-    worker,
 )
-from modelrollout.rollout.snapshot import Problem, Shared
+from modelrollout.rollout.snapshot import Problem, SharedPreparation
 from tests.unit.rollout import builders as b
 
 FOLDER = "s3://artifacts/all/ml"
@@ -93,44 +93,44 @@ def made(at: int, digest: str = "sha256:1") -> ArtifactEvidence:
 
 def test_whose_job_is_there_works_else_who_was_chosen_else_who_came_first() -> None:
     members = [member("c", 1), member("b", 1), member("a", 2)]
-    assert worker(members) == "b"
-    assert worker(members, "a") == "a" and worker(members, "gone") == "b"
-    assert worker([*members, member("z", 9, works=True)], "a") == "z"
-    assert worker([member("a", waits=False)]) is None and worker([]) is None
+    assert preparer(members) == "b"
+    assert preparer(members, "a") == "a" and preparer(members, "gone") == "b"
+    assert preparer([*members, member("z", 9, works=True)], "a") == "z"
+    assert preparer([member("a", waits=False)]) is None and preparer([]) is None
 
 
 def test_who_was_chosen_and_makes_no_job_gives_way_to_the_next() -> None:
     members = [member(name) for name in "abc"]
-    assert [worker(members, before, idle=True) for before in "abc"] == ["b", "c", "a"]
-    assert worker([*members, member("z", works=True)], "z", idle=True) == "z", "its Job is there"
+    assert [preparer(members, before, idle=True) for before in "abc"] == ["b", "c", "a"]
+    assert preparer([*members, member("z", works=True)], "z", idle=True) == "z", "its Job is there"
 
 
 def test_what_came_of_it_since_is_taken_and_nothing_older() -> None:
     mine = member("me", 5)
-    assert outcome(mine, [member("a", 6, waits=False, artifact=made(5))]) == Shared("a", made(5))
-    assert outcome(mine, [member("a", 6, waits=False, artifact=made(4))]) == Shared(), (
+    assert outcome(mine, [member("a", 6, waits=False, artifact=made(5))]) == SharedPreparation("a", made(5))
+    assert outcome(mine, [member("a", 6, waits=False, artifact=made(4))]) == SharedPreparation(), (
         "what lies at the same place may be another file by now"
     )
-    assert outcome(mine, [member("a", 6, artifact=made(6))]) == Shared(), "it is in Prepare again"
+    assert outcome(mine, [member("a", 6, artifact=made(6))]) == SharedPreparation(), "it is in Prepare again"
     old = made(6).model_copy(update={"prepared": None})
-    assert outcome(mine, [member("a", 6, waits=False, artifact=old)]) == Shared()
+    assert outcome(mine, [member("a", 6, waits=False, artifact=old)]) == SharedPreparation()
 
 
 def test_the_gates_verdict_is_shared_and_no_other_failure_is() -> None:
     low = Problem("AccuracyLow", "too low")
     mine, evidence = member("me", 1), made(3, digest="")
-    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low)]) == Shared(
+    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low)]) == SharedPreparation(
         "a", evidence, low
     )
     assert (
         outcome(mine, [member("a", waits=False, artifact=evidence)])
-        == Shared()
+        == SharedPreparation()
         == outcome(mine, [member("a", waits=False)])
     )
     later = member("b", waits=False, artifact=made(4))
-    assert outcome(mine, [member("a", waits=False, artifact=evidence, refused=low), later]) == Shared(
-        "b", made(4)
-    ), "the last word of two"
+    assert outcome(
+        mine, [member("a", waits=False, artifact=evidence, refused=low), later]
+    ) == SharedPreparation("b", made(4)), "the last word of two"
 
 
 def test_equal_words_are_equal_work_and_others_are_not() -> None:

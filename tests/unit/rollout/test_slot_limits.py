@@ -11,7 +11,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus, SlotStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import carriers
+from modelrollout.rollout.desired import replicas_with_traffic
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Slot, Snapshot
 from tests.unit.rollout import builders as b
@@ -50,7 +50,9 @@ def holds(
 @pytest.mark.parametrize("stage", ["Provision", "Evaluate", "Canary", "Promote", "Bake"])
 def test_replicas_beyond_the_slot_wait_and_that_is_said(stage: str) -> None:
     s = holds(stage)
-    assert carriers(s)[V2] == 1 and carriers(s)[V1] == 3, "what stable has is no matter of the slot"
+    assert replicas_with_traffic(s)[V2] == 1 and replicas_with_traffic(s)[V1] == 3, (
+        "what stable has is no matter of the slot"
+    )
     told = b.condition(decide(s, b.START), "Limited")
     assert (told.status, told.reason) == ("True", "WaitingForSlot")
     assert told.message.startswith(
@@ -60,8 +62,8 @@ def test_replicas_beyond_the_slot_wait_and_that_is_said(stage: str) -> None:
 
 
 def test_what_the_slot_counts_comes_and_without_a_limit_all() -> None:
-    assert carriers(holds(gpus=2))[V2] == 2
-    assert carriers(holds(limits={"concurrentRollouts": 1}))[V2] == 3
+    assert replicas_with_traffic(holds(gpus=2))[V2] == 2
+    assert replicas_with_traffic(holds(limits={"concurrentRollouts": 1}))[V2] == 3
     assert not [c for c in decide(holds(gpus=3), b.START).status.conditions if c.type == "Limited"]
 
 
@@ -71,15 +73,15 @@ def test_no_slot_takes_pods_away_that_carry_requests(stage: str) -> None:
     is taken back.
     """
     servers = {V1: b.ready(3, 3), V2: b.ready(3, 3)}
-    assert carriers(holds(stage, servers=servers))[V2] == 3
+    assert replicas_with_traffic(holds(stage, servers=servers))[V2] == 3
     larger = b.spec(3, replicas=3, serving={"replicas": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}})
-    assert carriers(replace(holds(stage, gpus=3, servers=servers), spec=larger))[V2] == 3
+    assert replicas_with_traffic(replace(holds(stage, gpus=3, servers=servers), spec=larger))[V2] == 3
 
 
 def test_after_the_rollout_the_replicas_come() -> None:
     s = holds("Done", limits={"gpus": 1})
     status = s.status.model_copy(update={"stable": b.ref(2)})
-    assert carriers(replace(s, status=status))[V2] == 3
+    assert replicas_with_traffic(replace(s, status=status))[V2] == 3
 
 
 def test_a_promotion_waits_for_the_replicas_and_says_for_what() -> None:

@@ -13,7 +13,7 @@ from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strat
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
-from modelrollout.rollout.status import present
+from modelrollout.rollout.status import derive_status
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -283,7 +283,7 @@ def measured(seconds_ago: float, *metrics: MetricStatus) -> Snapshot:
         at_step=at_step,
         assessment=Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 10),)),
     )
-    written = present(s, s.status, b.START)
+    written = derive_status(s, s.status, b.START)
     return replace(s, status=written, assessment=Assessment("Inconclusive", "TooFewSamples", "", metrics))
 
 

@@ -11,11 +11,11 @@ from modelrollout.contract.tasks import ExitCode, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split, stage_job
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
-from modelrollout.rollout.snapshot import Problem, Work
+from modelrollout.rollout.snapshot import JobState, Problem
 from tests.unit.rollout import builders as b
 
 GOLDEN = b.spec(2, golden=True, steps=b.STEPS)
-ANSWERED = Work("Succeeded", 0, TaskResult(samples=1000, accuracy=0.97))
+ANSWERED = JobState("Succeeded", 0, TaskResult(samples=1000, accuracy=0.97))
 
 
 def test_without_golden_data_the_canary_begins_at_once() -> None:
@@ -57,7 +57,7 @@ def test_anything_else_rejects_and_never_gets_traffic(verdict: VerdictName) -> N
 
 
 def test_a_job_that_failed_is_no_verdict_on_the_model() -> None:
-    work = Work(
+    work = JobState(
         "Failed",
         int(ExitCode.BAD_INPUT),
         TaskResult(reason="LabelsMissing", message="no array 'labels' in golden.npz"),
@@ -67,7 +67,7 @@ def test_a_job_that_failed_is_no_verdict_on_the_model() -> None:
 
 
 def test_a_lost_result_runs_again() -> None:
-    to = b.moved(decide(b.second("Evaluate", wanted=GOLDEN, work=Work("Succeeded")), b.START))
+    to = b.moved(decide(b.second("Evaluate", wanted=GOLDEN, work=JobState("Succeeded")), b.START))
     assert (to.stage, to.attempt) == ("Evaluate", 1)
 
 
@@ -78,7 +78,7 @@ def test_a_job_that_cannot_start_ends_at_the_deadline() -> None:
         rollout={"progressDeadline": "10m", "analysis": {"golden": {"uri": "s3://models/golden.npz"}}},
     )
     s = b.second(
-        "Evaluate", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no CPU left"))
+        "Evaluate", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no CPU left"))
     )
     assert b.moved(decide(s, b.START)).stage == "Evaluate"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"

@@ -9,7 +9,7 @@ import pytest
 from modelrollout.contract.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
-from modelrollout.rollout.snapshot import Problem, Shared, Work
+from modelrollout.rollout.snapshot import JobState, Problem, SharedPreparation
 from tests.unit.rollout import builders as b
 
 MADE = TaskResult(
@@ -103,16 +103,18 @@ def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str)
 
 
 def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
-    waiting = b.second("Prepare", shared=Shared("other"))
+    waiting = b.second("Prepare", shared=SharedPreparation("other"))
     to = b.moved(decide(waiting, b.START))
     assert (to.stage, to.reason) == ("Prepare", "PreparedTogether") and "ModelDeployment other" in (
         to.message or ""
     )
     told = replace(waiting, status=waiting.status.model_copy(update={"rollout": to}))
     assert b.children(told).work is None, "no Job, no pod"
-    taken = b.moved(decide(b.second("Prepare", shared=Shared("other", b.artifact(2))), b.START))
+    taken = b.moved(decide(b.second("Prepare", shared=SharedPreparation("other", b.artifact(2))), b.START))
     assert taken.stage == "Provision" and taken.artifact == b.artifact(2).model_copy(update={"reused": True})
-    low = Shared("other", b.artifact(2).model_copy(update={"digest": ""}), Problem("AccuracyLow", "too low"))
+    low = SharedPreparation(
+        "other", b.artifact(2).model_copy(update={"digest": ""}), Problem("AccuracyLow", "too low")
+    )
     refused = b.moved(decide(b.second("Prepare", shared=low), b.START))
     assert (refused.stage, refused.outcome, refused.reason) == (
         "Failed",
@@ -126,7 +128,7 @@ def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> N
     was refused for a moment.
     """
     waited = {"reason": "PreparedTogether", "since": b.ago(100_000), "started": b.ago(100_000)}
-    refused = b.second("Prepare", changes=waited, refused=Problem("ChildRefused", "exceeded quota"))
+    refused = b.second("Prepare", changes=waited, write_problem=Problem("ChildRefused", "exceeded quota"))
     to = b.moved(decide(refused, b.START))
     assert (to.stage, to.since, to.reason) == ("Prepare", b.ago(0), None) and to.stages["Prepare"] >= 100_000
     told = replace(refused, status=refused.status.model_copy(update={"rollout": to}))
@@ -134,7 +136,7 @@ def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> N
 
 
 def test_what_was_made_is_kept_as_evidence() -> None:
-    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", 0, MADE)), b.START))
+    to = b.moved(decide(b.second("Prepare", work=JobState("Succeeded", 0, MADE)), b.START))
     assert to.stage == "Provision" and to.artifact is not None
     assert (to.artifact.digest, to.artifact.size_before, to.artifact.size_after, to.artifact.samples) == (
         "sha256:aa",
@@ -168,7 +170,8 @@ def test_what_a_search_found_is_kept_and_told() -> None:
         points=points,
     )
     plan = decide(
-        b.second("Prepare", work=Work("Succeeded", 0, MADE.model_copy(update={"search": search}))), b.START
+        b.second("Prepare", work=JobState("Succeeded", 0, MADE.model_copy(update={"search": search}))),
+        b.START,
     )
     found = b.moved(plan).artifact
     assert (
@@ -191,7 +194,7 @@ def test_a_revision_that_was_prepared_before_is_not_prepared_again() -> None:
 
 @pytest.mark.parametrize("code", [ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE])
 def test_a_gate_that_is_not_kept_rejects_with_its_numbers_and_nothing_to_serve(code: ExitCode) -> None:
-    plan = decide(b.second("Prepare", work=Work("Failed", int(code), LOST_TOO_MUCH)), b.START)
+    plan = decide(b.second("Prepare", work=JobState("Failed", int(code), LOST_TOO_MUCH)), b.START)
     to = b.moved(plan)
     assert (to.stage, to.outcome, to.reason) == ("Failed", "Rejected", "AccuracyDrop")
     assert to.artifact is not None and to.artifact.accuracy_after == 0.975 and not to.artifact.digest
@@ -199,7 +202,7 @@ def test_a_gate_that_is_not_kept_rejects_with_its_numbers_and_nothing_to_serve(c
 
 
 def test_bad_input_fails_with_the_programs_words() -> None:
-    work = Work(
+    work = JobState(
         "Failed", int(ExitCode.BAD_INPUT), TaskResult(reason="NotOnnx", message="the file is a pickle")
     )
     to = b.moved(decide(b.second("Prepare", work=work), b.START))
@@ -207,21 +210,23 @@ def test_bad_input_fails_with_the_programs_words() -> None:
 
 
 def test_a_job_that_ended_well_without_an_artifact_runs_again() -> None:
-    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded", None, None)), b.START))
+    to = b.moved(decide(b.second("Prepare", work=JobState("Succeeded", None, None)), b.START))
     assert (to.stage, to.attempt) == ("Prepare", 1)
-    to = b.moved(decide(b.second("Prepare", work=Work("Succeeded"), changes={"attempt": 3}), b.START))
+    to = b.moved(decide(b.second("Prepare", work=JobState("Succeeded"), changes={"attempt": 3}), b.START))
     assert (to.stage, to.outcome, to.reason) == ("Failed", "Failed", "ResultLost")
 
 
 def test_a_job_that_runs_has_its_own_deadline_and_not_ours() -> None:
-    s = b.second("Prepare", work=Work("Running"), wanted=b.spec(2, rollout={"progressDeadline": "10m"}))
+    s = b.second("Prepare", work=JobState("Running"), wanted=b.spec(2, rollout={"progressDeadline": "10m"}))
     assert b.moved(decide(s, b.at(100_000))).stage == "Prepare"
 
 
 def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
     s = b.second(
-        "Prepare", wanted=wanted, work=Work("Running", problem=Problem("ImagePullFailed", "no such image"))
+        "Prepare",
+        wanted=wanted,
+        work=JobState("Running", problem=Problem("ImagePullFailed", "no such image")),
     )
     waiting = decide(s, b.START)
     assert b.condition(waiting, "Prepared").reason == "ImagePullFailed"
@@ -231,7 +236,7 @@ def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
 
 def test_a_job_that_the_api_server_refuses_is_told_and_ends_at_the_deadline() -> None:
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
-    s = b.second("Prepare", wanted=wanted, refused=Problem("ChildRefused", "Job x: exceeded quota"))
+    s = b.second("Prepare", wanted=wanted, write_problem=Problem("ChildRefused", "Job x: exceeded quota"))
     waiting = decide(s, b.START)
     assert (
         b.condition(waiting, "Prepared").message == "Job x: exceeded quota"
@@ -241,6 +246,6 @@ def test_a_job_that_the_api_server_refuses_is_told_and_ends_at_the_deadline() ->
 
 
 def test_a_message_without_end_is_cut() -> None:
-    work = Work("Failed", 1, TaskResult(reason="StoreUnreachable", message="x" * 100_000))
+    work = JobState("Failed", 1, TaskResult(reason="StoreUnreachable", message="x" * 100_000))
     message = b.moved(decide(b.second("Prepare", work=work), b.START)).message
     assert message is not None and len(message) <= 1024

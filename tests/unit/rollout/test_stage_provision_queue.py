@@ -13,7 +13,7 @@ from modelrollout.contract.tasks import TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.policy.rules import Rules, combine, read
-from modelrollout.rollout.snapshot import Gpus, Problem, Server, Slot, Snapshot, Verb, Work
+from modelrollout.rollout.snapshot import Gpus, JobState, Problem, Server, Slot, Snapshot, Verb
 from tests.unit.rollout import builders as b
 
 
@@ -36,7 +36,7 @@ def done(mode: str = "Update", **facts: Any) -> Snapshot:
     return b.second(
         "Prepare",
         changes={"mode": mode},
-        work=Work("Succeeded", 0, result),
+        work=JobState("Succeeded", 0, result),
         **({"revisions": revisions} | facts),
     )
 

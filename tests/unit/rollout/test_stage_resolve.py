@@ -7,10 +7,10 @@ import pytest
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.tasks import TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import Problem, Work
+from modelrollout.rollout.snapshot import JobState, Problem
 from tests.unit.rollout import builders as b
 
-FOUND = Work("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))
+FOUND = JobState("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))
 
 
 def test_a_given_digest_needs_no_job() -> None:
@@ -62,14 +62,14 @@ def test_a_source_that_still_is_stables_is_nothing_to_roll_out() -> None:
     changed.
     """
     state = b.status(1, rollout=b.rollout("Resolve", 1))
-    same = Work("Succeeded", 0, TaskResult(sha256=b.sha(1)))
+    same = JobState("Succeeded", 0, TaskResult(sha256=b.sha(1)))
     plan = decide(b.snapshot(b.spec(1), state, work=same, revisions=(b.revision(1, "Promoted"),)), b.START)
     assert b.moved(plan).stage == "Done" and plan.status.stable == b.ref(1)
 
 
 @pytest.mark.parametrize("reason", ["ObjectMissing", "CredentialsDenied"])
 def test_a_source_that_cannot_be_read_fails_with_the_programs_words(reason: str) -> None:
-    work = Work("Failed", 10, TaskResult(reason=reason, message="look at spec.model.uri"))
+    work = JobState("Failed", 10, TaskResult(reason=reason, message="look at spec.model.uri"))
     plan = decide(b.second("Resolve", work=work), b.START)
     to = b.moved(plan)
     assert (to.stage, to.outcome, to.reason, to.message) == (
@@ -83,14 +83,14 @@ def test_a_source_that_cannot_be_read_fails_with_the_programs_words(reason: str)
 
 def test_a_pod_that_died_without_a_word_is_told_by_the_pod() -> None:
     plan = decide(
-        b.second("Resolve", work=Work("Failed", 137, None, Problem("OutOfMemory", "raise the limit"))),
+        b.second("Resolve", work=JobState("Failed", 137, None, Problem("OutOfMemory", "raise the limit"))),
         b.START,
     )
     assert (b.moved(plan).reason, b.moved(plan).message) == ("OutOfMemory", "raise the limit")
 
 
 def test_a_lost_result_is_asked_for_again_by_a_job_of_another_name() -> None:
-    again = decide(b.second("Resolve", work=Work("Succeeded")), b.START).status
+    again = decide(b.second("Resolve", work=JobState("Succeeded")), b.START).status
     assert again.rollout and (again.rollout.stage, again.rollout.attempt) == ("Resolve", 1)
     first, next_one = b.children(b.second("Resolve")).work, b.children(b.snapshot(b.spec(2), again)).work
     assert first and next_one and first[1] != next_one[1]
@@ -99,7 +99,7 @@ def test_a_lost_result_is_asked_for_again_by_a_job_of_another_name() -> None:
 def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
     wanted = b.spec(2, rollout={"progressDeadline": "10m"})
     s = b.second(
-        "Resolve", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no node fits"))
+        "Resolve", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no node fits"))
     )
     waiting = decide(s, b.at(589))
     assert b.moved(waiting).stage == "Resolve" and b.condition(waiting, "Resolved").reason == "Unschedulable"
@@ -107,7 +107,9 @@ def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
     assert (
         b.moved(
             decide(
-                b.second("Resolve", wanted=wanted, work=Work("Running", idle_since=b.at(-20).isoformat())),
+                b.second(
+                    "Resolve", wanted=wanted, work=JobState("Running", idle_since=b.at(-20).isoformat())
+                ),
                 b.at(591),
             )
         ).reason

@@ -11,11 +11,11 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import desired, measured, replicas, split
+from modelrollout.rollout.desired import desired, needs_measurement, replicas, split
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import (
     Assessment,
-    MirrorFacts,
+    MirrorState,
     Plan,
     Problem,
     Server,
@@ -31,7 +31,7 @@ from tests.unit.rollout.world import World
 SHADOW = {"minSamples": 100}
 WANTED = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "10m"})
 COMPARER = f"{b.revision_name(2)}-shadow"
-UP = MirrorFacts("TraefikService", tried=Traffic(True))
+UP = MirrorState("TraefikService", tried=Traffic(True))
 
 
 def at(phase: str, **changes: Any) -> ShadowStatus:
@@ -140,10 +140,10 @@ def test_a_rollback_from_the_canary_makes_no_mirror_again() -> None:
     ("facts", "reason"),
     [
         ({"ready": 0}, "ComparerNotReady"),
-        ({"mirror": MirrorFacts("TraefikService", tried=Traffic(False))}, None),
+        ({"mirror": MirrorState("TraefikService", tried=Traffic(False))}, None),
         (
             {
-                "mirror": MirrorFacts(
+                "mirror": MirrorState(
                     "TraefikService", tried=Traffic(False, "no", Problem("RouteNotAccepted", "no such kind"))
                 )
             },
@@ -171,7 +171,7 @@ def test_from_start_to_the_canary() -> None:
     )
     assert phase(decide(in_shadow("Accepted"), b.START)) == "Mirroring"
     assert (
-        phase(decide(in_shadow("Accepted", mirror=MirrorFacts("TraefikService")), b.START)) == "Starting"
+        phase(decide(in_shadow("Accepted", mirror=MirrorState("TraefikService")), b.START)) == "Starting"
     ), "it went away again"
     observing = b.moved(
         decide(in_shadow("Mirroring", assessment=agreement("Inconclusive", "NoData", 0)), b.START)
@@ -334,11 +334,11 @@ def test_no_verdict_goes_on_unproven_where_the_spec_says_so_and_requests_were_mi
 
 def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
     looked = {
-        name: measured(in_shadow(name))
+        name: needs_measurement(in_shadow(name))
         for name in ("Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving")
     }
     assert [name for name, look in looked.items() if look] == ["Mirroring", "Observing"]
-    assert not measured(in_shadow("Mirroring", traffic=Traffic(False)))
+    assert not needs_measurement(in_shadow("Mirroring", traffic=Traffic(False)))
 
 
 def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:

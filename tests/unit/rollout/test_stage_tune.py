@@ -11,8 +11,8 @@ from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
 from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, stage_job
-from modelrollout.rollout.snapshot import Problem, Server, Snapshot, Work
-from modelrollout.rollout.stages.tune import served_with
+from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot
+from modelrollout.rollout.stages.tune import serving_of
 from tests.unit.rollout import builders as b
 from tests.unit.rollout.world import World
 
@@ -22,7 +22,7 @@ CONFIGURED = TrialResult(
     serving=ServingConfig(batch=32), throughput=400, latency_ms=45, in_flight=8, within=True
 )
 CHOSEN = TrialResult(serving=BEST, throughput=900, latency_ms=40, in_flight=24, within=True)
-FOUND = Work(
+FOUND = JobState(
     "Succeeded",
     0,
     TaskResult(
@@ -76,7 +76,7 @@ def test_it_is_passed_over_when_not_wanted_done_before_or_when_pods_would_change
 def test_what_was_found_is_kept_with_the_revision_and_served() -> None:
     plan = decide(b.second("Tune", wanted=WANTED, work=FOUND), b.START)
     to = b.moved(plan)
-    assert to.stage == "Provision" and to.tuning is not None and served_with(to.tuning) == BEST
+    assert to.stage == "Provision" and to.tuning is not None and serving_of(to.tuning) == BEST
     assert (to.tuning.candidates, to.tuning.failed, to.tuning.objective) == (9, 1, "50ms")
     assert (
         to.tuning.message
@@ -95,12 +95,14 @@ def test_an_objective_that_nothing_keeps_to_is_told_and_no_failure() -> None:
     worst = CONFIGURED.model_copy(update={"within": False})
     plan = decide(
         b.second(
-            "Tune", wanted=WANTED, work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=worst)))
+            "Tune",
+            wanted=WANTED,
+            work=JobState("Succeeded", 0, TaskResult(tuned=TuneResult(configured=worst))),
         ),
         b.START,
     )
     to = b.moved(plan)
-    assert to.stage == "Provision" and served_with(to.tuning) is None and to.tuning is not None
+    assert to.stage == "Provision" and serving_of(to.tuning) is None and to.tuning is not None
     assert [(e.reason, e.type) for e in plan.events] == [("ObjectiveUnmet", "Warning")]
 
 
@@ -109,21 +111,21 @@ def test_settings_that_nothing_beats_stay() -> None:
         b.second(
             "Tune",
             wanted=WANTED,
-            work=Work("Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED))),
+            work=JobState("Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED))),
         ),
         b.START,
     )
-    assert served_with(b.moved(plan).tuning) is None and [e.reason for e in plan.events] == ["ServingTuned"]
+    assert serving_of(b.moved(plan).tuning) is None and [e.reason for e in plan.events] == ["ServingTuned"]
 
 
 def test_a_lost_result_runs_again_and_in_the_end_fails() -> None:
-    assert b.moved(decide(b.second("Tune", wanted=WANTED, work=Work("Succeeded")), b.START)).attempt == 1
-    last = b.second("Tune", wanted=WANTED, work=Work("Succeeded"), changes={"attempt": 3})
+    assert b.moved(decide(b.second("Tune", wanted=WANTED, work=JobState("Succeeded")), b.START)).attempt == 1
+    last = b.second("Tune", wanted=WANTED, work=JobState("Succeeded"), changes={"attempt": 3})
     assert b.moved(decide(last, b.START)).reason == "ResultLost"
 
 
 def test_a_job_that_failed_ends_the_rollout_with_its_reason() -> None:
-    work = Work("Failed", 10, TaskResult(reason="DataNeeded", message="give spec.serving.tune.data"))
+    work = JobState("Failed", 10, TaskResult(reason="DataNeeded", message="give spec.serving.tune.data"))
     to = b.moved(decide(b.second("Tune", wanted=WANTED, work=work), b.START))
     assert (to.stage, to.outcome, to.reason) == ("Failed", "Failed", "DataNeeded")
 
@@ -131,7 +133,7 @@ def test_a_job_that_failed_ends_the_rollout_with_its_reason() -> None:
 def test_a_job_that_finds_no_gpu_waits_and_ends_at_the_deadline() -> None:
     wanted = b.spec(2, tune={"objective": "50ms"}, rollout={"progressDeadline": "10m"})
     s = b.second(
-        "Tune", wanted=wanted, work=Work("Running", problem=Problem("Unschedulable", "no GPU is free"))
+        "Tune", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no GPU is free"))
     )
     assert b.moved(decide(s, b.START)).stage == "Tune"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"
@@ -139,7 +141,7 @@ def test_a_job_that_finds_no_gpu_waits_and_ends_at_the_deadline() -> None:
 
 def test_a_running_job_has_a_deadline_of_its_own() -> None:
     plan = decide(
-        b.second("Tune", wanted=b.spec(2, tune={"objective": "50ms"}), work=Work("Running")), b.at(7200)
+        b.second("Tune", wanted=b.spec(2, tune={"objective": "50ms"}), work=JobState("Running")), b.at(7200)
     )
     assert plan.status.rollout is not None and plan.status.rollout.stage == "Tune"
 
@@ -147,7 +149,7 @@ def test_a_running_job_has_a_deadline_of_its_own() -> None:
 def test_tuning_taken_out_under_way_goes_on_without() -> None:
     assert (
         b.moved(
-            decide(b.second("Tune", wanted=b.spec(2, steps=b.STEPS), work=Work("Running")), b.START)
+            decide(b.second("Tune", wanted=b.spec(2, steps=b.STEPS), work=JobState("Running")), b.START)
         ).stage
         == "Provision"
     )

@@ -10,7 +10,7 @@ import pytest
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import Problem, Snapshot
-from modelrollout.rollout.transitions import pin
+from modelrollout.rollout.transitions import pinned
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -25,7 +25,7 @@ def at_rest(version: int = 1, **facts: Any) -> Snapshot:
         "traffic": b.TAKEN,
     }
     s = b.snapshot(b.spec(version), state, **(usual | facts))
-    recorded = b.children(replace(s, spec=b.spec(1), refusal=None)).revision_status
+    recorded = b.children(replace(s, spec=b.spec(1), spec_problem=None)).revision_status
     return replace(s, revisions=tuple(replace(r, status=recorded.get(r.name, r.status)) for r in s.revisions))
 
 
@@ -174,7 +174,7 @@ def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> No
     """
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable", mode="Rollback"))
     s = replace(at_rest(2), status=state, generation=4)
-    s = replace(s, status=state.model_copy(update={"pinned": pin(s, V1)}))
+    s = replace(s, status=state.model_copy(update={"pinned": pinned(s, V1)}))
     plan = decide(s, b.START)
     assert not begins(s)
     assert (
@@ -186,7 +186,7 @@ def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> No
     assert not begins(replace(s, generation=5, spec=scaled))
     assert begins(replace(s, generation=5, spec=b.spec(3)))
     known = replace(s, revisions=(*s.revisions, b.revision(2, "Retired")))
-    held = replace(known, status=state.model_copy(update={"pinned": pin(known, V1)}))
+    held = replace(known, status=state.model_copy(update={"pinned": pinned(known, V1)}))
     assert not begins(held)
     assert b.revision(2, "Retired").name not in b.children(held).forget
 
@@ -195,7 +195,7 @@ def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> No
 
 
 def test_a_refused_spec_begins_nothing_says_why_and_looks_again() -> None:
-    s = replace(at_rest(2), refusal=Problem("StoreNotAllowed", "use s3://models"))
+    s = replace(at_rest(2), spec_problem=Problem("StoreNotAllowed", "use s3://models"))
     plan = decide(s, b.START)
     assert not begins(s)
     assert b.condition(plan, "Stalled").message == "use s3://models" and [e.reason for e in plan.events] == [
@@ -203,12 +203,12 @@ def test_a_refused_spec_begins_nothing_says_why_and_looks_again() -> None:
     ]
     settled = decide(replace(s, status=plan.status), b.START)
     assert settled.desired and settled.requeue_after == 30 and set(settled.desired.servers) == {V1}
-    assert begins(replace(s, refusal=None))
+    assert begins(replace(s, spec_problem=None))
 
 
 def test_a_spec_that_cannot_be_read_changes_nothing_that_runs() -> None:
     for s in (at_rest(), b.in_canary(assessment=b.judged("Failed")), b.second("Provision")):
-        broken = replace(s, spec=None, spec_error="spec.rollout.canary.steps.0.weight: not an integer")
+        broken = replace(s, spec=None, parse_error="spec.rollout.canary.steps.0.weight: not an integer")
         plan = decide(broken, b.START)
         assert plan.desired is None and plan.status.rollout == s.status.rollout
         assert (

@@ -21,10 +21,18 @@ from modelrollout.api.v1alpha1 import (
     StepEvidence,
     VerdictName,
 )
-from modelrollout.rollout.assessment import to_measure
+from modelrollout.rollout.assessment import metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import carriers, desired, matched, measured, preview, replicas, split
-from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.desired import (
+    desired,
+    header_revision,
+    needs_measurement,
+    preview_revision,
+    replicas,
+    replicas_with_traffic,
+    split,
+)
+from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.strategy import with_traffic
@@ -64,25 +72,32 @@ def test_a_preview_is_shown_and_takes_no_traffic_of_others() -> None:
         "Shifting",
     )
     s = b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"))
-    assert split(s) == ((V1, 100),) and preview(s) == V2 and carriers(s) == {V1: 2, V2: 2}
+    assert (
+        split(s) == ((V1, 100),) and preview_revision(s) == V2 and replicas_with_traffic(s) == {V1: 2, V2: 2}
+    )
 
 
 @pytest.mark.parametrize("stage", ["Provision", "Evaluate", "Revert", "Done", "Failed"])
 def test_without_a_trial_the_preview_leads_to_stable(stage: str) -> None:
     assert (
-        preview(b.second(stage, wanted=blue_green(), changes={"outcome": "RolledBack", "reason": "x"})) == V1
+        preview_revision(
+            b.second(stage, wanted=blue_green(), changes={"outcome": "RolledBack", "reason": "x"})
+        )
+        == V1
     )
 
 
 def test_a_preview_without_ready_pods_leads_to_stable() -> None:
     assert (
-        preview(b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"), servers=pods((2, 2), (2, 0))))
+        preview_revision(
+            b.in_canary(wanted=blue_green(), at_step=beside("BlueGreen"), servers=pods((2, 2), (2, 0)))
+        )
         == V1
     )
 
 
 def test_only_blue_green_has_a_preview() -> None:
-    assert preview(b.in_canary()) is None and desired(b.in_canary(), b.START).preview is None
+    assert preview_revision(b.in_canary()) is None and desired(b.in_canary(), b.START).preview is None
 
 
 def test_a_proven_preview_is_promoted_all_at_once() -> None:
@@ -157,7 +172,7 @@ def test_without_auto_promote_a_person_has_the_last_word() -> None:
         assessment=b.judged("Successful"),
     )
     plan = decide(waits, b.at(100_000))
-    assert plan.status.step == "2/2" and plan.status.phase == "Paused" and preview(waits) == V2
+    assert plan.status.step == "2/2" and plan.status.phase == "Paused" and preview_revision(waits) == V2
 
 
 # --- A/B by header
@@ -165,12 +180,13 @@ def test_without_auto_promote_a_person_has_the_last_word() -> None:
 
 def test_a_test_takes_only_requests_with_its_headers() -> None:
     s = b.in_canary(wanted=ab_test(), at_step=beside("ABTest"))
-    assert split(s) == ((V1, 100),) and matched(s) == V2
+    assert split(s) == ((V1, 100),) and header_revision(s) == V2
     assert (
-        matched(b.in_canary(wanted=ab_test(), at_step=beside("ABTest"), servers=pods((2, 2), (2, 0)))) is None
+        header_revision(b.in_canary(wanted=ab_test(), at_step=beside("ABTest"), servers=pods((2, 2), (2, 0))))
+        is None
     ), "nobody would answer"
     assert (
-        matched(
+        header_revision(
             b.second("Revert", wanted=ab_test(), changes={"step": beside("ABTest"), "outcome": "RolledBack"})
         )
         is None
@@ -235,10 +251,12 @@ def scaled(
 
 
 def test_pods_follow_the_weight() -> None:
-    assert carriers(scaled(1)) == {V1: 8, V2: 2}
-    assert carriers(scaled(1, replicas=5)) == {V1: 8, V2: 5}
-    assert carriers(b.second("Provision", wanted=scaled(1).spec)) == {V1: 8, V2: 1}
-    assert carriers(scaled(1, asked=6)) == {V1: 8, V2: 6}, "nothing that has traffic is scaled down"
+    assert replicas_with_traffic(scaled(1)) == {V1: 8, V2: 2}
+    assert replicas_with_traffic(scaled(1, replicas=5)) == {V1: 8, V2: 5}
+    assert replicas_with_traffic(b.second("Provision", wanted=scaled(1).spec)) == {V1: 8, V2: 1}
+    assert replicas_with_traffic(scaled(1, desired_replicas=6)) == {V1: 8, V2: 6}, (
+        "nothing that has traffic is scaled down"
+    )
 
 
 def test_a_weight_rises_only_with_the_pods_for_it() -> None:
@@ -289,7 +307,9 @@ def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
     s = waiting()
     step = b.moved(decide(s, b.START)).step
     assert (
-        step and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5) and measured(s)
+        step
+        and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5)
+        and needs_measurement(s)
     )
     assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
     to = b.moved(decide(replace(s, assessment=counted("Failed", 90)), b.at(60)))
@@ -359,13 +379,13 @@ def promoting(ready: int, **facts: Any) -> Snapshot:
 
 def test_promotion_brings_all_pods_before_all_traffic() -> None:
     s = promoting(4)
-    assert carriers(s)[V2] == 8 and split(s) == ((V1, 50), (V2, 50))
+    assert replicas_with_traffic(s)[V2] == 8 and split(s) == ((V1, 50), (V2, 50))
     assert b.moved(decide(s, b.START)).reason == "ScalingUp"
     assert split(promoting(8)) == ((V2, 100),)
 
 
 def test_and_is_judged_meanwhile() -> None:
-    assert measured(promoting(4)) and not measured(promoting(8))
+    assert needs_measurement(promoting(4)) and not needs_measurement(promoting(8))
     to = b.moved(decide(promoting(4, assessment=b.judged("Failed")), b.START))
     assert (to.stage, to.outcome) == ("Revert", "RolledBack")
 
@@ -486,7 +506,7 @@ def test_a_bake_keeps_what_stable_did_over_its_initial_delay() -> None:
         at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]},
         policy={"analysis": {"initialDelay": "1m"}},
     )
-    found = to_measure(s, b.at(1))
+    found = metrics_due(s, b.at(1))
     assert isinstance(found, Assessment) and found.reason == "InitialDelay"
     to = b.moved(decide(replace(s, assessment=found), b.at(1)))
     assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)
@@ -516,7 +536,7 @@ def test_a_first_version_and_a_proven_rollback_have_nothing_to_bake_for() -> Non
 
 def test_in_bake_both_have_their_pods_and_one_the_traffic() -> None:
     s = baking(servers=pods((6, 6), (4, 4)))
-    assert split(s) == ((V2, 100),) and carriers(s) == {V1: 6, V2: 2} and measured(s)
+    assert split(s) == ((V2, 100),) and replicas_with_traffic(s) == {V1: 6, V2: 2} and needs_measurement(s)
     found = desired(s, b.at(60))
     assert found.servers == {V1: 6, V2: 2} and found.budget == V2 and found.selector == V2
     assert replicas(baking(baked=1, servers=pods((6, 6), (4, 4))), b.START)[V2] == 4, (
@@ -645,7 +665,7 @@ def settle(s: Snapshot, now: Any = b.START) -> Plan:
 
 def test_what_an_earlier_operator_wrote_still_drains() -> None:
     old = ModelDeploymentStatus.model_validate({"retiring": {"revision": V1, "number": 1, "since": b.ago(1)}})
-    s = drained(retiring=sound(old).retiring)
+    s = drained(retiring=sanitize(old).retiring)
     assert replicas(s, b.START) == {V2: 4, V1: 5} and replicas(s, b.at(3)) == {V2: 2}
 
 
@@ -690,7 +710,7 @@ def test_a_second_loss_of_traffic_does_not_shorten_the_first_drain() -> None:
 
 def test_damaged_drains_are_dropped() -> None:
     bad = ModelDeploymentStatus.model_validate({"draining": [{"revision": V1, "number": 1, "until": "soon"}]})
-    assert sound(bad).draining == []
+    assert sanitize(bad).draining == []
 
 
 # --- deadlines and those who look
@@ -698,8 +718,8 @@ def test_damaged_drains_are_dropped() -> None:
 
 def test_time_in_which_nobody_looked_takes_no_stage_its_deadline() -> None:
     servers = pods((2, 2), (2, 0))
-    s = b.second("Provision", servers=servers, looking_since=b.at(7000))
-    assert b.moved(decide(replace(s, looking_since=None), b.at(7010))).stage == "Failed"
+    s = b.second("Provision", servers=servers, leading_since=b.at(7000))
+    assert b.moved(decide(replace(s, leading_since=None), b.at(7010))).stage == "Failed"
     still = decide(s, b.at(7010)).status.rollout
     assert still and still.stage == "Provision"
     assert b.moved(decide(s, b.at(7000 + GRACE_SECONDS + 1))).stage == "Failed"
@@ -709,7 +729,7 @@ def test_time_in_which_nobody_looked_takes_no_stage_its_deadline() -> None:
 
 
 def unreadable(s: Snapshot, **changes: Any) -> Snapshot:
-    return replace(s, spec=None, spec_error="spec.rollout: not valid", gateway=False, **changes)
+    return replace(s, spec=None, parse_error="spec.rollout: not valid", gateway=False, **changes)
 
 
 def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:

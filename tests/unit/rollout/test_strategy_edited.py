@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Step
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.strategy import Position, label, locate, next_index, next_weight
+from modelrollout.rollout.strategy import Position, locate, next_index, next_weight, step_position
 from tests.unit.rollout import builders as b
 
 
@@ -62,7 +62,7 @@ def test_going_on_never_goes_down_and_always_gets_on(wanted: list[Step]) -> None
         weight = wanted[index].weight or weight
         at = locate(wanted, b.step(index, weight, "Paused" if wanted[index].pause else "Shifting"))
         assert at == Position(index, True)
-        seen.append(label(wanted, at))
+        seen.append(step_position(wanted, at))
     assert len(seen) == len([s for s in wanted if s.weight != 100])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Pinned
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import Problem, Snapshot, Verb, Work
+from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, Verb
 from tests.unit.rollout import builders as b
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
@@ -239,7 +239,7 @@ def test_retry_of_stable_is_refused() -> None:
 
 
 def test_retry_of_a_spec_that_is_not_allowed_is_refused() -> None:
-    s = ended(verbs=(Verb("retry", V2, "n1"),), refusal=Problem("StoreNotAllowed", "use s3://models"))
+    s = ended(verbs=(Verb("retry", V2, "n1"),), spec_problem=Problem("StoreNotAllowed", "use s3://models"))
     assert refusal(s) == "use s3://models"
 
 
@@ -352,13 +352,13 @@ def test_a_rollback_that_fails_says_nothing_about_the_version_and_stays_pinned()
 
 def test_an_unreadable_spec_waits_with_its_verbs() -> None:
     plan = decide(
-        replace(b.in_canary(verbs=(promote(),)), spec=None, spec_error="spec.model: missing"), b.START
+        replace(b.in_canary(verbs=(promote(),)), spec=None, parse_error="spec.model: missing"), b.START
     )
     assert plan.status.handled_verbs == [] and plan.desired is None
 
 
 def test_work_in_flight_is_not_disturbed_by_a_refused_verb() -> None:
-    s = b.second("Resolve", verbs=(promote(),), work=Work("Running"))
+    s = b.second("Resolve", verbs=(promote(),), work=JobState("Running"))
     after = decide(s, b.START).status
     children = b.children(replace(s, status=after))
     assert children.work is not None

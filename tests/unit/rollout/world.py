@@ -18,7 +18,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
-    MirrorWay,
+    MirrorMethod,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
@@ -33,24 +33,25 @@ from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import (
-    carriers,
     has_pods_for,
-    matched,
-    measured,
-    preview,
+    header_revision,
+    needs_measurement,
+    preview_revision,
+    replicas_with_traffic,
     service_selector,
     split,
     stage_job,
 )
-from modelrollout.rollout.in_place import floor, sharing
+from modelrollout.rollout.in_place import active_in_place, stable_floor
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.policy.rules import NO_RULES, Rules, frozen
-from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
+from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
     Assessment,
     Desired,
-    MirrorFacts,
+    JobState,
+    MirrorState,
     Plan,
     Problem,
     Revision,
@@ -59,14 +60,13 @@ from modelrollout.rollout.snapshot import (
     Snapshot,
     Split,
     Verb,
-    Work,
-    carrier,
     in_flight,
+    serving_revision,
     still_draining,
 )
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
-from modelrollout.traffic.gateway_api.mirror import Mirror, MirrorRouter, mirror_of
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter
+from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
+from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, Router, ServiceRouter
 from tests.unit.rollout import builders
 
 SETTLE = 3.0
@@ -108,7 +108,7 @@ class World:
     version: int = 1  # resourceVersion of the ModelDeployment
     revisions: dict[str, Revision] = field(default_factory=dict)
     mirrors: dict[str, str] = field(default_factory=dict)
-    jobs: dict[str, Work] = field(default_factory=dict)
+    jobs: dict[str, JobState] = field(default_factory=dict)
     servers: dict[str, Pods] = field(default_factory=dict)
     route: Split | None = None
     route_version: int = 0
@@ -119,7 +119,7 @@ class World:
     arriving: tuple[datetime, Split] | None = None
     # what the gateway's processes do now; what gets matched requests is in it with weight 0
     plane: Split = ()
-    way: MirrorWay | None = "TraefikService"  # how this gateway mirrors
+    way: MirrorMethod | None = "TraefikService"  # how this gateway mirrors
     mirror: str | None = None  # revision for which comparer and TraefikService exist
     mirror_known: bool = False  # the data plane has had time to take the TraefikService up
     tried: bool = False  # the gateway has accepted the route that tries the mirror out
@@ -131,7 +131,7 @@ class World:
     preview: str | None = None  # the preview's route and Service lead there
     preview_version: int = 0
     preview_accepted: bool = False
-    looking_since: datetime | None = None
+    leading_since: datetime | None = None
     service: str | None = None
     verbs: dict[tuple[str, str], Verb] = field(default_factory=dict)
     verdict: VerdictName | None = None
@@ -164,7 +164,7 @@ class World:
             namespace=builders.NAMESPACE,
             generation=self.generation,
             spec=self.spec,
-            spec_error=None if self.spec else "spec.rollout: not valid; correct these fields",
+            parse_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
             servers={
@@ -179,9 +179,9 @@ class World:
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
             gateway=self.spec is not None and self.spec.traffic.gateway is not None,
-            refusal=self.refusal,
+            spec_problem=self.refusal,
             names_since=self.names_since,
-            looking_since=self.looking_since,
+            leading_since=self.leading_since,
             rules=self.rules,
             slots=tuple(
                 Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits
@@ -193,11 +193,11 @@ class World:
             kept: Router = ServiceRouter(s.name, {}, stable)
             if self.route is not None:
                 kept = MirrorRouter(
-                    KeptRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
+                    FrozenRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
                 )
-            return replace(s, traffic=kept.taken_up(split(s), self._objects(), s.servers))
+            return replace(s, traffic=kept.programmed(split(s), self._objects(), s.servers))
         job = stage_job(s.status, s)
-        s = replace(s, work=self.jobs.get(job[1], Work()) if job else Work())
+        s = replace(s, work=self.jobs.get(job[1], JobState()) if job else JobState())
         if (
             s.status.rollout
             and s.status.rollout.stage == "Evaluate"
@@ -206,9 +206,11 @@ class World:
         ):
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
         router: Router = (
-            GatewayRouter(s.name, self.spec.traffic, self.spec.rollout, matched(s), preview(s))
+            GatewayRouter(
+                s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
+            )
             if s.gateway
-            else ServiceRouter(s.name, carriers(s), service_selector(s))
+            else ServiceRouter(s.name, replicas_with_traffic(s), service_selector(s))
         )
         if s.gateway:
             router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
@@ -219,11 +221,11 @@ class World:
             )
             s = replace(
                 s,
-                mirror=MirrorFacts(self.way, missing, mirroring.tried(self._objects())),
-                refusal=s.refusal or missing,
+                mirror=MirrorState(self.way, missing, mirroring.tried(self._objects())),
+                spec_problem=s.spec_problem or missing,
             )
-        s = replace(s, traffic=router.taken_up(split(s), self._objects(), s.servers))
-        found = self._assessment() if measured(s) else None
+        s = replace(s, traffic=router.programmed(split(s), self._objects(), s.servers))
+        found = self._assessment() if needs_measurement(s) else None
         if found is not None and s.status.rollout and s.status.rollout.stage == "Shadow":
             agreement = MetricStatus(
                 name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100)
@@ -384,9 +386,9 @@ class World:
         for name in desired.forget:
             yield lambda name=name: self.delete_revision(name)  # type: ignore[misc]
         if desired.work is not None and desired.work[1] not in self.jobs:
-            yield lambda: self.jobs.update({desired.work[1]: Work("Running")} if desired.work else {})
+            yield lambda: self.jobs.update({desired.work[1]: JobState("Running")} if desired.work else {})
 
-    def wanted_mirror(self, s: Snapshot) -> Mirror | None:
+    def wanted_mirror(self, s: Snapshot) -> MirrorTarget | None:
         return mirror_of(s) if s.gateway else None
 
     def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
@@ -466,13 +468,13 @@ class World:
                 )
             )
         self.jobs[name] = {
-            "ok": Work("Succeeded", 0, result),
-            "lost": Work("Succeeded"),
-            "bad": Work("Failed", 10, TaskResult(reason="NotOnnx", message="not an ONNX file")),
-            "gate": Work(
+            "ok": JobState("Succeeded", 0, result),
+            "lost": JobState("Succeeded"),
+            "bad": JobState("Failed", 10, TaskResult(reason="NotOnnx", message="not an ONNX file")),
+            "gate": JobState(
                 "Failed", 12, TaskResult(reason="AccuracyDrop", message="the loss exceeds the budget")
             ),
-            "oom": Work("Failed", 137, None, Problem("OutOfMemory", "raise the limit")),
+            "oom": JobState("Failed", 137, None, Problem("OutOfMemory", "raise the limit")),
         }[how]
 
     def _source(self) -> str | None:
@@ -530,7 +532,7 @@ class World:
     def away(self, seconds: float) -> None:
         """Nobody looks for a while; then another leader does."""
         self.tick(seconds)
-        self.looking_since = self.now
+        self.leading_since = self.now
 
     def change_route(
         self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None
@@ -553,7 +555,9 @@ class World:
         stable = self.status.stable.revision if self.status.stable else ""
         self.known_stable = stable if carries.get(stable) == 100 and stable in self.servers else None
         self.status = (
-            ModelDeploymentStatus() if all_of_it else sound(self.status.model_copy(update={"stable": None}))
+            ModelDeploymentStatus()
+            if all_of_it
+            else sanitize(self.status.model_copy(update={"stable": None}))
         )
         self.damaged = True
         self.version += 1
@@ -591,8 +595,8 @@ class World:
             and rollout is not None
             and rollout.stage in ("Provision", "Canary", "Promote", "Bake", "Revert")
         ):
-            shared = sharing(self.status)
-            assert shared is None or self.spec is None or count >= floor(self.spec), (
+            shared = active_in_place(self.status)
+            assert shared is None or self.spec is None or count >= stable_floor(self.spec), (
                 "less than the floor of surge InPlace"
             )
             least = pods.asked if shared is None else min(pods.asked, shared.keeps)
@@ -727,7 +731,7 @@ class World:
 
     def _check_deadline(self) -> None:
         """The time in which nobody looked is nobody's fault."""
-        since = self.deciding.looking_since if self.deciding else None
+        since = self.deciding.leading_since if self.deciding else None
         if since is not None and self.spec is not None:
             looked = (self.now - since).total_seconds()
             assert looked >= min(GRACE_SECONDS, seconds(self.spec.rollout.progress_deadline)) - 1, (
@@ -744,9 +748,9 @@ class World:
             again = kept.status.retired is not None and old.outcome == "Superseded"
             assert kept.status.outcome == ("Retired" if again else old.outcome), "the outcome is lost"
             assert kept.status.steps == (old.history or kept.status.steps), "evidence is lost"
-        assert frozen(self.rules, self.now) is None or (after.rollout and after.rollout.mode == "Rollback"), (
-            "a rollout begins in a freeze"
-        )
+        assert active_freeze(self.rules, self.now) is None or (
+            after.rollout and after.rollout.mode == "Rollback"
+        ), "a rollout begins in a freeze"
         if (
             before.pinned is not None
             and self.spec is not None
@@ -770,7 +774,7 @@ class World:
         assert s is not None and old is not None, "a rollout begins with no traffic"
         by_hand = len(after.handled_verbs) >= 1 and after.handled_verbs != before.handled_verbs
         by_hand |= old.shadow is not None and old.stage == "Shadow" and old.shadow.promoted is not None
-        assert by_hand or new.mode == "Rollback" or frozen(self.rules, self.now) is None, (
+        assert by_hand or new.mode == "Rollback" or active_freeze(self.rules, self.now) is None, (
             "a weight rises in a freeze"
         )
         if old.stage == "Canary":
@@ -917,8 +921,8 @@ class World:
             assert ready > 0, "traffic to a revision without pods"
             if rollout.stage in ("Promote", "Bake"):
                 full = (
-                    floor(self.spec)
-                    if self.spec and sharing(self.status)
+                    stable_floor(self.spec)
+                    if self.spec and active_in_place(self.status)
                     else self.spec.serving.replicas
                     if self.spec
                     else 1
@@ -962,11 +966,11 @@ class World:
         )
         self.damaged = self.damaged and spec.traffic.gateway is not None and behind
         asked = {n: p.asked for n, p in self.servers.items()}
-        shared = sharing(status)
+        shared = active_in_place(status)
         assert asked[stable] >= (
             spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps)
         )
-        loaded = carrier(status)
+        loaded = serving_revision(status)
         assert loaded is not None
         if loaded.revision in asked and loaded.revision != stable:
             assert asked[loaded.revision] >= spec.serving.replicas

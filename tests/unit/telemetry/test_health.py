@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest_asyncio
 
-from modelrollout.telemetry.health import HealthServer, Heartbeat, once, within
+from modelrollout.telemetry.health import HealthServer, Heartbeat, check_age, check_flag
 from modelrollout.telemetry.metrics import Metrics
 
 
@@ -30,10 +30,10 @@ async def world() -> AsyncIterator[World]:
     world = World()
     server = HealthServer(
         Metrics().registry,
-        alive={"workers": within(world.worker.age, 120, "no worker moved")},
+        alive={"workers": check_age(world.worker.age, 120, "no worker moved")},
         ready={
-            "watch": once(lambda: world.synced, "not synced yet"),
-            "api": within(world.api.age, 60, "the API server is silent"),
+            "watch": check_flag(lambda: world.synced, "not synced yet"),
+            "api": check_age(world.api.age, 60, "the API server is silent"),
         },
         clock=lambda: world.time,
     )

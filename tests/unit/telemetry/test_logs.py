@@ -37,7 +37,7 @@ def lines(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_json_with_the_fields_in_order(out: io.StringIO) -> None:
-    with logs.about(namespace="ns", name="m", revision="m-1"):
+    with logs.log_context(namespace="ns", name="m", revision="m-1"):
         log.info("step %d", 3, extra={"weight": 25})
     log.debug("not shown")
     [line] = lines(out)
@@ -56,7 +56,7 @@ def test_a_line_is_json_with_the_fields_in_order(out: io.StringIO) -> None:
 
 async def test_each_task_has_its_own_object(out: io.StringIO) -> None:
     async def work(name: str) -> None:
-        with logs.about(namespace="ns", name=name):
+        with logs.log_context(namespace="ns", name=name):
             await asyncio.sleep(0)
             log.info("%s", name)
 
@@ -121,6 +121,6 @@ def test_people_get_a_short_form() -> None:
 
     stream = Terminal()
     logs.setup(stream=stream)
-    with logs.about(namespace="ns", name="m"):
+    with logs.log_context(namespace="ns", name="m"):
         log.warning("slow, token=%s", JWT)
     assert stream.getvalue()[8:] == " WARNING ns/m: slow, token=***\n"

@@ -16,12 +16,12 @@ from modelrollout.traffic.hostnames import (
     ForeignRoutes,
     Known,
     Standing,
-    asked,
-    asked_as_stored,
     foreign_route,
-    stand,
+    requested_hosts,
+    stored_requested_hosts,
     version_of,
 )
+from modelrollout.traffic.hostnames import standing as stand
 from tests.unit.rollout import builders as b
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
@@ -252,16 +252,16 @@ def test_a_route_of_another_gateway_takes_nothing() -> None:
 
 
 def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() -> None:
-    found = asked(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
+    found = requested_hosts(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
     assert [(n.field, n.host) for n in found] == [
         ("spec.traffic.http.hostnames[0]", "a.x"),
         ("spec.traffic.http.hostnames[1]", "b.x"),
         ("spec.traffic.grpc.hostnames[0]", "c.x"),
         ("spec.rollout.blueGreen.preview.http.hostnames[0]", "d.x"),
     ]
-    assert asked_as_stored(spec(["a.x"], ["c.x"], ["d.x"]).wire()) == {"a.x", "c.x", "d.x"}
+    assert stored_requested_hosts(spec(["a.x"], ["c.x"], ["d.x"]).wire()) == {"a.x", "c.x", "d.x"}
     for odd in (None, {}, {"traffic": None}, {"traffic": {"http": {"hostnames": [1, "a.x"]}, "grpc": []}}):
-        assert asked_as_stored(odd) <= {"a.x"}
+        assert stored_requested_hosts(odd) <= {"a.x"}
 
 
 def test_a_version_is_the_same_whichever_operator_wrote_its_input_down() -> None:

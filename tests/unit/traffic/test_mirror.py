@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import MirrorWay, RevisionRef, Shadow
+from modelrollout.api.v1alpha1 import MirrorMethod, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import CompareTask
-from modelrollout.controller.apply.diff import covers
+from modelrollout.controller.apply.diff import is_up_to_date
 from modelrollout.resources.common import Owner
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.rollout.snapshot import Problem, Server
 from modelrollout.traffic.gateway_api.features import GatewayFacts
-from modelrollout.traffic.gateway_api.mirror import Mirror, MirrorRouter, way_of
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, weights
+from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_method
+from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, weights
 from tests.unit.rollout import builders as b
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
@@ -45,9 +45,9 @@ def facts(features: frozenset[str] | None, controller: str = "example.com/gatewa
     return GatewayFacts("gateways/public", "shiny", controller, features)
 
 
-def router(way: MirrorWay | None = "TraefikService", routed: bool = True, **shadow: Any) -> MirrorRouter:
+def router(way: MirrorMethod | None = "TraefikService", routed: bool = True, **shadow: Any) -> MirrorRouter:
     wanted = spec(**shadow)
-    mirror = Mirror(way, routed, CANARY, STABLE, wanted.rollout.shadow or Shadow()) if way else None
+    mirror = MirrorTarget(way, routed, CANARY, STABLE, wanted.rollout.shadow or Shadow()) if way else None
     return MirrorRouter(GatewayRouter(b.NAME, wanted.traffic), b.NAME, wanted, mirror, config())
 
 
@@ -59,22 +59,22 @@ def children(made: MirrorRouter) -> dict[tuple[str, str], Any]:
 
 
 def test_request_mirror_where_the_class_says_so_and_a_percentage_only_where_it_says_that() -> None:
-    assert way_of(spec(), facts(MIRRORS), config()) == "RequestMirror"
-    lacks = way_of(spec(percent=20), facts(MIRRORS), config())
+    assert mirror_method(spec(), facts(MIRRORS), config()) == "RequestMirror"
+    lacks = mirror_method(spec(percent=20), facts(MIRRORS), config())
     assert (
         isinstance(lacks, Problem)
         and "HTTPRouteRequestPercentageMirror" in lacks.message
         and "percent to 100" in lacks.message
     )
     assert (
-        way_of(spec(percent=20), facts(MIRRORS | {"HTTPRouteRequestPercentageMirror"}), config())
+        mirror_method(spec(percent=20), facts(MIRRORS | {"HTTPRouteRequestPercentageMirror"}), config())
         == "RequestMirror"
     )
 
 
 @pytest.mark.parametrize("features", [frozenset({"HTTPRoute"}), None])
 def test_a_gateway_that_cannot_mirror_is_refused_by_name(features: frozenset[str] | None) -> None:
-    found = way_of(spec(), facts(features), config())
+    found = mirror_method(spec(), facts(features), config())
     assert isinstance(found, Problem) and found.reason == "GatewayFeatureMissing"
     assert (
         "spec.rollout.shadow" in found.message
@@ -85,8 +85,8 @@ def test_a_gateway_that_cannot_mirror_is_refused_by_name(features: frozenset[str
 
 def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> None:
     traefik = facts(frozenset({"HTTPRoute"}), "traefik.io/gateway-controller")
-    assert way_of(spec(), traefik, config()) == "TraefikService"
-    refused = way_of(spec(), traefik, config(traefik=False))
+    assert mirror_method(spec(), traefik, config()) == "TraefikService"
+    refused = mirror_method(spec(), traefik, config(traefik=False))
     assert (
         isinstance(refused, Problem)
         and "shadow.traefik" in refused.message
@@ -95,7 +95,7 @@ def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> No
 
 
 def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
-    found = way_of(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
+    found = mirror_method(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
     assert isinstance(found, Problem) and found.reason == "GatewayRequired"
 
 
@@ -152,16 +152,20 @@ def test_request_mirror_is_a_filter_and_needs_no_other_object() -> None:
 
 
 @pytest.mark.parametrize("way", ["RequestMirror", "TraefikService"])
-def test_a_mirror_that_is_left_in_the_route_differs_from_one_without(way: MirrorWay) -> None:
+def test_a_mirror_that_is_left_in_the_route_differs_from_one_without(way: MirrorMethod) -> None:
     """Else nobody would take it out after a status that was lost."""
     mirrored, without = (
         children(router(way))["HTTPRoute", "digits"],
         children(router(None))["HTTPRoute", "digits"],
     )
-    assert not is_mirrored(without) and not covers(mirrored, without) and not covers(without, mirrored)
+    assert (
+        not is_mirrored(without)
+        and not is_up_to_date(mirrored, without)
+        and not is_up_to_date(without, mirrored)
+    )
     plain = json.loads(json.dumps(without))
     del plain["spec"]["rules"][0]["filters"]  # the API server drops an empty list
-    assert covers(plain, without), "and an equal one costs no request"
+    assert is_up_to_date(plain, without), "and an equal one costs no request"
 
 
 def test_the_comparer_knows_whom_to_ask_from_the_operator_alone() -> None:
@@ -203,29 +207,29 @@ def test_taken_up_means_with_the_mirror_where_it_is_to_be_and_without_it_elsewhe
     servers: dict[str, Server] = {}
     for way in ("RequestMirror", "TraefikService"):
         mirrored, without = seen(router(way)), seen(router(None))  # type: ignore[arg-type]
-        assert router(way).taken_up(SPLIT, mirrored, servers).taken_up  # type: ignore[arg-type]
-        assert not router(way).taken_up(SPLIT, without, servers).taken_up  # type: ignore[arg-type]
-        assert not router(way, routed=False).taken_up(SPLIT, mirrored, servers).taken_up  # type: ignore[arg-type]
-        assert not router(None).taken_up(SPLIT, mirrored, servers).taken_up
-    assert router(None).taken_up(SPLIT, seen(router(None)), servers).taken_up
+        assert router(way).programmed(SPLIT, mirrored, servers).programmed  # type: ignore[arg-type]
+        assert not router(way).programmed(SPLIT, without, servers).programmed  # type: ignore[arg-type]
+        assert not router(way, routed=False).programmed(SPLIT, mirrored, servers).programmed  # type: ignore[arg-type]
+        assert not router(None).programmed(SPLIT, mirrored, servers).programmed
+    assert router(None).programmed(SPLIT, seen(router(None)), servers).programmed
 
 
 def test_the_trial_is_judged_apart_from_the_clients_route() -> None:
     made = router(routed=False)
     refused = seen(made, Accepted="True", ResolvedRefs="False")
-    assert made.taken_up(SPLIT, refused, {}).taken_up, "the clients' route is fine"
+    assert made.programmed(SPLIT, refused, {}).programmed, "the clients' route is fine"
     tried = made.tried(refused)
-    assert not tried.taken_up and tried.problem and tried.problem.reason == "RouteNotAccepted"
-    assert made.tried(seen(made)).taken_up
-    assert not made.tried({}).taken_up
-    assert router("RequestMirror", routed=False).tried({}).taken_up, "GatewayClass has said so"
+    assert not tried.programmed and tried.problem and tried.problem.reason == "RouteNotAccepted"
+    assert made.tried(seen(made)).programmed
+    assert not made.tried({}).programmed
+    assert router("RequestMirror", routed=False).tried({}).programmed, "GatewayClass has said so"
 
 
 def test_a_kept_route_loses_its_mirror() -> None:
     """The spec cannot be read, and the rollout is aborted."""
     live = children(router())["HTTPRoute", b.NAME]
-    kept = MirrorRouter(KeptRoutes(b.NAME, {("HTTPRoute", b.NAME): live}), b.NAME, None, None, config())
-    assert not kept.taken_up(SPLIT, {("HTTPRoute", b.NAME): live}, {}).taken_up
+    kept = MirrorRouter(FrozenRoutes(b.NAME, {("HTTPRoute", b.NAME): live}), b.NAME, None, None, config())
+    assert not kept.programmed(SPLIT, {("HTTPRoute", b.NAME): live}, {}).programmed
     [route] = kept.children(OWNER, SPLIT)
     assert not is_mirrored(route) and route["spec"]["rules"][0]["backendRefs"] == [
         {"group": "", "kind": "Service", "name": "digits-1", "port": names.PORT_HTTP, "weight": 100}

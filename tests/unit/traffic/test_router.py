@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
 from modelrollout.traffic.gateway_api.routes import is_of_clients
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, ServiceRouter, weights
+from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, ServiceRouter, weights
 
 NAME = "digits"
 OWNER = Owner("ModelDeployment", NAME, "ml", "uid")
@@ -56,13 +56,15 @@ def test_each_host_name_has_a_route_of_its_own_and_the_first_is_written_last() -
     assert further["spec"]["hostnames"] == ["*.y"] and is_of_clients(further["metadata"]["name"], NAME)
     assert first["spec"]["rules"] == further["spec"]["rules"]
     live = answered([further, first])
-    assert GatewayRouter(NAME, HTTP).taken_up(SPLIT, live, {}).taken_up
+    assert GatewayRouter(NAME, HTTP).programmed(SPLIT, live, {}).programmed
     del live["HTTPRoute", further["metadata"]["name"]]
-    assert not GatewayRouter(NAME, HTTP).taken_up(SPLIT, live, {}).taken_up, "all of them have to be there"
+    assert not GatewayRouter(NAME, HTTP).programmed(SPLIT, live, {}).programmed, (
+        "all of them have to be there"
+    )
 
 
 def test_without_a_route_nothing_is_taken_up() -> None:
-    assert not KeptRoutes(NAME, {}).taken_up(SPLIT, {}, {}).taken_up
+    assert not FrozenRoutes(NAME, {}).programmed(SPLIT, {}, {}).programmed
 
 
 def test_while_nothing_serves_there_is_no_route() -> None:
@@ -88,7 +90,7 @@ YES = {"Accepted": "True", "ResolvedRefs": "True"}
 
 
 def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
-    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**YES), {}).taken_up
+    assert GatewayRouter(NAME, BOTH).programmed(SPLIT, seen(**YES), {}).programmed
 
 
 @pytest.mark.parametrize(
@@ -115,29 +117,31 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
     ],
 )
 def test_anything_less_is_not(routes: dict[tuple[str, str], Any]) -> None:
-    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, routes, {})
-    assert not traffic.taken_up and traffic.message and traffic.problem is None
+    traffic = GatewayRouter(NAME, BOTH).programmed(SPLIT, routes, {})
+    assert not traffic.programmed and traffic.message and traffic.problem is None
 
 
 @pytest.mark.parametrize(
     "refused", [{"Accepted": "False", "ResolvedRefs": "True"}, {"Accepted": "True", "ResolvedRefs": "False"}]
 )
 def test_a_gateway_that_refuses_says_why(refused: dict[str, str]) -> None:
-    traffic = GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(**refused), {})
+    traffic = GatewayRouter(NAME, BOTH).programmed(SPLIT, seen(**refused), {})
     assert (
         traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
     )
 
 
 def test_a_refusal_of_an_older_generation_is_over() -> None:
-    assert GatewayRouter(NAME, BOTH).taken_up(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
+    assert (
+        GatewayRouter(NAME, BOTH).programmed(SPLIT, seen(generation=5, Accepted="False"), {}).problem is None
+    )
 
 
 def test_a_route_that_has_no_status_or_rules_yet() -> None:
     bare = seen(**YES)
     for route in bare.values():
         del route["status"]
-    assert not GatewayRouter(NAME, BOTH).taken_up(SPLIT, bare, {}).taken_up
+    assert not GatewayRouter(NAME, BOTH).programmed(SPLIT, bare, {}).programmed
     assert weights({"spec": {}}) == {} == weights({"spec": {"rules": [{}]}})
     assert weights({"spec": {"rules": [{"backendRefs": [{"name": "v1"}, {"name": "v2", "weight": 0}]}]}}) == {
         "v1": 1
@@ -162,19 +166,19 @@ def test_the_service_is_no_child_of_the_router() -> None:
 
 def test_a_split_over_one_service_needs_its_selector_and_its_pods() -> None:
     router = ServiceRouter("digits", {"v1": 4, "v2": 1}, "*")
-    assert router.taken_up(SPLIT, service(None), pods(v1=4, v2=1)).taken_up
-    assert not router.taken_up(SPLIT, service("v1"), pods(v1=4, v2=1)).taken_up
-    assert not router.taken_up(SPLIT, service(None), pods(v1=4)).taken_up
-    assert not router.taken_up(SPLIT, {}, pods(v1=4, v2=1)).taken_up
+    assert router.programmed(SPLIT, service(None), pods(v1=4, v2=1)).programmed
+    assert not router.programmed(SPLIT, service("v1"), pods(v1=4, v2=1)).programmed
+    assert not router.programmed(SPLIT, service(None), pods(v1=4)).programmed
+    assert not router.programmed(SPLIT, {}, pods(v1=4, v2=1)).programmed
 
 
 def test_all_to_one_revision_is_taken_up_when_the_service_selects_it_alone() -> None:
     router = ServiceRouter("digits", {"v2": 4}, "v2")
-    assert router.taken_up((("v2", 100),), service("v2"), pods(v2=4)).taken_up
-    assert not router.taken_up((("v2", 100),), service(None), pods(v2=4)).taken_up
-    assert not router.taken_up((("v2", 100),), service("v2"), pods(v2=3)).taken_up
+    assert router.programmed((("v2", 100),), service("v2"), pods(v2=4)).programmed
+    assert not router.programmed((("v2", 100),), service(None), pods(v2=4)).programmed
+    assert not router.programmed((("v2", 100),), service("v2"), pods(v2=3)).programmed
     helping = ServiceRouter("digits", {"v2": 4}, "*")
-    assert not helping.taken_up((("v2", 100),), service(None), pods(v2=4)).taken_up
+    assert not helping.programmed((("v2", 100),), service(None), pods(v2=4)).programmed
 
 
 # --- requests with headers, and previews
@@ -228,13 +232,13 @@ def test_without_a_revision_to_test_there_is_one_rule() -> None:
 
 def test_a_test_is_taken_up_with_its_rule() -> None:
     router = GatewayRouter(NAME, BOTH, TEST, matched="v2")
-    assert router.taken_up(STABLE, answered(router.children(OWNER, STABLE)), {}).taken_up
+    assert router.programmed(STABLE, answered(router.children(OWNER, STABLE)), {}).programmed
     before = GatewayRouter(NAME, BOTH, TEST).children(OWNER, STABLE)
-    assert not router.taken_up(STABLE, answered(before), {}).taken_up
+    assert not router.programmed(STABLE, answered(before), {}).programmed
     assert (
         not GatewayRouter(NAME, BOTH, TEST)
-        .taken_up(STABLE, answered(router.children(OWNER, STABLE)), {})
-        .taken_up
+        .programmed(STABLE, answered(router.children(OWNER, STABLE)), {})
+        .programmed
     ), "it must go again"
 
 
@@ -248,7 +252,7 @@ def test_what_the_api_server_adds_to_a_rule_does_not_count() -> None:
             header.setdefault("type", "Exact")
     for match in (m for rule in grpc for m in rule["matches"]):
         match["method"].pop("type")  # Exact where nothing is said
-    assert router.taken_up(STABLE, answered(routes), {}).taken_up
+    assert router.programmed(STABLE, answered(routes), {}).programmed
 
 
 def test_a_preview_has_routes_of_its_own() -> None:
@@ -266,10 +270,12 @@ def test_a_preview_has_routes_of_its_own() -> None:
 def test_a_trial_waits_for_its_preview_and_nothing_else_does() -> None:
     router = GatewayRouter(NAME, BOTH, BLUE, preview="v2")
     routes = router.children(OWNER, STABLE)
-    assert router.taken_up(STABLE, answered(routes), {}).taken_up
-    assert not router.taken_up(STABLE, answered(routes, but="digits-preview"), {}).taken_up
+    assert router.programmed(STABLE, answered(routes), {}).programmed
+    assert not router.programmed(STABLE, answered(routes, but="digits-preview"), {}).programmed
     back = GatewayRouter(NAME, BOTH, BLUE, preview="v1")
-    assert back.taken_up(STABLE, answered(back.children(OWNER, STABLE), but="digits-preview"), {}).taken_up
+    assert back.programmed(
+        STABLE, answered(back.children(OWNER, STABLE), but="digits-preview"), {}
+    ).programmed
 
 
 # --- a spec that cannot be read
@@ -277,8 +283,8 @@ def test_a_trial_waits_for_its_preview_and_nothing_else_does() -> None:
 
 def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
     live = answered(GatewayRouter(NAME, BOTH, TEST, matched="v2").children(OWNER, SPLIT))
-    kept = KeptRoutes(NAME, live)
-    assert not kept.taken_up(STABLE, live, {}).taken_up
+    kept = FrozenRoutes(NAME, live)
+    assert not kept.programmed(STABLE, live, {}).programmed
     made = kept.children(OWNER, STABLE)
     for route in made:
         assert [r["backendRefs"][0]["name"] for r in route["spec"]["rules"]] == ["v1"] and weights(route) == {
@@ -293,19 +299,19 @@ def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
             route["spec"]["rules"][0]["backendRefs"][0]["port"]
             == before["rules"][-1]["backendRefs"][0]["port"]
         )
-    assert KeptRoutes(NAME, answered(made)).taken_up(STABLE, answered(made), {}).taken_up
+    assert FrozenRoutes(NAME, answered(made)).programmed(STABLE, answered(made), {}).programmed
 
 
 def test_kept_routes_lose_the_names_that_are_anothers_and_keep_what_tests_and_previews_have() -> None:
     live = answered(GatewayRouter(NAME, HTTP, TEST, matched="v2").children(OWNER, STABLE))
-    left = KeptRoutes(NAME, live, TEST, "v2", withheld=frozenset({"a.x"})).children(OWNER, STABLE)
+    left = FrozenRoutes(NAME, live, TEST, "v2", withheld=frozenset({"a.x"})).children(OWNER, STABLE)
     assert [r["spec"]["hostnames"] for r in left] == [["*.y"]] and len(left[0]["spec"]["rules"]) == 2
     shown = answered(GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE))
     kept = {
         (r["kind"], r["metadata"]["name"]): r
-        for r in KeptRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)
+        for r in FrozenRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)
     }
     assert {key: weights(route) for key, route in kept.items()} == {
         key: weights(route) for key, route in shown.items()
     }
-    assert {r["metadata"]["name"] for r in KeptRoutes(NAME, shown, BLUE).children(OWNER, STABLE)} == {NAME}
+    assert {r["metadata"]["name"] for r in FrozenRoutes(NAME, shown, BLUE).children(OWNER, STABLE)} == {NAME}

@@ -40,7 +40,7 @@ Outcome = Literal[
     "Superseded",
     "Retired",
 ]
-MirrorWay = Literal["RequestMirror", "TraefikService"]
+MirrorMethod = Literal["RequestMirror", "TraefikService"]
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
 
@@ -182,7 +182,7 @@ class ShadowStatus(StatusModel):
 
     phase: Literal["Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving"]
     since: str = Field(description="Start of the phase.")
-    mirror: MirrorWay | None = Field(
+    mirror: MirrorMethod | None = Field(
         None, description="How the gateway mirrors; kept for as long as it does."
     )
     outputs: str = Field("", description="Hash of the tolerances: evidence under others is no evidence.")

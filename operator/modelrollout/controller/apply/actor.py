@@ -22,10 +22,10 @@ from modelrollout.api.v1alpha1 import (
     Serving,
 )
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.apply.diff import covers
-from modelrollout.controller.observe.observation import Seen, record
-from modelrollout.controller.observe.pods import has_ended, of_job
-from modelrollout.kube.cache import Store, revisions_of
+from modelrollout.controller.apply.diff import is_up_to_date
+from modelrollout.controller.observe.observation import Observation, record
+from modelrollout.controller.observe.pods import has_ended, pods_of_job
+from modelrollout.kube.cache import ObjectCache, revisions_of
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -53,15 +53,15 @@ from modelrollout.kube.client import (
 from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.comparer import is_mirrored
-from modelrollout.resources.hardening import VERSION, hardened, is_known
+from modelrollout.resources.hardening import VERSION, harden, is_known
 from modelrollout.rollout.desired import ALL_REVISIONS
-from modelrollout.rollout.policy.allowances import not_lent
-from modelrollout.rollout.policy.requirements import outside
+from modelrollout.rollout.policy.allowances import allowance_violation
+from modelrollout.rollout.policy.requirements import source_violation
 from modelrollout.rollout.shared_preparation import recorded
 from modelrollout.rollout.snapshot import NAME_TAKEN, Desired, Problem, baseline
-from modelrollout.rollout.stages.tune import served_with
+from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.traffic.gateway_api.routes import backends_of, is_of_clients
-from modelrollout.traffic.router import accepted, too_wide
+from modelrollout.traffic.router import accepted, overly_open_routes
 
 log = logging.getLogger(__name__)
 
@@ -113,25 +113,25 @@ class Actor:
     """Carries out ``Desired``."""
 
     kube: Kube
-    store: Store
+    store: ObjectCache
     config: OperatorConfig
     may_write: Callable[[], bool]
 
-    async def narrow(self, seen: Seen) -> tuple[bool, Problem | None]:
+    async def narrow(self, seen: Observation) -> tuple[bool, Problem | None]:
         """Make narrow what opens more of the servers than clients may ask, before anything that may
         be refused. True when something was written; and what was refused: somebody has written what
         the operator may not into such a route. It holds nothing up, for ``act`` writes the whole
         anew.
         """
         wrote, kept = False, None
-        for obj in too_wide(seen.children, seen.snapshot.name):
+        for obj in overly_open_routes(seen.children, seen.snapshot.name):
             try:
                 wrote |= await self._match(seen, obj)
             except ChildRefused as e:
                 kept = kept or Problem(e.reason, e.message)
         return wrote, kept
 
-    async def isolate(self, seen: Seen) -> tuple[bool, Problem | None]:
+    async def isolate(self, seen: Observation) -> tuple[bool, Problem | None]:
         """Make the NetworkPolicies match, before the pods that they are for. True when something
         was written; and what the API server refuses.
 
@@ -177,14 +177,14 @@ class Actor:
         """What is compared word by word would be written again and again."""
         name = policy["metadata"]["name"]
         live = self.store.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
-        if live is not None and not network_policies.says_the_same(live, policy):
+        if live is not None and not network_policies.is_equivalent(live, policy):
             raise ChildRefused(
                 0,
                 "ChildRefused",
                 f"NetworkPolicy {name}: something changes it as it is written (an admission webhook?)",
             )
 
-    async def adopt(self, seen: Seen) -> bool:
+    async def adopt(self, seen: Observation) -> bool:
         """Own by reference what is our own by record only (``controller.observe.own``); True when
         something was written. Raises ChildRefused where nothing else is left than what is refused.
 
@@ -215,7 +215,7 @@ class Actor:
             raise refused
         return wrote
 
-    async def act(self, seen: Seen, desired: Desired) -> tuple[bool, Problem | None]:
+    async def act(self, seen: Observation, desired: Desired) -> tuple[bool, Problem | None]:
         """Whether something was written, and what was refused and holds up nothing that can do
         without: a name that is taken, a change of servers that are there. Rollouts and rollbacks go
         on beside it. Raises KubeError; what was written stays, the next pass goes on from there.
@@ -250,7 +250,7 @@ class Actor:
                 await matched.add(obj)
         return wrote or matched.wrote, matched.refused
 
-    def _render(self, seen: Seen, desired: Desired) -> list[Object]:
+    def _render(self, seen: Observation, desired: Desired) -> list[Object]:
         """Objects in the order in which they are written: what carries traffic before what sends it
         there.
         """
@@ -269,7 +269,7 @@ class Actor:
             mine = _owner(live, MODEL_REVISION.kind)
             frozen = live["spec"]["template"]
             if name in desired.hardened:
-                frozen = hardened(frozen, s.name, desired.hardened[name] or VERSION)
+                frozen = harden(frozen, s.name, desired.hardened[name] or VERSION)
             wanted = server.server_deployment(
                 mine,
                 s.name,
@@ -280,7 +280,7 @@ class Actor:
                 replicas,
                 self.config,
                 desired.restarts.get(name),
-                served_with(tuning),
+                serving_of(tuning),
                 ends_first=name in desired.ends_first,
             )
             running = seen.children.get((DEPLOYMENT.kind, name))
@@ -295,7 +295,7 @@ class Actor:
             found.append(server.disruption_budget(owner, desired.budget))
         return found + self._traffic(seen, desired)
 
-    def _traffic(self, seen: Seen, desired: Desired) -> list[Object]:
+    def _traffic(self, seen: Observation, desired: Desired) -> list[Object]:
         """The stable Service and the routes."""
         assert seen.router is not None
         owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)
@@ -303,7 +303,7 @@ class Actor:
         service = [server.stable_service(owner, selector)] if desired.selector is not None else []
         return service + seen.router.children(owner, desired.split)
 
-    def _job(self, seen: Seen, component: str, name: str) -> list[Object]:
+    def _job(self, seen: Observation, component: str, name: str) -> list[Object]:
         if (JOB.kind, name) not in seen.children and (problem := self._no_more_lent(seen, component)):
             raise ChildRefused(0, problem.reason, problem.message)
         try:
@@ -317,7 +317,7 @@ class Actor:
             )
             raise ChildRefused(0, "RevisionUnreadable", text) from e
 
-    def _no_more_lent(self, seen: Seen, component: str) -> Problem | None:
+    def _no_more_lent(self, seen: Observation, component: str) -> Problem | None:
         """What this Job would take and may not. A spec is looked at before its rollout begins; but
         what is no part of a version (golden data, data to tune with) can be changed while one is in
         flight, and so can policies. A return to a version that was prepared is held up by neither.
@@ -329,11 +329,11 @@ class Actor:
         found = {names.COMPONENT_TUNE: _inputs(s.spec), names.COMPONENT_EVALUATE: _golden(s.spec)}.get(
             component
         )
-        return outside(s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []) or not_lent(
-            s.rules, s.spec, s.namespace, self.config
-        )
+        return source_violation(
+            s.rules, [(f"{found[0]}.uri", found[1].uri)] if found else []
+        ) or allowance_violation(s.rules, s.spec, s.namespace, self.config)
 
-    def _rendered_job(self, seen: Seen, component: str, name: str) -> list[Object]:
+    def _rendered_job(self, seen: Observation, component: str, name: str) -> list[Object]:
         s, spec = seen.snapshot, seen.snapshot.spec
         assert spec is not None and s.status.rollout is not None
         if component == names.COMPONENT_RESOLVE:
@@ -411,7 +411,7 @@ class Actor:
         if not self.may_write():
             raise NotLeading(0, "NotLeading", "another replica leads")
 
-    async def _match(self, seen: Seen, obj: Object) -> bool:
+    async def _match(self, seen: Observation, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = RESOURCES[kind]
         live = seen.children.get((kind, name))
@@ -425,8 +425,8 @@ class Actor:
             )
         if (
             live is not None
-            and covers(live, obj)
-            and (kind != NETWORK_POLICY.kind or network_policies.says_the_same(live, obj))
+            and is_up_to_date(live, obj)
+            and (kind != NETWORK_POLICY.kind or network_policies.is_equivalent(live, obj))
         ):
             return False
         if live is None:
@@ -492,7 +492,7 @@ class Actor:
                         await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch),
                         guarded=True,
                     )
-                elif resource not in (JOB, MODEL_REVISION) and not covers(live, obj):
+                elif resource not in (JOB, MODEL_REVISION) and not is_up_to_date(live, obj):
                     # it lost our label, so the watch lost it
                     await self._apply(resource, obj, live, guarded=True)
                     return
@@ -519,7 +519,7 @@ class Actor:
         self.store.read(resource, live)
         return live
 
-    async def _prune(self, seen: Seen, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
+    async def _prune(self, seen: Observation, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
         wrote = False
         for (kind, name), live in seen.children.items():
             if kind not in _PRUNED or (kind, name) in wanted:
@@ -543,7 +543,7 @@ class Actor:
         log.info("deleted %s %s", resource.kind, metadata["name"])
         return True
 
-    async def _record(self, seen: Seen, name: str, status: ModelRevisionStatus) -> bool:
+    async def _record(self, seen: Observation, name: str, status: ModelRevisionStatus) -> bool:
         """Write a revision's status, and mirror an outcome that is final in its annotations: a
         backup brings no status.
 
@@ -589,7 +589,7 @@ def _inputs(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
     return ("spec.optimization.gate.data", gate.data) if gate is not None else None
 
 
-def _still_mirrored(seen: Seen, desired: Desired, live: Object) -> bool:
+def _still_mirrored(seen: Observation, desired: Desired, live: Object) -> bool:
     """Whether ``live`` is of a mirror that the gateway may still have in the clients' route, say
     because status was lost in the midst of it.
 
@@ -650,7 +650,7 @@ class _Matched:
     """
 
     actor: Actor
-    seen: Seen
+    seen: Observation
     wrote: bool = False
     refused: Problem | None = None  # the first
     # what sends traffic is not as it is wanted: nothing may go that it leads to
@@ -679,7 +679,7 @@ class _Matched:
                 )
 
 
-def _ended(job: Object, seen: Seen) -> bool:
+def _ended(job: Object, seen: Observation) -> bool:
     """It stays, with its pods and their logs, until its own time is over. What a pod said decides
     before the Job controller has drawn its conclusion; should that be another try, the new pod is
     seen, and the Job goes.
@@ -689,7 +689,7 @@ def _ended(job: Object, seen: Seen) -> bool:
         for c in (job.get("status") or {}).get("conditions") or []
     ):
         return True
-    pods = of_job((o for (kind, _), o in seen.children.items() if kind == POD.kind), job)
+    pods = pods_of_job((o for (kind, _), o in seen.children.items() if kind == POD.kind), job)
     return bool(pods) and all(has_ended(p) for p in pods)
 
 
@@ -706,7 +706,7 @@ def _waits_with_another_wish(live: Object, wanted: Object) -> bool:
     return bool(queued) and None not in (before, now) and before != now
 
 
-def _revision(seen: Seen, desired: Desired, config: OperatorConfig) -> Object:
+def _revision(seen: Observation, desired: Desired, config: OperatorConfig) -> Object:
     s, spec, new = seen.snapshot, seen.snapshot.spec, desired.new_revision
     assert spec is not None and new is not None
     owner = _owner(seen.deployment, MODEL_DEPLOYMENT.kind)

@@ -28,7 +28,7 @@ _TOKENS = ("/var/run/secrets/", "/run/secrets/")
 _SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 
 
-def covers(live: Any, wanted: Any) -> bool:
+def is_up_to_date(live: Any, wanted: Any) -> bool:
     """Whether the live object has everything that is wanted; what the API server added by default
     does not count.
 
@@ -38,11 +38,15 @@ def covers(live: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None
-        return all(live.get(k) == v if k in _EXACT else covers(live.get(k), v) for k, v in wanted.items())
+        return all(
+            live.get(k) == v if k in _EXACT else is_up_to_date(live.get(k), v) for k, v in wanted.items()
+        )
     if isinstance(wanted, list):
         if not isinstance(live, list):
             return not wanted and live is None
-        return len(live) == len(wanted) and all(covers(a, b) for a, b in zip(live, wanted, strict=True))
+        return len(live) == len(wanted) and all(
+            is_up_to_date(a, b) for a, b in zip(live, wanted, strict=True)
+        )
     if live == wanted:
         return True
     if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
@@ -53,7 +57,7 @@ def covers(live: Any, wanted: Any) -> bool:
     return False
 
 
-def strays(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
+def foreign_changes(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
     """In what the spec of a pod is another than that of the Job's template, so that it may have run
     something else; None: in nothing.
 
@@ -70,12 +74,12 @@ def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[
         if pod.get(field) and not template.get(field):
             yield f"it has {field}"
     for field in ("securityContext", "serviceAccountName"):
-        if field in template and not covers(pod.get(field), template[field]):
+        if field in template and not is_up_to_date(pod.get(field), template[field]):
             yield f"its {field} is another"
     volumes = {v.get("name"): v for v in pod.get("volumes") or []}
     for volume in template.get("volumes") or []:
         found = volumes.get(volume["name"])
-        if found is None or set(found) != set(volume) or not covers(found, volume):
+        if found is None or set(found) != set(volume) or not is_up_to_date(found, volume):
             yield f"its volume {volume['name']} is another"
     kept = {v["name"] for v in template.get("volumes") or []}
     for part in ("initContainers", "containers"):
@@ -105,22 +109,24 @@ def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
     for field in _PROGRAM:
         if not container.get(field) and not wanted.get(field):
             continue
-        if not covers(container.get(field), wanted.get(field)) or not covers(
+        if not is_up_to_date(container.get(field), wanted.get(field)) or not is_up_to_date(
             wanted.get(field), container.get(field)
         ):
             yield f"another {field}"
-    if not covers(container.get("securityContext"), wanted.get("securityContext") or {}):
+    if not is_up_to_date(container.get("securityContext"), wanted.get("securityContext") or {}):
         yield "another securityContext"
     variables, asked_for = _by(container, "env", "name"), _by(wanted, "env", "name")
     for name, value in asked_for.items():
-        if not covers(variables.get(name), value) or set(variables[name]) != set(value):
+        if not is_up_to_date(variables.get(name), value) or set(variables[name]) != set(value):
             yield f"another value of {name}"
     for name in variables.keys() - asked_for.keys():
         if name.startswith(_LOADERS):
             yield f"the variable {name}"
     mounts, places = _by(container, "volumeMounts", "mountPath"), _by(wanted, "volumeMounts", "mountPath")
     for path, mount in places.items():
-        if not covers(mounts.get(path), mount) or set(mounts[path]) - set(mount) - {"recursiveReadOnly"}:
+        if not is_up_to_date(mounts.get(path), mount) or set(mounts[path]) - set(mount) - {
+            "recursiveReadOnly"
+        }:
             yield f"another volume at {path}"
     for path in mounts.keys() - places.keys():
         if not path.startswith(_TOKENS) or ".." in path:

@@ -56,7 +56,7 @@ class Capacity:
     async def _nodes(self) -> tuple[list[Object], dict[str, dict[str, int]]]:
         if self._seen is None or self._clock() - self._seen[0] >= self._config.remember_seconds:
             nodes = (await self._kube.list(NODE, keep=node_for_capacity)).items
-            used = in_use((await self._kube.list(POD, keep=pod_for_capacity)).items)
+            used = gpus_in_use((await self._kube.list(POD, keep=pod_for_capacity)).items)
             self._seen = (self._clock(), nodes, used)
         return self._seen[1], self._seen[2]
 
@@ -112,7 +112,7 @@ def _count(quantities: Mapping[str, Any], kind: str) -> int:
         return 0
 
 
-def in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
+def gpus_in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
     """Extended resources by node that pods on it hold; those that have ended hold none."""
     found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for pod in pods:

@@ -7,15 +7,15 @@ from __future__ import annotations
 from functools import partial
 
 from modelrollout.api import names
-from modelrollout.controller.observe.job_state import work_of
-from modelrollout.controller.observe.observation import Seen
-from modelrollout.kube.cache import Store
+from modelrollout.controller.observe.job_state import job_state
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.client import POD, Kube
-from modelrollout.kube.projection import kept
-from modelrollout.rollout.snapshot import Work
+from modelrollout.kube.projection import project
+from modelrollout.rollout.snapshot import JobState
 
 
-async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
+async def reread_finished_job(kube: Kube, store: ObjectCache, seen: Observation) -> JobState:
     """The work with its pods as they are now, where nothing but their word is missing. What cannot
     be asked is no loss yet: raises KubeError.
     """
@@ -30,9 +30,9 @@ async def asked(kube: Kube, store: Store, seen: Seen) -> Work:
             POD,
             s.namespace,
             label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}",
-            keep=partial(kept, POD),
+            keep=partial(project, POD),
         )
     ).items
     for pod in pods:
         store.read(POD, pod)
-    return work_of(job, pods, seen.folder)
+    return job_state(job, pods, seen.folder)

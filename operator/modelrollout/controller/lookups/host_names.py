@@ -25,8 +25,8 @@ from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.observe.observation import Seen
-from modelrollout.kube.cache import Key, Store
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -46,10 +46,10 @@ from modelrollout.traffic.hostnames import (
     Claims,
     ForeignRoutes,
     Known,
-    asked_as_stored,
-    carried,
     foreign_route,
     holder_of,
+    hosts_of_routes,
+    stored_requested_hosts,
 )
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class HostClaims:
     def __init__(
         self,
         kube: Kube,
-        store: Store,
+        store: ObjectCache,
         config: OperatorConfig,
         namespace: str,
         may_write: Callable[[], bool],
@@ -96,7 +96,7 @@ class HostClaims:
             if live is None or holder_of(live) != claim.holder or claim.released:
                 await self._look(claim)
 
-    async def settle(self, seen: Seen) -> bool:
+    async def settle(self, seen: Observation) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still
         is; True when anything is not as it was known.
         """
@@ -240,7 +240,7 @@ class HostClaims:
         if claim.host == names.own_name(*claim.key):
             return True
         routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.children(claim.key, r))
-        return claim.host in asked_as_stored(live.get("spec")) or claim.host in carried(
+        return claim.host in stored_requested_hosts(live.get("spec")) or claim.host in hosts_of_routes(
             o for o in routes if controller_of(o) == live["metadata"]["uid"]
         )
 

@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
 from modelrollout.resources.common import controller_of
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
-from modelrollout.rollout.snapshot import Problem, Work, since
+from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 10.0
 _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"})
 
 
-async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
+async def with_queue_reason(kube: Kube, seen: Observation, now: datetime) -> JobState:
     """The work, with Kueue's own words on why the Job waits."""
     s, job = seen.snapshot, seen.job
     if job is None or s.work.queued is None:
@@ -49,11 +49,11 @@ async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
     new = since(_queued_since(job), now) < PATIENCE_SECONDS
     if newest is None:
         return (
-            replace(s.work, unheard=True)
+            replace(s.work, result_pending=True)
             if new
             else replace(s.work, queued=_without_workload(job, s.work.queued))
         )
-    return replace(s.work, queued=told(job, newest), unheard=new and not _conditions(newest))
+    return replace(s.work, queued=queue_reason(job, newest), result_pending=new and not _conditions(newest))
 
 
 async def _served(kube: Kube) -> Resource | None:
@@ -73,7 +73,7 @@ def _queued_since(job: Object) -> str:
     return str(waits_again or job["metadata"]["creationTimestamp"])
 
 
-def told(job: Object, workload: Object) -> Problem:
+def queue_reason(job: Object, workload: Object) -> Problem:
     """Why the Job waits, from its Workload."""
     conditions, spec = _conditions(workload), workload.get("spec") or {}
     queue = spec.get("queueName")

@@ -12,18 +12,19 @@ from datetime import UTC, datetime
 
 from modelrollout.analysis.eta import counted_seconds
 from modelrollout.analysis.measurement import Counts, Measurement, Reading, counts_of
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.promql import Sources, Target
-from modelrollout.analysis.providers.prometheus.provider import look, measure_agreement
+from modelrollout.analysis.providers.prometheus.provider import measure_agreement, read_metrics
 from modelrollout.analysis.providers.prometheus.scrape_rights import SOURCES, Doubt, Source, doubt
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
-from modelrollout.config import OperatorConfig, PrometheusProvider
+from modelrollout.config import OperatorConfig, PrometheusConfig
 from modelrollout.rollout import snapshot
-from modelrollout.rollout.assessment import judged, to_measure
+from modelrollout.rollout.assessment import assess as judged
+from modelrollout.rollout.assessment import metrics_due
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
 from modelrollout.rollout.strategy import with_traffic
 
@@ -37,7 +38,7 @@ ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
 # question
 MORE_SECONDS = 1.0
 
-_NO_PROMETHEUS = Problem(
+_NO_PROMETHEUS = MeasurementProblem(
     "NoSource",
     "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
 )
@@ -49,14 +50,14 @@ _UNPROTECTED = snapshot.Problem(
 )
 
 
-class PrometheusAssessor:
+class MetricsAssessor:
     """One reader for each Prometheus of the configuration. ``connect`` makes it."""
 
     def __init__(
         self,
         config: OperatorConfig,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        connect: Callable[[PrometheusProvider], PrometheusReader] = PrometheusReader,
+        connect: Callable[[PrometheusConfig], PrometheusReader] = PrometheusReader,
     ) -> None:
         self._config, self._now, self._connect = config, now, connect
         self._sources = Sources(
@@ -122,7 +123,7 @@ class PrometheusAssessor:
         ):
             return None
         now = self._now()
-        metrics = to_measure(s, now)
+        metrics = metrics_due(s, now)
         if isinstance(metrics, Assessment):
             return metrics
         step, analysis = with_traffic(rollout.step), s.spec.rollout.analysis
@@ -211,7 +212,7 @@ class PrometheusAssessor:
             return _all(metrics, _NO_PROMETHEUS)
         try:
             async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
-                return await look(self._reader(provider), target, metrics, counters, now.timestamp())
+                return await read_metrics(self._reader(provider), target, metrics, counters, now.timestamp())
         except TimeoutError:
             return _all(metrics, _late(provider))
 
@@ -238,7 +239,7 @@ class PrometheusAssessor:
         for reader in self._readers.values():
             await reader.close()
 
-    def _reader(self, provider: PrometheusProvider) -> PrometheusReader:
+    def _reader(self, provider: PrometheusConfig) -> PrometheusReader:
         if provider.name not in self._readers:
             self._readers[provider.name] = self._connect(provider)
         return self._readers[provider.name]
@@ -264,12 +265,12 @@ def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:
     return by_gateway + (["feedback"] if "accuracy" in names else [])
 
 
-def _late(provider: PrometheusProvider) -> Problem:
-    return Problem(
+def _late(provider: PrometheusConfig) -> MeasurementProblem:
+    return MeasurementProblem(
         "ProviderTimeout",
         f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s",
     )
 
 
-def _all(metrics: Sequence[Metric], problem: Problem) -> dict[str, Reading]:
+def _all(metrics: Sequence[Metric], problem: MeasurementProblem) -> dict[str, Reading]:
     return {part.name: problem for part in parts_of(metrics)}

@@ -8,21 +8,21 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.controller.observe.observation import Seen
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import EVENT, Kube, KubeError, Object
-from modelrollout.rollout.snapshot import Problem, Work, since
+from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0  # a pod is made within milliseconds; what would it cost to ask each time
 
 
-async def asked(kube: Kube, seen: Seen, now: datetime) -> Work:
+async def explain_missing_pod(kube: Kube, seen: Observation, now: datetime) -> JobState:
     """The work, with what was in the way of its pod."""
     s, job = seen.snapshot, seen.job
     if (
         job is None
-        or not s.work.podless
+        or not s.work.no_pod_created
         or s.work.idle_since is None
         or since(s.work.idle_since, now) < PATIENCE_SECONDS
     ):

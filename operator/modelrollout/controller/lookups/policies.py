@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from modelrollout.api.v1alpha1 import Condition
 from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
 from modelrollout.controller.lookups.namespaces import Namespaces
-from modelrollout.kube.cache import Key, Store
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, NotFound, Object
-from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, combine, frozen, read
+from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 from modelrollout.rollout.snapshot import stamp
 
 # A changed policy wakes those that it matches, this many a second: each looks at what it has in
@@ -35,7 +35,7 @@ class Policies:
     def __init__(
         self,
         kube: Kube,
-        store: Store,
+        store: ObjectCache,
         wake: Callable[[Key, float], None],
         now: Callable[[], datetime],
         uniform: Callable[[], float] = random.random,
@@ -172,7 +172,7 @@ class Policies:
             last_transition_time=before.last_transition_time if same and before else stamp(self._now()),
             observed_generation=generation,
         )
-        freeze = frozen(combine([policy]), self._now()) if accepted else None
+        freeze = active_freeze(combine([policy]), self._now()) if accepted else None
         return RolloutPolicyStatus(
             observed_generation=generation,
             conditions=[condition],

@@ -12,12 +12,12 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
-from modelrollout.controller.observe.observation import Seen
-from modelrollout.kube.cache import Key, Store, rollouts_of
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
 from modelrollout.kube.client import JOB, MODEL_REVISION, Object
 from modelrollout.resources.common import controller_of
-from modelrollout.rollout.shared_preparation import Member, outcome, work_key, worker
-from modelrollout.rollout.snapshot import Problem, Shared, Snapshot
+from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
+from modelrollout.rollout.snapshot import Problem, SharedPreparation, Snapshot
 
 IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
 
@@ -29,17 +29,19 @@ class _Chosen:
     works: bool  # its Job was under way when somebody looked last
 
 
-class Fleets:
+class SharedPreparations:
     """``clock`` is monotonic, in seconds."""
 
-    def __init__(self, store: Store, wake: Callable[[Key, float], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: ObjectCache, wake: Callable[[Key, float], None], clock: Callable[[], float]
+    ) -> None:
         self._store, self._wake, self._clock = store, wake, clock
         self._chosen: dict[tuple[str, str], _Chosen] = {}  # by namespace and work
         # namespace and work of those who were in Prepare at their last pass
         self._works: dict[Key, tuple[str, str]] = {}
         self._waiting: dict[tuple[str, str], set[str]] = {}
 
-    def looked(self, seen: Seen, s: Snapshot) -> Snapshot:
+    def looked(self, seen: Observation, s: Snapshot) -> Snapshot:
         """The snapshot with the same work of others, as long as no Job of its own is there."""
         key, rollout = (s.namespace, s.name), s.status.rollout
         work = _work(self._store, seen.deployment) if rollout and rollout.stage == "Prepare" else None
@@ -72,7 +74,7 @@ class Fleets:
             return s
         found = outcome(mine, members)
         if found.by is None and (chosen := self._choose(place, members)) != s.name:
-            found = Shared(by=chosen)
+            found = SharedPreparation(by=chosen)
         if found.by is not None:
             self._waiting.setdefault(place, set()).add(s.name)
         return replace(s, shared=found)
@@ -95,7 +97,7 @@ class Fleets:
     def _choose(self, place: tuple[str, str], members: list[Member]) -> str | None:
         before, now = self._chosen.get(place), self._clock()
         idle = before is not None and not before.works and now - before.at >= IDLE_SECONDS
-        name = worker(members, before.name if before else None, idle=idle)
+        name = preparer(members, before.name if before else None, idle=idle)
         works = any(m.works for m in members if m.name == name)
         if name is not None and (before is None or before.name != name or works or before.works):
             self._chosen[place] = _Chosen(name, now, works)
@@ -118,7 +120,7 @@ def _counts(deployment: Object, began: str) -> bool:
     return rollout.get("stage") == "Prepare" or (isinstance(prepared, str) and prepared >= began)
 
 
-def _work(store: Store, deployment: Object) -> str | None:
+def _work(store: ObjectCache, deployment: Object) -> str | None:
     """The work that its last rollout asks for; None where its revision is not there."""
     metadata, rollout = deployment["metadata"], _rollout(deployment)
     revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
@@ -138,7 +140,7 @@ def _is_over(job: Object) -> bool:
     )
 
 
-def _member(store: Store, deployment: Object) -> Member | None:
+def _member(store: ObjectCache, deployment: Object) -> Member | None:
     """A ModelDeployment as one that asks for some work; None where its status was not written by an
     operator of today.
     """

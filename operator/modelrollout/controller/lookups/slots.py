@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
-from modelrollout.controller.observe.observation import Seen
-from modelrollout.kube.cache import QUEUED, Key, Store
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import QUEUED, Key, ObjectCache
 from modelrollout.kube.client import (
     LEASE,
     MODEL_DEPLOYMENT,
@@ -37,8 +37,8 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.policy.slot_limits import asked_now, limits_of_gpus
-from modelrollout.rollout.policy.slots import Claim, Held, larger, stand
+from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
+from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged
 from modelrollout.rollout.snapshot import Slot, in_flight
 from modelrollout.traffic.hostnames import holder_of
 
@@ -50,13 +50,13 @@ REMEMBER_SECONDS = 5.0  # those far back in line share one list for this long
 WOKEN = 12
 
 
-class Slots:
+class SlotLeases:
     """``clock`` is monotonic, in seconds."""
 
     def __init__(
         self,
         kube: Kube,
-        store: Store,
+        store: ObjectCache,
         policies: Policies,
         namespace: str,
         wake: Callable[[Key, float], None],
@@ -68,7 +68,7 @@ class Slots:
         # policies of which a ModelDeployment holds slots, as far as this process knows
         self._mine: dict[Key, set[str]] = {}
 
-    async def view(self, seen: Seen) -> tuple[Slot, ...]:
+    async def view(self, seen: Observation) -> tuple[Slot, ...]:
         """How a queued rollout stands with each limit, in order, up to the first that it does not
         hold.
         """
@@ -78,25 +78,27 @@ class Slots:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
             held = [h for _, h in self._held(await self._list(limit.policy))]
-            slot = stand(limit, held, self._queue(limit), claim)
+            slot = standing(limit, held, self._queue(limit), claim)
             found.append(slot)
             if not slot.held:
                 break
             self._mine.setdefault(_key(seen.deployment), set()).add(limit.policy)
         return tuple(found)
 
-    async def larger(self, seen: Seen) -> tuple[Slot, ...]:
+    async def larger(self, seen: Observation) -> tuple[Slot, ...]:
         """How a rollout that asks for more GPUs than its slot has stands with each limit of
         GPUs.
         """
         claim = _larger_claim(seen)
-        limits = limits_of_gpus(seen.snapshot) if claim is not None else []
+        limits = gpu_limits(seen.snapshot) if claim is not None else []
         listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
         return tuple(
-            larger(limit, held, self._queue(limit), claim) for limit, held in listed if claim is not None
+            standing_enlarged(limit, held, self._queue(limit), claim)
+            for limit, held in listed
+            if claim is not None
         )
 
-    async def settle(self, seen: Seen) -> bool:
+    async def settle(self, seen: Observation) -> bool:
         """Take the slot whose turn it is, or set free what a rollout that is over still holds; True
         when something was written.
         """
@@ -144,8 +146,8 @@ class Slots:
             self._lists[policy] = (asked, leases)
         return leases
 
-    def _held(self, leases: list[Object]) -> list[tuple[Object, Held]]:
-        found: list[tuple[Object, Held]] = []
+    def _held(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:
+        found: list[tuple[Object, TakenSlot]] = []
         for lease in leases:
             claim = _holder(lease)
             if claim is not None:
@@ -153,23 +155,23 @@ class Slots:
                 found.append(
                     (
                         lease,
-                        Held(
+                        TakenSlot(
                             index, claim, int(lease["metadata"]["resourceVersion"]), self._seems_over(claim)
                         ),
                     )
                 )
         return found
 
-    def _seems_over(self, claim: Claim) -> bool:
+    def _seems_over(self, claim: SlotRequest) -> bool:
         namespace, name, uid = claim.holder.split("/")
         return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
-    def _queue(self, limit: Limit) -> list[Claim]:
+    def _queue(self, limit: Limit) -> list[SlotRequest]:
         """Those who wait for a slot of this limit, longest first; who is frozen waits for something
         else, and who is going or has a spec that nobody can read takes none: the others do not wait
         for that.
         """
-        found: list[tuple[str, str, Claim]] = []
+        found: list[tuple[str, str, SlotRequest]] = []
         for o in self._store.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if (
@@ -186,10 +188,10 @@ class Slots:
                 found.append((rollout.queue.since, claim.holder, claim))
         return [claim for _, _, claim in sorted(found, key=lambda x: x[:2])]
 
-    async def _take(self, limit: Limit, claim: Claim) -> bool:
+    async def _take(self, limit: Limit, claim: SlotRequest) -> bool:
         await self._clear_ended(limit.policy)
         leases = {lease["metadata"]["name"]: lease for lease in await self._list(limit.policy, fresh=True)}
-        if not stand(
+        if not standing(
             limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim
         ).turn:
             return False  # somebody was faster
@@ -207,11 +209,11 @@ class Slots:
             return True
         return False
 
-    async def _resize(self, seen: Seen, granted: int) -> bool:
+    async def _resize(self, seen: Observation, granted: int) -> bool:
         """Have the slot count what is asked by now where there is room; where two grew at once
         beyond the limit they shrink back.
         """
-        claim, limits = _larger_claim(seen), {limit.policy: limit for limit in limits_of_gpus(seen.snapshot)}
+        claim, limits = _larger_claim(seen), {limit.policy: limit for limit in gpu_limits(seen.snapshot)}
         for slot in seen.snapshot.slots:
             if (
                 claim is None
@@ -221,7 +223,7 @@ class Slots:
                 continue
             limit = limits[slot.policy]
             leases = self._held(await self._list(limit.policy, fresh=True))
-            now = larger(limit, [h for _, h in leases], self._queue(limit), claim)
+            now = standing_enlarged(limit, [h for _, h in leases], self._queue(limit), claim)
             gpus = claim.gpus if now.turn else granted if not now.held and now.gpus > granted else now.gpus
             own = next(
                 (
@@ -234,7 +236,7 @@ class Slots:
             if own is None or gpus == now.gpus:
                 continue
             try:
-                await self._write(limit, own[1].index, own[0], Claim(claim.holder, claim.rollout, gpus))
+                await self._write(limit, own[1].index, own[0], SlotRequest(claim.holder, claim.rollout, gpus))
             except (Conflict, NotFound):
                 continue
             finally:
@@ -243,7 +245,7 @@ class Slots:
             return True
         return False
 
-    async def _write(self, limit: Limit, index: int, lease: Object | None, claim: Claim) -> None:
+    async def _write(self, limit: Limit, index: int, lease: Object | None, claim: SlotRequest) -> None:
         annotations = {names.ANNOTATION_ROLLOUT: claim.rollout, names.ANNOTATION_GPUS: str(claim.gpus)}
         spec = {"holderIdentity": claim.holder}
         if lease is not None:
@@ -292,7 +294,7 @@ class Slots:
                 cleared |= await self._clear(policy, lease)
         return cleared
 
-    async def _is_over(self, claim: Claim) -> bool:
+    async def _is_over(self, claim: SlotRequest) -> bool:
         """The live answer, read after the Lease: what this process remembers may be older than the
         slot.
         """
@@ -307,7 +309,7 @@ class Slots:
             return False
         return _is_over(live, uid, claim.rollout)
 
-    async def _release(self, seen: Seen) -> bool:
+    async def _release(self, seen: Observation) -> bool:
         """The slots of the rollout that this very status shows as over; those of any other are left
         to ``_clear_ended``.
         """
@@ -330,7 +332,7 @@ class Slots:
             self._tell()
         return freed
 
-    async def _give_up(self, limit: Limit, claim: Claim) -> bool:
+    async def _give_up(self, limit: Limit, claim: SlotRequest) -> bool:
         """A slot that is ours but beyond the limit goes back."""
         for lease, held in self._held(await self._list(limit.policy)):
             if (held.claim.holder, held.claim.rollout) == (claim.holder, claim.rollout):
@@ -366,25 +368,25 @@ def _is_unreadable(deployment: Object) -> bool:
     return any(c.get("type") == "Ready" and c.get("reason") == "InvalidSpec" for c in conditions)
 
 
-def _claim(deployment: Object) -> Claim | None:
+def _claim(deployment: Object) -> SlotRequest | None:
     """What a ModelDeployment whose rollout is queued asks for."""
     rollout = _rollout(deployment)
     if rollout is None or rollout.queue is None:
         return None
-    return Claim(holder_of(deployment), rollout.started, rollout.queue.gpus)
+    return SlotRequest(holder_of(deployment), rollout.started, rollout.queue.gpus)
 
 
-def _larger_claim(seen: Seen) -> Claim | None:
+def _larger_claim(seen: Observation) -> SlotRequest | None:
     """What a rollout that holds a slot asks for by now."""
     rollout = seen.snapshot.status.rollout
     return (
-        Claim(holder_of(seen.deployment), rollout.started, asked_now(seen.snapshot))
+        SlotRequest(holder_of(seen.deployment), rollout.started, gpus_requested(seen.snapshot))
         if rollout is not None
         else None
     )
 
 
-def _holder(lease: Object) -> Claim | None:
+def _holder(lease: Object) -> SlotRequest | None:
     """Who holds the slot; None when nobody does, or nobody that can be read: then it is free."""
     annotations: dict[str, Any] = lease["metadata"].get("annotations") or {}
     holder, rollout = (
@@ -393,7 +395,7 @@ def _holder(lease: Object) -> Claim | None:
     )
     gpus = str(annotations.get(names.ANNOTATION_GPUS, "0"))
     return (
-        Claim(holder, rollout, int(gpus) if gpus.isdigit() else 0)
+        SlotRequest(holder, rollout, int(gpus) if gpus.isdigit() else 0)
         if holder.count("/") == 2 and rollout
         else None
     )

@@ -28,7 +28,7 @@ _MOST_KNOWN = 20_000
 Ask = Callable[[str], Awaitable[str | None]]
 
 
-async def ask(host: str) -> str | None:
+async def ask_version(host: str) -> str | None:
     """The version that the server at ``host`` tells; None where nothing that looks like an answer
     of Triton's comes.
     """
@@ -49,9 +49,9 @@ class ServerVersions:
     """``wake`` is told when a version has become known."""
 
     def __init__(
-        self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask
+        self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask_version
     ) -> None:
-        self._wake, self._clock, self._ask = wake, clock, ask
+        self._wake, self._clock, self._ask = wake, clock, ask_version
         self._known: dict[str, str] = {}  # by the pod's uid
         self._later: dict[str, float] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}

@@ -8,42 +8,46 @@ from dataclasses import replace
 from modelrollout.api import names
 from modelrollout.api.uris import lies_below, masked_text
 from modelrollout.contract.tasks import ExitCode
-from modelrollout.controller.apply.diff import strays
+from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.pods import (
     Ending,
+    any_running,
     ending,
-    of_job,
     pod_problem,
-    running,
-    starting,
+    pods_of_job,
+    starting_pods,
     starting_since,
-    stuck,
+    stuck_pod,
 )
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
-from modelrollout.rollout.snapshot import Problem, Work
+from modelrollout.rollout.snapshot import JobState, Problem
 
 
-def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
+def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobState:
     """``candidates``: pods, whosesoever they are. ``folder``: where artifacts of this namespace
     lie.
 
     A result is the Job's: only pods count that the Job controls and that run what its template
     says, and only with the Job's own condition.
     """
-    own = of_job(candidates, job)
+    own = pods_of_job(candidates, job)
     template = ((job.get("spec") or {}).get("template") or {}).get("spec") or {}
-    strayed = [(pod, why) for pod in own if (why := strays(pod.get("spec") or {}, template))]
+    strayed = [(pod, why) for pod in own if (why := foreign_changes(pod.get("spec") or {}, template))]
     pods = [pod for pod in own if all(pod is not other for other, _ in strayed)]
     work = _work_of(job, pods)
-    if strayed and work.result is None and (work.state != "Running" or not (running(pods) or starting(pods))):
+    if (
+        strayed
+        and work.result is None
+        and (work.state != "Running" or not (any_running(pods) or starting_pods(pods)))
+    ):
         # The word of a pod that may have run something else is missing, or it is such a one that is
         # waited for.
         problem = _strayed(job, strayed)
         return (
-            Work("Running", problem=problem, idle_since=work.idle_since)
+            JobState("Running", problem=problem, idle_since=work.idle_since)
             if work.state == "Running"
-            else Work("Failed", problem=problem)
+            else JobState("Failed", problem=problem)
         )
     uri = work.result.artifact_uri if work.result else None
     if (
@@ -55,7 +59,7 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
     # Made by another version of the operator it might have taken anything; and what was published
     # where the store no longer is, is not served from there: it is made anew.
     if task is None or task.artifacts.uri != folder:
-        return Work()
+        return JobState()
     if work.result and not (
         lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")
     ):
@@ -63,7 +67,7 @@ def work_of(job: Object, candidates: Iterable[Object], folder: str) -> Work:
             f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a"
             " revision of this namespace records"
         )
-        return Work(
+        return JobState(
             "Failed",
             problem=Problem(
                 "ArtifactForeign",
@@ -91,7 +95,7 @@ def _strayed(job: Object, strayed: Sequence[tuple[Object, str]]) -> Problem:
     return Problem("PodChanged", f"{told}. Have what changes pods here leave those of the Jobs alone")
 
 
-def _work_of(job: Object, pods: Sequence[Object]) -> Work:
+def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
     conditions = {
         c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"
     }
@@ -99,33 +103,33 @@ def _work_of(job: Object, pods: Sequence[Object]) -> Work:
     if "Complete" in conditions:
         # The pod that did it may be gone while one that failed before it is still there: that one's
         # answer is not the Job's.
-        return Work("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
+        return JobState("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
     if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
         if end.result.artifact_digest is None:  # said by one that opens files of strangers
             text = (
                 "who reads the model said that an artifact was there already; the file may have taken that"
                 " container over: see where it comes from"
             )
-            return Work("Failed", problem=Problem("OutputRefused", text))
+            return JobState("Failed", problem=Problem("OutputRefused", text))
         # for Kubernetes a failure: the containers that would follow must not run
-        return Work("Succeeded", int(ExitCode.OK), end.result)
+        return JobState("Succeeded", int(ExitCode.OK), end.result)
     if _taken_back(job, conditions.get("Failed"), end):
-        return Work()  # as if it had never been made, and it is made anew
+        return JobState()  # as if it had never been made, and it is made anew
     if "Failed" in conditions or end.hopeless:
         failed = conditions.get("Failed") or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
-        return Work("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
+        return JobState("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
     # When it is admitted its start is set anew together with this condition: until then only the
     # time before the queue is known.
     if job["spec"].get("suspend") or "Suspended" in conditions:
-        return Work("Running", queued=_queued(job))
-    return Work(
+        return JobState("Running", queued=_queued(job))
+    return JobState(
         "Running",
         problem=pod_problem(pods),
         retried=_retried(end),
         idle_since=_idle_since(job, pods, end),
-        podless=not pods,
-        stuck=stuck(pods),
+        no_pod_created=not pods,
+        stuck=stuck_pod(pods),
     )
 
 
@@ -181,9 +185,9 @@ def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
     """Since when no pod of it works: the newest one does not start yet, or the Job controller has
     made none.
     """
-    if running(pods):
+    if any_running(pods):
         return None
-    if waiting := starting(pods):
+    if waiting := starting_pods(pods):
         return max(starting_since(p) or "" for p in waiting) or None
     times = (job["metadata"].get("creationTimestamp"), (job.get("status") or {}).get("startTime"), end.at)
     return max((t for t in times if t), default=None)

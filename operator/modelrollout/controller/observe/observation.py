@@ -23,9 +23,9 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import TaskResult
-from modelrollout.controller.observe.job_state import work_of
-from modelrollout.controller.observe.pods import down, last_crash, of_server, pod_problem
-from modelrollout.kube.cache import Key, Store
+from modelrollout.controller.observe.job_state import job_state
+from modelrollout.controller.observe.pods import last_crash, pod_problem, pods_of_server, server_down
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import (
     DEPLOYMENT,
     GRPC_ROUTE,
@@ -37,52 +37,59 @@ from modelrollout.kube.client import (
     SERVICE,
     Object,
 )
-from modelrollout.resources.common import NotAllowedError, allowed, controller_of, tenant_uri
-from modelrollout.resources.hardening import hardened_as, overlay_of
-from modelrollout.resources.server import fetched, restarted_at
+from modelrollout.resources.common import NotAllowedError, controller_of, store_for_field, tenant_uri
+from modelrollout.resources.hardening import hardening_version, overlay_of
+from modelrollout.resources.server import fetch_task, restarted_at
 from modelrollout.rollout.desired import (
-    carriers,
-    matched,
+    header_revision,
+    preview_host_revision,
+    replicas_with_traffic,
     service_selector,
-    shown_by_gateway,
     split,
     stage_job,
 )
-from modelrollout.rollout.policy.allowances import not_lent
-from modelrollout.rollout.policy.mandatory_metrics import returns
-from modelrollout.rollout.policy.requirements import gpus_asked, query_refused, unmet
+from modelrollout.rollout.policy.allowances import allowance_violation
+from modelrollout.rollout.policy.mandatory_metrics import is_return
+from modelrollout.rollout.policy.requirements import first_violation, gpus_of_spec, query_violation
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, spec_in_force
-from modelrollout.rollout.recovery import sound
+from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.shared_preparation import Record
 from modelrollout.rollout.snapshot import (
     TRAFFIC_REFUSALS,
-    MirrorFacts,
+    JobState,
+    MirrorState,
     Problem,
     Revision,
     Server,
     Snapshot,
     Split,
     Verb,
-    Work,
+    artifact_is_unusable,
     baseline,
     in_flight,
-    lost,
 )
-from modelrollout.rollout.stages.tune import trial
+from modelrollout.rollout.stages.tune import trial_serving
 from modelrollout.rollout.transitions import known_version
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_of, way_of
+from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
     Standing,
-    carried,
     holder_of,
-    stand,
-    told_as,
+    hosts_of_routes,
+    route_name,
+    standing,
     version_of,
 )
-from modelrollout.traffic.router import GatewayRouter, KeptRoutes, Router, ServiceRouter, too_wide, weights
+from modelrollout.traffic.router import (
+    FrozenRoutes,
+    GatewayRouter,
+    Router,
+    ServiceRouter,
+    overly_open_routes,
+    weights,
+)
 
 # characters of a field's path, and of what is wrong with it: keys of maps are the user's, and as
 # long as he likes
@@ -90,7 +97,7 @@ _FIELD = 500
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """One ModelDeployment with its objects, as last seen; the raw side of a Snapshot."""
 
     deployment: Object
@@ -108,7 +115,7 @@ class Seen:
 
 
 def observe(
-    store: Store,
+    store: ObjectCache,
     key: Key,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
@@ -116,7 +123,7 @@ def observe(
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
     now: datetime | None = None,
-) -> Seen | None:
+) -> Observation | None:
     """The snapshot of a ModelDeployment; None when it is gone or going (the garbage collector takes
     its children).
 
@@ -130,9 +137,9 @@ def observe(
     by_name = {
         (o["kind"], o["metadata"]["name"]): o for o in children if not o["metadata"].get("deletionTimestamp")
     }
-    by_name = own(deployment, by_name)
+    by_name = own_children(deployment, by_name)
     pods = [o for o in children if o["kind"] == POD.kind]
-    spec, spec_error = _spec(deployment, rules)
+    spec, parse_error = _spec(deployment, rules)
     folder = tenant_uri(config, key[0])
     revisions = _revisions(by_name, folder)
     snapshot = Snapshot(
@@ -140,13 +147,15 @@ def observe(
         namespace=key[0],
         generation=deployment["metadata"].get("generation", 1),
         spec=spec,
-        spec_error=spec_error,
+        parse_error=parse_error,
         status=_status(deployment),
         revisions=revisions,
         children=tuple(sorted(o["metadata"]["uid"] for o in by_name.values() if _lasts(deployment, o))),
         servers=_servers(by_name, pods),
         verbs=_verbs(deployment, by_name),
-        too_wide=tuple(f"{o['kind']} {o['metadata']['name']}" for o in too_wide(by_name, key[1])),
+        overly_open=tuple(
+            f"{o['kind']} {o['metadata']['name']}" for o in overly_open_routes(by_name, key[1])
+        ),
         settle_seconds=config.gateway_metrics.settle_seconds,
         gateway=spec is not None and spec.traffic.gateway is not None,
         rules=rules,
@@ -154,28 +163,28 @@ def observe(
         mandatory=rules.mandatory,
     )
     mine = [o for (kind, _), o in by_name.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
-    stands = stand(
+    stands = standing(
         holder_of(deployment),
         spec,
-        carried(mine),
+        hosts_of_routes(mine),
         known,
         rules,
         *_versions(snapshot),
-        routes=frozenset(map(told_as, mine)),
+        routes=frozenset(map(route_name, mine)),
     )
     if spec is None:
         stable = snapshot.status.stable.revision if snapshot.status.stable else None
         kept = _kept(by_name, key[1], stable, config, stands.lost)
-        return Seen(
+        return Observation(
             deployment,
             by_name,
-            replace(snapshot, traffic=kept.taken_up(split(snapshot), by_name, snapshot.servers)),
+            replace(snapshot, traffic=kept.programmed(split(snapshot), by_name, snapshot.servers)),
             kept,
             stands,
         )
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    back = now is not None and returns(snapshot, known_version(snapshot), now)
+    back = now is not None and is_return(snapshot, known_version(snapshot), now)
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     # only a spec that is accepted claims names, but for its own, which nobody else could have
@@ -183,7 +192,7 @@ def observe(
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
     snapshot = replace(
         snapshot,
-        refusal=refusal or stands.problem or snapshot.mirror.problem,
+        spec_problem=refusal or stands.problem or snapshot.mirror.problem,
         taken=stands.taken,
         names_since=stands.since,
     )
@@ -192,26 +201,26 @@ def observe(
     wanted = split(snapshot)
     router: Router
     if not snapshot.gateway:
-        router = ServiceRouter(key[1], carriers(snapshot), service_selector(snapshot))
+        router = ServiceRouter(key[1], replicas_with_traffic(snapshot), service_selector(snapshot))
     else:
-        aim = (spec.rollout, matched(snapshot), shown_by_gateway(snapshot))
+        aim = (spec.rollout, header_revision(snapshot), preview_host_revision(snapshot))
         router = (
             GatewayRouter(key[1], spec.traffic, *aim)
             if as_asked
-            else KeptRoutes(key[1], by_name, *aim, withheld=stands.lost)
+            else FrozenRoutes(key[1], by_name, *aim, withheld=stands.lost)
         )
         router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
         snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
-    traffic = router.taken_up(wanted, by_name, snapshot.servers)
+    traffic = router.programmed(wanted, by_name, snapshot.servers)
     if (
-        not traffic.taken_up
+        not traffic.programmed
         and traffic.problem is None
-        and snapshot.refusal
-        and snapshot.refusal.reason in TRAFFIC_REFUSALS
+        and snapshot.spec_problem
+        and snapshot.spec_problem.reason in TRAFFIC_REFUSALS
     ):
-        traffic = replace(traffic, problem=snapshot.refusal)
+        traffic = replace(traffic, problem=snapshot.spec_problem)
     snapshot = replace(snapshot, traffic=traffic)
-    return Seen(deployment, by_name, snapshot, router, stands, folder)
+    return Observation(deployment, by_name, snapshot, router, stands, folder)
 
 
 def _versions(s: Snapshot) -> tuple[str | None, str | None]:
@@ -237,11 +246,11 @@ def _versions(s: Snapshot) -> tuple[str | None, str | None]:
 
 def _mirror(
     spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
-) -> MirrorFacts:
+) -> MirrorState:
     if spec.rollout.shadow is None:
-        return MirrorFacts()
-    way = way_of(spec, gateway, config)
-    return MirrorFacts(problem=way) if isinstance(way, Problem) else MirrorFacts(way)
+        return MirrorState()
+    way = mirror_method(spec, gateway, config)
+    return MirrorState(problem=way) if isinstance(way, Problem) else MirrorState(way)
 
 
 def _kept(
@@ -253,11 +262,13 @@ def _kept(
 ) -> Router:
     """For a spec that cannot be read: the routes as they are, without a mirror."""
     if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
-        return MirrorRouter(KeptRoutes(name, by_name, withheld=lost), name, None, None, config)
+        return MirrorRouter(FrozenRoutes(name, by_name, withheld=lost), name, None, None, config)
     return ServiceRouter(name, {}, stable)
 
 
-def own(deployment: Object, by_name: Mapping[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
+def own_children(
+    deployment: Object, by_name: Mapping[tuple[str, str], Object]
+) -> dict[tuple[str, str], Object]:
     """Pods, and what this very ModelDeployment controls, itself or by its revisions. Labels make
     nothing its own: everybody can write them.
 
@@ -322,7 +333,7 @@ def _status(deployment: Object) -> ModelDeploymentStatus:
     """
     raw = deployment.get("status") or {}
     try:
-        return sound(ModelDeploymentStatus.model_validate(raw))
+        return sanitize(ModelDeploymentStatus.model_validate(raw))
     except ValidationError:
         pass
     kept: dict[str, Any] = {}
@@ -330,7 +341,7 @@ def _status(deployment: Object) -> ModelDeploymentStatus:
         with contextlib.suppress(ValidationError):
             ModelDeploymentStatus.model_validate({field: value})
             kept[field] = value
-    return sound(ModelDeploymentStatus.model_validate(kept))
+    return sanitize(ModelDeploymentStatus.model_validate(kept))
 
 
 def _revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[Revision, ...]:
@@ -340,7 +351,7 @@ def _revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[
             continue
         spec = o["spec"]
         status = _revision_status(o, by_name.get((DEPLOYMENT.kind, name)), folder)
-        hardened = hardened_as(spec["template"], spec["deployment"]) is not None
+        hardened = hardening_version(spec["template"], spec["deployment"]) is not None
         found.append(Revision(name, spec["number"], spec["sha256"], spec["input"], status, hardened))
     return tuple(sorted(found, key=lambda r: r.number))
 
@@ -357,7 +368,7 @@ def record(revision: Object) -> Record:
         revision["spec"]["sha256"],
         revision["spec"]["input"].get("model") or {},
         status.artifact,
-        lost(status),
+        artifact_is_unusable(status),
     )
 
 
@@ -382,11 +393,11 @@ def _revision_status(revision: Object, server: Object | None, folder: str) -> Mo
     if (
         status.artifact is None
         and server is not None
-        and (found := fetched(server))
+        and (found := fetch_task(server))
         and lies_below(found.artifact.uri, folder)
     ):
         artifact = ArtifactEvidence(uri=found.artifact.uri, digest=found.digest, size_before=0, size_after=0)
-        tuning = TuningEvidence(chosen=trial(found.serving)) if found.serving else None
+        tuning = TuningEvidence(chosen=trial_serving(found.serving)) if found.serving else None
         status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
     return status
 
@@ -425,18 +436,18 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
             for p in pods
             if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part
         )
-        own = of_server(labelled, o)
+        own_children = pods_of_server(labelled, o)
         found[name] = Server(
             status.get("replicas", 0),
             ready,
-            pod_problem(own),
+            pod_problem(own_children),
             o["spec"].get("replicas", 1),
             restarted_at(o),
-            hardened=hardened_as(o["spec"]["template"], _label(o, names.LABEL_NAME) or ""),
+            hardened=hardening_version(o["spec"]["template"], _label(o, names.LABEL_NAME) or ""),
             overlay=overlay_of(o["spec"]["template"]),
             updated=status.get("updatedReplicas", 0) if fresh else None,
-            down=down(own),
-            crash=last_crash(own),
+            down=server_down(own_children),
+            crash=last_crash(own_children),
         )
     return found
 
@@ -462,11 +473,11 @@ def _work(
     by_name: Mapping[tuple[str, str], Object],
     pods: Iterable[Object],
     folder: str,
-) -> Work:
+) -> JobState:
     found = by_name.get((JOB.kind, job[1])) if job else None
     if found is None:
-        return Work()
-    return work_of(found, pods, folder)
+        return JobState()
+    return job_state(found, pods, folder)
 
 
 def evaluation_of(s: Snapshot) -> EvaluationEvidence | None:
@@ -499,14 +510,16 @@ def _refusal(
     """Why this spec cannot be rolled out at all; every message names the field and the remedy."""
     try:
         for field, uri in _uris(spec):
-            allowed(field, uri, config)
+            store_for_field(field, uri, config)
     except NotAllowedError as e:
         return Problem("StoreNotAllowed", str(e))
-    if problem := unmet(rules, spec, _uris(spec), sum(gpus_asked(spec).values()), returns=returns):
+    if problem := first_violation(
+        rules, spec, _uris(spec), sum(gpus_of_spec(spec).values()), returns=returns
+    ):
         return problem
-    if problem := not_lent(rules, spec, key[0], config):
+    if problem := allowance_violation(rules, spec, key[0], config):
         return problem
-    if problem := query_refused(rules, spec, *key, config.queries, config.scrape.namespace_label):
+    if problem := query_violation(rules, spec, *key, config.queries, config.scrape.namespace_label):
         return problem
     if problem := _image_missing(spec, config):
         return problem

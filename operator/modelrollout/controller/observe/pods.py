@@ -67,14 +67,14 @@ class Ending:
     at: str | None = None  # when, as the kubelet writes times
 
 
-def of_job(pods: Iterable[Object], job: Object) -> list[Object]:
+def pods_of_job(pods: Iterable[Object], job: Object) -> list[Object]:
     """Those of them that this very Job controls. What a pod says counts only where it is as the
     Job's template has it, too (``controller.observe.job_state``).
     """
     return [p for p in pods if controller_of(p) == job["metadata"]["uid"]]
 
 
-def of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
+def pods_of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
     """Those of them that a ReplicaSet of this Deployment controls: the Deployment controller calls
     it after the Deployment and the hash of the template, and a pod carries that hash as a label.
     ReplicaSets themselves are not watched: who may write one may write pods.
@@ -206,7 +206,7 @@ def last_crash(pods: Iterable[Object]) -> Crash | None:
     return max(found, key=lambda c: c.at, default=None)
 
 
-def down(pods: Iterable[Object]) -> Problem | None:
+def server_down(pods: Iterable[Object]) -> Problem | None:
     """Why a server that was ready is not any more. One that starts for the first time is not
     down.
     """
@@ -235,7 +235,7 @@ def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return _ended(container) or (container.get("lastState") or {}).get("terminated") or {}
 
 
-def starting(pods: Iterable[Object]) -> list[Object]:
+def starting_pods(pods: Iterable[Object]) -> list[Object]:
     """Pods that have neither ended nor been told to, with no container that runs yet."""
     return [
         p
@@ -252,17 +252,17 @@ def starting_since(pod: Object) -> str | None:
     return max((t for t in (pod["metadata"].get("creationTimestamp"), *ends) if t), default=None)
 
 
-def running(pods: Iterable[Object]) -> bool:
+def any_running(pods: Iterable[Object]) -> bool:
     """Whether one of them works."""
     alive = _alive(pods)
-    return len(alive) > len(starting(alive))
+    return len(alive) > len(starting_pods(alive))
 
 
 def _alive(pods: Iterable[Object]) -> list[Object]:
     return [p for p in pods if not p["metadata"].get("deletionTimestamp") and not has_ended(p)]
 
 
-def stuck(pods: Iterable[Object]) -> tuple[str, Problem] | None:
+def stuck_pod(pods: Iterable[Object]) -> tuple[str, Problem] | None:
     """Since when a pod should have ended that was told to and has not: nobody hears of its node any
     more, or it would be gone within seconds.
     """

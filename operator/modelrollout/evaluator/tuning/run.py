@@ -26,7 +26,7 @@ from modelrollout.optimizer.model.data import (
     match,
     read_archive,
 )
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.triton.client import TritonError
 from modelrollout.triton.config import parse, serving_of, with_serving
 from modelrollout.triton.layout import CONFIG_FILE
@@ -68,7 +68,7 @@ def _arrays(task: TuneTask, specs: Sequence[TensorSpec], rows: int, progress: Pr
         return _made_up(specs, rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
-        Store(task.data.location, f"{task.field}.uri").download(
+        ObjectStore(task.data.location, f"{task.field}.uri").download(
             path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update
         )
         return match(read_archive(path, task.field), task.data, specs, task.field, labelled=False).inputs

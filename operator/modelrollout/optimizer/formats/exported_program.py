@@ -24,7 +24,7 @@ from onnx import ModelProto
 
 from modelrollout.contract.tasks import Tensors
 from modelrollout.optimizer.formats import pt2_archive
-from modelrollout.optimizer.formats.source_model import Original, code_refused, invalid
+from modelrollout.optimizer.formats.source_model import SourceModel, code_refused, invalid
 from modelrollout.optimizer.formats.torch_operators import check_target
 from modelrollout.optimizer.formats.torch_script import flat, in_order
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, extract
@@ -70,7 +70,7 @@ _NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 _EXPRESSION_LIMIT = 2000  # characters
 
 
-def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
+def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
     """Raises JobError: OperatorRefused, CodeRefused, TensorUnknown, ModelInvalid, those of
     ``archive.extract``.
     """
@@ -127,7 +127,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
         model: ModelProto = onnx.inliner.inline_local_functions(found.model_proto)
         return model
 
-    return Original(convert, predict)
+    return SourceModel(convert, predict)
 
 
 def checked_copy(path: Path, folder: Path) -> Path:

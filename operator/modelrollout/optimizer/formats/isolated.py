@@ -145,7 +145,7 @@ def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | Non
     """
     if tensors:
         (folder / TENSORS).write_text(tensors.model_dump_json())
-    apart("convert", path, kind, folder)
+    run_isolated("convert", path, kind, folder)
     return folder / CONVERTED
 
 
@@ -174,7 +174,7 @@ def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
             )
 
 
-def apart(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
+def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
     """Run ``originals`` in a process of its own; raises JobError: what it refuses, ModelInvalid
     where it does not survive the file, ModelTimeout.
     """
@@ -244,9 +244,9 @@ def parity(
     parts = list(batches(inputs, rows, fill))
     np.savez(
         folder / QUESTIONS,
-        **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()},
-    )  # type: ignore[arg-type]
-    apart("predict", path, kind, folder)
+        **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()},  # type: ignore[arg-type]
+    )
+    run_isolated("predict", path, kind, folder)
     differences: list[NDArray[np.float64]] = []
     wrong = 0
     with np.load(folder / ANSWERS) as answers:

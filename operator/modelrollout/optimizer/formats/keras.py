@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import no_inputs, served_type, to_onnx
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, check_members, is_archive
 from modelrollout.optimizer.model.data import Arrays
@@ -53,7 +53,7 @@ _PLAIN = frozenset(
 _RESAVE = "save it again with model.save"
 
 
-def load(path: Path, folder: Path) -> Original:
+def load(path: Path, folder: Path) -> SourceModel:
     """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of
     ``check_members``.
     """
@@ -79,7 +79,7 @@ def load(path: Path, folder: Path) -> Original:
     )
 
 
-def _original(model: Any) -> Original:
+def _original(model: Any) -> SourceModel:
     import tensorflow as tf
     from keras import tree
 
@@ -99,7 +99,7 @@ def _original(model: Any) -> Original:
         found = answer(*(tf.constant(arrays[name].astype(types[name])) for name in names))
         return [np.asarray(found[name]) for name in outputs]
 
-    return Original(lambda: to_onnx(answer, signature, outputs), predict)
+    return SourceModel(lambda: to_onnx(answer, signature, outputs), predict)
 
 
 def _configuration(path: Path, zipped: bool) -> Iterator[str]:

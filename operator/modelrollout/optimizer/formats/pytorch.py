@@ -9,11 +9,11 @@ from pickle import UnpicklingError
 from modelrollout.contract.tasks import Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import exported_program, torch_script
-from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 from modelrollout.optimizer.model.archive import holds
 
 
-def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
+def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
     """Raises JobError: PickleRefused, those of ``torch_script.load`` and
     ``exported_program.load``.
     """

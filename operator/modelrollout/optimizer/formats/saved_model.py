@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import check_graph, functions_of, no_inputs, served_type, to_onnx
 from modelrollout.optimizer.model.archive import unpack_folder
 from modelrollout.optimizer.model.data import Arrays
@@ -28,7 +28,7 @@ TAG = "serve"
 _RESAVE = "save it again with tf.saved_model.save or model.export"
 
 
-def load(path: Path, folder: Path) -> Original:
+def load(path: Path, folder: Path) -> SourceModel:
     """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid,
     ServingSignatureMissing, TypeUnsupported.
     """
@@ -85,7 +85,7 @@ def load(path: Path, folder: Path) -> Original:
             list(outputs),
         )
 
-    return Original(convert, predict)
+    return SourceModel(convert, predict)
 
 
 def _signature(path: Path) -> tuple[Any, Any]:

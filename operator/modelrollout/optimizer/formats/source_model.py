@@ -17,7 +17,7 @@ REMEDY = "export the model to ONNX where it was trained"
 
 
 @dataclass(frozen=True)
-class Original:
+class SourceModel:
     """A model in its own library.
 
     ``convert``: the ONNX model, with the original's names and shapes of inputs and outputs.
@@ -34,7 +34,7 @@ def invalid(message: str, remedy: str = REMEDY) -> JobError:
     return bad_input("ModelInvalid", f"{FIELD}.uri: {message}; {remedy}")
 
 
-def said(kind: str, what: str, error: Exception, remedy: str) -> str:
+def describe_failure(kind: str, what: str, error: Exception, remedy: str) -> str:
     """A library's refusal as a message: the first line of its text that is no heading."""
     if isinstance(error, MemoryError):
         raise error

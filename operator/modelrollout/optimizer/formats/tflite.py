@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, Original
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel
 from modelrollout.optimizer.formats.tf_graph import OPSET, arranged, no_inputs, operator_refused, served_type
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.runtime import cpu_limit
@@ -20,7 +20,7 @@ from modelrollout.optimizer.model.runtime import cpu_limit
 _CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and anybody's
 
 
-def load(path: Path, folder: Path) -> Original:
+def load(path: Path, folder: Path) -> SourceModel:
     """Raises JobError: OperatorRefused, ServingSignatureMissing, TypeUnsupported."""
     from ai_edge_litert.interpreter import Interpreter
     from tf2onnx.tflite.Model import Model
@@ -57,7 +57,7 @@ def load(path: Path, folder: Path) -> Original:
         _rename(converted, {detail["name"]: name for name, detail in (inputs | outputs).items()})
         return arranged(converted, list(inputs), list(outputs))
 
-    return Original(convert, predict)
+    return SourceModel(convert, predict)
 
 
 def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -24,7 +24,7 @@ from onnx import ModelProto
 
 from modelrollout.contract.tasks import Tensor, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 from modelrollout.optimizer.formats.torch_operators import check_kind
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, extract
 from modelrollout.optimizer.model.data import Arrays
@@ -47,7 +47,7 @@ _STORAGE = re.compile(
 _RESAVE = "save it again with torch.jit.save(torch.jit.script(model), path)"
 
 
-def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
+def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
     """Raises JobError: ConfigMissing, CodeRefused, OperatorRefused, TensorUnknown, TypeUnsupported,
     ModelInvalid, those of ``archive.extract``.
 
@@ -108,7 +108,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> Original:
             )
         return onnx.load_from_string(file.getvalue())
 
-    return Original(convert, predict)
+    return SourceModel(convert, predict)
 
 
 def checked_copy(path: Path, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from modelrollout.contract.tasks import SourceFormat
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, Original, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 
 INPUT = "x"  # the converted model's one input: float32 [n, features]
 OPSET = 15  # onnxmltools knows trees up to ai.onnx.ml 3, which goes with it
@@ -26,18 +26,18 @@ _TREE = "sklearn.tree._tree.Tree"
 Predictor = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 
-def _original(kind: SourceFormat, model: Any, predict: Predictor, features: int) -> Original:
+def _original(kind: SourceFormat, model: Any, predict: Predictor, features: int) -> SourceModel:
     """``predict``: scores [n, k], the score of class 1 [n], or numbers [n]."""
     if not 0 < features <= MAX_FEATURES:
         raise invalid(
             f"{kind} says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
         )
-    return Original(
+    return SourceModel(
         lambda: _converted(kind, model, features), lambda arrays: [np.asarray(predict(arrays[INPUT]))]
     )
 
 
-def load_xgboost(path: Path, folder: Path) -> Original:
+def load_xgboost(path: Path, folder: Path) -> SourceModel:
     import xgboost
 
     with path.open("rb") as file:
@@ -50,14 +50,14 @@ def load_xgboost(path: Path, folder: Path) -> Original:
     )
 
 
-def load_lightgbm(path: Path, _: Path) -> Original:
+def load_lightgbm(path: Path, _: Path) -> SourceModel:
     import lightgbm
 
     booster = lightgbm.Booster(model_file=path)
     return _original("LightGBM", booster, lambda x: np.asarray(booster.predict(x)), booster.num_feature())
 
 
-def load_sklearn(path: Path, _: Path) -> Original:
+def load_sklearn(path: Path, _: Path) -> SourceModel:
     import skops.io
 
     unknown = [name for name in skops.io.get_untrusted_types(file=path) if name != _TREE]

@@ -39,10 +39,10 @@ from modelrollout.optimizer.formats import (
     tflite,
     trees,
 )
-from modelrollout.optimizer.formats.source_model import REMEDY, Original, said
+from modelrollout.optimizer.formats.source_model import REMEDY, SourceModel, describe_failure
 from modelrollout.optimizer.model.data import Arrays
 
-_LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
+_LOADERS: dict[SourceFormat, Callable[[Path, Path], SourceModel]] = {
     "SKLearn": trees.load_sklearn,
     "XGBoost": trees.load_xgboost,
     "LightGBM": trees.load_lightgbm,
@@ -52,7 +52,7 @@ _LOADERS: dict[SourceFormat, Callable[[Path, Path], Original]] = {
 }
 
 
-def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Original:
+def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> SourceModel:
     """The model in its own library; ``tensors``: what it takes and gives, for a format that does
     not say it. Raises JobError: ModelInvalid and those of the loaders.
     """
@@ -63,7 +63,9 @@ def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None =
     except Exception as error:  # libraries with errors of their own, on a file that somebody made
         raise bad_input(
             "ModelInvalid",
-            said(kind, "does not read it", error, "save it again with the library's present version"),
+            describe_failure(
+                kind, "does not read it", error, "save it again with the library's present version"
+            ),
         ) from None
 
 
@@ -80,12 +82,14 @@ def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:
             except JobError:
                 raise
             except Exception as error:  # as in load
-                raise bad_input("ConversionFailed", said(kind, "is not converted", error, REMEDY)) from None
+                raise bad_input(
+                    "ConversionFailed", describe_failure(kind, "is not converted", error, REMEDY)
+                ) from None
         else:
             _answer(original, kind, folder)
 
 
-def _answer(original: Original, kind: SourceFormat, folder: Path) -> None:
+def _answer(original: SourceModel, kind: SourceFormat, folder: Path) -> None:
     batches: dict[str, Arrays] = defaultdict(dict)
     with np.load(folder / QUESTIONS) as questions:
         for name in questions.files:
@@ -96,7 +100,9 @@ def _answer(original: Original, kind: SourceFormat, folder: Path) -> None:
         try:
             found = original.predict(arrays)
         except Exception as error:  # as in load
-            raise bad_input("ModelInvalid", said(kind, "does not run the model", error, REMEDY)) from None
+            raise bad_input(
+                "ModelInvalid", describe_failure(kind, "does not run the model", error, REMEDY)
+            ) from None
         answers |= {f"{number}/{position}": array for position, array in enumerate(found)}
     np.savez(folder / ANSWERS, **answers)  # type: ignore[arg-type]
 

@@ -81,7 +81,7 @@ def run_gate(
     """
     same = optimized == original
     with progress.stage("gate"):
-        before, classes = answers(
+        before, classes = compare_answers(
             gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update
         )
         if held_out.labels is not None:
@@ -89,14 +89,14 @@ def run_gate(
         after = (
             before
             if same
-            else answers(
+            else compare_answers(
                 gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update
             )[0]
         )
-    return judged(gate, held_out, before, after, classes, FIELD, same=same)
+    return judge_gate(gate, held_out, before, after, classes, FIELD, same=same)
 
 
-def answers(
+def compare_answers(
     gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance
 ) -> tuple[Answers, int | None]:
     """(answers, number of classes where scores tell it); only what the metrics need is kept.
@@ -144,7 +144,7 @@ def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np
     return ranks
 
 
-def judged(
+def judge_gate(
     gate: Gate,
     held_out: Data,
     before: Answers,

@@ -62,7 +62,7 @@ from modelrollout.optimizer.pipeline.hand_over import SOURCE
 from modelrollout.optimizer.pipeline.servable import expect_servable
 from modelrollout.optimizer.steps.container import lay_out
 from modelrollout.optimizer.store import artifact
-from modelrollout.optimizer.store.object_store import Fetched, Store, expect_digest
+from modelrollout.optimizer.store.object_store import Fetched, ObjectStore, expect_digest
 from modelrollout.optimizer.store.signature import load_key, verify
 from modelrollout.statistics.paired import drop_interval
 from modelrollout.triton.config import BatchingImpossible, render
@@ -311,7 +311,7 @@ def _fetch(task: PrepareTask, progress: Progress, work: Path) -> TaskResult | No
     files: dict[str, Fetched] = {}
     with progress.stage("data"):
         for number, (field, (wanted, _, _)) in enumerate(_sources(task).items()):
-            store = Store(wanted.location, f"{field}.uri")
+            store = ObjectStore(wanted.location, f"{field}.uri")
             files[field] = store.download(
                 work / f"source-{number}", max_bytes=task.max_bytes, advance=progress.update
             )
@@ -326,7 +326,7 @@ def _fetch(task: PrepareTask, progress: Progress, work: Path) -> TaskResult | No
     if result := _recorded(task, key, progress):
         return result
     with progress.stage("fetch"):
-        source = Store(task.source, FIELD_SOURCE).download(
+        source = ObjectStore(task.source, FIELD_SOURCE).download(
             work / SOURCE, max_bytes=task.max_bytes, advance=progress.update
         )
     expect_digest(source, task.sha256, "spec.model", task.source.uri)
@@ -353,8 +353,8 @@ def _handed(made: Path) -> steps.Applied:
     return steps.Applied(Path(IN_DIR) / HANDED_MODEL, found["done"], found["warnings"])
 
 
-def _below(task: PrepareTask, uri: str) -> Store:
-    return Store(task.artifacts.model_copy(update={"uri": uri}), "artifacts")
+def _below(task: PrepareTask, uri: str) -> ObjectStore:
+    return ObjectStore(task.artifacts.model_copy(update={"uri": uri}), "artifacts")
 
 
 def _recorded(task: PrepareTask, key: str, progress: Progress) -> TaskResult | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from modelrollout.contract.tasks import ResolveTask, TaskResult
 from modelrollout.jobs.log import Progress
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 
 
 def resolve(task: ResolveTask, progress: Progress) -> TaskResult:
     """Read the source once and keep nothing; raises JobError."""
     with progress.stage("resolve"):
-        found = Store(task.source, "spec.model.uri").digest(max_bytes=task.max_bytes, advance=progress.update)
+        found = ObjectStore(task.source, "spec.model.uri").digest(
+            max_bytes=task.max_bytes, advance=progress.update
+        )
     return TaskResult(sha256=found.sha256, size_bytes=found.size)

@@ -33,7 +33,7 @@ from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check, constants_inside
 from modelrollout.optimizer.model.limits import memory_limit
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, Advance, open_session, tell_memory
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.memory import expect_memory
 from modelrollout.triton.layout import MODEL_FILE
 
@@ -54,7 +54,7 @@ _UNFORESEEN: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
-def run(step: Step, work: Work) -> dict[str, Any]:
+def run(step: Step, work: StepContext) -> dict[str, Any]:
     """Do one step, and see that what it made can be run; returns what it did.
 
     Raises JobError: MemoryLimitTooLow, StepFailed, and those of the step.
@@ -85,7 +85,7 @@ def _failed(where: str, why: str) -> JobError:
     )
 
 
-def _run(step: Step, work: Work) -> dict[str, Any]:
+def _run(step: Step, work: StepContext) -> dict[str, Any]:
     match step:
         case Int8Step():
             from modelrollout.optimizer.steps.int8 import int8
@@ -220,7 +220,7 @@ def apply(
         where, target = field_of(index, step), _placed(folder / f"step-{index}")
         inner = tuple(step.sources())
         given = original if path == source else _ready(path, folder / f"given-{index}", one_file)
-        work = Work(
+        work = StepContext(
             field=where,
             source=given,
             target=target,

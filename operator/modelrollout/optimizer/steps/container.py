@@ -22,7 +22,7 @@ from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import open_session
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.triton.layout import DATA_FILE
 
 
@@ -33,7 +33,7 @@ def lay_out(model: Path, data: Path | None) -> None:
         shutil.copyfile(data, Path(IN_DIR) / HANDED_DATA)
 
 
-def container(step: ContainerStep, work: Work) -> dict[str, Any]:
+def container(step: ContainerStep, work: StepContext) -> dict[str, Any]:
     """Take the model that the container wrote, if it can be served in the other's place.
 
     Raises JobError: ContainerOutputMissing, ContainerOutputInvalid, ContainerOutputMismatch, and

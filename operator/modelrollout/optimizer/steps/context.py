@@ -17,7 +17,7 @@ from modelrollout.optimizer.model.runtime import Advance
 
 
 @dataclass(frozen=True)
-class Work:
+class StepContext:
     """One step's work. ``data`` and ``models`` are fetched and checked, by the field's path below
     the step (``training.data``).
     """

@@ -17,13 +17,13 @@ from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.steps.channels import Channels
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.prune import narrowed
 
 _LEAST = 1e-30  # of a probability, before its logarithm
 
 
-def distill(step: DistillStep, work: Work) -> dict[str, Any]:
+def distill(step: DistillStep, work: StepContext) -> dict[str, Any]:
     """Train the student; the teacher is the model as it was given.
 
     Raises JobError: StudentMismatch, NothingToPrune, SparsityTooHigh, OutputNotClasses, and those
@@ -63,7 +63,7 @@ def distill(step: DistillStep, work: Work) -> dict[str, Any]:
     return done | {"temperature": step.temperature, "hardLabels": step.hard_labels, "losses": losses}
 
 
-def teacher_scores(path: Path, info: ModelInfo, data: Data, work: Work) -> NDArray[np.float32]:
+def teacher_scores(path: Path, info: ModelInfo, data: Data, work: StepContext) -> NDArray[np.float32]:
     """[n, classes] logits of the teacher; where it gives probabilities, their logarithms, which are
     the logits but for a constant.
     """

@@ -13,11 +13,11 @@ from modelrollout.contract.tasks import GraphStep
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import parse
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, ort, refused
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.triton.layout import DATA_FILE
 
 
-def graph(_: GraphStep, work: Work) -> dict[str, Any]:
+def graph(_: GraphStep, work: StepContext) -> dict[str, Any]:
     """Write the optimized graph; raises JobError (GraphOptimizationFailed)."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -14,7 +14,7 @@ from modelrollout.contract.tasks import HalfPrecisionStep
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import sort_nodes
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 
 to_float16: Any = float16.convert_float_to_float16  # it has no types
 
@@ -22,7 +22,7 @@ BFLOAT16_OPSET = 13  # Cast knows bfloat16 from here on
 _SMALL = 16  # numbers; what is smaller is not worth a Cast
 
 
-def half_precision(step: HalfPrecisionStep, work: Work) -> dict[str, Any]:
+def half_precision(step: HalfPrecisionStep, work: StepContext) -> dict[str, Any]:
     """Write the model with weights of 16 bit; raises JobError: AlreadyQuantized, OpsetTooOld,
     OutOfRange, NothingToConvert.
     """

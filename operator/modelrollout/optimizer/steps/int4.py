@@ -14,14 +14,14 @@ from modelrollout.contract.tasks import Int4Step
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, refused
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.quantize import name_nodes
 
 OPERATOR = "MatMulNBits"
 _ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError, RuntimeError, AssertionError)
 
 
-def int4(step: Int4Step, work: Work) -> dict[str, Any]:
+def int4(step: Int4Step, work: StepContext) -> dict[str, Any]:
     """Write the model with its large matrices in blocks of 4 bit; raises JobError:
     AlreadyQuantized, NothingToQuantize, QuantizationFailed.
     """

@@ -15,13 +15,13 @@ from modelrollout.contract.tasks import Int8Step
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, predict
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.quantize import Options, Quantizer
 
 SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
 
 
-def int8(step: Int8Step, work: Work) -> dict[str, Any]:
+def int8(step: Int8Step, work: StepContext) -> dict[str, Any]:
     """Quantize; by sensitivity leave the worst nodes out, one by one, until the calibration data
     shows no larger loss than allowed.
 
@@ -59,7 +59,7 @@ def int8(step: Int8Step, work: Work) -> dict[str, Any]:
     return report | done
 
 
-def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: float) -> dict[str, Any]:
+def _leave_out(quantizer: Quantizer, work: StepContext, calibration: Data, allowed: float) -> dict[str, Any]:
     answers = _classes(work.source, work, calibration)
 
     def loss() -> float:
@@ -98,7 +98,7 @@ def _leave_out(quantizer: Quantizer, work: Work, calibration: Data, allowed: flo
     }
 
 
-def _classes(path: Path, work: Work, calibration: Data) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _classes(path: Path, work: StepContext, calibration: Data) -> np.ndarray[Any, np.dtype[np.int64]]:
     return predict(
         open_session(path, work.field),
         work.info.inputs,
@@ -108,7 +108,7 @@ def _classes(path: Path, work: Work, calibration: Data) -> np.ndarray[Any, np.dt
     )[0]
 
 
-def _sensitivity(quantizer: Quantizer, work: Work, calibration: Data) -> dict[str, float]:
+def _sensitivity(quantizer: Quantizer, work: StepContext, calibration: Data) -> dict[str, float]:
     """Each node's error: the outputs' relative squared change when it alone is quantized."""
     rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)
     sample = {name: array[:SENSITIVITY_SAMPLES] for name, array in calibration.inputs.items()}

@@ -20,7 +20,7 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 from modelrollout.optimizer.steps.channels import Channels
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 
 ACTIVATION_SAMPLES = 512
 # kept channels are a multiple of this where there are many: vector units work on that many at once
@@ -31,7 +31,7 @@ _STEPS = 256  # how finely the share of removed channels is searched
 Activations = dict[str, NDArray[np.float64]]
 
 
-def prune(step: PruneStep, work: Work) -> dict[str, Any]:
+def prune(step: PruneStep, work: StepContext) -> dict[str, Any]:
     """Prune and, with training data, fine-tune.
 
     Raises JobError: AlreadyQuantized, NothingToPrune, SparsityTooHigh, and those of training.
@@ -64,7 +64,12 @@ def prune(step: PruneStep, work: Work) -> dict[str, Any]:
 
 
 def trained(
-    path: Path, target: Path, training: Training, data: Data, work: Work, masks: dict[str, NDArray[np.bool_]]
+    path: Path,
+    target: Path,
+    training: Training,
+    data: Data,
+    work: StepContext,
+    masks: dict[str, NDArray[np.bool_]],
 ) -> dict[str, Any]:
     """Fine-tune the model at ``path`` on labels; returns the losses."""
     from modelrollout.optimizer.training.fit import Recipe, fit
@@ -184,7 +189,7 @@ def _zeroed(
     return model, masks
 
 
-def _activations(channels: Channels, data: Data, work: Work) -> Activations:
+def _activations(channels: Channels, data: Data, work: StepContext) -> Activations:
     """Mean absolute value of each channel that comes into each product, on the first samples of the
     training data.
     """

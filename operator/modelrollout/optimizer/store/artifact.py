@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelrollout.api.names import canonical_json
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -122,7 +122,7 @@ def key_in(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2].partition("-")[0]
 
 
-def find(store: Store, digest: str) -> dict[str, Any] | None:
+def find(store: ObjectStore, digest: str) -> dict[str, Any] | None:
     """The report of the whole artifact whose manifest has this digest; None where it is gone,
     replaced or damaged: then it is made anew.
 
@@ -142,7 +142,7 @@ def find(store: Store, digest: str) -> dict[str, Any] | None:
     return parse_report(report, store.uri)
 
 
-def publish(store: Store, key: str, files: dict[str, tuple[bytes | Path, str, int]]) -> str:
+def publish(store: ObjectStore, key: str, files: dict[str, tuple[bytes | Path, str, int]]) -> str:
     """Put the files (content, sha256, size), and last the manifest; returns the artifact's digest,
     which is never read back from the store.
 

@@ -20,7 +20,7 @@ from modelrollout.contract.tasks import CleanTask, TaskResult
 from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.store.artifact import MANIFEST
-from modelrollout.optimizer.store.object_store import Listed, Store
+from modelrollout.optimizer.store.object_store import Listed, ObjectStore
 
 FIELD = "artifactCleanup"
 # NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone
@@ -68,7 +68,7 @@ def doomed(
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
     """Delete them, or with ``dry_run`` only say so; raises JobError."""
     kept, untouched = _references(Path(task.references))
-    store = Store(task.artifacts, FIELD, bucket=True)
+    store = ObjectStore(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
         found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched)
@@ -92,7 +92,7 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
 
 def _delete(task: CleanTask, name: str, before: datetime) -> bool:
     """False where something was written into the folder since it was listed."""
-    store = Store(
+    store = ObjectStore(
         task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD
     )
     found = [file for file in store.list() if "/" not in file.name]

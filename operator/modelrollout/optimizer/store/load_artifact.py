@@ -18,7 +18,7 @@ from modelrollout.contract.tasks import SERVES_ENV, FetchTask, Served, ServingCo
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.store import artifact
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE, VERSION_LINK
 
 _FIELD = "artifact"
@@ -34,7 +34,7 @@ def _holds(path: Path, entry: artifact.Entry) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
 
 
-def _tuned(store: Store, entry: artifact.Entry, serving: ServingConfig) -> bytes:
+def _tuned(store: ObjectStore, entry: artifact.Entry, serving: ServingConfig) -> bytes:
     """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose;
     equal inputs give equal bytes.
     """
@@ -44,7 +44,7 @@ def _tuned(store: Store, entry: artifact.Entry, serving: ServingConfig) -> bytes
     return printed(with_serving(parse(_stored(store, entry).decode()), serving)).encode()
 
 
-def _stored(store: Store, entry: artifact.Entry) -> bytes:
+def _stored(store: ObjectStore, entry: artifact.Entry) -> bytes:
     stored = store.read(entry.path, max_bytes=entry.size)
     if stored is None or hashlib.sha256(stored).hexdigest() != entry.sha256:
         raise _corrupt(store, entry)
@@ -65,7 +65,7 @@ def _expect(asked: str, config: bytes, files: Collection[str]) -> None:
     expect_servable(served, files, config.decode(errors="replace"))
 
 
-def _corrupt(store: Store, entry: artifact.Entry) -> JobError:
+def _corrupt(store: ObjectStore, entry: artifact.Entry) -> JobError:
     return bad_input(
         "ArtifactCorrupt",
         f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the"
@@ -82,7 +82,7 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     """
     if not _MODEL_NAME.match(task.model):
         raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
-    store = Store(task.artifact, _FIELD)
+    store = ObjectStore(task.artifact, _FIELD)
     with progress.stage("manifest"):
         content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
         if content is None:

@@ -170,7 +170,7 @@ def _fault(error: BaseError | FileNotFoundError) -> Fault:
     return Fault("Certificate" if "certificate" in text.lower() else "Unreachable")
 
 
-class Store:
+class ObjectStore:
     """A place in a store: one object, or a folder of objects below it. ``field`` is what error
     messages name.
     """

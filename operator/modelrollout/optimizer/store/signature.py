@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from modelrollout.contract.tasks import Signature
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.store.object_store import Store
+from modelrollout.optimizer.store.object_store import ObjectStore
 
 FIELD = "spec.model.signature"
 LIMIT_BYTES = 1 << 20
@@ -65,7 +65,7 @@ def load_key(signature: Signature) -> tuple[ec.EllipticCurvePublicKey, str]:
 
 def verify(signature: Signature, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
     """Raises JobError: SignatureMissing, those of ``check``, and those of the store."""
-    store = Store(signature.location, f"{FIELD}.uri")
+    store = ObjectStore(signature.location, f"{FIELD}.uri")
     try:
         content = b"".join(store.chunks(LIMIT_BYTES))
     except JobError as error:

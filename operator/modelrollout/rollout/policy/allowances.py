@@ -30,7 +30,7 @@ class NamedSecret(NamedTuple):
     uri: str | None
 
 
-def not_lent(
+def allowance_violation(
     rules: Rules, spec: ModelDeploymentSpec, namespace: str, config: OperatorConfig
 ) -> Problem | None:
     """The first thing that the spec may not take."""

@@ -10,13 +10,13 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.desired import has_all_pods, has_pods_for
-from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.snapshot import Event, Snapshot, in_flight
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 
-def held(s: Snapshot, move: Move, now: datetime) -> Move:
+def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transition:
     """The move, or none where it would raise a weight in a freeze.
 
     One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a
@@ -29,26 +29,26 @@ def held(s: Snapshot, move: Move, now: datetime) -> Move:
     rises = weight(move.status) > weight(s.status)
     if not rises and not _is_on_its_way(s, move):
         return move
-    freeze = frozen(s.rules, now)
+    freeze = active_freeze(s.rules, now)
     if freeze is None:
         return move
     if not rises:
-        return Move(_back(s.status, now))
+        return Transition(_back(s.status, now))
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     before = s.status.rollout
     if before is not None and before.stage == "Shadow" and before.shadow is not None:
         # it was said when the mirror still had to be taken out
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
-        return Move(
+        return Transition(
             move.status,
             (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")),
             move.requeue_after,
         )
-    return Move(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
+    return Transition(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 
 
-def _is_on_its_way(s: Snapshot, move: Move) -> bool:
+def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
     """Whether a weight was decided before the freeze began and still waits for pods: they may come
     hours later, in the midst of it.
     """

@@ -23,11 +23,11 @@ def first_weight(s: Snapshot) -> int | None:
     rollout = s.status.rollout
     if s.rules.first_weight is None or rollout is None or not in_flight(rollout):
         return s.rules.first_weight
-    goes_back = returns(s, s.revision(rollout.revision), datetime.fromisoformat(rollout.started))
+    goes_back = is_return(s, s.revision(rollout.revision), datetime.fromisoformat(rollout.started))
     return None if rollout.mode == "Rollback" or goes_back else s.rules.first_weight
 
 
-def returns(s: Snapshot, target: Revision | None, now: datetime) -> bool:
+def is_return(s: Snapshot, target: Revision | None, now: datetime) -> bool:
     """Whether it is a version that was stable, within the window in which that counts, and for the
     clients of today's host names.
     """
@@ -54,7 +54,7 @@ def steps_of(s: Snapshot) -> list[Step]:
     return stepping.steps_of(s.spec.rollout, first_weight(s))
 
 
-def unproven(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
+def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     """Why the weight in ``status`` may not be given: words for a message; None where it may."""
     rollout, most = status.rollout, first_weight(s)
     if (

@@ -17,7 +17,7 @@ from modelrollout.rollout.snapshot import Problem
 from modelrollout.rollout.strategy import strategy_of
 
 
-def unmet(
+def first_violation(
     rules: Rules,
     spec: ModelDeploymentSpec,
     uris: Sequence[tuple[str, str]],
@@ -34,7 +34,7 @@ def unmet(
             "PolicyInvalid",
             f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}",
         )
-    if problem := outside(rules, uris):
+    if problem := source_violation(rules, uris):
         return problem
     if problem := _code(rules, spec):
         return problem
@@ -49,7 +49,7 @@ def unmet(
     return None
 
 
-def outside(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
+def source_violation(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
     """The first of these that lies in none of the places that a policy names."""
     for name, sources in rules.sources:
         for field, uri in uris:
@@ -89,7 +89,7 @@ def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     )
 
 
-def query_refused(
+def query_violation(
     rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str
 ) -> Problem | None:
     """The first query of the spec's own that is not asked: because none is, or because this one
@@ -153,7 +153,7 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     return None
 
 
-def golden_unmet(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+def golden_violation(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     """What lacks of the golden data that policies demand. Asked for again when they are counted: a
     spec can be edited under way, and a first version has no other proof.
     """
@@ -192,7 +192,7 @@ def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
             )
 
 
-def gpus_asked(spec: ModelDeploymentSpec) -> dict[str, int]:
+def gpus_of_spec(spec: ModelDeploymentSpec) -> dict[str, int]:
     """GPUs (and other extended resources) that all pods of a new revision ask for together, by
     resource name.
     """

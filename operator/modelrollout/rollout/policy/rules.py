@@ -217,7 +217,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
     templates: dict[str, tuple[Metric, ...]] = {}
     for policy in found:
         if policy.spec.defaults is not None:
-            defaults = filled(defaults, policy.spec.defaults.wire())
+            defaults = with_defaults(defaults, policy.spec.defaults.wire())
         for template in policy.spec.analysis_templates or ():
             templates.setdefault(template.name, tuple(template.metrics))
     gates = tuple((p.name, p.spec.gates) for p in found if p.spec.gates)
@@ -290,7 +290,7 @@ def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is
     shorter than theirs is as long as theirs.
     """
-    found = filled(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    found = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
     for key, bound, unless_said in (
         ("bake", "bake", None),
         ("progressDeadline", "minProgressDeadline", _DEADLINE),
@@ -302,20 +302,20 @@ def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return found
 
 
-def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists
     are taken whole.
     """
     found = dict(given)
     for key, value in defaults.items():
         if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping):
-            found[key] = filled(found.get(key) or {}, value)
+            found[key] = with_defaults(found.get(key) or {}, value)
         elif found.get(key) is None:
             found[key] = value
     return found
 
 
-def frozen(rules: Rules, now: datetime) -> Freeze | None:
+def active_freeze(rules: Rules, now: datetime) -> Freeze | None:
     """The freeze that is in force, until the end of the last window of those that follow one
     another; None when there is none.
     """

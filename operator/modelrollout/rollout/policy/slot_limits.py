@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import SlotStatus, seconds
-from modelrollout.rollout.policy.requirements import gpus_asked, gpus_of_pod
+from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.snapshot import Problem, Snapshot, in_flight, since
 
@@ -20,31 +20,31 @@ def slot_of(s: Snapshot) -> SlotStatus | None:
     return rollout.slot if rollout is not None and in_flight(rollout) and rollout.queue is None else None
 
 
-def asked_now(s: Snapshot) -> int:
+def gpus_requested(s: Snapshot) -> int:
     """GPUs for all replicas that spec asks for now."""
-    return sum(gpus_asked(s.spec).values()) if s.spec is not None else 0
+    return sum(gpus_of_spec(s.spec).values()) if s.spec is not None else 0
 
 
-def limits_of_gpus(s: Snapshot) -> list[Limit]:
+def gpu_limits(s: Snapshot) -> list[Limit]:
     """Those that the slot counts for."""
     return [limit for limit in s.rules.limits if limit.gpus is not None]
 
 
-def pods_held(s: Snapshot) -> int | None:
+def pods_covered_by_slot(s: Snapshot) -> int | None:
     """Pods that the slot has GPUs for; None where none are counted."""
     slot = slot_of(s)
     each = sum(gpus_of_pod(s.spec).values()) if s.spec is not None else 0
-    return max(1, slot.gpus // each) if slot is not None and each and limits_of_gpus(s) else None
+    return max(1, slot.gpus // each) if slot is not None and each and gpu_limits(s) else None
 
 
-def beyond(s: Snapshot) -> Problem | None:
+def waiting_replicas(s: Snapshot) -> Problem | None:
     """Replicas that wait, because they were asked for after the slot was taken."""
-    slot, held = slot_of(s), pods_held(s)
+    slot, held = slot_of(s), pods_covered_by_slot(s)
     if s.spec is None or slot is None or held is None or s.spec.serving.replicas <= held:
         return None
-    policies = ", ".join(limit.policy for limit in limits_of_gpus(s))
+    policies = ", ".join(limit.policy for limit in gpu_limits(s))
     text = (
-        f"spec.serving.replicas: {s.spec.serving.replicas} ask for {asked_now(s)} GPUs, the slot of"
+        f"spec.serving.replicas: {s.spec.serving.replicas} ask for {gpus_requested(s)} GPUs, the slot of"
         f" RolloutPolicy {policies} has {slot.gpus}"
     )
     return Problem(

@@ -12,7 +12,7 @@ from modelrollout.rollout.snapshot import Slot
 
 
 @dataclass(frozen=True)
-class Claim:
+class SlotRequest:
     """A ModelDeployment's rollout: ``holder`` is namespace/name/uid, ``rollout`` the start of the
     rollout.
     """
@@ -28,18 +28,18 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Held:
+class TakenSlot:
     """A slot that is taken. ``version``: the Lease's resourceVersion, by which those who took slots
     can be ordered: it grows with every write.
     """
 
     index: int
-    claim: Claim
+    claim: SlotRequest
     version: int
     ended: bool  # by all that is known here, the rollout that holds it is over
 
 
-def within(limit: Limit, held: Sequence[Held], mine: Held) -> bool:
+def is_within_limit(limit: Limit, held: Sequence[TakenSlot], mine: TakenSlot) -> bool:
     """Whether ``mine`` is within the limit, counted in the order in which the slots were taken.
 
     Two leaders (one of them late) may take two slots at the same time, when the limit was lowered
@@ -52,7 +52,9 @@ def within(limit: Limit, held: Sequence[Held], mine: Held) -> bool:
     return limit.gpus is None or sum(h.claim.gpus for h in before) <= limit.gpus
 
 
-def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
+def standing(
+    limit: Limit, held: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
+) -> Slot:
     """How ``mine`` stands with the limit. ``queue``: all that wait for a slot of this policy,
     longest first.
 
@@ -63,7 +65,7 @@ def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Clai
     own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     holders = tuple(sorted(h.claim.told for h in held if h is not own and not h.ended))
     if own is not None:
-        return Slot(limit.policy, within(limit, held, own), False, 1, 1, holders, own.claim.gpus)
+        return Slot(limit.policy, is_within_limit(limit, held, own), False, 1, 1, holders, own.claim.gpus)
     working = [h for h in held if not h.ended]
     waiting = [
         c
@@ -80,7 +82,9 @@ def stand(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Clai
     return Slot(limit.policy, False, room, position + 1, max(len(waiting), position + 1), holders)
 
 
-def larger(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Claim) -> Slot:
+def standing_enlarged(
+    limit: Limit, held: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
+) -> Slot:
     """How a rollout that holds a slot stands with the GPUs that it asks for by now: ``turn`` where
     its slot may count them all.
 
@@ -96,7 +100,7 @@ def larger(limit: Limit, held: Sequence[Held], queue: Sequence[Claim], mine: Cla
     holders = tuple(sorted(h.claim.told for h in others))
     return Slot(
         limit.policy,
-        within(limit, held, own),
+        is_within_limit(limit, held, own),
         room and own.claim.gpus < mine.gpus,
         holders=holders,
         gpus=own.claim.gpus,

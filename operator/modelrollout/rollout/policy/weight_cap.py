@@ -6,22 +6,22 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.policy.mandatory_metrics import unproven
+from modelrollout.rollout.policy.mandatory_metrics import unproven_weight
 from modelrollout.rollout.snapshot import Event, Snapshot
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 OVERRIDDEN = "MetricsOverridden"
 DEMANDED = "MetricsDemanded"
 
 
-def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
+def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transition:
     """The move, or the weight that was reached, judged on, where the move would go beyond it
     unproven.
 
     One place for all strategies, so that no stage can forget it.
     """
-    why = unproven(s, move.status)
+    why = unproven_weight(s, move.status)
     before = s.status.rollout
     if why is None or before is None:
         return move
@@ -34,13 +34,13 @@ def demanded(s: Snapshot, move: Move, now: datetime) -> Move:
         # it was said when the mirror still had to be taken out
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
-        return Move(
+        return Transition(
             move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after
         )
     if before.step is None:
-        return Move(s.status, requeue_after=CHECK_SECONDS)
+        return Transition(s.status, requeue_after=CHECK_SECONDS)
     judged_on = s.status if before.stage == "Canary" else enter(s.status, "Canary", now)
     back = at_step(
         judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False
     )
-    return Move(back, (Event(DEMANDED, why, "Warning"),))
+    return Transition(back, (Event(DEMANDED, why, "Warning"),))

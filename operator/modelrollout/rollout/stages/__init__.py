@@ -18,9 +18,9 @@ from modelrollout.rollout.stages.provision import provision
 from modelrollout.rollout.stages.resolve import resolve
 from modelrollout.rollout.stages.shadow import shadow
 from modelrollout.rollout.stages.tune import tune
-from modelrollout.rollout.stages.waiting import Move
+from modelrollout.rollout.stages.waiting import Transition
 
-STAGES: dict[Stage, Callable[[Snapshot, datetime], Move]] = {
+STAGES: dict[Stage, Callable[[Snapshot, datetime], Transition]] = {
     "Resolve": resolve,
     "Prepare": prepare,
     "Tune": tune,

@@ -20,14 +20,14 @@ from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import (
-    inconclusive,
+    handle_inconclusive,
     interval,
     proven_worse,
-    rewritten,
+    step_rewritten,
+    with_metric_events,
     with_metrics,
-    with_news,
 )
-from modelrollout.rollout.stages.waiting import Move, remaining
+from modelrollout.rollout.stages.waiting import Transition, remaining
 from modelrollout.rollout.transitions import enter, record, succeed
 
 
@@ -71,7 +71,7 @@ def _former(history: Sequence[StepEvidence]) -> dict[str, Counter]:
     return found
 
 
-def bake(s: Snapshot, now: datetime) -> Move:
+def bake(s: Snapshot, now: datetime) -> Transition:
     """Back to the former stable when proven worse; stable after the time, if it could be measured:
     the counts of one look cover all of it.
     """
@@ -87,7 +87,7 @@ def bake(s: Snapshot, now: datetime) -> Move:
         problem = server.problem or NOT_READY
         found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
     if step.phase == "Paused":  # for a cause: a person says promote or abort
-        return Move(with_news(s, step, s.assessment, now), requeue_after=interval(s))
+        return Transition(with_metric_events(s, step, s.assessment, now), requeue_after=interval(s))
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
     if left <= 0 and rollout.held is None:
         if found.verdict != "Error":
@@ -100,10 +100,10 @@ def bake(s: Snapshot, now: datetime) -> Move:
         if remaining(s, now) <= 0:
             return _unmeasured(s, step, found, now)
     requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
-    return rewritten(s, step, found, now, requeue, on_time=True)
+    return step_rewritten(s, step, found, now, requeue, on_time=True)
 
 
-def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Move:
+def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime) -> Transition:
     assert s.spec is not None and s.status.rollout is not None
     text = (
         f"not measured until progressDeadline {s.spec.rollout.progress_deadline} after bake: {found.message}"
@@ -115,12 +115,12 @@ def _unmeasured(s: Snapshot, step: StepStatus, found: Assessment, now: datetime)
             f"as onInconclusive says: {text}",
             now,
         )
-    return inconclusive(s, step, found.reason, text, now, may_promote=False)
+    return handle_inconclusive(s, step, found.reason, text, now, may_promote=False)
 
 
-def _over(s: Snapshot, status: ModelDeploymentStatus, message: str, now: datetime) -> Move:
+def _over(s: Snapshot, status: ModelDeploymentStatus, message: str, now: datetime) -> Transition:
     assert status.rollout is not None
-    return Move(
+    return Transition(
         succeed(s, status, now, "Promoted"),
         (Event("Promoted", f"revision {status.rollout.revision} stays: {message}"),),
     )

@@ -10,8 +10,8 @@ from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, Step, StepStatus, seconds
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.desired import has_pods_for, too_few
-from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven
+from modelrollout.rollout.desired import has_pods_for, scaling_problem
+from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
 from modelrollout.rollout.snapshot import (
     NOT_READY,
     Assessment,
@@ -22,8 +22,8 @@ from modelrollout.rollout.snapshot import (
     since,
     stamp,
 )
-from modelrollout.rollout.stages.in_place import give_way
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait
+from modelrollout.rollout.stages.in_place import release_stable_pods
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most
@@ -34,7 +34,7 @@ PLAN_SLACK = 1.25  # how much too long it must take at the present rate before t
 MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
 
 
-def canary(s: Snapshot, now: datetime) -> Move:
+def canary(s: Snapshot, now: datetime) -> Transition:
     """First what ends the canary, then what keeps it where it is, then the next step."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     step = s.status.rollout.step
@@ -43,7 +43,7 @@ def canary(s: Snapshot, now: datetime) -> Move:
     )
     if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
         # spec was edited: what was counted under the other strategy says nothing about this one
-        return Move(begin_trial(s, s.status, now))
+        return Transition(begin_trial(s, s.status, now))
     position = stepping.locate(steps_of(s), step)
     found, given = s.assessment, stepping.with_traffic(step)
     if found and found.verdict == "Failed" and given.phase != "Shifting":
@@ -74,7 +74,7 @@ def begin_trial(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> Mo
     )
 
 
-def proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Move:
+def proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Transition:
     """Everything back to stable; or hold for a person, if spec says so or clients may have caused
     it.
     """
@@ -88,12 +88,12 @@ def proven_worse(s: Snapshot, found: Assessment, now: datetime) -> Move:
     )
     if holds:
         if s.status.rollout.reason == found.reason:
-            return Move(s.status, requeue_after=CHECK_SECONDS)
-        return Move(
+            return Transition(s.status, requeue_after=CHECK_SECONDS)
+        return Transition(
             _pause(status, step, found.reason, f"{found.message}; {holds}: promote or abort"),
             (_event(found),),
         )
-    return Move(revert(status, now, "RolledBack", found.reason, found.message), (_event(found),))
+    return Transition(revert(status, now, "RolledBack", found.reason, found.message), (_event(found),))
 
 
 def _of_clients(stage: Stage, step: StepStatus, found: Assessment) -> str | None:
@@ -133,65 +133,65 @@ def _at(s: Snapshot, step: StepStatus) -> Snapshot:
     return replace(s, status=change(s.status, step=step))
 
 
-def _shifting(s: Snapshot, step: StepStatus, found: Assessment | None, now: datetime) -> Move:
+def _shifting(s: Snapshot, step: StepStatus, found: Assessment | None, now: datetime) -> Transition:
     assert s.status.rollout is not None
     waited = since(step.since, now)
     there = has_pods_for(s, step)
     if there and step.metrics:  # what was counted meanwhile belongs to the weight before
-        return Move(
+        return Transition(
             change(
                 s.status,
                 step=step.model_copy(update={"metrics": [], "measured": None, "observed_since": None}),
             )
         )
-    if s.traffic.taken_up and there and waited >= s.settle_seconds:
+    if s.traffic.programmed and there and waited >= s.settle_seconds:
         # The first measurement is the baseline; what came before belongs to another weight.
         metrics = _brief(s.assessment.metrics) if s.assessment else []
         observing = step.model_copy(
             update={"phase": "Observing", "observed_since": stamp(now), "metrics": metrics}
         )
-        return Move(change(s.status, step=observing, reason=None, message=None))
+        return Transition(change(s.status, step=observing, reason=None, message=None))
     if remaining(s, now) <= 0:
         message = (
             f"the gateway has not taken up weight {step.weight}:"
             f" {s.traffic.message or 'too few pods of the canary are ready for it'}"
         )
         # a pause gives no weight that there are no pods for
-        step = step if there else stepping.former(step)
-        return inconclusive(
+        step = step if there else stepping.previous_step(step)
+        return handle_inconclusive(
             _at(s, step), step, "TrafficNotShifted", f"{_deadline(s)}: {message}", now, may_promote=False
         )
-    if not there and (given := give_way(s)):
+    if not there and (given := release_stable_pods(s)):
         return given
     if not there:  # the split does not have this weight yet
-        told = replace(s, status=with_news(s, step, found, now)) if step.metrics else s
-        return wait(told, too_few(s), min(5.0, interval(s)))
-    return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.taken_up else 5.0)
+        told = replace(s, status=with_metric_events(s, step, found, now)) if step.metrics else s
+        return wait(told, scaling_problem(s), min(5.0, interval(s)))
+    return wait(s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.programmed else 5.0)
 
 
 def _paused(
     s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime
-) -> Move:
+) -> Transition:
     """Wait for promote, or for the end of a pause step. The canary has its traffic meanwhile and is
     judged all the same.
     """
     assert s.spec is not None and s.status.rollout is not None
-    status = with_news(s, step, found, now)
+    status = with_metric_events(s, step, found, now)
     if s.status.rollout.reason != "PauseStep":
         # for a cause: only somebody who says promote may raise the weight now
-        return Move(status, requeue_after=interval(s))
+        return Transition(status, requeue_after=interval(s))
     if s.status.rollout.held:
-        return Move(status, requeue_after=interval(s))
+        return Transition(status, requeue_after=interval(s))
     pause = steps_of(s)[position.index].pause if position.exact else None
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
     if pause is None or (left is not None and left <= 0):  # edited away, or over
-        return Move(advance(s, s.status, position, now))
-    return Move(status, requeue_after=interval(s) if left is None else min(interval(s), left))
+        return Transition(advance(s, s.status, position, now))
+    return Transition(status, requeue_after=interval(s) if left is None else min(interval(s), left))
 
 
 def _observing(
     s: Snapshot, step: StepStatus, position: stepping.Position, found: Assessment | None, now: datetime
-) -> Move:
+) -> Transition:
     assert s.spec is not None and s.status.rollout is not None
     if found is None:
         found = Assessment("Error", "NoData", "nothing was measured", tuple(step.metrics))
@@ -216,20 +216,20 @@ def _observing(
         status = record(
             with_metrics(s.status, found, now), found.verdict, found.reason if proven else "PreviewEnded", now
         )
-        message = f"step {stepping.label(steps, position)} at {step.weight} %: {found.message}"
+        message = f"step {stepping.step_position(steps, position)} at {step.weight} %: {found.message}"
         override = None if proven else "spec.rollout.blueGreen.for"
-        return Move(
+        return Transition(
             advance(s, status, position, now, override),
             (Event("StepPassed" if proven else "PreviewEnded", message),),
         )
     if found.verdict != "Successful" and remaining(s, now) <= 0 and not (soaks and stay > 0):
-        return inconclusive(s, step, found.reason, f"{_deadline(s)}: {found.message}", now)
+        return handle_inconclusive(s, step, found.reason, f"{_deadline(s)}: {found.message}", now)
     if found.verdict == "Error" and not held and (limit := _errors_too_long(s, found, now)):
-        return inconclusive(
+        return handle_inconclusive(
             s, step, found.reason, f"errors for longer than errorLimit {limit}: {found.message}", now
         )
     requeue = min(interval(s), stay) if stay > 0 else interval(s)
-    return rewritten(s, step, found, now, max(0.2, requeue), on_time=soaks or held)
+    return step_rewritten(s, step, found, now, max(0.2, requeue), on_time=soaks or held)
 
 
 def _soaks(step: StepStatus, present: Step | None) -> bool:
@@ -239,9 +239,9 @@ def _soaks(step: StepStatus, present: Step | None) -> bool:
     return bool(step.strategy == "BlueGreen" and present and present.for_)
 
 
-def rewritten(
+def step_rewritten(
     s: Snapshot, step: StepStatus, found: Assessment, now: datetime, requeue: float, *, on_time: bool = False
-) -> Move:
+) -> Transition:
     """The status with the new measurement if that is news, else as it is: an idle look costs no
     write.
 
@@ -259,12 +259,12 @@ def rewritten(
     )
     reason = problem.reason if problem else None
     if s.status.rollout.reason == reason and not _is_news(step, found, now):
-        return Move(s.status, requeue_after=requeue)
+        return Transition(s.status, requeue_after=requeue)
     status = change(
         with_metrics(s.status, found, now), reason=reason, message=problem.message if problem else None
     )
     told = problem is None or problem.reason != UNREACHABLE or s.status.rollout.reason == UNREACHABLE
-    return Move(
+    return Transition(
         status,
         () if told or problem is None else (Event(problem.reason, problem.message, "Warning"),),
         requeue,
@@ -310,7 +310,7 @@ def _errors_too_long(s: Snapshot, found: Assessment, now: datetime) -> str | Non
     return limit if limit is not None and lasting and max(lasting) >= seconds(limit) else None
 
 
-def with_news(
+def with_metric_events(
     s: Snapshot, step: StepStatus, found: Assessment | None, now: datetime
 ) -> ModelDeploymentStatus:
     """Measurements of a pause: a count needs a baseline in status, or a regression would never be
@@ -368,9 +368,9 @@ def _deadline(s: Snapshot) -> str:
     return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}"
 
 
-def inconclusive(
+def handle_inconclusive(
     s: Snapshot, step: StepStatus, reason: str, text: str, now: datetime, *, may_promote: bool = True
-) -> Move:
+) -> Transition:
     """No verdict within the limit: pause, roll back, or go on unproven, as spec says.
     ``may_promote``: False where it is not evidence that lacks.
     """
@@ -380,7 +380,7 @@ def inconclusive(
     if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
         steps = steps_of(s)
         position = stepping.locate(steps, step)
-        label = stepping.label(steps, position)
+        label = stepping.step_position(steps, position)
         onward = advance(
             s,
             record(status, "Inconclusive", "PromotedByPolicy", now),
@@ -388,9 +388,9 @@ def inconclusive(
             now,
             f"onInconclusive Promote at {label}",
         )
-        why = unproven(s, onward)
+        why = unproven_weight(s, onward)
         if why is None:
-            return Move(
+            return Transition(
                 onward,
                 (
                     Event(
@@ -401,12 +401,14 @@ def inconclusive(
                 ),
             )
         status, text = record(status, "Inconclusive", reason, now), f"{text}; {why}"
-        return Move(_pause(status, step, "Inconclusive", text), (Event("Inconclusive", text, "Warning"),))
+        return Transition(
+            _pause(status, step, "Inconclusive", text), (Event("Inconclusive", text, "Warning"),)
+        )
     status = record(status, "Inconclusive", reason, now)
     event = Event("Inconclusive", text, "Warning")
     if then == "Rollback":
-        return Move(revert(status, now, "RolledBack", reason, text), (event,))
-    return Move(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
+        return Transition(revert(status, now, "RolledBack", reason, text), (event,))
+    return Transition(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
 
 
 def advance(

@@ -7,38 +7,38 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
-from modelrollout.rollout.policy.requirements import golden_unmet
+from modelrollout.rollout.policy.requirements import golden_violation
 from modelrollout.rollout.snapshot import Event, Snapshot
-from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.next_stage import after_evaluate
-from modelrollout.rollout.stages.waiting import Move, wait_or_fail
+from modelrollout.rollout.stages.waiting import Transition, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 
-def evaluate(s: Snapshot, now: datetime) -> Move:
+def evaluate(s: Snapshot, now: datetime) -> Transition:
     """Judge the golden answers, then go on."""
     assert s.spec is not None and s.status.rollout is not None
     if (
         s.status.stable is None
         and s.status.rollout.mode == "Update"
-        and (problem := golden_unmet(s.rules, s.spec))
+        and (problem := golden_violation(s.rules, s.spec))
     ):
         return wait_or_fail(s, now, problem, "golden data")
     if s.spec.rollout.analysis.golden is None:
-        return Move(after_evaluate(s, s.status, now))
+        return Transition(after_evaluate(s, s.status, now))
     work, evidence = s.work, s.evaluation
     if work.state == "Failed":
         return failed_job(s, work, now)
     if work.state != "Succeeded":
-        return under_way(s, now, "the evaluate Job")
+        return job_in_progress(s, now, "the evaluate Job")
     if evidence is None:
-        return again(s, now, RESULT_LOST)
+        return retry_job(s, now, RESULT_LOST)
     if evidence.verdict != "Successful":
         rejected = fail(s.status, now, "Rejected", evidence.reason, evidence.message)
-        return Move(
+        return Transition(
             change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),)
         )
-    return Move(change(after_evaluate(s, s.status, now), evaluation=evidence), (_event(evidence),))
+    return Transition(change(after_evaluate(s, s.status, now), evaluation=evidence), (_event(evidence),))
 
 
 def _event(evidence: EvaluationEvidence) -> Event:

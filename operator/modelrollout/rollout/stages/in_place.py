@@ -8,16 +8,16 @@ nowhere.
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import InPlaceStatus
-from modelrollout.rollout.desired import carriers
-from modelrollout.rollout.in_place import floor, room
+from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.in_place import canary_room, stable_floor
 from modelrollout.rollout.snapshot import Event, Snapshot, baseline
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
 from modelrollout.rollout.transitions import change
 
 LACKS = frozenset({"Unschedulable", "InsufficientGPU"})
 
 
-def give_way(s: Snapshot) -> Move | None:
+def release_stable_pods(s: Snapshot) -> Transition | None:
     """Take turns on the GPUs; None where nothing lacks, or where there is nothing (more) to give.
 
     Two steps: first the new revision asks for no more than it needs, and only if that does not fit
@@ -33,28 +33,28 @@ def give_way(s: Snapshot) -> Move | None:
         or server.problem.reason not in LACKS
     ):
         return None
-    least = floor(s.spec)
+    least = stable_floor(s.spec)
     if at is None:
-        of = max(s.server(stable.revision).asked, s.spec.serving.replicas)
+        of = max(s.server(stable.revision).desired_replicas, s.spec.serving.replicas)
         if least >= of:
             return None
         text = (
-            f"no node has room for all pods of {rollout.revision}: it makes do with {room(s.spec)}, stable"
-            f" keeps at least {least} of {of}"
+            f"no node has room for all pods of {rollout.revision}: it makes do with"
+            f" {canary_room(s.spec)}, stable keeps at least {least} of {of}"
         )
-        return Move(
+        return Transition(
             change(s.status, in_place=InPlaceStatus(of=of, keeps=of)),
             (Event("InPlace", text),),
             CHECK_SECONDS,
         )
-    wanted = carriers(s)[rollout.revision or ""]
+    wanted = replicas_with_traffic(s)[rollout.revision or ""]
     keeps = max(least, at.of - wanted)
-    if server.asked != wanted or keeps >= at.keeps:
+    if server.desired_replicas != wanted or keeps >= at.keeps:
         return None
     text = (
         f"stable {stable.revision} keeps {keeps} of {at.of} pods, the others make room for {rollout.revision}"
     )
-    return Move(
+    return Transition(
         change(s.status, in_place=at.model_copy(update={"keeps": keeps})),
         (Event("InPlace", text),),
         CHECK_SECONDS,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.snapshot import Event, Problem, Snapshot, Work, since
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, wait, wait_or_fail
+from modelrollout.rollout.snapshot import Event, JobState, Problem, Snapshot, since
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure
@@ -23,41 +23,41 @@ RESULT_LOST = Problem(
 )
 
 
-def under_way(s: Snapshot, now: datetime, waiting_for: str) -> Move:
+def job_in_progress(s: Snapshot, now: datetime, waiting_for: str) -> Transition:
     """The Job has not ended. While it works it has a limit of its own; progressDeadline is for the
     time in which no pod of it does, and while it is queued there is none.
     """
     work = s.work
     if work.queued:
-        return wait(s, work.queued, SOON_SECONDS if work.unheard else CHECK_SECONDS, latest=True)
+        return wait(s, work.queued, SOON_SECONDS if work.result_pending else CHECK_SECONDS, latest=True)
     if work.stuck:
         gone, problem = work.stuck
         left = LOST_SECONDS - since(gone, now)
-        return wait(s, work.retried, min(CHECK_SECONDS, left)) if left > 0 else again(s, now, problem)
-    if not (work.idle_since or work.problem or s.refused):
+        return wait(s, work.retried, min(CHECK_SECONDS, left)) if left > 0 else retry_job(s, now, problem)
+    if not (work.idle_since or work.problem or s.write_problem):
         return wait(s, work.retried)
-    return wait_or_fail(s, now, work.problem or s.refused or work.retried, waiting_for, work.idle_since)
+    return wait_or_fail(s, now, work.problem or s.write_problem or work.retried, waiting_for, work.idle_since)
 
 
-def again(s: Snapshot, now: datetime, problem: Problem) -> Move:
+def retry_job(s: Snapshot, now: datetime, problem: Problem) -> Transition:
     """Run it once more as another Job."""
     rollout = s.status.rollout
     assert rollout is not None
     if rollout.attempt < MAX_LOST:
-        return Move(change(s.status, attempt=rollout.attempt + 1))
+        return Transition(change(s.status, attempt=rollout.attempt + 1))
     message = f"{problem.message}; that was try {rollout.attempt + 1}, say retry when the cause is gone"
-    return Move(
+    return Transition(
         fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
     )
 
 
-def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
+def failed_job(s: Snapshot, work: JobState, now: datetime) -> Transition:
     """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason
     of its own, or ended by a stranger's pod, it runs again.
     """
     result, problem = work.result, work.problem
     if problem and problem.reason in ("Killed", "PodForeign"):
-        return again(s, now, problem)
+        return retry_job(s, now, problem)
     reason = result.reason if result else problem.reason if problem else "JobFailed"
     message = (
         result.message
@@ -66,4 +66,4 @@ def failed_job(s: Snapshot, work: Work, now: datetime) -> Move:
         if problem
         else "the Job failed and left no message; see its pod's log"
     )
-    return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))
+    return Transition(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))

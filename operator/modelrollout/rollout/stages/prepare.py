@@ -14,18 +14,18 @@ from modelrollout.api.v1alpha1 import (
     Stage,
 )
 from modelrollout.contract.tasks import ExitCode, Search, TaskResult
-from modelrollout.rollout.compatibility import changed, served
+from modelrollout.rollout.compatibility import interface_change, served_interface
 from modelrollout.rollout.snapshot import Event, Problem, Snapshot, baseline, stamp
-from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.tune import is_wanted
-from modelrollout.rollout.stages.waiting import Move, wait, wait_or_fail
+from modelrollout.rollout.stages.waiting import Transition, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 _TOGETHER = "PreparedTogether"
 
 
-def prepare(s: Snapshot, now: datetime) -> Move:
+def prepare(s: Snapshot, now: datetime) -> Transition:
     """Go on with the artifact that the Job published, or that this revision has already."""
     rollout = s.status.rollout
     assert rollout is not None
@@ -61,47 +61,47 @@ def prepare(s: Snapshot, now: datetime) -> Move:
         return wait(s, Problem(_TOGETHER, text), latest=True)
     # its own turn has come: how long it waited for another counts for no deadline of its own
     if rollout.reason == _TOGETHER:
-        return Move(enter(s.status, "Prepare", now))
+        return Transition(enter(s.status, "Prepare", now))
     if work.state == "Running" or work.state == "Absent":
-        return under_way(s, now, "the prepare Job")
+        return job_in_progress(s, now, "the prepare Job")
     evidence = _evidence(work.result, now) if work.result else None
     if work.state == "Failed":
         if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:
             return _rejected(s, now, Problem(work.result.reason, work.result.message), evidence)
         return failed_job(s, work, now)
     if evidence is None or not evidence.digest:
-        return again(s, now, RESULT_LOST)
+        return retry_job(s, now, RESULT_LOST)
     return _onward(s, evidence, now, _gate_event(evidence))
 
 
-def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Move:
+def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
     """To the model servers, if clients of stable could use them."""
     rollout = s.status.rollout
     assert rollout is not None
     if rollout.mode == "Update":
-        if problem := changed(s, artifact.interface):
+        if problem := interface_change(s, artifact.interface):
             rejected = change(
                 fail(s.status, now, "Rejected", problem.reason, problem.message), artifact=artifact
             )
-            return Move(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
-        if baseline(s) is not None and (artifact.interface is None or served(s) is None):
+            return Transition(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
+        if baseline(s) is not None and (artifact.interface is None or served_interface(s) is None):
             text = (
                 "inputs and outputs were not compared with those of stable: an older operator prepared one of"
                 " the two"
             )
             events = (*events, Event("SignatureUnknown", text))
     following: Stage = "Tune" if is_wanted(s) else "Provision"
-    return Move(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
+    return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
-def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Move:
+def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
     """By the gate. The evidence stays readable; the artifact itself was not published, so there is
     no digest to serve.
     """
     rejected = fail(s.status, now, "Rejected", problem.reason, problem.message)
     if evidence:
         rejected = change(rejected, artifact=evidence)
-    return Move(rejected, (Event(problem.reason, problem.message, "Warning"),))
+    return Transition(rejected, (Event(problem.reason, problem.message, "Warning"),))
 
 
 def _evidence(result: TaskResult, now: datetime) -> ArtifactEvidence:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
-from modelrollout.rollout.desired import carriers
-from modelrollout.rollout.policy.requirements import gpus_asked, too_small
-from modelrollout.rollout.policy.rules import frozen
+from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
+from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
 from modelrollout.rollout.snapshot import Event, Gpus, Problem, Slot, Snapshot, since, stamp
-from modelrollout.rollout.stages.in_place import LACKS, give_way
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait, wait_or_fail
+from modelrollout.rollout.stages.in_place import LACKS, release_stable_pods
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 # each rollout that leaves the queue moves all behind it: further back the place is not told, or
@@ -25,7 +25,7 @@ from modelrollout.rollout.transitions import change, enter, fail
 TOLD_POSITIONS = 10
 
 
-def provision(s: Snapshot, now: datetime) -> Move:
+def provision(s: Snapshot, now: datetime) -> Transition:
     """Go on once every replica that the trial begins with serves the model: a weight never rises on
     pods that are not there.
     """
@@ -34,14 +34,14 @@ def provision(s: Snapshot, now: datetime) -> Move:
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
-    wanted = carriers(s)[rollout.revision or ""]
+    wanted = replicas_with_traffic(s)[rollout.revision or ""]
     if server.ready >= wanted:
         if rollout.mode == "Rollback" and rollout.proven:
-            return Move(enter(s.status, "Promote", now))  # what is proven stays proven
+            return Transition(enter(s.status, "Promote", now))  # what is proven stays proven
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
             return _if_patched(s, demanding, server.version, now)
-        return Move(enter(s.status, "Evaluate", now))
-    if given := give_way(s):
+        return Transition(enter(s.status, "Evaluate", now))
+    if given := release_stable_pods(s):
         return given
     problem = server.problem
     if (
@@ -62,7 +62,7 @@ def provision(s: Snapshot, now: datetime) -> Move:
     )
 
 
-def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Move:
+def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
         asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
@@ -73,40 +73,40 @@ def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) ->
         )
     if problem := known_flaws(version):
         message = f"{problem.message}; RolloutPolicy {policy} demands it"
-        return Move(
+        return Transition(
             fail(s.status, now, "Rejected", problem.reason, message),
             (Event(problem.reason, message, "Warning"),),
         )
-    return Move(enter(s.status, "Evaluate", now))
+    return Transition(enter(s.status, "Evaluate", now))
 
 
 def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
     """The queue that a rollout enters before it is given GPUs; None where nothing limits it."""
     assert s.spec is not None and s.status.rollout is not None
-    gpus = sum(gpus_asked(s.spec).values())
-    limited = any(limit.concerns(gpus) for limit in s.rules.limits) or frozen(s.rules, now) is not None
+    gpus = sum(gpus_of_spec(s.spec).values())
+    limited = any(limit.concerns(gpus) for limit in s.rules.limits) or active_freeze(s.rules, now) is not None
     if s.status.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
         return None
     return QueueStatus(since=stamp(now), gpus=gpus)
 
 
-def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
+def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Transition:
     """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are
     free.
     """
     assert s.spec is not None and s.status.rollout is not None
-    if freeze := frozen(s.rules, now):
+    if freeze := active_freeze(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
-    asked = sum(gpus_asked(s.spec).values())
+    asked = sum(gpus_of_spec(s.spec).values())
     if asked != queue.gpus:  # replicas were edited or scaled meanwhile
-        return Move(change(s.status, queue=queue.model_copy(update={"gpus": asked})))
+        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": asked})))
     slots = {slot.policy: slot for slot in s.slots}
     for limit in s.rules.limits:
         if problem := too_small(limit, queue.gpus):
             return wait(s, problem)
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
-            # the Leases cannot be read: s.refused says why
+            # the Leases cannot be read: s.write_problem says why
             return _in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
@@ -118,7 +118,7 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Move:
             events = (Event("CapacityUnknown", text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
-    return Move(
+    return Transition(
         enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
     )
 
@@ -132,9 +132,9 @@ def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datet
     return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
 
 
-def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:
+def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Transition:
     if slot.turn:
-        return Move(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
+        return Transition(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
     position = slot.position if slot.position <= TOLD_POSITIONS else None
     place = (
         f"{_ordinal(slot.position)} of {slot.waiting}"
@@ -149,7 +149,7 @@ def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Move:
     status: ModelDeploymentStatus = change(
         moved.status, queue=queue.model_copy(update={"position": position}), message=problem.message
     )
-    return Move(status, moved.events, moved.requeue_after)
+    return Transition(status, moved.events, moved.requeue_after)
 
 
 def _holders(namespace: str, holders: Sequence[str]) -> str:
@@ -166,7 +166,7 @@ def _ordinal(n: int) -> str:
     return f"{n}{suffix}"
 
 
-def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Move:
+def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
     assert s.spec is not None
     problem = Problem("InsufficientGPU", _numbers(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
@@ -175,7 +175,7 @@ def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Move:
         told = change(
             moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None})
         )
-        return Move(told, moved.events, moved.requeue_after)
+        return Transition(told, moved.events, moved.requeue_after)
     left = seconds(limit) - since(queue.short_since, now)
     if left <= 0:
         return _unscheduled(s, problem, limit, now)
@@ -189,8 +189,8 @@ def _numbers(gpus: Gpus) -> str:
     )
 
 
-def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Move:
+def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Transition:
     message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
-    return Move(
+    return Transition(
         fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.rollout.snapshot import Event, Snapshot
-from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
-from modelrollout.rollout.stages.waiting import Move
+from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
+from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.transitions import allocate, enter
 
 
-def resolve(s: Snapshot, now: datetime) -> Move:
+def resolve(s: Snapshot, now: datetime) -> Transition:
     """Take the digest that the Job found."""
     work = s.work
     if work.state == "Succeeded" and work.result and work.result.sha256:
@@ -23,7 +23,7 @@ def resolve(s: Snapshot, now: datetime) -> Move:
         ):
             # The source still is what stable was made of: there is nothing to roll out.
             same = enter(s.status, "Done", now, outcome="Stable", sha256=work.result.sha256)
-            return Move(
+            return Transition(
                 same,
                 (
                     Event(
@@ -31,9 +31,9 @@ def resolve(s: Snapshot, now: datetime) -> Move:
                     ),
                 ),
             )
-        return Move(status)
+        return Transition(status)
     if work.state == "Succeeded":
-        return again(s, now, RESULT_LOST)
+        return retry_job(s, now, RESULT_LOST)
     if work.state == "Failed":
         return failed_job(s, work, now)
-    return under_way(s, now, "the resolve Job")
+    return job_in_progress(s, now, "the resolve Job")

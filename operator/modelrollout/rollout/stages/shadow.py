@@ -16,13 +16,13 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ShadowStatus, secon
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Problem, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import REWRITE_SECONDS
 from modelrollout.rollout.stages.next_stage import after_shadow, in_shadow, outputs_of
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Move, remaining, wait
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait
 from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 
 _NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet")
 
 
-def shadow(s: Snapshot, now: datetime) -> Move:
+def shadow(s: Snapshot, now: datetime) -> Transition:
     """One phase after the other; an edited spec begins anew, one that asks for no shadow any more
     leaves.
     """
@@ -31,9 +31,9 @@ def shadow(s: Snapshot, now: datetime) -> Move:
     if at.phase == "Leaving":
         return _leaving(s, at, now)
     if wanted is None:
-        return Move(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
+        return Transition(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
     if at.outputs != outputs_of(wanted):
-        return Move(
+        return Transition(
             in_shadow(
                 s.status,
                 "Starting",
@@ -46,7 +46,7 @@ def shadow(s: Snapshot, now: datetime) -> Move:
         )
     if at.phase == "Paused":
         # for a cause: only somebody who says promote or abort ends it
-        return Move(s.status, requeue_after=CHECK_SECONDS)
+        return Transition(s.status, requeue_after=CHECK_SECONDS)
     # clients may see it: the mirror goes at once
     if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:
         return _inconclusive(s, s.traffic.problem.reason, s.traffic.problem.message, now)
@@ -69,36 +69,36 @@ def _in_the_way(s: Snapshot, at: ShadowStatus) -> Problem | None:
     return s.mirror.tried.problem or s.traffic.problem
 
 
-def _starting(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
+def _starting(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
     """The comparer is ready, and the gateway takes a mirror in a route that nobody calls."""
     if at.mirror is None and s.mirror.way is not None:
-        return Move(in_shadow(s.status, "Starting", now, mirror=s.mirror.way))
+        return Transition(in_shadow(s.status, "Starting", now, mirror=s.mirror.way))
     problem = _in_the_way(s, at)
-    if at.mirror is None or problem is not None or not s.mirror.tried.taken_up:
+    if at.mirror is None or problem is not None or not s.mirror.tried.programmed:
         return wait(s, problem, 5.0)
-    return Move(in_shadow(s.status, "Accepted", now))
+    return Transition(in_shadow(s.status, "Accepted", now))
 
 
-def _accepted(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
+def _accepted(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
     """What the route is about to name is known to the data plane once it has had time."""
-    if not s.mirror.tried.taken_up:
-        return Move(in_shadow(s.status, "Starting", now))
+    if not s.mirror.tried.programmed:
+        return Transition(in_shadow(s.status, "Starting", now))
     left = s.settle_seconds - since(at.since, now)
-    return Move(in_shadow(s.status, "Mirroring", now)) if left <= 0 else wait(s, None, max(0.2, left))
+    return Transition(in_shadow(s.status, "Mirroring", now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _mirroring(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
+def _mirroring(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
     left = s.settle_seconds - since(at.since, now)
-    if not s.traffic.taken_up:
+    if not s.traffic.programmed:
         return wait(s, s.traffic.problem, 5.0)
     if left > 0:
         return wait(s, None, max(0.2, left))
     # The first look is the baseline.
     observing = in_shadow(s.status, "Observing", now, observed_since=stamp(now))
-    return Move(_measured(observing, s.assessment, now) if s.assessment else observing)
+    return Transition(_measured(observing, s.assessment, now) if s.assessment else observing)
 
 
-def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
+def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
     assert s.spec is not None and s.spec.rollout.shadow is not None and s.status.rollout is not None
     found = s.assessment or Assessment(
         "Error", "NoData", "nothing was measured", (at.metric,) if at.metric else ()
@@ -112,35 +112,35 @@ def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
     wanted = s.spec.rollout.shadow
     stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted.for_ else 0.0
     if found.verdict == "Successful" and stay <= 0:
-        return Move(
+        return Transition(
             in_shadow(_measured(s.status, found, now), "Leaving", now),
             (Event("ShadowPassed", found.message),),
         )
     if found.verdict != "Successful" and remaining(s, now) <= 0:
         return _inconclusive(s, found.reason, _late(s, found.message), now, may_promote=server.ready > 0)
     interval = max(1.0, seconds(s.spec.rollout.analysis.interval))
-    return Move(
+    return Transition(
         _rewritten(s, at, found, now), requeue_after=max(0.2, min(interval, stay)) if stay > 0 else interval
     )
 
 
-def _leaving(s: Snapshot, at: ShadowStatus, now: datetime) -> Move:
+def _leaving(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
     """The mirror is out of the route; the stage ends once the data plane has taken that up."""
     left = s.settle_seconds - since(at.since, now)
-    if not s.traffic.taken_up:
+    if not s.traffic.programmed:
         return wait(s, s.traffic.problem, 5.0)
-    return Move(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
+    return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _disagrees(s: Snapshot, found: Assessment, now: datetime) -> Move:
+def _disagrees(s: Snapshot, found: Assessment, now: datetime) -> Transition:
     assert s.spec is not None
     status, event = _measured(s.status, found, now), Event(found.reason, found.message, "Warning")
     if s.spec.rollout.on_failure == "Pause":
-        return Move(
+        return Transition(
             _paused(status, found.reason, f"{found.message}; onFailure is Pause: promote or abort", now),
             (event,),
         )
-    return Move(revert(status, now, "Rejected", found.reason, found.message), (event,))
+    return Transition(revert(status, now, "Rejected", found.reason, found.message), (event,))
 
 
 def _late(s: Snapshot, message: str) -> str:
@@ -148,7 +148,9 @@ def _late(s: Snapshot, message: str) -> str:
     return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
 
 
-def _inconclusive(s: Snapshot, reason: str, text: str, now: datetime, *, may_promote: bool = False) -> Move:
+def _inconclusive(
+    s: Snapshot, reason: str, text: str, now: datetime, *, may_promote: bool = False
+) -> Transition:
     """As spec says. ``may_promote``: requests were mirrored, and it is evidence alone that
     lacks.
     """
@@ -160,13 +162,13 @@ def _inconclusive(s: Snapshot, reason: str, text: str, now: datetime, *, may_pro
             f"the shadow ends unproven, as onInconclusive says: {reason}: {text}",
             "Warning",
         )
-        return Move(
+        return Transition(
             in_shadow(status, "Leaving", now, override=f"onInconclusive Promote at {SHADOW_STEP}"), (event,)
         )
     event = Event("Inconclusive", text, "Warning")
     if s.spec.rollout.on_inconclusive == "Rollback":
-        return Move(revert(status, now, "Rejected", reason, text), (event,))
-    return Move(_paused(status, "Inconclusive", f"{text}; promote or abort", now), (event,))
+        return Transition(revert(status, now, "Rejected", reason, text), (event,))
+    return Transition(_paused(status, "Inconclusive", f"{text}; promote or abort", now), (event,))
 
 
 def _paused(status: ModelDeploymentStatus, reason: str, message: str, now: datetime) -> ModelDeploymentStatus:

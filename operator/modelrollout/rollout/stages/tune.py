@@ -9,9 +9,9 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
 from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.snapshot import SERVED, Event, Snapshot
-from modelrollout.rollout.stages.job import RESULT_LOST, again, failed_job, under_way
+from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import in_queue
-from modelrollout.rollout.stages.waiting import Move
+from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.transitions import enter
 
 
@@ -27,11 +27,11 @@ def is_wanted(s: Snapshot) -> bool:
     return (
         revision.status.tuning is None
         and revision.status.outcome not in SERVED
-        and s.server(revision.name).asked == 0
+        and s.server(revision.name).desired_replicas == 0
     )
 
 
-def tune(s: Snapshot, now: datetime) -> Move:
+def tune(s: Snapshot, now: datetime) -> Transition:
     """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's
     evidence decides.
     """
@@ -41,22 +41,22 @@ def tune(s: Snapshot, now: datetime) -> Move:
         return in_queue(s, rollout.queue, now)
     asked = s.spec.serving.tune
     if asked is None:  # taken out under way
-        return Move(enter(s.status, "Provision", now))
+        return Transition(enter(s.status, "Provision", now))
     if work.state == "Failed":
         return failed_job(s, work, now)
     if work.state != "Succeeded":
-        return under_way(s, now, "the tune Job")
+        return job_in_progress(s, now, "the tune Job")
     if work.result is None or work.result.tuned is None:
-        return again(s, now, RESULT_LOST)
+        return retry_job(s, now, RESULT_LOST)
     evidence = _evidence(asked, work.result, work.result.tuned)
     unmet = evidence.configured is not None and evidence.chosen is None and not evidence.configured.within
     event = Event(
         "ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal"
     )
-    return Move(enter(s.status, "Provision", now, tuning=evidence), (event,))
+    return Transition(enter(s.status, "Provision", now, tuning=evidence), (event,))
 
 
-def served_with(tuning: TuningEvidence | None) -> ServingConfig | None:
+def serving_of(tuning: TuningEvidence | None) -> ServingConfig | None:
     """The settings that pods of a revision serve with; None: those of its artifact."""
     if tuning is None or tuning.chosen is None:
         return None
@@ -66,7 +66,7 @@ def served_with(tuning: TuningEvidence | None) -> ServingConfig | None:
     )
 
 
-def trial(serving: ServingConfig) -> TuningTrial:
+def trial_serving(serving: ServingConfig) -> TuningTrial:
     """Settings of which nothing else is known."""
     return TuningTrial(
         instances=serving.instances, batch=serving.batch, queue_delay_microseconds=serving.queue_delay_us
@@ -89,7 +89,7 @@ def _evidence(asked: Tune, result: TaskResult, found: TuneResult) -> TuningEvide
 
 def _trial(measured: TrialResult) -> TuningTrial:
     numbers = measured.model_dump(exclude={"serving"})
-    return trial(measured.serving).model_copy(update=numbers)
+    return trial_serving(measured.serving).model_copy(update=numbers)
 
 
 def _told(configured: TuningTrial, chosen: TuningTrial | None) -> str:

@@ -15,7 +15,7 @@ GRACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Move:
+class Transition:
     """A new state, or the old one and when to look again."""
 
     status: ModelDeploymentStatus
@@ -25,22 +25,22 @@ class Move:
 
 def wait(
     s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
-) -> Move:
+) -> Transition:
     """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``:
     its last words stand, not its first.
     """
     rollout = s.status.rollout
     assert rollout is not None
-    problem = problem or s.refused
+    problem = problem or s.write_problem
     reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
     if rollout.reason == reason and (not latest or rollout.message == message):
         # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take
         # turns): the first stand.
-        return Move(s.status, requeue_after=requeue_after)
+        return Transition(s.status, requeue_after=requeue_after)
     events = (
         (Event(problem.reason, problem.message, "Warning"),) if problem and rollout.reason != reason else ()
     )
-    return Move(change(s.status, reason=reason, message=message), events, requeue_after)
+    return Transition(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
 def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> float:
@@ -60,20 +60,20 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
     start = max(start, idle_since or start, key=datetime.fromisoformat)
     bake = seconds(s.spec.rollout.bake) if rollout.stage == "Bake" and s.spec.rollout.bake else 0.0
     left = bake + limit - since(start, now)
-    grace = min(limit, GRACE_SECONDS) - since(stamp(s.looking_since), now) if s.looking_since else left
+    grace = min(limit, GRACE_SECONDS) - since(stamp(s.leading_since), now) if s.leading_since else left
     return max(left, grace)
 
 
 def wait_or_fail(
     s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
-) -> Move:
+) -> Transition:
     """Wait until the progress deadline, then fail with what stood in the way."""
     left = remaining(s, now, idle_since)
-    problem = problem or s.refused
+    problem = problem or s.write_problem
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))
     assert s.spec is not None
     reason = problem.reason if problem else "ProgressDeadlineExceeded"
     detail = problem.message if problem else f"still waiting for {waiting_for}"
     message = f"not done within progressDeadline {s.spec.rollout.progress_deadline}: {detail}"
-    return Move(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))
+    return Transition(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import MirrorWay, ModelDeploymentSpec, RevisionRef, Shadow
+from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import (
@@ -42,25 +42,25 @@ from modelrollout.traffic.gateway_api.features import (
     missing_features,
 )
 from modelrollout.traffic.gateway_api.routes import is_of_clients
-from modelrollout.traffic.router import Router, accepted, refusal_of
+from modelrollout.traffic.router import Router, accepted, rejection
 
 _ROUTED = ("Mirroring", "Observing")  # phases in which the clients' route has the mirror
 
 
 @dataclass(frozen=True)
-class Mirror:
+class MirrorTarget:
     """A mirror that exists; ``routed``: the clients' route is to have it."""
 
-    way: MirrorWay
+    way: MirrorMethod
     routed: bool
     canary: RevisionRef
     stable: RevisionRef
     shadow: Shadow
 
 
-def way_of(
+def mirror_method(
     spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, config: OperatorConfig
-) -> MirrorWay | Problem:
+) -> MirrorMethod | Problem:
     """How this gateway mirrors what the spec asks for, or why it cannot."""
     shadow = spec.rollout.shadow
     assert shadow is not None
@@ -98,7 +98,7 @@ def way_of(
     return "TraefikService"
 
 
-def mirror_of(s: Snapshot) -> Mirror | None:
+def mirror_of(s: Snapshot) -> MirrorTarget | None:
     """The mirror that the written state asks for. After Revert what belongs to it is left where it
     is while the canary drains (``act``).
     """
@@ -114,7 +114,7 @@ def mirror_of(s: Snapshot) -> Mirror | None:
     shadow = rollout.shadow
     if shadow is None or shadow.mirror is None or rollout.stage not in ("Shadow", "Revert"):
         return None
-    return Mirror(
+    return MirrorTarget(
         way=shadow.mirror,
         routed=rollout.stage == "Shadow" and shadow.phase in _ROUTED,
         canary=RevisionRef(revision=rollout.revision, number=rollout.number),
@@ -135,7 +135,7 @@ class MirrorRouter:
         inner: Router,
         name: str,
         spec: ModelDeploymentSpec | None,
-        mirror: Mirror | None,
+        mirror: MirrorTarget | None,
         config: OperatorConfig,
     ) -> None:
         self._inner, self._name, self._spec, self._mirror, self._config = inner, name, spec, mirror, config
@@ -176,7 +176,7 @@ class MirrorRouter:
             return with_request_mirror(route, mirror.canary, mirror.shadow.percent)
         return without_mirror(with_traefik_mirror(route, mirror.stable))
 
-    def taken_up(
+    def programmed(
         self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
     ) -> Traffic:
         """As the inner router says, with the mirror in the clients' route where it is to be, and
@@ -188,7 +188,7 @@ class MirrorRouter:
             for (kind, n), route in seen.items()
         ):
             return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
-        return self._inner.taken_up(split, seen, servers)
+        return self._inner.programmed(split, seen, servers)
 
     def tried(self, seen: Mapping[tuple[str, str], Object]) -> Traffic:
         """Whether the gateway would take the mirror up, as it says of the route that nobody
@@ -201,7 +201,7 @@ class MirrorRouter:
         route = seen.get(("HTTPRoute", names.shadow_name(self._mirror.canary.revision)))
         if route is None:
             return Traffic(False, "the route that tries the mirror out is not written yet")
-        problem = refusal_of("HTTPRoute", route)
+        problem = rejection("HTTPRoute", route)
         return (
             Traffic(False, problem.message, problem)
             if problem

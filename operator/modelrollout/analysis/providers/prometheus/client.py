@@ -25,10 +25,10 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
-from modelrollout.analysis.problem import Answer, Problem, ProblemKind, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, ProblemKind, Series
 from modelrollout.analysis.providers.prometheus import namespace_queries
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
-from modelrollout.config import PrometheusProvider
+from modelrollout.config import PrometheusConfig
 
 # a query of a user may match everything; that must not cost the operator its memory
 MAX_ANSWER_BYTES = 2 << 20
@@ -59,7 +59,7 @@ class PrometheusReader:
 
     def __init__(
         self,
-        provider: PrometheusProvider,
+        provider: PrometheusConfig,
         *,
         threads: int = 4,
         patience: float = namespace_queries.PATIENCE_SECONDS,
@@ -71,9 +71,9 @@ class PrometheusReader:
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
         # no connection, and until when (the loop's time) nobody tries another
-        self._gone: tuple[Problem, float] | None = None
+        self._gone: tuple[MeasurementProblem, float] | None = None
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]:
+    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         """Answers in the order of the queries, asked side by side; never raises for what the
         provider does, and takes ``timeout_seconds`` at most.
 
@@ -85,11 +85,16 @@ class PrometheusReader:
         if self._gone is not None and loop.time() < self._gone[1]:
             return [self._gone[0] for _ in queries]
         answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
-        gone = next((a for a in answers if isinstance(a, Problem) and a.kind == "ProviderUnreachable"), None)
+        gone = next(
+            (a for a in answers if isinstance(a, MeasurementProblem) and a.kind == "ProviderUnreachable"),
+            None,
+        )
         self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
         return answers
 
-    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+    async def ask_own(
+        self, namespace: str, queries: Mapping[str, str]
+    ) -> dict[str, Answer | MeasurementProblem]:
         """The same for queries that a namespace wrote itself, by a key for each: apart from all
         others (``own.OwnQueries``).
         """
@@ -104,7 +109,7 @@ class PrometheusReader:
         if self._client:
             self._client[1]._session.close()
 
-    async def _ask(self, query: str) -> Answer | Problem:
+    async def _ask(self, query: str) -> Answer | MeasurementProblem:
         loop = asyncio.get_running_loop()
         try:
             # The limit includes the wait for a thread: a Prometheus that hangs holds up its own
@@ -116,7 +121,7 @@ class PrometheusReader:
                 "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
             )
 
-    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem:
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem:
         """What the query would have answered at each time: evenly spaced Unix seconds, growing.
         Each request has the provider's time-out.
         """
@@ -135,12 +140,12 @@ class PrometheusReader:
                 return self._problem(
                     "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
                 )
-            if isinstance(answers, Problem):
+            if isinstance(answers, MeasurementProblem):
                 return answers
             found |= answers
         return found
 
-    async def scrape(self) -> Scrape | Problem:
+    async def scrape(self) -> Scrape | MeasurementProblem:
         """Who is scraped, and who may overwrite what the scrape says."""
         try:
             async with asyncio.timeout(2 * self._provider.timeout_seconds):
@@ -150,11 +155,11 @@ class PrometheusReader:
                 "ProviderTimeout", f"did not answer within {2 * self._provider.timeout_seconds:g} s"
             )
 
-    def _scrape_now(self) -> Scrape | Problem:
+    def _scrape_now(self) -> Scrape | MeasurementProblem:
         result = self._guarded(
             lambda client: (client.get_targets(state="active")["activeTargets"], _configuration(client))
         )
-        if isinstance(result, Problem):
+        if isinstance(result, MeasurementProblem):
             return result
         active, configuration = result
         try:
@@ -166,7 +171,9 @@ class PrometheusReader:
             return self._problem("BadAnswer", "lists its targets in a form of its own")
         return Scrape(found, frozenset({t.pool for t in found} - obeying(configuration)))
 
-    def _history_now(self, query: str, times: Sequence[int], step: int) -> dict[int, Answer] | Problem:
+    def _history_now(
+        self, query: str, times: Sequence[int], step: int
+    ) -> dict[int, Answer] | MeasurementProblem:
         def ask(client: PrometheusConnect) -> Any:
             return client.custom_query_range(
                 query,
@@ -176,7 +183,7 @@ class PrometheusReader:
             )
 
         result = self._guarded(ask)
-        if isinstance(result, Problem):
+        if isinstance(result, MeasurementProblem):
             return result
         at: dict[int, list[Series]] = {t: [] for t in times}
         try:
@@ -187,15 +194,15 @@ class PrometheusReader:
             return self._problem("BadAnswer", "answers a range query with something else than a matrix")
         return {t: Answer(tuple(series)) for t, series in at.items()}
 
-    def _ask_now(self, query: str) -> Answer | Problem:
+    def _ask_now(self, query: str) -> Answer | MeasurementProblem:
         result = self._guarded(
             lambda client: client.custom_query(
                 query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}
             )
         )
-        return result if isinstance(result, Problem) else self._read(result)
+        return result if isinstance(result, MeasurementProblem) else self._read(result)
 
-    def _own_now(self, query: str) -> Answer | Problem:
+    def _own_now(self, query: str) -> Answer | MeasurementProblem:
         """Prometheus is to end it first. A server that dies of it breaks off the connection: that
         is the query's fault until proven otherwise.
         """
@@ -205,7 +212,7 @@ class PrometheusReader:
         result = self._guarded(
             lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts)
         )
-        if isinstance(result, Problem):
+        if isinstance(result, MeasurementProblem):
             broken = result.kind == "ProviderUnreachable" and result.message.endswith(_BROKEN)
             return (
                 self._problem("ProviderError", f"broke off while it answered: {_BROKEN}")
@@ -248,7 +255,7 @@ class PrometheusReader:
         except (ValueError, KeyError, TypeError, RecursionError):
             return self._foreign()
 
-    def _read(self, result: Any) -> Answer | Problem:
+    def _read(self, result: Any) -> Answer | MeasurementProblem:
         """An instant vector, or a scalar as one series without labels."""
         try:
             if isinstance(result, list) and len(result) == 2 and not isinstance(result[0], dict):
@@ -267,7 +274,7 @@ class PrometheusReader:
                 " the query",
             )
 
-    def _refused(self, text: str) -> Problem:
+    def _refused(self, text: str) -> MeasurementProblem:
         found = _STATUS.search(text)
         status = int(found[1]) if found else 0
         if status in (401, 403):
@@ -282,7 +289,7 @@ class PrometheusReader:
             return self._problem("ProviderTimeout", f"ended the query itself{_said(text)}")
         return self._problem("ProviderError", f"fails (HTTP {status})")
 
-    def _foreign(self) -> Problem:
+    def _foreign(self) -> MeasurementProblem:
         return self._problem(
             "BadAnswer",
             "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?",
@@ -329,8 +336,8 @@ class PrometheusReader:
         parts = urlsplit(self._provider.url)
         return parts.hostname or "its address" if parts.port is None else f"{parts.hostname}:{parts.port}"
 
-    def _problem(self, kind: ProblemKind, what: str) -> Problem:
-        return Problem(kind, f"Prometheus {self._provider.name} {what}")
+    def _problem(self, kind: ProblemKind, what: str) -> MeasurementProblem:
+        return MeasurementProblem(kind, f"Prometheus {self._provider.name} {what}")
 
 
 def _configuration(client: PrometheusConnect) -> str:

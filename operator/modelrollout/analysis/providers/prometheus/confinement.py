@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import promql_parser as promql
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 
 NAMESPACE_LABEL = "namespace"  # as most scrapes set it (scrape.namespaceLabel)
 USE_A_TEMPLATE = "use a template (spec.rollout.analysis.templates)"
@@ -56,7 +56,7 @@ class _RefusedError(Exception):
 
 
 @functools.lru_cache(maxsize=1024)  # asked for at every pass over a spec
-def confined(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | Problem:
+def confine(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | MeasurementProblem:
     """The query with the namespace's matcher in every selector; ``QueryNotAllowed`` where it cannot
     have one, or would read too much.
 
@@ -91,7 +91,7 @@ def confined(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | 
         if not all(_bound(selector, namespace, label) for selector in _selectors(_parsed(text))):
             raise _RefusedError(f"it cannot be bound to namespace {namespace}: {USE_A_TEMPLATE}")
     except _RefusedError as e:
-        return Problem("QueryNotAllowed", str(e))
+        return MeasurementProblem("QueryNotAllowed", str(e))
     return text
 
 

@@ -9,7 +9,7 @@ from statistics import median
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
 from modelrollout.analysis.problem import Answer
-from modelrollout.analysis.providers.prometheus.parse import Look, read
+from modelrollout.analysis.providers.prometheus.parse import CounterReading, read
 from modelrollout.analysis.providers.prometheus.promql import Query, Target
 from modelrollout.statistics.dispersion import Spread, widened
 
@@ -24,14 +24,14 @@ def times_before(now: float) -> list[int]:
     return list(range(int(now) - HISTORY_SECONDS, int(now) + 1, LOOK_SECONDS))
 
 
-def usual(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str, Spread[float]]:
+def baseline_spread(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str, Spread[float]]:
     """The spread of each reading of the metric. ``stable`` is a target whose canary it is; ``past``
     has an answer for each time.
     """
     looks: dict[str, list[Raw]] = {}
     for at in sorted(past):
         for name, reading in read(query, past[at], stable).items():
-            if isinstance(reading, Look):
+            if isinstance(reading, CounterReading):
                 looks.setdefault(name, []).append(reading.canary)
     return {name: spread(counted(raws)) for name, raws in looks.items()}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from modelrollout.analysis.problem import Answer, Problem
+from modelrollout.analysis.problem import Answer, MeasurementProblem
 from modelrollout.analysis.providers.prometheus.backoff import Pause, after_trouble
 
 LIMIT_SECONDS = 2.0  # for one query, told to Prometheus as well
@@ -35,7 +35,7 @@ class OwnQueries:
     def __init__(
         self,
         provider: str,
-        ask: Callable[[str], Answer | Problem],
+        ask: Callable[[str], Answer | MeasurementProblem],
         *,
         patience: float = PATIENCE_SECONDS,
         now: Callable[[], float] = time.time,
@@ -45,11 +45,13 @@ class OwnQueries:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # by namespace and key
         self._tasks: defaultdict[str, dict[str, asyncio.Task[None]]] = defaultdict(dict)
-        self._answers: defaultdict[str, dict[str, tuple[Answer | Problem, float]]] = defaultdict(dict)
+        self._answers: defaultdict[str, dict[str, tuple[Answer | MeasurementProblem, float]]] = defaultdict(
+            dict
+        )
         self._pauses: dict[str, Pause] = {}
         self._swept = now()
 
-    async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]:
+    async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | MeasurementProblem]:
         """What is known of each query, by the key that names it from look to look: the newest
         answer, or why there is none yet.
         """
@@ -80,7 +82,11 @@ class OwnQueries:
         elif len(tasks) < MOST_WAITING:
             before = self._answers[namespace].get(key)
             # no longer
-            if before is not None and isinstance(before[0], Problem) and before[0].kind == "QueriesPaused":
+            if (
+                before is not None
+                and isinstance(before[0], MeasurementProblem)
+                and before[0].kind == "QueriesPaused"
+            ):
                 del self._answers[namespace][key]
             tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
 
@@ -88,10 +94,10 @@ class OwnQueries:
         try:
             # until the thread is done: a look that gave up frees nothing
             async with self._turns[namespace]:
-                answer: Answer | Problem | None = self._paused(namespace)
+                answer: Answer | MeasurementProblem | None = self._paused(namespace)
                 if answer is None:
                     answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
-                if isinstance(answer, Problem):
+                if isinstance(answer, MeasurementProblem):
                     if answer.kind in _TROUBLE:
                         self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())
                 elif len(answer.series) > KEPT_SERIES:
@@ -100,24 +106,24 @@ class OwnQueries:
         finally:
             del self._tasks[namespace][key]
 
-    def _known(self, namespace: str, key: str) -> Answer | Problem:
+    def _known(self, namespace: str, key: str) -> Answer | MeasurementProblem:
         found = self._answers[namespace].get(key)
         if found is not None:
             if abs(self._now() - found[1]) > FRESH_SECONDS:
                 del self._answers[namespace][key]
             return found[0]
-        return Problem(
+        return MeasurementProblem(
             "QueryPending",
             f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are"
             " asked one at a time",
         )
 
-    def _paused(self, namespace: str) -> Problem | None:
+    def _paused(self, namespace: str) -> MeasurementProblem | None:
         pause = self._pauses.get(namespace)
         if pause is None or not pause.holds(self._now()):
             return None
         until = datetime.fromtimestamp(pause.until, UTC)
-        return Problem(
+        return MeasurementProblem(
             "QueriesPaused",
             f"own queries of namespace {namespace} to Prometheus {self._provider} are paused until"
             f" {until:%H:%M:%S} UTC: one was not answered within {LIMIT_SECONDS:g} s; make it cheaper (fewer"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.plausibility import impossible
-from modelrollout.analysis.problem import Answer, Problem, Series
+from modelrollout.analysis.plausibility import impossible_counts
+from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
 from modelrollout.analysis.providers.prometheus.promql import READING, Query, Target, service_labels
 from modelrollout.statistics.dispersion import Spread
 
@@ -25,7 +25,7 @@ _SHOWN = 300  # characters of a user's query or labels in a message: it lives in
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CounterReading:
     """The raw counters of both sides at one moment; a side without series has an empty one.
     ``usual``: how stable's bad share has varied before that, as far as it is known; of a look that
     sets a baseline.
@@ -40,19 +40,21 @@ class _NoBoundError(Exception):
     """A process counts requests, but has no bucket at the objective."""
 
 
-def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Look | float | Problem]:
+def read(
+    query: Query, answer: Answer | MeasurementProblem, target: Target
+) -> dict[str, CounterReading | float | MeasurementProblem]:
     """The readings of a metric: its own, and with slices one of each as ``METRIC/SLICE``. A problem
     is a problem of all.
     """
-    if isinstance(answer, Problem):
-        whole: Look | float | Problem = answer
+    if isinstance(answer, MeasurementProblem):
+        whole: CounterReading | float | MeasurementProblem = answer
     elif query.shape == "value":
         whole = read_value(query, answer)
     else:
         whole = read_counters(query, answer, target)
     found = {query.metric: whole}
     for part in query.slices:
-        if isinstance(answer, Answer) and not isinstance(whole, Problem):
+        if isinstance(answer, Answer) and not isinstance(whole, MeasurementProblem):
             # A process without a label of this slice counts 0 of it: its scrape stands for that.
             of_part = tuple(
                 s
@@ -65,7 +67,7 @@ def read(query: Query, answer: Answer | Problem, target: Target) -> dict[str, Lo
     return found
 
 
-def read_counters(query: Query, answer: Answer, target: Target) -> Look | Problem:
+def read_counters(query: Query, answer: Answer, target: Target) -> CounterReading | MeasurementProblem:
     """Raw counters by side and process. Problem ``EvidenceImplausible`` for what no counter can be,
     ``NotABucketBound`` (bounds not named yet).
     """
@@ -81,39 +83,41 @@ def read_counters(query: Query, answer: Answer, target: Target) -> Look | Proble
             for side, processes in found.items()
         }
     except _NoBoundError:
-        return Problem(
+        return MeasurementProblem(
             "NotABucketBound", f"{query.objective:g} s is no bucket bound of the gateway's histogram"
         )
     except ValueError as e:
-        return impossible(f"{query.metric}: {e}")
-    return Look(look["canary"], look["stable"])
+        return impossible_counts(f"{query.metric}: {e}")
+    return CounterReading(look["canary"], look["stable"])
 
 
-def read_value(query: Query, answer: Answer) -> float | Problem:
+def read_value(query: Query, answer: Answer) -> float | MeasurementProblem:
     """The one number of a custom query."""
     if not answer.series:
-        return Problem("NoData", f"the query of {query.metric} found nothing: {query.promql[:_SHOWN]}")
+        return MeasurementProblem(
+            "NoData", f"the query of {query.metric} found nothing: {query.promql[:_SHOWN]}"
+        )
     if len(answer.series) > 1:
         shown = ", ".join(str(dict(s.labels)) for s in answer.series[:3])[:_SHOWN]
-        return Problem(
+        return MeasurementProblem(
             "SeveralSeries",
             f"the query of {query.metric} gives {len(answer.series)} series ({shown}): aggregate it to one,"
             " e.g. with sum or max",
         )
     value = answer.series[0].value
     if not math.isfinite(value):
-        return Problem(
+        return MeasurementProblem(
             "NotANumber",
             f"the query of {query.metric} gives {value}: often a division by 0; guard the divisor with  > 0",
         )
     return value
 
 
-def name_bounds(problem: Problem, bounds: Answer) -> Problem:
+def name_bounds(problem: MeasurementProblem, bounds: Answer) -> MeasurementProblem:
     """The problem with the bounds that exist."""
     known = sorted({b for s in bounds.series if math.isfinite(b := _number(s.labels.get("le", "")))})
     named = ", ".join(f"{b * 1000:g}ms" if b < 1 else f"{b:g}s" for b in known) or "none"
-    return Problem(
+    return MeasurementProblem(
         problem.kind,
         f"{problem.message}; its bounds are {named}: choose one of them, or configure the gateway's buckets",
     )

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from modelrollout.analysis.problem import Problem
-from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE, confined
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE, confine
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, RevisionRef, seconds
 from modelrollout.config import Queries
@@ -107,7 +107,7 @@ class Query:
     own: bool = False
 
 
-def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
+def build(metric: Metric, target: Target, *, baseline: bool) -> Query | MeasurementProblem:
     """The query for this metric. ``baseline``: the first look of a step, which has to know every
     process, also one whose last scrape failed.
     """
@@ -128,7 +128,7 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
         return Query(metric.name, _triton(target, baseline), "outcomes")
     if metric.name == "latency":
         if target.profile != "traefik":
-            return Problem(
+            return MeasurementProblem(
                 "NoSource",
                 "latency needs a gateway with a request histogram: set spec.traffic.gateway, or leave the"
                 " metric out",
@@ -144,7 +144,7 @@ def build(metric: Metric, target: Target, *, baseline: bool) -> Query | Problem:
             "buckets",
             objective,
         )
-    return Problem(
+    return MeasurementProblem(
         "NoSource",
         f"nothing measures {metric.name}: built in are accuracy, errors and latency; any other metric needs"
         " query: PROMQL",
@@ -200,7 +200,7 @@ def unknown_placeholders(query: str) -> list[str]:
     return [p for p in _PLACEHOLDER.findall(query) if p not in PLACEHOLDERS]
 
 
-def own_query_problem(query: str, namespace: str, name: str, label: str) -> Problem | None:
+def own_query_problem(query: str, namespace: str, name: str, label: str) -> MeasurementProblem | None:
     """Why a spec's own query could not be asked even where own ones are allowed; with the longest
     window and numbers, so that none grows out of its bounds.
     """
@@ -208,20 +208,20 @@ def own_query_problem(query: str, namespace: str, name: str, label: str) -> Prob
         return None  # told by the look
     side = RevisionRef(revision=names.revision_name(namespace, name, {}, ""), number=999_999)
     values = _values(Target(namespace, name, side, side, "none", LONGEST_OWN_WINDOW, weight=100))
-    found = confined(_filled(query, values), namespace, label)
-    return found if isinstance(found, Problem) else None
+    found = confine(_filled(query, values), namespace, label)
+    return found if isinstance(found, MeasurementProblem) else None
 
 
-def _custom(name: str, query: str, target: Target) -> Query | Problem:
+def _custom(name: str, query: str, target: Target) -> Query | MeasurementProblem:
     own = query not in target.promql
     if own and target.queries == "Templates":
-        return Problem(
+        return MeasurementProblem(
             "QueryNotAllowed", f"metric {name}: PromQL of a spec's own is not allowed here; {USE_A_TEMPLATE}"
         )
     unknown = unknown_placeholders(query)
     if unknown:
         known = ", ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS)
-        return Problem(
+        return MeasurementProblem(
             "UnknownPlaceholder",
             f"metric {name}: {{{{{unknown[0]}}}}} means nothing in a query; known are {known}",
         )
@@ -230,16 +230,16 @@ def _custom(name: str, query: str, target: Target) -> Query | Problem:
     )
     without = next((p for p in _PLACEHOLDER.findall(query) if values[p] is None), None)
     if without is not None:
-        return Problem(
+        return MeasurementProblem(
             "NoStableData",
             f"metric {name}: its query names {{{{{without}}}}}, and no stable revision has traffic beside it",
         )
     if not own:
         return Query(name, _filled(query, values), "value")
-    text = confined(_filled(query, values), target.namespace, target.sources.namespace)
+    text = confine(_filled(query, values), target.namespace, target.sources.namespace)
     return (
-        Problem(text.kind, f"metric {name}: {text.message}")
-        if isinstance(text, Problem)
+        MeasurementProblem(text.kind, f"metric {name}: {text.message}")
+        if isinstance(text, MeasurementProblem)
         else Query(name, text, "value", own=True)
     )
 

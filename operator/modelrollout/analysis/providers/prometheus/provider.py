@@ -9,9 +9,9 @@ from typing import Protocol
 
 from modelrollout.analysis.measurement import Counts, Measurement, Reading, fold_in
 from modelrollout.analysis.plausibility import FEW, more_labels_than_rows
-from modelrollout.analysis.problem import Answer, Problem
-from modelrollout.analysis.providers.prometheus.history import times_before, usual
-from modelrollout.analysis.providers.prometheus.parse import Look, name_bounds, read
+from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.providers.prometheus.history import baseline_spread, times_before
+from modelrollout.analysis.providers.prometheus.parse import CounterReading, name_bounds, read
 from modelrollout.analysis.providers.prometheus.promql import (
     READING,
     Query,
@@ -28,14 +28,16 @@ from modelrollout.statistics.dispersion import Spread
 class Reader(Protocol):
     """A provider that takes instant queries; see ``PrometheusReader``."""
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | Problem]: ...
+    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]: ...
 
-    async def ask_own(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | Problem]: ...
+    async def ask_own(
+        self, namespace: str, queries: Mapping[str, str]
+    ) -> dict[str, Answer | MeasurementProblem]: ...
 
-    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | Problem: ...
+    async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem: ...
 
 
-async def look(
+async def read_metrics(
     reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts], now: float
 ) -> dict[str, Reading]:
     """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is
@@ -49,7 +51,7 @@ async def look(
     answers, own, before, implausible = await asyncio.gather(
         _ask(reader, [q for q in queries if not q.own]),
         _ask_own(reader, target, [q for q in queries if q.own]),
-        asyncio.gather(*(usual_before(reader, target, m, now) for m in fresh)),
+        asyncio.gather(*(baseline_before(reader, target, m, now) for m in fresh)),
         asyncio.gather(*(_labels(reader, target, m, counters) for m in metrics)),
     )
     answers |= own
@@ -59,38 +61,40 @@ async def look(
         plan = plans[metric.name]
         readings = (
             dict.fromkeys(_names(metric), plan)
-            if isinstance(plan, Problem)
+            if isinstance(plan, MeasurementProblem)
             else read(plan, answers[metric.name], target)
         )
         if wrong is not None:
             readings = dict.fromkeys(_names(metric), wrong)
         of_metric = readings[metric.name]
-        if isinstance(of_metric, Problem) and of_metric.kind == "NotABucketBound":
+        if isinstance(of_metric, MeasurementProblem) and of_metric.kind == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
             readings = {
-                metric.name: bounds if isinstance(bounds, Problem) else name_bounds(of_metric, bounds)
+                metric.name: bounds
+                if isinstance(bounds, MeasurementProblem)
+                else name_bounds(of_metric, bounds)
             }
         elif (
             metric in fresh
             and isinstance(plan, Query)
-            and isinstance(of_metric, Look)
+            and isinstance(of_metric, CounterReading)
             and _is_no_baseline(plan, of_metric, target)
         ):
             text = (
                 f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins"
                 " when it has"
             )
-            readings = {metric.name: Problem("NoData", text)}
+            readings = {metric.name: MeasurementProblem("NoData", text)}
         found |= readings
     return {
-        name: replace(r, usual=known[name]) if isinstance(r, Look) and name in known else r
+        name: replace(r, usual=known[name]) if isinstance(r, CounterReading) and name in known else r
         for name, r in found.items()
     }
 
 
 async def _labels(
     reader: Reader, target: Target, metric: Metric, counters: Mapping[str, Counts]
-) -> Problem | None:
+) -> MeasurementProblem | None:
     """What is wrong with the labels that were counted before; nothing where servers are not
     scraped, or nobody knows all that they have answered.
     """
@@ -105,7 +109,7 @@ async def _labels(
     ):
         return None
     [answer] = await reader.ask([rows_query(target)])
-    if isinstance(answer, Problem):
+    if isinstance(answer, MeasurementProblem):
         return None
     found = {s.labels.get(READING): s.value for s in answer.series}
     # one that is not scraped yet may have answered most
@@ -114,7 +118,7 @@ async def _labels(
     return more_labels_than_rows(labels, found["count"], found["scraped"], per_row)
 
 
-def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:
+def _is_no_baseline(query: Query, look: CounterReading, target: Target) -> bool:
     """Whether those that count requests have not been scraped yet, by a Prometheus that has lost
     its data, or that has not come to new pods.
 
@@ -128,12 +132,14 @@ def _is_no_baseline(query: Query, look: Look, target: Target) -> bool:
     return query.shape in ("codes", "buckets") and not canary and not stable
 
 
-async def _ask(reader: Reader, queries: Sequence[Query]) -> dict[str, Answer | Problem]:
+async def _ask(reader: Reader, queries: Sequence[Query]) -> dict[str, Answer | MeasurementProblem]:
     asked = await reader.ask([q.promql for q in queries]) if queries else []
     return dict(zip((q.metric for q in queries), asked, strict=True))
 
 
-async def _ask_own(reader: Reader, target: Target, queries: Sequence[Query]) -> dict[str, Answer | Problem]:
+async def _ask_own(
+    reader: Reader, target: Target, queries: Sequence[Query]
+) -> dict[str, Answer | MeasurementProblem]:
     """An answer that comes late is for the next look at the same weight, and at no other."""
     if not queries:
         return {}
@@ -142,7 +148,7 @@ async def _ask_own(reader: Reader, target: Target, queries: Sequence[Query]) -> 
     return {metric: answers[key] for metric, key in keys.items()}
 
 
-async def usual_before(
+async def baseline_before(
     reader: Reader, target: Target, metric: Metric, now: float
 ) -> dict[str, Spread[float]]:
     """How stable's bad share has varied in the hour before ``now``, by reading; nothing where
@@ -152,10 +158,10 @@ async def usual_before(
         return {}
     stable = replace(target, canary=target.stable, stable=None)
     query = build(metric, stable, baseline=False)
-    if isinstance(query, Problem) or query.shape == "value":
+    if isinstance(query, MeasurementProblem) or query.shape == "value":
         return {}
     past = await reader.history(query.promql, times_before(now))
-    return {} if isinstance(past, Problem) else usual(query, past, stable)
+    return {} if isinstance(past, MeasurementProblem) else baseline_spread(query, past, stable)
 
 
 async def measure_agreement(reader: Reader, target: Target, before: Counter | None) -> Measurement:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from modelrollout.analysis.problem import Problem
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.selectors import fit, parse
 from modelrollout.config import OperatorConfig
 
@@ -73,7 +73,7 @@ class Doubt:
     targets: str = ""
 
 
-def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfig) -> Doubt | None:
+def doubt(source: Source, scrape: Scrape | MeasurementProblem | None, config: OperatorConfig) -> Doubt | None:
     """What there is to say against a source. ``scrape``: None where no Prometheus is configured."""
     gateway, feedback = config.gateway_metrics, config.feedback_metrics
     selector, namespaces, field = {
@@ -89,7 +89,7 @@ def doubt(source: Source, scrape: Scrape | Problem | None, config: OperatorConfi
         )
     if scrape is None:
         return Doubt("Unverified", "no Prometheus is configured")
-    if isinstance(scrape, Problem):
+    if isinstance(scrape, MeasurementProblem):
         return Doubt(
             "Unverified",
             f"nobody knows whether others count: {scrape.message} when asked for its targets ({_READ})",

@@ -20,7 +20,7 @@ from modelrollout.contract.tasks import AutoStep, ExitCode, Gate, Search, Search
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
 from modelrollout.optimizer import steps
-from modelrollout.optimizer.gate.gate import Measured, answers, judged
+from modelrollout.optimizer.gate.gate import Measured, compare_answers, judge_gate
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches
@@ -28,7 +28,7 @@ from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import Advance, check_label_range, open_session
 from modelrollout.optimizer.model.timing import in_turns, open_single
 from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
-from modelrollout.optimizer.steps.context import Work
+from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.statistics.frontier import OBJECTIVES, Point, choose, cost_of, enough, frontier
 
 # set aside of the data where no calibration data is given, at most a quarter of it
@@ -85,10 +85,10 @@ class _Judge:
     on this data.
     """
 
-    def __init__(self, gate: Gate, data: Data, work: Work) -> None:
+    def __init__(self, gate: Gate, data: Data, work: StepContext) -> None:
         """Raises JobError: SelectionUnfit, and those of reading answers."""
         self._gate, self._data, self._work, self._field = gate, data, work, f"{work.field}.data"
-        self._before, self._classes = answers(
+        self._before, self._classes = compare_answers(
             gate, data, open_session(work.original, self._field), work.info, self._field, work.advance
         )
         if data.labels is not None:
@@ -115,7 +115,7 @@ class _Judge:
         self._milliseconds = 1e3 * float(np.median(in_turns([self._session], self._requests, self._runs)))
 
     def _judged(self, after: Answers) -> Measured:
-        return judged(self._gate, self._data, self._before, after, self._classes, self._field, same=False)
+        return judge_gate(self._gate, self._data, self._before, after, self._classes, self._field, same=False)
 
     def made(
         self, name: str, path: Path, done: list[dict[str, Any]], warnings: list[str], advance: Advance
@@ -123,7 +123,7 @@ class _Judge:
         """Judge and time it; raises JobError for a model that does not run or does not answer."""
         after = self._before
         if path != self._work.original:
-            after = answers(
+            after = compare_answers(
                 self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance
             )[0]
         measured = self._judged(after)
@@ -148,7 +148,7 @@ class _Judge:
         return _Made(point, path, value, tuple(first["interval"]), done, warnings)
 
 
-def auto(step: AutoStep, work: Work) -> dict[str, Any]:
+def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
     """Search, and write the chosen model; nothing where no candidate is worth it.
 
     Raises JobError: SelectionUnfit, and those of reading the model's answers.
@@ -236,7 +236,9 @@ def auto(step: AutoStep, work: Work) -> dict[str, Any]:
     }
 
 
-def _make(candidate: Candidate, base: _Made, target: Path, work: Work, judge: _Judge, ends: float) -> _Made:
+def _make(
+    candidate: Candidate, base: _Made, target: Path, work: StepContext, judge: _Judge, ends: float
+) -> _Made:
     """Raises _TimeIsUpError also in the middle of it, for training may take long; a file that was
     begun is left to the Job's folder.
     """
@@ -262,7 +264,7 @@ def _make(candidate: Candidate, base: _Made, target: Path, work: Work, judge: _J
     return judge.made(candidate.name, target, [*base.done, done], [*base.warnings, *warnings], advance)
 
 
-def _divided(work: Work) -> tuple[Data, Data]:
+def _divided(work: StepContext) -> tuple[Data, Data]:
     """(calibration data, what candidates are judged on): samples of one are not in the other."""
     data = work.data["data"]
     if "calibration" in work.data:
@@ -281,7 +283,7 @@ def _divided(work: Work) -> tuple[Data, Data]:
     )
 
 
-def _gate_for(gate: Gate, data: Data, work: Work) -> Gate:
+def _gate_for(gate: Gate, data: Data, work: StepContext) -> Gate:
     """The gate's metrics, without the budgets of slices that this data does not have."""
     if data.slices or not any(metric.slices for metric in gate.metrics):
         return gate
@@ -294,7 +296,7 @@ def _gate_for(gate: Gate, data: Data, work: Work) -> Gate:
     )
 
 
-def _means(step: AutoStep, work: Work) -> Means:
+def _means(step: AutoStep, work: StepContext) -> Means:
     trains = step.training is not None and steps.can_train()
     if step.training is not None and not trains:
         work.warn(
@@ -311,7 +313,12 @@ def _means(step: AutoStep, work: Work) -> Means:
 
 
 def _findings(
-    step: AutoStep, work: Work, made: list[_Made], best: _Made, cut: str | None, refused: dict[str, str]
+    step: AutoStep,
+    work: StepContext,
+    made: list[_Made],
+    best: _Made,
+    cut: str | None,
+    refused: dict[str, str],
 ) -> list[str]:
     """What the user should know of the search."""
     source, others = made[0], made[1:]
