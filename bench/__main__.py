@@ -28,17 +28,14 @@ from bench.measure import say
 from bench.triton import TritonMissing
 from demo import data as digits
 from modelrollout.api.names import canonical_json
-from modelrollout.contract.tasks import (
+from modelrollout.contract.common import DataSet, Location, ModelFile
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.steps import (
     AutoStep,
-    DataSet,
     DistillStep,
-    Gate,
-    GateMetric,
     HalfPrecisionStep,
     Int4Step,
     Int8Step,
-    Location,
-    ModelFile,
     PruneStep,
     Step,
     Training,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import triton
-from modelrollout.contract.tasks import Batching, ServingConfig, TuneTask
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.tasks import Batching, TuneTask
 from modelrollout.evaluator.tuning.run import TAIL, requests
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.model.inspect import check

@@ -26,15 +26,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from bench.measure import say
-from modelrollout.contract.tasks import (
-    ONE_FILE_BYTES,
-    DataSet,
+from modelrollout.contract.common import ONE_FILE_BYTES, DataSet, Location
+from modelrollout.contract.steps import (
     DistillStep,
     GraphStep,
     HalfPrecisionStep,
     Int4Step,
     Int8Step,
-    Location,
     PruneStep,
     Step,
     Training,

@@ -12,7 +12,7 @@ import obstore
 import pytest
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import ExitCode
+from modelrollout.contract.exit_codes import ExitCode
 from tests.e2e.conftest import Asking, Stage
 
 pytestmark = pytest.mark.sandbox

@@ -17,7 +17,8 @@ import pytest
 import pytest_asyncio
 
 from modelrollout.api.v1alpha1 import Optimization
-from modelrollout.contract.tasks import CONTAINER_STEP, ExitCode
+from modelrollout.contract.common import CONTAINER_STEP
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.lookups import kueue, missing_pod
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import Observation

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, SliceEvidence, VerdictName
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.statistics.paired import decide, drop_interval, z_of
 
 

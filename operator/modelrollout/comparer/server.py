@@ -36,7 +36,8 @@ from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.comparer.agreement import UnreadableError, agree, decode
-from modelrollout.contract.tasks import TASK_ENV, CompareTask
+from modelrollout.contract.common import TASK_ENV
+from modelrollout.contract.tasks import CompareTask
 from modelrollout.jobs import log
 from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer, HttpLimits, room_for
 

@@ -48,7 +48,7 @@ from modelrollout.kube.client import (
 from modelrollout.kube.events import Events
 from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
-from modelrollout.rollout.snapshot import Event
+from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
 from modelrollout.telemetry.metrics import Metrics

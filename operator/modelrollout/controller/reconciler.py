@@ -29,8 +29,9 @@ from modelrollout.kube.client import (
 )
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import needs_measurement
+from modelrollout.rollout.plan import Event
 from modelrollout.rollout.policy.rules import NO_RULES
-from modelrollout.rollout.snapshot import Assessment, Event, Problem, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from modelrollout.rollout.status import exposure_message
 
 log = logging.getLogger(__name__)

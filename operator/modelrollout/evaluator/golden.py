@@ -21,7 +21,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import EvaluateTask, ExitCode, SlicePairs, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import SlicePairs, TaskResult
+from modelrollout.contract.tasks import EvaluateTask
 from modelrollout.jobs.errors import JobError, bad_input, retryable
 from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.gate.metrics import count_pairs

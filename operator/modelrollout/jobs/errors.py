@@ -4,7 +4,8 @@ message that names field and remedy.
 
 from __future__ import annotations
 
-from modelrollout.contract.tasks import ExitCode, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import TaskResult
 
 
 class JobError(Exception):

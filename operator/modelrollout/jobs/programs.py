@@ -4,15 +4,8 @@ Runtime.
 
 from __future__ import annotations
 
-from modelrollout.contract.tasks import (
-    CleanTask,
-    EvaluateTask,
-    FetchTask,
-    PrepareTask,
-    ResolveTask,
-    TaskResult,
-    TuneTask,
-)
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import CleanTask, EvaluateTask, FetchTask, PrepareTask, ResolveTask, TuneTask
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import AnyTask
 

@@ -21,18 +21,16 @@ from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
+from modelrollout.contract.common import RESULT_LIMIT_BYTES, TASK_ENV, TIMEOUT_ENV
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    TASK_ENV,
-    TIMEOUT_ENV,
     CleanTask,
     EvaluateTask,
-    ExitCode,
     FetchTask,
     PrepareTask,
     ResolveTask,
     Task,
-    TaskResult,
     TuneTask,
 )
 from modelrollout.jobs import log

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.contract.common import TASK_ENV
 from modelrollout.kube.client import JOB, POD, Object, Resource
 
 # characters of what a pod or a container says; the kubelet takes no more bytes of a container

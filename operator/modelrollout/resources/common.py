@@ -14,7 +14,7 @@ from modelrollout.api import names
 from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
 from modelrollout.config import OperatorConfig, StoreConfig
-from modelrollout.contract.tasks import CREDENTIALS_DIR, Location
+from modelrollout.contract.common import CREDENTIALS_DIR, Location
 
 Object = dict[str, Any]
 NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's

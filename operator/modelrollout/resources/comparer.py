@@ -13,7 +13,8 @@ from collections.abc import Callable
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef, Serving, Shadow
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import TASK_ENV, CompareTask, OutputTolerance
+from modelrollout.contract.common import TASK_ENV
+from modelrollout.contract.tasks import CompareTask, OutputTolerance
 from modelrollout.resources.common import (
     Object,
     Owner,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import REPOSITORY
+from modelrollout.contract.common import REPOSITORY
 from modelrollout.resources.common import Object
 
 VERSION = "1"

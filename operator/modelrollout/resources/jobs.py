@@ -31,33 +31,32 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.api.v1alpha1.optimization import NO_PART
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import (
+from modelrollout.contract.common import (
     CONTAINER_STEP,
-    IN_DIR,
-    MADE_DIR,
-    OUT_DIR,
     REPOSITORY,
     SIGNER_DIR,
     TASK_ENV,
     TIMEOUT_ENV,
+    DataSet,
+)
+from modelrollout.contract.common import ModelFile as StepModelFile
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import Served, Tensor, Tensors
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.steps import Step
+from modelrollout.contract.tasks import (
+    IN_DIR,
+    MADE_DIR,
+    OUT_DIR,
     WORK_DIR,
     Batching,
-    DataSet,
     EvaluateTask,
-    ExitCode,
-    Gate,
-    GateMetric,
     PrepareTask,
     Recorded,
     ResolveTask,
-    Served,
     Signature,
-    Step,
-    Tensor,
-    Tensors,
     TuneTask,
 )
-from modelrollout.contract.tasks import ModelFile as StepModelFile
 from modelrollout.resources.common import (
     DISK,
     OURS,

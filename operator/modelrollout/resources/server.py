@@ -13,14 +13,8 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Resources, Serving, seconds
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import (
-    CREDENTIALS_DIR,
-    REPOSITORY,
-    SERVES_ENV,
-    TASK_ENV,
-    FetchTask,
-    ServingConfig,
-)
+from modelrollout.contract.common import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, ServingConfig
+from modelrollout.contract.tasks import FetchTask
 from modelrollout.resources.common import (
     ARTIFACTS,
     DISK,

@@ -8,23 +8,16 @@ from datetime import datetime
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
 from modelrollout.rollout.desired import desired, desired_traffic_only, has_all_pods, revision_status
+from modelrollout.rollout.plan import Desired, Event, Plan, Transition
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
-from modelrollout.rollout.snapshot import (
-    QUARANTINED,
-    Desired,
-    Event,
-    Plan,
-    Snapshot,
-    in_flight,
-    still_draining,
-)
+from modelrollout.rollout.snapshot import QUARANTINED, Snapshot, in_flight, still_draining
 from modelrollout.rollout.stages import STAGES
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
     allocate,

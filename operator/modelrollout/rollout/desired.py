@@ -17,14 +17,13 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.in_place import active_in_place, canary_room, stable_floor
+from modelrollout.rollout.plan import Desired, NewRevision
 from modelrollout.rollout.pod_restarts import restart_requested_at, revisions_to_harden
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, too_coarse
 from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
 from modelrollout.rollout.snapshot import (
     NOT_READY,
     SERVED,
-    Desired,
-    NewRevision,
     Problem,
     Revision,
     Snapshot,
@@ -291,8 +290,8 @@ def scaling_problem(s: Snapshot) -> Problem:
         return problem
     return Problem(
         "ScalingUp",
-        f"{server.ready} of {server.desired_replicas} pods of {s.status.rollout.revision} are ready; more of the traffic"
-        " waits for the others",
+        f"{server.ready} of {server.desired_replicas} pods of {s.status.rollout.revision} are ready;"
+        " more of the traffic waits for the others",
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus
-from modelrollout.rollout.snapshot import Event, Problem, Snapshot
+from modelrollout.rollout.plan import Event
+from modelrollout.rollout.snapshot import Problem, Snapshot
 
 TOO_OLD = "TritonTooOld"
 TOO_OLD_WHY = (

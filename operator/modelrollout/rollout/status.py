@@ -21,6 +21,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired import real_share
+from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
     TOO_OLD,
     TOO_OLD_WHY,
@@ -35,7 +36,6 @@ from modelrollout.rollout.security_bulletins import known_flaws
 from modelrollout.rollout.snapshot import (
     NAME_TAKEN,
     TRAFFIC_REFUSALS,
-    Event,
     Problem,
     Snapshot,
     in_flight,

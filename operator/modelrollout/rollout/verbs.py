@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
 from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Event, Snapshot, Verb, in_flight, since, stamp
+from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, since, stamp
 from modelrollout.rollout.stages.canary import advance
 from modelrollout.rollout.stages.next_stage import in_shadow
-from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import (
     SHADOW_STEP,

@@ -48,7 +48,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from modelrollout.contract.tasks import GateBudget, Paired
+from modelrollout.contract.gate import GateBudget
+from modelrollout.contract.results import Paired
 
 Z_95 = 1.959963984540054
 # a drop of 0.01 from 1 of 100 is not beyond a budget of 0.01 because of the last bit

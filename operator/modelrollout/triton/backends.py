@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modelrollout.contract.tasks import Backend
+from modelrollout.contract.formats import Backend
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from modelrollout.contract.tasks import Batching, ServingConfig
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.tasks import Batching
 from modelrollout.triton.layout import MODEL_FILE
 from modelrollout.triton.tensors import TensorSpec
 

@@ -8,7 +8,7 @@ import pytest
 
 from modelrollout.analysis.golden import judge_golden
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden
-from modelrollout.contract.tasks import Paired, TaskResult
+from modelrollout.contract.results import Paired, TaskResult
 
 GOLDEN = Golden(uri="s3://data/golden.npz", max_drop=0.01, min=0.9)
 

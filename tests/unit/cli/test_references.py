@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from modelrollout.api import names
 from modelrollout.cli import main
 from modelrollout.cli.references import in_use
-from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.contract.common import TASK_ENV
 from modelrollout.kube.client import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,

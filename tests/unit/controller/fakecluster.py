@@ -15,7 +15,8 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import ArtifactStoreConfig, ImagesConfig, OperatorConfig, StoreConfig
-from modelrollout.contract.tasks import TASK_ENV, TaskResult
+from modelrollout.contract.common import TASK_ENV
+from modelrollout.contract.results import TaskResult
 from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
@@ -42,7 +43,8 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.kube.decoding import UnreadableObject
-from modelrollout.rollout.snapshot import Assessment, Event, Snapshot
+from modelrollout.rollout.plan import Event
+from modelrollout.rollout.snapshot import Assessment, Snapshot
 from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.api.v1alpha1 import Optimization, Tune
-from modelrollout.contract.tasks import CONTAINER_STEP, TASK_ENV, ExitCode, TaskResult
+from modelrollout.contract.common import CONTAINER_STEP, TASK_ENV
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import TaskResult
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.kube.client import JOB, POD, Object

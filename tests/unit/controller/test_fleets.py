@@ -14,7 +14,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.kube.client import (
     JOB,
     MODEL_DEPLOYMENT,

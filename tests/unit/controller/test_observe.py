@@ -15,7 +15,7 @@ from modelrollout.config import (
     PrometheusConfig,
     StoreConfig,
 )
-from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.contract.common import TASK_ENV
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube import cache
 from modelrollout.kube.client import (

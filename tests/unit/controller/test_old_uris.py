@@ -14,7 +14,9 @@ import pytest
 from modelrollout.api import uris
 from modelrollout.cli.cluster import _printable
 from modelrollout.config import StoreConfig
-from modelrollout.contract.tasks import Location, ResolveTask, TaskResult
+from modelrollout.contract.common import Location
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import ResolveTask
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import _spec
 from modelrollout.jobs.log import Progress

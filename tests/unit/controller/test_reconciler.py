@@ -15,7 +15,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
-from modelrollout.contract.tasks import ServingConfig
+from modelrollout.contract.common import ServingConfig
 from modelrollout.controller.apply.actor import NotLeading
 from modelrollout.kube.client import (
     DEPLOYMENT,

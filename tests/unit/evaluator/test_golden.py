@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.contract.tasks import EvaluateTask, ExitCode, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import EvaluateTask
 from modelrollout.evaluator import golden
 from modelrollout.evaluator.golden import percentile_ms
 from modelrollout.jobs import runner

@@ -17,15 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    Batching,
-    DataSet,
-    Location,
-    ServingConfig,
-    TaskResult,
-    TuneTask,
-)
+from modelrollout.contract.common import RESULT_LIMIT_BYTES, DataSet, Location, ServingConfig
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import Batching, TuneTask
 from modelrollout.evaluator.tuning import run as program
 from modelrollout.evaluator.tuning import search
 from modelrollout.evaluator.tuning.search import Load, Space, Trial

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from modelrollout.contract.tasks import ServingConfig
+from modelrollout.contract.common import ServingConfig
 from modelrollout.evaluator.tuning.search import (
     MARGIN,
     CandidateFailed,

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import TASK_ENV
+from modelrollout.contract.common import TASK_ENV
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, SERVICE
 from modelrollout.kube.projection import MESSAGE, node_for_capacity, pod_for_capacity, project
 

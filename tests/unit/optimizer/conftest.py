@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.contract.tasks import ExitCode, SourceFormat
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import SourceFormat
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats import REFUSAL, isolated
 from modelrollout.optimizer.store import object_store

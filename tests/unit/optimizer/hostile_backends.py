@@ -7,7 +7,8 @@ import pickle
 import tarfile
 from typing import Any
 
-from modelrollout.contract.tasks import Batching, Served, Tensor
+from modelrollout.contract.formats import Served, Tensor
+from modelrollout.contract.tasks import Batching
 from tests.unit.optimizer.backend_files import (
     CONFIG,
     GRAPH,

@@ -21,7 +21,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import DataSet, Location, Recorded, TaskResult
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import Recorded
 
 SALT = "5a17" * 4  # of a Job
 CLASSES = 3

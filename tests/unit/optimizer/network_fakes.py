@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import DataSet, Gate, GateMetric, Location
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.steps.context import StepContext

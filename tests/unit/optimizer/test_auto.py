@@ -14,18 +14,11 @@ import numpy as np
 import onnx
 import pytest
 
-from modelrollout.contract.tasks import (
-    AutoStep,
-    DataSet,
-    Gate,
-    GateBudget,
-    GateMetric,
-    GraphStep,
-    Location,
-    PrepareTask,
-    TaskResult,
-    Training,
-)
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.gate import Gate, GateBudget, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.steps import AutoStep, GraphStep, Training
+from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -16,17 +16,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.contract.tasks import (
-    ContainerStep,
-    ExitCode,
-    Gate,
-    GateMetric,
-    GraphStep,
-    Int8Step,
-    PrepareTask,
-    PruneStep,
-    TaskResult,
-)
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.steps import ContainerStep, GraphStep, Int8Step, PruneStep
+from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

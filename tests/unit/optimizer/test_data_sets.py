@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import DataSet, ExitCode, Location
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model.data import Data, batch_rows, batches, match, read_archive
 from modelrollout.triton.tensors import TensorSpec

@@ -17,7 +17,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from modelrollout.contract.tasks import ExitCode, Gate, GateMetric, PrepareTask, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -12,17 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    ExitCode,
-    Gate,
-    GateBudget,
-    GateMetric,
-    Int8Step,
-    MetricResult,
-    PrepareTask,
-    TaskResult,
-)
+from modelrollout.contract.common import RESULT_LIMIT_BYTES
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate, GateBudget, GateMetric
+from modelrollout.contract.results import MetricResult, TaskResult
+from modelrollout.contract.steps import Int8Step
+from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import Average, GateMetric, MetricName
+from modelrollout.contract.gate import Average, GateMetric, MetricName
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.gate.metrics import Answers, average_of, estimate
 

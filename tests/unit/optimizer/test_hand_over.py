@@ -13,17 +13,12 @@ from typing import Any
 
 import pytest
 
-from modelrollout.contract.tasks import (
-    SERVES_ENV,
-    Backend,
-    ExitCode,
-    FetchTask,
-    Gate,
-    GateMetric,
-    GraphStep,
-    PrepareTask,
-    Served,
-)
+from modelrollout.contract.common import SERVES_ENV
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import Backend, Served
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.steps import GraphStep
+from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -19,14 +19,10 @@ from typing import Any
 
 import pytest
 
-from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    Gate,
-    GateMetric,
-    PrepareTask,
-    Signature,
-    TaskResult,
-)
+from modelrollout.contract.common import RESULT_LIMIT_BYTES
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import PrepareTask, Signature
 from tests.unit.optimizer.hostile import (
     CASES,
     GOOD,

@@ -16,14 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    ExitCode,
-    MetricResult,
-    Search,
-    SearchPoint,
-    TaskResult,
-)
+from modelrollout.contract.common import RESULT_LIMIT_BYTES
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import MetricResult, Search, SearchPoint, TaskResult
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.runner import encode, execute, parse_task

@@ -16,24 +16,22 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import (
-    MAX_MODEL_BYTES,
+from modelrollout.contract.common import MAX_MODEL_BYTES
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.steps import (
     AutoStep,
     DistillStep,
-    ExitCode,
-    FetchTask,
-    Gate,
-    GateMetric,
     GraphStep,
     HalfPrecisionStep,
     Int4Step,
     Int8Step,
-    PrepareTask,
     PruneStep,
     Step,
-    TaskResult,
     Training,
 )
+from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import ExitCode
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model.inspect import all_tensors, check, ending
 from modelrollout.triton.tensors import TensorSpec

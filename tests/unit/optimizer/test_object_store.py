@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from modelrollout.contract.tasks import ExitCode, Location, ResolveTask
+from modelrollout.contract.common import Location
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.tasks import ResolveTask
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.pipeline.resolve import resolve

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelrollout.config import ConfigError, OperatorConfig, load_config
-from modelrollout.contract.tasks import Batching, Served
+from modelrollout.contract.formats import Served
+from modelrollout.contract.tasks import Batching
 from modelrollout.controller.observe.pods import ending
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.runner import parse_task

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Served, TaskResult, Tensor
+from modelrollout.contract.formats import Served, Tensor
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

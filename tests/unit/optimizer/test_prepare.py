@@ -14,25 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.contract.tasks import (
-    RESULT_LIMIT_BYTES,
-    Batching,
-    DistillStep,
-    ExitCode,
-    FetchTask,
-    Gate,
-    GateMetric,
-    Int8Step,
-    Location,
-    ModelFile,
-    PrepareTask,
-    PruneStep,
-    Recorded,
-    ServingConfig,
-    Step,
-    TaskResult,
-    Training,
-)
+from modelrollout.contract.common import RESULT_LIMIT_BYTES, Location, ModelFile, ServingConfig
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate, GateMetric
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.steps import DistillStep, Int8Step, PruneStep, Step, Training
+from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Recorded
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

@@ -14,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.shape_inference import infer_shapes
 
-from modelrollout.contract.tasks import DataSet, Location, PruneStep, Training
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.steps import PruneStep, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.prune import narrowed, prune

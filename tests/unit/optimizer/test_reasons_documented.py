@@ -8,7 +8,7 @@ import ast
 import re
 from pathlib import Path
 
-from modelrollout.contract.tasks import ExitCode
+from modelrollout.contract.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [

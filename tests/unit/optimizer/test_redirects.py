@@ -23,7 +23,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import ExitCode, Location
+from modelrollout.contract.common import Location
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.store import http_client
 from modelrollout.optimizer.store import object_store as fetch

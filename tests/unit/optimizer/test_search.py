@@ -9,7 +9,8 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import DataSet, Int8Step, Location, PruneStep, Training
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.steps import Int8Step, PruneStep, Training
 from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
 from modelrollout.statistics.frontier import OBJECTIVES, WORTH, Objective, Point, choose, cost_of, frontier
 

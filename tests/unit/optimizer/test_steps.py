@@ -11,14 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import (
-    DataSet,
+from modelrollout.contract.common import DataSet, Location
+from modelrollout.contract.steps import (
     DistillStep,
     GraphStep,
     HalfPrecisionStep,
     Int4Step,
     Int8Step,
-    Location,
     PruneStep,
     Step,
     Training,
@@ -247,7 +246,7 @@ def test_steps_in_order(tmp_path: Path) -> None:
 
 
 def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelrollout.contract.tasks import PruneStep, Training
+    from modelrollout.contract.steps import PruneStep, Training
 
     training = Training(data=CALIBRATION)
     assert steps.tools(PruneStep(sparsity=0.5), "f") == {}

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelrollout.contract.tasks import ExitCode, PrepareTask, TaskResult, Tensor, Tensors
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import Tensor, Tensors
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run

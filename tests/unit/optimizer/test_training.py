@@ -14,7 +14,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from modelrollout.contract.tasks import DataSet, DistillStep, Location, ModelFile, Training
+from modelrollout.contract.common import DataSet, Location, ModelFile
+from modelrollout.contract.steps import DistillStep, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer import steps
 from modelrollout.optimizer.model.inspect import check

@@ -188,7 +188,7 @@ def task(obj: Object) -> dict[str, Any]:
     """The task that a Job's program, or the init container, finds in its environment."""
     import json
 
-    from modelrollout.contract.tasks import TASK_ENV
+    from modelrollout.contract.common import TASK_ENV
 
     values = [e["value"] for c in containers(obj) for e in c.get("env", []) if e["name"] == TASK_ENV]
     component = obj["metadata"]["labels"][names.LABEL_COMPONENT]

@@ -9,7 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import CREDENTIALS_DIR, Task
+from modelrollout.contract.common import CREDENTIALS_DIR
+from modelrollout.contract.tasks import Task
 from modelrollout.resources.common import Object
 from tests.unit.resources import objects as o
 

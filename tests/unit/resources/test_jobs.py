@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Golden, Model, Optimization, Serving, Signature, Triton
-from modelrollout.contract.tasks import TIMEOUT_ENV, ExitCode
+from modelrollout.contract.common import TIMEOUT_ENV
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.resources import server
 from modelrollout.resources.common import NotAllowedError
 from tests.unit.resources import objects as o

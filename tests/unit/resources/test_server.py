@@ -10,7 +10,8 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Serving
 from modelrollout.config import DrainConfig, ImagesConfig
-from modelrollout.contract.tasks import FetchTask, ServingConfig
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.tasks import FetchTask
 from modelrollout.resources import server
 from tests.unit.resources import objects as o
 

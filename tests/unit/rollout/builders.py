@@ -24,16 +24,8 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import (
-    Assessment,
-    Desired,
-    Plan,
-    Revision,
-    Server,
-    Snapshot,
-    Traffic,
-    stamp,
-)
+from modelrollout.rollout.plan import Desired, Plan
+from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.transitions import input_hash
 
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.api.v1alpha1 import Interface, ModelDeploymentSpec
-from modelrollout.contract.tasks import Interface as Reported
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import Interface as Reported
+from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.compatibility import changes
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status

@@ -10,7 +10,8 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot
+from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot
 from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
 from tests.unit.rollout import builders as b

@@ -17,7 +17,8 @@ from modelrollout.rollout.desired import (
     share_replicas,
     split,
 )
-from modelrollout.rollout.snapshot import Desired, Server, Snapshot
+from modelrollout.rollout.plan import Desired
+from modelrollout.rollout.snapshot import Server, Snapshot
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

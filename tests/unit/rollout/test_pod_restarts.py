@@ -12,7 +12,8 @@ import pytest
 from modelrollout.api.v1alpha1 import CrashStatus, RestartStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
-from modelrollout.rollout.snapshot import Crash, Gpus, Plan, Problem, Server, Snapshot, Verb
+from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.snapshot import Crash, Gpus, Problem, Server, Snapshot, Verb
 from tests.unit.rollout import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -92,7 +93,8 @@ def test_a_restart_that_is_over_is_not_told_again_when_replicas_change() -> None
     at = s.status.restarts[V1].at
     over = after(replace(s, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at)}))
     scaled = replace(
-        over, servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, desired_replicas=5, updated=2)}
+        over,
+        servers={V1: replace(OLD, hardened="1", overlay="1", restarted=at, desired_replicas=5, updated=2)},
     )
     assert row(decide(scaled, b.at(60)), "Restarted") is None
 

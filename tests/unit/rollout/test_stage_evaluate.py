@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.api.v1alpha1 import VerdictName
-from modelrollout.contract.tasks import ExitCode, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split, stage_job
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from modelrollout.contract.tasks import ExitCode, MetricResult, Paired, Search, SearchPoint, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import MetricResult, Paired, Search, SearchPoint, TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.snapshot import JobState, Problem, SharedPreparation

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.policy.rules import Rules, combine, read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import JobState, Problem
 from tests.unit.rollout import builders as b

@@ -12,17 +12,9 @@ import pytest
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, needs_measurement, replicas, split
+from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import (
-    Assessment,
-    MirrorState,
-    Plan,
-    Problem,
-    Server,
-    Snapshot,
-    Traffic,
-    Verb,
-)
+from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.traffic.gateway_api.mirror import mirror_of
 from tests.unit.rollout import builders as b

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
-from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, stage_job
 from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot

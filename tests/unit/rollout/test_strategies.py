@@ -32,8 +32,9 @@ from modelrollout.rollout.desired import (
     replicas_with_traffic,
     split,
 )
+from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import Assessment, Plan, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.strategy import with_traffic
 from tests.unit.rollout import builders as b

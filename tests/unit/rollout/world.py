@@ -28,7 +28,8 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
@@ -43,16 +44,15 @@ from modelrollout.rollout.desired import (
     stage_job,
 )
 from modelrollout.rollout.in_place import active_in_place, stable_floor
+from modelrollout.rollout.plan import Desired, Plan
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
     Assessment,
-    Desired,
     JobState,
     MirrorState,
-    Plan,
     Problem,
     Revision,
     Server,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelrollout.contract.tasks import GateBudget, Paired
+from modelrollout.contract.gate import GateBudget
+from modelrollout.contract.results import Paired
 from modelrollout.statistics.paired import (
     accuracies,
     decide,

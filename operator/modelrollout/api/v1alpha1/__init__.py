@@ -6,6 +6,21 @@ messages that say what to change.
 """
 
 from modelrollout.api.v1alpha1.deployment import ModelDeploymentSpec, as_today, same_version, user_input
+from modelrollout.api.v1alpha1.evidence import (
+    ArtifactEvidence,
+    Counter,
+    EvaluationEvidence,
+    GateMetricEvidence,
+    Interface,
+    MetricStatus,
+    SearchEvidence,
+    SearchPoint,
+    SliceEvidence,
+    StepEvidence,
+    TuningEvidence,
+    TuningTrial,
+    VerdictName,
+)
 from modelrollout.api.v1alpha1.model import Credentials, Data, Model, ModelFile, SecretKey, Signature
 from modelrollout.api.v1alpha1.optimization import (
     Auto,
@@ -71,17 +86,11 @@ from modelrollout.api.v1alpha1.schema import (
 from modelrollout.api.v1alpha1.serving import Backend, Batching, DataType, Serving, Tensor, Triton, Tune
 from modelrollout.api.v1alpha1.status import (
     Address,
-    ArtifactEvidence,
     Condition,
-    Counter,
     CrashStatus,
     Draining,
-    EvaluationEvidence,
-    GateMetricEvidence,
     Held,
     InPlaceStatus,
-    Interface,
-    MetricStatus,
     MirrorMethod,
     ModelDeploymentStatus,
     Outcome,
@@ -91,18 +100,11 @@ from modelrollout.api.v1alpha1.status import (
     RestartStatus,
     RevisionRef,
     RolloutStatus,
-    SearchEvidence,
-    SearchPoint,
     ShadowStatus,
-    SliceEvidence,
     SlotStatus,
     Stage,
-    StepEvidence,
     StepStatus,
     Strategy,
-    TuningEvidence,
-    TuningTrial,
-    VerdictName,
 )
 from modelrollout.api.v1alpha1.traffic import GatewayRef, Hostnames, Traffic
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
-from modelrollout.contract.tasks import FLAVOURS, Flavour, SourceFormat
+from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat
 
 Lineage = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32), KEYS]
 ArrayName = Annotated[str, StringConstraints(max_length=128)]

@@ -6,18 +6,18 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from modelrollout.api.v1alpha1.evidence import (
+    ArtifactEvidence,
+    EvaluationEvidence,
+    MetricStatus,
+    StepEvidence,
+    TuningEvidence,
+)
 from modelrollout.api.v1alpha1.model import Lineage, Model
 from modelrollout.api.v1alpha1.optimization import Optimization
 from modelrollout.api.v1alpha1.schema import ApiModel, Name, Rule, Sha256, ShapeOf, StatusModel
 from modelrollout.api.v1alpha1.serving import Serving
-from modelrollout.api.v1alpha1.status import (
-    ArtifactEvidence,
-    EvaluationEvidence,
-    MetricStatus,
-    Outcome,
-    StepEvidence,
-    TuningEvidence,
-)
+from modelrollout.api.v1alpha1.status import Outcome
 
 
 class ModelRevisionStatus(StatusModel):

@@ -55,10 +55,11 @@ from modelrollout.resources.common import NotAllowedError, Owner, controller_of,
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.hardening import VERSION, harden, is_known
 from modelrollout.rollout.desired import ALL_REVISIONS
+from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import source_violation
 from modelrollout.rollout.shared_preparation import recorded
-from modelrollout.rollout.snapshot import NAME_TAKEN, Desired, Problem, baseline
+from modelrollout.rollout.snapshot import NAME_TAKEN, Problem, baseline
 from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.traffic.gateway_api.routes import backends_of, is_of_clients
 from modelrollout.traffic.router import accepted, overly_open_routes

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from modelrollout.api import names
 from modelrollout.api.uris import lies_below, masked_text
-from modelrollout.contract.tasks import ExitCode
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.pods import (
     Ending,

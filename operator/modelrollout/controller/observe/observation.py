@@ -22,7 +22,7 @@ from modelrollout.api.v1alpha1 import (
     TuningEvidence,
 )
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.pods import last_crash, pod_problem, pods_of_server, server_down
 from modelrollout.kube.cache import Key, ObjectCache

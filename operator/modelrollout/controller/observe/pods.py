@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.contract.tasks import CONTAINER_STEP, TaskResult
+from modelrollout.contract.common import CONTAINER_STEP
+from modelrollout.contract.results import TaskResult
 from modelrollout.kube.client import Object
 from modelrollout.resources.common import controller_of
 from modelrollout.resources.hardening import DIED, TRITON

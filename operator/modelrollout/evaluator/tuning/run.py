@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult, TuneTask
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.contract.tasks import TuneTask
 from modelrollout.evaluator.tuning.search import CandidateFailed, Load, Trial, climb, space
 from modelrollout.jobs.errors import bad_input, retryable
 from modelrollout.jobs.log import Progress, say

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from modelrollout.contract.tasks import ServingConfig
+from modelrollout.contract.common import ServingConfig
 
 MARGIN = 0.05  # share of throughput by which a challenger must be better
 GROWTH = 0.03  # more requests in flight that bring less than this bring nothing but latency

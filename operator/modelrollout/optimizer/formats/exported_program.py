@@ -22,7 +22,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.tasks import Tensors
+from modelrollout.contract.formats import Tensors
 from modelrollout.optimizer.formats import pt2_archive
 from modelrollout.optimizer.formats.source_model import SourceModel, code_refused, invalid
 from modelrollout.optimizer.formats.torch_operators import check_target

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import FLAVOURS, ExitCode, SourceFormat, Tensors
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import FLAVOURS, SourceFormat, Tensors
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL, TENSORS
 from modelrollout.optimizer.formats.source_model import FIELD, REMEDY

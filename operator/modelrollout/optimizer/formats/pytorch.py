@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 
-from modelrollout.contract.tasks import Tensors
+from modelrollout.contract.formats import Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import exported_program, torch_script
 from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid

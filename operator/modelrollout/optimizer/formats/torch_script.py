@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.tasks import Tensor, Tensors
+from modelrollout.contract.formats import Tensor, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 from modelrollout.optimizer.formats.torch_operators import check_kind

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.tasks import SourceFormat
+from modelrollout.contract.formats import SourceFormat
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
 

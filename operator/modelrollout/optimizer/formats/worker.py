@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import ExitCode, SourceFormat, Tensors
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import (
     ANSWERS,

@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import (
-    Average,
-    ExitCode,
-    Gate,
-    GateBudget,
-    GateMetric,
-    MetricResult,
-    Paired,
-    TaskResult,
-)
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Average, Gate, GateBudget, GateMetric
+from modelrollout.contract.results import MetricResult, Paired, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers, average_of, count_pairs, estimate

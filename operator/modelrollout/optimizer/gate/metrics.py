@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import Average, GateMetric, MetricName, Paired
+from modelrollout.contract.gate import Average, GateMetric, MetricName
+from modelrollout.contract.results import Paired
 from modelrollout.jobs.errors import bad_input
 from modelrollout.statistics.paired import Estimate, share_estimate
 

@@ -23,7 +23,7 @@ from typing import IO, Self
 
 from onnx import ModelProto, TensorProto
 
-from modelrollout.contract.tasks import ONE_FILE_BYTES
+from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import all_tensors, parse, save_as_external

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.tasks import DataSet
+from modelrollout.contract.common import DataSet
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model.limits import memory_limit
 from modelrollout.triton.tensors import NUMPY, TensorSpec

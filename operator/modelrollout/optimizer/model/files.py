@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from modelrollout.contract.tasks import ONE_FILE_BYTES
+from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 

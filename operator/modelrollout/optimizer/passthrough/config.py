@@ -15,7 +15,8 @@ from typing import Any
 
 from google.protobuf.text_format import ParseError  # type: ignore[import-untyped]
 
-from modelrollout.contract.tasks import Batching, Served
+from modelrollout.contract.formats import Served
+from modelrollout.contract.tasks import Batching
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.backends import KINDS
 from modelrollout.triton.config import BatchingImpossible, message, parse, pb, printed

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from modelrollout.contract.tasks import Backend, Batching, Served
+from modelrollout.contract.formats import Backend, Served
+from modelrollout.contract.tasks import Batching
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.archive import extract, is_archive
 from modelrollout.optimizer.passthrough import openvino, vllm

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from modelrollout.contract.tasks import REPOSITORY
+from modelrollout.contract.common import REPOSITORY
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.triton.layout import VERSION_LINK
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from modelrollout.contract.tasks import TaskResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.store.artifact import REPORT_LIMIT_BYTES, is_name
 from modelrollout.optimizer.store.object_store import Fetched

@@ -25,26 +25,12 @@ import onnx
 import onnxruntime
 
 from modelrollout.api.names import canonical_json
-from modelrollout.contract.tasks import (
-    HANDED_MODEL,
-    IN_DIR,
-    MADE_DIR,
-    WORK_DIR,
-    AutoStep,
-    ContainerStep,
-    DataSet,
-    ExitCode,
-    Int8Step,
-    Interface,
-    MetricResult,
-    ModelFile,
-    Paired,
-    PrepareTask,
-    Search,
-    Served,
-    Step,
-    TaskResult,
-)
+from modelrollout.contract.common import DataSet, ModelFile
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.formats import Served
+from modelrollout.contract.results import Interface, MetricResult, Paired, Search, TaskResult
+from modelrollout.contract.steps import AutoStep, ContainerStep, Int8Step, Step
+from modelrollout.contract.tasks import HANDED_MODEL, IN_DIR, MADE_DIR, WORK_DIR, PrepareTask
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import LOGGER, Progress
 from modelrollout.optimizer import steps

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from modelrollout.contract.tasks import ResolveTask, TaskResult
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import ResolveTask
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.store.object_store import ObjectStore
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from google.protobuf.text_format import ParseError  # type: ignore[import-untyped]
 
-from modelrollout.contract.tasks import Served
+from modelrollout.contract.formats import Served
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, kept
 from modelrollout.optimizer.pipeline.hand_over import refused

@@ -13,12 +13,12 @@ from typing import Any
 import onnx
 from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
 
-from modelrollout.contract.tasks import (
-    ONE_FILE_BYTES,
+from modelrollout.contract.common import ONE_FILE_BYTES
+from modelrollout.contract.gate import Gate
+from modelrollout.contract.steps import (
     AutoStep,
     ContainerStep,
     DistillStep,
-    Gate,
     GraphStep,
     HalfPrecisionStep,
     Int4Step,

@@ -10,14 +10,9 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from modelrollout.contract.tasks import (
-    HANDED_DATA,
-    HANDED_MODEL,
-    IN_DIR,
-    MAX_MODEL_BYTES,
-    OUT_DIR,
-    ContainerStep,
-)
+from modelrollout.contract.common import MAX_MODEL_BYTES
+from modelrollout.contract.steps import ContainerStep
+from modelrollout.contract.tasks import HANDED_DATA, HANDED_MODEL, IN_DIR, OUT_DIR
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import ModelInfo, check

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelrollout.contract.tasks import ONE_FILE_BYTES, Gate
+from modelrollout.contract.common import ONE_FILE_BYTES
+from modelrollout.contract.gate import Gate
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.model.runtime import Advance

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelrollout.contract.tasks import GraphStep
+from modelrollout.contract.steps import GraphStep
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import parse
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, ort, refused

@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers import float16  # the maintained copy of onnxconverter-common's
 
-from modelrollout.contract.tasks import HalfPrecisionStep
+from modelrollout.contract.steps import HalfPrecisionStep
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import sort_nodes

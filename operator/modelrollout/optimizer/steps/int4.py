@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import Int4Step
+from modelrollout.contract.steps import Int4Step
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, refused

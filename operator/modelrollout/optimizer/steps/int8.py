@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from modelrollout.contract.tasks import Int8Step
+from modelrollout.contract.steps import Int8Step
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, predict

@@ -6,15 +6,8 @@ from __future__ import annotations
 
 import math
 
-from modelrollout.contract.tasks import (
-    DistillStep,
-    ExitCode,
-    HalfPrecisionStep,
-    Int4Step,
-    Int8Step,
-    PruneStep,
-    Step,
-)
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.steps import DistillStep, HalfPrecisionStep, Int4Step, Int8Step, PruneStep, Step
 from modelrollout.jobs.errors import JobError
 
 _FIELD = "spec.optimization.resources.limits.memory"

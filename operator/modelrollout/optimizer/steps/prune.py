@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from modelrollout.contract.tasks import PruneStep, Training
+from modelrollout.contract.steps import PruneStep, Training
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches

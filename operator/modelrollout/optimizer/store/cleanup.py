@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from modelrollout.contract.tasks import CleanTask, TaskResult
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import CleanTask
 from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.store.artifact import MANIFEST

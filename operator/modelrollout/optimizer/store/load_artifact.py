@@ -14,7 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from modelrollout.contract.tasks import SERVES_ENV, FetchTask, Served, ServingConfig, TaskResult
+from modelrollout.contract.common import SERVES_ENV, ServingConfig
+from modelrollout.contract.formats import Served
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import FetchTask
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.store import artifact

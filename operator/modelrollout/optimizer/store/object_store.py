@@ -25,7 +25,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import S3Store
 
 from modelrollout.api import uris
-from modelrollout.contract.tasks import CREDENTIALS_DIR, ExitCode, Location
+from modelrollout.contract.common import CREDENTIALS_DIR, Location
+from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError, bad_input, denied, retryable
 from modelrollout.jobs.log import hide
 from modelrollout.optimizer.store.http_client import Client, Fault, fault_of

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.tasks import ONE_FILE_BYTES
+from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches

@@ -10,9 +10,10 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.desired import has_all_pods, has_pods_for
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Event, Snapshot, in_flight
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
+from modelrollout.rollout.snapshot import Snapshot, in_flight
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import unproven_weight
-from modelrollout.rollout.snapshot import Event, Snapshot
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
+from modelrollout.rollout.snapshot import Snapshot
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
 OVERRIDDEN = "MetricsOverridden"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Stage
+from modelrollout.rollout.plan import Transition
 from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.bake import bake
 from modelrollout.rollout.stages.canary import canary
@@ -18,7 +19,6 @@ from modelrollout.rollout.stages.provision import provision
 from modelrollout.rollout.stages.resolve import resolve
 from modelrollout.rollout.stages.shadow import shadow
 from modelrollout.rollout.stages.tune import tune
-from modelrollout.rollout.stages.waiting import Transition
 
 STAGES: dict[Stage, Callable[[Snapshot, datetime], Transition]] = {
     "Resolve": resolve,

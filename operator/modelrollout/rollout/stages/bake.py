@@ -17,8 +17,9 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Snapshot, since, stamp
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import (
     handle_inconclusive,
     interval,
@@ -27,7 +28,7 @@ from modelrollout.rollout.stages.canary import (
     with_metric_events,
     with_metrics,
 )
-from modelrollout.rollout.stages.waiting import Transition, remaining
+from modelrollout.rollout.stages.waiting import remaining
 from modelrollout.rollout.transitions import enter, record, succeed
 
 

@@ -11,19 +11,11 @@ from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, Step, StepStatus, seconds
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired import has_pods_for, scaling_problem
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
-from modelrollout.rollout.snapshot import (
-    NOT_READY,
-    Assessment,
-    Event,
-    Problem,
-    Snapshot,
-    baseline,
-    since,
-    stamp,
-)
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, Snapshot, baseline, since, stamp
 from modelrollout.rollout.stages.in_place import release_stable_pods
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait
 from modelrollout.rollout.transitions import at_step, change, cut, enter, record, revert
 
 REWRITE_SECONDS = 60.0  # measurements without news are written to status this often at most

@@ -7,11 +7,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import golden_violation
-from modelrollout.rollout.snapshot import Event, Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.next_stage import after_evaluate
-from modelrollout.rollout.stages.waiting import Transition, wait_or_fail
+from modelrollout.rollout.stages.waiting import wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 

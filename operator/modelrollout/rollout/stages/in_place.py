@@ -10,8 +10,9 @@ from __future__ import annotations
 from modelrollout.api.v1alpha1 import InPlaceStatus
 from modelrollout.rollout.desired import replicas_with_traffic
 from modelrollout.rollout.in_place import canary_room, stable_floor
-from modelrollout.rollout.snapshot import Event, Snapshot, baseline
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import Snapshot, baseline
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import change
 
 LACKS = frozenset({"Unschedulable", "InsufficientGPU"})

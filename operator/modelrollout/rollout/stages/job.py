@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.snapshot import Event, JobState, Problem, Snapshot, since
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, wait, wait_or_fail
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, since
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure

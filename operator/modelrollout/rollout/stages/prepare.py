@@ -13,13 +13,15 @@ from modelrollout.api.v1alpha1 import (
     SearchPoint,
     Stage,
 )
-from modelrollout.contract.tasks import ExitCode, Search, TaskResult
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.results import Search, TaskResult
 from modelrollout.rollout.compatibility import interface_change, served_interface
-from modelrollout.rollout.snapshot import Event, Problem, Snapshot, baseline, stamp
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import Problem, Snapshot, baseline, stamp
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.tune import is_wanted
-from modelrollout.rollout.stages.waiting import Transition, wait, wait_or_fail
+from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 _TOGETHER = "PreparedTogether"

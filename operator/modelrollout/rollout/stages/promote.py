@@ -7,11 +7,12 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome
 from modelrollout.rollout.desired import has_all_pods, scaling_problem
-from modelrollout.rollout.snapshot import NOT_READY, Event, Snapshot, baseline, since
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.canary import handle_inconclusive, interval, proven_worse
 from modelrollout.rollout.stages.in_place import release_stable_pods
-from modelrollout.rollout.stages.waiting import Transition, remaining, wait
+from modelrollout.rollout.stages.waiting import remaining, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
 
 

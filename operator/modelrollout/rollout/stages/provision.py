@@ -12,12 +12,13 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
 from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import Event, Gpus, Problem, Slot, Snapshot, since, stamp
+from modelrollout.rollout.snapshot import Gpus, Problem, Slot, Snapshot, since, stamp
 from modelrollout.rollout.stages.in_place import LACKS, release_stable_pods
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait, wait_or_fail
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 
 # each rollout that leaves the queue moves all behind it: further back the place is not told, or

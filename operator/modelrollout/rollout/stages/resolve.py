@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.snapshot import Event, Snapshot
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
-from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.transitions import allocate, enter
 
 

@@ -13,10 +13,11 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ShadowStatus, seconds
-from modelrollout.rollout.snapshot import NOT_READY, Assessment, Event, Problem, Snapshot, since, stamp
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, Snapshot, since, stamp
 from modelrollout.rollout.stages.canary import REWRITE_SECONDS
 from modelrollout.rollout.stages.next_stage import after_shadow, in_shadow, outputs_of
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, Transition, remaining, wait
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait
 from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 
 _NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet")

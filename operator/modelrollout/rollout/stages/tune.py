@@ -7,11 +7,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
-from modelrollout.contract.tasks import ServingConfig, TaskResult, TrialResult, TuneResult
-from modelrollout.rollout.snapshot import SERVED, Event, Snapshot
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import SERVED, Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import in_queue
-from modelrollout.rollout.stages.waiting import Transition
 from modelrollout.rollout.transitions import enter
 
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
-from modelrollout.rollout.snapshot import Event, Problem, Snapshot, since, stamp
+from modelrollout.api.v1alpha1 import seconds
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import Problem, Snapshot, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
 # what a stage may need to get on after nobody has looked for long: pods start, Jobs run
 GRACE_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A new state, or the old one and when to look again."""
-
-    status: ModelDeploymentStatus
-    events: tuple[Event, ...] = ()
-    requeue_after: float | None = None
 
 
 def wait(

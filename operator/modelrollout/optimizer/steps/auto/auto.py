@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from modelrollout.api.v1alpha1 import seconds
-from modelrollout.contract.tasks import AutoStep, ExitCode, Gate, Search, SearchPoint
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.contract.gate import Gate
+from modelrollout.contract.results import Search, SearchPoint
+from modelrollout.contract.steps import AutoStep
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
 from modelrollout.optimizer import steps

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from modelrollout.contract.tasks import (
-    DataSet,
+from modelrollout.contract.common import DataSet
+from modelrollout.contract.steps import (
     DistillStep,
     GraphStep,
     HalfPrecisionStep,

@@ -1,0 +1,83 @@
+"""What a decision consists of: a transition, or the children that the written state asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentStatus,
+    ModelRevisionStatus,
+)
+from modelrollout.rollout.snapshot import Split
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event to post once a transition is written."""
+
+    reason: str
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+
+
+@dataclass(frozen=True)
+class NewRevision:
+    """A revision to create; the operator renders its template."""
+
+    name: str
+    number: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The children that the written state asks for, in the words of this project; ``resources``
+    makes objects of them.
+    """
+
+    new_revision: NewRevision | None = None
+    work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
+    servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
+    # by revision: another value means new pods
+    restarts: Mapping[str, str] = field(default_factory=dict)
+    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this
+    # version, None for the latest.
+    hardened: Mapping[str, str | None] = field(default_factory=dict)
+    # revisions of which a pod may end before its successor is there
+    ends_first: frozenset[str] = frozenset()
+    # routes that open too much are made narrow, also where spec cannot be read
+    narrow: bool = False
+    split: Split = ()
+    matched: str | None = None  # revision for requests that carry the headers of abTest
+    # revisions that keep what they have: pods, and what mirrored requests to them
+    draining: frozenset[str] = frozenset()
+    # revision behind the preview's host names and Service; None: there is no preview
+    preview: str | None = None
+    # revision behind the stable Service; "*" for all revisions; None: no Service yet
+    selector: str | None = None
+    budget: str | None = None
+    revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()  # revisions beyond the history limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Either a transition (``status`` differs from the observed one) or children to be made to
+    match; never both (DESIGN.md, The loop).
+    """
+
+    status: ModelDeploymentStatus
+    desired: Desired | None = None
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A new state, or the old one and when to look again."""
+
+    status: ModelDeploymentStatus
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
