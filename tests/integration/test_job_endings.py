@@ -25,8 +25,8 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
 from modelrollout.rollout.snapshot import JobState
+from modelrollout.testing import builders as b
 from tests.unit.resources import objects as o
-from tests.unit.rollout import builders as b
 
 pytestmark = pytest.mark.sandbox
 

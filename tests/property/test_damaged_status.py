@@ -31,7 +31,7 @@ from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import needs_measurement
 from modelrollout.rollout.snapshot import Assessment, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 WANTED = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})

@@ -21,8 +21,8 @@ from modelrollout.api import names
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import Problem, in_flight
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import Refused, World
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import Refused, World
 
 settings.register_profile(
     "deep-stateful",

@@ -27,10 +27,10 @@ from modelrollout.kube.client import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISIO
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster, Operator
+from modelrollout.testing.model_cluster import World
 from tests.property.test_decide import STRATEGIES, canary
-from tests.unit.controller.fakecluster import Cluster, Operator
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import World
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}

@@ -23,7 +23,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.rollout.strategy import steps_of
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 
 @pytest.mark.parametrize(

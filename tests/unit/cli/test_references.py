@@ -23,7 +23,7 @@ from modelrollout.kube.client import (
     Unreadable,
 )
 from modelrollout.kube.decoding import UnreadableObject
-from tests.unit.controller.fakecluster import Cluster
+from modelrollout.testing.fake_cluster import Cluster
 
 FETCH = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/running"},"digest":"sha256:aa","model":"digits","number":1}'
 

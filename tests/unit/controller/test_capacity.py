@@ -14,8 +14,8 @@ from modelrollout.config import CapacityConfig as Settings
 from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, gpus_in_use
 from modelrollout.kube.client import DEPLOYMENT, NODE, POD, Forbidden, Listing, Object, Resource
 from modelrollout.rollout.snapshot import Gpus
-from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
 
 GPU = "nvidia.com/gpu"
 LOOKING = CONFIG.model_copy(update={"capacity": Settings(look_at_nodes=True)})

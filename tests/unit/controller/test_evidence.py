@@ -23,7 +23,7 @@ from modelrollout.kube.client import JOB, POD, Object
 from modelrollout.kube.projection import project
 from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
 from modelrollout.rollout.snapshot import JobState
-from tests.unit.controller.fakecluster import of_job
+from modelrollout.testing.fake_cluster import of_job
 from tests.unit.resources import objects as o
 
 FOLDER = "s3://artifacts/all/ml"

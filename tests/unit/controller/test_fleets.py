@@ -24,8 +24,8 @@ from modelrollout.kube.client import (
     KubeError,
     Object,
 )
-from tests.unit.controller.fakecluster import KEY, Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

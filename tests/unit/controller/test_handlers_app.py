@@ -11,7 +11,7 @@ from modelrollout.controller.process import Operator, counted_conditions
 from modelrollout.kube.cache import Key
 from modelrollout.kube.client import MODEL_DEPLOYMENT, Conflict, TooManyRequests
 from modelrollout.telemetry.metrics import Metrics
-from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster
+from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
 
 # --- what a pass answers
 

@@ -26,9 +26,9 @@ from modelrollout.kube.client import (
     Unavailable,
 )
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster, Operator
 from modelrollout.traffic.hostnames import Claims, ForeignRoutes, Known, holder_of, standing, version_of
-from tests.unit.controller.fakecluster import Cluster, Operator
-from tests.unit.rollout import builders as b
 
 HOST, GRPC_HOST, OTHER = "digits.example.com", "digits-grpc.example.com", "other.example.com"
 V1 = b.revision_name(1)

@@ -34,7 +34,7 @@ from modelrollout.kube.client import (
     Unavailable,
 )
 from modelrollout.kube.decoding import UnreadableObject
-from tests.unit.controller.fakecluster import KEY, WATCHED
+from modelrollout.testing.fake_cluster import KEY, WATCHED
 
 OURS = {names.LABEL_NAME: KEY[1]}
 

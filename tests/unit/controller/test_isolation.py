@@ -26,8 +26,8 @@ from modelrollout.kube.client import (
     Unavailable,
 )
 from modelrollout.telemetry.metrics import Metrics
-from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
 
 NAMES = {f"{b.NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 WRITE: dict[str, Any] = {

@@ -17,8 +17,8 @@ from modelrollout.kube.client import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Forbid
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
-from tests.unit.controller.fakecluster import Cluster, Operator, of_job
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster, Operator, of_job
 
 FULL = (
     "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor small, 1 more"

@@ -21,7 +21,7 @@ from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Snapshot, stamp
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 

@@ -22,7 +22,7 @@ from modelrollout.config import (
 )
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout.snapshot import Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 CONFIG = OperatorConfig(
     stores=[StoreConfig(name="models", uri="s3://models")],

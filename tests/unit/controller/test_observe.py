@@ -30,6 +30,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.rollout.snapshot import JobState, Server
+from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (
     Claim,
     Claims,
@@ -38,7 +39,6 @@ from modelrollout.traffic.hostnames import (
     holder_of,
     stored_requested_hosts,
 )
-from tests.unit.rollout import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
 V1, V2 = b.revision_name(1), b.revision_name(2)

@@ -25,9 +25,9 @@ from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISIO
 from modelrollout.kube.events import Events
 from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.rules import NO_RULES, read
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
 from tests.unit.api.test_uris import CARRYING
-from tests.unit.controller.fakecluster import CONFIG, Cluster, Operator
-from tests.unit.rollout import builders as b
 
 FIELDS: dict[str, tuple[str, Any]] = {
     "model": ("spec.model.uri", lambda spec, uri: spec["model"].update(uri=uri)),

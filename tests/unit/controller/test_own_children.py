@@ -30,8 +30,8 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.resources.common import controller_of
-from tests.unit.controller.fakecluster import KEY, Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
 
 BOTH = {
     "http": {"hostnames": ["digits.example.com"]},

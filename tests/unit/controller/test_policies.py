@@ -25,8 +25,8 @@ from modelrollout.kube.client import (
     Resource,
     Unavailable,
 )
-from tests.unit.controller.fakecluster import Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster, Operator
 
 
 def told(cluster: Cluster, name: str = "p") -> RolloutPolicyStatus:

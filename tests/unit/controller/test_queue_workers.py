@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 from modelrollout.controller.workqueue import QueueClosed, WorkQueue, run_workers
-from tests.unit.kube.virtualtime import now, run
+from modelrollout.testing.virtual_clock import now, run
 
 
 def queue() -> WorkQueue[str]:

@@ -35,8 +35,8 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs
 from modelrollout.resources.server import fetch_task
-from tests.unit.controller.fakecluster import Cluster, Operator, of_job
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster, Operator, of_job
 
 T = TypeVar("T")
 V1, V2 = b.revision_name(1), b.revision_name(2)

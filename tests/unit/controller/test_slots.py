@@ -25,8 +25,8 @@ from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, is_within_limit, standing
-from tests.unit.controller.fakecluster import Cluster
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import Cluster
 
 
 class Wire:

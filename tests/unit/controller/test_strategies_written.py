@@ -24,8 +24,8 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.rollout.snapshot import Snapshot
-from tests.unit.controller.fakecluster import CONFIG, KEY, Cluster, Operator
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster, Operator
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 TRAFFIC = {

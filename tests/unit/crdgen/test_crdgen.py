@@ -26,7 +26,7 @@ from modelrollout.crdgen.__main__ import main
 from modelrollout.crdgen.kinds import KINDS, MODEL_DEPLOYMENT, MODEL_REVISION, crd
 from modelrollout.crdgen.schema import SchemaError, model_schema, unbounded
 from modelrollout.resources.server import template
-from tests.unit.controller.fakecluster import CONFIG
+from modelrollout.testing.fake_cluster import CONFIG
 
 ROOT = Path(__file__).parents[3]
 BARE = ("spec.input", "spec.template")  # of a ModelRevision

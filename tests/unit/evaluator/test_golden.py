@@ -20,8 +20,16 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.store import object_store as fetch
 from modelrollout.statistics.paired import drop_interval
-from tests.unit.evaluator.triton_fake import FakeTriton, Model, serving
-from tests.unit.optimizer.job_fakes import ObjectStore, centres, dataset, labelled, npz, object_store, samples
+from modelrollout.testing.fake_triton import FakeTriton, Model, serving
+from modelrollout.testing.object_store import (
+    ObjectStore,
+    centres,
+    dataset,
+    labelled,
+    npz,
+    object_store,
+    samples,
+)
 
 N = 100
 

@@ -10,7 +10,7 @@ import pytest
 from modelrollout.kube import events
 from modelrollout.kube.client import EVENT, Forbidden, Kube
 from modelrollout.kube.events import EventApi, Events
-from tests.unit.kube.fakeapi import FakeApi
+from modelrollout.testing.fake_api import FakeApi
 
 MDEP: dict[str, Any] = {
     "apiVersion": "modelrollout.dev/v1alpha1",

@@ -13,8 +13,8 @@ import pytest
 
 from modelrollout.kube.client import LEASE, Kube
 from modelrollout.kube.leader_election import LeaderElector, LeaseApi, identity
-from tests.unit.kube.fakeapi import FakeApi
-from tests.unit.kube.virtualtime import jump, now, run
+from modelrollout.testing.fake_api import FakeApi
+from modelrollout.testing.virtual_clock import jump, now, run
 
 LEASE_KEY = (LEASE.plural, "ns", "lock")
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.unit.optimizer.job_fakes import classifier, labelled, npz, samples
+from modelrollout.testing.object_store import classifier, labelled, npz, samples
 
 GOOD = classifier().SerializeToString()
 X, Y = samples(64)

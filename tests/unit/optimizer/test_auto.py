@@ -31,7 +31,7 @@ from modelrollout.optimizer.steps.auto import auto as module
 from modelrollout.optimizer.steps.auto.auto import auto
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
-from tests.unit.optimizer.job_fakes import (
+from modelrollout.testing.object_store import (
     SALT,
     ObjectStore,
     classifier,
@@ -485,7 +485,7 @@ class TestJob:
         x, y = samples(1600, 4)
         old, labels = samples(2000, 3)
         x[:40], y[:40] = old[:40], labels[:40]
-        from tests.unit.optimizer.job_fakes import npz
+        from modelrollout.testing.object_store import npz
 
         store.objects["/data/selection.npz"] = npz(x=x, labels=y)
         assert (

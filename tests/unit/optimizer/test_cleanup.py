@@ -20,7 +20,7 @@ from modelrollout.optimizer.store import cleanup
 from modelrollout.optimizer.store.cleanup import doomed
 from modelrollout.optimizer.store.object_store import Listed
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
-from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+from modelrollout.testing.object_store import ObjectStore, object_store
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 MONTH = timedelta(days=30)

@@ -27,7 +27,7 @@ from modelrollout.jobs.programs import run
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.steps import container
-from tests.unit.optimizer.job_fakes import (
+from modelrollout.testing.object_store import (
     SALT,
     ObjectStore,
     centres,

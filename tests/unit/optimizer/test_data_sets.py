@@ -14,8 +14,8 @@ from modelrollout.contract.common import DataSet, Location
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model.data import Data, batch_rows, batches, match, read_archive
+from modelrollout.testing.object_store import npz
 from modelrollout.triton.tensors import TensorSpec
-from tests.unit.optimizer.job_fakes import npz
 
 X = np.zeros((6, 4), np.float32)
 Y = np.arange(6)

@@ -25,7 +25,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.formats import ANSWERS, isolated
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
+from modelrollout.testing.object_store import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
-from tests.unit.optimizer.job_fakes import (
+from modelrollout.testing.object_store import (
     CLASSES,
     SALT,
     ObjectStore,

@@ -26,7 +26,7 @@ from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.pipeline.servable import expect_servable
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, object_store
+from modelrollout.testing.object_store import SALT, ObjectStore, classifier, dataset, labelled, object_store
 
 MODEL = classifier(hidden=64).SerializeToString()
 

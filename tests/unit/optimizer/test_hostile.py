@@ -23,6 +23,7 @@ from modelrollout.contract.common import RESULT_LIMIT_BYTES
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import PrepareTask, Signature
+from modelrollout.testing.object_store import SALT, ObjectStore, classifier, dataset, labelled, object_store
 from tests.unit.optimizer.hostile import (
     CASES,
     GOOD,
@@ -37,7 +38,6 @@ from tests.unit.optimizer.hostile import (
     zipped,
 )
 from tests.unit.optimizer.hostile_backends import BACKEND_CASES
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, classifier, dataset, labelled, object_store
 
 OPERATOR = str(Path(__file__).parents[3] / "operator")
 MEMORY = 6 << 30  # of address space; the libraries map most of a gigabyte

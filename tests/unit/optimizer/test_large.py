@@ -41,9 +41,7 @@ from modelrollout.optimizer.model.archive import gather
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check, constants_inside
 from modelrollout.optimizer.steps.memory import expect_memory
-from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
-from tests.unit.optimizer.hostile import changed, external, zipped
-from tests.unit.optimizer.job_fakes import (
+from modelrollout.testing.object_store import (
     SALT,
     ObjectStore,
     classifier,
@@ -53,6 +51,8 @@ from tests.unit.optimizer.job_fakes import (
     object_store,
     samples,
 )
+from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
+from tests.unit.optimizer.hostile import changed, external, zipped
 
 ONE_FILE = 4096
 DATA = dataset(ObjectStore().http("data.npz"))

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model.inspect import all_tensors, check, ending
+from modelrollout.testing.object_store import classifier, save
 from modelrollout.triton.tensors import TensorSpec
-from tests.unit.optimizer.job_fakes import classifier, save
 
 WHOLE = classifier().SerializeToString()
 

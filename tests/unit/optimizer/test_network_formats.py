@@ -24,8 +24,8 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.formats import isolated
+from modelrollout.testing.object_store import SALT, ObjectStore, dataset, npz, object_store
 from modelrollout.triton.config import parse
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.network_models import CLASSES, HOSTILE, IMAGES, MODELS, WRITTEN, N
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from modelrollout.optimizer.store import http_client
 from modelrollout.optimizer.store import object_store as fetch
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.optimizer.store.object_store import expect_digest
-from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+from modelrollout.testing.object_store import ObjectStore, object_store
 
 CONTENT = bytes(range(256)) * 4096
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -24,12 +24,12 @@ from modelrollout.optimizer.model import archive, data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.passthrough import config, openvino, vllm
 from modelrollout.optimizer.store import artifact, signature
+from modelrollout.testing.object_store import classifier, labelled
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.backend_files import CONFIG as PBTXT
 from tests.unit.optimizer.backend_files import ENGINE, IR, engine
 from tests.unit.optimizer.hostile import SIGNER, entry, npy, tarred, zipped
 from tests.unit.optimizer.hostile import signature as signed_for
-from tests.unit.optimizer.job_fakes import classifier, labelled
 
 FUZZ = settings(max_examples=150, deadline=None)
 JSON = st.recursive(

@@ -22,6 +22,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.jobs.programs import run
 from modelrollout.optimizer.pipeline.prepare import interface_of
 from modelrollout.optimizer.store import artifact
+from modelrollout.testing.object_store import SALT, ObjectStore, known, object_store
 from modelrollout.triton.config import parse, pb
 from tests.unit.optimizer.backend_files import (
     CONFIG,
@@ -37,7 +38,6 @@ from tests.unit.optimizer.backend_files import (
 )
 from tests.unit.optimizer.hostile import tarred, zipped
 from tests.unit.optimizer.hostile_backends import X, Y
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, known, object_store
 
 INTERFACE = interface_of(["x: FP32 [n, 4]"], ["scores: FP32 [n, 3]"])
 

@@ -22,7 +22,7 @@ from modelrollout.optimizer.model.runtime import (
     scores_or_classes,
 )
 from modelrollout.optimizer.steps.quantize import quantize
-from tests.unit.optimizer.job_fakes import FEATURES, classifier, samples, save
+from modelrollout.testing.object_store import FEATURES, classifier, samples, save
 
 
 def classes(path: Path, x: np.ndarray) -> np.ndarray:

@@ -29,8 +29,7 @@ from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
-from modelrollout.triton.config import parse, serving_of
-from tests.unit.optimizer.job_fakes import (
+from modelrollout.testing.object_store import (
     SALT,
     ObjectStore,
     classifier,
@@ -41,6 +40,7 @@ from tests.unit.optimizer.job_fakes import (
     object_store,
     samples,
 )
+from modelrollout.triton.config import parse, serving_of
 
 MODEL = classifier(hidden=1024).SerializeToString()
 

@@ -19,7 +19,7 @@ from modelrollout.contract.steps import PruneStep, Training
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.prune import narrowed, prune
-from tests.unit.optimizer.job_fakes import classifier, save
+from modelrollout.testing.object_store import classifier, save
 from tests.unit.optimizer.network_fakes import dense, depthwise, images, plain, residual, work
 
 pytestmark = pytest.mark.slow

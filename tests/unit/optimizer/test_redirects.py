@@ -29,7 +29,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.store import http_client
 from modelrollout.optimizer.store import object_store as fetch
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
-from tests.unit.optimizer.job_fakes import ObjectStore, object_store
+from modelrollout.testing.object_store import ObjectStore, object_store
 
 FIELD = "spec.model.uri"
 

@@ -30,7 +30,7 @@ from modelrollout.optimizer.steps.graph import graph
 from modelrollout.optimizer.steps.half_precision import half_precision
 from modelrollout.optimizer.steps.int4 import int4
 from modelrollout.optimizer.steps.int8 import int8
-from tests.unit.optimizer.job_fakes import classifier, samples, save
+from modelrollout.testing.object_store import classifier, samples, save
 from tests.unit.optimizer.network_fakes import Builder, depthwise, images, plain, residual, work
 
 CALIBRATION = DataSet(location=Location(uri="s3://data/x"))

@@ -28,9 +28,9 @@ from modelrollout.optimizer.formats import exported_program, isolated, pt2_archi
 from modelrollout.optimizer.formats.torch_operators import check_kind, check_target
 from modelrollout.optimizer.model.archive import extract
 from modelrollout.optimizer.model.inspect import ModelInfo
+from modelrollout.testing.object_store import SALT, ObjectStore, object_store
 from modelrollout.triton.tensors import TensorSpec
 from tests.unit.optimizer.hostile import zipped
-from tests.unit.optimizer.job_fakes import SALT, ObjectStore, object_store
 from tests.unit.optimizer.torch_files import (
     DATA,
     HOSTILE,

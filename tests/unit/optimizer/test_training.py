@@ -23,7 +23,7 @@ from modelrollout.optimizer.steps.distill import distill, teacher_scores
 from modelrollout.optimizer.steps.quantize import quantize
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
-from tests.unit.optimizer.job_fakes import save
+from modelrollout.testing.object_store import save
 from tests.unit.optimizer.network_fakes import (
     CLASSES,
     SIDE,

@@ -13,8 +13,8 @@ from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.schema import LocalName
 from modelrollout.rollout.policy.allowances import allowance_violation, secrets
 from modelrollout.rollout.policy.rules import Policy, combine
+from modelrollout.testing import builders as b
 from tests.unit.resources.objects import CONFIG
-from tests.unit.rollout import builders as b
 from tests.unit.rollout.test_policy import policy
 
 SHUT = CONFIG.model_copy(update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})})

@@ -15,7 +15,7 @@ from modelrollout.rollout.compatibility import changes
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.snapshot import JobState, Revision, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 OLD = Interface(digest="old", inputs={"x": "FP32 [n, 64]"}, outputs={"y": "FP32 [n, 10]"})
 NEW = Reported(

@@ -14,7 +14,7 @@ from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot
 from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 

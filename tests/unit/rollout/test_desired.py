@@ -19,7 +19,7 @@ from modelrollout.rollout.desired import (
 )
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.snapshot import Server, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 PLAIN = b.spec(2, gateway=False, replicas=4, steps=[{"weight": 20}, {"weight": 50}])

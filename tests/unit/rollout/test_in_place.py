@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import World
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import World
 
 ONE, TWO = b.revision_name(1), b.revision_name(2)
 

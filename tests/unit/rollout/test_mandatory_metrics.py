@@ -13,9 +13,9 @@ from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import Rules, combine, read
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import World
 from tests.unit.rollout.test_scenarios import serving, until
-from tests.unit.rollout.world import World
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
 DEMANDED: dict[str, Any] = {

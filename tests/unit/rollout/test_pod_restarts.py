@@ -14,7 +14,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.snapshot import Crash, Gpus, Problem, Server, Snapshot, Verb
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 OLD = Server(2, 2, None, 2, hardened=None, updated=2)  # as the earlier operator left it

@@ -23,8 +23,8 @@ from modelrollout.rollout.policy.rules import (
     read,
     with_defaults,
 )
+from modelrollout.testing import builders as b
 from tests.unit.resources.objects import CONFIG
-from tests.unit.rollout import builders as b
 
 
 def policy(name: str = "p", **spec: Any) -> Policy:

@@ -13,7 +13,7 @@ from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStat
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Revision, Snapshot, Split, Verb
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 

@@ -13,7 +13,7 @@ from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.strategy import strategy_of
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 
 def moments(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from modelrollout.rollout.snapshot import Problem
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import World
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import World
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
 

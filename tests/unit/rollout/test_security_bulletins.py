@@ -15,7 +15,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.security_bulletins import BULLETINS, known_flaws
 from modelrollout.rollout.snapshot import Server, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 VALUES = Path(__file__).parents[3] / "charts" / "model-rollout-operator" / "values.yaml"

@@ -17,7 +17,7 @@ from modelrollout.rollout.shared_preparation import (
     work_key,
 )
 from modelrollout.rollout.snapshot import Problem, SharedPreparation
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 FOLDER = "s3://artifacts/all/ml"
 MODEL = {

@@ -14,7 +14,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import replicas_with_traffic
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Slot, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 

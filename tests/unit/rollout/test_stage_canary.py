@@ -14,7 +14,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.status import derive_status
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 NOT_READY = {V1: b.ready(), V2: Server(2, 0, Problem("ServerCrashed", "ended with code 1"), 2)}

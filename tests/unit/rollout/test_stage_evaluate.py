@@ -13,7 +13,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split, stage_job
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
 from modelrollout.rollout.snapshot import JobState, Problem
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 GOLDEN = b.spec(2, golden=True, steps=b.STEPS)
 ANSWERED = JobState("Succeeded", 0, TaskResult(samples=1000, accuracy=0.97))

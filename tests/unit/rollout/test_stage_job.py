@@ -11,7 +11,7 @@ import pytest
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import JobState, Problem
 from modelrollout.rollout.stages.job import LOST_SECONDS, MAX_LOST, job_in_progress
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 STAGES = ("Resolve", "Prepare", "Evaluate")
 CONDITION = {"Resolve": "Resolved", "Prepare": "Prepared", "Evaluate": "Evaluated"}

@@ -11,7 +11,7 @@ from modelrollout.contract.results import MetricResult, Paired, Search, SearchPo
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import revision_status
 from modelrollout.rollout.snapshot import JobState, Problem, SharedPreparation
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 MADE = TaskResult(
     sha256=b.sha(2),

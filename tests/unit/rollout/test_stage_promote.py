@@ -10,7 +10,7 @@ import pytest
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.snapshot import Problem, Server, Traffic
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 NOT_YET = Traffic(False, "not accepted yet")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import Problem, Server
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 DEADLINE = {"progressDeadline": "10m"}
 

@@ -14,7 +14,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import split
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from modelrollout.rollout.snapshot import Gpus, JobState, Problem, Server, Slot, Snapshot, Verb
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 
 def rules(**spec: Any) -> Rules:

@@ -16,9 +16,9 @@ from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import World
 from modelrollout.traffic.gateway_api.mirror import mirror_of
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import World
 
 SHADOW = {"minSamples": 100}
 WANTED = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "10m"})

@@ -14,8 +14,8 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, stage_job
 from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot
 from modelrollout.rollout.stages.tune import serving_of
-from tests.unit.rollout import builders as b
-from tests.unit.rollout.world import World
+from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import World
 
 WANTED = b.spec(2, steps=b.STEPS, tune={"objective": "50ms"})
 BEST = ServingConfig(instances=2, batch=16, queue_delay_us=500)

@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import Problem, Snapshot
 from modelrollout.rollout.transitions import pinned
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 

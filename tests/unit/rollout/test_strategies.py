@@ -37,7 +37,7 @@ from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.strategy import with_traffic
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 BLUE = {"blueGreen": {"preview": {"http": {"hostnames": ["preview.example.com"]}}}}

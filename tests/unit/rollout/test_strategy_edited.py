@@ -11,7 +11,7 @@ import pytest
 from modelrollout.api.v1alpha1 import Step
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.strategy import Position, locate, next_index, next_weight, step_position
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 
 def steps(*made: Any) -> list[Step]:

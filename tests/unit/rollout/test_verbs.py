@@ -10,7 +10,7 @@ import pytest
 from modelrollout.api.v1alpha1 import Pinned
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, Verb
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
 

@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import Held, RestartStatus
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.snapshot import Server, Snapshot, Verb
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 from tests.unit.rollout.test_verbs import refusal
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelrollout.rollout.snapshot import Problem
+from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.features import (
     GatewayFacts,
     missing_features,
@@ -10,7 +11,6 @@ from modelrollout.traffic.gateway_api.features import (
     route_problem,
     supported_features,
 )
-from tests.unit.rollout import builders as b
 
 METHOD = "HTTPRouteMethodMatching"
 SPEC = b.spec(

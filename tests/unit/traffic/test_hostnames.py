@@ -10,6 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.resources.common import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
+from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (
     Claim,
     Claims,
@@ -22,7 +23,6 @@ from modelrollout.traffic.hostnames import (
     version_of,
 )
 from modelrollout.traffic.hostnames import standing as stand
-from tests.unit.rollout import builders as b
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
 GATEWAY = {"name": "public", "namespace": "gateways"}

@@ -15,10 +15,10 @@ from modelrollout.controller.apply.diff import is_up_to_date
 from modelrollout.resources.common import Owner
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.rollout.snapshot import Problem, Server
+from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.features import GatewayFacts
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_method
 from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, weights
-from tests.unit.rollout import builders as b
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
 STABLE, CANARY = RevisionRef(revision="digits-1", number=1), RevisionRef(revision="digits-2", number=2)

@@ -241,7 +241,7 @@ def samples(n: int, seed: int = 2, noise: float = 1.0) -> tuple[np.ndarray, np.n
 def npz(**arrays: np.ndarray) -> bytes:
     """An archive's bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -115,7 +115,7 @@ def _servicer(fake: FakeTriton) -> service_pb2_grpc.GRPCInferenceServiceServicer
             )
             fake.grpc_rows.append(len(x))
             scores = (fake.grpc_model or fake.model)(x).astype(np.float32)
-            answer = service_pb2.ModelInferResponse(
+            answer = service_pb2.ModelInferResponse(  # type: ignore[attr-defined]
                 model_name=fake.name, model_version=fake.grpc_version or fake.version
             )
             answer.outputs.add(name="scores", datatype="FP32", shape=list(scores.shape))
@@ -131,7 +131,7 @@ def serving(fake: FakeTriton) -> Iterator[FakeTriton]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     server.daemon_threads = True
     rpc = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_servicer(fake), rpc)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_servicer(fake), rpc)  # type: ignore[no-untyped-call]
     fake.http = f"127.0.0.1:{server.server_port}"
     fake.grpc = f"127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
     rpc.start()

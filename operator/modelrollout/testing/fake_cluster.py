@@ -45,7 +45,7 @@ from modelrollout.kube.client import (
 from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.snapshot import Assessment, Snapshot
-from tests.unit.rollout import builders as b
+from modelrollout.testing import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
 WATCHED = (
@@ -134,7 +134,7 @@ class Cluster:
             found = [
                 o
                 for o in found
-                if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted
+                if reduce(lambda inside, name: inside.get(name) or {}, path.split("."), o) == wanted  # type: ignore[comparison-overlap]
             ]
         return Listing([keep(o) for o in found], str(self._version), tuple(self.unread))
 
@@ -300,8 +300,8 @@ class Cluster:
 
     def put(self, resource: Resource, obj: Object) -> Object:
         """Somebody else's object."""
-        obj = {"apiVersion": resource.api_version, "kind": resource.kind} | obj
-        obj["metadata"] = {"namespace": KEY[0]} | obj["metadata"]
+        metadata = {"namespace": KEY[0]} | obj["metadata"]
+        obj = {"apiVersion": resource.api_version, "kind": resource.kind} | obj | {"metadata": metadata}
         return self._create((resource, obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
 
     def policy(self, name: str, **spec: Any) -> Object:
@@ -397,7 +397,7 @@ class Cluster:
                 self.change(
                     POD,
                     pod,
-                    lambda o, c=code, e=ended: o.update(
+                    lambda o, c=code, e=ended: o.update(  # type: ignore[misc]
                         status={
                             "phase": "Failed" if c else "Succeeded",
                             "containerStatuses": [{"name": "job", "state": e}],
@@ -408,7 +408,7 @@ class Cluster:
             self.change(
                 JOB,
                 name,
-                lambda o, k=kind: o.update(
+                lambda o, k=kind: o.update(  # type: ignore[misc]
                     status={"conditions": [{"type": k, "status": "True", "reason": k}]}
                 ),
             )
@@ -502,8 +502,15 @@ class Operator:
         )
         self.admission = admission
         self.reconciler = Reconciler(
-            cluster, self.store, config, self, self, admission, lambda: cluster.now, lambda: self.leads
-        )  # type: ignore[arg-type]
+            cluster,  # type: ignore[arg-type]
+            self.store,
+            config,
+            self,
+            self,
+            admission,
+            lambda: cluster.now,
+            lambda: self.leads,
+        )
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
         if resource not in WATCHED:

@@ -65,15 +65,15 @@ from modelrollout.rollout.snapshot import (
     still_draining,
 )
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
+from modelrollout.testing import builders
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
 from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, Router, ServiceRouter
-from tests.unit.rollout import builders
 
 SETTLE = 3.0
-CONFIG = OperatorConfig.model_construct()
+CONFIG = OperatorConfig.model_construct()  # type: ignore[call-arg]
 LIVELOCK = 40  # more writes than this without any change outside is going in circles
 STATUS_LIMIT = 32 * 1024
-VERSION = {
+VERSION: Any = {
     "model": True,
     "optimization": True,
     "serving": {"triton", "resources", "batching", "node_selector"},

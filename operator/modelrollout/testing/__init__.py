@@ -1,0 +1,1 @@
+"""Fakes and builders for tests: of this project, and of what others add to it."""
