@@ -5,13 +5,13 @@ SHELL := /bin/bash
 
 VENV := $(CURDIR)/.cache/venv
 BIN := $(VENV)/bin
-export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)
+export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/tools:$(CURDIR)
 export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # What the tests on the sandbox need to know of it.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
 PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
-SOURCES := operator sandbox demo calibrate chaos bench tests
+SOURCES := operator tools tests hack
 
 .PHONY: help
 help: ## List what can be done

@@ -5,6 +5,7 @@ else; HYPOTHESIS_PROFILE=deep looks for others.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -12,3 +13,7 @@ from hypothesis import settings
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "same")
+
+# programs of ours that a test starts find what this process finds (pyproject.toml, pythonpath)
+_ROOT = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(str(p) for p in (_ROOT / "operator", _ROOT / "tools", _ROOT))

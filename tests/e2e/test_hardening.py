@@ -29,7 +29,7 @@ def old_triton(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> str:
     if "KUBECONTEXT" in os.environ:
         pytest.skip("the image is made for the sandbox")
     folder = tmp_path_factory.mktemp("old-triton")
-    shutil.copytree(ROOT / "sandbox" / "images" / "triton", folder, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tools" / "sandbox" / "images" / "triton", folder, dirs_exist_ok=True)
     file = folder / "Dockerfile"
     file.write_text(
         file.read_text()

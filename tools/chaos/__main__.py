@@ -20,7 +20,7 @@ from demo import DemoError, target
 from demo.cluster import Cluster
 from sandbox.cluster import SandboxError
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 REPORT = "report.json"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 NAME = "modelrollout-sandbox"
 SOURCE = Path(__file__).resolve().parent
-CHECKOUT = SOURCE.parent
+CHECKOUT = SOURCE.parents[1]
 
 
 def _xdg(variable: str, default: str) -> Path:

@@ -14,7 +14,7 @@ from demo.cluster import Cluster
 from demo.story import DETAILS, REPORT, Options, Story
 from demo.view import View
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -13,7 +13,7 @@ from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, Object, secret
 from demo.target import Target
 from demo.train import VERSIONS, Models
 
-CHART = Path(__file__).resolve().parent.parent / "charts" / "model-rollout-operator"
+CHART = Path(__file__).resolve().parents[2] / "charts" / "model-rollout-operator"
 NAMESPACE = "modelrollout-demo"
 NAME = "digits"
 SECRET = "object-store"
