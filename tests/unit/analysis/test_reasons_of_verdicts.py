@@ -14,8 +14,8 @@ from modelrollout.analysis.problem import ProblemKind
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
-    *(PACKAGE / "analysis" / f"{m}.py" for m in ("agreement", "golden", "judge", "look", "verdict")),
-    PACKAGE / "rollout" / "judgement.py",
+    *(PACKAGE / "analysis" / f"{m}.py" for m in ("shadow", "golden", "judge", "measurement", "verdict")),
+    PACKAGE / "rollout" / "assessment.py",
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 VERDICTS = ("Successful", "Failed", "Inconclusive", "Error")

@@ -179,7 +179,7 @@ def test_the_data_given_is_what_is_sent(tmp_path: Path, monkeypatch: pytest.Monk
         def download(self, path: Path, **_: Any) -> None:
             np.savez(path, x=np.ones((3, 4), np.float32), labels=np.zeros(3, np.int64))
 
-    monkeypatch.setattr(program, "Store", Local)
+    monkeypatch.setattr(program, "ObjectStore", Local)
     with started(Repo()) as repo:
         given = task(
             repo,

@@ -610,7 +610,7 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: 
             with super().room(tenant, size):
                 yield
 
-    monkeypatch.setattr(feedback, "Bodies", Seen)
+    monkeypatch.setattr(feedback, "BodyBudget", Seen)
     async with TestClient(TestServer(FeedbackService(Rules()).app())) as client:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Encoding": "gzip"}
         async with client.post(

@@ -50,4 +50,4 @@ def together(formats_worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPa
             raise bad_input(*json.loads((folder / REFUSAL).read_text()))
         assert code == ExitCode.OK
 
-    monkeypatch.setattr(isolated, "apart", ask)
+    monkeypatch.setattr(isolated, "run_isolated", ask)

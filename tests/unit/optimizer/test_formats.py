@@ -167,7 +167,7 @@ def test_an_unfaithful_conversion_is_refused(
                 changed = {name: answers[name] + 0.01 for name in answers.files}
             np.savez(folder / ANSWERS, **changed)
 
-    monkeypatch.setattr(isolated, "apart", otherwise)
+    monkeypatch.setattr(isolated, "run_isolated", otherwise)
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert error.reason == "ConversionUnfaithful"
     assert "2000 of 2000 generated samples" in error.message

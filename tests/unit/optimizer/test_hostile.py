@@ -44,12 +44,12 @@ MEMORY = 6 << 30  # of address space; the libraries map most of a gigabyte
 CHILD = """
 import json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-from modelrollout.jobs import frame
+from modelrollout.jobs import runner
 from modelrollout.jobs.programs import run
 for line in sys.stdin:
     case = json.loads(line)
     os.environ |= case["env"]
-    print(json.dumps([frame.main(run), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]), flush=True)
+    print(json.dumps([runner.main(run), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]), flush=True)
 """
 
 

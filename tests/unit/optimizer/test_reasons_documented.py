@@ -13,7 +13,7 @@ from modelrollout.contract.exit_codes import ExitCode
 ROOT = Path(__file__).parents[3]
 SOURCES = [
     f
-    for folder in ("jobs", "optimizer", "evaluator")
+    for folder in ("jobs", "optimizer", "evaluator", "comparer")
     for f in sorted((ROOT / "operator" / "modelrollout" / folder).rglob("*.py"))
 ]
 HELPERS = {

@@ -11,12 +11,13 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
-    *(PACKAGE / "traffic" / f"{m}.py" for m in ("router", "mirror", "features")),
-    PACKAGE / "analysis" / "scrape.py",
-    *(
-        PACKAGE / "controller" / f"{m}.py"
-        for m in ("observe", "pods", "kueue", "no_pod_created", "work", "act", "gateways", "reconciler")
-    ),
+    PACKAGE / "traffic" / "router.py",
+    *(PACKAGE / "traffic" / "gateway_api" / f"{m}.py" for m in ("mirror", "features")),
+    PACKAGE / "analysis" / "providers" / "prometheus" / "scrape_rights.py",
+    *(PACKAGE / "controller" / "observe").rglob("*.py"),
+    *(PACKAGE / "controller" / "lookups" / f"{m}.py" for m in ("kueue", "missing_pod", "gateways")),
+    PACKAGE / "controller" / "apply" / "actor.py",
+    PACKAGE / "controller" / "reconciler.py",
 ]
 REASON = re.compile(r"[A-Z][a-z]+([A-Z]+[a-z]+)+")
 NO_REASONS = {

@@ -255,7 +255,7 @@ def test_pods_follow_the_weight() -> None:
     assert replicas_with_traffic(scaled(1)) == {V1: 8, V2: 2}
     assert replicas_with_traffic(scaled(1, replicas=5)) == {V1: 8, V2: 5}
     assert replicas_with_traffic(b.second("Provision", wanted=scaled(1).spec)) == {V1: 8, V2: 1}
-    assert replicas_with_traffic(scaled(1, desired_replicas=6)) == {V1: 8, V2: 6}, (
+    assert replicas_with_traffic(scaled(1, asked=6)) == {V1: 8, V2: 6}, (
         "nothing that has traffic is scaled down"
     )
 

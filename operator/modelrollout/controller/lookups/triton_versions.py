@@ -51,7 +51,7 @@ class ServerVersions:
     def __init__(
         self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask_version
     ) -> None:
-        self._wake, self._clock, self._ask = wake, clock, ask_version
+        self._wake, self._clock, self._ask = wake, clock, ask
         self._known: dict[str, str] = {}  # by the pod's uid
         self._later: dict[str, float] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}

@@ -436,18 +436,18 @@ def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) 
             for p in pods
             if _label(p, names.LABEL_REVISION) == revision and _label(p, names.LABEL_COMPONENT) == part
         )
-        own_children = pods_of_server(labelled, o)
+        server_pods = pods_of_server(labelled, o)
         found[name] = Server(
             status.get("replicas", 0),
             ready,
-            pod_problem(own_children),
+            pod_problem(server_pods),
             o["spec"].get("replicas", 1),
             restarted_at(o),
             hardened=hardening_version(o["spec"]["template"], _label(o, names.LABEL_NAME) or ""),
             overlay=overlay_of(o["spec"]["template"]),
             updated=status.get("updatedReplicas", 0) if fresh else None,
-            down=server_down(own_children),
-            crash=last_crash(own_children),
+            down=server_down(server_pods),
+            crash=last_crash(server_pods),
         )
     return found
 
