@@ -31,6 +31,7 @@ from sandbox.shell import capture, run, until
 from sandbox.slots import NODES
 
 KUBELET_PORT = 10250
+GATEWAY_CRDS = ("gateways.gateway.networking.k8s.io", "traefikservices.traefik.io")
 
 
 class SandboxError(RuntimeError):
@@ -310,6 +311,21 @@ class Sandbox:
                 "the API server", lambda: api.text("/readyz") == "ok", "etcd", "apiserver", timeout=90
             )
 
+    def _are_established(self, c: Config, *crds: str) -> bool:
+        """Whether the API server serves these CRDs.
+
+        ``kubectl wait`` cannot be used: it fails on a CRD that has no status yet
+        (``conditions accessor error``), as a new one on a busy machine has.
+        """
+        listed = json.loads(self.kubectl(c, "get", "crd", "-o", "json", *crds))["items"]
+        return all(
+            any(
+                condition["type"] == "Established" and condition["status"] == "True"
+                for condition in (crd.get("status") or {}).get("conditions") or []
+            )
+            for crd in listed
+        )
+
     def _nodes(self, progress: Progress, c: Config) -> None:
         with progress.step("nodes", self.state.logs / "kubelet-gpu.log"):
             self._start(
@@ -343,14 +359,7 @@ class Sandbox:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
             for crds in parts.crds(self.state.logs / "gateway-api.log"):
                 self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
-            self.kubectl(
-                c,
-                "wait",
-                "--for=condition=Established",
-                "--timeout=30s",
-                "crd/gateways.gateway.networking.k8s.io",
-                "crd/traefikservices.traefik.io",
-            )
+            self._until("the gateway's CRDs", lambda: self._are_established(c, *GATEWAY_CRDS))
             self.kubectl(
                 c,
                 "apply",
