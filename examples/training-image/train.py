@@ -1,5 +1,5 @@
 """``train.py SHARE``: keep that share of a perceptron's hidden units, the strongest, and fit its
-output layer anew. numpy and onnx are all it needs.
+output layer again. numpy and onnx are all it needs.
 
 The contract: read /in/model.onnx and /in/data.npz, write /out/model.onnx, end with code 0. The last
 line that is written before another code is what the user is told.
