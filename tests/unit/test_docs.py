@@ -7,15 +7,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ModelRevisionStatus
-from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
+from modelrollout.api.v1alpha1.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.api.v1alpha1.status import RolloutStatus
 from modelrollout.config import OperatorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+KINDS: dict[str, type[BaseModel]] = {
+    "ModelDeployment": ModelDeploymentSpec,
+    "RolloutPolicy": RolloutPolicySpec,
+}
 TEXT = {".md", ".py", ".yaml", ".yml", ".txt", ".tpl", ".toml", ".sh", ".cfg", ""}
 # Not ours, though it begins with docs/: pages of Triton and Traefik.
 ELSEWHERE = ("docs/protocol", "docs/content/")
@@ -123,9 +130,9 @@ def test_prose_is_wrapped() -> None:
         ("configuration.md", OperatorConfig),
     ],
 )
-def test_every_field_has_its_row(page: str, model: type) -> None:
+def test_every_field_has_its_row(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "reference" / page).read_text()
-    names = [field.alias or name for name, field in model.model_fields.items()]  # type: ignore[attr-defined]
+    names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
@@ -134,3 +141,20 @@ def test_every_metric_of_the_operator_has_its_row() -> None:
     sources = (ROOT / "operator" / "modelrollout").rglob("*.py")
     names = {n for p in sources for n in re.findall(r'"(modelrollout_[a-z_]+?)(?:_total)?"', p.read_text())}
     assert [name for name in sorted(names) if name not in text] == []
+
+
+def manifests() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Whole objects of our kinds in YAML blocks of pages: page, kind, spec."""
+    for path in files():
+        if path.suffix == ".md":
+            for block in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), flags=re.S | re.M):
+                for document in yaml.safe_load_all(block):
+                    if isinstance(document, dict) and document.get("kind") in KINDS:
+                        yield str(path.relative_to(ROOT)), document["kind"], document["spec"]
+
+
+def test_every_manifest_on_a_page_is_valid() -> None:
+    found = list(manifests())
+    for _, kind, spec in found:
+        KINDS[kind].model_validate(spec)
+    assert {page for page, _, _ in found} >= {"README.md", "docs/tutorial/first-rollout.md"}
