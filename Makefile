@@ -65,7 +65,7 @@ endif
 
 .PHONY: calibrate
 calibrate: venv ## The operator's judgement and two rivals' on a million simulated rollouts: false alarms, misses, time, harm (under 10 minutes)
-	@$(BIN)/python -m calibrate --picture docs
+	@$(BIN)/python -m calibrate --picture docs/explanation
 
 .PHONY: bench-optimizer
 bench-optimizer: venv ## Every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency (trains once, then cached)

@@ -1,8 +1,8 @@
 """``train.py SHARE``: keep that share of a perceptron's hidden units, the strongest, and fit its
-output layer anew. numpy and onnx are all it needs.
+output layer again. numpy and onnx are all it needs.
 
 The contract: read /in/model.onnx and /in/data.npz, write /out/model.onnx, end with code 0. The last
-line that is written before another code is what the user is told.
+line that is written before another code is what the user sees.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 def shrink(model: onnx.ModelProto, x: np.ndarray, share: float) -> None:
     """Change the model in place; ``x`` [n, features] is what it should still answer well."""
-    if [node.op_type for node in model.graph.node] != ["MatMul", "Relu", "MatMul"]:
-        raise SystemExit(f"this trainer knows MatMul, Relu, MatMul and no other graph: {[node.op_type for node in model.graph.node]}")
+    operators = [node.op_type for node in model.graph.node]
+    if operators != ["MatMul", "Relu", "MatMul"]:
+        raise SystemExit(f"this trainer knows MatMul, Relu, MatMul and no other graph: {operators}")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     into, out = (tensors[node.input[1]] for node in model.graph.node if node.op_type == "MatMul")
     first, second = numpy_helper.to_array(into), numpy_helper.to_array(out)

@@ -209,8 +209,8 @@ class Asking:
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
-    """The sandbox, or with KUBECONTEXT a cluster of one's own that TARGET describes (docs/demo.md);
-    REGISTRY says where its images are.
+    """The sandbox, or with KUBECONTEXT a cluster of one's own that TARGET describes
+    (docs/how-to/demo.md); REGISTRY says where its images are.
     """
     context, registry = os.environ.get("KUBECONTEXT"), os.environ.get("REGISTRY")
     if context is None:

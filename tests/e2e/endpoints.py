@@ -1,5 +1,5 @@
-"""Every endpoint of a Triton server: the table of docs/endpoints.md, the sources that it is held
-against, and calls from outside and from inside.
+"""Every endpoint of a Triton server: the table of docs/reference/endpoints.md, the sources
+that it is held against, and calls from outside and from inside.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Endpoint:
 
 
 def table() -> list[Endpoint]:
-    """Rows of docs/endpoints.md, one for each method."""
+    """Rows of docs/reference/endpoints.md, one for each method."""
     found: list[Endpoint] = []
-    for line in (ROOT / "docs" / "endpoints.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "reference" / "endpoints.md").read_text().splitlines():
         cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
         if len(cells) == 5 and cells[0] in ("HTTP", "gRPC"):
             methods = cells[1].split(", ") if cells[1] else [""]

@@ -1,5 +1,5 @@
 """Every endpoint of a model server, from outside and from inside: nobody but the kubelet manages it
-(docs/endpoints.md).
+(docs/reference/endpoints.md).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Another team's host name: every way in which one patch of a tenant's own spec.traffic took all of
-its requests (docs/policies.md, Host names).
+its requests (docs/reference/policies.md, Host names).
 """
 
 from __future__ import annotations

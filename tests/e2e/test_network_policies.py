@@ -1,5 +1,5 @@
 """NetworkPolicies switched on, used and taken away by the chart's values, on models that run
-(docs/network.md).
+(docs/how-to/network.md).
 
 The sandbox's network enforces none: what they let through is tested in
 tests/unit/resources/test_network.py. The ranges here are wide, so that a network that does enforce

@@ -1,5 +1,5 @@
 """Clients who ask nonsense: a request that is not well formed is a 500 of Triton's, and takes no
-version back (docs/analysis.md).
+version back (docs/explanation/analysis.md).
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
         assert shared <= set((ROOT / "requirements" / f"{flavour}.txt").read_text().splitlines()), flavour
 
 
-@pytest.mark.parametrize("page", ["design/0007-failures-elsewhere.md", "explanation/threat-model.md"])
+@pytest.mark.parametrize("page", ["explanation/failures-elsewhere.md", "explanation/threat-model.md"])
 def test_what_is_said_to_be_tested_is(page: str) -> None:
     """Each failure of others, and each boundary, names the tests that hold it."""
     told = re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text())

@@ -1,3 +1,3 @@
 """``make calibrate``: what the operator's judgement does on simulated rollouts, beside the rules of
-others (docs/calibration.md).
+others (docs/explanation/calibration.md).
 """

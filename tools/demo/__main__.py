@@ -30,7 +30,8 @@ def play(
         str | None, typer.Option(help="Context of a cluster of your own; needs --target.")
     ] = None,
     target_file: Annotated[
-        Path | None, typer.Option("--target", help="Addresses in a cluster of your own (docs/demo.md).")
+        Path | None,
+        typer.Option("--target", help="Addresses in a cluster of your own (docs/how-to/demo.md)."),
     ] = None,
     registry: Annotated[
         str | None, typer.Option(help="Where the images are; default: those that the sandbox has loaded.")
@@ -110,7 +111,7 @@ def _target(
     if context is not None:
         raise DemoError(
             f"context {context}: the demo must be told where the gateway, the store and Prometheus are:"
-            " --target FILE (docs/demo.md)"
+            " --target FILE (docs/how-to/demo.md)"
         )
     return target.sandbox(kubeconfig, registry)
 

@@ -157,7 +157,7 @@ def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
 
 
 def from_file(path: Path, kubeconfig: Path | None, context: str | None, registry: str | None) -> Target:
-    """A cluster of one's own; docs/demo.md explains the file."""
+    """A cluster of one's own; docs/how-to/demo.md explains the file."""
     try:
         raw: Any = yaml.safe_load(path.read_text())
         if isinstance(raw, dict) and registry:
@@ -167,7 +167,7 @@ def from_file(path: Path, kubeconfig: Path | None, context: str | None, registry
         raise DemoError(f"{path}: {e}") from e
     except ValidationError as e:
         lines = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors())
-        raise DemoError(f"{path}: {lines}; docs/demo.md explains the file") from e
+        raise DemoError(f"{path}: {lines}; docs/how-to/demo.md explains the file") from e
     return target.model_copy(update={"kubeconfig": kubeconfig, "context": context})
 
 

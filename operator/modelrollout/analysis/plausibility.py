@@ -20,7 +20,7 @@ TIMES = 4.0  # the odds of the canary may be so many times those of its weight
 LABELLED = 2.0
 FEW = 10  # labels
 _ALPHA = 1e-6  # over all looks at a step
-REMEDY = "gatewayMetrics.selector says who may count (docs/install.md)"
+REMEDY = "gatewayMetrics.selector says who may count (docs/how-to/install.md)"
 
 
 def impossible_counts(what: str) -> MeasurementProblem:
@@ -67,7 +67,7 @@ def more_labels_than_rows(
     )
     remedy = (
         "feedback.selector says who may count, feedback.labelsPerRow how many labels a row may get"
-        " (docs/install.md)"
+        " (docs/how-to/install.md)"
     )
     return MeasurementProblem(
         "EvidenceImplausible", f"{counted}: somebody else counts, or a row has several labels; {remedy}"

@@ -49,7 +49,7 @@ ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
 ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was given up
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see
-# docs/verbs.md.
+# docs/reference/verbs.md.
 VERBS = (
     "promote",
     "promote-full",

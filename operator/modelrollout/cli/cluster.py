@@ -262,7 +262,7 @@ class Cluster:
         except NotFound:
             return Unanswered(
                 f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first"
-                " (docs/install.md)"
+                " (docs/how-to/install.md)"
             )
         except KubeError as e:
             return self._explained(e, "read", "list", "modeldeployments")

@@ -280,7 +280,7 @@ def restart(
     """Replace the pods of a revision one after the other, each when the next one is ready.
 
     Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their
-    servers (docs/endpoints.md).
+    servers (docs/reference/endpoints.md).
     """
     _ask(
         name,
@@ -378,7 +378,7 @@ def analyze(
         ),
     ] = None,
     recording: Annotated[
-        Path | None, typer.Option("--replay", help="Judge a recording (docs/analysis.md).")
+        Path | None, typer.Option("--replay", help="Judge a recording (docs/explanation/analysis.md).")
     ] = None,
     prometheus: Annotated[
         str | None,
@@ -466,7 +466,7 @@ def run(
         Path,
         typer.Option(
             "--config",
-            help="Configuration file of the operator (docs/install.md).",
+            help="Configuration file of the operator (docs/how-to/install.md).",
             exists=True,
             dir_okay=False,
         ),

@@ -1,5 +1,5 @@
 """PURE: which annotation says what a person wants, or why there is nothing to say
-(docs/verbs.md).
+(docs/reference/verbs.md).
 """
 
 from __future__ import annotations

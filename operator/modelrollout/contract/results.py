@@ -113,7 +113,7 @@ class TuneResult(ContractModel):
 
 class TaskResult(ContractModel):
     """The summary in the termination message. ``reason`` is CamelCase and documented in
-    docs/reasons.md; ``message`` says what to do.
+    docs/reference/reasons.md; ``message`` says what to do.
     """
 
     reason: str = "Completed"

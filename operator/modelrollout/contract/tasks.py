@@ -124,7 +124,7 @@ class FetchTask(ContractModel):
 
 class CleanTask(ContractModel):
     """Remove what nobody refers to from the artifact store; a CronJob of the chart runs it
-    (docs/safety.md).
+    (docs/explanation/safety.md).
     """
 
     task: Literal["clean"] = "clean"

@@ -39,8 +39,8 @@ LOST_SECONDS = 30.0  # until a state that the API server did not keep is written
 # until what was refused and holds nothing up (NetworkPolicies, names that are taken) is tried again
 REFUSED_SECONDS = 60.0
 ROUTES_NARROWED = (
-    "clients now reach what docs/endpoints.md lists and nothing else of the servers; paths that name a"
-    " version, and what manages a server, answer 404"
+    "clients now reach what docs/reference/endpoints.md lists and nothing else of the servers; paths that"
+    " name a version, and what manages a server, answer 404"
 )
 
 

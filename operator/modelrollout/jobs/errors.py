@@ -1,5 +1,5 @@
-"""How a Job says that it cannot go on: an exit code, a reason that docs/reasons.md lists, and a
-message that names field and remedy.
+"""How a Job says that it cannot go on: an exit code, a reason that docs/reference/reasons.md
+lists, and a message that names field and remedy.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or
 changed while it runs: model control is ``none``, the files are mounted read-only, and the endpoints
-that manage a server ask for a key that is the pod's own (docs/endpoints.md).
+that manage a server ask for a key that is the pod's own (docs/reference/endpoints.md).
 
 The same is laid over the frozen templates of revisions that an earlier operator rendered, once
-somebody asks for new pods of them: what it changes is listed in docs/endpoints.md, and everything
-else of the template stays.
+somebody asks for new pods of them: what it changes is listed in
+docs/reference/endpoints.md, and everything else of the template stays.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs,
-and whom these reach (docs/network.md).
+and whom these reach (docs/how-to/network.md).
 
 Policies only ever add to each other, so each kind of pod has one that says everything about it.
 They select by the labels of pods and not by revision: they are there before the first pod is, and

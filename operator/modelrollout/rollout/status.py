@@ -350,7 +350,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                     "Unhardened",
                     (
                         f"{text}; an earlier operator rendered them: say modelrollout restart"
-                        " (docs/endpoints.md)"
+                        " (docs/reference/endpoints.md)"
                     ),
                 )
             )

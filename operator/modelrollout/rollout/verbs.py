@@ -1,4 +1,4 @@
-"""What a person asked: carried out once, or refused with a reason (docs/verbs.md)."""
+"""What a person asked: carried out once, or refused with a reason (docs/reference/verbs.md)."""
 
 from __future__ import annotations
 

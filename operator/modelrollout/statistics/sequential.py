@@ -25,7 +25,8 @@ mixture of test supermartingales is one. It costs about 2 nats against knowing t
 
 **What is approximate.** Centre and w are taken from the pooled counts of the moment instead of
 being fixed beforehand, so the wealth is exact for constant ones only. ``make calibrate`` and
-tests/unit/analysis/test_compare.py hold the false alarms by simulation (docs/calibration.md).
+tests/unit/analysis/test_compare.py hold the false alarms by simulation
+(docs/explanation/calibration.md).
 
 ``share_log_evidence`` needs no approximation: there the hypothesis names the centre, and there is
 one stream.

@@ -1,5 +1,5 @@
-"""docs/reasons-analysis.md names every reason that a verdict may have, and none that no code
-gives.
+"""docs/reference/reasons-analysis.md names every reason that a verdict may have, and none that
+no code gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def given() -> set[str]:
 
 
 def told() -> set[str]:
-    text = (ROOT / "docs" / "reasons-analysis.md").read_text()
+    text = (ROOT / "docs" / "reference" / "reasons-analysis.md").read_text()
     rows = re.findall(rf"^\| (`.*?) \| (?:{'|'.join(VERDICTS)}) \|", text, re.MULTILINE)
     return {word for row in rows for word in re.findall(r"`(\w+)`", row)}
 

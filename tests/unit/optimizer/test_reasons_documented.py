@@ -1,5 +1,5 @@
-"""docs/reasons.md lists every reason of the Jobs with its exit code, and none that no code
-gives.
+"""docs/reference/reasons.md lists every reason of the Jobs with its exit code, and none that no
+code gives.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def given() -> set[tuple[str, int]]:
 
 
 def documented() -> set[tuple[str, int]]:
-    text = (ROOT / "docs" / "reasons.md").read_text()
+    text = (ROOT / "docs" / "reference" / "reasons.md").read_text()
     jobs = text[text.index("## Jobs:") :]
     end = re.search(r"^## (?!Jobs)", jobs, re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", jobs[: end.start() if end else None], re.MULTILINE)

@@ -1,4 +1,6 @@
-"""docs/reasons-rollout.md names every reason that the state machine and what feeds it may give."""
+"""docs/reference/reasons-rollout.md names every reason that the state machine and what feeds it may
+give.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ def words(source: Path) -> Iterator[str]:
 
 
 def test_every_reason_is_explained() -> None:
-    told = set(re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text()))
+    told = set(re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reference" / "reasons-rollout.md").read_text()))
     given = {word for source in SOURCES for word in words(source)} - NO_REASONS
     assert len(given) > 20
     assert given - told == set()
@@ -75,7 +77,9 @@ def test_nothing_is_explained_that_is_never_given() -> None:
     text = "".join(source.read_text() for source in SOURCES)
     told = {
         word
-        for word in re.findall(r"`([A-Za-z]+)`", (ROOT / "docs" / "reasons-rollout.md").read_text())
+        for word in re.findall(
+            r"`([A-Za-z]+)`", (ROOT / "docs" / "reference" / "reasons-rollout.md").read_text()
+        )
         if REASON.fullmatch(word)
     }
     known = {"onInconclusive", "progressDeadline", "unscheduledDeadline", "initialDelay", "ShadowDisagrees"}

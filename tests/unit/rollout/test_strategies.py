@@ -1,5 +1,5 @@
 """Blue-green, A/B by header, the canary's own pods, bake: what each does step by step
-(docs/strategies.md).
+(docs/explanation/strategies.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""promote, abort, retry, rollback: carried out once, or refused with a reason (docs/verbs.md)."""
+"""promote, abort, retry, rollback: carried out once, or refused with a reason
+(docs/reference/verbs.md).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pause, resume, promote --full, restart, and the window of rollback (docs/verbs.md)."""
+"""pause, resume, promote --full, restart, and the window of rollback (docs/reference/verbs.md)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _UNPROTECTED = snapshot.Problem(
     "Unprotected",
     "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
     " the operator's lets only the gateway's proxies in: set networkPolicy.models in the chart"
-    " (docs/network.md), or see that another policy does",
+    " (docs/how-to/network.md), or see that another policy does",
 )
 
 

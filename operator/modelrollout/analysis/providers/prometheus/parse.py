@@ -19,7 +19,7 @@ Side = Literal["canary", "stable"]
 # INTERNAL, UNAVAILABLE, DATA_LOSS. UNKNOWN (2) is left out. Traefik 3.6 looks for the status in the
 # headers only: a success, whose status comes in the trailers, is counted as 2, and so is a refused
 # connection. Errors of Triton come without a message, hence in the headers, and are counted right
-# (docs/reasons-analysis.md, Blind spots).
+# (docs/reference/reasons-analysis.md, Blind spots).
 GRPC_BAD = frozenset({"4", "8", "12", "13", "14", "15"})
 _SHOWN = 300  # characters of a user's query or labels in a message: it lives in status
 

@@ -16,7 +16,7 @@ from modelrollout.config import OperatorConfig
 Source = Literal["gateway", "feedback", "pods"]
 SOURCES: tuple[Source, ...] = ("gateway", "feedback", "pods")
 _NAMED = 10  # targets in a line of the log
-_READ = "docs/install.md, Who may count"
+_READ = "docs/how-to/install.md, Who may count"
 
 
 @dataclass(frozen=True, slots=True)
