@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,9 +21,19 @@ from rich.live import Live
 from rich.text import Text
 
 from modelrollout.cli import analyze as analysis
-from modelrollout.cli import cluster as clusters
 from modelrollout.cli import verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
+from modelrollout.cli.command import (
+    Context,
+    Kubeconfig,
+    Namespace,
+    Work,
+    add_options,
+    cluster_command,
+    exit_with,
+    run_locally,
+    run_on_cluster,
+)
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.report import html as report_html
 from modelrollout.cli.report import model as reports
@@ -71,13 +81,6 @@ class Profile(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")
-]
-Kubeconfig = Annotated[
-    str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")
-]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")
@@ -88,19 +91,42 @@ InFlight = Annotated[
     str | None,
     typer.Option("--revision", help="Only if this revision (name or number) is the one in flight."),
 ]
+# Returns a verb's request; the second argument makes it distinct from earlier ones.
+Choice = Callable[[Rollout, str], verbs.Request]
+
+
+def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
+    """A command that requests a verb of the operator and, with --wait, waits for it."""
+
+    def request_verb(*, wait: Wait = False, timeout: Timeout = 60.0, **own: Any) -> Work:
+        choose, name = command(**own), own["name"]
+
+        async def send(cluster: Cluster) -> None:
+            request = choose(await cluster.rollout(name), verbs.nonce())
+            await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
+            if wait:
+                await _handled(cluster, name, request, timeout)
+                _say(f"done: {request.meaning}")
+            else:
+                _say(
+                    f"requested: {request.meaning} (request {request.value}); see: modelrollout status"
+                    f" {name} -n {cluster.namespace}"
+                )
+
+        return send
+
+    return cluster_command(add_options(command, request_verb))
 
 
 @app.command()
+@cluster_command
 def status(
     name: Name,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Stay and show changes, until Ctrl-C. Only on a terminal.")
     ] = False,
     output: Form = Output.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """Show a rollout: stages, weights, pods, each metric with its verdict, conditions, events, and
     what happens next.
     """
@@ -114,17 +140,15 @@ def status(
         else:
             _show(view.status(found, _now()))
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@cluster_command
 def history(
     name: Name,
     output: Form = Output.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """List the kept revisions: number, outcome, reason, accuracy, size, latency, age."""
 
     async def show(cluster: Cluster) -> None:
@@ -142,10 +166,11 @@ def history(
         if found.unread and output is Output.text:
             _say(f"not shown, written by another version of the operator: {', '.join(found.unread)}")
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@cluster_command
 def report(
     name: Annotated[
         str,
@@ -158,10 +183,7 @@ def report(
         ReportOutput,
         typer.Option("--output", "-o", help="text, markdown, html (one file, with pictures) or json."),
     ] = ReportOutput.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step
     with intervals and verdicts, times by stage.
     """
@@ -180,81 +202,46 @@ def report(
             case ReportOutput.text:
                 _show(report_text.text(told))
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@verb_command
 def promote(
     name: Name,
     full: Annotated[bool, typer.Option("--full", help="Past all remaining steps, to all traffic.")] = False,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict
     (recorded as an override).
     """
-    _ask(
-        name,
-        lambda found, token: verbs.promote(found, revision, token, full=full),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.promote(found, revision, token, full=full)
 
 
 @app.command()
+@verb_command
 def pause(
     name: Name,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Hold the rollout at its present weight. It is judged all the same: what is proven worse still
     goes back.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.pause(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.pause(found, revision, token)
 
 
 @app.command()
+@verb_command
 def resume(
     name: Name,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Let a paused rollout go on; the time of the pause counts for no deadline."""
-    _ask(
-        name,
-        lambda found, token: verbs.resume(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.resume(found, revision, token)
 
 
 @app.command()
+@verb_command
 def restart(
     name: Name,
     revision: Annotated[
@@ -271,97 +258,56 @@ def restart(
             help="End each pod before its successor is there: where no GPU is free for one more.",
         ),
     ] = False,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Replace the pods of a revision one after the other, each when the next one is ready.
 
     Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their
     servers (docs/endpoints.md).
     """
-    _ask(
-        name,
-        lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime)
 
 
 @app.command()
+@verb_command
 def abort(
     name: Name,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """End the rollout in flight; stable gets all traffic back, and the version is not tried again
     until spec changes or somebody says retry.
     """
-    _ask(name, verbs.abort, wait, timeout, namespace, kubeconfig, context)
+    return verbs.abort
 
 
 @app.command()
+@verb_command
 def retry(
     name: Name,
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Revision (name or number); default: the one that failed."),
     ] = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Try a failed version again, or the spec's version after a rollback by hand.
 
     The request is an annotation on the failed ModelRevision. When the failure came before there was
     a revision (stage Resolve), it is one on the ModelDeployment instead, which needs the right to
     patch modeldeployments; Git may take that annotation away again, harmlessly.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.retry(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.retry(found, revision, token)
 
 
 @app.command()
+@verb_command
 def rollback(
     name: Name,
     to: Annotated[
         str | None, typer.Option("--to", help="Kept revision (name or number) that has served before.")
     ] = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the
     newest revision that served before stable.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.rollback(found, to, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda found, token: verbs.rollback(found, to, token)
 
 
 @app.command()
@@ -455,9 +401,11 @@ def analyze(
             _show(text)
 
     if wanted.needs_cluster:
-        _run(lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context)
+        run_on_cluster(
+            lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context
+        )
     else:
-        _local(analysis.analyze(wanted, None, _now(), tell))
+        run_locally(analysis.analyze(wanted, None, _now(), tell))
 
 
 @app.command()
@@ -502,7 +450,7 @@ def run(
             verbose=verbose,
         )
     except (ConfigError, KubeError) as e:
-        raise _fail(Unanswered(f"the operator cannot start: {e}")) from e
+        raise exit_with(Unanswered(f"the operator cannot start: {e}")) from e
 
 
 @app.command()
@@ -527,7 +475,7 @@ def feedback(
     try:
         asyncio.run(go())
     except (KubeError, OSError) as e:
-        raise _fail(Unanswered(f"the feedback service cannot start: {e}")) from e
+        raise exit_with(Unanswered(f"the feedback service cannot start: {e}")) from e
 
 
 @app.command()
@@ -558,37 +506,13 @@ def references(
         found = asyncio.run(go())
         output.write_text(json.dumps({"artifacts": found.artifacts, "untouched": found.untouched}))
     except (KubeError, OSError) as e:
-        raise _fail(Unanswered(f"the references cannot be read: {e}")) from e
+        raise exit_with(Unanswered(f"the references cannot be read: {e}")) from e
     _say(f"{len(found.artifacts)} artifacts are in use")
     if found.untouched:
         _say(
             f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the"
             " operator's log names it"
         )
-
-
-def _ask(
-    name: str,
-    choose: Callable[[Rollout, str], verbs.Request],
-    wait: bool,
-    timeout: float,
-    namespace: str | None,
-    kubeconfig: str | None,
-    context: str | None,
-) -> None:
-    async def ask(cluster: Cluster) -> None:
-        request = choose(await cluster.rollout(name), verbs.nonce())
-        await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
-        if wait:
-            await _handled(cluster, name, request, timeout)
-            _say(f"done: {request.meaning}")
-        else:
-            _say(
-                f"asked to {request.meaning} (request {request.value}); see: modelrollout status {name} -n"
-                f" {cluster.namespace}"
-            )
-
-    _run(ask, namespace, kubeconfig, context)
 
 
 async def _handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
@@ -650,43 +574,6 @@ def _as_json(found: Rollout) -> dict[str, Any]:
         "events": None if found.events is None else [e.__dict__ for e in found.events],
         "next": view.what_next(found, _now()),
     }
-
-
-def _run(
-    work: Callable[[Cluster], Awaitable[None]],
-    namespace: str | None,
-    kubeconfig: str | None,
-    context: str | None,
-) -> None:
-    """Do the work against the API server."""
-
-    async def go() -> None:
-        try:
-            api = await clusters.connect(kubeconfig, context)
-        except KubeError as e:
-            raise Unanswered(f"no access to a cluster: {e.message}") from e
-        cluster = Cluster(api, namespace or clusters.default_namespace(kubeconfig, context))
-        try:
-            await work(cluster)
-        finally:
-            await cluster.close()
-
-    _local(go())
-
-
-def _local(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; what goes wrong becomes one message and an exit code."""
-    try:
-        asyncio.run(work)
-    except (Refused, Unanswered) as e:
-        raise _fail(e) from e
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-
-
-def _fail(error: Refused | Unanswered) -> typer.Exit:
-    typer.echo(f"modelrollout: {error}", err=True)
-    return typer.Exit(error.exit_code)
 
 
 def _console() -> Console:
