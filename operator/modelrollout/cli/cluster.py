@@ -12,7 +12,6 @@ import yaml
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.uris import masked_text
 from modelrollout.api.v1alpha1 import (
     ModelDeploymentSpec,
     ModelDeploymentStatus,
@@ -36,6 +35,7 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.rollout.policy.rules import spec_in_force
+from modelrollout.telemetry.redaction import mask_uris
 
 FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -302,7 +302,7 @@ def _printable(value: Any) -> Any:
     and statuses of earlier versions may have URIs with passwords.
     """
     if isinstance(value, str):
-        return masked_text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
+        return mask_uris("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
     if isinstance(value, dict):
         return {key: _printable(inner) for key, inner in value.items()}
     return [_printable(inner) for inner in value] if isinstance(value, list) else value

@@ -23,7 +23,6 @@ from modelrollout.api.v1alpha1 import (
     Step,
     plain_uri,
 )
-from modelrollout.config import Queries
 
 NamespacePattern = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)
@@ -49,6 +48,9 @@ Moment = Annotated[
         max_length=32,
     ),
 ]
+
+# whether ModelDeployments may have PromQL of their own, or only policies
+Queries = Literal["Templates", "Own"]
 
 
 class PolicySelector(ApiModel):
