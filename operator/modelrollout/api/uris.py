@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.
 CARRIES_MORE = r"[?#]|^[^/]*//[^/]*@|^[^/]*//[^/:\[]*:[^/]*[^/0-9]"
-_MUST_NOT = "a URI must not carry a user name, password, query or fragment, for everybody can read them here"
+_MUST_NOT = (
+    "a URI must not carry a user name, password, query or fragment, because everyone can read them here"
+)
 INSTEAD = (
-    f"{_MUST_NOT}; leave them out, put what the store asks for into a Secret (S3: AWS_ACCESS_KEY_ID and"
+    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret (S3: AWS_ACCESS_KEY_ID and"
     " AWS_SECRET_ACCESS_KEY; HTTP: token, or username and password) and name it in credentials: {secretRef:"
     " {name: ...}}"
 )
@@ -29,8 +31,8 @@ def carries_more(uri: str) -> bool:
 
 
 def lies_below(uri: str, folder: str) -> bool:
-    """Whether ``uri`` is a place below ``folder``, written plainly: without steps back, empty
-    parts, and what may be read in two ways.
+    """Whether ``uri`` lies below ``folder`` and is written plainly: no ``..``, no empty parts, no
+    characters that readers may decode differently.
     """
     base = f"{folder.rstrip('/')}/"
     parts = uri.removeprefix(base).rstrip("/").split("/")

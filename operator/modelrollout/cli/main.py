@@ -49,7 +49,7 @@ app = typer.Typer(
     name="modelrollout",
     help=(
         "Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
-        "Exit code 0: done; 1: the answer is no; 2: could not be asked."
+        "Exit code 0: done; 1: refused; 2: no answer from the cluster or the operator."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -83,7 +83,7 @@ class Profile(StrEnum):
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")
+    bool, typer.Option("--wait", help="Wait until the operator has carried out or refused the request.")
 ]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
 
@@ -105,7 +105,7 @@ def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
             request = choose(await cluster.rollout(name), verbs.nonce())
             await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
             if wait:
-                await _handled(cluster, name, request, timeout)
+                await _wait_until_handled(cluster, name, request, timeout)
                 _say(f"done: {request.meaning}")
             else:
                 _say(
@@ -123,7 +123,7 @@ def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
 def status(
     name: Name,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay and show changes, until Ctrl-C. Only on a terminal.")
+        bool, typer.Option("--watch", "-w", help="Keep showing changes until Ctrl-C. Only on a terminal.")
     ] = False,
     output: Form = Output.text,
 ) -> Work:
@@ -191,16 +191,16 @@ def report(
 
     async def show(cluster: Cluster) -> None:
         found = await cluster.rollout(deployment)
-        told = reports.of(found, reports.which(found, wanted or None))
+        shown = reports.of(found, reports.which(found, wanted or None))
         match output:
             case ReportOutput.json:
-                _print_json(told.as_json())
+                _print_json(shown.as_json())
             case ReportOutput.markdown:
-                typer.echo(report_text.markdown(told), nl=False)
+                typer.echo(report_text.markdown(shown), nl=False)
             case ReportOutput.html:
-                typer.echo(report_html.html(told), nl=False)
+                typer.echo(report_html.html(shown), nl=False)
             case ReportOutput.text:
-                _show(report_text.text(told))
+                _show(report_text.text(shown))
 
     return show
 
@@ -212,10 +212,10 @@ def promote(
     full: Annotated[bool, typer.Option("--full", help="Past all remaining steps, to all traffic.")] = False,
     revision: InFlight = None,
 ) -> Choice:
-    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict
-    (recorded as an override).
+    """Promote past the current step: end a pause, a preview or a bake, or continue without a
+    verdict (recorded as an override).
     """
-    return lambda found, token: verbs.promote(found, revision, token, full=full)
+    return lambda rollout, token: verbs.promote(rollout, revision, token, full=full)
 
 
 @app.command()
@@ -224,10 +224,10 @@ def pause(
     name: Name,
     revision: InFlight = None,
 ) -> Choice:
-    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still
-    goes back.
+    """Hold the rollout at its current weight. Analysis continues: a version that is proven worse
+    is still rolled back.
     """
-    return lambda found, token: verbs.pause(found, revision, token)
+    return lambda rollout, token: verbs.pause(rollout, revision, token)
 
 
 @app.command()
@@ -236,8 +236,8 @@ def resume(
     name: Name,
     revision: InFlight = None,
 ) -> Choice:
-    """Let a paused rollout go on; the time of the pause counts for no deadline."""
-    return lambda found, token: verbs.resume(found, revision, token)
+    """Resume a paused rollout; the pause does not count towards any deadline."""
+    return lambda rollout, token: verbs.resume(rollout, revision, token)
 
 
 @app.command()
@@ -255,16 +255,16 @@ def restart(
         bool,
         typer.Option(
             "--allow-downtime",
-            help="End each pod before its successor is there: where no GPU is free for one more.",
+            help="End each pod before its successor starts, for when no GPU is free for one more.",
         ),
     ] = False,
 ) -> Choice:
     """Replace the pods of a revision one after the other, each when the next one is ready.
 
-    Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their
+    Pods that an earlier operator rendered come back hardened: only the kubelet can manage their
     servers (docs/endpoints.md).
     """
-    return lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime)
+    return lambda rollout, token: verbs.restart(rollout, revision, token, allow_downtime=allow_downtime)
 
 
 @app.command()
@@ -273,7 +273,7 @@ def abort(
     name: Name,
 ) -> Choice:
     """End the rollout in flight; stable gets all traffic back, and the version is not tried again
-    until spec changes or somebody says retry.
+    until spec changes or you retry it.
     """
     return verbs.abort
 
@@ -287,13 +287,13 @@ def retry(
         typer.Option("--revision", help="Revision (name or number); default: the one that failed."),
     ] = None,
 ) -> Choice:
-    """Try a failed version again, or the spec's version after a rollback by hand.
+    """Try a failed version again, or the spec's version after a manual rollback.
 
-    The request is an annotation on the failed ModelRevision. When the failure came before there was
-    a revision (stage Resolve), it is one on the ModelDeployment instead, which needs the right to
-    patch modeldeployments; Git may take that annotation away again, harmlessly.
+    The request is an annotation on the failed ModelRevision. If the rollout failed before it had a
+    revision (stage Resolve), the annotation goes on the ModelDeployment, which needs the right to
+    patch modeldeployments; a GitOps tool may remove it later without harm.
     """
-    return lambda found, token: verbs.retry(found, revision, token)
+    return lambda rollout, token: verbs.retry(rollout, revision, token)
 
 
 @app.command()
@@ -307,7 +307,7 @@ def rollback(
     """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the
     newest revision that served before stable.
     """
-    return lambda found, token: verbs.rollback(found, to, token)
+    return lambda rollout, token: verbs.rollback(rollout, to, token)
 
 
 @app.command()
@@ -331,7 +331,7 @@ def analyze(
         typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090."),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with a bearer token for it.")
+        Path | None, typer.Option("--token-file", help="File with a bearer token for that Prometheus.")
     ] = None,
     profile: Annotated[
         Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")
@@ -339,10 +339,10 @@ def analyze(
     start: Annotated[
         str | None,
         typer.Option(
-            "--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h)."
+            "--start", help="Judge Prometheus history from this time: RFC 3339, or how long ago (2h)."
         ),
     ] = None,
-    end: Annotated[str | None, typer.Option("--end", help="Until then; default: now.")] = None,
+    end: Annotated[str | None, typer.Option("--end", help="End of that history; default: now.")] = None,
     canary: Annotated[
         str | None,
         typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight."),
@@ -358,7 +358,7 @@ def analyze(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout, as often as you like."),
+        typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout; may be repeated."),
     ] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Other weights, for example 5,25,50.")] = None,
     window: Annotated[
@@ -372,9 +372,9 @@ def analyze(
     """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a
     recording (--replay FILE -f model.yaml).
 
-    Nothing is written to the cluster. Over the past the operator's own state machine is stepped
-    through time, and what it would have done is printed: when each step passes, fails or has no
-    verdict, with the intervals; --set and --steps try other thresholds.
+    Writes nothing to the cluster. For past data it steps the operator's own state machine through
+    time and prints what it would have done: when each step passes, fails or has no verdict, with
+    the intervals; --set and --steps try other thresholds.
     """
 
     wanted = analysis.Wanted(
@@ -432,7 +432,7 @@ def run(
             "--lease-namespace", envvar="POD_NAMESPACE", help="Namespace of the Lease of the leader election."
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -457,7 +457,7 @@ def run(
 def feedback(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option("--port", help="Port of /v1/feedback.", min=0, max=65535)] = 8080,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -488,13 +488,15 @@ def references(
     ],
     namespaces: Annotated[
         list[str] | None,
-        typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces."),
+        typer.Option(
+            "--namespace", "-n", help="Only this namespace; may be repeated. Default: all namespaces."
+        ),
     ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Write which artifacts are in use, for the clean-up of the artifact store. When the cluster
-    cannot be asked, nothing is written.
+    """Write which artifacts are in use, for the clean-up of the artifact store. Writes nothing if
+    the cluster cannot be read.
     """
     from modelrollout.cli.references import InUse, in_use
 
@@ -510,19 +512,19 @@ def references(
     _say(f"{len(found.artifacts)} artifacts are in use")
     if found.untouched:
         _say(
-            f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the"
-            " operator's log names it"
+            f"the clean-up deletes nothing in {', '.join(found.untouched)}: an object there cannot be read;"
+            " the operator's log names it"
         )
 
 
-async def _handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
-    """Return when the operator has carried the request out; raise when it refused or did not answer
-    in time.
+async def _wait_until_handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
+    """Wait for the operator to carry the request out. Raises Refused, and Unanswered after
+    ``limit`` seconds.
     """
     deadline = time.monotonic() + limit
     while True:
-        found = await cluster.rollout(name)
-        done, refusal = verbs.answer(found.status.handled_verbs, request)
+        rollout = await cluster.rollout(name)
+        done, refusal = verbs.answer(rollout.status.handled_verbs, request)
         if refusal is not None:
             raise Refused(f"the operator refused to {request.meaning}: {refusal}")
         if done:
@@ -542,12 +544,12 @@ async def _watch(cluster: Cluster, found: Rollout) -> None:
         for turn in itertools.count(1):
             await asyncio.sleep(POLL_SECONDS)
             trouble: list[Text] = []
-            look = turn % EVENTS_EVERY == 0  # they can only be listed for the whole namespace
+            look = turn % EVENTS_EVERY == 0  # events can only be listed for the whole namespace
             try:
                 fresh = await cluster.rollout(found.name, pods=True, events=look)
                 found = fresh if look else replace(fresh, events=found.events)
             except Unanswered as e:  # a watch outlives a restart of the API server
-                trouble = [Text(f"{e}; shown is what was last seen\n", "red")]
+                trouble = [Text(f"{e}; showing the last known state\n", "red")]
             live.update(Group(*trouble, view.status(found, _now(), live=True)), refresh=True)
 
 
@@ -578,7 +580,7 @@ def _as_json(found: Rollout) -> dict[str, Any]:
 
 def _console() -> Console:
     terminal = sys.stdout.isatty()
-    # No markup and no emoji: what is shown is made of other people's texts, and [n, 64] is a shape.
+    # No markup and no emoji: most of the text is other people's, and [n, 64] is a shape.
     return Console(
         highlight=False,
         markup=False,

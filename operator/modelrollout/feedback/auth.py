@@ -23,7 +23,7 @@ REMEMBER_SECONDS = 60.0
 REMEMBER_REFUSAL_SECONDS = 10.0  # so that a right that was just given is not missed for long
 REMEMBER_ENTRIES = 5_000  # an identity takes a few kB
 REVIEWS_AT_ONCE = 8
-REVIEWS_WAITING = 256  # beyond those nobody is asked about: 503
+REVIEWS_WAITING = 256  # further ones get 503
 REFUSED_PER_MINUTE = 30.0
 # questions about ModelDeployments that a tenant may cause, which must not exist for that
 RIGHTS_PER_SECOND = 10.0
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class UnavailableError(Exception):
-    """Nobody can say now who this is; try again after ``retry_after`` seconds."""
+    """The API server cannot identify the sender now; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: float = 2.0) -> None:
         super().__init__(message)
@@ -65,7 +65,7 @@ class Identity:
 
 
 class Authorizer(Protocol):
-    """Raises UnavailableError when it cannot tell, and TooManyError when it was asked too often."""
+    """Raises UnavailableError without an answer, TooManyError beyond the sender's limit."""
 
     async def authenticate(self, token: str, source: str) -> Identity | None: ...
 
@@ -167,7 +167,7 @@ class KubernetesAuthorizer:
             # only the kind and the status: a message could quote what was sent
             log.warning("a %s got no answer", resource.kind, extra={"status": e.status, "reason": e.reason})
             raise UnavailableError(
-                "the API server cannot be asked now who is allowed", e.retry_after or 2.0
+                "the API server does not answer who is allowed now", e.retry_after or 2.0
             ) from None
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
@@ -201,9 +201,9 @@ class _Memory(Generic[T]):
         task = self._asking.get(key)
         if task is None:
             if len(self._asking) >= REVIEWS_WAITING:
-                raise UnavailableError("the API server is asked about many others now")
+                raise UnavailableError("the API server has too many such questions waiting")
             task = self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
-        return await asyncio.shield(task)  # one who goes away takes the answer from nobody
+        return await asyncio.shield(task)  # a caller that disconnects must not cancel the others' answer
 
     async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -153,7 +153,7 @@ class FeedbackService:
         return web.Response(text="ok")
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Ready until it is told to stop. An API server that is down does not count: callers get
+        """Ready until it has to stop. An API server that is down does not count: callers get
         503 and come back.
         """
         return web.Response(status=503, text="stopping") if self.draining else web.Response(text="ok")

@@ -200,7 +200,7 @@ class GuardedServer(Collector):
             asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        """Let in or refuse those who wait at the door."""
+        """Admit or refuse the connections that wait."""
         loop = asyncio.get_running_loop()
         for _ in range(ACCEPTS):
             if self._socket is None:
@@ -302,7 +302,7 @@ class GuardedServer(Collector):
         async def bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = self._connections.get(request.protocol)
             if connection is None or not connection.begin(request):
-                return web.Response(status=408)  # for nobody: the client is gone
+                return web.Response(status=408)  # never read: the client is gone
             time_limit = asyncio.timeout(self.limits.request_seconds)
             try:
                 async with time_limit:
@@ -483,7 +483,7 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class _Taken(Collector):
-    """What a registry said."""
+    """The rendered metrics of a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._families = list(registry.collect())
@@ -494,7 +494,7 @@ class _Taken(Collector):
 
 class Exposition:
     """``/metrics`` of a registry: read in the event loop, put into words by a thread (40,000 lines
-    take a second), once for all who wait for it.
+    take a second), once for all waiting callers.
 
     A few answers at most are in memory: where one more is asked for, the one longest on its way is
     cut off.
@@ -510,7 +510,7 @@ class Exposition:
         """The handler."""
         transport = request.transport
         if transport is None:
-            return web.Response(status=408)  # for nobody: the client is gone
+            return web.Response(status=408)  # never read: the client is gone
         while len(self._writing) >= EXPOSITIONS:
             slowest = next(iter(self._writing))
             del self._writing[slowest]
@@ -535,5 +535,5 @@ class Exposition:
 
     async def _render(self) -> bytes:
         async with self._one_at_a_time:
-            self._next = None  # who comes from now on wants a newer one
+            self._next = None  # later callers want a newer one
             return await asyncio.to_thread(generate_latest, _Taken(self._registry))

@@ -7,16 +7,15 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
-_LONGEST = 4096  # twice what a URI may have; nothing of a longer one is worth showing
+_LONGEST = 4096  # twice what a URI may have; of a longer one only the scheme is shown
 _HOST = re.compile(r"(?:[^/?#@:\[\]\\]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-# Ends where a word or a JSON string does (a quote within is escaped there); what ends a sentence is
-# given back. The scheme has an end, or a long word would be looked through anew from each of its
-# letters.
+# Ends with the word or the JSON string (in which a quote is escaped); punctuation after it is kept.
+# The scheme is bounded, or matching would be quadratic in the length of a word.
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://(?:[^ \t\n\r\f\v\"\\]|\\.)+")
 _SENTENCE_ENDS = ".,;:)]}>'\\…"
 
 
-# Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
+# Quotes and backslashes end a value, so that the JSON line stays valid without it.
 _VALUE = r"[^\s\"'\\,;&<>]"
 _SECRETS = [
     (
@@ -39,8 +38,8 @@ _SECRETS = [
 
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a token, key or password, and its URIs without users and
-    queries.
+    """``text`` without tokens, keys and passwords, as far as they look like it, and with its URIs
+    masked.
     """
     text = mask_uris(text)
     for pattern, replacement in _SECRETS:
@@ -49,8 +48,8 @@ def redact(text: str) -> str:
 
 
 def mask_uri(uri: str) -> str:
-    """The URI without user information, query and fragment; where there were some, ``***`` says so.
-    Also for what is no proper URI.
+    """The URI with ``***`` in place of user information, query and fragment. Never fails, also not
+    on invalid URIs.
     """
     scheme, sep, place = uri.partition("://")
     if not sep:
@@ -58,18 +57,18 @@ def mask_uri(uri: str) -> str:
     if len(place) > _LONGEST:
         return f"{scheme}://{HIDDEN}"
     user = ""
-    # A password may hold what ends an authority: then what is left of it reads like no host.
+    # A password may contain characters that end an authority; then the rest is not a valid host.
     while "@" in place and not _HOST.fullmatch(re.split(r"[/?#]", place, maxsplit=1)[0]):
         user, place = f"{HIDDEN}@", place.partition("@")[2]
-    found = re.search(r"[?#]", place)
-    return f"{scheme}://{user}{place if found is None else place[: found.end()] + HIDDEN}"
+    extra = re.search(r"[?#]", place)
+    return f"{scheme}://{user}{place if extra is None else place[: extra.end()] + HIDDEN}"
 
 
 def mask_uris(text: str) -> str:
-    """``text`` with every URI in it masked: for messages, events and logs."""
+    """``text`` with every URI in it masked, for messages, events and logs."""
 
-    def shown(found: re.Match[str]) -> str:
-        uri = found[0].rstrip(_SENTENCE_ENDS)
-        return mask_uri(uri) + found[0][len(uri) :]
+    def mask(match: re.Match[str]) -> str:
+        uri = match[0].rstrip(_SENTENCE_ENDS)
+        return mask_uri(uri) + match[0][len(uri) :]
 
-    return _IN_TEXT.sub(shown, text)
+    return _IN_TEXT.sub(mask, text)
