@@ -410,7 +410,7 @@ class TestPauseResumeFullRestart:
         assert cli("resume", "digits").exit_code == 0
         assert asked(kube)[2] == "modelrollout.dev/resume"
         shown = cli("status", "digits").stdout
-        assert "somebody has paused it" in shown and "modelrollout resume digits" in shown
+        assert "a user paused it" in shown and "modelrollout resume digits" in shown
 
     @pytest.mark.parametrize(
         ("words", "annotation"),
